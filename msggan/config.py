@@ -1,0 +1,342 @@
+"""What to train: every knob once, with its help and range, and the recipes that fill the knobs nobody turned."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import cache
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from msggan.errors import UsageError
+
+LOSSES = (
+    "relativistic-hinge",
+    "relativistic-logistic",
+    "hinge",
+    "standard",
+    "lsgan",
+    "lsgan-sigmoid",
+    "wgan-gp",
+)
+
+# The original's generator average keeps 0.999 of itself a step (facts of BMSG-GAN's train.py), whatever the batch.
+BMSG_EMA_DECAY = 0.999
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    # What trained stably on a thousand photographs at the least cost; docs/recipes.md has what was tried.
+    "auto": {
+        "loss": "relativistic-logistic",
+        "batch_size": 16,
+        "g_lr": 0.002,
+        "d_lr": 0.002,
+        "beta1": 0.0,
+        "beta2": 0.99,
+        "r1_gamma": 1.0,
+        "r2_gamma": 1.0,
+        "penalty_interval": 4,
+        "ema_half_life_kimg": 5.0,
+        "ema_ramp": 0.05,
+        "stddev_group": 0,
+        "precision": "auto",
+    },
+    # BMSG-GAN's own procedure to the letter, float32 included.
+    "bmsg": {
+        "loss": "relativistic-hinge",
+        "batch_size": 32,
+        "g_lr": 0.003,
+        "d_lr": 0.003,
+        "beta1": 0.0,
+        "beta2": 0.99,
+        "r1_gamma": 0.0,
+        "r2_gamma": 0.0,
+        "penalty_interval": 1,
+        "ema_ramp": 0.0,
+        "stddev_group": 0,
+        "precision": "float32",
+    },
+}
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`; `low` itself counts only where `low_included`."""
+
+    low: float
+    high: float = math.inf
+    low_included: bool = True
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return (self.low <= value if self.low_included else self.low < value) and value <= self.high
+
+    def __str__(self) -> str:
+        lower = f"{self.low:g} or more" if self.low_included else f"more than {self.low:g}"
+        if math.isinf(self.high):
+            return lower
+        return f"{lower}, at most {self.high:g}"
+
+
+POSITIVE = Range(0, low_included=False)
+NOT_NEGATIVE = Range(0)
+
+
+def option(
+    help: str,
+    *,
+    default: Any = None,
+    choices: tuple[str, ...] = (),
+    range: Range | None = None,
+    power_of_two: bool = False,
+    pattern: str = "",
+    may_change: bool = False,
+) -> Any:
+    """A field that is also a command-line option.
+
+    Every field starts as None, "not said". `default` is what `resolve` falls back to when neither the person nor the
+    recipe says; `may_change` marks what a resumed run may be given anew.
+    """
+    metadata = {
+        "help": help,
+        "default": default,
+        "choices": choices,
+        "range": range,
+        "power_of_two": power_of_two,
+        "pattern": pattern,
+        "may_change": may_change,
+    }
+    return field(default=None, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What to train. Fields left None are filled once by `resolve`; wrong values raise `UsageError`, all at once."""
+
+    recipe: str | None = option(
+        "The preset that fills what is not said: `auto` trains stably on few images, `bmsg` is BMSG-GAN's own.",
+        default="auto",
+        choices=tuple(RECIPES),
+    )
+    resolution: int | None = option(
+        "Side of the largest images, in pixels. Default: the images' own, at most 32 on a CPU and 256 on a GPU.",
+        range=Range(4, 1024),
+        power_of_two=True,
+    )
+    latent_size: int | None = option(
+        "Length of the latent vector and width of the networks. Default: twice the resolution, from 64 to 512.",
+        range=Range(2, 4096),
+        power_of_two=True,
+    )
+    batch_size: int | None = option("Images in one step, on all devices together.", range=Range(1, 65536))
+    kimg: float | None = option(
+        "How long to train: thousands of images shown to the discriminator.",
+        default=100.0,
+        range=POSITIVE,
+        may_change=True,
+    )
+    loss: str | None = option("What the two networks play for.", choices=LOSSES)
+    g_lr: float | None = option("Adam's learning rate for the generator.", range=POSITIVE)
+    d_lr: float | None = option("Adam's learning rate for the discriminator.", range=POSITIVE)
+    beta1: float | None = option("Adam's decay of the gradient's average.", range=Range(0, 0.9999))
+    beta2: float | None = option("Adam's decay of the squared gradient's average.", range=Range(0, 0.999999))
+    r1_gamma: float | None = option("Strength of the gradient penalty on real images (0: none).", range=NOT_NEGATIVE)
+    r2_gamma: float | None = option(
+        "Strength of the gradient penalty on generated images (0: none).", range=NOT_NEGATIVE
+    )
+    penalty_interval: int | None = option(
+        "Apply gradient penalties every so many steps, that many times as strong.", range=Range(1, 1024)
+    )
+    ema_half_life_kimg: float | None = option(
+        "Half-life of the generator's moving average, in thousands of images.", range=NOT_NEGATIVE
+    )
+    ema_ramp: float | None = option(
+        "Keep that half-life under this share of the images seen so far (0: no such limit).", range=NOT_NEGATIVE
+    )
+    stddev_group: int | None = option(
+        "Images that share one minibatch standard deviation (0: the whole batch).", range=Range(0, 65536)
+    )
+    equalized: bool | None = option("Scale weights at run time (equalized learning rate).", default=True)
+    mirror: bool | None = option("Mirror training images at random.", default=True)
+    background: str | None = option(
+        "The colour behind transparent pixels: white, black, grey or #rrggbb.",
+        default="white",
+        pattern=r"white|black|grey|#[0-9a-fA-F]{6}",
+    )
+    precision: str | None = option(
+        "Arithmetic of the networks. `auto`: bfloat16 where the processor is built for it, else float32.",
+        choices=("auto", "float32", "bfloat16", "float64"),
+    )
+    seed: int | None = option("Where every random number of the run comes from.", default=0, range=Range(0, 2**31 - 1))
+    sample_kimg: float | None = option(
+        "Write sample grids every so many thousand images. Default: a twentieth of --kimg.",
+        range=POSITIVE,
+        may_change=True,
+    )
+    metric_kimg: float | None = option(
+        "Measure the sliced Wasserstein distance every so many thousand images. Default: a twentieth of --kimg.",
+        range=POSITIVE,
+        may_change=True,
+    )
+    checkpoint_kimg: float | None = option(
+        "Save the run every so many thousand images. Default: a twentieth of --kimg, at most 20.",
+        range=POSITIVE,
+        may_change=True,
+    )
+    num_samples: int | None = option(
+        "Images in a sample grid.", default=36, range=Range(1, 1024), may_change=True
+    )
+
+    def __post_init__(self) -> None:
+        problems = problems_of(asdict(self))
+        if problems:
+            raise UsageError(problems)
+
+    @property
+    def depth(self) -> int:
+        """Number of scales: log2(resolution) - 1. Needs a resolved configuration."""
+        return depth_of(_known(self.resolution))
+
+
+def depth_of(resolution: int) -> int:
+    """Scales from 4 pixels up to `resolution`: 4 → 1, 8 → 2, …, 1024 → 9."""
+    return resolution.bit_length() - 2
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@cache
+def field_types() -> Mapping[str, type]:
+    """Each field's type without its `| None`."""
+    return {name: get_args(hint)[0] for name, hint in get_type_hints(TrainConfig).items()}
+
+
+def parse(texts: Mapping[str, str | bool | None]) -> TrainConfig:
+    """A configuration from texts, as a command line gives them. Raises `UsageError` with every complaint at once."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, text in texts.items():
+        if text is None:
+            continue
+        try:
+            values[name] = field_types()[name](text)
+        except ValueError:
+            kind = "a whole number" if field_types()[name] is int else "a number"
+            problems.append(f"{flag(name)} {text}: is not {kind}.")
+    problems += problems_of(values)
+    if problems:
+        raise UsageError(problems)
+    return TrainConfig(**values)
+
+
+def problems_of(values: Mapping[str, Any]) -> list[str]:
+    """Every complaint about the values given, a sentence each; none if they can be used together."""
+    problems = [
+        f"{flag(spec.name)} {values[spec.name]}: {complaint}"
+        for spec in fields(TrainConfig)
+        if values.get(spec.name) is not None
+        for complaint in _complaints(spec, values[spec.name])
+    ]
+    if not problems:
+        problems = _misfits(values)
+    return problems
+
+
+def _complaints(spec: Field[Any], value: Any) -> list[str]:
+    about = spec.metadata
+    wanted = field_types()[spec.name]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not wanted:
+        return [f"must be {wanted.__name__}, not {type(value).__name__}."]
+    if about["choices"] and value not in about["choices"]:
+        return [f"is not one of {', '.join(about['choices'])}.{_nearest(value, about['choices'])}"]
+    if about["range"] is not None and value not in about["range"]:
+        return [f"must be {about['range']}."]
+    if about["power_of_two"] and value & (value - 1):
+        below = 1 << (value.bit_length() - 1)
+        return [f"must be a power of two; the nearest are {below} and {below * 2}."]
+    if about["pattern"] and not re.fullmatch(about["pattern"], value):
+        return [f"must be one of {about['pattern'].replace('|', ', ')}."]
+    return []
+
+
+def _nearest(value: str, choices: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _misfits(values: Mapping[str, Any]) -> list[str]:
+    """Complaints about values that are good alone and bad together."""
+    problems = []
+    resolution, latent_size = values.get("resolution"), values.get("latent_size")
+    if resolution is not None and latent_size is not None and latent_size < smallest_latent_size(resolution):
+        problems.append(
+            f"--latent-size {latent_size}: too small for --resolution {resolution}, "
+            f"which needs {smallest_latent_size(resolution)} or more."
+        )
+    batch_size, group = values.get("batch_size"), values.get("stddev_group")
+    if batch_size is not None and group and batch_size % group:
+        problems.append(f"--stddev-group {group}: must divide --batch-size {batch_size}.")
+    return problems
+
+
+def smallest_latent_size(resolution: int) -> int:
+    """The width below which the finest level would have no channel left: max(2, 2^(depth - 4))."""
+    return max(2, 2 ** max(0, depth_of(resolution) - 4))
+
+
+def resolve(config: TrainConfig, *, shorter_side_px: int, device: str, has_fast_bfloat16: bool) -> TrainConfig:
+    """Fills what was not said, once, from the recipe, the data and the device. The result has no None.
+
+    shorter_side_px: the median of the images' shorter sides. device: "cpu", "cuda" or "mps".
+    Raises `UsageError` where what was said does not fit what was filled in.
+    """
+    filled: dict[str, Any] = {spec.name: spec.metadata["default"] for spec in fields(TrainConfig)}
+    filled.update(RECIPES[config.recipe or filled["recipe"]])
+    filled.update(said(config))
+
+    if filled["resolution"] is None:
+        largest = 32 if device == "cpu" else 256
+        filled["resolution"] = max(4, min(largest, 1 << (shorter_side_px.bit_length() - 1)))
+    if filled["latent_size"] is None:
+        filled["latent_size"] = min(512, max(64, 2 * filled["resolution"]))
+    if filled["ema_half_life_kimg"] is None:
+        filled["ema_half_life_kimg"] = filled["batch_size"] * math.log(0.5) / math.log(BMSG_EMA_DECAY) / 1000
+    if filled["precision"] == "auto":
+        filled["precision"] = "bfloat16" if has_fast_bfloat16 else "float32"
+    twentieth = filled["kimg"] / 20
+    for name, most in (("sample_kimg", math.inf), ("metric_kimg", math.inf), ("checkpoint_kimg", 20.0)):
+        if filled[name] is None:
+            filled[name] = min(twentieth, most)
+    return TrainConfig(**filled)
+
+
+def said(config: TrainConfig) -> dict[str, Any]:
+    """What the person asked for: the fields that are not None."""
+    return {name: value for name, value in asdict(config).items() if value is not None}
+
+
+def changed_for_resume(stored: TrainConfig, asked: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The stored configuration with what may change taken from `asked`, and the names of fields that may not."""
+    wanted = said(asked)
+    if wanted.get("precision") == "auto":
+        del wanted["precision"]  # what `auto` chose the first time is kept
+    refused = [
+        spec.name
+        for spec in fields(TrainConfig)
+        if spec.name in wanted
+        and not spec.metadata["may_change"]
+        and wanted[spec.name] != getattr(stored, spec.name)
+    ]
+    allowed = {name: value for name, value in wanted.items() if name not in refused}
+    return replace(stored, **allowed), refused
+
+
+def _known(value: int | None) -> int:
+    if value is None:
+        raise ValueError("This configuration is not resolved yet: its resolution is not known.")
+    return value

@@ -1,0 +1,54 @@
+"""Every random number of a training step, from the seed and the position in the stream alone.
+
+Position p is the p-th image shown, counted from 0 over the whole run. Philox is a counter-based generator (Salmon et
+al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011): each (seed, purpose, position) has its own numbers, so
+they do not depend on batch division, worker threads, devices or restarts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Purpose(IntEnum):
+    """What a number is for; purposes never share numbers."""
+
+    LATENT = 1
+    ORDER = 2
+    MIRROR = 3
+    INTERPOLATION = 4
+    SAMPLE = 5
+    PROJECTION = 6
+    PATCH = 7
+
+
+def numbers(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
+    """The numbers of one position: the same for the same three arguments on every machine."""
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, position, 0, 0]))
+
+
+def latents(seed: int, positions: Iterable[int], latent_size: int, purpose: Purpose = Purpose.LATENT) -> torch.Tensor:
+    """(N, L) float32: a normal vector for each position, scaled to norm √L."""
+    drawn = np.stack([numbers(seed, purpose, position).standard_normal(latent_size) for position in positions])
+    drawn *= np.sqrt(latent_size) / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return torch.from_numpy(drawn.astype(np.float32))
+
+
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """(count,) int64: the order in which an epoch shows its `count` images."""
+    return numbers(seed, Purpose.ORDER, epoch).permutation(count)
+
+
+def mirrored(seed: int, positions: Iterable[int]) -> np.ndarray:
+    """(N,) bool: whether each position's image is shown mirrored."""
+    return np.array([numbers(seed, Purpose.MIRROR, position).random() < 0.5 for position in positions])
+
+
+def interpolation(seed: int, positions: Iterable[int]) -> torch.Tensor:
+    """(N,) float32 in [0, 1): WGAN-GP's ε, one for each sample."""
+    drawn = [numbers(seed, Purpose.INTERPOLATION, position).random() for position in positions]
+    return torch.tensor(drawn, dtype=torch.float32)
