@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import cache
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from msggan.errors import UsageError
 
@@ -68,15 +69,16 @@ class Range(NamedTuple):
     low_included: bool = True
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        # Not-a-number fails every comparison. math.isfinite would not do: it overflows on an int of 400 digits.
+        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             return False
         return (self.low <= value if self.low_included else self.low < value) and value <= self.high
 
     def __str__(self) -> str:
-        lower = f"{self.low:g} or more" if self.low_included else f"more than {self.low:g}"
+        lower = f"{self.low:.12g} or more" if self.low_included else f"more than {self.low:.12g}"
         if math.isinf(self.high):
             return lower
-        return f"{lower}, at most {self.high:g}"
+        return f"{lower}, at most {self.high:.12g}"
 
 
 POSITIVE = Range(0, low_included=False)
@@ -84,13 +86,14 @@ NOT_NEGATIVE = Range(0)
 
 
 def option(
-    help: str,
+    help: str,  # noqa: A002 - click's own word for it
     *,
     default: Any = None,
     choices: tuple[str, ...] = (),
-    range: Range | None = None,
+    range: Range | None = None,  # noqa: A002
     power_of_two: bool = False,
     pattern: str = "",
+    pattern_in_words: str = "",
     may_change: bool = False,
 ) -> Any:
     """A field that is also a command-line option.
@@ -105,6 +108,7 @@ def option(
         "range": range,
         "power_of_two": power_of_two,
         "pattern": pattern,
+        "pattern_in_words": pattern_in_words,
         "may_change": may_change,
     }
     return field(default=None, metadata=metadata)
@@ -112,81 +116,81 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What to train. Fields left None are filled once by `resolve`; wrong values raise `UsageError`, all at once."""
+    """What to train. Wrong values raise `UsageError`, all complaints at once.
 
-    recipe: str | None = option(
+    Fields that are not said are None until `resolve` fills them, once; the annotations are of the resolved values.
+    """
+
+    recipe: str = option(
         "The preset that fills what is not said: `auto` trains stably on few images, `bmsg` is BMSG-GAN's own.",
         default="auto",
         choices=tuple(RECIPES),
     )
-    resolution: int | None = option(
+    resolution: int = option(
         "Side of the largest images, in pixels. Default: the images' own, at most 32 on a CPU and 256 on a GPU.",
         range=Range(4, 1024),
         power_of_two=True,
     )
-    latent_size: int | None = option(
+    latent_size: int = option(
         "Length of the latent vector and width of the networks. Default: twice the resolution, from 64 to 512.",
         range=Range(2, 4096),
         power_of_two=True,
     )
-    batch_size: int | None = option("Images in one step, on all devices together.", range=Range(1, 65536))
-    kimg: float | None = option(
+    batch_size: int = option("Images in one step, on all devices together.", range=Range(1, 65536))
+    kimg: float = option(
         "How long to train: thousands of images shown to the discriminator.",
         default=100.0,
         range=POSITIVE,
         may_change=True,
     )
-    loss: str | None = option("What the two networks play for.", choices=LOSSES)
-    g_lr: float | None = option("Adam's learning rate for the generator.", range=POSITIVE)
-    d_lr: float | None = option("Adam's learning rate for the discriminator.", range=POSITIVE)
-    beta1: float | None = option("Adam's decay of the gradient's average.", range=Range(0, 0.9999))
-    beta2: float | None = option("Adam's decay of the squared gradient's average.", range=Range(0, 0.999999))
-    r1_gamma: float | None = option("Strength of the gradient penalty on real images (0: none).", range=NOT_NEGATIVE)
-    r2_gamma: float | None = option(
-        "Strength of the gradient penalty on generated images (0: none).", range=NOT_NEGATIVE
-    )
-    penalty_interval: int | None = option(
+    loss: str = option("What the two networks play for.", choices=LOSSES)
+    g_lr: float = option("Adam's learning rate for the generator.", range=POSITIVE)
+    d_lr: float = option("Adam's learning rate for the discriminator.", range=POSITIVE)
+    beta1: float = option("Adam's decay of the gradient's average.", range=Range(0, 0.9999))
+    beta2: float = option("Adam's decay of the squared gradient's average.", range=Range(0, 0.999999))
+    r1_gamma: float = option("Strength of the gradient penalty on real images (0: none).", range=NOT_NEGATIVE)
+    r2_gamma: float = option("Strength of the gradient penalty on generated images (0: none).", range=NOT_NEGATIVE)
+    penalty_interval: int = option(
         "Apply gradient penalties every so many steps, that many times as strong.", range=Range(1, 1024)
     )
-    ema_half_life_kimg: float | None = option(
+    ema_half_life_kimg: float = option(
         "Half-life of the generator's moving average, in thousands of images.", range=NOT_NEGATIVE
     )
-    ema_ramp: float | None = option(
+    ema_ramp: float = option(
         "Keep that half-life under this share of the images seen so far (0: no such limit).", range=NOT_NEGATIVE
     )
-    stddev_group: int | None = option(
+    stddev_group: int = option(
         "Images that share one minibatch standard deviation (0: the whole batch).", range=Range(0, 65536)
     )
-    equalized: bool | None = option("Scale weights at run time (equalized learning rate).", default=True)
-    mirror: bool | None = option("Mirror training images at random.", default=True)
-    background: str | None = option(
+    equalized: bool = option("Scale weights at run time (equalized learning rate).", default=True)
+    mirror: bool = option("Mirror training images at random.", default=True)
+    background: str = option(
         "The colour behind transparent pixels: white, black, grey or #rrggbb.",
         default="white",
         pattern=r"white|black|grey|#[0-9a-fA-F]{6}",
+        pattern_in_words="white, black, grey or #rrggbb",
     )
-    precision: str | None = option(
+    precision: str = option(
         "Arithmetic of the networks. `auto`: bfloat16 where the processor is built for it, else float32.",
         choices=("auto", "float32", "bfloat16", "float64"),
     )
-    seed: int | None = option("Where every random number of the run comes from.", default=0, range=Range(0, 2**31 - 1))
-    sample_kimg: float | None = option(
+    seed: int = option("Where every random number of the run comes from.", default=0, range=Range(0, 2**31 - 1))
+    sample_kimg: float = option(
         "Write sample grids every so many thousand images. Default: a twentieth of --kimg.",
         range=POSITIVE,
         may_change=True,
     )
-    metric_kimg: float | None = option(
+    metric_kimg: float = option(
         "Measure the sliced Wasserstein distance every so many thousand images. Default: a twentieth of --kimg.",
         range=POSITIVE,
         may_change=True,
     )
-    checkpoint_kimg: float | None = option(
+    checkpoint_kimg: float = option(
         "Save the run every so many thousand images. Default: a twentieth of --kimg, at most 20.",
         range=POSITIVE,
         may_change=True,
     )
-    num_samples: int | None = option(
-        "Images in a sample grid.", default=36, range=Range(1, 1024), may_change=True
-    )
+    num_samples: int = option("Images in a sample grid.", default=36, range=Range(1, 1024), may_change=True)
 
     def __post_init__(self) -> None:
         problems = problems_of(asdict(self))
@@ -196,7 +200,7 @@ class TrainConfig:
     @property
     def depth(self) -> int:
         """Number of scales: log2(resolution) - 1. Needs a resolved configuration."""
-        return depth_of(_known(self.resolution))
+        return depth_of(self.resolution)
 
 
 def depth_of(resolution: int) -> int:
@@ -210,8 +214,8 @@ def flag(name: str) -> str:
 
 @cache
 def field_types() -> Mapping[str, type]:
-    """Each field's type without its `| None`."""
-    return {name: get_args(hint)[0] for name, hint in get_type_hints(TrainConfig).items()}
+    """The type each field has once it is said or resolved."""
+    return get_type_hints(TrainConfig)
 
 
 def parse(texts: Mapping[str, str | bool | None]) -> TrainConfig:
@@ -222,14 +226,22 @@ def parse(texts: Mapping[str, str | bool | None]) -> TrainConfig:
         if text is None:
             continue
         try:
-            values[name] = field_types()[name](text)
+            values[name] = _converted(text, field_types()[name])
         except ValueError:
-            kind = "a whole number" if field_types()[name] is int else "a number"
-            problems.append(f"{flag(name)} {text}: is not {kind}.")
+            problems.append(f"{flag(name)} {text}: is not {KINDS[field_types()[name]]}.")
     problems += problems_of(values)
     if problems:
         raise UsageError(problems)
     return TrainConfig(**values)
+
+
+KINDS: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _converted(text: str | bool, wanted: type) -> Any:
+    if wanted is bool and text not in (True, False):
+        raise ValueError(text)  # bool("false") would be True
+    return wanted(text)
 
 
 def problems_of(values: Mapping[str, Any]) -> list[str]:
@@ -248,9 +260,8 @@ def problems_of(values: Mapping[str, Any]) -> list[str]:
 def _complaints(spec: Field[Any], value: Any) -> list[str]:
     about = spec.metadata
     wanted = field_types()[spec.name]
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not wanted:
+    whole_for_a_fraction = wanted is float and type(value) is int
+    if type(value) is not wanted and not whole_for_a_fraction:
         return [f"must be {wanted.__name__}, not {type(value).__name__}."]
     if about["choices"] and value not in about["choices"]:
         return [f"is not one of {', '.join(about['choices'])}.{_nearest(value, about['choices'])}"]
@@ -260,7 +271,7 @@ def _complaints(spec: Field[Any], value: Any) -> list[str]:
         below = 1 << (value.bit_length() - 1)
         return [f"must be a power of two; the nearest are {below} and {below * 2}."]
     if about["pattern"] and not re.fullmatch(about["pattern"], value):
-        return [f"must be one of {about['pattern'].replace('|', ', ')}."]
+        return [f"must be {about['pattern_in_words']}."]
     return []
 
 
@@ -286,7 +297,7 @@ def _misfits(values: Mapping[str, Any]) -> list[str]:
 
 def smallest_latent_size(resolution: int) -> int:
     """The width below which the finest level would have no channel left: max(2, 2^(depth - 4))."""
-    return max(2, 2 ** max(0, depth_of(resolution) - 4))
+    return max(2, 1 << max(0, depth_of(resolution) - 4))
 
 
 def resolve(config: TrainConfig, *, shorter_side_px: int, device: str, has_fast_bfloat16: bool) -> TrainConfig:
@@ -328,15 +339,7 @@ def changed_for_resume(stored: TrainConfig, asked: TrainConfig) -> tuple[TrainCo
     refused = [
         spec.name
         for spec in fields(TrainConfig)
-        if spec.name in wanted
-        and not spec.metadata["may_change"]
-        and wanted[spec.name] != getattr(stored, spec.name)
+        if spec.name in wanted and not spec.metadata["may_change"] and wanted[spec.name] != getattr(stored, spec.name)
     ]
     allowed = {name: value for name, value in wanted.items() if name not in refused}
     return replace(stored, **allowed), refused
-
-
-def _known(value: int | None) -> int:
-    if value is None:
-        raise ValueError("This configuration is not resolved yet: its resolution is not known.")
-    return value

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     SAMPLE = 5
     PROJECTION = 6
     PATCH = 7
+    METRIC = 8
 
 
 def numbers(seed: int, purpose: Purpose, position: int) -> np.random.Generator:

@@ -1,0 +1,179 @@
+"""How a run's tensors reach the disk and come back whole or not at all, without pickle.
+
+A checkpoint is two files: `{images:09d}.safetensors` holds the tensors, `{images:09d}.json` everything else, with the
+checksums of both. The JSON file is written last, so a checkpoint without a good one does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from msggan.errors import CheckpointError
+from msggan.networks import Generator
+
+FORMAT_VERSION = 1
+CHECKPOINTS_KEPT = 3
+
+
+class Checkpoint(NamedTuple):
+    """What was saved: named tensors, and plain values as JSON has them."""
+
+    images_seen: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Damaged(NamedTuple):
+    """A checkpoint that was passed over, and why."""
+
+    path: Path
+    reason: str
+
+
+def load_generator(source: str | Path) -> Generator:
+    """The averaged generator of a run folder, or of a `generator.safetensors`, ready to make images (eval mode, CPU).
+
+    Raises `CheckpointError` where there is none yet, or the file is damaged or of another kind.
+    """
+    path = Path(source)
+    path = path / "generator.safetensors" if path.is_dir() else path
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file.", "Weights are there after a run's first checkpoint.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        config = json.loads(metadata["config"])
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: is not a whole generator.safetensors ({reason_of(error)}).",
+            "Copy it again from where it was trained, or continue the run: each checkpoint writes it anew.",
+        ) from error
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: has format version {metadata.get('format_version')}, this msggan reads {FORMAT_VERSION}.",
+            "Use the msggan that trained it.",
+        )
+    generator = Generator(
+        depth=int(config["resolution"]).bit_length() - 2,
+        latent_size=config["latent_size"],
+        equalized=config["equalized"],
+    )
+    check_shapes(path, {name: tensor.shape for name, tensor in generator.state_dict().items()}, tensors)
+    generator.load_state_dict(tensors)
+    return generator.eval()
+
+
+def save_generator(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes weights with the configuration they need, beside the file first and then in its place."""
+    metadata = {"format_version": str(FORMAT_VERSION), "config": json.dumps(config)}
+    _save_tensors(path, tensors, metadata)
+
+
+def save_checkpoint(folder: Path, images_seen: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Makes a checkpoint visible, whole; returns its JSON file. Raises `OSError` as the disk does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensor_path = folder / f"{images_seen:09d}.safetensors"
+    _save_tensors(tensor_path, tensors, {"format_version": str(FORMAT_VERSION)})
+    body = {
+        "format_version": FORMAT_VERSION,
+        "images_seen": images_seen,
+        "tensors_sha256": _sha256(tensor_path),
+        "state": state,
+    }
+    path = tensor_path.with_suffix(".json")
+    write_whole(path, json.dumps({**body, "sha256": _checksum(body)}, indent=1).encode())
+    return path
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Damaged]]:
+    """The newest good checkpoint, if there is one, and the newer ones that are damaged."""
+    damaged: list[Damaged] = []
+    for path in sorted(folder.glob("*.json"), reverse=True):
+        try:
+            return _load(path), damaged
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            damaged.append(Damaged(path, reason_of(error)))
+    return None, damaged
+
+
+def prune_checkpoints(folder: Path, *, newest: int, keep: int = CHECKPOINTS_KEPT) -> None:
+    """Removes all but the `keep` latest checkpoints up to the one of `newest` images."""
+    names = sorted({path.stem for path in folder.glob("[0-9]*.*") if int(path.stem.split(".")[0]) <= newest})
+    for name in names[:-keep]:
+        for suffix in (".json", ".safetensors"):  # in this order: without its JSON file a checkpoint does not exist
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+def check_shapes(source: object, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Raises `CheckpointError` unless the tensors have just the names and shapes that are expected."""
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise CheckpointError(f"{source}: has no tensor {name}.", "It comes from another kind of network.")
+        if name not in expected:
+            raise CheckpointError(f"{source}: tensor {name} is not one of ours.", "It comes from another network.")
+        if tuple(tensors[name].shape) != tuple(expected[name]):
+            raise CheckpointError(
+                f"{source}: tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(expected[name])}.",
+                "It was trained with another --resolution or --latent-size.",
+            )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replaces a file at once: whoever reads it sees the old content or the new, never half."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def reason_of(error: Exception) -> str:
+    """An error's first line, short enough to stand in a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")
+
+
+def _load(path: Path) -> Checkpoint:
+    """Raises `ValueError` and others for anything that is not a whole checkpoint of ours."""
+    body = json.loads(path.read_bytes())
+    checksum = body.pop("sha256")
+    if checksum != _checksum(body):
+        raise ValueError("its checksum does not match")
+    if body["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"it has format version {body['format_version']}")
+    tensor_path = path.with_suffix(".safetensors")
+    if _sha256(tensor_path) != body["tensors_sha256"]:
+        raise ValueError(f"the checksum of {tensor_path.name} does not match")
+    return Checkpoint(body["images_seen"], load_file(tensor_path), body["state"])
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    aside = path.with_name(path.name + ".part")
+    # A copy in plain order: safetensors refuses channels_last tensors, and the disk keeps one layout for all.
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, aside, metadata)
+    with aside.open("rb+") as file:
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

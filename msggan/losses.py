@@ -1,0 +1,101 @@
+"""What the two networks play for: scores in, loss terms out; gradient penalties over all scales.
+
+The discriminator has judged every scale at once, so one score (N,) a sample carries all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu, softplus
+
+DRIFT = 0.001  # keeps WGAN scores near zero (ProGAN, appendix A.1)
+WGAN_GP_WEIGHT = 10.0  # Gulrajani et al., "Improved Training of Wasserstein GANs", algorithm 1
+
+Discriminate = Callable[[Sequence[Tensor]], Tensor]
+"""pyramid → scores (N,)"""
+
+
+def discriminator_loss(name: str, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """What the discriminator minimises: a scalar from scores (N,) of real and of generated images.
+
+    Raises `ValueError` for an unknown name.
+    """
+    real, fake = real_scores, fake_scores
+    match name:
+        case "relativistic-hinge":  # Jolicoeur-Martineau, "The relativistic discriminator", appendix: RaHingeGAN
+            return relu(1 - (real - fake.mean())).mean() + relu(1 + (fake - real.mean())).mean()
+        case "relativistic-logistic":  # RpGAN; Huang et al., "The GAN is dead; long live the GAN!" (R3GAN), eq. 2
+            return softplus(-(real - fake)).mean()
+        case "hinge":  # Miyato et al., "Spectral Normalization for GANs", eq. 16
+            return relu(1 - real).mean() + relu(1 + fake).mean()
+        case "standard":  # Goodfellow et al., "Generative Adversarial Networks", eq. 1
+            return softplus(-real).mean() + softplus(fake).mean()
+        case "lsgan":  # Mao et al., "Least Squares GANs", eq. 9. The original squares the batch mean instead.
+            return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+        case "lsgan-sigmoid":
+            return discriminator_loss("lsgan", real.sigmoid(), fake.sigmoid())
+        case "wgan-gp":  # the penalty is a term of its own: `wgan_gradient_penalty`
+            return fake.mean() - real.mean() + DRIFT * real.square().mean()
+    raise ValueError(f"No loss is named {name!r}.")
+
+
+def generator_loss(name: str, real_scores: Tensor | None, fake_scores: Tensor) -> Tensor:
+    """What the generator minimises: a scalar from scores (N,); real ones may be None unless `compares(name)`.
+
+    Raises `ValueError` for an unknown name, or without the real scores that a relativistic loss compares with.
+    """
+    if compares(name):
+        if real_scores is None:
+            raise ValueError(f"{name} compares real and generated scores: it needs both.")
+        # A relativistic game is symmetric: the generator plays the discriminator's part with the sides exchanged.
+        return discriminator_loss(name, fake_scores, real_scores)
+    match name:
+        case "hinge" | "wgan-gp":
+            return -fake_scores.mean()
+        case "standard":  # non-saturating: Goodfellow et al., section 3
+            return softplus(-fake_scores).mean()
+        case "lsgan":
+            return 0.5 * (fake_scores - 1).square().mean()
+        case "lsgan-sigmoid":
+            return generator_loss("lsgan", None, fake_scores.sigmoid())
+    raise ValueError(f"No loss is named {name!r}.")
+
+
+def compares(name: str) -> bool:
+    """Whether the loss compares real with generated scores, so that the generator's step needs both."""
+    return name.startswith("relativistic-")
+
+
+def squared_gradient_norms(discriminate: Discriminate, pyramid: Sequence[Tensor]) -> Tensor:
+    """(N, scales): squared norm of the gradient of each sample's score with respect to its image at each scale.
+
+    Differentiable once more. pyramid: coarse to fine, (N, 3, r, r).
+    """
+    images = [image.detach().requires_grad_() for image in pyramid]
+    gradients = torch.autograd.grad(discriminate(images).sum(), images, create_graph=True)
+    return torch.stack([gradient.square().sum(dim=(1, 2, 3)) for gradient in gradients], dim=1)
+
+
+def zero_centred_penalty(discriminate: Discriminate, pyramid: Sequence[Tensor], strength: Tensor | float) -> Tensor:
+    """R1 on real images, R2 on generated ones: γ/2 · mean over samples and scales of the squared gradient norm.
+
+    Mescheder et al., "Which Training Methods for GANs do actually Converge?", eq. 9 and 10, averaged over MSG-GAN's
+    scales. strength: γ, one number or one for each sample (N,).
+    """
+    return (0.5 * strength * squared_gradient_norms(discriminate, pyramid).mean(dim=1)).mean()
+
+
+def wgan_gradient_penalty(
+    discriminate: Discriminate, reals: Sequence[Tensor], fakes: Sequence[Tensor], epsilon: Tensor
+) -> Tensor:
+    """10 · mean over samples and scales of (gradient norm − 1)², between real and generated images.
+
+    epsilon: (N,) in [0, 1), the share of the real image; a sample's scales share it.
+    """
+    share = epsilon.view(-1, 1, 1, 1)
+    between = [share * real + (1 - share) * fake for real, fake in zip(reals, fakes, strict=True)]
+    norms = torch.sqrt(squared_gradient_norms(discriminate, between) + 1e-12)  # √0 has no derivative
+    return WGAN_GP_WEIGHT * (norms - 1).square().mean()

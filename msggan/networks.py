@@ -1,0 +1,146 @@
+"""The two networks of MSG-GAN: one makes an image at every scale, the other judges all scales together.
+
+Karnewar and Wang, "MSG-GAN: Multi-Scale Gradients for Generative Adversarial Networks", CVPR 2020, figure 2, in the
+dimensions of their PyTorch implementation, BMSG-GAN. A pyramid is a list of images, coarse to fine: (N, 3, 4, 4),
+(N, 3, 8, 8), … (N, 3, R, R), with R = 2^(depth + 1).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from msggan.layers import Convolution, LatentConvolution, activate, append_minibatch_stddev, pixel_norm
+
+
+class Generator(nn.Module):
+    """Latent vectors → the same images at every scale.
+
+    depth: number of scales, 1 or more. latent_size: length of a latent vector L and width of the coarse levels, a
+    power of two of at least max(2, 2^(depth - 4)). Raises `ValueError` for other numbers.
+    """
+
+    def __init__(self, depth: int, latent_size: int, *, equalized: bool = True) -> None:
+        super().__init__()
+        _check(depth, latent_size)
+        self.depth, self.latent_size, self.equalized = depth, latent_size, equalized
+        widths = [latent_size, *(_halved(latent_size, index - 2) for index in range(depth - 1))]
+        self.first = FirstBlock(latent_size, equalized)
+        self.blocks = nn.ModuleList(
+            UpBlock(inputs, outputs, equalized) for inputs, outputs in itertools.pairwise(widths)
+        )
+        self.to_rgb = nn.ModuleList(Convolution(width, 3, 1, equalized=equalized) for width in widths)
+
+    def forward(self, latents: Tensor) -> list[Tensor]:
+        """latents: (N, L) float, each of norm √L → pyramid, coarse to fine, in latents' dtype, about [-1, 1]."""
+        features = self.first(latents)
+        pyramid = [self.to_rgb[0](features)]
+        for block, to_rgb in zip(self.blocks, self.to_rgb[1:], strict=True):
+            features = block(features)
+            pyramid.append(to_rgb(features))
+        return pyramid
+
+
+class Discriminator(nn.Module):
+    """Images at every scale → one score for each sample, higher for real ones.
+
+    stddev_group: images that share one minibatch standard deviation; 0 is the whole batch.
+    """
+
+    def __init__(self, depth: int, latent_size: int, *, equalized: bool = True, stddev_group: int = 0) -> None:
+        super().__init__()
+        _check(depth, latent_size)
+        self.depth, self.latent_size, self.equalized = depth, latent_size, equalized
+        self.stddev_group = stddev_group
+        # Block i turns level i + 1 into level i. What it or the last block is given is an image's own features
+        # beside those from the finer level, and together they must have the width it expects.
+        inputs = [_halved(latent_size, index - 2) for index in range(depth - 1)]
+        outputs = [_halved(latent_size, max(1, index - 2)) for index in range(depth - 1)]
+        features = [wanted - finer for wanted, finer in zip([latent_size, *inputs], [*outputs, 0], strict=True)]
+        self.from_rgb = nn.ModuleList(Convolution(3, width, 1, equalized=equalized) for width in features)
+        self.blocks = nn.ModuleList(DownBlock(a, b, equalized) for a, b in zip(inputs, outputs, strict=True))
+        self.last = LastBlock(latent_size, equalized)
+
+    def forward(self, pyramid: Sequence[Tensor], *, batches: int = 1) -> Tensor:
+        """pyramid: coarse to fine, (N, 3, r, r) float in about [-1, 1] → scores (N,), float32 or float64.
+
+        batches: the N samples are this many batches laid end to end; minibatch statistics stay within each.
+        """
+        features = self.from_rgb[-1](pyramid[-1])
+        for level in reversed(range(self.depth - 1)):
+            features = self.blocks[level](features)
+            features = torch.cat((self.from_rgb[level](pyramid[level]), features), dim=1)
+        scores: Tensor = self.last(features, group=self.stddev_group or len(features) // batches)
+        return scores
+
+
+class FirstBlock(nn.Module):
+    """Latents (N, L) → features (N, L, 4, 4)."""
+
+    def __init__(self, channels: int, equalized: bool) -> None:
+        super().__init__()
+        self.conv_1 = LatentConvolution(channels, equalized=equalized)
+        self.conv_2 = Convolution(channels, channels, 3, padding=1, equalized=equalized)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return pixel_norm(activate(self.conv_2(activate(self.conv_1(latents)))))
+
+
+class UpBlock(nn.Module):
+    """Features (N, inputs, r, r) → (N, outputs, 2r, 2r)."""
+
+    def __init__(self, inputs: int, outputs: int, equalized: bool) -> None:
+        super().__init__()
+        self.conv_1 = Convolution(inputs, outputs, 3, padding=1, equalized=equalized)
+        self.conv_2 = Convolution(outputs, outputs, 3, padding=1, equalized=equalized)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = functional.interpolate(features, scale_factor=2)
+        features = pixel_norm(activate(self.conv_1(features)))
+        return pixel_norm(activate(self.conv_2(features)))
+
+
+class DownBlock(nn.Module):
+    """Features (N, inputs, 2r, 2r) → (N, outputs, r, r)."""
+
+    def __init__(self, inputs: int, outputs: int, equalized: bool) -> None:
+        super().__init__()
+        self.conv_1 = Convolution(inputs, inputs, 3, padding=1, equalized=equalized)
+        self.conv_2 = Convolution(inputs, outputs, 3, padding=1, equalized=equalized)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = activate(self.conv_2(activate(self.conv_1(features))))
+        return functional.avg_pool2d(features, 2)
+
+
+class LastBlock(nn.Module):
+    """Features (N, L, 4, 4) → scores (N,), in the weights' own dtype: bfloat16's eight bits cannot rank samples."""
+
+    def __init__(self, channels: int, equalized: bool) -> None:
+        super().__init__()
+        self.conv_1 = Convolution(channels + 1, channels, 3, padding=1, equalized=equalized)
+        self.conv_2 = Convolution(channels, channels, 4, equalized=equalized)
+        self.conv_3 = Convolution(channels, 1, 1, equalized=equalized)
+
+    def forward(self, features: Tensor, *, group: int) -> Tensor:
+        features = append_minibatch_stddev(features.to(self.conv_3.weight.dtype), group)
+        features = activate(self.conv_2(activate(self.conv_1(features))))
+        scores: Tensor = self.conv_3(features)
+        return scores.flatten()
+
+
+def _halved(latent_size: int, times: int) -> int:
+    """Width after so many halvings; the four coarsest levels keep the full width."""
+    return latent_size >> max(0, times)
+
+
+def _check(depth: int, latent_size: int) -> None:
+    least = max(2, 2 ** max(0, depth - 4))
+    if depth < 1:
+        raise ValueError(f"depth {depth}: must be 1 or more.")
+    if latent_size < least or latent_size & (latent_size - 1):
+        raise ValueError(f"latent_size {latent_size}: must be a power of two of at least {least} at depth {depth}.")

@@ -1,0 +1,202 @@
+"""How are TrainConfig's fields written on a command line, and how are they read back?
+
+Click does not convert the values: an option takes its text, and `msggan.config.parse` converts all of them, so that
+all wrong options are reported at once and not one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import click
+
+from msggan.config import RECIPES, TrainConfig, field_types, flag, parse
+from msggan.errors import UsageError
+
+# A function that becomes a click command. Decorators hand it back as they found it, with options noted on it.
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+# --- What to train: TrainConfig ---------------------------------------------------------------------------------------
+
+
+def train_options(command: Command) -> Command:
+    """Adds one option for each field of TrainConfig; the command gets their texts, None where nothing was said."""
+    for spec in reversed(_option_fields()):  # the decorator nearest to the function comes last in the help
+        command = _build_option(spec)(command)
+    return command
+
+
+def to_argv(config: TrainConfig) -> list[str]:
+    """The options that say what `config` says, in the order of its fields; nothing for fields that are None."""
+    words: list[str] = []
+    for spec in _option_fields():
+        value = getattr(config, spec.name)
+        if isinstance(value, bool):
+            words.append(flag(spec.name) if value else _negative_flag(spec.name))
+        elif value is not None:
+            words += [flag(spec.name), _text(value, field_types()[spec.name])]
+    return words
+
+
+def from_argv(argv: Sequence[str]) -> TrainConfig:
+    """The configuration that options say: `from_argv(to_argv(config)) == config`."""
+
+    @click.command(add_help_option=False)
+    @train_options
+    def command(**texts: str | bool | None) -> None:
+        """Only parsed, never invoked."""
+
+    try:
+        with command.make_context("options", list(argv)) as context:
+            return parse(context.params)
+    except click.UsageError as error:
+        raise UsageError([error.format_message()]) from None
+
+
+def parse_with(problems: Sequence[str], texts: Mapping[str, str | bool | None]) -> TrainConfig:
+    """The configuration in `texts`. Raises UsageError with its complaints and those found elsewhere together."""
+    try:
+        config = parse(texts)
+    except UsageError as error:
+        raise UsageError([*problems, *error.problems], error.hint) from None
+    if problems:
+        raise UsageError(problems)
+    return config
+
+
+def _option_fields() -> list[Field[Any]]:
+    """The fields that have a flag: those made with `option()`."""
+    return [spec for spec in fields(TrainConfig) if "help" in spec.metadata]
+
+
+def _build_option(spec: Field[Any]) -> Callable[[Command], Command]:
+    if field_types()[spec.name] is bool:
+        declaration = f"{flag(spec.name)}/{_negative_flag(spec.name)}"
+        return click.option(declaration, spec.name, default=None, help=_help(spec))
+    return click.option(flag(spec.name), spec.name, default=None, metavar=_metavar(spec), help=_help(spec))
+
+
+def _negative_flag(name: str) -> str:
+    return flag(f"no_{name}")
+
+
+def _metavar(spec: Field[Any]) -> str:
+    if spec.metadata["choices"]:
+        return "|".join(spec.metadata["choices"])
+    return {int: "INTEGER", float: "NUMBER"}.get(field_types()[spec.name], "TEXT")
+
+
+def _help(spec: Field[Any]) -> str:
+    facts = [str(spec.metadata["range"]) if spec.metadata["range"] else "", _default_in_words(spec)]
+    known = "; ".join(fact for fact in facts if fact)
+    return f"{spec.metadata['help']}  [{known}]" if known else str(spec.metadata["help"])
+
+
+def _default_in_words(spec: Field[Any]) -> str:
+    """What a field is when nothing is said, and what the other recipes make of it."""
+    if spec.metadata["default"] is not None:
+        return f"default: {_value_in_words(spec.name, spec.metadata['default'])}"
+    by_recipe = {name: values.get(spec.name) for name, values in RECIPES.items()}
+    default = by_recipe.pop(_default_recipe())
+    words = [f"default: {_value_in_words(spec.name, default)}"] if default is not None else []
+    for recipe, value in by_recipe.items():
+        if value not in (None, default):
+            words.append(f"{recipe}: {_value_in_words(spec.name, value)}")
+    return "; ".join(words)
+
+
+def _default_recipe() -> str:
+    (spec,) = (spec for spec in _option_fields() if spec.name == "recipe")
+    return str(spec.metadata["default"])
+
+
+def _value_in_words(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return flag(name).removeprefix("--") if value else _negative_flag(name).removeprefix("--")
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _text(value: Any, kind: type) -> str:
+    return repr(float(value)) if kind is float else str(value)
+
+
+# --- Where to train: the place ----------------------------------------------------------------------------------------
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
+MOST_WORKERS = 256
+
+
+@dataclass(frozen=True)
+class Place:
+    """The part of a machine that trains. workers: threads that decode images, 0 for a number that fits the cores."""
+
+    device: str = "auto"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        problems = place_problems(self.device, str(self.workers))
+        if problems:
+            raise UsageError(problems)
+
+    def to_argv(self) -> list[str]:
+        """The options that say this; nothing for what is as by default."""
+        words = ["--device", self.device] if self.device != "auto" else []
+        return words + (["--workers", str(self.workers)] if self.workers else [])
+
+
+def place_options(command: Command) -> Command:
+    """Adds --device and --workers; the command gets their texts."""
+    command = click.option(
+        "--workers",
+        default="0",
+        metavar="INTEGER",
+        help="Threads that decode images (0: as many as fit the cores).  [default: 0]",
+    )(command)
+    return click.option(
+        "--device", default="auto", metavar="|".join(DEVICES), help="What computes.  [default: auto, the fastest here]"
+    )(command)
+
+
+def place_problems(device: str, workers: str) -> list[str]:
+    """Every complaint about the texts of --device and --workers, a sentence each."""
+    problems = []
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,3}|mps", device):
+        problems.append(f"--device {device}: is not one of {', '.join(DEVICES)}.")
+    if not re.fullmatch(r"-?[0-9]+", workers):
+        problems.append(f"--workers {workers}: is not a whole number.")
+    elif not 0 <= int(workers[:9]) <= MOST_WORKERS:  # nine digits tell; Python refuses to read very long numbers
+        problems.append(f"--workers {workers}: must be 0 or more, at most {MOST_WORKERS}.")
+    return problems
+
+
+# --- What both programs read ------------------------------------------------------------------------------------------
+
+
+def data_option(command: Command) -> Command:
+    """Adds --data; the command gets its text, None where nothing was said."""
+    return click.option("--data", metavar="PATH", help="The images: a folder, with its subfolders, or a zip.")(command)
+
+
+def data_problems(data: str | None) -> list[str]:
+    """Every complaint about the text of --data that can be made without opening it."""
+    if not data:
+        return ["--data: is missing. Name a folder or a zip of images."]
+    if os.path.exists(data):  # Path.exists raises where a folder above may not be read
+        return []
+    return [f"--data {data}: no such file or folder.{_neighbours(data)}"]
+
+
+def _neighbours(path: str) -> str:
+    """What lies beside `path` under a similar name."""
+    folder, name = os.path.split(os.path.normpath(path))
+    try:
+        near = get_close_matches(name, os.listdir(folder or "."), n=3)
+    except (OSError, ValueError):
+        return ""
+    return f" Did you mean {' or '.join(os.path.join(folder, other) for other in near)}?" if near else ""

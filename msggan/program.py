@@ -1,0 +1,153 @@
+"""How does a program of this project begin and end: output for people or for scripts, errors, exit codes, signals?
+
+stderr is for people. On `-o json` stdout carries one JSON object, the result or `{"error": …}`, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar
+
+import click
+
+from msggan.errors import MsgganError, UsageError
+
+OUTPUT_VARIABLE = "MSGGAN_OUTPUT"
+OUTPUTS = ("text", "json")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, like KeyboardInterrupt: no library on the way may take it for its own."""
+
+
+class StoppedError(MsgganError):
+    """The program was stopped before it had a result."""
+
+    def __init__(self, code: str, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.exit_code = exit_code
+
+
+class OperatingSystemError(MsgganError):
+    """The operating system refused something that nobody foresaw: no permission, no space, no such file."""
+
+    code = "system"
+    exit_code = 1
+
+
+class ReportedError(MsgganError):
+    """An error whose text a child process has already written to stderr: only its JSON and exit code are passed on."""
+
+    def __init__(self, message: str, hint: str, *, code: str, exit_code: int) -> None:
+        super().__init__(message, hint)
+        self.code = code
+        self.exit_code = exit_code
+
+
+def output_option(command: Command) -> Command:
+    """Adds -o/--output; the command gets its text."""
+    return click.option(
+        "-o",
+        "--output",
+        default=OUTPUTS[0],
+        envvar=OUTPUT_VARIABLE,
+        metavar="|".join(OUTPUTS),
+        help=f"What stdout gets: lines for people or one JSON object.  [default: text; variable {OUTPUT_VARIABLE}]",
+    )(command)
+
+
+def output_problems(output: str) -> list[str]:
+    return [] if output in OUTPUTS else [f"--output {output}: is not one of {', '.join(OUTPUTS)}."]
+
+
+def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None = None) -> int:
+    """Runs a command line to its exit code. The command returns its own, or raises MsgganError."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _sigterm_as_exception():
+            return command.main(args=words, prog_name=name, standalone_mode=False) or 0
+    except (MsgganError, click.ClickException, click.Abort, OSError, Terminated) as problem:
+        error = _as_ours(problem)
+    report(error, as_json=asked_for_json(words, os.environ))
+    return error.exit_code
+
+
+def report(error: MsgganError, *, as_json: bool) -> None:
+    """Tells an error: its text on stderr, and on stdout its JSON where that was asked for."""
+    if not isinstance(error, ReportedError):
+        for problem in error.message.splitlines():
+            click.echo(f"Error: {problem}", err=True)
+        if error.hint:
+            click.echo(error.hint, err=True)
+    if as_json:
+        print_json(error.as_json())
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """One line of JSON on stdout. Not-a-number and infinity, which JSON has no words for, become null."""
+    click.echo(json.dumps(_finite(content), ensure_ascii=False, allow_nan=False))
+
+
+def asked_for_json(words: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether a command line asks for JSON, found without click: it must be known where click could not read it."""
+    asked = environ.get(OUTPUT_VARIABLE, "")
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in ("-o", "--output"):
+            asked = following
+        elif word.startswith("--output="):
+            asked = word.removeprefix("--output=")
+        elif word.startswith("-o"):
+            asked = word.removeprefix("-o")
+    return asked == "json"
+
+
+def _as_ours(problem: BaseException) -> MsgganError:
+    if isinstance(problem, MsgganError):
+        return problem
+    if isinstance(problem, click.UsageError):
+        path = problem.ctx.command_path if problem.ctx else ""
+        return UsageError([problem.format_message()], f"See: {path} --help" if path else "")
+    if isinstance(problem, click.ClickException):
+        return UsageError([problem.format_message()])
+    if isinstance(problem, Terminated):
+        return StoppedError("cancelled", 6, "Stopped by SIGTERM.")
+    if isinstance(problem, OSError):
+        where = f"{problem.filename}: " if problem.filename else ""
+        return OperatingSystemError(f"{where}{problem.strerror or problem}.")
+    return StoppedError("interrupted", 130, "Interrupted.")  # click.Abort: Ctrl-C
+
+
+@contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """SIGTERM unwinds the program as Ctrl-C does. The trainer puts its own, gentler handlers over this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,83 @@
+"""What a person sees while a run trains: a live line on a terminal, plain lines elsewhere; stderr, never stdout."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+
+class Progress:
+    """Tells how far a run is. A terminal's last line is rewritten in place; a file or pipe gets a line a report."""
+
+    def __init__(self, *, total_images: int, stream: TextIO | None = None) -> None:
+        self.total_images = total_images
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.sample: Path | None = None
+        self.distance: float | None = None
+        self.line_is_open = False
+
+    def say(self, text: str) -> None:
+        """A sentence that stays."""
+        self._clear()
+        self._write(text + "\n")
+
+    def report(self, metrics: Mapping[str, float], *, seconds_left: float) -> None:
+        """Where the run stands, from the metrics of its last report."""
+        self.distance = metrics.get("swd", self.distance)
+        text = self._line(metrics, seconds_left)
+        if not self.live:
+            self._write(text + "\n")
+            return
+        self._clear()
+        self._write(text[: shutil.get_terminal_size().columns - 1])
+        self.line_is_open = True
+
+    def decoding(self, done: int, total: int) -> None:
+        """How many images have been read so far. Only a terminal is told."""
+        if self.live:
+            self._clear()
+            self._write(f"reading images: {done}/{total}")
+            self.line_is_open = True
+
+    def close(self) -> None:
+        """Leaves the last live line standing."""
+        if self.line_is_open:
+            self._write("\n")
+            self.line_is_open = False
+
+    def _line(self, metrics: Mapping[str, float], seconds_left: float) -> str:
+        parts = [
+            f"{metrics['kimg']:.2f}/{self.total_images / 1000:g} kimg",
+            f"{metrics['images_per_second']:.0f} images/s",
+            f"{duration(seconds_left)} left",
+            f"d_loss {metrics['d_loss']:.3f}",
+            f"g_loss {metrics['g_loss']:.3f}",
+        ]
+        if self.distance is not None:
+            parts.append(f"swd {self.distance:.0f}")
+        if self.sample is not None:
+            parts.append(str(self.sample))
+        return "  ".join(parts)
+
+    def _clear(self) -> None:
+        if self.line_is_open:
+            self._write("\r\033[K")
+            self.line_is_open = False
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """5 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,102 @@
+"""What lies in a run folder, and under which names: the one place that knows its layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import nn
+
+from msggan.checkpoint import write_whole
+from msggan.config import TrainConfig, changed_for_resume, flag
+from msggan.errors import RunFolderError, UsageError
+
+FORMAT_VERSION = 1
+
+
+class RunFolder:
+    """The files of one run. Nothing is written before `prepare`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples"
+        self.checkpoints = self.path / "checkpoints"
+        self.generator = self.path / "generator.safetensors"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def load_config(self) -> TrainConfig | None:
+        """The resolved configuration of the run that lives here, or None. Raises `RunFolderError` if unreadable."""
+        if not self.config.exists():
+            return None
+        try:
+            values = json.loads(self.config.read_bytes())
+            version = values.pop("format_version")
+            if version == FORMAT_VERSION:
+                return TrainConfig(**values)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise RunFolderError(
+                f"{self.config}: is not a configuration that msggan wrote.",
+                "Give another name or run folder, or bring the file back from a copy.",
+            ) from error
+        raise RunFolderError(
+            f"{self.config}: was written by another version of msggan (format {version}, this one has "
+            f"{FORMAT_VERSION}).",
+            "Use the msggan that began this run, or give another name or run folder.",
+        )
+
+    def continued(self, asked: TrainConfig) -> TrainConfig | None:
+        """The configuration to go on with: the stored one with what may change taken from `asked`; None if new.
+
+        Raises `RunFolderError` naming the fields that may not change.
+        """
+        stored = self.load_config()
+        if stored is None:
+            return None
+        config, refused = changed_for_resume(stored, asked)
+        if refused:
+            differences = ", ".join(
+                f"{flag(name)} is {getattr(stored, name)} there and {getattr(asked, name)} here" for name in refused
+            )
+            raise RunFolderError(
+                f"{self}: holds a run of another configuration: {differences}.",
+                "Leave these options out to go on with that run, or give another name or run folder.",
+            )
+        return config
+
+    def prepare(self, config: TrainConfig, networks: dict[str, nn.Module], *, checkpoint_bytes: int) -> None:
+        """Makes the folder with its configuration and the networks' printouts, and sees that checkpoints will fit.
+
+        Raises `RunFolderError` where it cannot be written, or has no space for a checkpoint and its successor.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._check_space(2 * checkpoint_bytes)
+            content = {"format_version": FORMAT_VERSION, **asdict(config)}
+            write_whole(self.config, json.dumps(content, indent=2).encode())
+            for name, network in networks.items():
+                write_whole(self.path / f"{name}_config.txt", printout(network).encode())
+        except OSError as error:
+            raise RunFolderError(
+                f"{self}: cannot be written ({error.strerror}).",
+                "Choose a folder you may write to, or free some space.",
+            ) from error
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise RunFolderError(
+                f"{self}: the disk has {free / 2**20:.0f} MiB free, and a checkpoint with its successor takes "
+                f"{needed / 2**20:.0f} MiB.",
+                "Free some space or choose a folder on another disk.",
+            )
+
+
+def printout(network: nn.Module) -> str:
+    """The layers of a network and how many numbers it learns."""
+    return f"{network}\n\n{sum(parameter.numel() for parameter in network.parameters()):,} parameters\n"

@@ -1,0 +1,193 @@
+"""One training step: what real images and latents do to the two networks, their optimisers and the average.
+
+The procedure is BMSG-GAN's (a discriminator step, then a generator step on the same latents with the updated
+discriminator, then the average) with no arithmetic that the same numbers do not need: one generator pass serves both
+steps, real and generated images go through the discriminator together, and no gradient is computed that nobody reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from msggan.checkpoint import check_shapes
+from msggan.config import TrainConfig
+from msggan.data import pyramid
+from msggan.ema import ema_decay, update_ema
+from msggan.losses import (
+    compares,
+    discriminator_loss,
+    generator_loss,
+    wgan_gradient_penalty,
+    zero_centred_penalty,
+)
+from msggan.networks import Discriminator, Generator
+from msggan.randomness import interpolation
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+ADAM_EPSILON = 1e-8
+ADAM_MOMENTS = {"step": False, "exp_avg": True, "exp_avg_sq": True}  # and whether it has its parameter's shape
+
+Pyramid = Sequence[Tensor]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Adversaries:
+    """A generator and a discriminator with everything that a step changes. Takes a resolved configuration."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.compute_dtype = DTYPES[config.precision]
+        # Weights stay float32 under bfloat16; penalties, whose double backward is delicate, are computed in theirs.
+        self.weight_dtype = torch.float64 if config.precision == "float64" else torch.float32
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            generator = Generator(config.depth, config.latent_size, equalized=config.equalized)
+            discriminator = Discriminator(
+                config.depth, config.latent_size, equalized=config.equalized, stddev_group=config.stddev_group
+            )
+        self.generator = self._placed(generator)
+        self.discriminator = self._placed(discriminator)
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        self.generator_optimizer = self._adam(self.generator, config.g_lr)
+        self.discriminator_optimizer = self._adam(self.discriminator, config.d_lr)
+        self.images_seen = 0
+
+    def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """One step on one batch; returns the two losses as scalars on the device, without their penalties.
+
+        reals: (N, 3, R, R) float in [-1, 1]. latents: (N, L) float, each of norm √L.
+        """
+        real_pyramid = pyramid(self._on_device(reals))
+        fake_pyramid = self.generator(latents.to(self.device, self.compute_dtype))
+        d_loss = self._discriminator_step(real_pyramid, [fake.detach() for fake in fake_pyramid])
+        g_loss = self._generator_step(real_pyramid, fake_pyramid)
+        self.images_seen += len(reals)
+        self._average()
+        return {"d_loss": d_loss, "g_loss": g_loss}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a step changes, under names of its own: the three networks and Adam's averages."""
+        named = {
+            f"{part}.{name}": tensor for part, net in self._networks() for name, tensor in net.state_dict().items()
+        }
+        for part, network, optimizer in self._optimized():
+            for name, parameter in network.named_parameters():
+                for moment, tensor in optimizer.state[parameter].items():
+                    named[f"{part}_optimizer.{name}.{moment}"] = tensor
+        return named
+
+    def load(self, tensors: Mapping[str, Tensor], *, images_seen: int) -> None:
+        """Puts back what `tensors` gave. Raises `CheckpointError` for other names or shapes, changing nothing."""
+        check_shapes("checkpoint", self._shapes(), tensors)
+        for part, network in self._networks():
+            network.load_state_dict({name: tensors[f"{part}.{name}"] for name in network.state_dict()})
+        for part, network, optimizer in self._optimized():
+            for name, parameter in network.named_parameters():
+                for moment in ADAM_MOMENTS:
+                    saved = tensors[f"{part}_optimizer.{name}.{moment}"]
+                    # In the parameter's own memory layout, which the fused step counts on.
+                    like = parameter if saved.ndim else saved.to(self.device)
+                    optimizer.state[parameter][moment] = torch.empty_like(like, requires_grad=False).copy_(saved)
+        self.images_seen = images_seen
+
+    def checkpoint_bytes(self) -> int:
+        """The size on disk of what `tensors` gives after the first step."""
+        return sum(shape.numel() for shape in self._shapes().values()) * self.weight_dtype.itemsize
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        shapes = {f"{part}.{name}": t.shape for part, net in self._networks() for name, t in net.state_dict().items()}
+        for part, network, _ in self._optimized():
+            for name, parameter in network.named_parameters():
+                for moment, like in ADAM_MOMENTS.items():
+                    shapes[f"{part}_optimizer.{name}.{moment}"] = parameter.shape if like else torch.Size()
+        return shapes
+
+    def _networks(self) -> Iterator[tuple[str, nn.Module]]:
+        yield "generator", self.generator
+        yield "discriminator", self.discriminator
+        yield "ema", self.ema
+
+    def _optimized(self) -> Iterator[tuple[str, nn.Module, torch.optim.Optimizer]]:
+        yield "generator", self.generator, self.generator_optimizer
+        yield "discriminator", self.discriminator, self.discriminator_optimizer
+
+    def _discriminator_step(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+        self.discriminator_optimizer.zero_grad()
+        both = [torch.cat((real.to(fake.dtype), fake)) for real, fake in zip(reals, fakes, strict=True)]
+        real_scores, fake_scores = self.discriminator(both, batches=2).chunk(2)
+        loss = discriminator_loss(self.config.loss, real_scores, fake_scores)
+        loss.backward()
+        if self._penalty_is_due():
+            (self.config.penalty_interval * self._penalty(reals, fakes)).backward()
+        self.discriminator_optimizer.step()
+        return loss.detach()
+
+    def _generator_step(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+        self.generator_optimizer.zero_grad()
+        with _frozen(self.discriminator):
+            real_scores = None
+            if compares(self.config.loss):
+                with torch.no_grad():
+                    real_scores = self.discriminator([real.to(self.compute_dtype) for real in reals])
+            loss = generator_loss(self.config.loss, real_scores, self.discriminator(fakes))
+            loss.backward()
+        self.generator_optimizer.step()
+        return loss.detach()
+
+    def _penalty_is_due(self) -> bool:
+        penalized = self.config.loss == "wgan-gp" or self.config.r1_gamma > 0 or self.config.r2_gamma > 0
+        return penalized and self.images_seen // self.config.batch_size % self.config.penalty_interval == 0
+
+    def _penalty(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+        """The gradient penalties of this configuration, a scalar in the weights' dtype."""
+        fakes = [fake.to(self.weight_dtype) for fake in fakes]
+        penalty = torch.zeros((), dtype=self.weight_dtype, device=self.device)
+        if self.config.loss == "wgan-gp":
+            positions = range(self.images_seen, self.images_seen + len(reals[0]))
+            epsilon = interpolation(self.config.seed, positions).to(self.device, self.weight_dtype)
+            penalty = penalty + wgan_gradient_penalty(self.discriminator, reals, fakes, epsilon)
+        if self.config.r1_gamma > 0:
+            penalty = penalty + zero_centred_penalty(self.discriminator, reals, self.config.r1_gamma)
+        if self.config.r2_gamma > 0:
+            penalty = penalty + zero_centred_penalty(self.discriminator, fakes, self.config.r2_gamma)
+        return penalty
+
+    def _average(self) -> None:
+        decay = ema_decay(
+            batch_size=self.config.batch_size,
+            images_seen=self.images_seen,
+            half_life_kimg=self.config.ema_half_life_kimg,
+            ramp=self.config.ema_ramp,
+        )
+        update_ema(self.ema, self.generator, decay)
+
+    def _placed(self, network: Network) -> Network:
+        network.to(device=self.device, dtype=self.weight_dtype)
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return network
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        return images.to(self.device, self.weight_dtype, memory_format=torch.channels_last)
+
+    def _adam(self, network: nn.Module, learning_rate: float) -> torch.optim.Adam:
+        betas = (self.config.beta1, self.config.beta2)
+        return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, eps=ADAM_EPSILON, fused=True)
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Within, gradients flow through the network and none are computed for its weights."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)

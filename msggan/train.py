@@ -1,0 +1,79 @@
+"""What is a run? `python -m msggan.train --data PATH --run-dir DIR [options]`: options → Trainer → exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from msggan.options import (
+    Place,
+    data_option,
+    data_problems,
+    parse_with,
+    place_options,
+    place_problems,
+    train_options,
+)
+from msggan.program import output_option, output_problems, print_json, run_program
+
+if TYPE_CHECKING:
+    from msggan.trainer import RunResult
+
+EXIT_CODES = {"completed": 0, "cancelled": 6, "interrupted": 130}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@data_option
+@click.option("--run-dir", metavar="DIR", help="The run folder. One that holds a run already is resumed.")
+@train_options
+@place_options
+@output_option
+def train(
+    data: str | None, run_dir: str | None, device: str, workers: str, output: str, **texts: str | bool | None
+) -> int:
+    """Train a multi-scale GAN on your own images.
+
+    The same command again resumes the run; --kimg, the intervals and --num-samples may then differ.
+    """
+    problems = data_problems(data) + run_dir_problems(run_dir)
+    problems += place_problems(device, workers) + output_problems(output)
+    config = parse_with(problems, texts)
+    place = Place(device, int(workers))
+
+    from msggan.trainer import Trainer
+
+    trainer = Trainer(config, data=str(data), run_dir=str(run_dir), device=place.device, workers=place.workers)
+    result = trainer.run()
+    show(result, output)
+    return EXIT_CODES[result.state]
+
+
+def run_dir_problems(run_dir: str | None) -> list[str]:
+    return [] if run_dir else ["--run-dir: is missing. Name the folder that the run is to live in."]
+
+
+def show(result: RunResult, output: str) -> None:
+    if output == "json":
+        print_json(
+            {
+                "state": result.state,
+                "run_dir": str(result.run_dir),
+                "images_seen": result.images_seen,
+                "metrics": result.metrics,
+                "next": result.next,
+            }
+        )
+        return
+    click.echo(f"{result.state.capitalize()} after {result.images_seen} images. Samples: {result.run_dir / 'samples'}")
+    for line in result.next:
+        click.echo(f"Next: {line}")
+
+
+def main() -> None:
+    sys.exit(run_program(train, name="python -m msggan.train"))
+
+
+if __name__ == "__main__":
+    main()

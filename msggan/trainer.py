@@ -1,0 +1,322 @@
+"""A run from its first image to its last: begin or resume, step, report, sample, measure, save, stop politely."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+import torch
+from torch import Tensor
+
+from msggan.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint, save_generator
+from msggan.config import TrainConfig, resolve
+from msggan.data import ImageDataset, SampleStream, find_images, median_shorter_side, to_float
+from msggan.device import choose_device, has_fast_bfloat16
+from msggan.errors import DataError, RunFolderError, TrainingError
+from msggan.metrics import sliced_wasserstein
+from msggan.networks import Discriminator, Generator
+from msggan.progress import Progress
+from msggan.randomness import Purpose, latents
+from msggan.run_folder import RunFolder
+from msggan.sample import generate, write_samples
+from msggan.steps import Adversaries
+from msggan.tracking import Tracker
+
+REPORT_IMAGES = 250
+MEASURED_IMAGES_AT_MOST = 1024
+SKIPPED_IMAGES_NAMED = 10
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. state: completed, interrupted (Ctrl-C) or cancelled (SIGTERM)."""
+
+    state: str
+    run_dir: Path
+    images_seen: int
+    metrics: dict[str, float]
+    next: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Interval:
+    """What has happened since the last report. The losses are sums, on the device, so that no step waits for them."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    d_loss: Tensor | float = 0.0
+    g_loss: Tensor | float = 0.0
+
+    def add(self, losses: dict[str, Tensor], seconds: float) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        self.d_loss = self.d_loss + losses["d_loss"]
+        self.g_loss = self.g_loss + losses["g_loss"]
+
+    def plain(self) -> dict[str, float]:
+        return {name: float(value) for name, value in asdict(self).items()}
+
+
+class Trainer:
+    """Trains on the images at `data` and keeps everything in `run_dir`; a folder that holds a run resumes it.
+
+    device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0 is as many as there are cores.
+    progress goes to `stream`, by default stderr. Raises `UsageError`, `DataError` or `RunFolderError` before anything
+    is written; `run` may also raise `CheckpointError` and `TrainingError`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        data: str | Path,
+        run_dir: str | Path,
+        device: str = "auto",
+        workers: int = 0,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.folder = RunFolder(run_dir)
+        self.device = choose_device(device)
+        self.data = data
+        files = find_images(data)
+        self.config = self.folder.continued(config) or resolve(
+            config,
+            shorter_side_px=median_shorter_side(files),
+            device=self.device.type,
+            has_fast_bfloat16=has_fast_bfloat16(self.device),
+        )
+        self.progress = Progress(total_images=round(self.config.kimg * 1000), stream=stream)
+        self.dataset = ImageDataset(
+            files,
+            resolution=self.config.resolution,
+            background=self.config.background,
+            workers=workers,
+            progress=self.progress.decoding,
+        )
+        self._check_images()
+        self.stream = SampleStream(
+            self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
+        )
+        self.adversaries = Adversaries(self.config, self.device)
+        self.tracker = Tracker(self.folder.metrics)
+        self.interval = Interval()
+        self.seconds = 0.0  # spent on steps, over all the processes that have worked on this run
+        self.saved_images = 0
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def generator(self) -> Generator:
+        return self.adversaries.generator
+
+    @property
+    def discriminator(self) -> Discriminator:
+        return self.adversaries.discriminator
+
+    @property
+    def ema(self) -> Generator:
+        """The generator's moving average: samples and `generator.safetensors` come from it."""
+        return self.adversaries.ema
+
+    @property
+    def images_seen(self) -> int:
+        return self.adversaries.images_seen
+
+    def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """One step by hand: reals (N, 3, R, R) float in [-1, 1], latents (N, L) of norm √L → d_loss and g_loss."""
+        return self.adversaries.step(reals, latents)
+
+    def run(self) -> RunResult:
+        """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Run again, it goes on from there."""
+        self._begin_or_resume()
+        with _polite_stop() as stop, self._explained(), closing(self.stream.batches(self.images_seen)) as batches:
+            while not self._finished() and stop.state is None:
+                began = time.perf_counter()
+                reals = to_float(next(batches).to(self.device))
+                losses = self.step(reals, self._latents())
+                self.interval.add(losses, time.perf_counter() - began)
+
+                measured: dict[str, float] = {}
+                if self._due(self.config.sample_kimg * 1000):
+                    self._sample()
+                if self._due(self.config.metric_kimg * 1000):
+                    measured = self._measure()
+                if measured or self._due(REPORT_IMAGES):
+                    self._report(measured)
+                if self._due(self.config.checkpoint_kimg * 1000):
+                    self._save()
+            self._save()
+        return self._leave("completed" if self._finished() else stop.state or "completed")
+
+    def _due(self, interval_images: float) -> bool:
+        """Whether the last step reached or passed a multiple of the interval, or was the last of all."""
+        before = self.images_seen - self.config.batch_size
+        return self._finished() or self.images_seen // interval_images > before // interval_images
+
+    def _finished(self) -> bool:
+        return self.images_seen >= self.config.kimg * 1000
+
+    def _latents(self) -> Tensor:
+        positions = range(self.images_seen, self.images_seen + self.config.batch_size)
+        return latents(self.config.seed, positions, self.config.latent_size)
+
+    # What is due
+
+    def _sample(self) -> None:
+        fixed = latents(self.config.seed, range(self.config.num_samples), self.config.latent_size, Purpose.SAMPLE)
+        self.progress.sample = write_samples(self.folder.samples, self.images_seen, generate(self.ema, fixed))
+
+    def _measure(self) -> dict[str, float]:
+        """swd against the held-back images, or against training images where none are held back."""
+        if self.dataset.held_back:
+            reals = self.dataset.held_back_images()[:MEASURED_IMAGES_AT_MOST]
+        else:
+            reals = self.dataset.images(range(min(self.dataset.training, MEASURED_IMAGES_AT_MOST)))
+        fixed = latents(self.config.seed, range(len(reals)), self.config.latent_size, Purpose.METRIC)
+        return sliced_wasserstein(reals, generate(self.ema, fixed)[-1])
+
+    def _report(self, measured: dict[str, float]) -> None:
+        since = self.interval.plain()
+        self.seconds += since["seconds"]
+        self.metrics = {
+            "images": self.images_seen,
+            "kimg": self.images_seen / 1000,
+            "d_loss": since["d_loss"] / since["steps"],
+            "g_loss": since["g_loss"] / since["steps"],
+            "images_per_second": since["steps"] * self.config.batch_size / since["seconds"],
+            "seconds": self.seconds,
+            **measured,
+        }
+        self.tracker.report(self.metrics)
+        self.interval = Interval()
+        images_left = max(0, self.config.kimg * 1000 - self.images_seen)
+        self.progress.report(self.metrics, seconds_left=images_left * self.seconds / self.images_seen)
+
+    def _save(self) -> None:
+        """A checkpoint of this very step, unless there is one."""
+        if self.images_seen == self.saved_images:
+            return
+        state = {
+            "data_fingerprint": self.dataset.fingerprint,
+            "data_images": self.dataset.training + self.dataset.held_back,
+            "interval": self.interval.plain(),
+            "seconds": self.seconds,
+        }
+        save_checkpoint(self.folder.checkpoints, self.images_seen, self.adversaries.tensors(), state)
+        save_generator(self.folder.generator, self.ema.state_dict(), asdict(self.config))
+        prune_checkpoints(self.folder.checkpoints, newest=self.images_seen)
+        self.saved_images = self.images_seen
+
+    # Before the first step and after the last
+
+    def _check_images(self) -> None:
+        training, batch_size = self.dataset.training, self.config.batch_size
+        if training < batch_size:
+            raise DataError(
+                f"--data {self.data}: {training} images to train on are fewer than --batch-size {batch_size}.",
+                f"Add images, or try --batch-size {1 << (training.bit_length() - 1)}.",
+            )
+        held_back = f"{self.dataset.held_back} more are held back to measure with"
+        if not self.dataset.held_back:
+            held_back = "too few to hold any back, so swd is measured against the same images"
+        self.progress.say(f"{training} images to train on at {self.config.resolution} px; {held_back}.")
+        if self.dataset.enlarged:
+            self.progress.say(f"{self.dataset.enlarged} of the images were smaller than that and have been enlarged.")
+
+    def _begin_or_resume(self) -> None:
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        if not self.images_seen:
+            self._resume()
+        self.folder.prepare(self.config, networks, checkpoint_bytes=self.adversaries.checkpoint_bytes())
+        self.tracker.forget_after(self.images_seen)
+        self.progress.say(
+            f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
+            f"{self.config.precision}: {self.images_seen / 1000:g} of {self.config.kimg:g} kimg done."
+        )
+
+    def _resume(self) -> None:
+        checkpoint, damaged = newest_checkpoint(self.folder.checkpoints)
+        for path, reason in damaged:
+            self.progress.say(f"{path}: damaged ({reason}); using the one before.")
+        if checkpoint is None:
+            return
+        state = checkpoint.state
+        if state["data_fingerprint"] != self.dataset.fingerprint:
+            raise RunFolderError(
+                f"--data {self.data}: these are not the images that {self.folder} was trained on "
+                f"({state['data_images']} then, {self.dataset.training + self.dataset.held_back} now).",
+                "Bring those images back to go on, or give another name or run folder to begin with these.",
+            )
+        self.adversaries.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
+        self.interval = Interval(**state["interval"])
+        self.seconds = state["seconds"]
+        self.saved_images = checkpoint.images_seen
+
+    def _leave(self, state: str) -> RunResult:
+        self.progress.close()
+        skipped = self.dataset.skipped
+        if skipped:
+            named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:SKIPPED_IMAGES_NAMED])
+            more = f"; and {len(skipped) - SKIPPED_IMAGES_NAMED} more" if len(skipped) > SKIPPED_IMAGES_NAMED else ""
+            self.progress.say(f"{len(skipped)} images could not be used: {named}{more}.")
+        again = [sys.executable, "-m", "msggan.train", "--data", str(self.data), "--run-dir", str(self.folder)]
+        if state == "completed":
+            self.progress.say(f"Done: {self.images_seen / 1000:g} kimg. A larger --kimg would go on from here.")
+            return RunResult(state, self.folder.path, self.images_seen, self.metrics)
+        self.progress.say(f"Stopped after {self.images_seen / 1000:g} kimg. The same command again goes on from here.")
+        return RunResult(state, self.folder.path, self.images_seen, self.metrics, [shlex.join(again)])
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what the machine refuses during training into what a person can do about it."""
+        try:
+            yield
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise TrainingError(
+                f"{where}{error.strerror or error}, after {self.images_seen / 1000:g} kimg.",
+                f"The last checkpoint in {self.folder.checkpoints} is good. Mend that and run the same command again.",
+            ) from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise TrainingError(
+                f"Out of memory on {self.device} at --resolution {self.config.resolution}, --latent-size "
+                f"{self.config.latent_size}, --batch-size {self.config.batch_size}.",
+                "Give a smaller one of these, under another name.",
+            ) from error
+        finally:
+            self.progress.close()
+
+
+@dataclass
+class Stop:
+    """Whether the run was asked to stop, and how that is called."""
+
+    state: str | None = None
+
+
+@contextmanager
+def _polite_stop() -> Iterator[Stop]:
+    """Within, Ctrl-C and SIGTERM ask for a stop after the step at hand; a second Ctrl-C stops at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread is sent signals
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.state = "interrupted" if number == signal.SIGINT else "cancelled"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

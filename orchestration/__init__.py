@@ -1,0 +1,25 @@
+"""What does `import orchestration` offer? The public names, loaded when first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestration.local import LocalTarget
+    from orchestration.spec import Run, RunSpec
+
+__all__ = ["LocalTarget", "Run", "RunSpec"]
+
+_HOMES = {"LocalTarget": "orchestration.local", "Run": "orchestration.spec", "RunSpec": "orchestration.spec"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'orchestration' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,114 @@
+"""What can a person type? The commands of `msggan-aml`. The only module of this package that prints."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from msggan.options import (
+    Place,
+    data_option,
+    data_problems,
+    parse_with,
+    place_options,
+    place_problems,
+    train_options,
+)
+from msggan.program import output_option, output_problems, print_json, run_program
+from orchestration.spec import Run, RunSpec, default_name, name_problems
+from orchestration.targets import TARGETS, build_target, choose, target_problems
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=SETTINGS, invoke_without_command=True)
+@click.version_option(package_name="msggan")
+@click.pass_context
+def msggan_aml(context: click.Context) -> int:
+    """Train a multi-scale GAN on your own images: here, now, with one command."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        return 2
+    return 0
+
+
+@msggan_aml.command()
+@data_option
+@click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
+@click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
+@click.option(
+    "--runs-dir",
+    default="runs",
+    envvar="MSGGAN_RUNS_DIR",
+    metavar="DIR",
+    help="The folder of the run folders.  [default: runs; variable MSGGAN_RUNS_DIR]",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
+@train_options
+@place_options
+@output_option
+def submit(
+    data: str | None,
+    target: str,
+    name: str | None,
+    runs_dir: str,
+    dry_run: bool,
+    device: str,
+    workers: str,
+    output: str,
+    **texts: str | bool | None,
+) -> int:
+    """Train on the images in a folder or a zip, and follow the run to its end.
+
+    The same command again resumes the run; --kimg, the intervals, --num-samples, --device and --workers may then
+    differ.
+    """
+    problems = data_problems(data) + target_problems(target) + (name_problems(name) if name is not None else [])
+    problems += place_problems(device, workers) + output_problems(output)
+    config = parse_with(problems, texts)
+    images = str(data)
+    spec = RunSpec(config, images, default_name(images) if name is None else name, Place(device, int(workers)))
+
+    choice = choose(target, folder=Path.cwd(), environ=os.environ)
+    serving = build_target(choice.target, runs_dir=runs_dir)
+    plan = serving.plan(spec)
+    tell(f"Target: {choice.target} ({choice.reason}).")
+    tell(f"Run folder: {plan['run_dir']}")
+    if dry_run:
+        show_plan(plan, output)
+        return 0
+    run = serving.submit(spec)
+    show_run(run, output)
+    return run.exit_code
+
+
+def tell(line: str) -> None:
+    """A line for people, which no script reads."""
+    click.echo(line, err=True)
+
+
+def show_plan(plan: dict[str, Any], output: str) -> None:
+    if output == "json":
+        print_json(plan)
+        return
+    variables = [f"{name}={shlex.quote(value)}" for name, value in plan["env"].items()]
+    click.echo(" ".join([*variables, shlex.join(plan["command"])]))
+
+
+def show_run(run: Run, output: str) -> None:
+    if output == "json":
+        print_json(run.as_json())
+        return
+    seen = "" if run.images_seen is None else f" after {run.images_seen} images"
+    click.echo(f"{run.name}: {run.state}{seen}. Samples: {Path(run.run_dir) / 'samples'}")
+    for line in run.next:
+        click.echo(f"Next: {line}")
+
+
+def main() -> None:
+    sys.exit(run_program(msggan_aml, name="msggan-aml"))

@@ -1,0 +1,81 @@
+"""What is asked of a target, and what comes back? RunSpec, its command line, and Run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msggan.config import TrainConfig
+from msggan.errors import UsageError
+from msggan.options import Place, to_argv
+
+LONGEST_NAME = 63
+ARCHIVES = (".zip",)
+
+EXIT_CODES = {"completed": 0, "failed": 1, "cancelled": 6, "interrupted": 130}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run to be: what to train, on which images, under which name. `place` is the part of the machine to use."""
+
+    config: TrainConfig
+    data: str | Path
+    name: str
+    place: Place = Place()
+
+    def __post_init__(self) -> None:
+        problems = name_problems(self.name)
+        if problems:
+            raise UsageError(problems)
+
+    def command(self, *, data: str, run_dir: str, python: str = "python") -> list[str]:
+        """The command line that is the run. A target says where it finds the images and where it keeps the run."""
+        program = [python, "-m", "msggan.train", "--data", data, "--run-dir", run_dir]
+        return [*program, *to_argv(self.config), *self.place.to_argv()]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of a run, in the words that scripts read."""
+
+    name: str
+    target: str
+    state: str
+    run_dir: str
+    job_id: str | None = None
+    portal_url: str | None = None
+    images_seen: int | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    next: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.state]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def name_problems(name: str) -> list[str]:
+    """Every complaint about the text of --name: it names a folder here and a job on Azure, and both are particular."""
+    if len(name) > LONGEST_NAME:
+        return [f"--name {name}: has {len(name)} characters; at most {LONGEST_NAME} are allowed."]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        return [f"--name {name}: must be letters, digits, - and _, and start with a letter or digit."]
+    return []
+
+
+def default_name(data: str | Path) -> str:
+    """A name from the data's own: the same images again are the same run again."""
+    path = Path(os.path.abspath(data))
+    name = path.stem if path.suffix.lower() in ARCHIVES else path.name
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).lstrip("-_")[:LONGEST_NAME].rstrip("-_")
+    # A name in another script leaves nothing; a few digits of its hash keep two such names apart.
+    return slug or f"run-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
