@@ -176,17 +176,17 @@ class TrainConfig:
     )
     seed: int = option("Where every random number of the run comes from.", default=0, range=Range(0, 2**31 - 1))
     sample_kimg: float = option(
-        "Write sample grids every so many thousand images. Default: a twentieth of --kimg.",
+        "Write sample grids every so many thousand images. Default: a twentieth of --kimg, at least 1.",
         range=POSITIVE,
         may_change=True,
     )
     metric_kimg: float = option(
-        "Measure the sliced Wasserstein distance every so many thousand images. Default: a twentieth of --kimg.",
+        "Measure the sliced Wasserstein distance every so many thousand images. Default: a twentieth of --kimg, at least 1.",
         range=POSITIVE,
         may_change=True,
     )
     checkpoint_kimg: float = option(
-        "Save the run every so many thousand images. Default: a twentieth of --kimg, at most 20.",
+        "Save the run every so many thousand images. Default: a twentieth of --kimg, from 1 to 20.",
         range=POSITIVE,
         may_change=True,
     )
@@ -319,10 +319,9 @@ def resolve(config: TrainConfig, *, shorter_side_px: int, device: str, has_fast_
         filled["ema_half_life_kimg"] = filled["batch_size"] * math.log(0.5) / math.log(BMSG_EMA_DECAY) / 1000
     if filled["precision"] == "auto":
         filled["precision"] = "bfloat16" if has_fast_bfloat16 else "float32"
-    twentieth = filled["kimg"] / 20
     for name, most in (("sample_kimg", math.inf), ("metric_kimg", math.inf), ("checkpoint_kimg", 20.0)):
         if filled[name] is None:
-            filled[name] = min(twentieth, most)
+            filled[name] = min(max(1.0, filled["kimg"] / 20), most)
     return TrainConfig(**filled)
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
 import statistics
-import struct
 import threading
 import zipfile
 from collections import deque
@@ -27,19 +25,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, TiffTags
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile as PillowFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from msggan.errors import DataError
 from msggan.randomness import mirrored, order
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MEMORY_BUDGET_BYTES = 4 * 2**30  # decoded images kept in memory; the ones past it are decoded whenever they are shown
 LARGEST_FILE_BYTES = 2**30  # a larger one is no photograph; in a zip it is a bomb
 HELD_BACK_ONE_IN = 10
@@ -411,19 +403,17 @@ def decode(content: bytes, resolution: int, background: str = "white") -> np.nda
 
 def _decoded(content: bytes, resolution: int, background: str) -> _Decoded:
     with _refusals():
-        image = _header(content)
+        image = _opened_image(content)
         shorter_side = min(image.size)
         # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the resolution leaves Lanczos its work.
-        image.draft(None, (2 * resolution, 2 * resolution))
+        image.draft(None, (2 * resolution, 2 * resolution))  # None: keep the mode
         image.load()
-        exif = content if isinstance(image, _Tiff) else image.info.get("exif", b"")
-        upright = _turned(as_rgb(image, background), _orientation(exif))
-        return _Decoded(_square(upright, resolution), shorter_side)
+        return _Decoded(_square(as_rgb(_upright(image), background), resolution), shorter_side)
 
 
 def _shorter_side(content: bytes) -> int:
     with _refusals():
-        return min(_header(content).size)
+        return min(_opened_image(content).size)
 
 
 @contextmanager
@@ -435,61 +425,30 @@ def _refusals() -> Iterator[None]:
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
         if isinstance(error, Image.DecompressionBombError):
-            raise _bomb() from error
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise DataError(f"decompression bomb: more than {limit // 10**6} million pixels") from error
         if isinstance(error, MemoryError):
             raise DataError("needs more memory than there is") from error
         cut_off = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise DataError("truncated" if cut_off else "damaged") from error
 
 
-def _header(content: bytes) -> PillowFile:
-    """The image with its header read and its pixels not yet decoded.
-
-    Image.open is passed by: it warns between once and twice Pillow's pixel limit, and warnings can only be silenced for
-    all threads at once. It would also try formats beyond these six.
-    """
+def _opened_image(content: bytes) -> Image.Image:
+    """The image with its header read and its pixels not yet decoded; no format but these six is tried."""
     if not content:
         raise DataError("empty")
-    reader = next((reader for signature, reader in _READERS if re.match(signature, content, re.DOTALL)), None)
-    if reader is None:
-        raise DataError("not a JPEG, PNG, WebP, BMP, GIF or TIFF image")
-    if reader is _Tiff:
-        content = _without_notes(content)
-    elif reader is PngImageFile:
-        content = _without_animation(content)
-    image = reader(BytesIO(content))
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:
-        raise _bomb()
-    return image
+    try:
+        return Image.open(BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise DataError("not a readable JPEG, PNG, WebP, BMP, GIF or TIFF image") from error
 
 
-def _bomb() -> DataError:
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return DataError(f"decompression bomb: more than {limit // 10**6} million pixels")
-
-
-class _Jpeg(JpegImageFile):
-    """A JPEG whose EXIF Pillow leaves alone: it only looks for the dpi there, and warns where the EXIF is damaged."""
-
-    def getexif(self) -> Image.Exif:
-        return Image.Exif()
-
-
-class _Tiff(TiffImageFile):
-    """A TIFF under the same pixel limit as other images: Pillow's own warns at half of it."""
-
-    def load_prepare(self) -> None:
-        PillowFile.load_prepare(self)
-
-
-_READERS: tuple[tuple[bytes, type[PillowFile]], ...] = (
-    (rb"\xff\xd8\xff", _Jpeg),
-    (rb"\x89PNG\r\n\x1a\n", PngImageFile),
-    (rb"RIFF....WEBP", WebPImageFile),
-    (rb"BM", BmpImageFile),
-    (rb"GIF8[79]a", GifImageFile),
-    (rb"II[*+]\x00|MM\x00[*+]", _Tiff),
-)
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; as it is stored where EXIF is damaged, for the pixels may still be good."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF raises whatever its first wrong field leads to
+        return image
 
 
 def as_rgb(image: Image.Image, background: str) -> Image.Image:
@@ -538,103 +497,6 @@ def _square(image: Image.Image, resolution: int) -> np.ndarray:
         reducing_gap=3.0,
     )
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
-def _orientation(exif: bytes) -> int:
-    """EXIF's orientation, 1 to 8; 1 where it says none. Pillow's own reading warns where EXIF is damaged."""
-    try:
-        directory = _directory(exif.removeprefix(b"Exif\0\0"))
-    except struct.error:
-        return 1
-    for entry in directory.entries:
-        tag, kind = struct.unpack_from(directory.endian + "HH", entry)
-        if tag == 274 and kind in (3, 4):
-            value = struct.unpack_from(directory.endian + ("H" if kind == 3 else "I"), entry, directory.inline_at)
-            return int(value[0])
-    return 1
-
-
-class _Directory(NamedTuple):
-    """The first directory of a TIFF: where it starts, and its entries as bytes. EXIF is a TIFF without an image."""
-
-    endian: str
-    big: bool
-    start: int
-    entries: list[bytes]
-
-    @property
-    def inline_at(self) -> int:
-        """Where in an entry its value stands, or the value's offset in the file if it is longer."""
-        return 12 if self.big else 8
-
-
-def _directory(content: bytes) -> _Directory:
-    """Raises struct.error where there is none."""
-    endian = "<" if content.startswith(b"II") else ">"
-    big = struct.unpack_from(endian + "H", content, 2)[0] == 43
-    start = struct.unpack_from(endian + ("Q" if big else "I"), content, 8 if big else 4)[0]
-    if start > len(content):
-        raise struct.error("the directory lies outside the file")
-    count = struct.unpack_from(endian + ("Q" if big else "H"), content, start)[0]
-    first, size = start + (8 if big else 2), 20 if big else 12
-    last = min(first + count * size, len(content) - size + 1)
-    return _Directory(endian, big, start, [content[at : at + size] for at in range(first, last, size)])
-
-
-# What a decoder needs to find and understand pixels: sizes, strips, tiles, colours, compression.
-_PIXEL_TAGS = frozenset(
-    (254, *range(256, 260), 262, 266, 273, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326), 332, 338, 339)
-) | {347, *range(512, 522), *range(529, 533), 50674}
-_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-
-
-def _without_notes(content: bytes) -> bytes:
-    """A TIFF of one page whose directory lists its pixels and no notes: Pillow warns of each note that is damaged."""
-    directory = _directory(content)
-    kept, room = [], len(content)
-    for entry in directory.entries:
-        size = _size_of(entry, directory, len(content))
-        if size is not None and size <= room:
-            kept.append(entry)
-            room -= size
-    count = struct.pack(directory.endian + ("Q" if directory.big else "H"), len(kept))
-    rewritten = count + b"".join(kept) + bytes(8 if directory.big else 4)
-    return content[: directory.start] + rewritten + content[directory.start + len(rewritten) :]
-
-
-def _size_of(entry: bytes, directory: _Directory, end: int) -> int | None:
-    """The bytes a pixel tag's value takes; None if it is another tag or the value is not all there."""
-    form, inline_bytes = (("HHQQ", 8), ("HHII", 4))[not directory.big]
-    tag, kind, count, offset = struct.unpack(directory.endian + form, entry)
-    size = int(count) * _VALUE_BYTES.get(kind, 0)
-    if tag not in _PIXEL_TAGS or size == 0 or (size > inline_bytes and offset + size > end):
-        return None
-    if count != 1 and kind not in (1, 2, 7) and TiffTags.lookup(tag).length == 1:  # bytes and texts count as one value
-        return None
-    return size
-
-
-def _without_animation(content: bytes) -> bytes:
-    """A PNG that does not say it is animated: Pillow warns if it says so wrongly, and only the first frame counts."""
-    while (at := content.find(b"acTL", 0, max(0, content.find(b"IDAT")))) >= 4:
-        length = int.from_bytes(content[at - 4 : at], "big")
-        content = content[: at - 4] + content[at + length + 8 :]
-    return content
 
 
 def _in_threads(

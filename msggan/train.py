@@ -31,7 +31,7 @@ EXIT_CODES = {"completed": 0, "cancelled": 6, "interrupted": 130}
 @place_options
 @output_option
 def train(
-    data: str | None, run_dir: str | None, device: str, workers: str, output: str, **texts: str | bool | None
+    *, data: str | None, run_dir: str | None, device: str, workers: str, output: str, **texts: str | bool | None
 ) -> int:
     """Train a multi-scale GAN on your own images.
 

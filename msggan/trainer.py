@@ -32,7 +32,7 @@ from msggan.steps import Adversaries
 from msggan.tracking import Tracker
 
 REPORT_IMAGES = 250
-MEASURED_IMAGES_AT_MOST = 1024
+MEASURED_IMAGES_AT_MOST = 512
 SKIPPED_IMAGES_NAMED = 10
 
 
@@ -111,6 +111,7 @@ class Trainer:
         self.interval = Interval()
         self.seconds = 0.0  # spent on steps, over all the processes that have worked on this run
         self.saved_images = 0
+        self.began, self.began_images = 0.0, 0  # when this process took its first step, and at which image
         self.metrics: dict[str, float] = {}
 
     @property
@@ -197,8 +198,12 @@ class Trainer:
         }
         self.tracker.report(self.metrics)
         self.interval = Interval()
+        self.progress.report(self.metrics, seconds_left=self._seconds_left())
+
+    def _seconds_left(self) -> float:
+        """At the pace of this process so far, everything that is due included."""
         images_left = max(0, self.config.kimg * 1000 - self.images_seen)
-        self.progress.report(self.metrics, seconds_left=images_left * self.seconds / self.images_seen)
+        return images_left * (time.perf_counter() - self.began) / (self.images_seen - self.began_images)
 
     def _save(self) -> None:
         """A checkpoint of this very step, unless there is one."""
@@ -237,6 +242,7 @@ class Trainer:
             self._resume()
         self.folder.prepare(self.config, networks, checkpoint_bytes=self.adversaries.checkpoint_bytes())
         self.tracker.forget_after(self.images_seen)
+        self.began, self.began_images = time.perf_counter(), self.images_seen
         self.progress.say(
             f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
             f"{self.config.precision}: {self.images_seen / 1000:g} of {self.config.kimg:g} kimg done."

@@ -16,7 +16,7 @@ _HOMES = {"LocalTarget": "orchestration.local", "Run": "orchestration.spec", "Ru
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'orchestration' has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415
+    from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
 

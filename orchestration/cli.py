@@ -37,7 +37,7 @@ def msggan_aml(context: click.Context) -> int:
     return 0
 
 
-@msggan_aml.command()
+@msggan_aml.command(short_help="Train on a folder or a zip of images.")
 @data_option
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
@@ -53,6 +53,7 @@ def msggan_aml(context: click.Context) -> int:
 @place_options
 @output_option
 def submit(
+    *,
     data: str | None,
     target: str,
     name: str | None,

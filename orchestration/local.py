@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
+from msggan.options import to_argv
 from msggan.program import OUTPUT_VARIABLE
 from orchestration.errors import JobFailedError, ReportedError
 from orchestration.spec import EXIT_CODES, Run, RunSpec
@@ -46,7 +47,7 @@ class LocalTarget:
         """Trains to the end, or until stopped. Raises MsgganError if the run cannot begin or fails."""
         plan = self.plan(spec)
         ending = follow(plan["command"], {**os.environ, **plan["env"]})
-        return build_run(spec, plan["run_dir"], ending)
+        return build_run(spec, plan["run_dir"], ending, runs_dir=str(self.runs_dir))
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def follow(command: list[str], environ: dict[str, str]) -> Ending:
     """Runs a command to its end. Its stderr is ours, so its live progress line works; its stdout is its result."""
     with _Signals().passed_on() as signals:
         try:
-            child = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, encoding="utf-8", errors="replace")
+            child = subprocess.Popen(  # noqa: S603 - our own command, as a list: no shell reads it
+                command, env=environ, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
+            )
         except OSError as error:
             raise JobFailedError(f"Cannot start {shlex.join(command[:3])}: {error.strerror}.") from None
         with child:
@@ -71,7 +74,7 @@ def follow(command: list[str], environ: dict[str, str]) -> Ending:
         return Ending(child.returncode, stdout, signals.terminated)
 
 
-def build_run(spec: RunSpec, run_dir: str, ending: Ending) -> Run:
+def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> Run:
     """The run that the child told of; raises its error, or one that says how it died without a word."""
     told = _last_object(ending.stdout)
     if "error" in told:
@@ -85,11 +88,21 @@ def build_run(spec: RunSpec, run_dir: str, ending: Ending) -> Run:
             run_dir=told["run_dir"],
             images_seen=told["images_seen"],
             metrics=told["metrics"],
-            next=told["next"],
+            next=[next_command(spec, runs_dir, told["state"], told["images_seen"])],
         )
     if ending.terminated_by_us:  # SIGTERM came before the child could have answered it
-        return Run(name=spec.name, target=LocalTarget.name, state="cancelled", run_dir=run_dir, next=[RESUMES])
-    _raise_for_silent_death(ending.status)
+        again = [next_command(spec, runs_dir, "cancelled", 0)]
+        return Run(name=spec.name, target=LocalTarget.name, state="cancelled", run_dir=run_dir, next=again)
+    raise silent_death(ending.status)
+
+
+def next_command(spec: RunSpec, runs_dir: str, state: str, images_seen: int) -> str:
+    """What to type next: the same run again, and for one that is complete, twice as long."""
+    words = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, "--runs-dir", runs_dir]
+    config = spec.config
+    if state == "completed":
+        config = replace(config, kimg=2 * (config.kimg or images_seen / 1000))
+    return shlex.join([*words, *to_argv(config), *spec.place.to_argv()])
 
 
 def _last_object(stdout: str) -> dict[str, Any]:
@@ -102,14 +115,15 @@ def _last_object(stdout: str) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _raise_for_silent_death(status: int) -> NoReturn:
+def silent_death(status: int) -> JobFailedError:
+    """What to say of a child that ended with this status and left no result."""
     if status >= 0:
-        raise JobFailedError(f"The training process ended with exit code {status} and left no result.", RESUMES)
+        return JobFailedError(f"The training process ended with exit code {status} and left no result.", RESUMES)
     message = f"The training process was killed by {_signal_name(-status)}."
-    if -status == getattr(signal, "SIGKILL", 9):
+    if -status == getattr(signal, "SIGKILL", 9):  # Windows has none
         message += " Most often the machine had run out of memory."
-        raise JobFailedError(message, f"{RESUMES} A smaller --batch-size or --resolution needs less memory.")
-    raise JobFailedError(message, RESUMES)
+        return JobFailedError(message, f"{RESUMES} A smaller --batch-size or --resolution needs less memory.")
+    return JobFailedError(message, RESUMES)
 
 
 def _signal_name(number: int) -> str:

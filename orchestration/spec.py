@@ -27,7 +27,7 @@ class RunSpec:
     config: TrainConfig
     data: str | Path
     name: str
-    place: Place = Place()
+    place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
         problems = name_problems(self.name)

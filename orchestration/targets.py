@@ -57,7 +57,7 @@ def choose(asked: str, *, folder: Path, environ: Mapping[str, str]) -> Choice:
 
 
 def build_target(name: str, *, runs_dir: str) -> Target:
-    from orchestration.local import LocalTarget  # noqa: PLC0415 - a target is loaded when it serves
+    from orchestration.local import LocalTarget  # a target is loaded when it serves
 
     return {"local": LocalTarget}[name](runs_dir)
 

@@ -1,0 +1,85 @@
+"""What do the tests share? Small images drawn for them, and our programs started as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+PROGRAMS = {
+    "msggan-aml": ["-c", "from orchestration.cli import main; main()"],
+    "msggan.train": ["-m", "msggan.train"],
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """What stdout holds, which must be one line of JSON and nothing else."""
+        (line,) = self.stdout.splitlines()
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+
+@pytest.fixture
+def tiny_images(tmp_path: Path) -> Path:
+    """A folder `tiny` of 24 different PNGs of 8 x 8 pixels: a coloured square on a coloured ground."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(24):
+        pixels = np.empty((8, 8, 3), np.uint8)
+        pixels[:] = random.integers(0, 256, 3)
+        top, left = random.integers(0, 5, 2)
+        pixels[top : top + 4, left : left + 4] = random.integers(0, 256, 3)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's variables without those that our programs read, and with this checkout's packages first."""
+    ours = ("MSGGAN_", "AZUREML_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), kept.get("PYTHONPATH", "")]))
+    return {**kept, "PYTHONPATH": path, **extra}
+
+
+def command_line(program: str, *words: object) -> list[str]:
+    return [sys.executable, *PROGRAMS[program], *map(str, words)]
+
+
+@pytest.fixture
+def run_program(tmp_path: Path) -> Callable[..., Ended]:
+    """run_program(PROGRAM, *words, **variables): runs it in the test's folder to its end."""
+
+    def run(program: str, *words: object, **variables: str) -> Ended:
+        ended = subprocess.run(
+            command_line(program, *words),
+            cwd=tmp_path,
+            env=environment(**variables),
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
