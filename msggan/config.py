@@ -181,7 +181,8 @@ class TrainConfig:
         may_change=True,
     )
     metric_kimg: float = option(
-        "Measure the sliced Wasserstein distance every so many thousand images. Default: a twentieth of --kimg, at least 1.",
+        "Measure the sliced Wasserstein distance every so many thousand images. "
+        "Default: a twentieth of --kimg, at least 1.",
         range=POSITIVE,
         may_change=True,
     )
@@ -247,7 +248,7 @@ def _converted(text: str | bool, wanted: type) -> Any:
 def problems_of(values: Mapping[str, Any]) -> list[str]:
     """Every complaint about the values given, a sentence each; none if they can be used together."""
     problems = [
-        f"{flag(spec.name)} {values[spec.name]}: {complaint}"
+        f"{flag(spec.name)} {_written(values[spec.name])}: {complaint}"
         for spec in fields(TrainConfig)
         if values.get(spec.name) is not None
         for complaint in _complaints(spec, values[spec.name])
@@ -255,6 +256,10 @@ def problems_of(values: Mapping[str, Any]) -> list[str]:
     if not problems:
         problems = _misfits(values)
     return problems
+
+
+def _written(value: Any) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)  # 0 and not 0.0, as a person writes it
 
 
 def _complaints(spec: Field[Any], value: Any) -> list[str]:

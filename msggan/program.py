@@ -102,7 +102,7 @@ def print_json(content: Mapping[str, Any]) -> None:
 def asked_for_json(words: Sequence[str], environ: Mapping[str, str]) -> bool:
     """Whether a command line asks for JSON, found without click: it must be known where click could not read it."""
     asked = environ.get(OUTPUT_VARIABLE, "")
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word in ("-o", "--output"):
             asked = following
         elif word.startswith("--output="):

@@ -15,7 +15,7 @@ from msggan.config import TrainConfig, field_types, problems_of
 @st.composite
 def configs(draw: st.DrawFn) -> TrainConfig:
     """Configurations with any of the fields said, each to any value that it may have."""
-    values = {spec.name: draw(st.none() | _values(spec)) for spec in fields(TrainConfig)}
+    values: dict[str, Any] = {spec.name: draw(st.none() | _values(spec)) for spec in fields(TrainConfig)}
     assume(not problems_of(values))  # good alone, and good together
     return TrainConfig(**values)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -22,6 +23,14 @@ NAMES = ("bmsg_gan_32px", "bmsg_gan_32px_plain")
 RESOLUTION = 32
 # A relativistic loss does not change when all scores shift: these gradients are rounding noise, which Adam enlarges.
 NOISE_IN_FLOAT32 = ("last.conv_2.bias", "last.conv_3.bias")
+
+
+class Tolerance(NamedTuple):
+    """How near the steps must come in a precision: weights absolutely, losses relatively."""
+
+    precision: str
+    weights: float
+    losses: float
 
 
 class Golden:
@@ -105,17 +114,15 @@ def test_losses_are_the_originals(golden: Golden, ours: str, theirs: str) -> Non
 
 @pytest.mark.parametrize("begin", [with_adversaries, with_trainer])
 @pytest.mark.parametrize(
-    ("precision", "weights_within", "losses_rel"), [("float64", 1e-8, 1e-8), ("float32", 5e-4, 1e-4)]
+    "tolerance", [Tolerance("float64", weights=1e-8, losses=1e-8), Tolerance("float32", weights=5e-4, losses=1e-4)]
 )
 def test_training_steps_are_the_originals(
     golden: Golden,
     begin: Callable[[Golden, str, Path], Adversaries | Trainer],
-    precision: str,
-    weights_within: float,
-    losses_rel: float,
+    tolerance: Tolerance,
     tmp_path: Path,
 ) -> None:
-    ours = begin(golden, precision, tmp_path)
+    ours = begin(golden, tolerance.precision, tmp_path)
     networks = {"generator": ours.generator, "discriminator": ours.discriminator, "ema": ours.ema}
     for name, network in networks.items():
         network.load_state_dict(golden.weights(f"before.{name.replace('ema', 'generator')}."))
@@ -126,12 +133,12 @@ def test_training_steps_are_the_originals(
 
     for which, name in (("d_loss", "discriminator"), ("g_loss", "generator")):
         recorded = golden.tensors[f"train.{name}_losses"].tolist()
-        assert [loss[which].item() for loss in losses] == pytest.approx(recorded, rel=losses_rel)
+        assert [loss[which].item() for loss in losses] == pytest.approx(recorded, rel=tolerance.losses)
     for name, network in networks.items():
         for weight, expected in golden.weights(f"after.{name}.").items():
-            if precision == "float32" and name == "discriminator" and weight in NOISE_IN_FLOAT32:
+            if tolerance.precision == "float32" and name == "discriminator" and weight in NOISE_IN_FLOAT32:
                 continue
-            assert_close(network.state_dict()[weight], expected, within=weights_within, what=f"{name}.{weight}")
+            assert_close(network.state_dict()[weight], expected, within=tolerance.weights, what=f"{name}.{weight}")
     assert ours.images_seen == golden.steps * golden.batch_size
 
 
@@ -141,8 +148,9 @@ def test_every_weight_of_both_networks_is_recorded(golden: Golden) -> None:
     assert golden.weights("after.discriminator.").keys() == golden.discriminator().state_dict().keys()
 
 
-def test_the_original_moved_every_weight(golden: Golden) -> None:
+def test_the_original_moved_the_weights(golden: Golden) -> None:
     """So that agreeing with it afterwards says something."""
     for name in ("generator", "discriminator"):
         before, after = golden.weights(f"before.{name}."), golden.weights(f"after.{name}.")
-        assert not any(torch.equal(before[weight].double(), after[weight]) for weight in before)
+        unmoved = {weight for weight in before if torch.equal(before[weight].double(), after[weight])}
+        assert unmoved <= set(NOISE_IN_FLOAT32)

@@ -1,0 +1,53 @@
+# Set-up, the main job, the tests. Everything lives in .venv/ and runs/; `make clean` takes both away.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable ".[dev]"
+# Its name changes with what it was made from, so that a second make starts at once and a changed one installs again.
+INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+
+.PHONY: help setup demo test check format constraints clean
+
+help:
+	@echo "make demo    set up, and train on 400 drawn flowers (runs/demo)"
+	@echo "make test    set up, and run every check and test"
+	@echo "make check   formatter, linter and type checker alone"
+	@echo "make format  let the formatter and the linter repair what they can"
+	@echo "make clean   remove .venv and runs/demo"
+
+setup: $(INSTALLED)
+
+# PyTorch's own index has builds for just this machine's processor; where it cannot be reached, PyPI's build serves.
+$(INSTALLED):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "msggan needs Python 3.10 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(INSTALL) --torch-backend=auto || $(INSTALL)
+	@rm -f .venv/installed-*
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/draw_flowers.py runs/demo-images
+	$(BIN)/msggan-aml submit --target local --name demo --data runs/demo-images \
+		--resolution 32 --latent-size 32 --kimg 12
+
+test: check
+	$(BIN)/pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+# After a change of the dependencies in pyproject.toml. CUDA's own packages follow from torch, where they are wanted.
+constraints: $(INSTALLED)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-header --no-annotate \
+		--no-emit-package triton --output-file constraints.txt pyproject.toml
+	sed -i.bak -E '/^(nvidia|cuda)-/d' constraints.txt && rm constraints.txt.bak
+
+clean:
+	rm -rf .venv runs/demo runs/demo-images

@@ -1,0 +1,477 @@
+"""Do the programs do what they are told, say what went wrong, and end with the right exit code?"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from conftest import Ended, command_line, environment
+
+from msggan.config import TrainConfig
+from msggan.errors import UsageError
+from msggan.options import Place
+from orchestration import LocalTarget, Run, RunSpec
+from orchestration.cli import msggan_aml
+from orchestration.errors import JobFailedError, ReportedError
+from orchestration.local import Ending, build_run
+from orchestration.spec import default_name, name_problems
+from orchestration.targets import choose, find_workspace
+
+WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4"]
+SMALL = [*WHAT, "--kimg", "0.04", "--device", "cpu"]
+# Reports begin early and every two dozen images, so that a test can see that the steps have begun.
+ENDLESS = [*WHAT, "--kimg", "1000000", "--metric-kimg", "0.024", "--device", "cpu"]
+WORKSPACE = {"subscription_id": "s", "resource_group": "g", "workspace_name": "w"}
+RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
+
+RunProgram = Callable[..., Ended]
+posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
+
+
+# --- Wrong options ----------------------------------------------------------------------------------------------------
+
+WRONG_VALUES = {
+    "--data": "flowrs",
+    "--resolution": "48",
+    "--kimg": "0",
+    "--loss": "nonsense",
+    "--device": "gpu",
+    "--workers": "x",
+}
+WRONG = [word for flag_and_value in WRONG_VALUES.items() for word in flag_and_value]
+
+
+@pytest.mark.parametrize(
+    ("program", "more", "flags"),
+    [
+        ("msggan.train", [], {"--run-dir"}),
+        ("msggan-aml", ["submit", "--name", "a/b", "--target", "azure"], {"--name", "--target"}),
+    ],
+)
+def test_all_wrong_options_are_told_at_once(
+    run_program: RunProgram, tmp_path: Path, program: str, more: list[str], flags: set[str]
+) -> None:
+    (tmp_path / "flowers").mkdir()
+    ended = run_program(program, *more, *WRONG)
+    lines = ended.stderr.splitlines()
+    assert ended.exit_code == 2
+    assert ended.stdout == ""
+    assert all(line.startswith("Error: --") for line in lines)
+    assert {line.split()[1].rstrip(":") for line in lines} == flags | WRONG_VALUES.keys()
+    assert "Error: --data flowrs: no such file or folder. Did you mean flowers?" in lines
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flowers"]
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "message"),
+    [
+        ("msggan.train", ["--resolutio", "8"], "'--resolution'"),
+        ("msggan-aml", ["submit", "--dataa", "x"], "Did you mean"),
+        ("msggan-aml", ["submit", "--data"], "--data"),
+        ("msggan-aml", ["submot"], "submot"),
+        ("msggan-aml", ["submit", "extra"], "extra"),
+        ("msggan-aml", ["submit"], "--data: is missing."),
+        ("msggan-aml", ["submit", "--data", ".", "--name", ""], "--name"),
+        ("msggan-aml", ["submit", "--data", ".", "--name", "x" * 64], "has 64 characters; at most 63"),
+    ],
+)
+def test_json_is_an_error_object_alone_on_stdout_and_its_text_on_stderr(
+    run_program: RunProgram, program: str, words: list[str], message: str
+) -> None:
+    ended = run_program(program, *words, MSGGAN_OUTPUT="json")
+    error = ended.json["error"]
+    assert ended.exit_code == 2
+    assert error.keys() == {"code", "message", "hint"}
+    assert error["code"] == "usage"
+    assert message in error["message"]
+    assert f"Error: {error['message']}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_json_asked_for_by_a_flag_holds_for_options_that_cannot_be_read(run_program: RunProgram) -> None:
+    ended = run_program("msggan-aml", "submit", "-o", "json", "--nonsense")
+    assert ended.json["error"]["hint"] == "See: msggan-aml submit --help"
+
+
+def test_an_unknown_output_is_told_with_the_other_complaints(run_program: RunProgram) -> None:
+    ended = run_program("msggan-aml", "submit", "-o", "xml")
+    assert ended.stderr.splitlines() == [
+        "Error: --data: is missing. Name a folder or a zip of images.",
+        "Error: --output xml: is not one of text, json.",
+    ]
+
+
+def test_no_command_shows_the_help_and_is_a_usage_error(run_program: RunProgram) -> None:
+    ended = run_program("msggan-aml")
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert "submit" in ended.stderr
+
+
+@pytest.mark.parametrize(("program", "words"), [("msggan-aml", ["submit"]), ("msggan-aml", []), ("msggan.train", [])])
+def test_help_goes_to_stdout(run_program: RunProgram, program: str, words: list[str]) -> None:
+    ended = run_program(program, *words, "--help")
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    assert "Usage:" in ended.stdout
+
+
+# --- Names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a", "flowers-2", "0_x", "x" * 63])
+def test_good_names_have_no_problems(name: str) -> None:
+    assert name_problems(name) == []
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "-a", "_a", "a b", "a.b", "é", "x" * 64, "a\n"])
+def test_bad_names_are_named(name: str) -> None:
+    assert len(name_problems(name)) == 1
+    with pytest.raises(UsageError):
+        RunSpec(TrainConfig(), "images", name)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("flowers", "flowers"),
+        ("/data/My Photos (2)/", "My-Photos-2"),
+        ("/data/flowers.zip", "flowers"),
+        ("/data/flowers.v2", "flowers-v2"),
+        ("/data/__café__", "cafe"),
+        ("/data/" + "x" * 80, "x" * 63),
+        ("/data/flowers/../roses", "roses"),
+    ],
+)
+def test_a_run_is_named_after_its_images(data: str, name: str) -> None:
+    assert default_name(data) == name
+
+
+@pytest.mark.parametrize("data", ["/", "/data/花", "/data/...", "."])
+def test_every_path_gives_a_good_name_and_always_the_same(data: str) -> None:
+    assert name_problems(default_name(data)) == []
+    assert default_name(data) == default_name(data)
+
+
+def test_names_in_other_scripts_stay_apart() -> None:
+    assert default_name("/data/花") != default_name("/data/木")
+
+
+# --- Which target -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_workspace_auto_is_this_machine(tmp_path: Path) -> None:
+    choice = choose("auto", folder=tmp_path, environ={})
+    assert (choice.target, choice.reason) == ("local", "no Azure ML workspace is configured")
+
+
+@pytest.mark.parametrize("place", ["config.json", ".azureml/config.json"])
+def test_a_workspace_in_a_folder_above_is_seen_and_said_not_to_be_used_yet(tmp_path: Path, place: str) -> None:
+    path, inner = tmp_path / place, tmp_path / "a" / "b"
+    path.parent.mkdir(exist_ok=True)
+    inner.mkdir(parents=True)
+    path.write_text(json.dumps(WORKSPACE))
+    choice = choose("auto", folder=inner, environ={})
+    assert choice.target == "local"
+    assert "does not submit to Azure ML yet" in choice.reason
+    assert str(path) in choice.reason
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"resolution": 8}', json.dumps({**WORKSPACE, "workspace_name": ""})]
+)
+def test_other_files_called_config_json_are_no_workspace(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert find_workspace(tmp_path, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("[workspace]\nname = 'w'\n", True), ("[azure]\n# [workspace]\n", False), ("", False)]
+)
+def test_a_workspace_table_in_the_settings_file_counts(tmp_path: Path, text: str, found: bool) -> None:
+    (tmp_path / "msggan.toml").write_text(text)
+    assert (find_workspace(tmp_path, {}) is not None) == found
+
+
+def test_a_workspace_in_variables_needs_all_three(tmp_path: Path) -> None:
+    names = ["AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME"]
+    assert find_workspace(tmp_path, dict.fromkeys(names, "x")) is not None
+    assert find_workspace(tmp_path, dict.fromkeys(names[:2], "x")) is None
+
+
+# --- Dry run ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path, tiny_images: Path) -> None:
+    words = ["submit", "--data", str(tiny_images), "--runs-dir", str(tmp_path / "runs"), *SMALL, "--no-mirror"]
+    result = CliRunner().invoke(msggan_aml, [*words, "--dry-run", "-o", "json"], standalone_mode=False)
+    run_dir = str(tmp_path / "runs" / "tiny")
+    assert json.loads(result.stdout) == {
+        "target": "local",
+        "command": [
+            *[sys.executable, "-m", "msggan.train", "--data", str(tiny_images), "--run-dir", run_dir],
+            *[*WHAT, "--kimg", "0.04", "--no-mirror", "--device", "cpu"],
+        ],
+        "env": {"MSGGAN_OUTPUT": "json"},
+        "run_dir": run_dir,
+    }
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_in_text_is_a_line_that_a_shell_can_run(tmp_path: Path, tiny_images: Path) -> None:
+    result = CliRunner().invoke(msggan_aml, ["submit", "--data", str(tiny_images), "--dry-run"], standalone_mode=False)
+    (line,) = result.stdout.splitlines()
+    assert line.startswith(f"MSGGAN_OUTPUT=json {sys.executable} -m msggan.train --data {tiny_images} ")
+
+
+def test_the_folder_of_runs_is_a_flag_before_it_is_a_variable(run_program: RunProgram, tiny_images: Path) -> None:
+    words = ["submit", "--data", "tiny", "--dry-run", "-o", "json"]
+    variables = {"MSGGAN_RUNS_DIR": "elsewhere"}
+    assert run_program("msggan-aml", *words).json["run_dir"] == str(Path("runs/tiny"))
+    assert run_program("msggan-aml", *words, **variables).json["run_dir"] == str(Path("elsewhere/tiny"))
+    flagged = run_program("msggan-aml", *words, "--runs-dir", "here", **variables)
+    assert flagged.json["run_dir"] == str(Path("here/tiny"))
+
+
+def test_the_command_carries_configuration_and_place() -> None:
+    spec = RunSpec(TrainConfig(kimg=1), "images", "one", Place("cpu", 2))
+    words = "python -m msggan.train --data /in --run-dir /out --kimg 1.0 --device cpu --workers 2"
+    assert spec.command(data="/in", run_dir="/out") == words.split()
+
+
+# --- What a child process told ----------------------------------------------------------------------------------------
+
+SPEC = RunSpec(TrainConfig(), "images", "one")
+
+
+def ended(status: int, stdout: str = "", **more: Any) -> Run:
+    return build_run(SPEC, "runs/one", Ending(status, stdout, **more), runs_dir="runs")
+
+
+@pytest.mark.parametrize(("state", "status"), [("completed", 0), ("cancelled", 6), ("interrupted", 130)])
+def test_a_result_becomes_a_run_with_the_childs_exit_code(state: str, status: int) -> None:
+    told = {"state": state, "run_dir": "runs/one", "images_seen": 4000, "metrics": {"swd": 1.5}, "next": []}
+    run = ended(status, f"a library's chatter\n{json.dumps(told)}\n")
+    assert run.exit_code == status
+    assert run.as_json().keys() == RUN_KEYS
+    assert (run.state, run.images_seen, run.metrics) == (state, 4000, {"swd": 1.5})
+
+
+@pytest.mark.parametrize(("state", "kimg"), [("completed", " --kimg 8.0"), ("interrupted", "")])
+def test_what_to_type_next_goes_on_with_the_run(state: str, kimg: str) -> None:
+    told = {"state": state, "run_dir": "runs/one", "images_seen": 4000, "metrics": {}, "next": []}
+    assert ended(0, json.dumps(told)).next == [
+        f"msggan-aml submit --data images --name one --runs-dir runs{kimg}",
+    ]
+
+
+def test_a_childs_error_is_passed_on_as_it_is() -> None:
+    told = {"error": {"code": "data", "message": "No image.", "hint": "Add some."}}
+    with pytest.raises(ReportedError) as raised:
+        ended(2, json.dumps(told))
+    assert raised.value.as_json() == told
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (-9, "killed by SIGKILL. Most often the machine had run out of memory."),
+        (-11, "killed by SIGSEGV."),
+        (-15, "killed by SIGTERM."),
+        (1, "ended with exit code 1 and left no result."),
+        (0, "ended with exit code 0 and left no result."),
+    ],
+)
+def test_a_child_that_dies_without_a_word_failed_and_can_be_resumed(status: int, message: str) -> None:
+    with pytest.raises(JobFailedError) as raised:
+        ended(status, "no json\n")
+    assert message in raised.value.message
+    assert "The same command again" in raised.value.hint
+    assert raised.value.exit_code == 1
+
+
+def test_a_child_that_we_terminated_before_it_could_answer_was_cancelled() -> None:
+    assert ended(-15, terminated_by_us=True).state == "cancelled"
+
+
+@posix
+def test_a_killed_training_process_is_an_error_and_not_a_result(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    with pytest.raises(JobFailedError, match="SIGKILL"):
+        LocalTarget(tmp_path / "runs", python=str(python)).submit(SPEC)
+
+
+def test_an_interpreter_that_cannot_be_started_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError, match="Cannot start"):
+        LocalTarget(tmp_path / "runs", python=str(tmp_path / "none")).submit(SPEC)
+
+
+# --- Training here ----------------------------------------------------------------------------------------------------
+
+
+def test_submit_trains_to_the_end_and_again_has_nothing_left_to_do(
+    run_program: RunProgram, tmp_path: Path, tiny_images: Path
+) -> None:
+    words = ["submit", "--data", "tiny", *SMALL, "-o", "json"]
+    first = run_program("msggan-aml", *words)
+    assert first.exit_code == 0, first.stderr
+    run = first.json
+    assert run.keys() == RUN_KEYS
+    assert (run["name"], run["target"], run["state"], run["images_seen"]) == ("tiny", "local", "completed", 40)
+    assert "Target: local (no Azure ML workspace is configured)." in first.stderr
+    assert "Traceback" not in first.stderr
+    folder = tmp_path / run["run_dir"]
+    assert (folder / "generator.safetensors").is_file()
+    assert list((folder / "samples").glob("*_8px.png"))
+    again = run_program("msggan-aml", *words)
+    assert (again.exit_code, again.json["images_seen"]) == (0, 40)
+
+
+def test_text_ends_with_where_the_samples_are_and_what_to_type_next(run_program: RunProgram, tiny_images: Path) -> None:
+    ended = run_program("msggan-aml", "submit", "--data", "tiny", *SMALL)
+    assert ended.exit_code == 0, ended.stderr
+    summary, following = ended.stdout.splitlines()
+    assert summary == f"tiny: completed after 40 images. Samples: {Path('runs/tiny/samples')}"
+    assert following.startswith("Next: msggan-aml submit --data tiny --name tiny --runs-dir runs ")
+    assert "--kimg 0.08" in following
+
+
+def test_the_printed_command_alone_is_the_run(run_program: RunProgram, tmp_path: Path, tiny_images: Path) -> None:
+    plan = run_program("msggan-aml", "submit", "--data", "tiny", *SMALL, "--dry-run", "-o", "json").json
+    ended = subprocess.run(
+        plan["command"],
+        env=environment(**plan["env"]),
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout).keys() == {"state", "run_dir", "images_seen", "metrics", "next"}
+
+
+def test_another_configuration_for_the_same_run_is_refused_once_and_by_name(
+    run_program: RunProgram, tiny_images: Path
+) -> None:
+    assert run_program("msggan-aml", "submit", "--data", "tiny", *SMALL).exit_code == 0
+    ended = run_program("msggan-aml", "submit", "--data", "tiny", *SMALL, "--seed", "5", "-o", "json")
+    assert ended.exit_code == 2
+    assert "--seed" in json.dumps(ended.json["error"])
+    assert ended.stderr.count("Error: ") == 1
+
+
+def test_a_folder_without_images_is_the_childs_error_told_once(run_program: RunProgram, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    ended = run_program("msggan-aml", "submit", "--data", "empty", *SMALL, "-o", "json")
+    assert (ended.exit_code, ended.json["error"]["code"]) == (2, "data")
+    assert ended.stderr.count("Error: ") == 1
+    assert "Traceback" not in ended.stderr
+
+
+@contextmanager
+def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training that goes on for ever, past its first steps, in a process group of its own like a terminal's."""
+    with subprocess.Popen(
+        command_line(program, *words, *ENDLESS, "-o", "json"),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
+    ) as process:
+        try:
+            while not list(folder.glob("**/metrics.jsonl")):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.1)
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("msggan.train", ["--data", "tiny", "--run-dir", "runs/tiny"]),
+        ("msggan-aml", ["submit", "--data", "tiny"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "stopped", [("Ctrl-C", "interrupted", 130), ("SIGTERM", "cancelled", 6)], ids=lambda stopped: stopped[0]
+)
+@pytest.mark.usefixtures("tiny_images")
+def test_a_stopped_run_leaves_a_checkpoint_and_says_so(
+    tmp_path: Path, program: str, words: list[str], stopped: tuple[str, str, int]
+) -> None:
+    by, state, exit_code = stopped
+    with endless(program, *words, folder=tmp_path) as process:
+        if by == "Ctrl-C":
+            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all that run in it
+        else:
+            os.kill(process.pid, signal.SIGTERM)
+        stdout, stderr = process.communicate()
+    assert process.returncode == exit_code, stderr
+    assert json.loads(stdout)["state"] == state
+    assert "Traceback" not in stderr
+    assert list(tmp_path.glob("runs/tiny/checkpoints/*.safetensors"))
+
+
+# --- The beginning and the end of any program -------------------------------------------------------------------------
+
+PROGRAM = """
+import click, os, signal, sys
+from msggan.program import run_program
+@click.command()
+def command(): {body}
+sys.exit(run_program(command, name="command"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "exit_code", "code"),
+    [
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+        ("os.kill(os.getpid(), signal.SIGTERM); signal.pause()", 6, "cancelled"),
+        ("open('none')", 1, "system"),
+        ("raise click.UsageError('No.')", 2, "usage"),
+        ("from msggan.errors import TrainingError; raise TrainingError('It broke.', 'Mend it.')", 1, "training"),
+    ],
+)
+@posix
+def test_every_ending_has_its_exit_code_and_its_error(tmp_path: Path, body: str, exit_code: int, code: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body)],
+        env=environment(MSGGAN_OUTPUT="json"),
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert ended.returncode == exit_code
+    assert json.loads(ended.stdout)["error"]["code"] == code
+    assert "Traceback" not in ended.stderr
+    assert "Error: " in ended.stderr
+
+
+def test_numbers_that_json_cannot_say_become_null() -> None:
+    from msggan.program import print_json
+
+    @click.command()
+    def command() -> None:
+        print_json({"metrics": {"swd": float("nan"), "d_loss": 1.5}, "next": [float("inf")]})
+
+    assert json.loads(CliRunner().invoke(command).stdout) == {"metrics": {"swd": None, "d_loss": 1.5}, "next": [None]}

@@ -1,0 +1,152 @@
+"""Is every light module light, and does every import point down?"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, environment
+
+import msggan
+import orchestration
+
+HEAVY = {"torch", "torchvision", "numpy", "PIL", "safetensors", "mlflow", "azure"}
+
+LIGHT_MODULES = [
+    "msggan",
+    "msggan.config",
+    "msggan.errors",
+    "msggan.options",
+    "msggan.program",
+    "msggan.train",
+    "orchestration",
+    "orchestration.cli",
+    "orchestration.errors",
+    "orchestration.local",
+    "orchestration.spec",
+    "orchestration.targets",
+]
+
+GROUND_FLOOR = {"msggan", "msggan.config", "msggan.errors", "msggan.options", "msggan.program"}
+LOOPS = {"msggan.run_folder", "msggan.steps", "msggan.trainer", "msggan.train", "msggan.sample"}
+ADAPTERS = ("orchestration.local", "orchestration.azure")
+TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
+KNOWS_MLFLOW = ("msggan.tracking", "orchestration.azure")
+
+
+def floor(module: str) -> int:
+    """The floor of the house that a module lives on: 0 and 1 the ground and the model, 5 the command line."""
+    if module in GROUND_FLOOR or module == "orchestration":
+        return 0
+    if module.startswith("msggan."):
+        return 2 if module in LOOPS else 1
+    if module in TOP_FLOOR:
+        return 5
+    return 4 if module.startswith(ADAPTERS) else 3
+
+
+def modules() -> dict[str, Path]:
+    """Each module of both packages and its file."""
+    found = {}
+    for package in ("msggan", "orchestration"):
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imports(path: Path, *, also_in_functions: bool) -> set[str]:
+    """The modules that a file imports when it runs; what only a type checker reads is left out."""
+    return set(_imported(ast.parse(path.read_text(encoding="utf-8")).body, also_in_functions))
+
+
+def _imported(statements: list[ast.stmt], also_in_functions: bool) -> Iterator[str]:
+    for statement in statements:
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, "imports are absolute"
+            base = statement.module or ""
+            for alias in statement.names:
+                inner = f"{base}.{alias.name}"
+                yield inner if inner in modules() else base
+        elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) and not also_in_functions:
+            continue
+        elif isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+            yield from _imported(statement.orelse, also_in_functions)
+        else:
+            for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+                for inner_statement in getattr(statement, block, []):
+                    inside = [inner_statement] if isinstance(inner_statement, ast.stmt) else inner_statement.body
+                    yield from _imported(inside, also_in_functions)
+
+
+def package_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_a_light_module_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({HEAVY!r} & sys.modules.keys()))"
+    loaded = subprocess.check_output([sys.executable, "-c", code], env=environment(), encoding="utf-8")
+    assert loaded.split() == []
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from orchestration.cli import msggan_aml\n"
+        "assert CliRunner().invoke(msggan_aml, ['submit', '--help']).exit_code == 0\n"
+        f"print(*sorted({HEAVY!r} & sys.modules.keys()))"
+    )
+    loaded = subprocess.check_output([sys.executable, "-c", code], env=environment(), encoding="utf-8")
+    assert loaded.split() == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_down(module: str) -> None:
+    ours = [name for name in imports(modules()[module], also_in_functions=False) if name in modules()]
+    assert [name for name in ours if floor(name) > floor(module)] == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_imports_only_what_its_floor_may(module: str) -> None:
+    imported = imports(modules()[module], also_in_functions=True)
+    packages = {package_of(name) for name in imported}
+    if module.startswith("msggan"):
+        assert not packages & {"orchestration", "azure"}
+    if module.startswith("orchestration"):
+        assert not packages & {"torch", "torchvision", "numpy", "PIL", "safetensors"}
+        assert {name for name in imported if package_of(name) == "msggan"} <= GROUND_FLOOR
+    if floor(module) == 0:
+        assert packages <= {*sys.stdlib_module_names, "click", "msggan"}
+    if floor(module) == 1:
+        assert not imported & {"msggan.config", "msggan.options"}
+    if floor(module) == 3:
+        assert packages <= {*sys.stdlib_module_names, "click", "msggan", "orchestration"}
+    if not module.startswith(KNOWS_MLFLOW):
+        assert "mlflow" not in packages
+    if not module.startswith("orchestration.azure"):
+        assert "azure" not in packages
+
+
+@pytest.mark.parametrize("module", sorted(TOP_FLOOR))
+def test_the_command_line_loads_a_target_only_when_it_serves(module: str) -> None:
+    at_once = imports(modules()[module], also_in_functions=False)
+    assert [name for name in at_once if name in modules() and floor(name) == 4] == []
+
+
+@pytest.mark.parametrize("package", [msggan, orchestration])
+def test_every_public_name_can_be_had_and_is_listed(package: object) -> None:
+    names = package.__all__  # type: ignore[attr-defined]
+    assert all(hasattr(package, name) for name in names if name != "__version__")
+    assert set(names) <= set(dir(package))
+    assert not hasattr(package, "nonsense")
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert msggan.__version__ == version("msggan")
