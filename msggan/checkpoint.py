@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,16 @@ from msggan.networks import Generator
 
 FORMAT_VERSION = 1
 CHECKPOINTS_KEPT = 3
+# What reading a file raises that is damaged, or that somebody else wrote.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,  # JSON of a hundred thousand brackets
+    safetensors.SafetensorError,
+)
 
 
 class Checkpoint(NamedTuple):
@@ -52,22 +63,22 @@ def load_generator(source: str | Path) -> Generator:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         config = json.loads(metadata["config"])
+        if metadata.get("format_version") != str(FORMAT_VERSION):
+            raise CheckpointError(
+                f"{path}: has format version {metadata.get('format_version')}, this msggan reads {FORMAT_VERSION}.",
+                "Use the msggan that trained it.",
+            )
         tensors = load_file(path)
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        generator = Generator(
+            depth=int(config["resolution"]).bit_length() - 2,
+            latent_size=config["latent_size"],
+            equalized=config["equalized"],
+        )
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path}: is not a whole generator.safetensors ({reason_of(error)}).",
             "Copy it again from where it was trained, or continue the run: each checkpoint writes it anew.",
         ) from error
-    if metadata.get("format_version") != str(FORMAT_VERSION):
-        raise CheckpointError(
-            f"{path}: has format version {metadata.get('format_version')}, this msggan reads {FORMAT_VERSION}.",
-            "Use the msggan that trained it.",
-        )
-    generator = Generator(
-        depth=int(config["resolution"]).bit_length() - 2,
-        latent_size=config["latent_size"],
-        equalized=config["equalized"],
-    )
     check_shapes(path, {name: tensor.shape for name, tensor in generator.state_dict().items()}, tensors)
     generator.load_state_dict(tensors)
     return generator.eval()
@@ -101,14 +112,15 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Damaged]]:
     for path in sorted(folder.glob("*.json"), reverse=True):
         try:
             return _load(path), damaged
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except UNREADABLE as error:
             damaged.append(Damaged(path, reason_of(error)))
     return None, damaged
 
 
 def prune_checkpoints(folder: Path, *, newest: int, keep: int = CHECKPOINTS_KEPT) -> None:
     """Removes all but the `keep` latest checkpoints up to the one of `newest` images."""
-    names = sorted({path.stem for path in folder.glob("[0-9]*.*") if int(path.stem.split(".")[0]) <= newest})
+    ours = (re.fullmatch(r"(\d{9,})\.(json|safetensors)", path.name) for path in folder.iterdir())
+    names = sorted({match[1] for match in ours if match and int(match[1]) <= newest}, key=int)
     for name in names[:-keep]:
         for suffix in (".json", ".safetensors"):  # in this order: without its JSON file a checkpoint does not exist
             (folder / f"{name}{suffix}").unlink(missing_ok=True)

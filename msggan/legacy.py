@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,11 +33,13 @@ def load_legacy(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.", "Give the path of a .pth file that BMSG-GAN saved.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file makes torch's reader fail in any way at all
         raise CheckpointError(
             f"{path}: is not a file of plain weights.", "Only state dicts of tensors are read; code in a file is not."
         ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise CheckpointError(f"{path}: holds no state dict.", "Give a GAN_GEN_*.pth or GAN_DIS_*.pth of BMSG-GAN.")
     return convert_state_dict(state)
 

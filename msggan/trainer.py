@@ -70,7 +70,7 @@ class Trainer:
     """Trains on the images at `data` and keeps everything in `run_dir`; a folder that holds a run resumes it.
 
     device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0 is as many as there are cores.
-    progress goes to `stream`, by default stderr. Raises `UsageError`, `DataError` or `RunFolderError` before anything
+    messages: where progress is told, by default stderr. Raises `UsageError`, `DataError` or `RunFolderError` before anything
     is written; `run` may also raise `CheckpointError` and `TrainingError`.
     """
 
@@ -82,7 +82,7 @@ class Trainer:
         run_dir: str | Path,
         device: str = "auto",
         workers: int = 0,
-        stream: TextIO | None = None,
+        messages: TextIO | None = None,
     ) -> None:
         self.folder = RunFolder(run_dir)
         self.device = choose_device(device)
@@ -94,7 +94,7 @@ class Trainer:
             device=self.device.type,
             has_fast_bfloat16=has_fast_bfloat16(self.device),
         )
-        self.progress = Progress(total_images=round(self.config.kimg * 1000), stream=stream)
+        self.progress = Progress(total_images=round(self.config.kimg * 1000), stream=messages)
         self.dataset = ImageDataset(
             files,
             resolution=self.config.resolution,
@@ -103,7 +103,7 @@ class Trainer:
             progress=self.progress.decoding,
         )
         self._check_images()
-        self.stream = SampleStream(
+        self.samples = SampleStream(
             self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
         )
         self.adversaries = Adversaries(self.config, self.device)
@@ -138,7 +138,7 @@ class Trainer:
     def run(self) -> RunResult:
         """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Run again, it goes on from there."""
         self._begin_or_resume()
-        with _polite_stop() as stop, self._explained(), closing(self.stream.batches(self.images_seen)) as batches:
+        with _polite_stop() as stop, self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
             while not self._finished() and stop.state is None:
                 began = time.perf_counter()
                 reals = to_float(next(batches).to(self.device))
@@ -291,6 +291,8 @@ class Trainer:
                 f"{where}{error.strerror or error}, after {self.images_seen / 1000:g} kimg.",
                 f"The last checkpoint in {self.folder.checkpoints} is good. Mend that and run the same command again.",
             ) from error
+        except DataError as error:  # an image changed or vanished since it was first read
+            raise TrainingError(error.message, error.hint) from error
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise TrainingError(
                 f"Out of memory on {self.device} at --resolution {self.config.resolution}, --latent-size "

@@ -8,12 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+# One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads it when it
+# is imported, which is after this.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -39,10 +44,8 @@ class Ended:
         return told
 
 
-@pytest.fixture
-def tiny_images(tmp_path: Path) -> Path:
-    """A folder `tiny` of 24 different PNGs of 8 x 8 pixels: a coloured square on a coloured ground."""
-    folder = tmp_path / "tiny"
+def draw_tiny_images(folder: Path) -> Path:
+    """24 different PNGs of 8 x 8 pixels: a coloured square on a coloured ground."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(24):
@@ -52,6 +55,12 @@ def tiny_images(tmp_path: Path) -> Path:
         pixels[top : top + 4, left : left + 4] = random.integers(0, 256, 3)
         Image.fromarray(pixels).save(folder / f"{number:02d}.png")
     return folder
+
+
+@pytest.fixture
+def tiny_images(tmp_path: Path) -> Path:
+    """A folder `tiny` of 24 images of 8 x 8 pixels."""
+    return draw_tiny_images(tmp_path / "tiny")
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -66,20 +75,21 @@ def command_line(program: str, *words: object) -> list[str]:
     return [sys.executable, *PROGRAMS[program], *map(str, words)]
 
 
+def run_in(folder: Path, program: str, *words: object, **variables: str) -> Ended:
+    """Runs a program in a folder to its end."""
+    ended = subprocess.run(
+        command_line(program, *words),
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
 @pytest.fixture
 def run_program(tmp_path: Path) -> Callable[..., Ended]:
     """run_program(PROGRAM, *words, **variables): runs it in the test's folder to its end."""
-
-    def run(program: str, *words: object, **variables: str) -> Ended:
-        ended = subprocess.run(
-            command_line(program, *words),
-            cwd=tmp_path,
-            env=environment(**variables),
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        return Ended(ended.returncode, ended.stdout, ended.stderr)
-
-    return run
+    return partial(run_in, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,13 +17,12 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import Ended, command_line, environment
+from conftest import Ended, command_line, draw_tiny_images, environment, run_in
 
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import Place
 from orchestration import LocalTarget, Run, RunSpec
-from orchestration.cli import msggan_aml
 from orchestration.errors import JobFailedError, ReportedError
 from orchestration.local import Ending, build_run
 from orchestration.spec import default_name, name_problems
@@ -76,7 +76,7 @@ def test_all_wrong_options_are_told_at_once(
 @pytest.mark.parametrize(
     ("program", "words", "message"),
     [
-        ("msggan.train", ["--resolutio", "8"], "'--resolution'"),
+        ("msggan.train", ["--resolutio", "8"], "--resolution"),
         ("msggan-aml", ["submit", "--dataa", "x"], "Did you mean"),
         ("msggan-aml", ["submit", "--data"], "--data"),
         ("msggan-aml", ["submot"], "submot"),
@@ -211,14 +211,14 @@ def test_a_workspace_in_variables_needs_all_three(tmp_path: Path) -> None:
 # --- Dry run ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path, tiny_images: Path) -> None:
-    words = ["submit", "--data", str(tiny_images), "--runs-dir", str(tmp_path / "runs"), *SMALL, "--no-mirror"]
-    result = CliRunner().invoke(msggan_aml, [*words, "--dry-run", "-o", "json"], standalone_mode=False)
-    run_dir = str(tmp_path / "runs" / "tiny")
-    assert json.loads(result.stdout) == {
+@pytest.mark.usefixtures("tiny_images")
+def test_a_dry_run_prints_the_command_and_starts_nothing(run_program: RunProgram, tmp_path: Path) -> None:
+    words = ["submit", "--data", "tiny", "--target", "local", *SMALL, "--no-mirror"]
+    run_dir = str(Path("runs/tiny"))
+    assert run_program("msggan-aml", *words, "--dry-run", "-o", "json").json == {
         "target": "local",
         "command": [
-            *[sys.executable, "-m", "msggan.train", "--data", str(tiny_images), "--run-dir", run_dir],
+            *[sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", run_dir],
             *[*WHAT, "--kimg", "0.04", "--no-mirror", "--device", "cpu"],
         ],
         "env": {"MSGGAN_OUTPUT": "json"},
@@ -227,10 +227,12 @@ def test_a_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path, tiny_im
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_dry_run_in_text_is_a_line_that_a_shell_can_run(tmp_path: Path, tiny_images: Path) -> None:
-    result = CliRunner().invoke(msggan_aml, ["submit", "--data", str(tiny_images), "--dry-run"], standalone_mode=False)
-    (line,) = result.stdout.splitlines()
-    assert line.startswith(f"MSGGAN_OUTPUT=json {sys.executable} -m msggan.train --data {tiny_images} ")
+@pytest.mark.usefixtures("tiny_images")
+def test_a_dry_run_in_text_is_a_line_that_a_shell_can_run(run_program: RunProgram) -> None:
+    (line,) = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run").stdout.splitlines()
+    variable, *command = shlex.split(line)
+    assert variable == "MSGGAN_OUTPUT=json"
+    assert command == [sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", str(Path("runs/tiny"))]
 
 
 def test_the_folder_of_runs_is_a_flag_before_it_is_a_variable(run_program: RunProgram, tiny_images: Path) -> None:
@@ -321,31 +323,44 @@ def test_an_interpreter_that_cannot_be_started_is_an_error(tmp_path: Path) -> No
 # --- Training here ----------------------------------------------------------------------------------------------------
 
 
-def test_submit_trains_to_the_end_and_again_has_nothing_left_to_do(
-    run_program: RunProgram, tmp_path: Path, tiny_images: Path
-) -> None:
-    words = ["submit", "--data", "tiny", *SMALL, "-o", "json"]
-    first = run_program("msggan-aml", *words)
-    assert first.exit_code == 0, first.stderr
-    run = first.json
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """A folder with the run `tiny` in it, trained to its end, and what the program had said."""
+    folder = tmp_path_factory.mktemp("finished")
+    draw_tiny_images(folder / "tiny")
+    ended = run_in(folder, "msggan-aml", "submit", "--data", "tiny", *SMALL, "-o", "json")
+    assert ended.exit_code == 0, ended.stderr
+    return folder, ended
+
+
+def test_submit_trains_to_the_end(finished: tuple[Path, Ended]) -> None:
+    folder, ended = finished
+    run = ended.json
     assert run.keys() == RUN_KEYS
     assert (run["name"], run["target"], run["state"], run["images_seen"]) == ("tiny", "local", "completed", 40)
-    assert "Target: local (no Azure ML workspace is configured)." in first.stderr
-    assert "Traceback" not in first.stderr
-    folder = tmp_path / run["run_dir"]
-    assert (folder / "generator.safetensors").is_file()
-    assert list((folder / "samples").glob("*_8px.png"))
-    again = run_program("msggan-aml", *words)
-    assert (again.exit_code, again.json["images_seen"]) == (0, 40)
+    assert "Target: local (no Azure ML workspace is configured)." in ended.stderr
+    assert "Traceback" not in ended.stderr
+    run_dir = folder / run["run_dir"]
+    assert (run_dir / "generator.safetensors").is_file()
+    assert list((run_dir / "samples").glob("*_8px.png"))
 
 
-def test_text_ends_with_where_the_samples_are_and_what_to_type_next(run_program: RunProgram, tiny_images: Path) -> None:
-    ended = run_program("msggan-aml", "submit", "--data", "tiny", *SMALL)
+def test_the_same_command_again_has_nothing_left_to_do_and_says_what_is_next(finished: tuple[Path, Ended]) -> None:
+    folder, _ = finished
+    ended = run_in(folder, "msggan-aml", "submit", "--data", "tiny", *SMALL)
     assert ended.exit_code == 0, ended.stderr
     summary, following = ended.stdout.splitlines()
     assert summary == f"tiny: completed after 40 images. Samples: {Path('runs/tiny/samples')}"
     assert following.startswith("Next: msggan-aml submit --data tiny --name tiny --runs-dir runs ")
     assert "--kimg 0.08" in following
+
+
+def test_another_configuration_for_the_same_run_is_refused_once_and_by_name(finished: tuple[Path, Ended]) -> None:
+    folder, _ = finished
+    ended = run_in(folder, "msggan-aml", "submit", "--data", "tiny", *SMALL, "--seed", "5", "-o", "json")
+    assert ended.exit_code == 2
+    assert "--seed" in json.dumps(ended.json["error"])
+    assert ended.stderr.count("Error: ") == 1
 
 
 def test_the_printed_command_alone_is_the_run(run_program: RunProgram, tmp_path: Path, tiny_images: Path) -> None:
@@ -360,16 +375,6 @@ def test_the_printed_command_alone_is_the_run(run_program: RunProgram, tmp_path:
     )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout).keys() == {"state", "run_dir", "images_seen", "metrics", "next"}
-
-
-def test_another_configuration_for_the_same_run_is_refused_once_and_by_name(
-    run_program: RunProgram, tiny_images: Path
-) -> None:
-    assert run_program("msggan-aml", "submit", "--data", "tiny", *SMALL).exit_code == 0
-    ended = run_program("msggan-aml", "submit", "--data", "tiny", *SMALL, "--seed", "5", "-o", "json")
-    assert ended.exit_code == 2
-    assert "--seed" in json.dumps(ended.json["error"])
-    assert ended.stderr.count("Error: ") == 1
 
 
 def test_a_folder_without_images_is_the_childs_error_told_once(run_program: RunProgram, tmp_path: Path) -> None:

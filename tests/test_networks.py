@@ -88,7 +88,7 @@ def test_images_come_in_the_latents_dtype_and_scores_in_the_weights(dtype: torch
     assert discriminator(images).dtype == weights
 
 
-@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-4), (torch.bfloat16, 0.25)])
 def test_lower_precision_gives_nearly_the_images_of_float64(dtype: torch.dtype, within: float) -> None:
     torch.manual_seed(0)
     generator = Generator(3, 16)

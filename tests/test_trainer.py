@@ -1,0 +1,319 @@
+"""Does a run keep what it promises: its folder, its numbers, its resuming, its refusals?"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Ended, command_line, environment
+from safetensors.torch import load_file
+
+from msggan import TrainConfig, Trainer, load_generator
+from msggan.checkpoint import newest_checkpoint
+from msggan.errors import DataError, RunFolderError, TrainingError
+from msggan.tracking import read_metrics
+
+SMALL: dict[str, Any] = {"resolution": 8, "latent_size": 8, "batch_size": 4, "penalty_interval": 2, "num_samples": 4}
+OPTIONS = ["--resolution", 8, "--latent-size", 8, "--batch-size", 4, "--penalty-interval", 2, "--num-samples", 4]
+TIMINGS = ("seconds", "images_per_second")
+
+RunProgram = Callable[..., Ended]
+
+
+def trainer(data: Path, run_dir: Path, *, workers: int = 0, **options: Any) -> Trainer:
+    config = TrainConfig(**{**SMALL, "kimg": 0.08, **options})
+    return Trainer(config, data=data, run_dir=run_dir, workers=workers, messages=io.StringIO())
+
+
+def said(ours: Trainer) -> str:
+    messages = ours.progress.stream
+    assert isinstance(messages, io.StringIO)
+    return messages.getvalue()
+
+
+def without_timings(path: Path) -> list[dict[str, float]]:
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(path)]
+
+
+def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, bytes]]:
+    """What two equal runs have in common, byte for byte: the last tensors, the metrics, the samples."""
+    checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None
+    assert not damaged
+    tensors = {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()}
+    samples = {path.name: path.read_bytes() for path in sorted((run_dir / "samples").iterdir())}
+    return tensors, without_timings(run_dir / "metrics.jsonl"), samples
+
+
+def digest_of(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+# What a run leaves behind
+
+
+def test_a_run_leaves_the_files_that_people_rely_on(tiny_images: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    result = trainer(tiny_images, run_dir, sample_kimg=0.04, checkpoint_kimg=0.02).run()
+
+    assert (result.state, result.images_seen, result.run_dir) == ("completed", 80, run_dir)
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["format_version"] == 1
+    assert None not in config.values()
+    assert {path.name for path in (run_dir / "samples").iterdir()} == {
+        f"{images:09d}_{kind}.png" for images in (40, 80) for kind in ("4px", "8px", "scales")
+    }
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {
+        f"{images:09d}.{kind}" for images in (40, 60, 80) for kind in ("json", "safetensors")
+    }
+    assert "parameters" in (run_dir / "generator_config.txt").read_text()
+    assert "parameters" in (run_dir / "discriminator_config.txt").read_text()
+    assert not list(run_dir.rglob("*.part"))
+
+
+def test_every_report_has_the_keys_that_scripts_read(tiny_images: Path, tmp_path: Path) -> None:
+    trainer(tiny_images, tmp_path / "run", kimg=0.5, metric_kimg=0.3).run()
+    reports = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [report["images"] for report in reports] == [252, 300, 500]
+    keys = ["images", "kimg", "d_loss", "g_loss", "images_per_second", "seconds"]
+    assert [list(report) for report in reports] == [keys, [*keys, "swd", "swd_8"], [*keys, "swd", "swd_8"]]
+
+
+def test_the_generator_to_use_is_the_average(tiny_images: Path, tmp_path: Path) -> None:
+    ours = trainer(tiny_images, tmp_path / "run")
+    ours.run()
+    loaded = load_generator(tmp_path / "run")
+    assert not loaded.training
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, ours.ema.state_dict()[name].contiguous())
+    moved = shutil.copy(tmp_path / "run" / "generator.safetensors", tmp_path / "elsewhere.safetensors")
+    assert load_generator(moved).depth == 2
+
+
+def test_the_reported_losses_are_the_means_of_the_steps_since_the_last_report(
+    tiny_images: Path, tmp_path: Path
+) -> None:
+    ours = trainer(tiny_images, tmp_path / "run", kimg=0.012, precision="float64")
+    steps: list[dict[str, torch.Tensor]] = []
+    plain_step = ours.adversaries.step
+    ours.adversaries.step = lambda reals, latents: steps.append(plain_step(reals, latents)) or steps[-1]  # type: ignore
+    ours.run()
+    (report,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(steps) == 3
+    for name in ("d_loss", "g_loss"):
+        assert report[name] == pytest.approx(sum(step[name].item() for step in steps) / 3, rel=1e-12)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+def test_resuming_equals_never_stopping(tiny_images: Path, tmp_path: Path, precision: str) -> None:
+    options = {"precision": precision, "kimg": 0.12, "checkpoint_kimg": 0.02, "sample_kimg": 0.04, "metric_kimg": 0.06}
+    trainer(tiny_images, tmp_path / "whole", **options).run()
+
+    interrupted = trainer(tiny_images, tmp_path / "parts", **options)
+    for stop_after in (44, 72):
+        plain_step = interrupted.adversaries.step
+
+        def step(reals: torch.Tensor, latents: torch.Tensor, stop_after: int = stop_after) -> dict[str, torch.Tensor]:
+            if interrupted.images_seen == stop_after:
+                raise KeyboardInterrupt
+            return plain_step(reals, latents)  # noqa: B023 - called before the loop goes on
+
+        interrupted.adversaries.step = step  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.run()
+        interrupted = trainer(tiny_images, tmp_path / "parts", workers=3, **options)
+    interrupted.run()
+
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
+def test_a_finished_run_can_be_made_longer(tiny_images: Path, tmp_path: Path) -> None:
+    trainer(tiny_images, tmp_path / "whole", kimg=0.12, checkpoint_kimg=1).run()
+    trainer(tiny_images, tmp_path / "run", kimg=0.08, checkpoint_kimg=1).run()
+    again = trainer(tiny_images, tmp_path / "run", kimg=0.08)
+    assert again.run().images_seen == 80
+    assert trainer(tiny_images, tmp_path / "run", kimg=0.12).run().images_seen == 120
+    assert everything(tmp_path / "run")[0] == everything(tmp_path / "whole")[0]
+
+
+def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tiny_images: Path, tmp_path: Path) -> None:
+    words = ["--data", tiny_images, *OPTIONS, "--kimg", 2, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.5]
+    whole = subprocess.run(
+        command_line("msggan.train", *words, "--run-dir", tmp_path / "whole"),
+        env=environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert whole.returncode == 0
+
+    chance = random.Random(0)  # noqa: S311 - no secret
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    for _ in range(3):
+        begun = len(read_metrics(metrics))
+        child = subprocess.Popen(
+            command_line("msggan.train", *words, "--run-dir", tmp_path / "killed"),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while child.poll() is None and len(read_metrics(metrics)) <= begun:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+        child.kill()
+        child.wait()
+    last = subprocess.run(
+        command_line("msggan.train", *words, "--run-dir", tmp_path / "killed"),
+        env=environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert last.returncode == 0
+    assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("number", "state", "exit_code"), [("SIGINT", "interrupted", 130), ("SIGTERM", "cancelled", 6)])
+def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
+    tiny_images: Path, tmp_path: Path, number: str, state: str, exit_code: int
+) -> None:
+    words = ["--data", tiny_images, *OPTIONS, "--kimg", 1000, "--run-dir", tmp_path / "run", "-o", "json"]
+    child = subprocess.Popen(
+        command_line("msggan.train", *words),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    while not read_metrics(tmp_path / "run" / "metrics.jsonl"):
+        time.sleep(0.05)
+        assert child.poll() is None
+    child.send_signal(getattr(signal, number))
+    stdout, stderr = child.communicate()
+    assert child.returncode == exit_code
+    told = json.loads(stdout)
+    assert told["state"] == state
+    assert "The same command again goes on" in stderr
+    checkpoint, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.images_seen == told["images_seen"] > 0
+
+
+@pytest.mark.parametrize("damage", ["truncated tensors", "flipped bit", "half-written state", "empty"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    tiny_images: Path, tmp_path: Path, damage: str
+) -> None:
+    run_dir = tmp_path / "run"
+    trainer(tiny_images, run_dir, checkpoint_kimg=0.02).run()
+    expected = everything(run_dir)
+    newest = sorted((run_dir / "checkpoints").glob("*.json"))[-1]
+    tensors = newest.with_suffix(".safetensors")
+    content = bytearray(tensors.read_bytes())
+    if damage == "truncated tensors":
+        tensors.write_bytes(content[:-100])
+    elif damage == "flipped bit":
+        content[len(content) // 2] ^= 1
+        tensors.write_bytes(content)
+    elif damage == "half-written state":
+        newest.write_bytes(newest.read_bytes()[:50])
+    else:
+        newest.write_bytes(b"")
+    again = trainer(tiny_images, run_dir)
+    again.run()
+    assert f"{newest}: damaged" in said(again)
+    assert "Resuming" in said(again)
+    assert everything(run_dir) == expected
+
+
+# Refusals: nothing is written, and the message names what to change
+
+
+def test_a_run_of_another_configuration_is_refused_and_every_difference_named(
+    tiny_images: Path, tmp_path: Path
+) -> None:
+    trainer(tiny_images, tmp_path / "run").run()
+    before = digest_of(tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"--g-lr is 0\.\d+ there and 0\.5 here, --seed is 0 there and 3 here"):
+        trainer(tiny_images, tmp_path / "run", g_lr=0.5, seed=3, kimg=5)
+    assert digest_of(tmp_path / "run") == before
+
+
+def test_other_images_than_before_are_refused(tiny_images: Path, tmp_path: Path) -> None:
+    trainer(tiny_images, tmp_path / "run").run()
+    before = digest_of(tmp_path / "run")
+    shutil.copy(tiny_images / "00.png", tiny_images / "copy.png")
+    with pytest.raises(RunFolderError, match=r"not the images .* was trained on \(24 then, 25 now\)"):
+        trainer(tiny_images, tmp_path / "run", kimg=0.2).run()
+    assert digest_of(tmp_path / "run") == before
+
+
+def test_fewer_images_than_the_batch_are_refused_with_a_batch_that_fits(tiny_images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"24 images to train on are fewer than --batch-size 32\.\n.*--batch-size 16"):
+        trainer(tiny_images, tmp_path / "run", batch_size=32)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(tiny_images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("I was here first.")
+    with pytest.raises(RunFolderError, match="file/run: cannot be written"):
+        trainer(tiny_images, tmp_path / "file" / "run").run()
+
+
+def test_weights_of_another_shape_are_refused_by_name(tiny_images: Path, tmp_path: Path) -> None:
+    trainer(tiny_images, tmp_path / "run").run()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "latent_size": 16}))
+    ended = subprocess.run(
+        command_line("msggan.train", "--data", tiny_images, "--run-dir", tmp_path / "run"),
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "has shape" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_image_that_vanishes_during_the_run_ends_it_with_its_name(tiny_images: Path, tmp_path: Path) -> None:
+    ours = trainer(tiny_images, tmp_path / "run", kimg=1)
+    for entry in ours.dataset._training:
+        object.__setattr__(entry, "pixels", None)  # as if they had not fitted into memory
+    (tiny_images / "07.png").unlink()
+    with pytest.raises(TrainingError, match=r"07\.png") as stopped:
+        ours.run()
+    assert stopped.value.exit_code == 1
+
+
+def test_what_could_not_be_used_is_named_at_the_end(tiny_images: Path, tmp_path: Path) -> None:
+    (tiny_images / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    ours = trainer(tiny_images, tmp_path / "run")
+    ours.run()
+    last = said(ours).splitlines()
+    assert any(line.startswith("1 images could not be used: broken.jpg") for line in last[-3:])
+
+
+# Real photographs
+
+
+@pytest.mark.skipif("MSGGAN_TEST_DATA" not in os.environ, reason="MSGGAN_TEST_DATA names no folder of photographs")
+@pytest.mark.parametrize("kind", ["clothing", "emoji"])
+def test_it_trains_on_real_images(tmp_path: Path, kind: str) -> None:
+    config = TrainConfig(resolution=16, latent_size=16, kimg=0.25)
+    data = Path(os.environ["MSGGAN_TEST_DATA"]) / kind
+    ours = Trainer(config, data=data, run_dir=tmp_path, messages=io.StringIO())
+    assert ours.run().metrics["swd"] > 0
+    assert not ours.dataset.skipped
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "generator.safetensors").values())
