@@ -1,6 +1,6 @@
 """Draws a folder of flowers, each different: images to train on where none are at hand.
 
-    python examples/draw_flowers.py FOLDER [COUNT]
+python examples/draw_flowers.py FOLDER [COUNT]
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ class Trainer:
     """Trains on the images at `data` and keeps everything in `run_dir`; a folder that holds a run resumes it.
 
     device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0 is as many as there are cores.
-    messages: where progress is told, by default stderr. Raises `UsageError`, `DataError` or `RunFolderError` before anything
-    is written; `run` may also raise `CheckpointError` and `TrainingError`.
+    messages: where progress is told, by default stderr. Raises `UsageError`, `DataError` or `RunFolderError` before
+    anything is written; `run` may also raise `CheckpointError` and `TrainingError`.
     """
 
     def __init__(

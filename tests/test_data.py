@@ -528,9 +528,7 @@ def test_a_member_damaged_in_its_zip_is_skipped(tmp_path: Path) -> None:
 
 def test_nothing_decodable_is_an_error_that_names_the_first_files(tmp_path: Path) -> None:
     files = find_images(fill(tmp_path, {"a.png": b"letter", "b.jpg": b""}))
-    with pytest.raises(
-        DataError, match=f"(?s)no readable image in {tmp_path}.*a.png: not a .*b.jpg: empty"
-    ):
+    with pytest.raises(DataError, match=f"(?s)no readable image in {tmp_path}.*a.png: not a .*b.jpg: empty"):
         ImageDataset(files, resolution=4)
     with pytest.raises(DataError, match="no readable image"):
         ImageDataset([], resolution=4)

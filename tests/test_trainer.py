@@ -185,7 +185,9 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tiny_im
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("number", "state", "exit_code"), [("SIGINT", "interrupted", 130), ("SIGTERM", "cancelled", 6)])
+@pytest.mark.parametrize(
+    ("number", "state", "exit_code"), [("SIGINT", "interrupted", 130), ("SIGTERM", "cancelled", 6)]
+)
 def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
     tiny_images: Path, tmp_path: Path, number: str, state: str, exit_code: int
 ) -> None:
