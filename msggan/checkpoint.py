@@ -109,7 +109,7 @@ def save_checkpoint(folder: Path, images_seen: int, tensors: Mapping[str, Tensor
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Damaged]]:
     """The newest good checkpoint, if there is one, and the newer ones that are damaged."""
     damaged: list[Damaged] = []
-    for path in sorted(folder.glob("*.json"), reverse=True):
+    for path in sorted(_files(folder, "json"), key=lambda path: int(path.stem), reverse=True):
         try:
             return _load(path), damaged
         except UNREADABLE as error:
@@ -119,11 +119,17 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Damaged]]:
 
 def prune_checkpoints(folder: Path, *, newest: int, keep: int = CHECKPOINTS_KEPT) -> None:
     """Removes all but the `keep` latest checkpoints up to the one of `newest` images."""
-    ours = (re.fullmatch(r"(\d{9,})\.(json|safetensors)", path.name) for path in folder.iterdir())
-    names = sorted({match[1] for match in ours if match and int(match[1]) <= newest}, key=int)
-    for name in names[:-keep]:
+    counts = sorted({int(path.stem) for path in _files(folder) if int(path.stem) <= newest})
+    for count in counts[:-keep]:
         for suffix in (".json", ".safetensors"):  # in this order: without its JSON file a checkpoint does not exist
-            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+            (folder / f"{count:09d}{suffix}").unlink(missing_ok=True)
+    for left_behind in folder.glob("*.part"):  # by a process that died while it wrote
+        left_behind.unlink(missing_ok=True)
+
+
+def _files(folder: Path, kinds: str = "json|safetensors") -> list[Path]:
+    """The files of checkpoints, whole or not; what else lies there is not ours."""
+    return [path for path in folder.glob("*") if re.fullmatch(rf"\d{{9,}}\.({kinds})", path.name)]
 
 
 def check_shapes(source: object, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:

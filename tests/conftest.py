@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads it when it
-# is imported, which is after this.
+# One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when
+# it is imported, which comes later.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -118,25 +118,28 @@ def test_the_reported_losses_are_the_means_of_the_steps_since_the_last_report(
 # Resuming
 
 
+def stop_at(ours: Trainer, images_seen: int) -> None:
+    """Runs, and dies as if at once when it has seen so many images."""
+    plain_step = ours.adversaries.step
+
+    def step(reals: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        if ours.images_seen == images_seen:
+            raise KeyboardInterrupt
+        return plain_step(reals, latents)
+
+    ours.adversaries.step = step  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        ours.run()
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
 def test_resuming_equals_never_stopping(tiny_images: Path, tmp_path: Path, precision: str) -> None:
     options = {"precision": precision, "kimg": 0.12, "checkpoint_kimg": 0.02, "sample_kimg": 0.04, "metric_kimg": 0.06}
     trainer(tiny_images, tmp_path / "whole", **options).run()
 
-    interrupted = trainer(tiny_images, tmp_path / "parts", **options)
     for stop_after in (44, 72):
-        plain_step = interrupted.adversaries.step
-
-        def step(reals: torch.Tensor, latents: torch.Tensor, stop_after: int = stop_after) -> dict[str, torch.Tensor]:
-            if interrupted.images_seen == stop_after:
-                raise KeyboardInterrupt
-            return plain_step(reals, latents)  # noqa: B023 - called before the loop goes on
-
-        interrupted.adversaries.step = step  # type: ignore[method-assign]
-        with pytest.raises(KeyboardInterrupt):
-            interrupted.run()
-        interrupted = trainer(tiny_images, tmp_path / "parts", workers=3, **options)
-    interrupted.run()
+        stop_at(trainer(tiny_images, tmp_path / "parts", **options), stop_after)
+    trainer(tiny_images, tmp_path / "parts", workers=3, **options).run()
 
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
