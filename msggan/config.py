@@ -30,13 +30,13 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # What trained stably on a thousand photographs at the least cost; docs/recipes.md has what was tried.
     "auto": {
         "loss": "relativistic-logistic",
-        "batch_size": 16,
+        "batch_size": 4,
         "g_lr": 0.002,
         "d_lr": 0.002,
         "beta1": 0.0,
         "beta2": 0.99,
-        "r1_gamma": 1.0,
-        "r2_gamma": 1.0,
+        "r1_gamma": 10.0,
+        "r2_gamma": 10.0,
         "penalty_interval": 4,
         "ema_half_life_kimg": 5.0,
         "ema_ramp": 0.05,
