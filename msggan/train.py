@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 import click
@@ -72,6 +73,8 @@ def show(result: RunResult, output: str) -> None:
 
 
 def main() -> None:
+    # Pillow warns of damaged notes inside files; what of that matters is told at the end, with the files' names.
+    warnings.filterwarnings("ignore", module="PIL")
     sys.exit(run_program(train, name="python -m msggan.train"))
 
 
