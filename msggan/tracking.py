@@ -19,6 +19,10 @@ class Tracker:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
+    def newest(self) -> dict[str, float]:
+        """The last report, empty if there is none yet."""
+        return next(reversed(read_metrics(self.path)), {})
+
     def forget_after(self, images_seen: int) -> None:
         """Drops the reports of steps that will be done again, and a last line that was only half written."""
         kept = [line for line in read_metrics(self.path) if line["images"] <= images_seen]

@@ -242,6 +242,7 @@ class Trainer:
             self._resume()
         self.folder.prepare(self.config, networks, checkpoint_bytes=self.adversaries.checkpoint_bytes())
         self.tracker.forget_after(self.images_seen)
+        self.metrics = self.tracker.newest()
         self.began, self.began_images = time.perf_counter(), self.images_seen
         self.progress.say(
             f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
@@ -273,11 +274,15 @@ class Trainer:
             named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:SKIPPED_IMAGES_NAMED])
             more = f"; and {len(skipped) - SKIPPED_IMAGES_NAMED} more" if len(skipped) > SKIPPED_IMAGES_NAMED else ""
             self.progress.say(f"{len(skipped)} images could not be used: {named}{more}.")
+        grid = self.folder.newest_grid()
+        look = f" Look at {grid}." if grid else ""
         again = [sys.executable, "-m", "msggan.train", "--data", str(self.data), "--run-dir", str(self.folder)]
         if state == "completed":
-            self.progress.say(f"Done: {self.images_seen / 1000:g} kimg. A larger --kimg would go on from here.")
+            self.progress.say(f"Done: {self.images_seen / 1000:g} kimg.{look} A larger --kimg goes on from here.")
             return RunResult(state, self.folder.path, self.images_seen, self.metrics)
-        self.progress.say(f"Stopped after {self.images_seen / 1000:g} kimg. The same command again goes on from here.")
+        self.progress.say(
+            f"Stopped after {self.images_seen / 1000:g} kimg.{look} The same command again goes on from here."
+        )
         return RunResult(state, self.folder.path, self.images_seen, self.metrics, [shlex.join(again)])
 
     @contextmanager

@@ -147,8 +147,11 @@ def test_resuming_equals_never_stopping(tiny_images: Path, tmp_path: Path, preci
 def test_a_finished_run_can_be_made_longer(tiny_images: Path, tmp_path: Path) -> None:
     trainer(tiny_images, tmp_path / "whole", kimg=0.12, checkpoint_kimg=1).run()
     trainer(tiny_images, tmp_path / "run", kimg=0.08, checkpoint_kimg=1).run()
+    before = read_metrics(tmp_path / "run" / "metrics.jsonl")
     again = trainer(tiny_images, tmp_path / "run", kimg=0.08)
-    assert again.run().images_seen == 80
+    result = again.run()
+    assert (result.images_seen, result.metrics) == (80, before[-1])
+    assert f"Look at {tmp_path / 'run' / 'samples' / '000000080_8px.png'}." in said(again)
     assert trainer(tiny_images, tmp_path / "run", kimg=0.12).run().images_seen == 120
     assert everything(tmp_path / "run")[0] == everything(tmp_path / "whole")[0]
 
