@@ -30,7 +30,7 @@ $(INSTALLED):
 demo: $(INSTALLED)
 	$(BIN)/python examples/draw_flowers.py runs/demo-images
 	$(BIN)/msggan-aml submit --target local --name demo --data runs/demo-images \
-		--resolution 32 --latent-size 32 --kimg 12
+		--resolution 32 --latent-size 32 --kimg 6
 
 test: check
 	$(BIN)/pytest
