@@ -55,15 +55,29 @@ class Interval:
     seconds: float = 0.0
     d_loss: Tensor | float = 0.0
     g_loss: Tensor | float = 0.0
+    clock: float = field(default_factory=time.perf_counter)
 
-    def add(self, losses: dict[str, Tensor], seconds: float) -> None:
+    def add(self, losses: dict[str, Tensor]) -> None:
         self.steps += 1
-        self.seconds += seconds
         self.d_loss = self.d_loss + losses["d_loss"]
         self.g_loss = self.g_loss + losses["g_loss"]
 
+    def stop_clock(self) -> None:
+        """Counts the time since the clock was started, once the device has done what it was given."""
+        float(self.d_loss)
+        self.seconds += time.perf_counter() - self.clock
+
+    def start_clock(self) -> None:
+        self.clock = time.perf_counter()
+
     def plain(self) -> dict[str, float]:
-        return {name: float(value) for name, value in asdict(self).items()}
+        """What a checkpoint keeps, while the clock is stopped."""
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "d_loss": float(self.d_loss),
+            "g_loss": float(self.g_loss),
+        }
 
 
 class Trainer:
@@ -139,21 +153,25 @@ class Trainer:
         """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Run again, it goes on from there."""
         self._begin_or_resume()
         with _polite_stop() as stop, self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
+            self.interval.start_clock()
             while not self._finished() and stop.state is None:
-                began = time.perf_counter()
                 reals = to_float(next(batches).to(self.device))
-                losses = self.step(reals, self._latents())
-                self.interval.add(losses, time.perf_counter() - began)
+                self.interval.add(self.step(reals, self._latents()))
 
-                measured: dict[str, float] = {}
-                if self._due(self.config.sample_kimg * 1000):
+                kimgs = (self.config.sample_kimg, self.config.metric_kimg, self.config.checkpoint_kimg)
+                sample, measure, save = (self._due(kimg * 1000) for kimg in kimgs)
+                report = measure or self._due(REPORT_IMAGES)
+                if not (sample or save or report):
+                    continue
+                self.interval.stop_clock()
+                if sample:
                     self._sample()
-                if self._due(self.config.metric_kimg * 1000):
-                    measured = self._measure()
-                if measured or self._due(REPORT_IMAGES):
-                    self._report(measured)
-                if self._due(self.config.checkpoint_kimg * 1000):
+                if report:
+                    self._report(self._measure() if measure else {})
+                if save:
                     self._save()
+                self.interval.start_clock()
+            self.interval.stop_clock()
             self._save()
         return self._leave("completed" if self._finished() else stop.state or "completed")
 
