@@ -151,29 +151,34 @@ class Trainer:
 
     def run(self) -> RunResult:
         """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Run again, it goes on from there."""
-        self._begin_or_resume()
-        with _polite_stop() as stop, self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
-            self.interval.start_clock()
-            while not self._finished() and stop.state is None:
-                reals = to_float(next(batches).to(self.device))
-                self.interval.add(self.step(reals, self._latents()))
-
-                kimgs = (self.config.sample_kimg, self.config.metric_kimg, self.config.checkpoint_kimg)
-                sample, measure, save = (self._due(kimg * 1000) for kimg in kimgs)
-                report = measure or self._due(REPORT_IMAGES)
-                if not (sample or save or report):
-                    continue
-                self.interval.stop_clock()
-                if sample:
-                    self._sample()
-                if report:
-                    self._report(self._measure() if measure else {})
-                if save:
-                    self._save()
-                self.interval.start_clock()
-            self.interval.stop_clock()
-            self._save()
+        with _polite_stop() as stop:
+            self._begin_or_resume()
+            with self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
+                self._train(batches, stop)
         return self._leave("completed" if self._finished() else stop.state or "completed")
+
+    def _train(self, batches: Iterator[Tensor], stop: Stop) -> None:
+        """The loop: a step, then what is due after it; at the end, or where a stop is asked for, a checkpoint."""
+        self.interval.start_clock()
+        while not self._finished() and stop.state is None:
+            reals = to_float(next(batches).to(self.device))
+            self.interval.add(self.step(reals, self._latents()))
+
+            kimgs = (self.config.sample_kimg, self.config.metric_kimg, self.config.checkpoint_kimg)
+            sample, measure, save = (self._due(kimg * 1000) for kimg in kimgs)
+            report = measure or self._due(REPORT_IMAGES)
+            if not (sample or save or report):
+                continue
+            self.interval.stop_clock()
+            if sample:
+                self._sample()
+            if report:
+                self._report(self._measure() if measure else {})
+            if save:
+                self._save()
+            self.interval.start_clock()
+        self.interval.stop_clock()
+        self._save()
 
     def _due(self, interval_images: float) -> bool:
         """Whether the last step reached or passed a multiple of the interval, or was the last of all."""

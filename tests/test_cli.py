@@ -398,7 +398,7 @@ def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Pope
         start_new_session=True,
     ) as process:
         try:
-            while not list(folder.glob("**/metrics.jsonl")):
+            while not any(path.stat().st_size for path in folder.glob("**/metrics.jsonl")):
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.1)
             yield process
