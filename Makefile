@@ -23,7 +23,7 @@ $(INSTALLED):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "msggan needs Python 3.10 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(INSTALL) --torch-backend=auto || $(INSTALL)
+	$(INSTALL) --torch-backend=auto || { echo "PyTorch's own index did not serve; taking PyPI's build."; $(INSTALL); }
 	@rm -f .venv/installed-*
 	@touch $@
 
@@ -33,7 +33,7 @@ demo: $(INSTALLED)
 		--resolution 32 --latent-size 32 --kimg 6
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check
