@@ -33,7 +33,7 @@ LIGHT_MODULES = [
 ]
 
 GROUND_FLOOR = {"msggan", "msggan.config", "msggan.errors", "msggan.options", "msggan.program"}
-LOOPS = {"msggan.run_folder", "msggan.steps", "msggan.trainer", "msggan.train", "msggan.sample"}
+LOOPS = {"msggan.run_folder", "msggan.steps", "msggan.trainer", "msggan.train"}
 ADAPTERS = ("orchestration.local", "orchestration.azure")
 TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
 KNOWS_MLFLOW = ("msggan.tracking", "orchestration.azure")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msggan.data import to_float
 from msggan.networks import Generator
-from msggan.sample import CHUNK, PADDING_PX, SHEET_COLUMNS, all_scales_sheet, generate, grid, to_pixels, write_samples
+from msggan.pictures import CHUNK, PADDING_PX, SHEET_COLUMNS, all_scales_sheet, generate, grid, to_pixels, write_samples
 
 
 def pixels_pyramid(count: int, depth: int) -> list[Tensor]:
