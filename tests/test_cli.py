@@ -23,8 +23,9 @@ from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import Place
 from orchestration import LocalTarget, Run, RunSpec
+from orchestration.child import Ending
 from orchestration.errors import JobFailedError, ReportedError
-from orchestration.local import Ending, build_run
+from orchestration.local import build_run
 from orchestration.spec import default_name, name_problems
 from orchestration.targets import choose, find_workspace
 
