@@ -14,7 +14,17 @@ from torch import Tensor
 
 from msggan.data import to_float
 from msggan.networks import Generator
-from msggan.pictures import CHUNK, PADDING_PX, SHEET_COLUMNS, all_scales_sheet, generate, grid, to_pixels, write_samples
+from msggan.pictures import (
+    CHUNK,
+    PADDING_PX,
+    SHEET_COLUMNS,
+    all_scales_sheet,
+    find_samples,
+    generate,
+    grid,
+    to_pixels,
+    write_samples,
+)
 
 
 def pixels_pyramid(count: int, depth: int) -> list[Tensor]:
@@ -78,6 +88,14 @@ def test_images_are_made_in_parts_and_none_is_lost(count: int) -> None:
 def test_latents_follow_the_generators_own_dtype() -> None:
     made = generate(Generator(1, 4).double(), torch.randn(2, 4))
     assert made[0].shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("count", [2, 5, CHUNK + 1])
+def test_an_image_computed_by_itself_is_the_same_to_the_bit_whatever_is_made_beside_it(count: int) -> None:
+    generator, latents = Generator(3, 8), torch.randn(count, 8)
+    beside = generate(generator, latents, chunk=1)
+    alone = generate(generator, latents[-1:], chunk=1)
+    assert all(torch.equal(level[-1:], by_itself) for level, by_itself in zip(beside, alone, strict=True))
 
 
 # Grids
@@ -152,6 +170,16 @@ def test_samples_on_the_disk_are_the_grids_themselves(tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(picture), np.asarray(grid(images)))
     with Image.open(tmp_path / "000000064_scales.png") as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(all_scales_sheet(pyramid)))
+
+
+def test_samples_are_found_again_by_scale_from_first_to_last(tmp_path: Path) -> None:
+    for images_seen in (2_000, 1_000_000_000, 0):  # ten digits come after nine
+        write_samples(tmp_path, images_seen, pixels_pyramid(4, 2))
+    (tmp_path / "notes_8px.png").touch()
+    (tmp_path / "000000001_8px.png.part").touch()
+    names = ["000000000", "000002000", "1000000000"]
+    assert find_samples(tmp_path) == {side: [tmp_path / f"{name}_{side}px.png" for name in names] for side in (4, 8)}
+    assert find_samples(tmp_path / "none") == {}
 
 
 def test_samples_written_again_replace_the_old_ones(tmp_path: Path) -> None:
