@@ -55,6 +55,13 @@ class CheckpointError(MsgganError):
     code = "checkpoint"
 
 
+class FilmError(MsgganError):
+    """The frames of a film could not be put together."""
+
+    code = "film"
+    exit_code = 1
+
+
 class TrainingError(MsgganError):
     """The run had begun and could not go on; what was written stays good."""
 

@@ -37,7 +37,10 @@ class Generator(nn.Module):
 
     def forward(self, latents: Tensor) -> list[Tensor]:
         """latents: (N, L) float, each of norm √L → pyramid, coarse to fine, in latents' dtype, about [-1, 1]."""
-        features = self.first(latents)
+        return self.render(self.first(latents))
+
+    def render(self, features: Tensor) -> list[Tensor]:
+        """features: (N, L, 4, 4), what the first block makes of latents → pyramid, coarse to fine."""
         pyramid = [self.to_rgb[0](features)]
         for block, to_rgb in zip(self.blocks, self.to_rgb[1:], strict=True):
             features = block(features)

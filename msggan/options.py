@@ -152,12 +152,20 @@ class Place:
 
 def place_options(command: Command) -> Command:
     """Adds --device and --workers; the command gets their texts."""
-    command = click.option(
+    return device_option(workers_option(command))
+
+
+def workers_option(command: Command) -> Command:
+    return click.option(
         "--workers",
         default="0",
         metavar="INTEGER",
         help="Threads that decode images (0: as many as fit the cores).  [default: 0]",
     )(command)
+
+
+def device_option(command: Command) -> Command:
+    """Adds --device; the command gets its text."""
     return click.option(
         "--device", default="auto", metavar="|".join(DEVICES), help="What computes.  [default: auto, the fastest here]"
     )(command)
@@ -165,14 +173,18 @@ def place_options(command: Command) -> Command:
 
 def place_problems(device: str, workers: str) -> list[str]:
     """Every complaint about the texts of --device and --workers, a sentence each."""
-    problems = []
-    if not re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,3}|mps", device):
-        problems.append(f"--device {device}: is not one of {', '.join(DEVICES)}.")
+    problems = device_problems(device)
     if not re.fullmatch(r"-?[0-9]+", workers):
         problems.append(f"--workers {workers}: is not a whole number.")
     elif not 0 <= int(workers[:9]) <= MOST_WORKERS:  # nine digits tell; Python refuses to read very long numbers
         problems.append(f"--workers {workers}: must be 0 or more, at most {MOST_WORKERS}.")
     return problems
+
+
+def device_problems(device: str) -> list[str]:
+    if re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,3}|mps", device):
+        return []
+    return [f"--device {device}: is not one of {', '.join(DEVICES)}."]
 
 
 # --- What both programs read ------------------------------------------------------------------------------------------
@@ -189,10 +201,10 @@ def data_problems(data: str | None) -> list[str]:
         return ["--data: is missing. Name a folder or a zip of images."]
     if os.path.exists(data):  # Path.exists raises where a folder above may not be read
         return []
-    return [f"--data {data}: no such file or folder.{_neighbours(data)}"]
+    return [f"--data {data}: no such file or folder.{neighbours(data)}"]
 
 
-def _neighbours(path: str) -> str:
+def neighbours(path: str) -> str:
     """What lies beside `path` under a similar name."""
     folder, name = os.path.split(os.path.normpath(path))
     try:

@@ -1,59 +1,47 @@
-"""What a generator's images look like side by side: grids of one scale, and a sheet of all scales."""
+"""What can a trained generator show? `python -m msggan.sample --run-dir DIR [options]`: options → pictures, films."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import os
+import sys
+from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional
-from torchvision.utils import make_grid
+import click
 
-from msggan.networks import Generator
-
-SHEET_COLUMNS = 8
-PADDING_PX = 2
-CHUNK = 64
+from msggan.options import neighbours
+from msggan.program import output_option, output_problems, run_program
+from msggan.sample_options import parse_sample, sample_options, show_files
 
 
-@torch.no_grad()
-def generate(generator: Generator, latents: Tensor) -> list[Tensor]:
-    """latents: (N, L) → the pyramid as pixels, coarse to fine: (N, 3, r, r) uint8 on the CPU, in bounded memory."""
-    weight = next(generator.parameters())
-    chunks = [generator(chunk.to(weight)) for chunk in latents.split(CHUNK)]
-    return [torch.cat([to_pixels(images).cpu() for images in level]) for level in zip(*chunks, strict=True)]
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--run-dir", metavar="DIR", help="The run folder, or a generator.safetensors.")
+@sample_options
+@output_option
+def sample(*, run_dir: str | None, output: str, **texts: Any) -> int:
+    """Make pictures and films with a trained generator.
+
+    Each picture has a seed, and the same seed makes the same picture, however many are made beside it.
+    """
+    options = parse_sample(run_dir_problems(run_dir) + output_problems(output), texts)
+
+    from msggan.sampler import Sampler
+
+    files = Sampler(str(run_dir), options).run()
+    show_files([str(path) for path in files], output)
+    return 0
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """(…) float, about [-1, 1] → uint8: the same brightness for the same number, whatever else is in the picture."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def run_dir_problems(run_dir: str | None) -> list[str]:
+    if not run_dir:
+        return ["--run-dir: is missing. Name the folder of a run."]
+    if os.path.exists(run_dir):
+        return []
+    return [f"--run-dir {run_dir}: no such folder.{neighbours(run_dir)}"]
 
 
-def grid(images: Tensor) -> Image.Image:
-    """(N, 3, r, r) uint8 → one picture, about square."""
-    columns = max(1, round(len(images) ** 0.5))
-    return _picture(make_grid(images, nrow=columns, padding=PADDING_PX, pad_value=255))
+def main() -> None:
+    sys.exit(run_program(sample, name="python -m msggan.sample"))
 
 
-def all_scales_sheet(pyramid: Sequence[Tensor]) -> Image.Image:
-    """Pyramid of uint8 → one picture: a column a sample, a row a scale from 4² down to the finest, all of one size."""
-    side = max(64, pyramid[-1].shape[-1])
-    rows = [functional.interpolate(level[:SHEET_COLUMNS], size=(side, side)) for level in pyramid]
-    return _picture(make_grid(torch.cat(rows), nrow=len(rows[0]), padding=PADDING_PX, pad_value=255))
-
-
-def write_samples(folder: Path, images_seen: int, pyramid: Sequence[Tensor]) -> Path:
-    """Writes a grid for each scale and the sheet of all; returns the finest grid's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    all_scales_sheet(pyramid).save(folder / f"{images_seen:09d}_scales.png")
-    path = folder
-    for images in pyramid:
-        path = folder / f"{images_seen:09d}_{images.shape[-1]}px.png"
-        grid(images).save(path)
-    return path
-
-
-def _picture(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+if __name__ == "__main__":
+    main()

@@ -24,10 +24,10 @@ from msggan.device import choose_device, has_fast_bfloat16
 from msggan.errors import DataError, RunFolderError, TrainingError
 from msggan.metrics import sliced_wasserstein
 from msggan.networks import Discriminator, Generator
+from msggan.pictures import generate, write_samples
 from msggan.progress import Progress
 from msggan.randomness import Purpose, latents
 from msggan.run_folder import RunFolder
-from msggan.sample import generate, write_samples
 from msggan.steps import Adversaries
 from msggan.tracking import Tracker
 

@@ -19,11 +19,22 @@ from msggan.options import (
     place_problems,
     train_options,
 )
-from msggan.program import output_option, output_problems, print_json, run_program
+from msggan.program import OUTPUT_VARIABLE, StoppedError, output_option, output_problems, print_json, run_program
+from msggan.sample_options import parse_sample, sample_options, show_files
+from orchestration.runs import find_run, run_problems
 from orchestration.spec import Run, RunSpec, default_name, name_problems
 from orchestration.targets import TARGETS, build_target, choose, target_problems
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+runs_dir_option = click.option(
+    "--runs-dir",
+    default="runs",
+    envvar="MSGGAN_RUNS_DIR",
+    metavar="DIR",
+    help="The folder of the run folders.  [default: runs; variable MSGGAN_RUNS_DIR]",
+)
 
 
 @click.group(context_settings=SETTINGS, invoke_without_command=True)
@@ -41,13 +52,7 @@ def msggan_aml(context: click.Context) -> int:
 @data_option
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
-@click.option(
-    "--runs-dir",
-    default="runs",
-    envvar="MSGGAN_RUNS_DIR",
-    metavar="DIR",
-    help="The folder of the run folders.  [default: runs; variable MSGGAN_RUNS_DIR]",
-)
+@runs_dir_option
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
 @train_options
 @place_options
@@ -86,6 +91,31 @@ def submit(
     run = serving.submit(spec)
     show_run(run, output)
     return run.exit_code
+
+
+@msggan_aml.command(short_help="Make pictures and films with a trained run.")
+@click.argument("run", metavar="NAME|FOLDER")
+@runs_dir_option
+@sample_options
+@output_option
+def sample(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
+    """Make pictures and films with the generator of a run, named or by its folder.
+
+    Each picture has a seed, and the same seed makes the same picture, however many are made beside it.
+    """
+    options = parse_sample(run_problems(run, runs_dir) + output_problems(output), texts)
+
+    from orchestration.child import follow, silent_death, told_by
+
+    program = [sys.executable, "-m", "msggan.sample", "--run-dir", str(find_run(run, runs_dir))]
+    ending = follow([*program, *options.to_argv()], {**os.environ, OUTPUT_VARIABLE: "json"})
+    told = told_by(ending)
+    if ending.terminated_by_us and not told:  # SIGTERM came before the child could have answered it
+        raise StoppedError("cancelled", 6, "Stopped by SIGTERM.")
+    if "files" not in told:
+        raise silent_death(ending.status, process="sampling", hint="Run it again with --force.")
+    show_files(told["files"], output)
+    return ending.status
 
 
 def tell(line: str) -> None:

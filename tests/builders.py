@@ -9,7 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from msggan.checkpoint import save_generator
 from msggan.config import TrainConfig, resolve
+from msggan.networks import Generator
+from msggan.pictures import generate, write_samples
 from msggan.randomness import latents
 from msggan.steps import Adversaries
 
@@ -51,6 +54,20 @@ def save_images(folder: Path, count: int, side: int) -> Path:
     for index in range(count):
         pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+    return folder
+
+
+def save_run(folder: Path, *, depth: int = 3, samples: int = 0) -> Path:
+    """A run folder as training leaves it: a generator that is drawn and not trained, and so many sample grids."""
+    torch.manual_seed(1)
+    generator = Generator(depth, 8)
+    config = {"resolution": 2 << depth, "latent_size": 8, "equalized": True}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    save_generator(folder / "generator.safetensors", generator.state_dict(), config)
+    for index in range(samples):
+        drawn = latents(index, range(9), 8)
+        write_samples(folder / "samples", 1000 * index, generate(generator, drawn))
     return folder
 
 

@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRAMS = {
     "msggan-aml": ["-c", "from orchestration.cli import main; main()"],
     "msggan.train": ["-m", "msggan.train"],
+    "msggan.sample": ["-m", "msggan.sample"],
 }
 
 

@@ -23,8 +23,9 @@ from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import Place
 from orchestration import LocalTarget, Run, RunSpec
+from orchestration.child import Ending
 from orchestration.errors import JobFailedError, ReportedError
-from orchestration.local import Ending, build_run
+from orchestration.local import build_run
 from orchestration.spec import default_name, name_problems
 from orchestration.targets import choose, find_workspace
 
@@ -118,7 +119,16 @@ def test_no_command_shows_the_help_and_is_a_usage_error(run_program: RunProgram)
     assert "submit" in ended.stderr
 
 
-@pytest.mark.parametrize(("program", "words"), [("msggan-aml", ["submit"]), ("msggan-aml", []), ("msggan.train", [])])
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("msggan-aml", ["submit"]),
+        ("msggan-aml", ["sample"]),
+        ("msggan-aml", []),
+        ("msggan.train", []),
+        ("msggan.sample", []),
+    ],
+)
 def test_help_goes_to_stdout(run_program: RunProgram, program: str, words: list[str]) -> None:
     ended = run_program(program, *words, "--help")
     assert (ended.exit_code, ended.stderr) == (0, "")

@@ -17,6 +17,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 # What makes a command of the README short enough for a test; of an option given twice the last counts.
 SHORT = ["--resolution", "8", "--latent-size", "8", "--kimg", "0.05"]
+OFTEN = ["--sample-kimg", "0.02"]  # two sample grids at least, for a film
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     draw = [sys.executable, str(REPOSITORY / "examples" / "draw_flowers.py"), "flowers", "40"]
     subprocess.run(draw, cwd=folder, check=True, capture_output=True)
-    trained = submit(folder, "msggan-aml submit --data flowers")
+    trained = submit(folder, shlex.join(["msggan-aml", "submit", "--data", "flowers", *OFTEN]))
     assert trained.exit_code == 0, trained.stderr
     return folder
 
@@ -37,6 +38,7 @@ def submit(folder: Path, command: str) -> Ended:
 def test_the_readme_shows_commands_and_python() -> None:
     assert any("make demo" in command for command in COMMANDS)
     assert sum("msggan-aml submit" in command for command in COMMANDS) >= 2
+    assert sum("msggan-aml sample" in command for command in COMMANDS) >= 4
     assert len(PYTHON) >= 3
 
 
@@ -45,6 +47,15 @@ def test_a_command_of_the_readme_trains(flowers: Path, command: str) -> None:
     ended = submit(flowers, command.replace("FOLDER", "flowers") + " --name readme")
     assert ended.exit_code == 0, ended.stderr
     assert (flowers / "runs" / "readme" / "generator.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "msggan-aml sample" in command])
+def test_a_command_of_the_readme_makes_images(flowers: Path, command: str) -> None:
+    words = shlex.split(command.replace("--num 1000", "--num 20").replace("--scale 16", "--scale 4"))[1:]
+    ended = run_in(flowers, "msggan-aml", *words, "--seconds", "0.4", "-o", "json")
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.json["files"]
+    assert all((flowers / file).is_file() for file in ended.json["files"])
 
 
 @pytest.mark.parametrize("code", PYTHON)

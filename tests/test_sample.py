@@ -1,161 +1,182 @@
-"""Do sample pictures show exactly what the generator made, in the order it was asked?"""
+"""Do `msggan-aml sample` and `python -m msggan.sample` make what is asked, and say what stands against it?"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from torch import Tensor
+from builders import save_run
+from conftest import Ended, command_line, environment
 
-from msggan.data import to_float
-from msggan.networks import Generator
-from msggan.sample import CHUNK, PADDING_PX, SHEET_COLUMNS, all_scales_sheet, generate, grid, to_pixels, write_samples
+from orchestration.runs import find_run, run_problems
+
+RunProgram = Callable[..., Ended]
+posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
 
 
-def pixels_pyramid(count: int, depth: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randint(0, 256, (count, 3, 4 << level, 4 << level), dtype=torch.uint8, generator=generator)
-        for level in range(depth)
-    ]
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The run `flowers`, in `runs` of the test's folder."""
+    save_run(tmp_path / "runs" / "flowers", samples=2)
+    return tmp_path / "runs" / "flowers"
 
 
-def cell(picture: Image.Image, row: int, column: int, side: int) -> np.ndarray:
-    """(3, side, side): what stands in a place of a grid."""
-    top, left = (PADDING_PX + index * (side + PADDING_PX) for index in (row, column))
-    return np.asarray(picture)[top : top + side, left : left + side].transpose(2, 0, 1)
+def test_both_programs_make_the_same_files_of_a_run(run_program: RunProgram, tmp_path: Path, run: Path) -> None:
+    words = ["--files", "--grid", "--seeds", "3,7", "--scale", "8", "--device", "cpu", "-o", "json"]
+    named = run_program("msggan-aml", "sample", "flowers", *words)
+    foldered = run_program("msggan.sample", "--run-dir", "runs/flowers", "--out", "out", *words)
+    assert named.exit_code == 0, named.stderr
+    assert foldered.exit_code == 0, foldered.stderr
+    names = ["grid_8px.png", "seed000003_8px.png", "seed000007_8px.png"]
+    places = [str(Path("runs/flowers/generated")), "out"]
+    for ended, place in zip([named, foldered], places, strict=True):
+        assert ended.json == {"files": [str(Path(place) / name) for name in names], "count": 3}
+    for name in names:
+        assert (tmp_path / places[0] / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
-# Pixels
+def test_films_are_made_in_text_that_names_them(run_program: RunProgram, tmp_path: Path, run: Path) -> None:
+    words = ["--film", "loop.mp4", "--progress-film", "training.webp", "--seconds", "0.2", "--num", "3"]
+    ended = run_program("msggan-aml", "sample", "runs/flowers", "--out", "films", *words)
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.stdout.splitlines() == [str(Path("films/loop.mp4")), str(Path("films/training.webp"))]
+    assert "Making 10 pictures" in ended.stderr
+    assert (tmp_path / "films" / "loop.mp4").read_bytes()[4:8] == b"ftyp"
+    assert (tmp_path / "films" / "training.webp").read_bytes()[8:12] == b"WEBP"
 
 
-@pytest.mark.parametrize(
-    ("value", "pixel"),
-    [(-1.0, 0), (1.0, 255), (0.0, 128), (-5.0, 0), (5.0, 255), (-0.6, 51), (0.2, 153), (-0.9970, 0), (-0.9950, 1)],
-)
-def test_pixels_worked_by_hand(value: float, pixel: int) -> None:
-    """(value + 1) · 127.5, rounded: −0.6 is 51, 0.2 is 153, −0.997 is 0.38, −0.995 is 0.64."""
-    assert to_pixels(torch.tensor([value])).tolist() == [pixel]
-
-
-def test_every_brightness_comes_back_from_what_training_sees() -> None:
-    levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_pixels(to_float(levels)), levels)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_pixels_are_eight_bit_whatever_was_computed_in(dtype: torch.dtype) -> None:
-    assert to_pixels(torch.tensor([-1.0, 1.0], dtype=dtype)).tolist() == [0, 255]
-    assert to_pixels(torch.tensor([0.5], dtype=dtype)).dtype == torch.uint8
-
-
-@given(value=st.floats(-2, 2), others=st.lists(st.floats(-10, 10), max_size=5))
-@settings(deadline=None)
-def test_a_numbers_brightness_does_not_depend_on_the_rest_of_the_picture(value: float, others: list[float]) -> None:
-    """The original stretches each picture's contrast, and so cannot be compared from one time to the next."""
-    assert to_pixels(torch.tensor([value, *others]))[0] == to_pixels(torch.tensor([value]))[0]
-
-
-# Generating
-
-
-@pytest.mark.parametrize("count", [1, 3, CHUNK, CHUNK + 1, 2 * CHUNK + 5])
-def test_images_are_made_in_parts_and_none_is_lost(count: int) -> None:
-    generator, latents = Generator(2, 4).double(), torch.randn(count, 4, dtype=torch.float64)
-    expected = [to_pixels(images.detach()) for images in generator(latents)]
-    made = generate(generator, latents)
-    assert [tuple(level.shape) for level in made] == [(count, 3, 4, 4), (count, 3, 8, 8)]
-    for level, wanted in zip(made, expected, strict=True):
-        assert level.dtype == torch.uint8
-        assert (level.int() - wanted.int()).abs().max() <= 1  # of a number between two pixels
-
-
-def test_latents_follow_the_generators_own_dtype() -> None:
-    made = generate(Generator(1, 4).double(), torch.randn(2, 4))
-    assert made[0].shape == (2, 3, 4, 4)
-
-
-# Grids
+def test_many_files_are_told_in_few_lines(run_program: RunProgram, run: Path) -> None:
+    ended = run_program("msggan.sample", "--run-dir", run, "--files", "--num", "30", "--out", "out")
+    lines = ended.stdout.splitlines()
+    assert (len(lines), lines[-1]) == (5, "and 26 more.")
 
 
 @pytest.mark.parametrize(
-    ("count", "columns", "rows"), [(1, 1, 1), (2, 1, 2), (4, 2, 2), (7, 3, 3), (16, 4, 4), (36, 6, 6)]
+    ("program", "words", "where"),
+    [
+        ("msggan-aml", ["sample", "flwers"], "No run 'flwers' in runs"),
+        ("msggan.sample", ["--run-dir", "x"], "--run-dir"),
+    ],
 )
-@pytest.mark.parametrize("side", [4, 32])
-def test_a_grid_is_about_square_and_shows_each_image_pixel_for_pixel(
-    count: int, columns: int, rows: int, side: int
+@pytest.mark.usefixtures("run")
+def test_all_wrong_options_are_told_at_once_and_nothing_is_loaded(
+    run_program: RunProgram, program: str, words: list[str], where: str
 ) -> None:
-    images = pixels_pyramid(count, 4)[{4: 0, 32: 3}[side]]
-    picture = grid(images)
-    assert picture.mode == "RGB"
-    if count > 1:  # one image is a picture by itself, without a frame
-        assert picture.size == tuple(places * (side + PADDING_PX) + PADDING_PX for places in (columns, rows))
-        for index, image in enumerate(images.numpy()):
-            assert np.array_equal(cell(picture, index // columns, index % columns, side), image)
-    else:
-        assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), images[0].numpy())
-
-
-def test_a_dark_grid_stays_dark() -> None:
-    images = torch.full((4, 3, 8, 8), 3, dtype=torch.uint8)
-    assert (cell(grid(images), 1, 1, 8) == 3).all()
-
-
-@pytest.mark.parametrize("count", [2, 5, SHEET_COLUMNS, SHEET_COLUMNS + 4])
-@pytest.mark.parametrize("depth", [2, 4, 6])
-def test_a_sheet_has_a_column_a_sample_and_a_row_a_scale_coarse_to_fine(count: int, depth: int) -> None:
-    """All of one size: a coarse pixel is a square of equal ones."""
-    pyramid = pixels_pyramid(count, depth)
-    picture = all_scales_sheet(pyramid)
-    side, columns = max(64, 2 << depth), min(count, SHEET_COLUMNS)
-    assert picture.size == (
-        columns * (side + PADDING_PX) + PADDING_PX,
-        depth * (side + PADDING_PX) + PADDING_PX,
-    )
-    for row, level in enumerate(pyramid):
-        factor = side // level.shape[-1]
-        for column in range(columns):
-            enlarged = level[column].numpy().repeat(factor, axis=1).repeat(factor, axis=2)
-            assert np.array_equal(cell(picture, row, column, side), enlarged)
-
-
-def test_a_sheet_of_one_scale_and_one_sample_is_a_picture() -> None:
-    assert all_scales_sheet(pixels_pyramid(1, 1)).size[0] >= 64
-
-
-# Files
-
-
-def test_samples_are_named_by_images_seen_and_scale(tmp_path: Path) -> None:
-    pyramid = pixels_pyramid(9, 4)
-    finest = write_samples(tmp_path / "new" / "samples", 12_345, pyramid)
-    assert finest == tmp_path / "new" / "samples" / "000012345_32px.png"
-    assert sorted(path.name for path in finest.parent.iterdir()) == [
-        "000012345_16px.png",
-        "000012345_32px.png",
-        "000012345_4px.png",
-        "000012345_8px.png",
-        "000012345_scales.png",
+    ended = run_program(program, *words, "--seeds", "a,3-1", "--film", "x.gif", "--truncation", "2", "-o", "json")
+    assert ended.exit_code == 2
+    told = ended.json["error"]["message"].splitlines()
+    assert told[0].startswith(where)
+    assert [line.split(":")[0] for line in told[1:]] == [
+        "--truncation 2",
+        "--film x.gif",
+        "--seeds a,3-1",
+        "--seeds a,3-1",
     ]
+    assert ended.stderr.count("Error: ") == 5
 
 
-def test_samples_on_the_disk_are_the_grids_themselves(tmp_path: Path) -> None:
-    pyramid = pixels_pyramid(9, 3)
-    write_samples(tmp_path, 64, pyramid)
-    for images in pyramid:
-        with Image.open(tmp_path / f"000000064_{images.shape[-1]}px.png") as picture:
-            assert np.array_equal(np.asarray(picture), np.asarray(grid(images)))
-    with Image.open(tmp_path / "000000064_scales.png") as picture:
-        assert np.array_equal(np.asarray(picture), np.asarray(all_scales_sheet(pyramid)))
+def damage(run: Path) -> None:
+    (run / "generator.safetensors").write_bytes(b"nonsense")
 
 
-def test_samples_written_again_replace_the_old_ones(tmp_path: Path) -> None:
-    write_samples(tmp_path, 64, pixels_pyramid(9, 2))
-    pyramid = [255 - images for images in pixels_pyramid(9, 2)]
-    with Image.open(write_samples(tmp_path, 64, pyramid)) as picture:
-        assert np.array_equal(np.asarray(picture), np.asarray(grid(pyramid[-1])))
+def lose(run: Path) -> None:
+    (run / "generator.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "hint"),
+    [
+        (damage, "is not a whole generator.safetensors", "continue the run"),
+        (lose, "generator.safetensors: no such file", "after a run's first checkpoint"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_told_once_with_the_next_step(
+    run_program: RunProgram, run: Path, spoil: Callable[[Path], None], message: str, hint: str
+) -> None:
+    spoil(run)
+    ended = run_program("msggan-aml", "sample", "flowers", "-o", "json")
+    error = ended.json["error"]
+    assert (ended.exit_code, error["code"]) == (2, "checkpoint")
+    assert message in error["message"]
+    assert hint in error["hint"]
+    assert ended.stderr.count("Error: ") == 1
+    assert "Traceback" not in ended.stderr
+
+
+def test_files_that_exist_are_overwritten_by_force_alone(run_program: RunProgram, run: Path) -> None:
+    existing = run / "generated" / "grid_16px.png"
+    existing.parent.mkdir()
+    existing.write_text("mine")
+    refused = run_program("msggan-aml", "sample", "flowers")
+    assert (refused.exit_code, existing.read_text()) == (2, "mine")
+    assert "grid_16px.png: is there already." in refused.stderr
+    assert "Give --force to overwrite, or another --out." in refused.stderr
+    assert run_program("msggan-aml", "sample", "flowers", "--force").exit_code == 0
+    assert existing.read_bytes().startswith(b"\x89PNG")
+
+
+@posix
+@pytest.mark.parametrize(("by", "exit_code", "code"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 6, "cancelled")])
+def test_stopped_it_says_so_and_leaves_whole_files(
+    tmp_path: Path, run: Path, by: str, exit_code: int, code: str
+) -> None:
+    with subprocess.Popen(
+        command_line("msggan-aml", "sample", "flowers", "--files", "--num", "100000", "-o", "json"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
+    ) as process:
+        try:
+            while not list(run.glob("generated/seed*.png")):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.1)
+            if by == "SIGINT":
+                os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all that run in it
+            else:
+                os.kill(process.pid, signal.SIGTERM)
+            stdout, stderr = process.communicate()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == exit_code, stderr
+    assert json.loads(stdout)["error"]["code"] == code
+    assert "Traceback" not in stderr
+    assert not list(run.glob("generated/.*"))
+
+
+# Which run is meant
+
+
+def test_a_name_is_a_run_in_its_folder_before_it_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flowers").mkdir()
+    assert find_run("flowers", "runs") == "flowers"
+    (tmp_path / "runs" / "flowers").mkdir(parents=True)
+    assert find_run("flowers", "runs") == os.path.join("runs", "flowers")
+    assert find_run(str(tmp_path / "flowers"), "runs") == str(tmp_path / "flowers")
+    assert find_run("", "runs") is None
+
+
+def test_an_unknown_name_is_told_with_the_nearest_or_with_what_there_is(tmp_path: Path) -> None:
+    runs = str(tmp_path)
+    (complaint,) = run_problems("flowers", runs)
+    assert complaint.endswith("There is none yet: msggan-aml submit --data FOLDER begins one.")
+    for name in ("flowers", "flowers-2", "shoes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    (tmp_path / "images").mkdir()  # no run
+    assert run_problems("flowers", runs) == []
+    assert run_problems("flower", runs)[0].endswith("Did you mean flowers or flowers-2?")
+    assert run_problems("x", runs)[0].endswith("There are flowers, flowers-2, shoes.")
+    shutil.rmtree(tmp_path / "shoes")
+    assert run_problems("x", runs)[0].endswith("There are flowers, flowers-2.")

@@ -1,0 +1,145 @@
+"""How do pictures become a film: which latents it goes through, and how are its frames written to mp4 or WebP?"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, cast
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from msggan.checkpoint import reason_of
+from msggan.errors import DataError, FilmError
+
+# Smaller frames are enlarged by a whole factor: players smear them, and video has colour at every second pixel only.
+LEAST_SIDE_PX = 256
+STEPS_A_KEY = 256
+# 0 is without loss, 51 the worst; 18 and less cannot be told from the original by eye.
+X264_QUALITY = 16
+WEBP_QUALITY = 90
+WITHOUT_FFMPEG = "A film that ends in .webp needs no ffmpeg."
+
+
+def loop(keys: Tensor, frames: int) -> Tensor:
+    """keys: (K, L) of norm √L, at least two → (frames, L): a closed, smooth path by the keys in turn, from the first.
+
+    It stays on the sphere that the latents were drawn from and goes at one speed, so that the last frame is as near to
+    the first as any frame to the next: Catmull and Rom's spline ("A class of local interpolating splines", 1974), laid
+    on the sphere, in steps of equal length. Two keys are joined by the great circle through both.
+    """
+    ring = keys.double().numpy()
+    if len(ring) == 2:
+        ring = np.concatenate([ring, -ring])
+    times = np.arange(len(ring) * STEPS_A_KEY + 1) / STEPS_A_KEY
+    gone = np.concatenate([[0.0], np.cumsum([_length(ring, *ends) for ends in itertools.pairwise(times)])])
+    wanted = np.interp(np.arange(frames) / frames * gone[-1], gone, times)
+    return torch.from_numpy(np.stack([_point(ring, time) for time in wanted]).astype(np.float32))
+
+
+def _length(ring: np.ndarray, begin: float, end: float) -> float:
+    return float(np.linalg.norm(_point(ring, end) - _point(ring, begin)))
+
+
+def _point(ring: np.ndarray, time: float) -> np.ndarray:
+    """(L,): the spline at a time, at whole numbers a key, moved outwards to the sphere."""
+    key, t = divmod(time, 1)
+    before, here, there, after = (ring[(int(key) + shift) % len(ring)] for shift in (-1, 0, 1, 2))
+    square = 2 * before - 5 * here + 4 * there - after
+    cube = 3 * (here - there) + after - before
+    point: np.ndarray = here + (t * (there - before) + t**2 * square + t**3 * cube) / 2
+    point *= np.sqrt(len(point)) / max(1e-12, float(np.linalg.norm(point)))
+    return point
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """The same picture in larger pixels, its shorter side at least 256; one that is large enough as it is."""
+    factor = enlargement(picture.size)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def enlargement(size: tuple[int, int]) -> int:
+    return -(-LEAST_SIDE_PX // min(size))
+
+
+def size_of_all(paths: Sequence[Path]) -> tuple[int, int]:
+    """The size that holds each of these pictures, of which only the headers are read."""
+    sizes = [_read(path, header_only=True).size for path in paths]
+    return max(width for width, _ in sizes), max(height for _, height in sizes)
+
+
+def slides(paths: Sequence[Path], frames: int) -> Iterator[Image.Image]:
+    """So many frames that show pictures one after another, each as long as the others, one in memory at a time."""
+    size = size_of_all(paths)
+    shown = [index * len(paths) // frames for index in range(frames)]
+    for index, same in itertools.groupby(shown):
+        canvas = Image.new("RGB", size, "white")
+        canvas.paste(_read(paths[index]))
+        frame = enlarged(canvas)
+        for _ in same:
+            yield frame
+
+
+def _read(path: Path, *, header_only: bool = False) -> Image.Image:
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture if header_only else picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is Pillow's word for a broken PNG
+        raise DataError(f"{path}: cannot be read as a picture.", "Remove this file and try again.") from error
+
+
+def write_film(path: Path, frames: Iterable[Image.Image], *, fps: int) -> None:
+    """frames: at least one, all of one even size, RGB. The suffix is .mp4 or .webp; WebP's frames stay in memory."""
+    rest = iter(frames)
+    first = next(rest)
+    if path.suffix.lower() == ".webp":
+        _write_webp(path, first, list(rest), fps)
+    else:
+        _write_mp4(path, first, rest, fps)
+
+
+def _write_webp(path: Path, first: Image.Image, rest: list[Image.Image], fps: int) -> None:
+    begins = [round(1000 * index / fps) for index in range(len(rest) + 2)]
+    durations = [end - begin for begin, end in itertools.pairwise(begins)]
+    first.save(
+        path, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, quality=WEBP_QUALITY, method=4
+    )
+
+
+def _write_mp4(path: Path, first: Image.Image, rest: Iterator[Image.Image], fps: int) -> None:
+    try:
+        ffmpeg = subprocess.Popen(  # noqa: S603 - the program that imageio-ffmpeg brings, and no shell reads the list
+            _ffmpeg_command(path, first.size, fps), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg brings none for this kind of machine
+        raise FilmError(f"{path.name}: ffmpeg cannot be started ({reason_of(error)}).", WITHOUT_FFMPEG) from error
+    with ffmpeg:
+        try:
+            for frame in itertools.chain([first], rest):
+                cast(IO[bytes], ffmpeg.stdin).write(frame.tobytes())
+        except BrokenPipeError:
+            pass  # it has ended, and says why below
+        except BaseException:
+            ffmpeg.kill()
+            raise
+        _, told = ffmpeg.communicate()
+    if ffmpeg.returncode != 0:
+        reason = (told.decode(errors="replace").strip().splitlines() or ["it gives no reason"])[-1].rstrip(".")
+        raise FilmError(f"{path.name}: ffmpeg could not write it ({reason}).", WITHOUT_FFMPEG)
+
+
+def _ffmpeg_command(path: Path, size: tuple[int, int], fps: int) -> list[str]:
+    """ffmpeg reads bare RGB frames and writes what every player and browser can show: H.264 in 4:2:0."""
+    frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{size[0]}x{size[1]}", "-framerate", str(fps)]
+    codec = ["-c:v", "libx264", "-crf", str(X264_QUALITY), "-pix_fmt", "yuv420p"]
+    begins_at_once = ["-movflags", "+faststart"]  # before a browser has the whole file
+    target = str(path.absolute())  # which ffmpeg cannot take for an option or an address
+    return [
+        *[imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *frames, "-i", "pipe:0"],
+        *[*codec, *begins_at_once, "-f", "mp4", target],
+    ]

@@ -1,0 +1,72 @@
+"""What do a generator's images look like: one by one, side by side in a grid of one scale, on a sheet of all scales?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.utils import make_grid
+
+SHEET_COLUMNS = 8
+PADDING_PX = 2
+CHUNK = 64
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, latents: Tensor, *, chunk: int = CHUNK) -> list[Tensor]:
+    """latents: (N, L) → the pyramid as pixels, coarse to fine: (N, 3, r, r) uint8 on the CPU, in bounded memory.
+
+    chunk: how many images are computed at once. The last bits of an image depend on how many are computed beside it;
+    with a chunk of 1 its bytes depend on nothing but its latent.
+    """
+    weight = next(generator.parameters())
+    chunks = [generator(part.to(weight)) for part in latents.split(chunk)]
+    return [torch.cat([to_pixels(images).cpu() for images in level]) for level in zip(*chunks, strict=True)]
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """(…) float, about [-1, 1] → uint8: the same brightness for the same number, whatever else is in the picture."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def picture(image: Tensor) -> Image.Image:
+    """(3, H, W) uint8 → a picture of just these pixels."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def grid(images: Tensor) -> Image.Image:
+    """(N, 3, r, r) uint8 → one picture, about square."""
+    columns = max(1, round(len(images) ** 0.5))
+    return picture(make_grid(images, nrow=columns, padding=PADDING_PX, pad_value=255))
+
+
+def all_scales_sheet(pyramid: Sequence[Tensor]) -> Image.Image:
+    """Pyramid of uint8 → one picture: a column a sample, a row a scale from 4² down to the finest, all of one size."""
+    side = max(64, pyramid[-1].shape[-1])
+    rows = [functional.interpolate(level[:SHEET_COLUMNS], size=(side, side)) for level in pyramid]
+    return picture(make_grid(torch.cat(rows), nrow=len(rows[0]), padding=PADDING_PX, pad_value=255))
+
+
+def write_samples(folder: Path, images_seen: int, pyramid: Sequence[Tensor]) -> Path:
+    """Writes a grid for each scale and the sheet of all; returns the finest grid's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    all_scales_sheet(pyramid).save(folder / f"{images_seen:09d}_scales.png")
+    path = folder
+    for images in pyramid:
+        path = folder / f"{images_seen:09d}_{images.shape[-1]}px.png"
+        grid(images).save(path)
+    return path
+
+
+def find_samples(folder: Path) -> dict[int, list[Path]]:
+    """What `write_samples` left in a folder: the grids of each scale, coarse to fine, each from first to last."""
+    found: dict[int, list[tuple[int, Path]]] = {}
+    for path in folder.glob("*px.png"):
+        if match := re.fullmatch(r"([0-9]{9,})_([0-9]+)px\.png", path.name):
+            found.setdefault(int(match[2]), []).append((int(match[1]), path))
+    return {side: [path for _, path in sorted(found[side])] for side in sorted(found)}

@@ -1,0 +1,204 @@
+"""Which files are to be made of a run, and how is each made? All of them are planned before the first is written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+import click
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from msggan.checkpoint import load_generator
+from msggan.device import choose_device
+from msggan.errors import UsageError
+from msggan.films import enlarged, enlargement, loop, size_of_all, slides, write_film
+from msggan.pictures import PADDING_PX, SHEET_COLUMNS, all_scales_sheet, find_samples, generate, grid, picture
+from msggan.randomness import latents
+from msggan.run_folder import RunFolder
+from msggan.sample_options import SECONDS_A_SAMPLE, SampleOptions, frame_problems
+from msggan.truncation import TruncatedGenerator
+
+# Pictures beyond this go on in a second grid, a third …: what is in memory at a time does not grow with --num.
+GRID_SIDE_PX = 6000
+# Pillow keeps all the frames of a WebP film in memory.
+WEBP_BYTES = 1 << 28
+EXISTING_NAMED = 3
+
+Item = TypeVar("Item")
+Tick = Callable[[int], None]
+Show = Callable[[list[Tensor]], Image.Image]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to be. `write` makes it at a path, and tells of each of its `pictures` by the tick."""
+
+    path: Path
+    pictures: int
+    write: Callable[[Path, Tick], None]
+
+
+class Sampler:
+    """Makes pictures and films of a run folder or a `generator.safetensors`.
+
+    Raises `UsageError`, `CheckpointError` or `DataError` before anything is written.
+    """
+
+    def __init__(self, source: str | Path, options: SampleOptions, *, messages: TextIO | None = None) -> None:
+        path = Path(source)
+        folder = path if path.is_dir() else path.parent
+        self.options = options
+        self.messages = messages or sys.stderr
+        self.out = folder / "generated" if options.out is None else Path(options.out)
+        self.outputs: list[Output] = []
+        problems: list[str] = []
+        if options.needs_weights:
+            painter = Painter.load(path, truncation=options.truncation, device=options.device)
+            problems += self._plan_pictures(painter)
+        if options.progress_film:
+            problems += self._plan_progress_film(options.progress_film, RunFolder(folder).samples)
+        problems = list(dict.fromkeys(problems))  # a scale may be wrong for both
+        if self.out.exists() and not self.out.is_dir():
+            problems.append(f"--out {self.out}: is a file, not a folder.")
+        if problems:
+            raise UsageError(problems)
+        if not options.force:
+            self._refuse_existing()
+
+    def run(self) -> list[Path]:
+        """Writes the files, each whole or not at all, and tells how far it is."""
+        total = sum(output.pictures for output in self.outputs)
+        with click.progressbar(length=total, label=f"Making {total} pictures", file=self.messages) as bar:
+            for output in self.outputs:
+                output.path.parent.mkdir(parents=True, exist_ok=True)
+                aside = output.path.with_name(f".{output.path.stem}.part{output.path.suffix}")
+                try:
+                    output.write(aside, bar.update)
+                    aside.replace(output.path)
+                finally:
+                    aside.unlink(missing_ok=True)
+        return [output.path for output in self.outputs]
+
+    # What there is to make
+
+    def _plan_pictures(self, painter: Painter) -> list[str]:
+        """Plans grids, files, sheets and the loop; returns what stands against them."""
+        options = self.options
+        if problems := _scale_problems(options.scale, painter.scales):
+            return problems
+        side = options.scale or painter.scales[-1]
+        level = painter.scales.index(side)
+
+        def show_grid(pyramid: list[Tensor]) -> Image.Image:
+            return grid(pyramid[level])
+
+        if options.shows_grid:
+            self._add_pages(painter, f"grid_{side}px", max(1, GRID_SIDE_PX // (side + PADDING_PX)) ** 2, show_grid)
+        if options.files:
+            for seed in options.seeds:
+                self._add_page(painter, [seed], f"seed{seed:06d}_{side}px", show_grid)
+        if options.all_scales:
+            self._add_pages(painter, "scales", SHEET_COLUMNS, all_scales_sheet)
+        if options.film is None:
+            return []
+        self.outputs.append(
+            Output(self.out / options.film, options.film_frames, partial(self._write_loop, painter, level))
+        )
+        return _webp_problems("--film", options.film, options.film_frames, (side, side))
+
+    def _plan_progress_film(self, name: str, folder: Path) -> list[str]:
+        """Plans the film of a run's sample grids; returns what stands against it."""
+        samples = find_samples(folder)
+        if not samples:
+            return [f"--progress-film: there are no sample grids in {folder} yet. Training writes them."]
+        if problems := _scale_problems(self.options.scale, list(samples)):
+            return problems
+        shown = samples[self.options.scale or max(samples)]
+        if len(shown) < 2:
+            return [f"--progress-film: of one sample grid, {shown[0]}, it has one frame only. Train on for more."]
+        frames = self.options.frames(SECONDS_A_SAMPLE * len(shown))
+        self.outputs.append(Output(self.out / name, frames, partial(self._write_slides, shown, frames)))
+        return frame_problems("--progress-film", frames) or _webp_problems(
+            "--progress-film", name, frames, size_of_all(shown)
+        )
+
+    def _add_pages(self, painter: Painter, name: str, most: int, show: Show) -> None:
+        """A picture for every so many seeds: NAME, and where they are many NAME_2 and so on."""
+        seeds = self.options.seeds
+        for number, begin in enumerate(range(0, len(seeds), most), start=1):
+            self._add_page(painter, seeds[begin : begin + most], f"{name}_{number}" if number > 1 else name, show)
+
+    def _add_page(self, painter: Painter, seeds: Sequence[int], name: str, show: Show) -> None:
+        def write(path: Path, tick: Tick) -> None:
+            pyramids = [painter.paint(painter.latent(seed)) for seed in ticking(seeds, tick)]
+            show([torch.cat(level) for level in zip(*pyramids, strict=True)]).save(path, "PNG")
+
+        self.outputs.append(Output(self.out / f"{name}.png", len(seeds), write))
+
+    def _write_loop(self, painter: Painter, level: int, path: Path, tick: Tick) -> None:
+        keys = torch.cat([painter.latent(seed) for seed in self.options.seeds])
+        latents_on_the_way = loop(keys, self.options.film_frames).split(1)
+        frames = (enlarged(picture(painter.paint(latent)[level][0])) for latent in ticking(latents_on_the_way, tick))
+        write_film(path, frames, fps=self.options.fps)
+
+    def _write_slides(self, shown: Sequence[Path], frames: int, path: Path, tick: Tick) -> None:
+        write_film(path, ticking(slides(shown, frames), tick), fps=self.options.fps)
+
+    def _refuse_existing(self) -> None:
+        existing = [output.path for output in self.outputs if output.path.exists()]
+        problems = [f"{path}: is there already." for path in existing[:EXISTING_NAMED]]
+        if len(existing) > EXISTING_NAMED:
+            problems.append(f"{self.out}: {len(existing) - EXISTING_NAMED} more of these files are there already.")
+        if problems:
+            raise UsageError(problems, "Give --force to overwrite, or another --out.")
+
+
+@dataclass(frozen=True)
+class Painter:
+    """A trained network that makes pictures one at a time, so that what else is made leaves no trace in them."""
+
+    network: nn.Module
+    latent_size: int
+    scales: list[int]
+
+    @classmethod
+    def load(cls, source: Path, *, truncation: float, device: str) -> Painter:
+        """Raises `CheckpointError` where there are no good weights, `UsageError` where there is no such device."""
+        generator = load_generator(source).to(choose_device(device))
+        network = generator if truncation == 1 else TruncatedGenerator(generator, truncation)
+        return cls(network, generator.latent_size, [4 << level for level in range(generator.depth)])
+
+    def latent(self, seed: int) -> Tensor:
+        """(1, L) float32: the latent of a seed."""
+        return latents(seed, [0], self.latent_size)
+
+    def paint(self, latent: Tensor) -> list[Tensor]:
+        """latent: (1, L) → its picture at every scale, coarse to fine: (1, 3, r, r) uint8."""
+        return generate(self.network, latent, chunk=1)
+
+
+def _scale_problems(scale: int | None, scales: Sequence[int]) -> list[str]:
+    if scale is None or scale in scales:
+        return []
+    return [f"--scale {scale}: is not made by this network, whose scales are {', '.join(map(str, scales))}."]
+
+
+def _webp_problems(option: str, name: str, frames: int, size: tuple[int, int]) -> list[str]:
+    pixels = size[0] * size[1] * enlargement(size) ** 2
+    if not name.lower().endswith(".webp") or frames * pixels * 3 <= WEBP_BYTES:
+        return []
+    most = WEBP_BYTES // (pixels * 3)
+    return [f"{option} {name}: {frames} frames are too many for WebP, at most {most} of this size. Take .mp4."]
+
+
+def ticking(items: Iterable[Item], tick: Tick) -> Iterator[Item]:
+    """The same items, telling of each that it has been used."""
+    for item in items:
+        yield item
+        tick(1)
