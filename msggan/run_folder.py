@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -30,12 +29,6 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
-
-    def newest_grid(self) -> Path | None:
-        """The newest grid of the finest scale, if one was written."""
-        named = [(path, re.fullmatch(r"(\d+)_(\d+)px\.png", path.name)) for path in self.samples.glob("*px.png")]
-        grids = [(int(match[1]), int(match[2]), path) for path, match in named if match]
-        return max(grids)[-1] if grids else None
 
     def load_config(self) -> TrainConfig | None:
         """The resolved configuration of the run that lives here, or None. Raises `RunFolderError` if unreadable."""

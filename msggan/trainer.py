@@ -24,7 +24,7 @@ from msggan.device import choose_device, has_fast_bfloat16
 from msggan.errors import DataError, RunFolderError, TrainingError
 from msggan.metrics import sliced_wasserstein
 from msggan.networks import Discriminator, Generator
-from msggan.pictures import generate, write_samples
+from msggan.pictures import find_samples, generate, write_samples
 from msggan.progress import Progress
 from msggan.randomness import Purpose, latents
 from msggan.run_folder import RunFolder
@@ -297,8 +297,8 @@ class Trainer:
             named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:SKIPPED_IMAGES_NAMED])
             more = f"; and {len(skipped) - SKIPPED_IMAGES_NAMED} more" if len(skipped) > SKIPPED_IMAGES_NAMED else ""
             self.progress.say(f"{len(skipped)} images could not be used: {named}{more}.")
-        grid = self.folder.newest_grid()
-        look = f" Look at {grid}." if grid else ""
+        grids = find_samples(self.folder.samples)
+        look = f" Look at {grids[max(grids)][-1]}." if grids else ""
         again = [sys.executable, "-m", "msggan.train", "--data", str(self.data), "--run-dir", str(self.folder)]
         if state == "completed":
             self.progress.say(f"Done: {self.images_seen / 1000:g} kimg.{look} A larger --kimg goes on from here.")
