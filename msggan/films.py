@@ -137,9 +137,12 @@ def _ffmpeg_command(path: Path, size: tuple[int, int], fps: int) -> list[str]:
     """ffmpeg reads bare RGB frames and writes what every player and browser can show: H.264 in 4:2:0."""
     frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{size[0]}x{size[1]}", "-framerate", str(fps)]
     codec = ["-c:v", "libx264", "-crf", str(X264_QUALITY), "-pix_fmt", "yuv420p"]
+    # Without a word on colour a player guesses from the size, and small and large films would differ in hue.
+    colour = ["-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709"]
+    colour += ["-color_primaries", "bt709", "-color_trc", "bt709"]
     begins_at_once = ["-movflags", "+faststart"]  # before a browser has the whole file
     target = str(path.absolute())  # which ffmpeg cannot take for an option or an address
     return [
         *[imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *frames, "-i", "pipe:0"],
-        *[*codec, *begins_at_once, "-f", "mp4", target],
+        *[*codec, *colour, *begins_at_once, "-f", "mp4", target],
     ]

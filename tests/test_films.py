@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_an_mp4_has_just_its_frames_in_their_colours_and_order(tmp_path: Path, f
     write_film(path, iter(coloured(12)), fps=fps)
     about, frames = read_mp4(path, 64)
     assert "Video: h264" in about
-    assert "yuv420p" in about  # what every player and browser can show
+    assert re.search(r"yuv420p\(.*bt709.*\)", about)  # what every player and browser can show, and in which colours
     assert f" {fps} fps" in about
     assert len(frames) == 12
     for frame, wanted in zip(frames, coloured(12), strict=True):
