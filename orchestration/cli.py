@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,15 @@ def show_run(run: Run, output: str) -> None:
     seen = "" if run.images_seen is None else f" after {run.images_seen} images"
     click.echo(f"{run.name}: {run.state}{seen}. Samples: {Path(run.run_dir) / 'samples'}")
     for line in run.next:
-        click.echo(f"Next: {line}")
+        click.echo(f"Next: {as_typed(line, program=sys.argv[0], path=os.environ.get('PATH', ''))}")
+
+
+def as_typed(command: str, *, program: str, path: str) -> str:
+    """A command of ours as it can be typed here: by the path of `program` where the shell would not find it."""
+    name = Path(program).name
+    if name != "msggan-aml" or shutil.which(name, path=path):
+        return command
+    return command.replace(name, program, 1)
 
 
 def main() -> None:

@@ -55,18 +55,22 @@ def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> 
             run_dir=told["run_dir"],
             images_seen=told["images_seen"],
             metrics=told["metrics"],
-            next=[next_command(spec, runs_dir, told["state"], told["images_seen"])],
+            next=next_commands(spec, runs_dir, told["state"], told["images_seen"]),
         )
     if ending.terminated_by_us:  # SIGTERM came before the child could have answered it
-        again = [next_command(spec, runs_dir, "cancelled", 0)]
+        again = next_commands(spec, runs_dir, "cancelled", 0)
         return Run(name=spec.name, target=LocalTarget.name, state="cancelled", run_dir=run_dir, next=again)
     raise silent_death(ending.status, process="training", hint=RESUMES, if_out_of_memory=NEEDS_LESS_MEMORY)
 
 
-def next_command(spec: RunSpec, runs_dir: str, state: str, images_seen: int) -> str:
-    """What to type next: the same run again, and for one that is complete, twice as long."""
-    words = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, "--runs-dir", runs_dir]
-    config = spec.config
-    if state == "completed":
-        config = replace(config, kimg=2 * (config.kimg or images_seen / 1000))
-    return shlex.join([*words, *to_argv(config), *spec.place.to_argv()])
+def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) -> list[str]:
+    """What to type next: the same run again; for one that is complete, pictures of it, and twice as long."""
+    place = ["--runs-dir", runs_dir] if runs_dir != LocalTarget.runs_dir else []
+    again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, *place]
+    if state != "completed":
+        return [shlex.join([*again, *to_argv(spec.config), *spec.place.to_argv()])]
+    longer = replace(spec.config, kimg=2 * (spec.config.kimg or images_seen / 1000))
+    return [
+        shlex.join(["msggan-aml", "sample", spec.name, *place]),
+        shlex.join([*again, *to_argv(longer), *spec.place.to_argv()]),
+    ]

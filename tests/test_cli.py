@@ -24,6 +24,7 @@ from msggan.errors import UsageError
 from msggan.options import Place
 from orchestration import LocalTarget, Run, RunSpec
 from orchestration.child import Ending
+from orchestration.cli import as_typed
 from orchestration.errors import JobFailedError, ReportedError
 from orchestration.local import build_run
 from orchestration.spec import default_name, name_problems
@@ -278,12 +279,25 @@ def test_a_result_becomes_a_run_with_the_childs_exit_code(state: str, status: in
     assert (run.state, run.images_seen, run.metrics) == (state, 4000, {"swd": 1.5})
 
 
-@pytest.mark.parametrize(("state", "kimg"), [("completed", " --kimg 8.0"), ("interrupted", "")])
-def test_what_to_type_next_goes_on_with_the_run(state: str, kimg: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "commands"),
+    [
+        ("completed", ["sample one", "submit --data images --name one --kimg 8.0"]),
+        ("interrupted", ["submit --data images --name one"]),
+    ],
+)
+def test_what_to_type_next_goes_on_with_the_run(state: str, commands: list[str]) -> None:
     told = {"state": state, "run_dir": "runs/one", "images_seen": 4000, "metrics": {}, "next": []}
-    assert ended(0, json.dumps(told)).next == [
-        f"msggan-aml submit --data images --name one --runs-dir runs{kimg}",
-    ]
+    assert ended(0, json.dumps(told)).next == [f"msggan-aml {command}" for command in commands]
+
+
+def test_a_program_that_the_shell_does_not_find_is_shown_by_its_path(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "msggan-aml"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    assert as_typed("msggan-aml sample one", program=str(program), path="/nowhere") == f"{program} sample one"
+    assert as_typed("msggan-aml sample one", program=str(program), path=str(program.parent)) == "msggan-aml sample one"
+    assert as_typed("msggan-aml sample one", program="-c", path="/nowhere") == "msggan-aml sample one"
 
 
 def test_a_childs_error_is_passed_on_as_it_is() -> None:
@@ -359,10 +373,11 @@ def test_the_same_command_again_has_nothing_left_to_do_and_says_what_is_next(fin
     folder, _ = finished
     ended = run_in(folder, "msggan-aml", "submit", "--data", "tiny", *SMALL)
     assert ended.exit_code == 0, ended.stderr
-    summary, following = ended.stdout.splitlines()
+    summary, look, longer = ended.stdout.splitlines()
     assert summary == f"tiny: completed after 40 images. Samples: {Path('runs/tiny/samples')}"
-    assert following.startswith("Next: msggan-aml submit --data tiny --name tiny --runs-dir runs ")
-    assert "--kimg 0.08" in following
+    assert look == "Next: msggan-aml sample tiny"
+    assert longer.startswith("Next: msggan-aml submit --data tiny --name tiny ")
+    assert "--kimg 0.08" in longer
 
 
 def test_another_configuration_for_the_same_run_is_refused_once_and_by_name(finished: tuple[Path, Ended]) -> None:
