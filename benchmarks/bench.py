@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -133,13 +134,20 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 def machine(device: torch.device) -> dict[str, Any]:
     return {
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "bfloat16 units": has_fast_bfloat16(device),
     }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    about = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.+)$", about.read_text(), flags=re.MULTILINE) if about.exists() else None
+    return named[1] if named else platform.processor()
 
 
 if __name__ == "__main__":
