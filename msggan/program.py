@@ -23,6 +23,9 @@ from msggan.errors import MsgganError, UsageError
 OUTPUT_VARIABLE = "MSGGAN_OUTPUT"
 OUTPUTS = ("text", "json")
 
+# What a process ends with for each state that a run can end in.
+EXIT_CODES = {"completed": 0, "failed": 1, "cancelled": 6, "interrupted": 130}
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 

@@ -17,12 +17,10 @@ from msggan.options import (
     place_problems,
     train_options,
 )
-from msggan.program import output_option, output_problems, print_json, run_program
+from msggan.program import EXIT_CODES, output_option, output_problems, print_json, run_program
 
 if TYPE_CHECKING:
     from msggan.trainer import RunResult
-
-EXIT_CODES = {"completed": 0, "cancelled": 6, "interrupted": 130}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

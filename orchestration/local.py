@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from msggan.options import to_argv
-from msggan.program import OUTPUT_VARIABLE
+from msggan.program import EXIT_CODES, OUTPUT_VARIABLE
 from orchestration.child import Ending, follow, silent_death, told_by
-from orchestration.spec import EXIT_CODES, Run, RunSpec
+from orchestration.spec import Run, RunSpec
 
 RESUMES = "The same command again goes on from the newest checkpoint."
 NEEDS_LESS_MEMORY = "A smaller --batch-size or --resolution needs less memory."

@@ -13,11 +13,10 @@ from typing import Any
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import Place, to_argv
+from msggan.program import EXIT_CODES
 
 LONGEST_NAME = 63
 ARCHIVES = (".zip",)
-
-EXIT_CODES = {"completed": 0, "failed": 1, "cancelled": 6, "interrupted": 130}
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Ended, command_line, environment
+from conftest import command_line, environment, run_in
 from safetensors.torch import load_file
 
 from msggan import TrainConfig, Trainer, load_generator
@@ -27,8 +26,6 @@ from msggan.tracking import read_metrics
 SMALL: dict[str, Any] = {"resolution": 8, "latent_size": 8, "batch_size": 4, "penalty_interval": 2, "num_samples": 4}
 OPTIONS = ["--resolution", 8, "--latent-size", 8, "--batch-size", 4, "--penalty-interval", 2, "--num-samples", 4]
 TIMINGS = ("seconds", "images_per_second")
-
-RunProgram = Callable[..., Ended]
 
 
 def trainer(data: Path, run_dir: Path, *, workers: int = 0, **options: Any) -> Trainer:
@@ -158,13 +155,8 @@ def test_a_finished_run_can_be_made_longer(tiny_images: Path, tmp_path: Path) ->
 
 def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tiny_images: Path, tmp_path: Path) -> None:
     words = ["--data", tiny_images, *OPTIONS, "--kimg", 2, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.5]
-    whole = subprocess.run(
-        command_line("msggan.train", *words, "--run-dir", tmp_path / "whole"),
-        env=environment(),
-        capture_output=True,
-        check=False,
-    )
-    assert whole.returncode == 0
+    whole = run_in(tmp_path, "msggan.train", *words, "--run-dir", tmp_path / "whole")
+    assert whole.exit_code == 0
 
     chance = random.Random(0)  # noqa: S311 - no secret
     metrics = tmp_path / "killed" / "metrics.jsonl"
@@ -181,13 +173,8 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tiny_im
         time.sleep(chance.uniform(0, 0.3))
         child.kill()
         child.wait()
-    last = subprocess.run(
-        command_line("msggan.train", *words, "--run-dir", tmp_path / "killed"),
-        env=environment(),
-        capture_output=True,
-        check=False,
-    )
-    assert last.returncode == 0
+    last = run_in(tmp_path, "msggan.train", *words, "--run-dir", tmp_path / "killed")
+    assert last.exit_code == 0
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 
 
@@ -283,14 +270,8 @@ def test_weights_of_another_shape_are_refused_by_name(tiny_images: Path, tmp_pat
     trainer(tiny_images, tmp_path / "run").run()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "latent_size": 16}))
-    ended = subprocess.run(
-        command_line("msggan.train", "--data", tiny_images, "--run-dir", tmp_path / "run"),
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert ended.returncode == 2
+    ended = run_in(tmp_path, "msggan.train", "--data", tiny_images, "--run-dir", tmp_path / "run")
+    assert ended.exit_code == 2
     assert "has shape" in ended.stderr
     assert "Traceback" not in ended.stderr
 
