@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from msggan.errors import CheckpointError
+from msggan.files import write_whole
 from msggan.networks import Generator
 
 FORMAT_VERSION = 1
@@ -144,16 +145,6 @@ def check_shapes(source: object, expected: Mapping[str, tuple[int, ...]], tensor
                 f"{source}: tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(expected[name])}.",
                 "It was trained with another --resolution or --latent-size.",
             )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replaces a file at once: whoever reads it sees the old content or the new, never half."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def reason_of(error: Exception) -> str:

@@ -6,12 +6,14 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from msggan.checkpoint import write_whole
 from msggan.config import TrainConfig, changed_for_resume, flag
 from msggan.errors import RunFolderError, UsageError
+from msggan.files import write_whole
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMAT_VERSION = 1
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from msggan.checkpoint import write_whole
+from msggan.files import write_whole
 
 
 class Tracker:

@@ -23,9 +23,9 @@ from msggan.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
     save_generator,
-    write_whole,
 )
 from msggan.errors import CheckpointError
+from msggan.files import write_whole
 from msggan.networks import Generator
 from msggan.steps import Adversaries
 
