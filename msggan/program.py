@@ -50,12 +50,13 @@ class OperatingSystemError(MsgganError):
 
 
 class ReportedError(MsgganError):
-    """An error whose text a child process has already written to stderr: only its JSON and exit code are passed on."""
+    """An error that a child process reported. is_told: its text has reached stderr, so that only the rest is left."""
 
-    def __init__(self, message: str, hint: str, *, code: str, exit_code: int) -> None:
+    def __init__(self, message: str, hint: str, *, code: str, exit_code: int, is_told: bool = True) -> None:
         super().__init__(message, hint)
         self.code = code
         self.exit_code = exit_code
+        self.is_told = is_told
 
 
 def output_option(command: Command) -> Command:
@@ -88,7 +89,7 @@ def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None
 
 def report(error: MsgganError, *, as_json: bool) -> None:
     """Tells an error: its text on stderr, and on stdout its JSON where that was asked for."""
-    if not isinstance(error, ReportedError):
+    if not (isinstance(error, ReportedError) and error.is_told):
         for problem in error.message.splitlines():
             click.echo(f"Error: {problem}", err=True)
         if error.hint:

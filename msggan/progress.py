@@ -1,12 +1,19 @@
-"""What a person sees while a run trains: a live line on a terminal, plain lines elsewhere; stderr, never stdout."""
+"""What a person sees while a run trains: a live line on a terminal, plain lines elsewhere; stderr, never stdout.
+
+The same lines are kept in the run's `log.txt`.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
+
+LINES_BEFORE_THE_LOG = 100  # what is said before the run folder is there
 
 
 class Progress:
@@ -19,16 +26,40 @@ class Progress:
         self.sample: Path | None = None
         self.distance: float | None = None
         self.line_is_open = False
+        self.log: TextIO | None = None
+        self.not_yet_logged: deque[str] = deque(maxlen=LINES_BEFORE_THE_LOG)
 
     def say(self, text: str) -> None:
         """A sentence that stays."""
         self._clear()
         self._write(text + "\n")
+        self.record(text)
+
+    def record(self, text: str) -> None:
+        """A line for the log alone."""
+        self.not_yet_logged.append(text)
+        if self.log is not None:
+            self._write_log(self.log)
+
+    def open_log(self, path: Path) -> None:
+        """Keeps all lines in a file too, those said so far included, unless the stream is that file already."""
+        log = path.open("a", encoding="utf-8", buffering=1)
+        if _is_same_file(self.stream, log):
+            log.close()
+            return
+        self.log = log
+        self._write_log(log)
+
+    def close_log(self) -> None:
+        if self.log is not None:
+            self.log.close()
+            self.log = None
 
     def report(self, metrics: Mapping[str, float], *, seconds_left: float) -> None:
         """Where the run stands, from the metrics of its last report."""
         self.distance = metrics.get("swd", self.distance)
         text = self._line(metrics, seconds_left)
+        self.record(text)
         if not self.live:
             self._write(text + "\n")
             return
@@ -71,6 +102,17 @@ class Progress:
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
+
+    def _write_log(self, log: TextIO) -> None:
+        log.writelines(f"{line}\n" for line in self.not_yet_logged)
+        self.not_yet_logged.clear()
+
+
+def _is_same_file(stream: TextIO, log: TextIO) -> bool:
+    try:
+        return os.path.sameopenfile(stream.fileno(), log.fileno())
+    except (OSError, ValueError, AttributeError):  # a stream in memory has no file
+        return False
 
 
 def duration(seconds: float) -> str:

@@ -25,6 +25,9 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "log.txt"
+        self.state = self.path / "run.json"
+        self.lock = self.path / "run.lock"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
         self.generator = self.path / "generator.safetensors"
@@ -84,10 +87,12 @@ class RunFolder:
             for name, network in networks.items():
                 write_whole(self.path / f"{name}_config.txt", printout(network).encode())
         except OSError as error:
-            raise RunFolderError(
-                f"{self}: cannot be written ({error.strerror}).",
-                "Choose a folder you may write to, or free some space.",
-            ) from error
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: OSError) -> RunFolderError:
+        return RunFolderError(
+            f"{self}: cannot be written ({error.strerror}).", "Choose a folder you may write to, or free some space."
+        )
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.path).free

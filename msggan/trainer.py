@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ from msggan.pictures import find_samples, generate, write_samples
 from msggan.progress import Progress
 from msggan.randomness import Purpose, latents
 from msggan.run_folder import RunFolder
+from msggan.run_state import RunState, begin, end, is_owned, owned, taken
 from msggan.steps import Adversaries
 from msggan.tracking import Tracker
 
@@ -99,6 +100,8 @@ class Trainer:
         messages: TextIO | None = None,
     ) -> None:
         self.folder = RunFolder(run_dir)
+        if is_owned(self.folder):  # before images are read, which may take minutes
+            raise taken(self.folder)
         self.device = choose_device(device)
         self.data = data
         files = find_images(data)
@@ -122,6 +125,7 @@ class Trainer:
         )
         self.adversaries = Adversaries(self.config, self.device)
         self.tracker = Tracker(self.folder.metrics)
+        self.state: RunState | None = None
         self.interval = Interval()
         self.seconds = 0.0  # spent on steps, over all the processes that have worked on this run
         self.saved_images = 0
@@ -151,11 +155,11 @@ class Trainer:
 
     def run(self) -> RunResult:
         """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Run again, it goes on from there."""
-        with _polite_stop() as stop:
+        with _polite_stop() as stop, owned(self.folder), self._recorded():
             self._begin_or_resume()
             with self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
                 self._train(batches, stop)
-        return self._leave("completed" if self._finished() else stop.state or "completed")
+            return self._leave("completed" if self._finished() else stop.state or "completed")
 
     def _train(self, batches: Iterator[Tensor], stop: Stop) -> None:
         """The loop: a step, then what is due after it; at the end, or where a stop is asked for, a checkpoint."""
@@ -266,6 +270,8 @@ class Trainer:
         self.folder.prepare(self.config, networks, checkpoint_bytes=self.adversaries.checkpoint_bytes())
         self.tracker.forget_after(self.images_seen)
         self.metrics = self.tracker.newest()
+        self.state = begin(self.folder, data=str(self.data), images_seen=self.images_seen)
+        self.progress.open_log(self.folder.log)
         self.began, self.began_images = time.perf_counter(), self.images_seen
         self.progress.say(
             f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
@@ -292,6 +298,7 @@ class Trainer:
 
     def _leave(self, state: str) -> RunResult:
         self.progress.close()
+        self._end(state)
         skipped = self.dataset.skipped
         if skipped:
             named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:SKIPPED_IMAGES_NAMED])
@@ -307,6 +314,26 @@ class Trainer:
             f"Stopped after {self.images_seen / 1000:g} kimg.{look} The same command again goes on from here."
         )
         return RunResult(state, self.folder.path, self.images_seen, self.metrics, [shlex.join(again)])
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Sees that the run folder tells of an end that nobody asked for, too."""
+        try:
+            yield
+        except BaseException as error:
+            self._end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", reason=str(error))
+            raise
+        finally:
+            self.progress.close_log()
+
+    def _end(self, state: str, reason: str = "") -> None:
+        """Notes how the run ended, unless it had not begun."""
+        if self.state is None:
+            return
+        with suppress(OSError):  # the disk may be what ended it
+            if reason:
+                self.progress.record(f"{state.capitalize()}: {reason}")
+            end(self.folder, self.state, state, images_seen=self.images_seen, reason=reason)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

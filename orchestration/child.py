@@ -18,26 +18,34 @@ from orchestration.errors import JobFailedError, ReportedError
 
 @dataclass(frozen=True)
 class Ending:
-    """How a child process ended: its exit status (negative: the signal that killed it) and what it had said."""
+    """How a child process ended: its exit status (negative: the signal that killed it) and what it had said.
+
+    wrote_to_stderr: whether a person has seen what it wrote there.
+    """
 
     status: int
     stdout: str
     terminated_by_us: bool = False
+    wrote_to_stderr: bool = True
 
 
 def follow(command: list[str], environ: dict[str, str]) -> Ending:
     """Runs a command to its end. Its stderr is ours, so its live progress line works; its stdout is its result."""
     with _Signals().passed_on() as signals:
-        try:
-            child = subprocess.Popen(  # noqa: S603 - our own command, as a list: no shell reads it
-                command, env=environ, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
-            )
-        except OSError as error:
-            raise JobFailedError(f"Cannot start {shlex.join(command[:3])}: {error.strerror}.") from None
-        with child:
+        with start(command, environ, stdout=subprocess.PIPE) as child:
             signals.to(child)
             stdout, _ = child.communicate()
         return Ending(child.returncode, stdout, signals.terminated)
+
+
+def start(command: list[str], environ: dict[str, str], **streams: Any) -> subprocess.Popen[str]:
+    """Starts a command of ours. Raises `JobFailedError` where there is no such program."""
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own command, as a list: no shell reads it
+            command, env=environ, encoding="utf-8", errors="replace", **streams
+        )
+    except OSError as error:
+        raise JobFailedError(f"Cannot start {shlex.join(command[:3])}: {error.strerror}.") from None
 
 
 def told_by(ending: Ending) -> dict[str, Any]:
@@ -45,7 +53,13 @@ def told_by(ending: Ending) -> dict[str, Any]:
     told = _last_object(ending.stdout)
     if "error" in told:
         error = told["error"]
-        raise ReportedError(error["message"], error["hint"], code=error["code"], exit_code=abs(ending.status) or 1)
+        raise ReportedError(
+            error["message"],
+            error["hint"],
+            code=error["code"],
+            exit_code=abs(ending.status) or 1,
+            is_told=ending.wrote_to_stderr,
+        )
     return told
 
 

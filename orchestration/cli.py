@@ -6,11 +6,14 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from msggan.errors import UsageError
 from msggan.options import (
     Place,
     data_option,
@@ -23,8 +26,9 @@ from msggan.options import (
 from msggan.program import OUTPUT_VARIABLE, StoppedError, output_option, output_problems, print_json, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.runs import find_run, run_problems
-from orchestration.spec import Run, RunSpec, default_name, name_problems
-from orchestration.targets import TARGETS, build_target, choose, target_problems
+from orchestration.spec import Run, RunSpec, RunStatus, default_name, name_problems
+from orchestration.targets import TARGETS, build_target, choose, target_of, target_problems
+from orchestration.words import status_lines, table
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -36,6 +40,9 @@ runs_dir_option = click.option(
     metavar="DIR",
     help="The folder of the run folders.  [default: runs; variable MSGGAN_RUNS_DIR]",
 )
+
+
+run_argument = click.argument("run", metavar="NAME|FOLDER")
 
 
 @click.group(context_settings=SETTINGS, invoke_without_command=True)
@@ -55,6 +62,7 @@ def msggan_aml(context: click.Context) -> int:
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
 @runs_dir_option
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
+@click.option("--detach", is_flag=True, help="Return as soon as training has begun, and leave it to itself.")
 @train_options
 @place_options
 @output_option
@@ -65,6 +73,7 @@ def submit(
     name: str | None,
     runs_dir: str,
     dry_run: bool,
+    detach: bool,
     device: str,
     workers: str,
     output: str,
@@ -89,9 +98,83 @@ def submit(
     if dry_run:
         show_plan(plan, output)
         return 0
-    run = serving.submit(spec)
+    run = serving.submit(spec, detach=detach)
     show_run(run, output)
     return run.exit_code
+
+
+@msggan_aml.command(name="list", short_help="List the runs.")
+@runs_dir_option
+@output_option
+def list_runs(*, runs_dir: str, output: str) -> None:
+    """List the runs, the newest first."""
+    refuse(output_problems(output))
+    runs = build_target("local", runs_dir=runs_dir).runs()
+    if output == "json":
+        print_json({"runs": [run.as_json() for run in runs]})
+    elif not runs:
+        tell(f"There is no run in {runs_dir} yet. msggan-aml submit --data FOLDER begins one.")
+    else:
+        echo(table(runs))
+
+
+@msggan_aml.command(short_help="Tell how a run stands.")
+@run_argument
+@runs_dir_option
+@output_option
+def status(*, run: str, runs_dir: str, output: str) -> None:
+    """Tell how a run stands: its state, how far it is, its last metrics and what to type next."""
+    refuse(run_problems(run, runs_dir) + output_problems(output))
+    target, name = target_of(run, runs_dir=runs_dir)
+    show_status(target.status(name), output)
+
+
+@msggan_aml.command(short_help="Show what a run has written.")
+@run_argument
+@click.option("--follow", is_flag=True, help="Go on until the run ends. Ctrl-C leaves it running.")
+@click.option("--tail", metavar="N", help="Only the last N lines.  [default: all]")
+@runs_dir_option
+@output_option
+def logs(*, run: str, follow: bool, tail: str | None, runs_dir: str, output: str) -> None:
+    """Show the lines that a run has written."""
+    refuse(run_problems(run, runs_dir) + tail_problems(tail) + output_problems(output))
+    target, name = target_of(run, runs_dir=runs_dir)
+    target.status(name)
+    lines = target.logs(name, tail=None if tail is None else int(tail), follow=follow)
+    if output == "json":
+        print_json({"name": name, "lines": list(lines)})
+    else:
+        echo(lines)
+
+
+@msggan_aml.command(short_help="Stop a run that is training.")
+@run_argument
+@runs_dir_option
+@output_option
+def cancel(*, run: str, runs_dir: str, output: str) -> None:
+    """Stop a run after the step at hand, with a checkpoint. The same submit again goes on from there."""
+    refuse(run_problems(run, runs_dir) + output_problems(output))
+    target, name = target_of(run, runs_dir=runs_dir)
+    show_status(target.cancel(name), output)
+
+
+@msggan_aml.command(short_help="Copy a run's result to a folder.")
+@run_argument
+@click.option("--out", metavar="FOLDER", help="Where to.  [default: NAME, here]")
+@click.option("--weights", is_flag=True, help="Only generator.safetensors.")
+@click.option("--force", is_flag=True, help="Overwrite files that are there already.")
+@runs_dir_option
+@output_option
+def download(*, run: str, out: str | None, weights: bool, force: bool, runs_dir: str, output: str) -> None:
+    """Copy everything that a run has left, or just its weights, to a folder of its own."""
+    refuse(run_problems(run, runs_dir) + output_problems(output))
+    target, name = target_of(run, runs_dir=runs_dir)
+    with ByteBar() as bar:
+        copied = target.download(name, Path(out or name), weights=weights, force=force, tell=bar.show)
+    if output == "json":
+        print_json(asdict(copied))
+    else:
+        click.echo(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
 
 
 @msggan_aml.command(short_help="Make pictures and films with a trained run.")
@@ -119,6 +202,40 @@ def sample(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
     return ending.status
 
 
+def refuse(problems: list[str]) -> None:
+    """Raises UsageError if there are problems."""
+    if problems:
+        raise UsageError(problems)
+
+
+def tail_problems(tail: str | None) -> list[str]:
+    if tail is None or (tail.isascii() and tail.isdigit() and int(tail[:9]) > 0):
+        return []
+    return [f"--tail {tail}: is not a whole number of 1 or more."]
+
+
+class ByteBar:
+    """A progress bar on stderr for a copy whose size is known when it begins."""
+
+    def __enter__(self) -> ByteBar:
+        self.bar: Any = None
+        return self
+
+    def show(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = click.progressbar(length=total, label="Copying", file=sys.stderr).__enter__()
+        self.bar.update(done - self.bar.pos)
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(None, None, None)
+
+
+def echo(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
 def tell(line: str) -> None:
     """A line for people, which no script reads."""
     click.echo(line, err=True)
@@ -138,6 +255,18 @@ def show_run(run: Run, output: str) -> None:
         return
     seen = "" if run.images_seen is None else f" after {run.images_seen} images"
     click.echo(f"{run.name}: {run.state}{seen}. Samples: {Path(run.run_dir) / 'samples'}")
+    show_next(run)
+
+
+def show_status(run: RunStatus, output: str) -> None:
+    if output == "json":
+        print_json(run.as_json())
+        return
+    echo(status_lines(run))
+    show_next(run)
+
+
+def show_next(run: Run) -> None:
     for line in run.next:
         click.echo(f"Next: {as_typed(line, program=sys.argv[0], path=os.environ.get('PATH', ''))}")
 

@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import os
-import shlex
+import platform
+import signal
+import subprocess
 import sys
-from dataclasses import dataclass, replace
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msggan.options import to_argv
+from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.program import EXIT_CODES, OUTPUT_VARIABLE
-from orchestration.child import Ending, follow, silent_death, told_by
-from orchestration.spec import Run, RunSpec
+from msggan.run_folder import RunFolder
+from msggan.run_state import is_owned, read_note
+from orchestration.child import Ending, follow, silent_death, start, told_by
+from orchestration.copies import Tell, copy_run
+from orchestration.errors import JobFailedError
+from orchestration.log_file import follow_lines, last_lines
+from orchestration.runs import DEFAULT_RUNS_DIR, next_commands, read_status, run_names
+from orchestration.spec import Download, Run, RunSpec, RunStatus
 
 RESUMES = "The same command again goes on from the newest checkpoint."
 NEEDS_LESS_MEMORY = "A smaller --batch-size or --resolution needs less memory."
+LOOK_SECONDS = 0.1
+STOPS_WITHIN_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class LocalTarget:
     """This machine. Runs live in `runs_dir`/NAME; `python` is the interpreter that trains."""
 
-    runs_dir: str | Path = "runs"
+    runs_dir: str | Path = DEFAULT_RUNS_DIR
     python: str = sys.executable
 
     name = "local"
 
     def plan(self, spec: RunSpec) -> dict[str, Any]:
         """What `submit` would start. Touches nothing."""
-        run_dir = str(Path(self.runs_dir) / spec.name)
+        run_dir = str(self._folder(spec.name))
         return {
             "target": self.name,
             "command": spec.command(data=str(spec.data), run_dir=run_dir, python=self.python),
@@ -37,11 +51,83 @@ class LocalTarget:
             "run_dir": run_dir,
         }
 
-    def submit(self, spec: RunSpec) -> Run:
-        """Trains to the end, or until stopped. Raises MsgganError if the run cannot begin or fails."""
+    def submit(self, spec: RunSpec, *, detach: bool = False) -> Run:
+        """Trains to the end or until stopped; with `detach` it returns when training has begun.
+
+        Raises MsgganError if the run cannot begin or fails.
+        """
         plan = self.plan(spec)
-        ending = follow(plan["command"], {**os.environ, **plan["env"]})
-        return build_run(spec, plan["run_dir"], ending, runs_dir=str(self.runs_dir))
+        environ = {**os.environ, **plan["env"]}
+        if detach:
+            return self._submit_detached(spec, plan["command"], environ)
+        return self._built_run(spec, follow(plan["command"], environ))
+
+    def runs(self) -> list[RunStatus]:
+        """Every run, the newest first. A folder that cannot be read is left out."""
+        found = []
+        for name in run_names(str(self.runs_dir)):
+            with suppress(MsgganError):
+                found.append(self.status(name))
+        return sorted(found, key=lambda run: run.created or "", reverse=True)
+
+    def status(self, name: str) -> RunStatus:
+        """How a run stands. Raises `RunFolderError` where there is none."""
+        return read_status(name, str(self.runs_dir))
+
+    def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
+        """The lines that a run has written; with `follow` also those it writes until its end."""
+        folder = self._folder(name)
+        if not follow:
+            return iter(last_lines(folder.log, tail))
+        return follow_lines(folder.log, tail, goes_on=lambda: is_owned(folder))
+
+    def cancel(self, name: str) -> RunStatus:
+        """Stops a run politely and waits for its end. Raises `UsageError` if it is not running."""
+        folder, status = self._folder(name), self.status(name)
+        note = read_note(folder)
+        if status.state != "running" or note is None:
+            raise UsageError([f"{name}: is not running but {status.state}."])
+        if note.machine != platform.node():
+            raise RunFolderError(f"{folder}: is being trained on {note.machine}.", "Cancel it there.")
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(note.process, signal.SIGTERM)
+        _wait_for_end(folder, note.process)
+        return self.status(name)
+
+    def download(self, name: str, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
+        """Copies a run's folder, or just its generator. Raises MsgganError where it cannot."""
+        self.status(name)
+        return copy_run(self._folder(name), to, weights=weights, force=force, tell=tell)
+
+    def weights(self, name: str) -> str:
+        """Where the run's generator lies on this machine: its folder."""
+        return str(self._folder(name))
+
+    def _folder(self, name: str) -> RunFolder:
+        return RunFolder(Path(self.runs_dir) / name)
+
+    def _submit_detached(self, spec: RunSpec, command: list[str], environ: dict[str, str]) -> Run:
+        folder = self._folder(spec.name)
+        is_new = not folder.path.exists()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as result, folder.log.open("a") as log:
+            child = start(command, environ, stdin=subprocess.DEVNULL, stdout=result, stderr=log, start_new_session=True)
+            try:
+                _wait_for_first_step(folder, child)
+            except BaseException:  # Ctrl-C while the images are read
+                child.terminate()
+                child.wait()
+                raise
+            if child.returncode is None:
+                return _as_submitted(self.status(spec.name))
+            result.seek(0)
+            ending = Ending(child.returncode, result.read(), wrote_to_stderr=False)
+        if is_new and not folder.config.exists():
+            _remove_traces(folder)
+        return self._built_run(spec, ending)
+
+    def _built_run(self, spec: RunSpec, ending: Ending) -> Run:
+        return build_run(spec, str(self._folder(spec.name)), ending, runs_dir=str(self.runs_dir))
 
 
 def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> Run:
@@ -63,14 +149,33 @@ def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> 
     raise silent_death(ending.status, process="training", hint=RESUMES, if_out_of_memory=NEEDS_LESS_MEMORY)
 
 
-def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) -> list[str]:
-    """What to type next: the same run again; for one that is complete, pictures of it, and twice as long."""
-    place = ["--runs-dir", runs_dir] if runs_dir != LocalTarget.runs_dir else []
-    again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, *place]
-    if state != "completed":
-        return [shlex.join([*again, *to_argv(spec.config), *spec.place.to_argv()])]
-    longer = replace(spec.config, kimg=2 * (spec.config.kimg or images_seen / 1000))
-    return [
-        shlex.join(["msggan-aml", "sample", spec.name, *place]),
-        shlex.join([*again, *to_argv(longer), *spec.place.to_argv()]),
-    ]
+def _as_submitted(status: RunStatus) -> Run:
+    return Run(**{name: getattr(status, name) for name in Run.__dataclass_fields__})
+
+
+def _wait_for_first_step(folder: RunFolder, child: subprocess.Popen[str]) -> None:
+    """Returns when the child has begun to train, or has ended."""
+    while child.poll() is None:
+        note = read_note(folder)
+        if note is not None and note.process == child.pid and note.state == "running":
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def _wait_for_end(folder: RunFolder, process: int) -> None:
+    give_up = time.monotonic() + STOPS_WITHIN_SECONDS
+    while is_owned(folder):
+        if time.monotonic() > give_up:
+            raise JobFailedError(
+                f"{folder}: process {process} was asked to stop and still works after {STOPS_WITHIN_SECONDS} s.",
+                f"Wait for its step to end, or stop it by force: kill -9 {process}. Its last checkpoint is good.",
+            )
+        time.sleep(LOOK_SECONDS)
+
+
+def _remove_traces(folder: RunFolder) -> None:
+    """Of a run that could not begin."""
+    for path in (folder.log, folder.lock):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody else has put something there
+        folder.path.rmdir()

@@ -1,11 +1,23 @@
-"""Which runs are there on this machine, and where is the one that is meant?"""
+"""Which runs are there on this machine, where is the one that is meant, and how does it stand?"""
 
 from __future__ import annotations
 
 import os
+import shlex
+from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
+
+from msggan.config import TrainConfig
+from msggan.errors import RunFolderError
+from msggan.options import to_argv
+from msggan.run_folder import RunFolder
+from msggan.run_state import state_of
+from msggan.tracking import read_metrics
+from orchestration.spec import RunSpec, RunStatus
 
 RUNS_NAMED = 8
+DEFAULT_RUNS_DIR = "runs"
 
 
 def find_run(named: str, runs_dir: str) -> str | None:
@@ -30,6 +42,48 @@ def run_names(runs_dir: str) -> list[str]:
     except OSError:
         return []
     return sorted(name for name in names if os.path.isfile(os.path.join(runs_dir, name, "config.json")))
+
+
+def read_status(name: str, runs_dir: str) -> RunStatus:
+    """How the run in `runs_dir`/NAME stands. Raises `RunFolderError` where there is none."""
+    folder = RunFolder(Path(runs_dir) / name)
+    config, state = folder.load_config(), state_of(folder)
+    if config is None or state is None:
+        raise RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")
+    reports = read_metrics(folder.metrics)
+    metrics: dict[str, float | None] = {}
+    for report in reports:
+        metrics.update(report)  # so that swd, which is measured now and then, is the last that was
+    images_seen = max(state.images_seen, int(reports[-1]["images"]) if reports else 0)
+    return RunStatus(
+        name=name,
+        target="local",
+        state=state.state,
+        run_dir=str(folder),
+        images_seen=images_seen,
+        metrics=metrics,
+        next=next_commands(RunSpec(TrainConfig(), state.data, name), runs_dir, state.state, images_seen),
+        images_total=round(config.kimg * 1000),
+        created=state.created,
+        ended=state.ended,
+        reason=state.reason,
+    )
+
+
+def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) -> list[str]:
+    """What to type next: to see a run that goes on, or stop it; pictures of a complete one; else the same run again."""
+    place = ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
+    if state == "running":
+        verbs = (["logs", spec.name, "--follow"], ["cancel", spec.name])
+        return [shlex.join(["msggan-aml", *verb, *place]) for verb in verbs]
+    again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, *place]
+    if state != "completed":
+        return [shlex.join([*again, *to_argv(spec.config), *spec.place.to_argv()])]
+    longer = replace(spec.config, kimg=2 * (spec.config.kimg or images_seen / 1000))
+    return [
+        shlex.join(["msggan-aml", "sample", spec.name, *place]),
+        shlex.join([*again, *to_argv(longer), *spec.place.to_argv()]),
+    ]
 
 
 def _what_there_is(named: str, names: list[str]) -> str:

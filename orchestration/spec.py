@@ -55,10 +55,30 @@ class Run:
 
     @property
     def exit_code(self) -> int:
-        return EXIT_CODES[self.state]
+        """What `submit` ends with: a run that goes on without it is no failure."""
+        return EXIT_CODES.get(self.state, 0)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunStatus(Run):
+    """How a run stands, whoever started it. Times in UTC, ISO 8601; `images_total` is how many it is to see."""
+
+    images_total: int | None = None
+    created: str | None = None
+    ended: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Download:
+    """What was copied out of a run, and to where."""
+
+    files: int
+    bytes: int
+    path: str
 
 
 def name_problems(name: str) -> list[str]:

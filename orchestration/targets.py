@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestration.spec import Run, RunSpec
+from msggan.errors import UsageError
+from orchestration.runs import find_run, run_problems
+from orchestration.spec import Download, Run, RunSpec, RunStatus
 
 TARGETS = ("auto", "local")
 
@@ -25,8 +28,34 @@ class Target(Protocol):
         """What `submit` would do, as plain values. Touches nothing."""
         ...
 
-    def submit(self, spec: RunSpec) -> Run:
-        """Starts the run, or resumes the one of that name, and follows it to its end."""
+    def submit(self, spec: RunSpec, *, detach: bool = False) -> Run:
+        """Starts the run, or resumes the one of that name, and follows it to its end; with `detach` it lets it go."""
+        ...
+
+    def runs(self) -> list[RunStatus]:
+        """Every run, the newest first."""
+        ...
+
+    def status(self, name: str) -> RunStatus:
+        """How a run stands."""
+        ...
+
+    def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
+        """The last `tail` lines that a run has written, or all; with `follow` also those it writes until its end."""
+        ...
+
+    def cancel(self, name: str) -> RunStatus:
+        """Stops a run and waits for its end."""
+        ...
+
+    def download(
+        self, name: str, to: Path, *, weights: bool, force: bool, tell: Callable[[int, int], None]
+    ) -> Download:
+        """Copies the result out, or with `weights` just the generator; tells of bytes done and bytes in all."""
+        ...
+
+    def weights(self, name: str) -> str:
+        """Where the run's generator lies on this machine, brought here first if need be: a run folder or a file."""
         ...
 
 
@@ -60,6 +89,15 @@ def build_target(name: str, *, runs_dir: str) -> Target:
     from orchestration.local import LocalTarget  # a target is loaded when it serves
 
     return {"local": LocalTarget}[name](runs_dir)
+
+
+def target_of(named: str, *, runs_dir: str) -> tuple[Target, str]:
+    """The target that has the run NAME|FOLDER, and the run's name there. Raises `UsageError` if nothing is found."""
+    path = find_run(named, runs_dir)
+    if path is None:
+        raise UsageError(run_problems(named, runs_dir))
+    folder, name = os.path.split(os.path.abspath(path))
+    return build_target("local", runs_dir=os.path.relpath(folder)), name
 
 
 def find_workspace(folder: Path, environ: Mapping[str, str]) -> str | None:

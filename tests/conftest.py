@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,6 +91,32 @@ def run_in(folder: Path, program: str, *words: object, **variables: str) -> Ende
         stdin=subprocess.DEVNULL,
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@contextmanager
+def started(folder: Path, program: str, *words: object) -> Iterator[subprocess.Popen[str]]:
+    """A program at work in a folder, in a process group of its own like a terminal's; none of it outlives the test."""
+    with subprocess.Popen(
+        command_line(program, *words),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(reached: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    """Until something is so. A process that was to bring it about must not end before."""
+    while not reached():
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
 
 
 @pytest.fixture

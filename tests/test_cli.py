@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import Ended, command_line, draw_tiny_images, environment, run_in
+from conftest import Ended, draw_tiny_images, environment, run_in, started, wait_for
 
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
@@ -412,24 +411,10 @@ def test_a_folder_without_images_is_the_childs_error_told_once(run_program: RunP
 
 @contextmanager
 def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A training that goes on for ever, past its first steps, in a process group of its own like a terminal's."""
-    with subprocess.Popen(
-        command_line(program, *words, *ENDLESS, "-o", "json"),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,
-    ) as process:
-        try:
-            while not any(path.stat().st_size for path in folder.glob("**/metrics.jsonl")):
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.1)
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    """A training that goes on for ever, past its first steps."""
+    with started(folder, program, *words, *ENDLESS, "-o", "json") as process:
+        wait_for(lambda: any(path.stat().st_size for path in folder.glob("**/metrics.jsonl")), process)
+        yield process
 
 
 @posix

@@ -25,6 +25,7 @@ LIGHT_MODULES = [
     "msggan.options",
     "msggan.program",
     "msggan.run_folder",
+    "msggan.run_state",
     "msggan.sample",
     "msggan.sample_options",
     "msggan.tracking",
@@ -33,10 +34,13 @@ LIGHT_MODULES = [
     "orchestration.child",
     "orchestration.cli",
     "orchestration.errors",
+    "orchestration.copies",
     "orchestration.local",
+    "orchestration.log_file",
     "orchestration.runs",
     "orchestration.spec",
     "orchestration.targets",
+    "orchestration.words",
 ]
 
 GROUND_FLOOR = {
@@ -47,6 +51,7 @@ GROUND_FLOOR = {
     "msggan.options",
     "msggan.program",
     "msggan.run_folder",
+    "msggan.run_state",
     "msggan.sample_options",
     "msggan.tracking",
 }

@@ -6,14 +6,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from builders import save_run
-from conftest import Ended, command_line, environment
+from conftest import Ended, started, wait_for
 
 from orchestration.runs import find_run, run_problems
 
@@ -127,27 +125,13 @@ def test_files_that_exist_are_overwritten_by_force_alone(run_program: RunProgram
 def test_stopped_it_says_so_and_leaves_whole_files(
     tmp_path: Path, run: Path, by: str, exit_code: int, code: str
 ) -> None:
-    with subprocess.Popen(
-        command_line("msggan-aml", "sample", "flowers", "--files", "--num", "100000", "-o", "json"),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,
-    ) as process:
-        try:
-            while not list(run.glob("generated/seed*.png")):
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.1)
-            if by == "SIGINT":
-                os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all that run in it
-            else:
-                os.kill(process.pid, signal.SIGTERM)
-            stdout, stderr = process.communicate()
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    with started(tmp_path, "msggan-aml", "sample", "flowers", "--files", "--num", "100000", "-o", "json") as process:
+        wait_for(lambda: list(run.glob("generated/seed*.png")), process)
+        if by == "SIGINT":
+            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all that run in it
+        else:
+            os.kill(process.pid, signal.SIGTERM)
+        stdout, stderr = process.communicate()
     assert process.returncode == exit_code, stderr
     assert json.loads(stdout)["error"]["code"] == code
     assert "Traceback" not in stderr

@@ -1,0 +1,144 @@
+"""Is a run going on, and how did it end? `run.json` in its folder, and a lock that lives as long as its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+
+from filelock import FileLock, Timeout
+
+from msggan.errors import RunFolderError
+from msggan.files import write_whole
+from msggan.run_folder import RunFolder
+
+# Whoever asks whether a run goes on holds its lock for a moment, which must not turn a beginning run away.
+PATIENCE_SECONDS = 1.0
+DIED = "Its process ended without a word: it was killed, or the machine went down."
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What `run.json` says. state: running, completed, failed, cancelled or interrupted; times in UTC, ISO 8601."""
+
+    state: str
+    data: str
+    process: int
+    machine: str
+    created: str
+    ended: str | None = None
+    images_seen: int = 0
+    reason: str = ""
+
+
+def begin(folder: RunFolder, *, data: str, images_seen: int) -> RunState:
+    """Notes that this process goes on with the run."""
+    before = read_note(folder)
+    state = RunState(
+        state="running",
+        data=os.path.abspath(data),
+        process=os.getpid(),
+        machine=platform.node(),
+        created=before.created if before else _now(),
+        images_seen=images_seen,
+    )
+    return _write(folder, state)
+
+
+def end(folder: RunFolder, begun: RunState, state: str, *, images_seen: int, reason: str = "") -> RunState:
+    """Notes how the run ended."""
+    return _write(folder, replace(begun, state=state, ended=_now(), images_seen=images_seen, reason=reason))
+
+
+def state_of(folder: RunFolder) -> RunState | None:
+    """How the run stands, None where none has begun. One that died without a word is `interrupted`."""
+    note = read_note(folder)
+    if note is None or note.state != "running" or is_owned(folder):
+        return note
+    note = read_note(folder) or note  # it may have ended between the two looks
+    if note.state != "running":
+        return note
+    return _died(folder, note)
+
+
+def read_note(folder: RunFolder) -> RunState | None:
+    """What `run.json` says, None where there is none or it is no longer readable."""
+    try:
+        return RunState(**json.loads(folder.state.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def owned(folder: RunFolder) -> Iterator[None]:
+    """Within, the run belongs to this process. Raises `RunFolderError` where it belongs to another."""
+    lock = FileLock(folder.lock)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=PATIENCE_SECONDS)
+    except Timeout:
+        raise taken(folder) from None
+    except OSError as error:
+        raise folder.unwritable(error) from error
+    try:
+        _bury_the_dead(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def is_owned(folder: RunFolder) -> bool:
+    """Whether a living process, this one or another, works on the run."""
+    if not folder.lock.exists():
+        return False
+    lock = FileLock(folder.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # a folder that may only be read: nobody can own it either
+        return False
+    lock.release()
+    return False
+
+
+def _bury_the_dead(folder: RunFolder) -> None:
+    """Whoever holds the lock and has not begun yet must not pass for the process that the note names."""
+    note = read_note(folder)
+    if note is not None and note.state == "running":
+        _write(folder, _died(folder, note))
+
+
+def taken(folder: RunFolder) -> RunFolderError:
+    note = read_note(folder)
+    by = f"process {note.process} on {note.machine}" if note else "another process"
+    return RunFolderError(
+        f"{folder}: {by} is training this run.",
+        f"Follow it: msggan-aml logs {folder} --follow. Stop it: msggan-aml cancel {folder}.",
+    )
+
+
+def _write(folder: RunFolder, state: RunState) -> RunState:
+    write_whole(folder.state, json.dumps(asdict(state), indent=1).encode())
+    return state
+
+
+def _died(folder: RunFolder, note: RunState) -> RunState:
+    return replace(note, state="interrupted", ended=_last_sign_of_life(folder), reason=DIED)
+
+
+def _last_sign_of_life(folder: RunFolder) -> str:
+    newest = max(path.stat().st_mtime for path in (folder.state, folder.metrics, folder.log) if path.exists())
+    return _in_words(datetime.fromtimestamp(newest, timezone.utc))
+
+
+def _now() -> str:
+    return _in_words(datetime.now(timezone.utc))
+
+
+def _in_words(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

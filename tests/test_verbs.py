@@ -1,0 +1,223 @@
+"""Can a run be followed, listed, stopped and copied out, whoever started it and however it ended?"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Ended, draw_tiny_images, run_in
+
+from msggan.run_folder import RunFolder
+from msggan.run_state import is_owned, read_note
+
+WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
+SMALL = [*WHAT, "--kimg", "0.04"]
+ENDLESS = [*WHAT, "--kimg", "1000000"]
+RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
+STATUS_KEYS = RUN_KEYS | {"images_total", "created", "ended", "reason"}
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
+
+
+def msggan_aml(folder: Path, *words: object) -> Ended:
+    return run_in(folder, "msggan-aml", *words)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images and the run `tiny`, which was detached and followed to its end."""
+    place = tmp_path_factory.mktemp("place")
+    draw_tiny_images(place / "tiny")
+    submitted = msggan_aml(place, "submit", "--data", "tiny", *SMALL, "--detach")
+    assert submitted.exit_code == 0, submitted.stderr
+    followed = msggan_aml(place, "logs", "tiny", "--follow")
+    assert followed.exit_code == 0, followed.stderr
+    assert followed.stdout.splitlines()[-1].startswith("Done: 0.04 kimg.")
+    return place
+
+
+@contextmanager
+def endless(place: Path, name: str) -> Iterator[dict[str, object]]:
+    """A run that trains in the background for ever, as `submit --detach` told of it; killed at the end."""
+    submitted = msggan_aml(place, "submit", "--data", "tiny", "--name", name, *ENDLESS, "--detach", "-o", "json")
+    assert submitted.exit_code == 0, submitted.stderr
+    try:
+        yield submitted.json
+    finally:
+        folder = RunFolder(place / "runs" / name)
+        note = read_note(folder)
+        if note is not None and is_owned(folder):
+            os.kill(note.process, signal.SIGKILL)
+        shutil.rmtree(folder.path)
+
+
+# Following
+
+
+def test_a_completed_run_says_so_and_what_to_type_next(place: Path) -> None:
+    status = msggan_aml(place, "status", "tiny", "-o", "json").json
+    assert status.keys() == STATUS_KEYS
+    assert (status["name"], status["target"], status["state"]) == ("tiny", "local", "completed")
+    assert (status["images_seen"], status["images_total"], status["reason"]) == (40, 40, "")
+    assert status["created"] <= status["ended"]
+    assert status["metrics"].keys() >= {"images", "kimg", "d_loss", "g_loss", "swd", "images_per_second", "seconds"}
+    images = place / "tiny"
+    assert status["next"] == [
+        "msggan-aml sample tiny",
+        f"msggan-aml submit --data {images} --name tiny --kimg 0.08",
+    ]
+
+
+def test_a_run_can_be_meant_by_its_folder(place: Path) -> None:
+    by_folder = msggan_aml(place.parent, "status", place / "runs" / "tiny", "-o", "json")
+    assert by_folder.json["state"] == "completed"
+
+
+def test_the_log_of_a_run_in_front_is_kept_too(place: Path) -> None:
+    front = msggan_aml(place, "submit", "--data", "tiny", "--name", "front", *SMALL)
+    logged = msggan_aml(place, "logs", "front").stdout.splitlines()
+    assert logged == [line for line in front.stderr.splitlines() if not line.startswith(("Target:", "Run folder:"))]
+    assert msggan_aml(place, "logs", "front", "--tail", "2").stdout.splitlines() == logged[-2:]
+    assert msggan_aml(place, "logs", "front", "-o", "json").json == {"name": "front", "lines": logged}
+    shutil.rmtree(place / "runs" / "front")
+
+
+def test_runs_are_listed_the_newest_first(place: Path) -> None:
+    older = place / "runs" / "older"
+    shutil.copytree(place / "runs" / "tiny", older)
+    note = json.loads((older / "run.json").read_text())
+    (older / "run.json").write_text(json.dumps({**note, "created": "2020-01-01T00:00:00Z"}))
+    (place / "runs" / "broken").mkdir()
+    (place / "runs" / "broken" / "config.json").write_text("{")
+    listed = msggan_aml(place, "list", "-o", "json").json["runs"]
+    assert [run["name"] for run in listed] == ["tiny", "older"]
+    assert all(run.keys() == STATUS_KEYS for run in listed)
+    headings, *rows = msggan_aml(place, "list").stdout.splitlines()
+    assert [row.split()[:3] for row in rows] == [
+        ["tiny", "completed", "0.04/0.04"],
+        ["older", "completed", "0.04/0.04"],
+    ]
+    assert headings.split()[:3] == ["NAME", "STATE", "KIMG"]
+    shutil.rmtree(older)
+    shutil.rmtree(place / "runs" / "broken")
+
+
+def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> None:
+    listed = msggan_aml(tmp_path, "list")
+    assert (listed.exit_code, listed.stdout) == (0, "")
+    assert "msggan-aml submit --data FOLDER" in listed.stderr
+    assert msggan_aml(tmp_path, "list", "-o", "json").json == {"runs": []}
+
+
+# Stopping
+
+
+def test_a_detached_run_is_running_until_it_is_cancelled(place: Path) -> None:
+    with endless(place, "long") as submitted:
+        assert submitted.keys() == RUN_KEYS
+        assert submitted["state"] == "running"
+        assert submitted["next"] == ["msggan-aml logs long --follow", "msggan-aml cancel long"]
+        assert msggan_aml(place, "status", "long", "-o", "json").json["state"] == "running"
+        again = msggan_aml(place, "submit", "--data", "tiny", "--name", "long", *ENDLESS, "-o", "json")
+        assert (again.exit_code, again.json["error"]["code"]) == (2, "run_folder")
+        assert "msggan-aml cancel" in again.json["error"]["hint"]
+
+        cancelled = msggan_aml(place, "cancel", "long", "-o", "json")
+        assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
+        assert cancelled.json["images_seen"] > 0
+        assert list((place / "runs" / "long" / "checkpoints").glob("*.json"))
+        twice = msggan_aml(place, "cancel", "long", "-o", "json")
+        assert (twice.exit_code, twice.json["error"]["message"]) == (2, "long: is not running but cancelled.")
+
+
+def test_a_run_whose_process_was_killed_is_interrupted_and_goes_on(place: Path) -> None:
+    with endless(place, "killed") as submitted:
+        note = read_note(RunFolder(place / "runs" / "killed"))
+        assert note is not None
+        os.kill(note.process, signal.SIGKILL)
+        followed = msggan_aml(place, "logs", "killed", "--follow")  # ends, as nothing will be written any more
+        assert followed.exit_code == 0
+        status = msggan_aml(place, "status", "killed", "-o", "json").json
+        assert (status["state"], status["next"]) == (
+            "interrupted",
+            [f"msggan-aml submit --data {place / 'tiny'} --name killed"],
+        )
+        assert "killed" in status["reason"]
+        ended = msggan_aml(place, "submit", "--data", "tiny", "--name", "killed", "--kimg", "0.04", "-o", "json")
+        assert (ended.exit_code, ended.json["state"]) == (0, "completed"), submitted
+
+
+def test_a_detached_run_that_cannot_begin_is_told_of_and_leaves_nothing(place: Path) -> None:
+    (place / "empty").mkdir()
+    refused = msggan_aml(place, "submit", "--data", "empty", *SMALL, "--detach", "-o", "json")
+    assert (refused.exit_code, refused.json["error"]["code"]) == (2, "data")
+    assert refused.stderr.count("Error: ") == 1
+    assert not (place / "runs" / "empty").exists()
+
+
+# Copying out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_download_is_the_whole_run(place: Path) -> None:
+    told = msggan_aml(place, "download", "tiny", "--out", "copies/all", "-o", "json").json
+    copied, original = contents(place / "copies" / "all"), contents(place / "runs" / "tiny")
+    del original["run.lock"]
+    assert copied == original
+    assert told == {
+        "files": len(copied),
+        "bytes": sum(map(len, copied.values())),
+        "path": str(Path("copies/all")),
+    }
+
+
+def test_weights_alone_load_without_the_rest(place: Path) -> None:
+    from msggan import load_generator
+
+    told = msggan_aml(place, "download", "tiny", "--out", "weights", "--weights", "-o", "json").json
+    assert told["files"] == 1
+    assert contents(place / "weights").keys() == {"generator.safetensors"}
+    assert load_generator(place / "weights").depth == 2
+
+
+def test_a_download_never_overwrites_unless_forced(place: Path) -> None:
+    out = place / "mine"
+    out.mkdir()
+    (out / "generator.safetensors").write_text("mine")
+    refused = msggan_aml(place, "download", "tiny", "--out", "mine", "--weights")
+    assert refused.exit_code == 2
+    assert "Give --force to overwrite, or another --out." in refused.stderr
+    assert (out / "generator.safetensors").read_text() == "mine"
+    assert msggan_aml(place, "download", "tiny", "--out", "mine", "--weights", "--force").exit_code == 0
+    original = place / "runs" / "tiny" / "generator.safetensors"
+    assert contents(out) == {"generator.safetensors": original.read_bytes()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["download", "tiny", "--out", "runs/tiny/copy"], "lies in the run's own folder"),
+        (["download", "tiny", "--out", "tiny/00.png"], "is a file, not a folder"),
+        (["status", "tinny"], "Did you mean tiny?"),
+        (["logs", "tiny", "--tail", "0"], "--tail 0: is not a whole number of 1 or more."),
+        (["logs", "tiny", "--tail", "x"], "--tail x: is not"),
+        (["cancel", "tiny"], "tiny: is not running but completed."),
+        (["status", "runs"], "runs: holds no run."),
+        (["list", "-o", "yaml"], "--output yaml"),
+    ],
+)
+def test_what_cannot_be_done_is_said(place: Path, words: list[str], message: str) -> None:
+    refused = msggan_aml(place, *words)
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
