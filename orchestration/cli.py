@@ -6,8 +6,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,27 @@ from msggan.options import (
 from msggan.program import OUTPUT_VARIABLE, StoppedError, output_option, output_problems, print_json, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.runs import find_run, run_problems
+from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
 from orchestration.spec import Run, RunSpec, RunStatus, default_name, name_problems
 from orchestration.targets import TARGETS, build_target, choose, target_of, target_problems
-from orchestration.words import status_lines, table
+from orchestration.words import columns, status_lines, table
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-runs_dir_option = click.option(
-    "--runs-dir",
-    default="runs",
-    envvar="MSGGAN_RUNS_DIR",
-    metavar="DIR",
-    help="The folder of the run folders.  [default: runs; variable MSGGAN_RUNS_DIR]",
-)
+def settings_here(flags: Flags) -> Settings:
+    return read_settings(flags, folder=Path.cwd(), environ=os.environ)
+
+
+def runs_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --runs-dir to a command that needs no other setting; it gets the folder itself."""
+
+    @settings_options("runs_dir")
+    @wraps(command)
+    def with_runs_dir(*, flags: Flags, **texts: Any) -> Any:
+        return command(runs_dir=settings_here(flags).runs_dir, **texts)
+
+    return with_runs_dir
 
 
 run_argument = click.argument("run", metavar="NAME|FOLDER")
@@ -60,7 +68,7 @@ def msggan_aml(context: click.Context) -> int:
 @data_option
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
-@runs_dir_option
+@settings_options("runs_dir")
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
 @click.option("--detach", is_flag=True, help="Return as soon as training has begun, and leave it to itself.")
 @train_options
@@ -71,7 +79,7 @@ def submit(
     data: str | None,
     target: str,
     name: str | None,
-    runs_dir: str,
+    flags: Flags,
     dry_run: bool,
     detach: bool,
     device: str,
@@ -86,12 +94,14 @@ def submit(
     """
     problems = data_problems(data) + target_problems(target) + (name_problems(name) if name is not None else [])
     problems += place_problems(device, workers) + output_problems(output)
+    problems += settings_problems(flags, folder=Path.cwd(), environ=os.environ)
     config = parse_with(problems, texts)
+    settings = settings_here(flags)
     images = str(data)
     spec = RunSpec(config, images, default_name(images) if name is None else name, Place(device, int(workers)))
 
-    choice = choose(target, folder=Path.cwd(), environ=os.environ)
-    serving = build_target(choice.target, runs_dir=runs_dir)
+    choice = choose(target, settings.workspace)
+    serving = build_target(choice.target, runs_dir=settings.runs_dir)
     plan = serving.plan(spec)
     tell(f"Target: {choice.target} ({choice.reason}).")
     tell(f"Run folder: {plan['run_dir']}")
@@ -200,6 +210,32 @@ def sample(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
         raise silent_death(ending.status, process="sampling", hint="Run it again with --force.")
     show_files(told["files"], output)
     return ending.status
+
+
+@msggan_aml.group(name="config", short_help="Show what is set, and where.", invoke_without_command=True)
+@click.pass_context
+def config_group(context: click.Context) -> int:
+    """Show what is set, and where."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        return 2
+    return 0
+
+
+@config_group.command(name="show", short_help="Show each setting, its value and where it comes from.")
+@output_option
+def config_show(*, output: str) -> None:
+    """Show the workspace and each setting, its value and where it comes from.
+
+    A flag comes before a variable, a variable before a key in the nearest msggan.toml, and that before the default. Of
+    secrets only whether they are set is shown.
+    """
+    refuse(settings_problems({}, folder=Path.cwd(), environ=os.environ) + output_problems(output))
+    settings = settings_here({})
+    if output == "json":
+        print_json(settings.as_json())
+    else:
+        echo(columns([("NAME", "VALUE", "WHERE FROM"), *settings.as_rows()]))
 
 
 def refuse(problems: list[str]) -> None:

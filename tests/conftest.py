@@ -69,7 +69,7 @@ def tiny_images(tmp_path: Path) -> Path:
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's variables without those that our programs read, and with this checkout's packages first."""
-    ours = ("MSGGAN_", "AZUREML_")
+    ours = ("MSGGAN_", "AZUREML_", "MLFLOW_TRACKING_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = os.pathsep.join(filter(None, [str(REPOSITORY), kept.get("PYTHONPATH", "")]))
     return {**kept, "PYTHONPATH": path, **extra}
