@@ -41,7 +41,7 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     from msggan.config import resolve
     from msggan.data import ImageDataset, find_images, median_shorter_side
     from msggan.errors import DataError
-    from msggan.pack_file import is_pack, write_pack
+    from msggan.pack_file import ensure_writable, is_pack, write_pack
 
     if is_pack(data):
         raise DataError(f"{data}: is a pack already.", f"Train on it: msggan-aml submit --data {data}")
@@ -50,6 +50,7 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     except DataError as error:  # msggan-aml calls it FOLDER
         raise DataError(error.message.removeprefix("--data "), error.hint) from error
     side = median_shorter_side(files)
+    ensure_writable(Path(out))  # before an hour of decoding and not after
     # As training on a GPU would choose: a pack is made once, and most often for a faster machine than this.
     config = resolve(options.config, shorter_side_px=side, device="cuda", has_fast_bfloat16=False)
     with _bar(f"Reading {len(files)} images", len(files)) as progress:

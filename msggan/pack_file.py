@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,22 +80,34 @@ def write_pack(path: Path, dataset: Dataset, *, background: str, progress: Progr
     progress(done, total) is called as the images are written. Raises DataError where the file cannot be written.
     """
     contents = Contents(dataset.resolution, background, len(dataset.digests), dataset.enlarged)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    hint = f"It takes {contents.data_bytes / 2**20:.0f} MiB. Free some space, or write it elsewhere."
+    with _written_aside(path, hint) as aside:
         with aside.open("wb") as file:
             _write(file, contents, dataset, progress)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}).",
-            f"It takes {contents.data_bytes / 2**20:.0f} MiB. Free some space, or name a file you may write elsewhere.",
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
     return contents
+
+
+def ensure_writable(path: Path) -> None:
+    """Makes the folder of a file that is to be. Raises DataError where it cannot be written."""
+    with _written_aside(path, "Name a file in a folder that you may write to.") as aside:
+        aside.touch()
+
+
+@contextmanager
+def _written_aside(path: Path, hint: str) -> Iterator[Path]:
+    """The name of a file beside the one that is to be; at the end it is gone, unless it has taken that one's place."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}).", hint) from error
 
 
 def _write(file: BinaryIO, contents: Contents, dataset: Dataset, progress: Progress | None) -> None:

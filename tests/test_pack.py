@@ -439,6 +439,16 @@ def test_a_pack_is_not_packed_again(tiny_pack: Path, tmp_path: Path) -> None:
     assert refused.value.hint == f"Train on it: msggan-aml submit --data {tiny_pack}"
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_decoded(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match=r"x\.safetensors: cannot be written") as refused:
+        packed(tiny, tmp_path / "file" / "x.safetensors")
+    assert refused.value.hint == "Name a file in a folder that you may write to."
+    assert "Reading" not in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.name == "nt", reason="limits are POSIX's")
 def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
     folder = save_images(tmp_path / "images", 8, 64)
