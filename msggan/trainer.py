@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from msggan.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint, save_generator
-from msggan.config import TrainConfig, resolve
-from msggan.data import ImageDataset, SampleStream, find_images, median_shorter_side, to_float
+from msggan.config import TrainConfig, resolve, said
+from msggan.data import SampleStream, to_float
 from msggan.device import choose_device, has_fast_bfloat16
 from msggan.errors import DataError, RunFolderError, TrainingError
 from msggan.metrics import sliced_wasserstein
@@ -29,6 +29,7 @@ from msggan.progress import Progress
 from msggan.randomness import Purpose, latents
 from msggan.run_folder import RunFolder
 from msggan.run_state import RunState, begin, end, is_owned, owned, taken
+from msggan.sources import open_source
 from msggan.steps import Adversaries
 from msggan.tracking import Tracker
 
@@ -104,16 +105,15 @@ class Trainer:
             raise taken(self.folder)
         self.device = choose_device(device)
         self.data = data
-        files = find_images(data)
+        source = open_source(data)
         self.config = self.folder.continued(config) or resolve(
-            config,
-            shorter_side_px=median_shorter_side(files),
+            TrainConfig(**{**source.settled, **said(config)}),
+            shorter_side_px=source.median_shorter_side(),
             device=self.device.type,
             has_fast_bfloat16=has_fast_bfloat16(self.device),
         )
         self.progress = Progress(total_images=round(self.config.kimg * 1000), stream=messages)
-        self.dataset = ImageDataset(
-            files,
+        self.dataset = source.dataset(
             resolution=self.config.resolution,
             background=self.config.background,
             workers=workers,

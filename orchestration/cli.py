@@ -20,11 +20,13 @@ from msggan.options import (
     data_option,
     data_problems,
     parse_with,
+    path_problems,
     place_options,
     place_problems,
     train_options,
 )
-from msggan.program import OUTPUT_VARIABLE, StoppedError, output_option, output_problems, print_json, run_program
+from msggan.pack_options import pack_options, parse_pack, show_pack
+from msggan.program import output_option, output_problems, print_json, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.runs import find_run, run_problems
 from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
@@ -64,7 +66,7 @@ def msggan_aml(context: click.Context) -> int:
     return 0
 
 
-@msggan_aml.command(short_help="Train on a folder or a zip of images.")
+@msggan_aml.command(short_help="Train on a folder, a zip or a pack of images.")
 @data_option
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
@@ -87,7 +89,7 @@ def submit(
     output: str,
     **texts: str | bool | None,
 ) -> int:
-    """Train on the images in a folder or a zip, and follow the run to its end.
+    """Train on the images in a folder, a zip or a pack, and follow the run to its end.
 
     The same command again resumes the run; --kimg, the intervals, --num-samples, --device and --workers may then
     differ.
@@ -199,17 +201,32 @@ def sample(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
     """
     options = parse_sample(run_problems(run, runs_dir) + output_problems(output), texts)
 
-    from orchestration.child import follow, silent_death, told_by
+    from orchestration.child import result_of
 
-    program = [sys.executable, "-m", "msggan.sample", "--run-dir", str(find_run(run, runs_dir))]
-    ending = follow([*program, *options.to_argv()], {**os.environ, OUTPUT_VARIABLE: "json"})
-    told = told_by(ending)
-    if ending.terminated_by_us and not told:  # SIGTERM came before the child could have answered it
-        raise StoppedError("cancelled", 6, "Stopped by SIGTERM.")
-    if "files" not in told:
-        raise silent_death(ending.status, process="sampling", hint="Run it again with --force.")
+    words = ["--run-dir", str(find_run(run, runs_dir)), *options.to_argv()]
+    told = result_of("msggan.sample", words, expects="files", process="sampling", hint="Run it again with --force.")
     show_files(told["files"], output)
-    return ending.status
+    return 0
+
+
+@msggan_aml.command(short_help="Make one file of images, to train on in their place.")
+@click.argument("folder", metavar="FOLDER|ZIP")
+@click.argument("out", metavar="OUT")
+@pack_options
+@output_option
+def pack(*, folder: str, out: str, output: str, **texts: Any) -> int:
+    """Decode the images in a folder or zip into one file, OUT.safetensors, which --data takes in their place.
+
+    Training on it equals training on the images, and begins at once. The same images make the same file.
+    """
+    options = parse_pack(path_problems(folder) + output_problems(output), out, texts)
+
+    from orchestration.child import result_of
+
+    words = ["--data", folder, "--out", out, *options.to_argv()]
+    told = result_of("msggan.pack", words, expects="path", process="packing", hint="Run it again.")
+    show_pack(told, output)
+    return 0
 
 
 @msggan_aml.group(name="config", short_help="Show what is set, and where.", invoke_without_command=True)

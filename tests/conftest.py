@@ -29,6 +29,7 @@ PROGRAMS = {
     "msggan-aml": ["-c", "from orchestration.cli import main; main()"],
     "msggan.train": ["-m", "msggan.train"],
     "msggan.sample": ["-m", "msggan.sample"],
+    "msggan.pack": ["-m", "msggan.pack"],
 }
 
 

@@ -108,7 +108,7 @@ def test_json_asked_for_by_a_flag_holds_for_options_that_cannot_be_read(run_prog
 def test_an_unknown_output_is_told_with_the_other_complaints(run_program: RunProgram) -> None:
     ended = run_program("msggan-aml", "submit", "-o", "xml")
     assert ended.stderr.splitlines() == [
-        "Error: --data: is missing. Name a folder or a zip of images.",
+        "Error: --data: is missing. Name a folder, a zip or a pack of images.",
         "Error: --output xml: is not one of text, json.",
     ]
 
@@ -239,7 +239,7 @@ def test_complaints_about_settings_come_with_all_others(run_program: RunProgram,
     ended = run_program("msggan-aml", "submit", "--kimg", "0")
     assert ended.exit_code == 2
     assert ended.stderr.splitlines() == [
-        "Error: --data: is missing. Name a folder or a zip of images.",
+        "Error: --data: is missing. Name a folder, a zip or a pack of images.",
         f"Error: {tmp_path / 'msggan.toml'}: [azure] run_dir: means nothing here. Did you mean runs_dir?",
         "Error: --kimg 0: must be more than 0.",
     ]

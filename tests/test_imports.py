@@ -23,6 +23,8 @@ LIGHT_MODULES = [
     "msggan.errors",
     "msggan.files",
     "msggan.options",
+    "msggan.pack",
+    "msggan.pack_options",
     "msggan.program",
     "msggan.run_folder",
     "msggan.run_state",
@@ -52,13 +54,14 @@ GROUND_FLOOR = {
     "msggan.errors",
     "msggan.files",
     "msggan.options",
+    "msggan.pack_options",
     "msggan.program",
     "msggan.run_folder",
     "msggan.run_state",
     "msggan.sample_options",
     "msggan.tracking",
 }
-LOOPS = {"msggan.steps", "msggan.trainer", "msggan.train", "msggan.sampler", "msggan.sample"}
+LOOPS = {"msggan.steps", "msggan.trainer", "msggan.train", "msggan.sampler", "msggan.sample", "msggan.pack"}
 ADAPTERS = ("orchestration.local", "orchestration.azure")
 TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
 KNOWS_MLFLOW = ("msggan.tracking", "orchestration.azure")
