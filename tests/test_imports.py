@@ -20,8 +20,12 @@ HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "PIL", "safetensors"
 LIGHT_MODULES = [
     "msggan",
     "msggan.config",
+    "msggan.delivered",
+    "msggan.delivery",
+    "msggan.delivery_process",
     "msggan.errors",
     "msggan.files",
+    "msggan.mlflow_run",
     "msggan.options",
     "msggan.pack",
     "msggan.pack_options",
@@ -31,6 +35,7 @@ LIGHT_MODULES = [
     "msggan.sample",
     "msggan.sample_options",
     "msggan.tracking",
+    "msggan.tracking_uri",
     "msggan.train",
     "orchestration",
     "orchestration.child",
@@ -51,6 +56,8 @@ LIGHT_MODULES = [
 GROUND_FLOOR = {
     "msggan",
     "msggan.config",
+    "msggan.delivered",
+    "msggan.delivery_process",
     "msggan.errors",
     "msggan.files",
     "msggan.options",
@@ -60,11 +67,21 @@ GROUND_FLOOR = {
     "msggan.run_state",
     "msggan.sample_options",
     "msggan.tracking",
+    "msggan.tracking_uri",
 }
-LOOPS = {"msggan.steps", "msggan.trainer", "msggan.train", "msggan.sampler", "msggan.sample", "msggan.pack"}
+LOOPS = {
+    "msggan.steps",
+    "msggan.trainer",
+    "msggan.train",
+    "msggan.sampler",
+    "msggan.sample",
+    "msggan.pack",
+    "msggan.mlflow_run",
+    "msggan.delivery",
+}
 ADAPTERS = ("orchestration.local", "orchestration.azure")
 TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
-KNOWS_MLFLOW = ("msggan.tracking", "orchestration.azure")
+KNOWS_MLFLOW = ("msggan.mlflow_run", "msggan.delivery", "orchestration.azure")
 
 
 def floor(module: str) -> int:
