@@ -20,6 +20,8 @@ from typing import Any
 # At the run's end: how long to wait after the process's last sign of getting on, and in all.
 PATIENCE_SECONDS = 15.0
 MOST_PATIENCE_SECONDS = 60.0
+# A run that was stopped is to end within seconds: its process has that long before it is left to itself.
+STOPPED_PATIENCE_SECONDS = 5.0
 
 # What MLflow's client reads. It gives up early, since what failed is delivered later, once it is known what arrived.
 ENVIRONMENT = {
@@ -72,23 +74,27 @@ class DeliveryProcess:
     def leave(self, state: str, *, wait: bool = True) -> list[str]:
         """Tells how the run ended, and waits while the process gets on; one that does not is killed. → what to say.
 
-        Without `wait` it is left to itself: it ends soon, with its work done or not.
+        A stopped run waits a few seconds, and one without `wait` not at all; then the process is left to itself and
+        ends soon, with its work done or not.
         """
         if self._child is None or self._listener is None:
             return []
         self._say_farewell(state)
         if not wait:
             return []
-        said = self._wait()
+        is_stopped = state in ("cancelled", "interrupted")
+        said = self._wait(STOPPED_PATIENCE_SECONDS if is_stopped else MOST_PATIENCE_SECONDS)
+        if is_stopped and self._child.poll() is None:
+            return said
         self._child.kill()  # does nothing to one that has ended
         self._child.wait()
         self._listener.join()
         return said
 
-    def _wait(self) -> list[str]:
+    def _wait(self, most_seconds: float) -> list[str]:
         said: list[str] = []
         now = time.monotonic()
-        end = now + MOST_PATIENCE_SECONDS
+        end = now + most_seconds
         # One that has not spoken yet is still starting, which takes as long as this machine takes.
         patience = now + PATIENCE_SECONDS if self._heard else end
         while not self.died and (left := min(end, patience) - time.monotonic()) > 0:

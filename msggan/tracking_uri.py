@@ -37,19 +37,24 @@ def tracking_uri_problems(text: str | None, environ: Mapping[str, str]) -> list[
     source, uri = said_tracking_uri(text, environ)
     if source == "" or uri == NO_TRACKING:
         return []
-    shown = f"{source} {without_password(uri)}:"
+    complaint = tracking_uri_complaint(uri)
+    # A command line is seen by everyone on the machine and kept by the shell; a variable is not.
+    if not complaint and source == TRACKING_FLAG and urlsplit(uri).password is not None:
+        complaint = f"holds a password, which a command line must not. {_where_passwords_go(urlsplit(uri).scheme)}"
+    return [f"{source} {without_password(uri)}: {complaint}"] if complaint else []
+
+
+def tracking_uri_complaint(uri: str) -> str:
+    """Why this cannot be an MLflow's address, the end of a sentence; empty if it can be."""
     try:
-        parts = urlsplit(uri)
-        complaint = _complaint(uri, parts)
-        # A command line is seen by everyone on the machine and kept by the shell; a variable is not.
-        if not complaint and parts.password is not None and source == TRACKING_FLAG:
-            complaint = f"holds a password, which a command line must not. {_where_passwords_go(parts.scheme)}"
+        return _complaint(uri, urlsplit(uri))
     except ValueError as error:
-        complaint = f"is no address ({error})."
-    return [f"{shown} {complaint}"] if complaint else []
+        return f"is no address ({error})."
 
 
 def _complaint(uri: str, parts: SplitResult) -> str:
+    if uri == NO_TRACKING:
+        return ""
     kind = _kind(uri)
     if uri == "databricks":
         return ""

@@ -302,8 +302,8 @@ class Trainer:
 
     def _leave(self, state: str) -> RunResult:
         self.progress.close()
-        self._say_each(self.tracker.close(state))
         self._end(state)
+        self._say_each(self.tracker.close(state))
         skipped = self.dataset.skipped
         if skipped:
             named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:SKIPPED_IMAGES_NAMED])
