@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from msggan.errors import DataError, FilmError
-from msggan.films import enlarged, loop, size_of_all, slides, write_film
+from msggan.films import loop, size_of_all, slides, write_film
+from msggan.pictures import enlarged
 from msggan.randomness import latents
 
 

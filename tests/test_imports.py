@@ -20,8 +20,10 @@ HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "PIL", "safetensors"
 LIGHT_MODULES = [
     "msggan",
     "msggan.config",
+    "msggan.config_table",
     "msggan.errors",
     "msggan.files",
+    "msggan.html",
     "msggan.options",
     "msggan.program",
     "msggan.run_folder",
@@ -46,8 +48,10 @@ LIGHT_MODULES = [
 GROUND_FLOOR = {
     "msggan",
     "msggan.config",
+    "msggan.config_table",
     "msggan.errors",
     "msggan.files",
+    "msggan.html",
     "msggan.options",
     "msggan.program",
     "msggan.run_folder",
@@ -55,7 +59,7 @@ GROUND_FLOOR = {
     "msggan.sample_options",
     "msggan.tracking",
 }
-LOOPS = {"msggan.steps", "msggan.trainer", "msggan.train", "msggan.sampler", "msggan.sample"}
+LOOPS = {f"msggan.{room}" for room in ("notebook", "run", "sample", "sampler", "steps", "train", "trainer")}
 ADAPTERS = ("orchestration.local", "orchestration.azure")
 TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
 KNOWS_MLFLOW = ("msggan.tracking", "orchestration.azure")
