@@ -93,8 +93,9 @@ class NotebookProgress(Progress):
         sentences = "".join(f"<div>{escaped(sentence)}</div>" for sentence in self.sentences)
         if not self.line:
             return f"<div>{sentences}</div>"
+        line = f'<div style="white-space:pre-wrap">{escaped(self.line)}</div>'
         seen = overview(self.folder) if self.log is not None else ""
-        return f"<div>{sentences}{bar(self.share)}<div><code>{escaped(self.line)}</code></div>{seen}</div>"
+        return f"<div>{sentences}{bar(self.share)}{line}{seen}</div>"
 
     def _end_display(self) -> None:
         """What is said from here on is shown in a place of its own."""
