@@ -6,13 +6,14 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --con
 # Its name changes with what it was made from, so that a second make starts at once and a changed one installs again.
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: help setup demo test check format bench constraints clean
+.PHONY: help setup demo test check format docs bench constraints clean
 
 help:
 	@echo "make demo    set up, and train on 400 drawn flowers (runs/demo)"
 	@echo "make test    set up, and run every check and test"
 	@echo "make check   formatter, linter and type checker alone"
 	@echo "make format  let the formatter and the linter repair what they can"
+	@echo "make docs    write docs/options.md from the commands"
 	@echo "make bench   time training steps against plain order (benchmarks/results.json)"
 	@echo "make clean   remove .venv and runs/demo"
 
@@ -43,6 +44,9 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/write_options.py
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench.py

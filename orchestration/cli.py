@@ -6,8 +6,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,36 @@ from msggan.options import (
     data_option,
     data_problems,
     parse_with,
+    path_problems,
     place_options,
     place_problems,
     train_options,
 )
-from msggan.program import OUTPUT_VARIABLE, StoppedError, output_option, output_problems, print_json, run_program
+from msggan.pack_options import pack_options, parse_pack, show_pack
+from msggan.program import output_option, output_problems, print_json, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.runs import find_run, run_problems
+from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
 from orchestration.spec import Run, RunSpec, RunStatus, default_name, name_problems
 from orchestration.targets import TARGETS, build_target, choose, target_of, target_problems
-from orchestration.words import status_lines, table
+from orchestration.words import columns, status_lines, table
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-runs_dir_option = click.option(
-    "--runs-dir",
-    default="runs",
-    envvar="MSGGAN_RUNS_DIR",
-    metavar="DIR",
-    help="The folder of the run folders.  [default: runs; variable MSGGAN_RUNS_DIR]",
-)
+def settings_here(flags: Flags) -> Settings:
+    return read_settings(flags, folder=Path.cwd(), environ=os.environ)
+
+
+def runs_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --runs-dir to a command that needs no other setting; it gets the folder itself."""
+
+    @settings_options("runs_dir")
+    @wraps(command)
+    def with_runs_dir(*, flags: Flags, **texts: Any) -> Any:
+        return command(runs_dir=settings_here(flags).runs_dir, **texts)
+
+    return with_runs_dir
 
 
 run_argument = click.argument("run", metavar="NAME|FOLDER")
@@ -56,11 +66,11 @@ def msggan_aml(context: click.Context) -> int:
     return 0
 
 
-@msggan_aml.command(short_help="Train on a folder or a zip of images.")
+@msggan_aml.command(short_help="Train on a folder, a zip or a pack of images.")
 @data_option
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
-@runs_dir_option
+@settings_options("runs_dir")
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
 @click.option("--detach", is_flag=True, help="Return as soon as training has begun, and leave it to itself.")
 @train_options
@@ -71,7 +81,7 @@ def submit(
     data: str | None,
     target: str,
     name: str | None,
-    runs_dir: str,
+    flags: Flags,
     dry_run: bool,
     detach: bool,
     device: str,
@@ -79,19 +89,21 @@ def submit(
     output: str,
     **texts: str | bool | None,
 ) -> int:
-    """Train on the images in a folder or a zip, and follow the run to its end.
+    """Train on the images in a folder, a zip or a pack, and follow the run to its end.
 
     The same command again resumes the run; --kimg, the intervals, --num-samples, --device and --workers may then
     differ.
     """
     problems = data_problems(data) + target_problems(target) + (name_problems(name) if name is not None else [])
     problems += place_problems(device, workers) + output_problems(output)
+    problems += settings_problems(flags, folder=Path.cwd(), environ=os.environ)
     config = parse_with(problems, texts)
+    settings = settings_here(flags)
     images = str(data)
     spec = RunSpec(config, images, default_name(images) if name is None else name, Place(device, int(workers)))
 
-    choice = choose(target, folder=Path.cwd(), environ=os.environ)
-    serving = build_target(choice.target, runs_dir=runs_dir)
+    choice = choose(target, settings.workspace)
+    serving = build_target(choice.target, runs_dir=settings.runs_dir)
     plan = serving.plan(spec)
     tell(f"Target: {choice.target} ({choice.reason}).")
     tell(f"Run folder: {plan['run_dir']}")
@@ -189,17 +201,58 @@ def sample(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
     """
     options = parse_sample(run_problems(run, runs_dir) + output_problems(output), texts)
 
-    from orchestration.child import follow, silent_death, told_by
+    from orchestration.child import result_of
 
-    program = [sys.executable, "-m", "msggan.sample", "--run-dir", str(find_run(run, runs_dir))]
-    ending = follow([*program, *options.to_argv()], {**os.environ, OUTPUT_VARIABLE: "json"})
-    told = told_by(ending)
-    if ending.terminated_by_us and not told:  # SIGTERM came before the child could have answered it
-        raise StoppedError("cancelled", 6, "Stopped by SIGTERM.")
-    if "files" not in told:
-        raise silent_death(ending.status, process="sampling", hint="Run it again with --force.")
+    words = ["--run-dir", str(find_run(run, runs_dir)), *options.to_argv()]
+    told = result_of("msggan.sample", words, expects="files", process="sampling", hint="Run it again with --force.")
     show_files(told["files"], output)
-    return ending.status
+    return 0
+
+
+@msggan_aml.command(short_help="Make one file of images, to train on in their place.")
+@click.argument("folder", metavar="FOLDER|ZIP")
+@click.argument("out", metavar="OUT")
+@pack_options
+@output_option
+def pack(*, folder: str, out: str, output: str, **texts: Any) -> int:
+    """Decode the images in a folder or zip into one file, OUT.safetensors, which --data takes in their place.
+
+    Training on it equals training on the images, and begins at once. The same images make the same file.
+    """
+    options = parse_pack(path_problems(folder) + output_problems(output), out, texts)
+
+    from orchestration.child import result_of
+
+    words = ["--data", folder, "--out", out, *options.to_argv()]
+    told = result_of("msggan.pack", words, expects="path", process="packing", hint="Run it again.")
+    show_pack(told, output)
+    return 0
+
+
+@msggan_aml.group(name="config", short_help="Show what is set, and where.", invoke_without_command=True)
+@click.pass_context
+def config_group(context: click.Context) -> int:
+    """Show what is set, and where."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        return 2
+    return 0
+
+
+@config_group.command(name="show", short_help="Show each setting, its value and where it comes from.")
+@output_option
+def config_show(*, output: str) -> None:
+    """Show the workspace and each setting, its value and where it comes from.
+
+    A flag comes before a variable, a variable before a key in the nearest msggan.toml, and that before the default. Of
+    secrets only whether they are set is shown.
+    """
+    refuse(settings_problems({}, folder=Path.cwd(), environ=os.environ) + output_problems(output))
+    settings = settings_here({})
+    if output == "json":
+        print_json(settings.as_json())
+    else:
+        echo(columns([("NAME", "VALUE", "WHERE FROM"), *settings.as_rows()]))
 
 
 def refuse(problems: list[str]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,11 +12,9 @@ from typing import Any, Protocol
 from msggan.errors import UsageError
 from orchestration.runs import find_run, run_problems
 from orchestration.spec import Download, Run, RunSpec, RunStatus
+from orchestration.workspace import Workspace
 
 TARGETS = ("auto", "local")
-
-WORKSPACE_KEYS = ("subscription_id", "resource_group", "workspace_name")
-WORKSPACE_VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 
 
 class Target(Protocol):
@@ -75,14 +71,13 @@ def target_problems(asked: str) -> list[str]:
     return [f"--target {asked}: is not one of {', '.join(TARGETS)}.{suggestion}"]
 
 
-def choose(asked: str, *, folder: Path, environ: Mapping[str, str]) -> Choice:
-    """The target for what --target says, in a folder and its environment."""
+def choose(asked: str, workspace: Workspace | None) -> Choice:
+    """The target for what --target says, where `workspace` is configured."""
     if asked != "auto":
         return Choice(asked, "as --target says")
-    workspace = find_workspace(folder, environ)
     if workspace is None:
         return Choice("local", "no Azure ML workspace is configured")
-    return Choice("local", f"this version does not submit to Azure ML yet, though {workspace} names a workspace")
+    return Choice("local", f"this version does not submit to Azure ML yet, though {workspace.source} names a workspace")
 
 
 def build_target(name: str, *, runs_dir: str) -> Target:
@@ -98,34 +93,3 @@ def target_of(named: str, *, runs_dir: str) -> tuple[Target, str]:
         raise UsageError(run_problems(named, runs_dir))
     folder, name = os.path.split(os.path.abspath(path))
     return build_target("local", runs_dir=os.path.relpath(folder)), name
-
-
-def find_workspace(folder: Path, environ: Mapping[str, str]) -> str | None:
-    """What names an Azure ML workspace here: environment variables, or a file in `folder` or a folder above it."""
-    if all(environ.get(variable) for variable in WORKSPACE_VARIABLES):
-        return WORKSPACE_VARIABLES[-1]
-    for place in (folder, *folder.parents):
-        for path in (place / "config.json", place / ".azureml" / "config.json"):
-            if _names_workspace(path):
-                return str(path)
-        if _has_workspace_table(place / "msggan.toml"):
-            return str(place / "msggan.toml")
-    return None
-
-
-def _names_workspace(path: Path) -> bool:
-    """Whether this is the file that Azure ML writes. Much else is called config.json, a run's own among it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and all(content.get(key) for key in WORKSPACE_KEYS)
-
-
-def _has_workspace_table(path: Path) -> bool:
-    # Only the heading counts so far, and Python 3.10 has no tomllib.
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
-    return re.search(r"^[ \t]*\[[ \t]*workspace[ \t]*\]", text, flags=re.MULTILINE) is not None

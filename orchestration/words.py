@@ -25,8 +25,12 @@ def status_lines(run: RunStatus) -> list[str]:
 
 def table(runs: Sequence[RunStatus]) -> list[str]:
     """A line a run, in columns, under their headings."""
-    rows = [HEADINGS, *(_row(run) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    return columns([HEADINGS, *(_row(run) for run in runs)])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line a row, its cells under those of the rows above."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 

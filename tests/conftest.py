@@ -22,6 +22,7 @@ from PIL import Image
 # One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when
 # it is imported, which comes later.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -29,6 +30,7 @@ PROGRAMS = {
     "msggan-aml": ["-c", "from orchestration.cli import main; main()"],
     "msggan.train": ["-m", "msggan.train"],
     "msggan.sample": ["-m", "msggan.sample"],
+    "msggan.pack": ["-m", "msggan.pack"],
 }
 
 
@@ -69,7 +71,7 @@ def tiny_images(tmp_path: Path) -> Path:
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's variables without those that our programs read, and with this checkout's packages first."""
-    ours = ("MSGGAN_", "AZUREML_")
+    ours = ("MSGGAN_", "AZUREML_", "MLFLOW_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = os.pathsep.join(filter(None, [str(REPOSITORY), kept.get("PYTHONPATH", "")]))
     return {**kept, "PYTHONPATH": path, **extra}

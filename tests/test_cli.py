@@ -27,7 +27,7 @@ from orchestration.cli import as_typed
 from orchestration.errors import JobFailedError, ReportedError
 from orchestration.local import build_run
 from orchestration.spec import default_name, name_problems
-from orchestration.targets import choose, find_workspace
+from orchestration.targets import choose
 
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4"]
 SMALL = [*WHAT, "--kimg", "0.04", "--device", "cpu"]
@@ -108,15 +108,18 @@ def test_json_asked_for_by_a_flag_holds_for_options_that_cannot_be_read(run_prog
 def test_an_unknown_output_is_told_with_the_other_complaints(run_program: RunProgram) -> None:
     ended = run_program("msggan-aml", "submit", "-o", "xml")
     assert ended.stderr.splitlines() == [
-        "Error: --data: is missing. Name a folder or a zip of images.",
+        "Error: --data: is missing. Name a folder, a zip or a pack of images.",
         "Error: --output xml: is not one of text, json.",
     ]
 
 
-def test_no_command_shows_the_help_and_is_a_usage_error(run_program: RunProgram) -> None:
-    ended = run_program("msggan-aml")
+@pytest.mark.parametrize(("words", "command"), [([], "submit"), (["config"], "show")])
+def test_no_command_shows_the_help_and_is_a_usage_error(
+    run_program: RunProgram, words: list[str], command: str
+) -> None:
+    ended = run_program("msggan-aml", *words)
     assert (ended.exit_code, ended.stdout) == (2, "")
-    assert "submit" in ended.stderr
+    assert command in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,8 @@ def test_no_command_shows_the_help_and_is_a_usage_error(run_program: RunProgram)
     [
         ("msggan-aml", ["submit"]),
         ("msggan-aml", ["sample"]),
+        ("msggan-aml", ["config"]),
+        ("msggan-aml", ["config", "show"]),
         ("msggan-aml", []),
         ("msggan.train", []),
         ("msggan.sample", []),
@@ -179,43 +184,18 @@ def test_names_in_other_scripts_stay_apart() -> None:
 # --- Which target -----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_workspace_auto_is_this_machine(tmp_path: Path) -> None:
-    choice = choose("auto", folder=tmp_path, environ={})
+def test_without_a_workspace_auto_is_this_machine() -> None:
+    choice = choose("auto", None)
     assert (choice.target, choice.reason) == ("local", "no Azure ML workspace is configured")
 
 
-@pytest.mark.parametrize("place", ["config.json", ".azureml/config.json"])
-def test_a_workspace_in_a_folder_above_is_seen_and_said_not_to_be_used_yet(tmp_path: Path, place: str) -> None:
-    path, inner = tmp_path / place, tmp_path / "a" / "b"
-    path.parent.mkdir(exist_ok=True)
-    inner.mkdir(parents=True)
-    path.write_text(json.dumps(WORKSPACE))
-    choice = choose("auto", folder=inner, environ={})
-    assert choice.target == "local"
-    assert "does not submit to Azure ML yet" in choice.reason
-    assert str(path) in choice.reason
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"resolution": 8}', json.dumps({**WORKSPACE, "workspace_name": ""})]
-)
-def test_other_files_called_config_json_are_no_workspace(tmp_path: Path, content: str) -> None:
-    (tmp_path / "config.json").write_text(content)
-    assert find_workspace(tmp_path, {}) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "found"), [("[workspace]\nname = 'w'\n", True), ("[azure]\n# [workspace]\n", False), ("", False)]
-)
-def test_a_workspace_table_in_the_settings_file_counts(tmp_path: Path, text: str, found: bool) -> None:
-    (tmp_path / "msggan.toml").write_text(text)
-    assert (find_workspace(tmp_path, {}) is not None) == found
-
-
-def test_a_workspace_in_variables_needs_all_three(tmp_path: Path) -> None:
-    names = ["AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME"]
-    assert find_workspace(tmp_path, dict.fromkeys(names, "x")) is not None
-    assert find_workspace(tmp_path, dict.fromkeys(names[:2], "x")) is None
+def test_a_workspace_is_seen_and_said_not_to_be_used_yet(run_program: RunProgram, tmp_path: Path) -> None:
+    draw_tiny_images(tmp_path / "tiny")
+    (tmp_path / "config.json").write_text(json.dumps(WORKSPACE))
+    ended = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run", "-o", "json")
+    assert ended.json["target"] == "local"
+    assert "does not submit to Azure ML yet" in ended.stderr
+    assert str(tmp_path / "config.json") in ended.stderr
 
 
 # --- Dry run ----------------------------------------------------------------------------------------------------------
@@ -252,6 +232,17 @@ def test_the_folder_of_runs_is_a_flag_before_it_is_a_variable(run_program: RunPr
     assert run_program("msggan-aml", *words, **variables).json["run_dir"] == str(Path("elsewhere/tiny"))
     flagged = run_program("msggan-aml", *words, "--runs-dir", "here", **variables)
     assert flagged.json["run_dir"] == str(Path("here/tiny"))
+
+
+def test_complaints_about_settings_come_with_all_others(run_program: RunProgram, tmp_path: Path) -> None:
+    (tmp_path / "msggan.toml").write_text("[azure]\nrun_dir = 'x'\n")
+    ended = run_program("msggan-aml", "submit", "--kimg", "0")
+    assert ended.exit_code == 2
+    assert ended.stderr.splitlines() == [
+        "Error: --data: is missing. Name a folder, a zip or a pack of images.",
+        f"Error: {tmp_path / 'msggan.toml'}: [azure] run_dir: means nothing here. Did you mean runs_dir?",
+        "Error: --kimg 0: must be more than 0.",
+    ]
 
 
 def test_the_command_carries_configuration_and_place() -> None:

@@ -1,0 +1,132 @@
+"""Is the workspace that is meant found, whole, where it should be, and half of one told?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from msggan.errors import UsageError
+from orchestration.settings import read_settings
+from orchestration.workspace import WORKSPACE_VARIABLES, Workspace
+
+KEYS = tuple(WORKSPACE_VARIABLES)
+VARIABLES = {variable: f"{key}-by-variable" for key, variable in WORKSPACE_VARIABLES.items()}
+FLAGS: dict[str, str | bool | None] = {key: f"{key}-by-flag" for key in KEYS}
+
+
+def written(path: Path, mark: str) -> Path:
+    """A file that names a workspace, its parts marked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        path.write_text(json.dumps({key: f"{key}-by-{mark}" for key in KEYS}))
+    else:
+        path.write_text("\n".join(["[workspace]", *(f"{key} = '{key}-by-{mark}'" for key in KEYS)]))
+    return path
+
+
+def found(folder: Path, flags: dict[str, str | bool | None] | None = None, **environ: str) -> Workspace | None:
+    return read_settings(flags or {}, folder=folder, environ=environ).workspace
+
+
+def mark(workspace: Workspace | None) -> str:
+    """How the three parts are marked, which must be one and the same."""
+    assert workspace is not None
+    (one,) = {getattr(workspace, key).removeprefix(f"{key}-by-") for key in KEYS}
+    return str(one)
+
+
+def complaints(folder: Path, flags: dict[str, str | bool | None] | None = None, **environ: str) -> list[str]:
+    with pytest.raises(UsageError) as raised:
+        found(folder, flags, **environ)
+    return list(raised.value.problems)
+
+
+def test_no_place_names_a_workspace(tmp_path: Path) -> None:
+    assert found(tmp_path) is None
+
+
+def test_the_order_is_flags_variables_files(tmp_path: Path) -> None:
+    path = written(tmp_path / "config.json", "file")
+    by_flag, by_variable, by_file = (
+        found(tmp_path, FLAGS, **VARIABLES),
+        found(tmp_path, **VARIABLES),
+        found(tmp_path),
+    )
+    assert [mark(one) for one in (by_flag, by_variable, by_file)] == ["flag", "variable", "file"]
+    assert [one.source for one in (by_flag, by_variable, by_file) if one] == [
+        "flag --workspace-name",
+        "variable AZUREML_ARM_WORKSPACE_NAME",
+        str(path),
+    ]
+
+
+@pytest.mark.parametrize("place", ["config.json", ".azureml/config.json", "msggan.toml"])
+def test_a_file_counts_for_the_folders_under_it(tmp_path: Path, place: str) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    path = written(tmp_path / place, "file")
+    workspace = found(inner)
+    assert mark(workspace) == "file"
+    assert workspace is not None
+    assert workspace.source == str(path)
+
+
+def test_the_nearest_folder_wins_and_in_one_folder_msggan_toml(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    written(tmp_path / "msggan.toml", "outer-toml")
+    written(inner / "config.json", "inner-json")
+    assert mark(found(inner)) == "inner-json"
+    written(inner / ".azureml" / "config.json", "inner-azureml")
+    assert mark(found(inner)) == "inner-azureml"
+    written(inner / "msggan.toml", "inner-toml")
+    assert mark(found(inner)) == "inner-toml"
+
+
+def test_a_workspace_in_one_line_is_read_as_azures_own_tools_read_it(tmp_path: Path) -> None:
+    scope = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"Scope": scope}))
+    assert found(tmp_path) == Workspace("s", "g", "w", str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *["", "[]", "{}", '{"resolution": 8}', '{"Scope": "/elsewhere"}', "[" * 100_000],
+        json.dumps({"subscription_id": "s", "resource_group": "g", "workspace_name": ""}),
+    ],
+    ids=range(7),
+)
+def test_other_files_called_config_json_are_no_workspace(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert found(tmp_path) is None
+
+
+def test_a_table_in_a_comment_or_in_another_table_is_no_workspace(tmp_path: Path) -> None:
+    (tmp_path / "msggan.toml").write_text("[azure]\n# [workspace]\n")
+    assert found(tmp_path) is None
+
+
+@pytest.mark.parametrize("given", [KEYS[:1], KEYS[1:]])
+def test_half_a_workspace_is_told_with_what_is_missing(tmp_path: Path, given: tuple[str, ...]) -> None:
+    missing = [key for key in KEYS if key not in given]
+    lacks = "is missing; a workspace needs all three."
+    variables = {WORKSPACE_VARIABLES[key]: "x" for key in given}
+    assert complaints(tmp_path, **variables) == [f"{WORKSPACE_VARIABLES[key]}: {lacks}" for key in missing]
+    flags = [f"--{key.replace('_', '-')}: {lacks}" for key in missing]
+    assert complaints(tmp_path, dict.fromkeys(given, "x")) == flags
+    path = tmp_path / "msggan.toml"
+    path.write_text("\n".join(["[workspace]", *(f"{key} = 'x'" for key in given)]))
+    assert complaints(tmp_path) == [f"{path}: [workspace] {key}: {lacks}" for key in missing]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b"])
+def test_what_cannot_be_a_name_is_told(tmp_path: Path, name: str) -> None:
+    (problem,) = complaints(tmp_path, {**FLAGS, "workspace_name": name})
+    assert problem.startswith(f"--workspace-name {name}: ")
+    path = tmp_path / "msggan.toml"
+    path.write_text("[workspace]\nsubscription_id = 's'\nresource_group = 'g'\nworkspace_name = 5\n")
+    (problem,) = complaints(tmp_path)
+    assert problem.startswith(f"{path}: [workspace] workspace_name 5: ")
