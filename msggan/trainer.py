@@ -24,9 +24,10 @@ from msggan.device import choose_device, has_fast_bfloat16
 from msggan.errors import DataError, RunFolderError, TrainingError
 from msggan.metrics import sliced_wasserstein
 from msggan.networks import Discriminator, Generator
+from msggan.notebook import choose_progress
 from msggan.pictures import find_samples, generate, write_samples
-from msggan.progress import Progress
 from msggan.randomness import Purpose, latents
+from msggan.run import Run
 from msggan.run_folder import RunFolder
 from msggan.run_state import RunState, begin, end, is_owned, owned, taken
 from msggan.sources import open_source
@@ -47,6 +48,9 @@ class RunResult:
     images_seen: int
     metrics: dict[str, float]
     next: list[str] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        return Run(self.run_dir)._repr_html_()
 
 
 @dataclass
@@ -87,8 +91,9 @@ class Trainer:
 
     device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0 is as many as there are cores.
     tracking_uri: an MLflow that is told too; the run does not depend on it.
-    messages: where progress is told, by default stderr. Raises `UsageError`, `DataError` or `RunFolderError` before
-    anything is written; `run` may also raise `CheckpointError` and `TrainingError`.
+    messages: where progress is told; by default stderr, and in a notebook a display that is updated in place.
+    Raises `UsageError`, `DataError` or `RunFolderError` before anything is written; `run` may also raise
+    `CheckpointError` and `TrainingError`.
     """
 
     def __init__(
@@ -114,7 +119,8 @@ class Trainer:
             device=self.device.type,
             has_fast_bfloat16=has_fast_bfloat16(self.device),
         )
-        self.progress = Progress(total_images=round(self.config.kimg * 1000), stream=messages)
+        total_images = round(self.config.kimg * 1000)
+        self.progress = choose_progress(self.folder, total_images=total_images, stream=messages)
         self.dataset = source.dataset(
             resolution=self.config.resolution,
             background=self.config.background,

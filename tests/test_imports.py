@@ -20,11 +20,13 @@ HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "PIL", "safetensors"
 LIGHT_MODULES = [
     "msggan",
     "msggan.config",
+    "msggan.config_table",
     "msggan.delivered",
     "msggan.delivery",
     "msggan.delivery_process",
     "msggan.errors",
     "msggan.files",
+    "msggan.html",
     "msggan.mlflow_run",
     "msggan.options",
     "msggan.pack",
@@ -56,10 +58,12 @@ LIGHT_MODULES = [
 GROUND_FLOOR = {
     "msggan",
     "msggan.config",
+    "msggan.config_table",
     "msggan.delivered",
     "msggan.delivery_process",
     "msggan.errors",
     "msggan.files",
+    "msggan.html",
     "msggan.options",
     "msggan.pack_options",
     "msggan.program",
@@ -70,6 +74,8 @@ GROUND_FLOOR = {
     "msggan.tracking_uri",
 }
 LOOPS = {
+    "msggan.notebook",
+    "msggan.run",
     "msggan.steps",
     "msggan.trainer",
     "msggan.train",

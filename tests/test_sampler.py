@@ -17,11 +17,12 @@ from torch import Tensor
 
 from msggan import load_generator, sampler
 from msggan.errors import CheckpointError, UsageError
-from msggan.films import loop
+from msggan.films import interpolation, loop
 from msggan.pictures import PADDING_PX, all_scales_sheet, generate, grid
 from msggan.randomness import latents
 from msggan.sample_options import SampleOptions
 from msggan.sampler import Painter, Sampler
+from msggan.truncation import TruncatedGenerator
 
 
 @pytest.fixture
@@ -121,6 +122,13 @@ def test_a_loops_frames_are_the_pictures_of_its_latents_enlarged(run: Path) -> N
             film.seek(index)
             middles = np.asarray(film.convert("RGB"))[16::32, 16::32]  # of pixels 32 times as large
             assert abs(middles.astype(int) - wanted[index].astype(int)).mean() < 6
+
+
+def test_a_film_made_in_python_is_the_one_that_the_command_makes(run: Path, tmp_path: Path) -> None:
+    (commands,) = sample(run, film="loop.webp", seeds=[0, 3], seconds=0.5, truncation=0.5)
+    generator = TruncatedGenerator(load_generator(run), 0.5)
+    film = interpolation(generator, [0, 3], tmp_path / "new" / "loop.webp", seconds=0.5)
+    assert film.path.read_bytes() == commands.read_bytes()
 
 
 def test_a_progress_film_shows_the_runs_grids_in_turn_and_needs_no_weights(run: Path) -> None:
