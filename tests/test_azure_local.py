@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from azure_local import AzureLocal
 from azure_local.jobs_state import ENDED
+from conftest import REPOSITORY
 
 # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -45,6 +48,13 @@ for word in sys.argv[3:]:
 Submit = Callable[..., Any]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def client(azure: AzureLocal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The SDK's own client, led by the environment alone."""
@@ -57,7 +67,6 @@ def client(azure: AzureLocal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cloud = azure.cloud
     with ClientSecretCredential(cloud.tenant, cloud.client_id, cloud.client_secret) as credential:
         yield MLClient(credential, cloud.subscription, cloud.group, cloud.workspace, enable_telemetry=False)
-    gc.collect()  # here, where its warnings are expected
 
 
 @pytest.fixture
@@ -343,3 +352,19 @@ def test_an_account_without_shared_keys_takes_tokens_only(azure: AzureLocal, cli
             else:
                 with pytest.raises(HttpResponseError, match="KeyBasedAuthenticationNotPermitted"):
                     blob.download_blob()
+
+
+def test_the_tool_runs_a_command_beside_its_azure_and_leaves_nothing(azure: AzureLocal, tmp_path: Path) -> None:
+    asks = (
+        "import os, requests; print(requests.get('https://management.azure.com/metadata/endpoints').json()[0]['name'])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.azure_local", "bash", "-c", f'python -c "{asks}"; exit 7'],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "AzureCloud\n", "")
+    assert list(tmp_path.iterdir()) == []

@@ -33,14 +33,8 @@ class Azurite:
         self._log = (folder / "azurite.log").open("wb")
         self._process = subprocess.Popen(
             [
-                *(
-                    "node",
-                    str(PROGRAM),
-                    "--inMemoryPersistence",
-                    "--disableTelemetry",
-                    "--skipApiVersionCheck",
-                    "--silent",
-                ),
+                *("node", "--require", str(HERE / "ends_with_parent.cjs"), str(PROGRAM)),
+                *("--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck", "--silent"),
                 *("--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--oauth", "basic"),
                 *("--cert", str(authority.server_certificate), "--key", str(authority.server_key)),
             ],
@@ -49,7 +43,7 @@ class Azurite:
                 "PATH": os.environ["PATH"],
                 "AZURITE_ACCOUNTS": ";".join(f"{name}:{key}" for name, key in accounts.items()),
             },
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
@@ -68,7 +62,7 @@ class Azurite:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
         self._log.close()
 
 

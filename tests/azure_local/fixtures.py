@@ -29,5 +29,5 @@ def azure(_azure_process: AzureLocal) -> Iterator[AzureLocal]:
     _azure_process.reset()
     yield _azure_process
     complaints = _azure_process.complaints()
-    _azure_process.reset()
+    _azure_process.end_jobs()
     assert not complaints, "\n".join(complaints)

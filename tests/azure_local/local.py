@@ -67,7 +67,7 @@ class AzureLocal:
             stack.callback(self._blobs.close)
             process.wait_until_ready()
             self._start_afresh()
-            stack.callback(self._end_jobs)
+            stack.callback(self.end_jobs)
             self._stack = stack.pop_all()
         return self
 
@@ -125,7 +125,7 @@ class AzureLocal:
 
     def reset(self) -> None:
         """As just started: jobs are ended, blobs and everything else are gone. The addresses stay."""
-        self._end_jobs()
+        self.end_jobs()
         self._blobs.clear()
         self._start_afresh()
 
@@ -214,6 +214,14 @@ class AzureLocal:
         self.cloud.jobs[name] = job
         return job
 
+    def end_jobs(self) -> None:
+        """Cancels every job, and returns when their processes are gone."""
+        for job in list(runner.living(self.cloud)):
+            runner.cancel(job)
+        for job in list(self.cloud.jobs.values()):
+            if job.thread is not None:
+                job.thread.join(timeout=30)
+
     # How it answers
 
     def _answer(self, request: Request) -> Reply:
@@ -242,10 +250,3 @@ class AzureLocal:
         self.cloud = Cloud(runs, self._blobs, self._way())
         for container in (BLOB_CONTAINER, ARTIFACT_CONTAINER):
             self._blobs.container(self.cloud.account, container)
-
-    def _end_jobs(self) -> None:
-        for job in list(runner.living(self.cloud)):
-            runner.cancel(job)
-        for job in list(self.cloud.jobs.values()):
-            if job.thread is not None:
-                job.thread.join(timeout=30)
