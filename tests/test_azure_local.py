@@ -355,9 +355,8 @@ def test_an_account_without_shared_keys_takes_tokens_only(azure: AzureLocal, cli
 
 
 def test_the_tool_runs_a_command_beside_its_azure_and_leaves_nothing(azure: AzureLocal, tmp_path: Path) -> None:
-    asks = (
-        "import os, requests; print(requests.get('https://management.azure.com/metadata/endpoints').json()[0]['name'])"
-    )
+    url = "https://management.azure.com/metadata/endpoints?api-version=2019-05-01"
+    asks = f"import requests; print(requests.get('{url}').json()[0]['name'])"
     ended = subprocess.run(
         [sys.executable, "-m", "tests.azure_local", "bash", "-c", f'python -c "{asks}"; exit 7'],
         cwd=REPOSITORY,

@@ -142,7 +142,10 @@ class Attempt:
         elif given.get("mode") == "Direct":
             local = given["uri"]
         else:
-            local = str(fetch(self.cloud.blobs, find_place(self.cloud, given["uri"]), self.folder / "inputs" / name))
+            place = find_place(self.cloud, given["uri"])
+            if next(place.files(self.cloud.blobs), None) is None:
+                raise PlaceError(f"ScriptExecution.StreamAccess.NotFound: there is nothing at {given['uri']}")
+            local = str(fetch(self.cloud.blobs, place, self.folder / "inputs" / name))
         self.placeholders[f"inputs.{name}"] = local
         self.variables[f"AZURE_ML_INPUT_{name}"] = local
 
