@@ -338,6 +338,23 @@ def test_a_wrong_secret_does_not_sign_in(azure: AzureLocal, client: Any) -> None
         credential.get_token("https://management.azure.com/.default")
 
 
+@pytest.mark.parametrize("signed_in", [True, False])
+def test_the_azure_cli_signs_in(
+    azure: AzureLocal, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signed_in: bool
+) -> None:
+    from azure.ai.ml import MLClient
+    from azure.identity import AzureCliCredential, CredentialUnavailableError
+
+    monkeypatch.setenv("PATH", str(azure.write_az(tmp_path / "bin", signed_in).parent), prepend=os.pathsep)
+    cloud = azure.cloud
+    client = MLClient(AzureCliCredential(), cloud.subscription, cloud.group, cloud.workspace, enable_telemetry=False)
+    if signed_in:
+        assert client.workspaces.get(cloud.workspace).location == "eastus"
+    else:
+        with pytest.raises(CredentialUnavailableError, match="az login"):
+            client.workspaces.get(cloud.workspace)
+
+
 def test_an_account_without_shared_keys_takes_tokens_only(azure: AzureLocal, client: Any) -> None:
     from azure.core.exceptions import HttpResponseError
     from azure.storage.blob import BlobClient

@@ -11,6 +11,7 @@ from types import TracebackType
 from . import (
     arm,
     assets,
+    azure_cli,
     azurite,
     blob_gateway,
     compute,
@@ -202,6 +203,10 @@ class AzureLocal:
         scale = {"minNodeCount": 0, "maxNodeCount": max_nodes}
         sent = {"properties": {"computeType": "AmlCompute", "properties": {"vmSize": size, "scaleSettings": scale}}}
         self.cloud.computes[name] = compute.amlcompute(self.cloud, name, sent)
+
+    def write_az(self, folder: Path, signed_in: bool = True) -> Path:
+        """An Azure CLI for this Azure: `az` in a folder that a test puts first in PATH."""
+        return azure_cli.write_az(folder, self.cloud, signed_in)
 
     def add_compute_instance(self, name: str) -> None:
         """A compute of another kind than a cluster, which takes the name."""
