@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from azure_local import AzureLocal
+from azure_local.entra import read_token
 from azure_local.jobs_state import ENDED
 from azure_local.sweep_rules import wrong_sweep
 from conftest import REPOSITORY
@@ -356,6 +357,16 @@ def test_the_azure_cli_signs_in(
     else:
         with pytest.raises(CredentialUnavailableError, match="az login"):
             client.workspaces.get(cloud.workspace)
+
+
+def test_a_managed_identity_signs_in(azure: AzureLocal, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from azure.identity import ManagedIdentityCredential
+
+    for name, value in azure.identity_variables.items():
+        monkeypatch.setenv(name, value)
+    with ManagedIdentityCredential() as credential:
+        token = credential.get_token("https://management.azure.com/.default").token
+    assert read_token({"authorization": f"Bearer {token}"})["aud"] == "https://management.azure.com"
 
 
 def test_an_account_without_shared_keys_takes_tokens_only(azure: AzureLocal, client: Any) -> None:

@@ -23,7 +23,7 @@ JOBS = WORKSPACE + "/jobs"
 @routes.add("GET", JOBS)
 def list_jobs(cloud: Cloud, request: Request, **where: str) -> Reply:
     """Newest first."""
-    bodies.check(mapping_of(text(), r"api-version|\$skip|listViewType|jobType|tag|properties|\$top"), request.query)
+    bodies.check(mapping_of(text(), r"api-version|\$skip|listViewType|jobType|tag"), request.query)
     view = request.query.get("listViewType", "ActiveOnly")
     jobs = [job for job in reversed(cloud.jobs.values()) if listed(job, request.query, view)]
     return page(cloud, request, [told(cloud, job) for job in jobs])
