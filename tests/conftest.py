@@ -30,6 +30,7 @@ PROGRAMS = {
     "msggan.train": ["-m", "msggan.train"],
     "msggan.sample": ["-m", "msggan.sample"],
     "msggan.pack": ["-m", "msggan.pack"],
+    "msggan.export": ["-m", "msggan.export"],
 }
 
 

@@ -15,12 +15,14 @@ from conftest import REPOSITORY, environment
 import msggan
 import orchestration
 
-HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "PIL", "safetensors", "mlflow", "azure"}
+HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "onnx", "PIL", "safetensors", "mlflow", "azure"}
 
 LIGHT_MODULES = [
     "msggan",
     "msggan.config",
     "msggan.errors",
+    "msggan.export",
+    "msggan.export_options",
     "msggan.files",
     "msggan.options",
     "msggan.pack",
@@ -52,6 +54,7 @@ GROUND_FLOOR = {
     "msggan",
     "msggan.config",
     "msggan.errors",
+    "msggan.export_options",
     "msggan.files",
     "msggan.options",
     "msggan.pack_options",
@@ -61,7 +64,15 @@ GROUND_FLOOR = {
     "msggan.sample_options",
     "msggan.tracking",
 }
-LOOPS = {"msggan.steps", "msggan.trainer", "msggan.train", "msggan.sampler", "msggan.sample", "msggan.pack"}
+LOOPS = {
+    "msggan.steps",
+    "msggan.trainer",
+    "msggan.train",
+    "msggan.sampler",
+    "msggan.sample",
+    "msggan.pack",
+    "msggan.export",
+}
 ADAPTERS = ("orchestration.local", "orchestration.azure")
 TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
 KNOWS_MLFLOW = ("msggan.tracking", "orchestration.azure")
