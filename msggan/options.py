@@ -17,6 +17,7 @@ import click
 
 from msggan.config import RECIPES, TrainConfig, field_types, flag, parse
 from msggan.errors import UsageError
+from msggan.tracking_uri import NO_TRACKING, TRACKING_FLAG, TRACKING_VARIABLES
 
 # A function that becomes a click command. Decorators hand it back as they found it, with options noted on it.
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -192,6 +193,16 @@ def device_problems(device: str) -> list[str]:
     if re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,3}|mps", device):
         return []
     return [f"--device {device}: is not one of {', '.join(DEVICES)}."]
+
+
+def tracking_option(command: Command) -> Command:
+    """Adds --tracking-uri; the command gets its text, None where nothing was said on the command line."""
+    return click.option(
+        TRACKING_FLAG,
+        metavar="URI",
+        help="An MLflow to tell of the run: sqlite:///PATH/mlflow.db, http://HOST:PORT, …, or none.  "
+        f"[default: {NO_TRACKING}; variable {', then '.join(TRACKING_VARIABLES)}]",
+    )(command)
 
 
 # --- What both programs read ------------------------------------------------------------------------------------------

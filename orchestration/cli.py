@@ -71,7 +71,7 @@ def msggan_aml(context: click.Context) -> int:
 @data_option
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
-@settings_options("runs_dir")
+@settings_options("runs_dir", "tracking_uri")
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
 @click.option("--detach", is_flag=True, help="Return as soon as training has begun, and leave it to itself.")
 @train_options
@@ -104,7 +104,7 @@ def submit(
     spec = RunSpec(config, images, default_name(images) if name is None else name, Place(device, int(workers)))
 
     choice = choose(target, settings.workspace)
-    serving = build_target(choice.target, runs_dir=settings.runs_dir)
+    serving = build_target(choice.target, runs_dir=settings.runs_dir, tracking_uri=settings.tracking_uri)
     plan = serving.plan(spec)
     tell(f"Target: {choice.target} ({choice.reason}).")
     tell(f"Run folder: {plan['run_dir']}")

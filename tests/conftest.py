@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest_plugins = ["azure_local.fixtures"]
+
 # One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when
 # it is imported, which comes later.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -70,11 +73,14 @@ def tiny_images(tmp_path: Path) -> Path:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's variables without those that our programs read, and with this checkout's packages first."""
-    ours = ("MSGGAN_", "AZUREML_", "MLFLOW_TRACKING_")
+    """This process's variables without those that our programs read, and with this checkout's packages first.
+
+    Runs are told to no MLflow unless a test says so: importing it takes longer than training them.
+    """
+    ours = ("MSGGAN_", "AZUREML_", "MLFLOW_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = os.pathsep.join(filter(None, [str(REPOSITORY), kept.get("PYTHONPATH", "")]))
-    return {**kept, "PYTHONPATH": path, **extra}
+    return {**kept, "PYTHONPATH": path, "MSGGAN_TRACKING_URI": "none", **extra}
 
 
 def command_line(program: str, *words: object) -> list[str]:

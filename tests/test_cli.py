@@ -36,6 +36,8 @@ ENDLESS = [*WHAT, "--kimg", "1000000", "--metric-kimg", "0.024", "--device", "cp
 WORKSPACE = {"subscription_id": "s", "resource_group": "g", "workspace_name": "w"}
 RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
 
+TRACKED = {"MSGGAN_TRACKING_URI": ""}  # as it is where nothing is said
+
 RunProgram = Callable[..., Ended]
 posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
 
@@ -205,13 +207,13 @@ def test_a_workspace_is_seen_and_said_not_to_be_used_yet(run_program: RunProgram
 def test_a_dry_run_prints_the_command_and_starts_nothing(run_program: RunProgram, tmp_path: Path) -> None:
     words = ["submit", "--data", "tiny", "--target", "local", *SMALL, "--no-mirror"]
     run_dir = str(Path("runs/tiny"))
-    assert run_program("msggan-aml", *words, "--dry-run", "-o", "json").json == {
+    assert run_program("msggan-aml", *words, "--dry-run", "-o", "json", **TRACKED).json == {
         "target": "local",
         "command": [
             *[sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", run_dir],
             *[*WHAT, "--kimg", "0.04", "--no-mirror", "--device", "cpu"],
         ],
-        "env": {"MSGGAN_OUTPUT": "json"},
+        "env": {"MSGGAN_OUTPUT": "json", "MSGGAN_TRACKING_URI": "sqlite:///runs/mlflow.db"},
         "run_dir": run_dir,
     }
     assert not (tmp_path / "runs").exists()
@@ -219,9 +221,10 @@ def test_a_dry_run_prints_the_command_and_starts_nothing(run_program: RunProgram
 
 @pytest.mark.usefixtures("tiny_images")
 def test_a_dry_run_in_text_is_a_line_that_a_shell_can_run(run_program: RunProgram) -> None:
-    (line,) = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run").stdout.splitlines()
-    variable, *command = shlex.split(line)
-    assert variable == "MSGGAN_OUTPUT=json"
+    (line,) = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run", **TRACKED).stdout.splitlines()
+    words = shlex.split(line)
+    variables, command = words[:2], words[2:]
+    assert variables == ["MSGGAN_OUTPUT=json", "MSGGAN_TRACKING_URI=sqlite:///runs/mlflow.db"]
     assert command == [sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", str(Path("runs/tiny"))]
 
 

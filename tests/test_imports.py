@@ -20,10 +20,16 @@ HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "onnx", "PIL", "safe
 LIGHT_MODULES = [
     "msggan",
     "msggan.config",
+    "msggan.config_table",
+    "msggan.delivered",
+    "msggan.delivery",
+    "msggan.delivery_process",
     "msggan.errors",
     "msggan.export",
     "msggan.export_options",
     "msggan.files",
+    "msggan.html",
+    "msggan.mlflow_run",
     "msggan.options",
     "msggan.pack",
     "msggan.pack_options",
@@ -33,6 +39,7 @@ LIGHT_MODULES = [
     "msggan.sample",
     "msggan.sample_options",
     "msggan.tracking",
+    "msggan.tracking_uri",
     "msggan.train",
     "orchestration",
     "orchestration.child",
@@ -53,9 +60,13 @@ LIGHT_MODULES = [
 GROUND_FLOOR = {
     "msggan",
     "msggan.config",
+    "msggan.config_table",
+    "msggan.delivered",
+    "msggan.delivery_process",
     "msggan.errors",
     "msggan.export_options",
     "msggan.files",
+    "msggan.html",
     "msggan.options",
     "msggan.pack_options",
     "msggan.program",
@@ -63,8 +74,11 @@ GROUND_FLOOR = {
     "msggan.run_state",
     "msggan.sample_options",
     "msggan.tracking",
+    "msggan.tracking_uri",
 }
 LOOPS = {
+    "msggan.notebook",
+    "msggan.run",
     "msggan.steps",
     "msggan.trainer",
     "msggan.train",
@@ -72,10 +86,12 @@ LOOPS = {
     "msggan.sample",
     "msggan.pack",
     "msggan.export",
+    "msggan.mlflow_run",
+    "msggan.delivery",
 }
 ADAPTERS = ("orchestration.local", "orchestration.azure")
 TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
-KNOWS_MLFLOW = ("msggan.tracking", "orchestration.azure")
+KNOWS_MLFLOW = ("msggan.mlflow_run", "msggan.delivery", "orchestration.azure")
 
 
 def floor(module: str) -> int:

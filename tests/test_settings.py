@@ -50,7 +50,8 @@ def values_of(spec: Setting) -> st.SearchStrategy[Any]:
     if spec.range is not None:
         low, high = spec.range.low, spec.range.high
         return st.integers(int(low), int(high)) if spec.kind is int else st.floats(0.5, high)
-    return st.text("abcdefghij", min_size=3, max_size=8)  # which every pattern allows
+    words = st.text("abcdefghij", min_size=3, max_size=8)  # which every pattern allows
+    return words.map("http://{}".format) if spec.name == "tracking_uri" else words
 
 
 def as_text(value: Any) -> str:
