@@ -229,6 +229,17 @@ def path_problems(path: str, *, option: str = "") -> list[str]:
     return [f"{option}{path}: no such file or folder.{neighbours(path)}"]
 
 
+def run_dir_option(command: Command) -> Command:
+    """Adds --run-dir to a command that reads a run; the command gets its text."""
+    return click.option("--run-dir", metavar="DIR", help="The run folder, or a generator.safetensors.")(command)
+
+
+def run_dir_problems(run_dir: str | None) -> list[str]:
+    if not run_dir:
+        return ["--run-dir: is missing. Name the folder of a run."]
+    return path_problems(run_dir, option="--run-dir ")
+
+
 def neighbours(path: str) -> str:
     """What lies beside `path` under a similar name."""
     folder, name = os.path.split(os.path.normpath(path))

@@ -29,7 +29,7 @@ from msggan.pictures import (
 )
 from msggan.randomness import latents_of
 from msggan.run_folder import RunFolder
-from msggan.sample_options import SECONDS_A_SAMPLE, SampleOptions, frame_problems
+from msggan.sample_options import SECONDS_A_SAMPLE, SampleOptions, frame_problems, scale_problems
 from msggan.truncation import TruncatedGenerator
 
 # Pictures beyond this go on in a second grid, a third …: what is in memory at a time does not grow with --num.
@@ -98,7 +98,7 @@ class Sampler:
     def _plan_pictures(self, painter: Painter) -> list[str]:
         """Plans grids, files, sheets and the loop; returns what stands against them."""
         options = self.options
-        if problems := _scale_problems(options.scale, painter.scales):
+        if problems := scale_problems(options.scale, painter.scales):
             return problems
         side = options.scale or painter.scales[-1]
         level = painter.scales.index(side)
@@ -125,7 +125,7 @@ class Sampler:
         samples = find_samples(folder)
         if not samples:
             return [f"--progress-film: there are no sample grids in {folder} yet. Training writes them."]
-        if problems := _scale_problems(self.options.scale, list(samples)):
+        if problems := scale_problems(self.options.scale, list(samples)):
             return problems
         shown = samples[self.options.scale or max(samples)]
         if len(shown) < 2:
@@ -188,12 +188,6 @@ class Painter:
     def paint(self, latent: Tensor) -> list[Tensor]:
         """latent: (1, L) → its picture at every scale, coarse to fine: (1, 3, r, r) uint8."""
         return generate(self.network, latent, chunk=1)
-
-
-def _scale_problems(scale: int | None, scales: Sequence[int]) -> list[str]:
-    if scale is None or scale in scales:
-        return []
-    return [f"--scale {scale}: is not made by this network, whose scales are {', '.join(map(str, scales))}."]
 
 
 def _webp_problems(option: str, name: str, frames: int, size: tuple[int, int]) -> list[str]:

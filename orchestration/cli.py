@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from msggan.errors import UsageError
+from msggan.export_options import export_options, parse_export
 from msggan.options import (
     Place,
     data_option,
@@ -205,6 +206,26 @@ def sample(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
 
     words = ["--run-dir", str(find_run(run, runs_dir)), *options.to_argv()]
     told = result_of("msggan.sample", words, expects="files", process="sampling", hint="Run it again with --force.")
+    show_files(told["files"], output)
+    return 0
+
+
+@msggan_aml.command(short_help="Write a trained run for other programs.")
+@run_argument
+@runs_dir_option
+@export_options
+@output_option
+def export(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
+    """Write the generator of a run, named or by its folder, for other programs.
+
+    The ONNX file takes `latents` (N, L), each of norm √L, and gives `images_4px`, `images_8px`, … in about [-1, 1].
+    """
+    options = parse_export(run_problems(run, runs_dir) + output_problems(output), texts)
+
+    from orchestration.child import result_of
+
+    words = ["--run-dir", str(find_run(run, runs_dir)), *options.to_argv()]
+    told = result_of("msggan.export", words, expects="files", process="exporting", hint="Run it again.")
     show_files(told["files"], output)
     return 0
 

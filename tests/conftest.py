@@ -33,6 +33,7 @@ PROGRAMS = {
     "msggan.train": ["-m", "msggan.train"],
     "msggan.sample": ["-m", "msggan.sample"],
     "msggan.pack": ["-m", "msggan.pack"],
+    "msggan.export": ["-m", "msggan.export"],
 }
 
 

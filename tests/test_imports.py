@@ -15,7 +15,7 @@ from conftest import REPOSITORY, environment
 import msggan
 import orchestration
 
-HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "PIL", "safetensors", "mlflow", "azure"}
+HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "onnx", "PIL", "safetensors", "mlflow", "azure"}
 
 LIGHT_MODULES = [
     "msggan",
@@ -25,6 +25,8 @@ LIGHT_MODULES = [
     "msggan.delivery",
     "msggan.delivery_process",
     "msggan.errors",
+    "msggan.export",
+    "msggan.export_options",
     "msggan.files",
     "msggan.html",
     "msggan.mlflow_run",
@@ -62,6 +64,7 @@ GROUND_FLOOR = {
     "msggan.delivered",
     "msggan.delivery_process",
     "msggan.errors",
+    "msggan.export_options",
     "msggan.files",
     "msggan.html",
     "msggan.options",
@@ -82,6 +85,7 @@ LOOPS = {
     "msggan.sampler",
     "msggan.sample",
     "msggan.pack",
+    "msggan.export",
     "msggan.mlflow_run",
     "msggan.delivery",
 }

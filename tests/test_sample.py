@@ -92,7 +92,7 @@ def lose(run: Path) -> None:
     ("spoil", "message", "hint"),
     [
         (damage, "is not a whole generator.safetensors", "continue the run"),
-        (lose, "generator.safetensors: no such file", "after a run's first checkpoint"),
+        (lose, "flowers: has no weights yet.", "after the first checkpoint. How far it is: msggan-aml status runs"),
     ],
 )
 def test_weights_that_cannot_be_used_are_told_once_with_the_next_step(

@@ -228,7 +228,7 @@ def test_a_webp_that_would_not_fit_memory_is_refused(run: Path) -> None:
 def test_weights_that_are_damaged_or_not_there_yet_are_an_error(run: Path, content: bytes | None) -> None:
     path = run / "generator.safetensors"
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"generator\.safetensors: (no such file|is not a whole)"):
+    with pytest.raises(CheckpointError, match=r"has no weights yet|is not a whole generator"):
         sample(run)
     assert not (run / "generated").exists()
 
@@ -236,7 +236,7 @@ def test_weights_that_are_damaged_or_not_there_yet_are_an_error(run: Path, conte
 def test_a_run_of_another_version_is_refused(run: Path) -> None:
     path = run / "generator.safetensors"
     save_file(load_file(path), path, {"format_version": "99", "config": "{}"})
-    with pytest.raises(CheckpointError, match="has format version 99, this msggan reads 1"):
+    with pytest.raises(CheckpointError, match=r"another version of msggan \(format 99, this one has 1\)"):
         sample(run)
 
 
