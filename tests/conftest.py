@@ -120,6 +120,16 @@ def started(folder: Path, program: str, *words: object) -> Iterator[subprocess.P
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def stopped(process: subprocess.Popen[str], by: str) -> Ended:
+    """A program that gets Ctrl-C as from a terminal, which sends it to all that run in it, or SIGTERM alone."""
+    if by == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid, signal.SIGTERM)
+    stdout, stderr = process.communicate()
+    return Ended(process.returncode, stdout, stderr)
+
+
 def wait_for(reached: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
     """Until something is so. A process that was to bring it about must not end before."""
     while not reached():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import Ended, draw_tiny_images, environment, run_in, started, wait_for
+from conftest import Ended, draw_tiny_images, environment, run_in, started, stopped, wait_for
 
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
@@ -403,6 +402,9 @@ def test_a_folder_without_images_is_the_childs_error_told_once(run_program: RunP
     assert "Traceback" not in ended.stderr
 
 
+ENDINGS = {"Ctrl-C": ("interrupted", 130), "SIGTERM": ("cancelled", 6)}
+
+
 @contextmanager
 def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A training that goes on for ever, past its first steps."""
@@ -419,23 +421,15 @@ def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Pope
         ("msggan-aml", ["submit", "--data", "tiny"]),
     ],
 )
-@pytest.mark.parametrize(
-    "stopped", [("Ctrl-C", "interrupted", 130), ("SIGTERM", "cancelled", 6)], ids=lambda stopped: stopped[0]
-)
+@pytest.mark.parametrize("by", ENDINGS)
 @pytest.mark.usefixtures("tiny_images")
-def test_a_stopped_run_leaves_a_checkpoint_and_says_so(
-    tmp_path: Path, program: str, words: list[str], stopped: tuple[str, str, int]
-) -> None:
-    by, state, exit_code = stopped
+def test_a_stopped_run_leaves_a_checkpoint_and_says_so(tmp_path: Path, program: str, words: list[str], by: str) -> None:
+    state, exit_code = ENDINGS[by]
     with endless(program, *words, folder=tmp_path) as process:
-        if by == "Ctrl-C":
-            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all that run in it
-        else:
-            os.kill(process.pid, signal.SIGTERM)
-        stdout, stderr = process.communicate()
-    assert process.returncode == exit_code, stderr
-    assert json.loads(stdout)["state"] == state
-    assert "Traceback" not in stderr
+        ended = stopped(process, by)
+    assert ended.exit_code == exit_code, ended.stderr
+    assert ended.json["state"] == state
+    assert "Traceback" not in ended.stderr
     assert list(tmp_path.glob("runs/tiny/checkpoints/*.safetensors"))
 
 
