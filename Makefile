@@ -1,4 +1,4 @@
-# Set-up, the main job, the tests. Everything lives in .venv/ and runs/; `make clean` takes both away.
+# Set-up, the main job, the tests. All lives in .venv/, runs/ and tests/azure_local/node_modules/; `make clean` takes it away.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,16 +6,20 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --con
 # Its name changes with what it was made from, so that a second make starts at once and a changed one installs again.
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: help setup demo test check format docs bench constraints clean
+# The blob service of the local Azure, which the tests talk to; the same game with its name.
+AZURITE := tests/azure_local/node_modules/installed-$(shell cksum < tests/azure_local/package-lock.json | cut -d ' ' -f 1)
+
+.PHONY: help setup demo test azure-local check format docs bench constraints clean
 
 help:
 	@echo "make demo    set up, and train on 400 drawn flowers (runs/demo)"
 	@echo "make test    set up, and run every check and test"
+	@echo "make azure-local  a shell that has its own Azure, on this machine"
 	@echo "make check   formatter, linter and type checker alone"
 	@echo "make format  let the formatter and the linter repair what they can"
 	@echo "make docs    write docs/options.md from the commands"
 	@echo "make bench   time training steps against plain order (benchmarks/results.json)"
-	@echo "make clean   remove .venv and runs/demo"
+	@echo "make clean   remove .venv, runs/demo and Azurite"
 
 setup: $(INSTALLED)
 
@@ -33,8 +37,16 @@ demo: $(INSTALLED)
 	$(BIN)/msggan-aml submit --target local --name demo --data runs/demo-images \
 		--resolution 32 --latent-size 32 --kimg 6
 
-test: check
+test: check $(AZURITE)
 	$(BIN)/pytest --numprocesses auto
+
+azure-local: $(INSTALLED) $(AZURITE)
+	@$(BIN)/python -m tests.azure_local
+
+# Without Node.js, or where npm's registry cannot be reached, the tests that need it say so and are skipped.
+$(AZURITE):
+	npm ci --prefix tests/azure_local --no-audit --no-fund --loglevel=error && touch $@ \
+		|| echo "Azurite is not installed: the tests of Azure will be skipped."
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check
@@ -58,4 +70,4 @@ constraints: $(INSTALLED)
 	sed -i.bak -E '/^(nvidia|cuda)-/d' constraints.txt && rm constraints.txt.bak
 
 clean:
-	rm -rf .venv runs/demo runs/demo-images
+	rm -rf .venv runs/demo runs/demo-images tests/azure_local/node_modules

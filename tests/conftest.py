@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest_plugins = ["azure_local.fixtures"]
+
 # One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when
 # it is imported, which comes later.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,0 +1,58 @@
+"""Starts the local Azure for a person: `python -m tests.azure_local [COMMAND …]`, a shell where no command is given.
+
+In it msggan-aml, the Azure SDK and MLflow talk to this machine alone. All of it is gone when the shell or command ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from . import azurite
+from .local import AzureLocal
+
+WELCOME = """\
+This shell's Azure is on this machine, and is gone when you leave the shell (exit).
+Workspace {workspace} in resource group {group}. Jobs run here, as processes.
+Try: msggan-aml provision --yes
+     msggan-aml submit --target azure --data FOLDER
+"""
+
+
+def main(command: list[str]) -> int:
+    """The exit code of the command, or of the shell; 1 where Azurite cannot run."""
+    reason = azurite.missing()
+    if reason:
+        click.echo(reason, err=True)
+        return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with AzureLocal() as azure:
+        if not command:
+            click.echo(WELCOME.format(workspace=azure.cloud.workspace, group=azure.cloud.group), err=True)
+        code = run(command or [os.environ.get("SHELL", "/bin/sh")], azure)
+        for complaint in azure.complaints():
+            click.echo(f"The local Azure was asked for {complaint}", err=True)
+        return code
+
+
+def run(command: list[str], azure: AzureLocal) -> int:
+    """Ctrl-C is for the command alone."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    process = subprocess.Popen(command, env={**os.environ, **azure.variables, "PATH": path})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

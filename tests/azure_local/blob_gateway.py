@@ -1,0 +1,55 @@
+"""How do clients reach the blobs? By the account's real host name, through here, to Azurite."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+
+from .cloud import Cloud
+from .entra import read_token
+from .messages import Reply, Request
+
+NOT_PASSED_ON = {"connection", "transfer-encoding", "keep-alive", "proxy-connection"}
+
+
+def forward(cloud: Cloud, context: ssl.SSLContext, request: Request) -> Reply:
+    """Azurite's answer; or a refusal as the real service words it, where the switches say so."""
+    refused = refusal(cloud, request)
+    if refused:
+        code, message = refused
+        error = f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+        return Reply(403, error.encode(), {"Content-Type": "application/xml", "x-ms-error-code": code})
+    connection = http.client.HTTPSConnection("127.0.0.1", cloud.blobs.port, context=context, timeout=60)
+    try:
+        target = request.path + (f"?{request.raw_query}" if request.raw_query else "")
+        headers = {name: value for name, value in request.headers.items() if name not in NOT_PASSED_ON}
+        headers["content-length"] = str(len(request.body))
+        connection.request(request.method, target, request.body, headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        passed = {name: value for name, value in answer.getheaders() if name.lower() not in NOT_PASSED_ON}
+        if request.method != "HEAD":
+            passed = {name: value for name, value in passed.items() if name.lower() != "content-length"}
+        return Reply(answer.status, body, passed)
+    finally:
+        connection.close()
+
+
+def refusal(cloud: Cloud, request: Request) -> tuple[str, str] | None:
+    """The code and the message of a refusal, None where Azurite may decide."""
+    authorization = request.headers.get("authorization", "").lower()
+    by_key = authorization.startswith("sharedkey")
+    by_signature = "sig" in request.query and request.query["sig"] not in cloud.blobs.issued
+    if not cloud.shared_keys and (by_key or by_signature):
+        return (
+            "KeyBasedAuthenticationNotPermitted",
+            "Key based authentication is not permitted on this storage account.",
+        )
+    if authorization.startswith("bearer"):
+        claims = read_token(request.headers)
+        if "run" not in claims and cloud.blob_role is None:
+            return (
+                "AuthorizationPermissionMismatch",
+                "This request is not authorized to perform this operation using this permission.",
+            )
+    return None

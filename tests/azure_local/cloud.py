@@ -1,0 +1,127 @@
+"""What does the local Azure hold at this moment? The workspace's resources, and the switches that tests turn."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .blobs import Blobs
+from .jobs_state import Job
+
+REGION = "eastus"
+API_HOST = f"{REGION}.api.azureml.ms"
+BLOB_CONTAINER = "azureml-blobstore-5d3c2f1e"
+ARTIFACT_CONTAINER = "azureml"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A VM size as the service lists it."""
+
+    name: str
+    family: str
+    cores: int
+    gpus: int
+    memory_gb: float
+    low_priority: bool = True
+
+
+SIZES = (
+    Size("Standard_DS3_v2", "standardDSv2Family", 4, 0, 14),
+    Size("Standard_D4s_v3", "standardDSv3Family", 4, 0, 16),
+    Size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", 4, 1, 28),
+    Size("Standard_NC16as_T4_v3", "Standard NCASv3_T4 Family", 16, 1, 110),
+    Size("Standard_NC64as_T4_v3", "Standard NCASv3_T4 Family", 64, 4, 440),
+    Size("Standard_NC24ads_A100_v4", "StandardNCADSA100v4Family", 24, 1, 220),
+    Size("Standard_NC48ads_A100_v4", "StandardNCADSA100v4Family", 48, 2, 440),
+    Size("Standard_NC40ads_H100_v5", "StandardNCadsH100v5Family", 40, 1, 320),
+)
+
+
+@dataclass
+class Version:
+    """One version of an environment, a data asset or a code snapshot."""
+
+    name: str
+    version: str
+    properties: dict[str, Any]
+    created: str
+
+
+def account_key(account: str) -> str:
+    return base64.b64encode(hashlib.sha512(account.encode()).digest()).decode()
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+@dataclass
+class Cloud:
+    """Everything that `reset` of the local Azure makes anew, except identifiers and blobs' process."""
+
+    folder: Path  # where jobs run
+    blobs: Blobs
+    job_environment: dict[str, str]  # proxy and certificate variables, for the processes of jobs
+    tenant: str = "7ec4f9c2-1f0b-4a3e-9a51-6f0d6b9f2a10"
+    client_id: str = "0a6c2d53-68a4-4a1c-8a63-3d0c4b0fd701"
+    client_secret: str = "not-a-secret-of-anybody"  # noqa: S105 - opens nothing but this
+    object_id: str = "c1d7a4ab-8a2b-4b0d-8c6b-0f7d9f4f5b11"
+    subscription: str = "6b1f4b0c-7a57-4d0b-8f0e-2f6f0d6f1c01"
+    group: str = "msggan-rg"
+    workspace: str = "msggan-ws"
+    account: str = "msgganstore"
+    other_account: str = "otherstore"
+
+    # What tests turn.
+    role: str | None = "Contributor"  # None, Reader, AzureML Data Scientist: what who is signed in may do
+    blob_role: str | None = "Storage Blob Data Contributor"  # None: bearer tokens do not open the blob service
+    shared_keys: bool = True  # False: the storage account refuses account keys and what is signed with them
+    quotas: dict[str, int] = field(default_factory=dict)  # cores by family of VM sizes; 10,000 where not named
+    sizes: list[Size] = field(default_factory=lambda: list(SIZES))
+    queue_reason: str | None = None  # jobs stay queued, for this reason, until it is None again
+    page_size: int = 100  # of lists
+    vm_priority: str = "dedicated"
+
+    # What the workspace holds.
+    computes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    datastores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    environments: dict[tuple[str, str], Version] = field(default_factory=dict)
+    data: dict[tuple[str, str], Version] = field(default_factory=dict)
+    codes: dict[tuple[str, str], Version] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    counter: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def __post_init__(self) -> None:
+        for name, container in (("workspaceblobstore", BLOB_CONTAINER), ("workspaceartifactstore", ARTIFACT_CONTAINER)):
+            self.datastores[name] = {
+                "datastoreType": "AzureBlob",
+                "accountName": self.account,
+                "containerName": container,
+                "endpoint": "core.windows.net",
+                "protocol": "https",
+                "isDefault": name == "workspaceblobstore",
+                "credentials": {"credentialsType": "AccountKey", "secrets": {"key": account_key(self.account)}},
+                "serviceDataAccessAuthIdentity": "None",
+            }
+
+    @property
+    def scope(self) -> str:
+        return (
+            f"/subscriptions/{self.subscription}/resourceGroups/{self.group}"
+            f"/providers/Microsoft.MachineLearningServices/workspaces/{self.workspace}"
+        )
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"azureml://{API_HOST}/mlflow/v2.0{self.scope}"
+
+    def size(self, name: str) -> Size | None:
+        return next((size for size in self.sizes if size.name.lower() == name.lower()), None)

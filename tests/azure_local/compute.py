@@ -1,0 +1,163 @@
+"""Which clusters are there? Created, changed as far as the service changes them, listed and deleted."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from . import bodies
+from .arm import accepted, missing, page, resource
+from .cloud import REGION, Cloud, now
+from .messages import Reply, Request, ServiceError, json_reply
+from .routing import WORKSPACE, Routes
+from .workspace import quota
+
+routes = Routes()
+COMPUTES = WORKSPACE + "/computes"
+
+
+@routes.add("GET", COMPUTES)
+def list_computes(cloud: Cloud, request: Request, **where: str) -> Reply:
+    return page(cloud, request, [cloud.computes[name] for name in sorted(cloud.computes)])
+
+
+@routes.add("GET", COMPUTES + "/{name}")
+def get_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
+    return json_reply(with_queue(cloud, find_compute(cloud, name)))
+
+
+@routes.add("PUT", COMPUTES + "/{name}")
+def put_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
+    sent = request.json
+    bodies.check(bodies.COMPUTE, sent)
+    wanted = sent["properties"]["properties"]
+    bodies.refuse(wrong_cluster(cloud, name, wanted))
+    check_quota(cloud, wanted)
+    there = cloud.computes.get(name)
+    if there is not None and there["properties"]["computeType"] != "AmlCompute":
+        raise ServiceError(
+            400,
+            "ComputeTypeMismatch",
+            f"A compute '{name}' of type {there['properties']['computeType']} already exists.",
+        )
+    made = amlcompute(cloud, name, sent)
+    if there is not None:  # as the real service: what cannot be changed in place is passed over in silence
+        for fixed in ("vmSize", "vmPriority"):
+            made["properties"]["properties"][fixed] = there["properties"]["properties"][fixed]
+        made["properties"]["createdOn"] = there["properties"]["createdOn"]
+    cloud.computes[name] = made
+    return accepted(cloud, made, 201 if there is None else 200)
+
+
+@routes.add("DELETE", COMPUTES + "/{name}")
+def delete_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
+    if request.query.get("underlyingResourceAction") not in ("Delete", "Detach"):
+        raise ServiceError(400, "MissingUnderlyingResourceAction", "underlyingResourceAction must be Delete or Detach.")
+    find_compute(cloud, name)
+    del cloud.computes[name]
+    return accepted(cloud, status=202)
+
+
+def find_compute(cloud: Cloud, name: str) -> dict[str, Any]:
+    if name not in cloud.computes:
+        raise missing("Compute", name)
+    return cloud.computes[name]
+
+
+def wrong_cluster(cloud: Cloud, name: str, wanted: dict[str, Any]) -> list[str]:
+    complaints = []
+    if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9-]{1,22}[a-zA-Z0-9]", name):
+        complaints.append(f"the name {name!r} must have 3 to 24 letters, digits and hyphens, a letter first")
+    scale = wanted["scaleSettings"]
+    if (scale.get("minNodeCount") or 0) > scale["maxNodeCount"]:
+        complaints.append(f"minNodeCount {scale['minNodeCount']} is above maxNodeCount {scale['maxNodeCount']}")
+    size = cloud.size(wanted["vmSize"])
+    if size is None:
+        complaints.append(f"the VM size {wanted['vmSize']} is not supported in {REGION}")
+    elif wanted.get("vmPriority") == "LowPriority" and not size.low_priority:
+        complaints.append(f"the VM size {size.name} has no low priority")
+    return complaints
+
+
+def check_quota(cloud: Cloud, wanted: dict[str, Any]) -> None:
+    size = cloud.size(wanted["vmSize"])
+    assert size is not None
+    needed = size.cores * max(wanted["scaleSettings"]["maxNodeCount"], 1)
+    if needed > quota(cloud, size.family):
+        raise ServiceError(
+            400,
+            "ClusterCoreQuotaReached",
+            "Operation results in exceeding quota limits of Core. "
+            f"Maximum allowed: {quota(cloud, size.family)}, Current in use: 0, Additional requested: {needed}. "
+            f"Family: {size.family}.",
+        )
+
+
+def amlcompute(cloud: Cloud, name: str, sent: dict[str, Any]) -> dict[str, Any]:
+    wanted = sent["properties"]["properties"]
+    scale = wanted["scaleSettings"]
+    properties = {
+        "osType": "Linux",
+        "vmPriority": "Dedicated",
+        "isolatedNetwork": False,
+        "remoteLoginPortPublicAccess": "NotSpecified",
+        "enableNodePublicIp": True,
+        **{key: value for key, value in wanted.items() if value is not None},
+        "scaleSettings": {
+            "maxNodeCount": scale["maxNodeCount"],
+            "minNodeCount": scale.get("minNodeCount") or 0,
+            "nodeIdleTimeBeforeScaleDown": scale.get("nodeIdleTimeBeforeScaleDown") or "PT120S",
+        },
+        "allocationState": "Steady",
+        "allocationStateTransitionTime": now(),
+        "errors": None,
+        "currentNodeCount": 0,
+        "targetNodeCount": 0,
+        "nodeStateCounts": dict.fromkeys(
+            (f"{state}NodeCount" for state in ("preparing", "running", "idle", "unusable", "leaving", "preempted")), 0
+        ),
+    }
+    made = resource(
+        cloud,
+        "computes",
+        name,
+        {
+            "computeType": "AmlCompute",
+            "computeLocation": sent["properties"].get("computeLocation") or REGION,
+            "description": sent["properties"].get("description"),
+            "provisioningState": "Succeeded",
+            "provisioningErrors": None,
+            "createdOn": now(),
+            "modifiedOn": now(),
+            "isAttachedCompute": False,
+            "disableLocalAuth": sent["properties"].get("disableLocalAuth", False),
+            "properties": properties,
+        },
+    )
+    identity = sent.get("identity")
+    if identity and "SystemAssigned" in identity["type"]:
+        identity = {**identity, "principalId": cloud.object_id, "tenantId": cloud.tenant}
+    return made | {"location": sent.get("location") or REGION, "tags": sent.get("tags") or {}, "identity": identity}
+
+
+def compute_instance(cloud: Cloud, name: str) -> dict[str, Any]:
+    """Another kind of compute, which takes the name."""
+    properties = {
+        "computeType": "ComputeInstance",
+        "computeLocation": REGION,
+        "provisioningState": "Succeeded",
+        "createdOn": now(),
+        "modifiedOn": now(),
+        "isAttachedCompute": False,
+        "properties": {"vmSize": "Standard_DS3_v2", "state": "Running", "applicationSharingPolicy": "Personal"},
+    }
+    return resource(cloud, "computes", name, properties) | {"location": REGION, "tags": {}}
+
+
+def with_queue(cloud: Cloud, compute: dict[str, Any]) -> dict[str, Any]:
+    """A cluster whose nodes do not come says why."""
+    if cloud.queue_reason is None or compute["properties"]["computeType"] != "AmlCompute":
+        return compute
+    error = {"error": {"code": "AllocationFailed", "message": cloud.queue_reason}}
+    nested = {**compute["properties"]["properties"], "errors": [error], "allocationState": "Resizing"}
+    return {**compute, "properties": {**compute["properties"], "properties": nested}}

@@ -1,0 +1,33 @@
+"""How does a test get a local Azure? By the fixture `azure`: empty for each test, started once a process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from . import azurite
+from .local import AzureLocal
+
+
+@pytest.fixture(scope="session")
+def _azure_process() -> Iterator[AzureLocal]:
+    reason = azurite.missing()
+    if reason:
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(f"The local Azure is needed here: {reason}")
+        pytest.skip(reason)
+    with AzureLocal() as local:
+        yield local
+
+
+@pytest.fixture
+def azure(_azure_process: AzureLocal) -> Iterator[AzureLocal]:
+    """An empty workspace. The test fails if anything asked for another host or for what the local Azure does not know;
+    a test that means to do so calls `azure.recording.clear()` at its end."""
+    _azure_process.reset()
+    yield _azure_process
+    complaints = _azure_process.complaints()
+    _azure_process.end_jobs()
+    assert not complaints, "\n".join(complaints)

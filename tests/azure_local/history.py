@@ -1,0 +1,157 @@
+"""What does the run history say of a job: its state, its logs, its outputs and its artifacts?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import bodies
+from .cloud import API_HOST, Cloud
+from .jobs import find_job, output_uri_of
+from .jobs_state import Job
+from .messages import Reply, Request, ServiceError, json_reply
+from .routing import WORKSPACE, Routes
+from .runner import artifact_place
+from .shapes import list_of, record, text
+
+routes = Routes()
+HOST = r".+\.api\.azureml\.ms"
+HISTORY = "/history/v1.0" + WORKSPACE
+ARTIFACTS = HISTORY + "/experiments/{experiment}/runs/{run}/artifacts"
+
+
+@routes.add("GET", HISTORY + "/runs/{run}", HOST)
+def get_run(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
+    return json_reply(metadata(cloud, find_job(cloud, run)))
+
+
+@routes.add("GET", HISTORY + "/runs/{run}/details", HOST)
+def get_details(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
+    job = find_job(cloud, run)
+    waiting = cloud.queue_reason is not None and job.status == "Queued"
+    return json_reply(
+        {
+            "runId": job.name,
+            "target": (job.properties.get("computeId") or "serverless").split("/")[-1],
+            "status": job.status,
+            "startTimeUtc": job.started,
+            "endTimeUtc": job.ended,
+            "error": {"error": job.error} if job.error else None,
+            "warnings": [{"source": "Scheduler", "message": cloud.queue_reason}] if waiting else [],
+            "tags": job.tags,
+            "properties": job.properties.get("properties") or {},
+            "inputDatasets": [],
+            "outputDatasets": [],
+            "logFiles": log_files(cloud, job),
+        }
+    )
+
+
+@routes.add("POST", HISTORY + "/rundata", HOST)
+def run_data(cloud: Cloud, request: Request, **where: str) -> Reply:
+    job = find_job(cloud, request.json["runId"])
+    return json_reply({"runMetadata": metadata(cloud, job), "runDefinition": None, "jobSpecification": None})
+
+
+def metadata(cloud: Cloud, job: Job) -> dict[str, Any]:
+    outputs = {
+        name: {"assetId": output_asset_id(job, name), "type": "uri_folder"}
+        for name in job.properties.get("outputs") or {}
+    }
+    return {
+        "runId": job.name,
+        "runUuid": job.name,
+        "rootRunId": job.name,
+        "experimentId": job.experiment,
+        "status": job.status,
+        "displayName": job.properties.get("displayName") or job.name,
+        "createdUtc": job.created,
+        "startTimeUtc": job.started,
+        "endTimeUtc": job.ended,
+        "error": {"error": job.error} if job.error else None,
+        "tags": job.tags,
+        "properties": job.properties.get("properties") or {},
+        "runType": "azureml.sdk." + job.properties["jobType"].lower(),
+        "computeRequest": {"nodeCount": 1},
+        "inputs": {},
+        "outputs": outputs,
+    }
+
+
+def output_asset_id(job: Job, output: str) -> str:
+    return f"azureml://locations/eastus/workspaces/local/data/azureml_{job.name}_output_data_{output}/versions/1"
+
+
+@routes.add("POST", "/data/v1.0" + WORKSPACE + "/dataversion/batchGetResolvedUris", HOST)
+def resolve_uris(cloud: Cloud, request: Request, **where: str) -> Reply:
+    sent = request.json
+    bodies.check(record("values", values=list_of(text())), sent)
+    known = {
+        output_asset_id(job, name): output_uri_of(cloud, job, name)
+        for job in cloud.jobs.values()
+        for name in job.properties.get("outputs") or {}
+    }
+    found = {asset: {"uri": known[asset], "type": "uri_folder"} for asset in sent["values"] if asset in known}
+    return json_reply({"values": found})
+
+
+def log_files(cloud: Cloud, job: Job) -> dict[str, str]:
+    """Name → a URL that opens for a day, for each log there is."""
+    place = artifact_place(cloud, job.name)
+    found = {}
+    for blob, name in place.files(cloud.blobs):
+        if name.split("/")[0] in ("user_logs", "system_logs", "azureml-logs", "logs"):
+            found[name] = cloud.blobs.signed_blob_url(place.account, place.container, blob)
+    return found
+
+
+# Artifacts, as azureml-mlflow writes and reads them
+
+
+@routes.add("GET", ARTIFACTS, HOST)
+def list_artifacts(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
+    place = artifact_place(cloud, find_job(cloud, run).name)
+    return json_reply({"value": [artifact(run, name) for _, name in place.files(cloud.blobs)]})
+
+
+@routes.add("POST", ARTIFACTS + "/batch/metadata", HOST)
+def create_artifacts(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
+    sent = request.json
+    bodies.check(record("paths", paths=list_of(record("path", path=text(r"[^/].*")))), sent)
+    find_job(cloud, run)
+    names = [given["path"] for given in sent["paths"]]
+    return json_reply(
+        {
+            "artifacts": {name: artifact(run, name) for name in names},
+            "artifactContentInformation": {name: content(cloud, run, name, "rcw") for name in names},
+            "errors": {},
+        }
+    )
+
+
+@routes.add("GET", ARTIFACTS + "/contentinfo", HOST)
+def artifact_content(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
+    name = request.query.get("path", "")
+    place = artifact_place(cloud, find_job(cloud, run).name)
+    if not any(known == name for _, known in place.files(cloud.blobs)):
+        raise ServiceError(404, "NotFound", f"The artifact {name} of run {run} was not found.")
+    return json_reply(content(cloud, run, name, "r"))
+
+
+def artifact(run: str, name: str) -> dict[str, Any]:
+    return {
+        "artifactId": f"ExperimentRun/dcid.{run}/{name}",
+        "origin": "ExperimentRun",
+        "container": f"dcid.{run}",
+        "path": name,
+        "etag": None,
+    }
+
+
+def content(cloud: Cloud, run: str, name: str, permission: str) -> dict[str, Any]:
+    place = artifact_place(cloud, run)
+    url = cloud.blobs.signed_blob_url(place.account, place.container, place.below(name), permission)
+    return {"contentUri": url, "origin": "ExperimentRun", "container": f"dcid.{run}", "path": name}
+
+
+def artifact_uri(cloud: Cloud, job: Job) -> str:
+    return f"azureml://{API_HOST}/mlflow/v2.0{cloud.scope}/experiments/{job.experiment}/runs/{job.name}/artifacts"

@@ -1,0 +1,189 @@
+"""Which jobs are there? Accepted if they are well formed, run, listed, cancelled and deleted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from . import bodies, runner
+from .arm import accepted, missing, page, resource
+from .assets import environment_exists
+from .cloud import Cloud, now
+from .jobs_state import ENDED, Job
+from .messages import Reply, Request, ServiceError, json_reply
+from .routing import WORKSPACE, Routes
+from .shapes import mapping_of, text
+from .sweep_rules import wrong_sweep
+
+routes = Routes()
+JOBS = WORKSPACE + "/jobs"
+
+
+@routes.add("GET", JOBS)
+def list_jobs(cloud: Cloud, request: Request, **where: str) -> Reply:
+    """Newest first."""
+    bodies.check(mapping_of(text(), r"api-version|\$skip|listViewType|jobType|tag|properties|\$top"), request.query)
+    view = request.query.get("listViewType", "ActiveOnly")
+    jobs = [job for job in reversed(cloud.jobs.values()) if listed(job, request.query, view)]
+    return page(cloud, request, [told(cloud, job) for job in jobs])
+
+
+def listed(job: Job, query: dict[str, str], view: str) -> bool:
+    archived = bool(job.properties.get("isArchived"))
+    if view != "All" and archived != (view == "ArchivedOnly"):
+        return False
+    if query.get("jobType") and query["jobType"] != job.properties["jobType"]:
+        return False
+    name, equals, value = query.get("tag", "").partition("=")
+    tags = job.properties.get("tags") or {}
+    return not name or (name in tags and (not equals or tags[name] == value))
+
+
+@routes.add("GET", JOBS + "/{name}")
+def get_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
+    return json_reply(told(cloud, find_job(cloud, name)))
+
+
+@routes.add("PUT", JOBS + "/{name}")
+def put_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
+    sent = request.json
+    bodies.check(bodies.JOBS, sent)
+    properties = {key: value for key, value in sent["properties"].items() if value is not None}
+    with cloud.lock:
+        if name in cloud.jobs:
+            return change_job(cloud, cloud.jobs[name], properties)
+        bodies.refuse(wrong_job(cloud, name, properties))
+        job = Job(name, properties, properties.get("experimentName", "Default"), now())
+        job.tags = dict(properties.get("tags") or {})
+        if properties["jobType"] == "Sweep":
+            raise ServiceError(
+                501, "NotImplementedHere", "The local Azure accepts sweep jobs, but does not run their trials"
+            )
+        cloud.jobs[name] = job
+    accepted_body = told(cloud, job)
+    runner.start(cloud, job)
+    return json_reply(accepted_body, 201)
+
+
+def change_job(cloud: Cloud, job: Job, wanted: dict[str, Any]) -> Reply:
+    """Only what a person may change of a job that exists; all else is a job of the same name."""
+    may_change = {"tags", "displayName", "description", "isArchived", "properties"}
+    told_only = {"status", "services"}
+    differing = {
+        key for key in wanted.keys() | job.properties.keys() if wanted.get(key) != job.properties.get(key)
+    } - told_only
+    if differing - may_change:
+        raise ServiceError(
+            409, "JobPropertyImmutable", f"A job {job.name} exists; its {', '.join(sorted(differing))} differ."
+        )
+    job.properties.update({key: wanted[key] for key in may_change if key in wanted})
+    return json_reply(told(cloud, job))
+
+
+@routes.add("POST", JOBS + "/{name}/cancel")
+def cancel_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
+    job = find_job(cloud, name)
+    if job.status in ENDED:
+        raise ServiceError(400, "JobAlreadyEnded", f"The job {name} is {job.status}: it cannot be cancelled.")
+    runner.cancel(job)
+    return accepted(cloud, status=202, how="Location")
+
+
+@routes.add("DELETE", JOBS + "/{name}")
+def delete_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
+    job = find_job(cloud, name)
+    if job.status not in ENDED:
+        raise ServiceError(409, "JobNotEnded", f"The job {name} is {job.status}: only a job that has ended is deleted.")
+    del cloud.jobs[name]
+    return accepted(cloud, status=202, how="Location")
+
+
+def find_job(cloud: Cloud, name: str) -> Job:
+    if name not in cloud.jobs:
+        raise missing("Job", name)
+    return cloud.jobs[name]
+
+
+def wrong_job(cloud: Cloud, name: str, wanted: dict[str, Any]) -> Iterator[str]:
+    """Everything that keeps the service from taking this job."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}", name):
+        yield f"{name!r} is not a legal job name"
+    for output in (wanted.get("outputs") or {}).values():
+        if output["jobOutputType"] != "uri_folder" or output.get("mode") == "Direct":
+            raise ServiceError(501, "NotImplementedHere", f"The local Azure does not know the output {output}")
+    inputs = dict(wanted.get("inputs") or {})
+    work = wanted
+    if wanted["jobType"] == "Sweep":
+        yield from wrong_sweep(wanted)
+        work = wanted["trial"]
+        yield from bodies.wrong_placeholders(
+            re.sub(
+                r"\$\{\{search_space\.(\w+)\}\}",
+                lambda m: "" if m[1] in wanted["searchSpace"] else m[0],
+                work["command"],
+            ),
+            inputs,
+            wanted.get("outputs") or {},
+        )
+    else:
+        yield from bodies.wrong_placeholders(work["command"], inputs, wanted.get("outputs") or {})
+    if not environment_exists(cloud, work["environmentId"]):
+        yield f"the environment {work['environmentId']} was not found"
+    code = re.search(r"/codes/([^/]+)/versions/([^/]+)$", work.get("codeId") or "")
+    if work.get("codeId") and (code is None or (code[1], code[2]) not in cloud.codes):
+        yield f"the code {work['codeId']} was not found"
+    yield from wrong_place_to_run(cloud, wanted, work.get("resources") or wanted.get("resources") or {})
+
+
+def wrong_place_to_run(cloud: Cloud, wanted: dict[str, Any], resources: dict[str, Any]) -> Iterator[str]:
+    compute = wanted.get("computeId")
+    if compute:
+        name = compute.split("/")[-1]
+        if name not in cloud.computes:
+            yield f"the compute {name} was not found"
+        elif cloud.computes[name]["properties"]["computeType"] == "AmlCompute":
+            most = cloud.computes[name]["properties"]["properties"]["scaleSettings"]["maxNodeCount"]
+            if (resources.get("instanceCount") or 1) > most:
+                yield f"{resources['instanceCount']} nodes are asked for, and {name} has at most {most}"
+    elif not resources.get("instanceType"):
+        yield "without a compute, resources.instanceType is needed"
+    elif cloud.size(resources["instanceType"]) is None:
+        yield f"the VM size {resources['instanceType']} is not supported"
+    if compute and wanted.get("queueSettings", {}).get("jobTier") not in (None, "Null"):
+        yield "queueSettings are for serverless compute"
+
+
+def told(cloud: Cloud, job: Job) -> dict[str, Any]:
+    studio = f"https://ml.azure.com/runs/{job.name}?wsid={cloud.scope}&tid={cloud.tenant}"
+    services = {
+        "Tracking": {"endpoint": cloud.tracking_uri, "jobServiceType": "Tracking"},
+        "Studio": {"endpoint": studio, "jobServiceType": "Studio"},
+    }
+    outputs = {
+        name: {**given, "uri": runner.output_uri(job.name, name, given), "mode": given.get("mode") or "ReadWriteMount"}
+        for name, given in (job.properties.get("outputs") or {}).items()
+    }
+    properties = {
+        "displayName": job.name,
+        "isArchived": False,
+        "tags": {},
+        "properties": {},
+        "inputs": {},
+        **job.properties,
+        "experimentName": job.experiment,
+        "status": job.status,
+        "services": services,
+        "outputs": outputs,
+    }
+    return resource(cloud, "jobs", job.name, properties, job.created)
+
+
+def output_uri_of(cloud: Cloud, job: Job, name: str) -> str:
+    """The long form in which the data plane resolves an output."""
+    short = runner.output_uri(job.name, name, job.properties["outputs"][name])
+    return short.replace(
+        "azureml://datastores/",
+        f"azureml://subscriptions/{cloud.subscription}/resourcegroups/{cloud.group}"
+        f"/workspaces/{cloud.workspace}/datastores/",
+    )

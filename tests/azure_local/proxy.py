@@ -1,0 +1,91 @@
+"""How do the real host names lead here? Through a CONNECT proxy that knows Azure's hosts and refuses every other."""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+
+ALLOWED = re.compile(
+    r"(management\.azure\.com|login\.microsoftonline\.com|[a-z0-9-]+\.api\.azureml\.ms|[a-z0-9]+\.blob\.core\.windows\.net):443"
+)
+METADATA_SERVICE = "http://169.254.169.254/"  # where a credential asks whether it is on an Azure machine
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Tunnels what is meant for Azure to `target`; what is not is answered 403 and told to `forbid`.
+
+    `unreachable(host)` names hosts that would have no address in the real Azure: they are answered 502.
+    """
+
+    daemon_threads = False  # they end with the tunnels, which the far end closes
+    allow_reuse_address = True
+
+    def __init__(
+        self, target: tuple[str, int], forbid: Callable[[str], None], unreachable: Callable[[str], bool]
+    ) -> None:
+        super().__init__(("127.0.0.1", 0), Tunnel)
+        self.target, self.forbid, self.unreachable = target, forbid, unreachable
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="azure-proxy", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    server: Proxy
+
+    def handle(self) -> None:
+        method, address = self._read_head()
+        if method == "CONNECT" and ALLOWED.fullmatch(address):
+            if self.server.unreachable(address.removesuffix(":443")):
+                self._answer("502 Bad Gateway", f"no such host: {address}")
+            else:
+                self._tunnel()
+        elif address.startswith(METADATA_SERVICE):
+            self._answer("403 Forbidden", "connecting to 169.254.169.254: network is unreachable")
+        elif address:
+            self.server.forbid(address)
+            self._answer("403 Forbidden", f"the local Azure has no {address}")
+
+    def _read_head(self) -> tuple[str, str]:
+        words = self.rfile.readline(65537).decode("latin-1").split()
+        while self.rfile.readline(65537).strip():
+            pass
+        return (words[0], words[1].lower()) if len(words) == 3 else ("", "")
+
+    def _answer(self, status: str, text: str) -> None:
+        body = text.encode()
+        head = (
+            f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self.wfile.write(head.encode() + body)
+
+    def _tunnel(self) -> None:
+        with socket.create_connection(self.server.target) as far:
+            self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            self.wfile.flush()
+            near = self.connection
+            while True:
+                ready, _, _ = select.select([near, far], [], [])
+                for end in ready:
+                    try:
+                        data = end.recv(65536)
+                    except OSError:
+                        return
+                    if not data:
+                        return
+                    (far if end is near else near).sendall(data)

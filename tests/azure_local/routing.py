@@ -1,0 +1,48 @@
+"""Which function answers which request? A table that the parts of the service fill by a decorator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from urllib.parse import unquote
+
+from .messages import Reply, Request, ServiceError
+
+WORKSPACE = (
+    "/subscriptions/{subscription}/resource[Gg]roups/{group}/providers/Microsoft.MachineLearningServices"
+    "/workspaces/{workspace}"
+)
+
+Answer = Callable[..., Reply]
+
+
+class Routes:
+    """`(method, host, path)` patterns in the order they were added; `{name}` stands for one part of a path."""
+
+    def __init__(self) -> None:
+        self._table: list[tuple[str, re.Pattern[str], re.Pattern[str], Answer]] = []
+
+    def add(self, method: str, path: str, host: str = r"management\.azure\.com") -> Callable[[Answer], Answer]:
+        pattern = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path))
+
+        def keep(answer: Answer) -> Answer:
+            self._table.append((method, re.compile(host), pattern, answer))
+            return answer
+
+        return keep
+
+    def find(self, request: Request) -> tuple[Answer, dict[str, str]]:
+        """The answering function and the parts of the path; ServiceError (501) for what is unknown here."""
+        for method, host, pattern, answer in self._table:
+            match = pattern.fullmatch(request.path)
+            if method == request.method and host.fullmatch(request.host) and match:
+                return answer, {name: unquote(part) for name, part in match.groupdict().items()}
+        where = f"{request.method} https://{request.host}{request.path}"
+        raise ServiceError(501, "NotImplementedHere", f"The local Azure does not know {where}")
+
+
+def merged(tables: Iterable[Routes]) -> Routes:
+    whole = Routes()
+    for table in tables:
+        whole._table.extend(table._table)
+    return whole

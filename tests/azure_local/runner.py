@@ -1,0 +1,293 @@
+"""How is a submitted job run? As a process on this machine, with what a node of Azure ML would give it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from . import entra
+from .blobs import Place
+from .cloud import API_HOST, ARTIFACT_CONTAINER, Cloud, now
+from .folders import Mirror, fetch
+from .jobs_state import ENDED, Job
+from .places import PlaceError, find_place
+
+SYNC_S = 0.1
+GRACE_S = 5.0  # between SIGTERM and SIGKILL
+
+
+def start(cloud: Cloud, job: Job) -> None:
+    """Runs the job in a thread of its own, to its end."""
+    job.thread = threading.Thread(target=live, args=(cloud, job), name=f"azure-job-{job.name}", daemon=True)
+    job.thread.start()
+
+
+def live(cloud: Cloud, job: Job) -> None:
+    """Everything that happens to a job once it is accepted."""
+    try:
+        wait_in_queue(cloud, job)
+        while not job.cancelled.is_set():
+            attempt = Attempt(cloud, job)
+            again = attempt.run()
+            if not again:
+                break
+            job.attempt += 1
+            job.preempted.clear()
+            job.move_to("Queued")
+        end(job, "Canceled" if job.cancelled.is_set() else "Completed" if job.exit_code == 0 else "Failed")
+    except PlaceError as unreadable:
+        job.error = job_error("UserError", str(unreadable))
+        end(job, "Failed")
+    except Exception as error:
+        job.error = job_error("LocalAzureBroken", repr(error))
+        end(job, "Failed")
+        raise
+
+
+def end(job: Job, status: str) -> None:
+    if status == "Failed" and job.error is None:
+        job.error = job_error("UserError", f"Execution failed. User process exited with status code {job.exit_code}.")
+    job.ended = now()
+    job.move_to(status)
+
+
+def job_error(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message}
+
+
+def wait_in_queue(cloud: Cloud, job: Job) -> None:
+    job.move_to("Queued")
+    while cloud.queue_reason is not None and not job.cancelled.wait(0.02):
+        pass
+
+
+def cancel(job: Job) -> None:
+    """Asks for its end; the job's own thread ends it."""
+    if job.status not in ENDED:
+        job.move_to("CancelRequested")
+    job.cancelled.set()
+
+
+class Attempt:
+    """One start of a job: its folder, its process, and what is carried to the blob service meanwhile."""
+
+    def __init__(self, cloud: Cloud, job: Job) -> None:
+        self.cloud, self.job = cloud, job
+        self.folder = cloud.folder / f"{job.name}-{job.attempt}"
+        self.work = self.folder / "wd"
+        self.log = self.folder / "std_log.txt"
+        self.placeholders: dict[str, str] = {}
+        self.variables: dict[str, str] = {}
+        self.mirrors: list[Mirror] = []
+        self.at_the_end: list[Mirror] = []
+
+    def run(self) -> bool:
+        """True if it was preempted and is to start again."""
+        self.job.move_to("Preparing")
+        self.prepare()
+        if self.job.cancelled.is_set():
+            return False
+        self.job.started = self.job.started or now()
+        self.start_process()
+        if not self.job.cancelled.is_set():
+            self.job.move_to("Running")
+        try:
+            self.follow()
+        finally:
+            self.kill()
+        self.carry()
+        if self.job.preempted.is_set():
+            self.clear_outputs()
+            return True
+        if not self.job.cancelled.is_set():
+            self.job.move_to("Finalizing")
+        for mirror in self.at_the_end:
+            mirror.carry()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return False
+
+    def prepare(self) -> None:
+        self.work.mkdir(parents=True)
+        properties = self.job.properties
+        if properties.get("codeId"):
+            fetch(self.cloud.blobs, code_place(self.cloud, properties["codeId"]), self.work)
+        for name, given in (properties.get("inputs") or {}).items():
+            self.prepare_input(name, given)
+        for name, given in (properties.get("outputs") or {}).items():
+            self.prepare_output(name, given)
+        for name in ("outputs", "logs"):
+            place = artifact_place(self.cloud, self.job.name, name)
+            (self.work / name).mkdir(exist_ok=True)
+            self.mirrors.append(Mirror(self.cloud.blobs, self.work / name, place, deletes=False))
+        log = artifact_place(self.cloud, self.job.name, self.log_name)
+        self.log.touch()
+        self.mirrors.append(Mirror(self.cloud.blobs, self.log, log, appends=True))
+
+    @property
+    def log_name(self) -> str:
+        return "user_logs/std_log.txt"
+
+    def prepare_input(self, name: str, given: dict[str, Any]) -> None:
+        if given["jobInputType"] == "literal":
+            local = given["value"]
+        elif given.get("mode") == "Direct":
+            local = given["uri"]
+        else:
+            local = str(fetch(self.cloud.blobs, find_place(self.cloud, given["uri"]), self.folder / "inputs" / name))
+        self.placeholders[f"inputs.{name}"] = local
+        self.variables[f"AZURE_ML_INPUT_{name}"] = local
+
+    def prepare_output(self, name: str, given: dict[str, Any]) -> None:
+        place = find_place(self.cloud, output_uri(self.job.name, name, given))
+        local = self.folder / "outputs" / name
+        mirror = Mirror(self.cloud.blobs, local, place, deletes=True)
+        if given.get("mode") in (None, "ReadWriteMount"):
+            fetch(self.cloud.blobs, place, local)
+            mirror.remember()
+            self.mirrors.append(mirror)
+        else:
+            self.at_the_end.append(mirror)
+        if given["jobOutputType"] == "uri_file":
+            local.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            local.mkdir(parents=True, exist_ok=True)
+        self.placeholders[f"outputs.{name}"] = str(local)
+        self.variables[f"AZURE_ML_OUTPUT_{name}"] = str(local)
+
+    def start_process(self) -> None:
+        command = re.sub(
+            r"\$\{\{(.*?)\}\}", lambda found: self.placeholders[found[1].strip()], self.job.properties["command"]
+        )
+        with self.log.open("ab") as log:
+            self.job.process = subprocess.Popen(
+                ["/bin/bash", "-c", command],
+                cwd=self.work,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def environment(self) -> dict[str, str]:
+        cloud, job = self.cloud, self.job
+        token = entra.make_token(cloud.tenant, "https://management.azure.com", 86400, run=job.name, oid=cloud.object_id)
+        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+        context = {"run_attempt_count": job.attempt, "vm_priority": cloud.vm_priority, "node_count": 1, "gpu_count": 0}
+        return {
+            "PATH": path,
+            "HOME": str(self.folder),
+            "LANG": "C.UTF-8",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            **cloud.job_environment,
+            "AZUREML_RUN_ID": job.name,
+            "AZUREML_ROOT_RUN_ID": job.name,
+            "AZUREML_EXPERIMENT_NAME": job.experiment,
+            "AZUREML_ARM_SUBSCRIPTION": cloud.subscription,
+            "AZUREML_ARM_RESOURCEGROUP": cloud.group,
+            "AZUREML_ARM_WORKSPACE_NAME": cloud.workspace,
+            "AZUREML_ARM_PROJECT_NAME": job.experiment,
+            "AZUREML_SERVICE_ENDPOINT": f"https://{API_HOST}",
+            "AZUREML_DISCOVERY_SERVICE_ENDPOINT": f"https://{API_HOST}/discovery",
+            "AZUREML_CR_COMPUTE_CONTEXT": json.dumps(context),
+            "AZUREML_RUN_TOKEN": token,
+            "AZUREML_RUN_TOKEN_EXPIRY": str(entra.read_token({"authorization": f"Bearer {token}"})["exp"]),
+            "DEFAULT_IDENTITY_CLIENT_ID": cloud.client_id,
+            "MLFLOW_TRACKING_URI": cloud.tracking_uri,
+            "MLFLOW_TRACKING_TOKEN": token,
+            "MLFLOW_EXPERIMENT_NAME": job.experiment,
+            "MLFLOW_EXPERIMENT_ID": experiment_id(job.experiment),
+            "MLFLOW_RUN_ID": job.name,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "6105",
+            "NODE_RANK": "0",
+            **self.variables,
+            **(job.properties.get("environmentVariables") or {}),
+        }
+
+    def follow(self) -> None:
+        """Carries what is written until the process has ended, or is told to end."""
+        process = self.job.process
+        assert process is not None
+        limit_s = timeout_s(self.job.properties)
+        waited = 0.0
+        while not self.job.cancelled.is_set() and not self.job.preempted.is_set():
+            try:
+                self.job.exit_code = process.wait(SYNC_S)
+                return
+            except subprocess.TimeoutExpired:
+                waited += SYNC_S
+            self.carry()
+            if limit_s is not None and waited > limit_s:
+                self.job.error = job_error("UserError", f"The job exceeded its time limit of {limit_s:g} seconds.")
+                self.job.cancelled.set()
+
+    def kill(self) -> None:
+        """Ends the process and all it started: with a warning where it is cancelled, without where it is preempted."""
+        process = self.job.process
+        assert process is not None
+        if process.poll() is None and self.job.cancelled.is_set():
+            signal_group(process, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+        signal_group(process, signal.SIGKILL)
+        process.wait()
+
+    def carry(self) -> None:
+        for mirror in self.mirrors:
+            mirror.carry()
+
+    def clear_outputs(self) -> None:
+        """A preempted node takes ./outputs with it; mounted outputs stay."""
+        for name in ("outputs", "logs"):
+            place = artifact_place(self.cloud, self.job.name, name)
+            container = self.cloud.blobs.container(place.account, place.container)
+            for blob, _ in list(place.files(self.cloud.blobs)):
+                container.delete_blob(blob)
+        shutil.rmtree(self.folder)
+
+
+def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def code_place(cloud: Cloud, code_id: str) -> Place:
+    match = re.search(r"/codes/([^/]+)/versions/([^/]+)$", code_id)
+    assert match, "checked when the job was submitted"
+    return find_place(cloud, cloud.codes[match[1], match[2]].properties["codeUri"])
+
+
+def output_uri(job: str, name: str, given: dict[str, Any]) -> str:
+    uri = given.get("uri") or f"azureml://datastores/workspaceblobstore/paths/azureml/{job}/{name}/"
+    return uri.replace("${{name}}", job)
+
+
+def artifact_place(cloud: Cloud, run: str, path: str = "") -> Place:
+    return Place(cloud.account, ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{run}/{path}".rstrip("/"))
+
+
+def experiment_id(name: str) -> str:
+    return f"experiment-{name}"
+
+
+def timeout_s(properties: dict[str, Any]) -> float | None:
+    text = (properties.get("limits") or {}).get("timeout")
+    if not text:
+        return None
+    match = re.fullmatch(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?)?", text)
+    assert match, "checked when the job was submitted"
+    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+
+
+def living(cloud: Cloud) -> Iterator[Job]:
+    return (job for job in cloud.jobs.values() if job.status not in ENDED)

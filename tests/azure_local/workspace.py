@@ -1,0 +1,138 @@
+"""What does the service say of the workspace, and of what may be asked for in its region?"""
+
+from __future__ import annotations
+
+from .cloud import API_HOST, REGION, Cloud
+from .messages import Reply, Request, ServiceError, json_reply
+from .routing import WORKSPACE, Routes
+
+routes = Routes()
+LOCATION = "/subscriptions/{subscription}/providers/Microsoft.MachineLearningServices/locations/{location}"
+METADATA = {
+    "portal": "https://portal.azure.com",
+    "authentication": {
+        "loginEndpoint": "https://login.microsoftonline.com/",
+        "audiences": ["https://management.core.windows.net/", "https://management.azure.com/"],
+        "tenant": "common",
+        "identityProvider": "AAD",
+    },
+    "media": "https://rest.media.azure.net",
+    "graphAudience": "https://graph.windows.net/",
+    "graph": "https://graph.windows.net/",
+    "name": "AzureCloud",
+    "suffixes": {
+        "acrLoginServer": "azurecr.io",
+        "keyVaultDns": "vault.azure.net",
+        "sqlServerHostname": "database.windows.net",
+        "storage": "core.windows.net",
+        "azureDataLakeStoreFileSystem": "azuredatalakestore.net",
+        "azureDataLakeAnalyticsCatalogAndJob": "azuredatalakeanalytics.net",
+    },
+    "batch": "https://batch.core.windows.net/",
+    "resourceManager": "https://management.azure.com/",
+    "vmImageAliasDoc": "https://raw.githubusercontent.com/Azure/azure-rest-api-specs/aliases.json",
+    "sqlManagement": "https://management.core.windows.net:8443/",
+    "gallery": "https://gallery.azure.com/",
+}
+
+
+@routes.add("GET", "/metadata/endpoints")
+def metadata(cloud: Cloud, request: Request) -> Reply:
+    return json_reply([METADATA])
+
+
+@routes.add("GET", WORKSPACE)
+def workspace(cloud: Cloud, request: Request, **where: str) -> Reply:
+    storage = (
+        f"/subscriptions/{cloud.subscription}/resourceGroups/{cloud.group}"
+        f"/providers/Microsoft.Storage/storageAccounts/{cloud.account}"
+    )
+    return json_reply(
+        {
+            "id": cloud.scope,
+            "name": cloud.workspace,
+            "type": "Microsoft.MachineLearningServices/workspaces",
+            "location": REGION,
+            "tags": {},
+            "identity": {"type": "SystemAssigned", "principalId": cloud.object_id, "tenantId": cloud.tenant},
+            "properties": {
+                "friendlyName": cloud.workspace,
+                "description": "",
+                "workspaceId": "4b3f0b1e-6b0f-4c87-8f0f-27a7b6f9e101",
+                "storageAccount": storage,
+                "discoveryUrl": f"https://{API_HOST}/discovery",
+                "mlFlowTrackingUri": cloud.tracking_uri,
+                "provisioningState": "Succeeded",
+                "tenantId": cloud.tenant,
+                "publicNetworkAccess": "Enabled",
+            },
+        }
+    )
+
+
+@routes.add("GET", "/discovery", r".+\.api\.azureml\.ms")
+def discovery(cloud: Cloud, request: Request) -> Reply:
+    names = ("api", "history", "mlflow", "experimentation", "artifact", "modelmanagement")
+    return json_reply(dict.fromkeys(names, f"https://{API_HOST}"))
+
+
+@routes.add("GET", LOCATION + "/vmSizes")
+def vm_sizes(cloud: Cloud, request: Request, subscription: str, location: str) -> Reply:
+    sizes = [
+        {
+            "name": size.name,
+            "family": size.family,
+            "vCPUs": size.cores,
+            "gpus": size.gpus,
+            "osVhdSizeMB": 1047552,
+            "maxResourceVolumeMB": 51200,
+            "memoryGB": size.memory_gb,
+            "lowPriorityCapable": size.low_priority,
+            "premiumIO": True,
+            "supportedComputeTypes": ["AmlCompute", "ComputeInstance"],
+        }
+        for size in cloud.sizes
+    ]
+    return json_reply({"value": sizes})
+
+
+@routes.add("GET", LOCATION + "/usages")
+def usages(cloud: Cloud, request: Request, subscription: str, location: str) -> Reply:
+    base = f"/subscriptions/{subscription}/providers/Microsoft.MachineLearningServices/locations/{location}/usages"
+    families = dict.fromkeys(size.family for size in cloud.sizes)
+    value = [
+        {
+            "id": f"{base}/{family}",
+            "type": "Microsoft.MachineLearningServices/usages",
+            "unit": "Count",
+            "currentValue": cores_in_use(cloud, family),
+            "limit": quota(cloud, family),
+            "name": {"value": family, "localizedValue": f"{family} Cluster Dedicated vCPUs"},
+        }
+        for family in families
+    ]
+    return json_reply({"value": value})
+
+
+def quota(cloud: Cloud, family: str) -> int:
+    return cloud.quotas.get(family, 10_000)
+
+
+def cores_in_use(cloud: Cloud, family: str) -> int:
+    """Clusters stand at zero nodes here, and use none."""
+    return 0
+
+
+def check_workspace(cloud: Cloud, parts: dict[str, str]) -> None:
+    """ServiceError (404) where the path is of another subscription, group or workspace."""
+    if parts.get("subscription", cloud.subscription) != cloud.subscription:
+        raise ServiceError(404, "SubscriptionNotFound", f"Subscription '{parts['subscription']}' could not be found.")
+    if parts.get("group", cloud.group).lower() != cloud.group.lower():
+        raise ServiceError(404, "ResourceGroupNotFound", f"Resource group '{parts['group']}' could not be found.")
+    if parts.get("workspace", cloud.workspace) != cloud.workspace:
+        raise ServiceError(
+            404,
+            "ResourceNotFound",
+            f"The Resource 'Microsoft.MachineLearningServices/workspaces/{parts['workspace']}' under resource group "
+            f"'{cloud.group}' was not found. For more details please go to https://aka.ms/ARMResourceNotFoundFix",
+        )

@@ -1,0 +1,370 @@
+"""Does the local Azure serve the unmodified SDK, run jobs for real, and refuse what the real one refuses?"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure_local import AzureLocal
+from azure_local.jobs_state import ENDED
+from conftest import REPOSITORY
+
+# The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+CURATED = "azureml://registries/azureml/environments/acpt-pytorch-2.8-cuda12.6/versions/10"
+DATA = "azureml://datastores/workspaceblobstore/paths/some/images"
+SCRIPT = """
+import os, pathlib, sys, time
+data, run = map(pathlib.Path, sys.argv[1:3])
+attempt = __import__("json").loads(os.environ["AZUREML_CR_COMPUTE_CONTEXT"])["run_attempt_count"]
+print("attempt", attempt, sorted(os.listdir(data)), sorted(os.listdir(run)), sorted(os.listdir("outputs")), flush=True)
+(run / f"kept-{attempt}.txt").write_text("kept")
+pathlib.Path("outputs/grid.txt").write_text("a grid")
+for word in sys.argv[3:]:
+    if word == "wait":
+        time.sleep(600)
+    elif word == "fail":
+        sys.exit(3)
+    else:
+        import mlflow
+        from mlflow.entities import Metric
+        metrics = [Metric("d_loss", step / 8, 1000 + step, step) for step in range(8)]
+        mlflow.MlflowClient().log_batch(os.environ["MLFLOW_RUN_ID"], metrics=metrics)
+        mlflow.log_param("resolution", 8)
+        mlflow.log_artifact(__file__)
+"""
+
+Submit = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def client(azure: AzureLocal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The SDK's own client, led by the environment alone."""
+    for name, value in azure.variables.items():
+        monkeypatch.setenv(name, value)
+    from azure.ai.ml import MLClient
+    from azure.identity import ClientSecretCredential
+
+    logging.getLogger("azure").setLevel(logging.ERROR)
+    cloud = azure.cloud
+    with ClientSecretCredential(cloud.tenant, cloud.client_id, cloud.client_secret) as credential:
+        yield MLClient(credential, cloud.subscription, cloud.group, cloud.workspace, enable_telemetry=False)
+
+
+@pytest.fixture
+def submit(azure: AzureLocal, client: Any, tmp_path: Path) -> Submit:
+    """submit(NAME, *words): a job on a cluster that runs SCRIPT with an input, an output at runs/NAME, the words."""
+    from azure.ai.ml import Input, Output, command
+
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "main.py").write_text(SCRIPT)
+    azure.put_blob("some/images/one.png", b"1")
+    azure.add_cluster("gpu")
+
+    def submit(name: str, *words: str, **changes: Any) -> Any:
+        given = {
+            "name": name,
+            "code": str(tmp_path / "code"),
+            "command": "python main.py ${{inputs.data}} ${{outputs.run}} " + " ".join(words),
+            "environment": CURATED,
+            "compute": "gpu",
+            "inputs": {"data": Input(type="uri_folder", path=DATA)},
+            "outputs": {
+                "run": Output(
+                    type="uri_folder",
+                    mode="rw_mount",
+                    path=f"azureml://datastores/workspaceblobstore/paths/runs/{name}",
+                )
+            },
+            "experiment_name": "tests",
+            **changes,
+        }
+        return client.jobs.create_or_update(command(**given))
+
+    return submit
+
+
+def log_of(azure: AzureLocal, name: str) -> str:
+    return azure.artifact(name, "user_logs/std_log.txt").decode()
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+
+
+def test_clusters_datastores_and_environments_are_kept(azure: AzureLocal, client: Any) -> None:
+    from azure.ai.ml.entities import AccountKeyConfiguration, AmlCompute, AzureBlobDatastore, Environment
+    from azure.core.exceptions import ResourceNotFoundError
+
+    cluster = AmlCompute(name="gpu", size="Standard_NC4as_T4_v3", max_instances=2, tier="low_priority")
+    client.compute.begin_create_or_update(cluster).result()
+    made = client.compute.get("gpu")
+    assert (made.size, made.min_instances, made.max_instances, made.tier) == (
+        "Standard_NC4as_T4_v3",
+        0,
+        2,
+        "low_priority",
+    )
+    assert "Standard_NC4as_T4_v3" in [size.name for size in client.compute.list_sizes()]
+    assert {usage.limit for usage in client.compute.list_usage()} == {10_000}
+
+    store = AzureBlobDatastore(
+        name="mine",
+        account_name="otherstore",
+        container_name="images",
+        credentials=AccountKeyConfiguration(account_key="a-key"),
+    )
+    client.datastores.create_or_update(store)
+    assert client.datastores.get("mine").account_name == "otherstore"
+    assert client.datastores.get_default().name == "workspaceblobstore"
+
+    first = client.environments.create_or_update(Environment(name="ours", image="python:3.12"))
+    again = client.environments.create_or_update(Environment(name="ours", image="python:3.13"))
+    assert (first.version, again.version) == ("1", "2")  # the first is not changed
+
+    client.compute.begin_delete("gpu").result()
+    client.datastores.delete("mine")
+    with pytest.raises(ResourceNotFoundError):
+        client.compute.get("gpu")
+    assert [store.name for store in client.datastores.list()] == ["workspaceartifactstore", "workspaceblobstore"]
+
+
+def test_the_curated_environment_s_newest_version_is_found(azure: AzureLocal, client: Any) -> None:
+    from azure.ai.ml import MLClient
+
+    registry = MLClient(client._credential, registry_name="azureml", enable_telemetry=False)
+    assert registry.environments.get("acpt-pytorch-2.8-cuda12.6", label="latest").version == "10"
+
+
+def test_a_job_runs_and_what_it_wrote_comes_back(
+    azure: AzureLocal, client: Any, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit("one", "log")
+    job = azure.job("one")
+    assert job.wait_for(*ENDED) == "Completed", log_of(azure, "one")
+    assert job.statuses == ["NotStarted", "Queued", "Preparing", "Running", "Finalizing", "Completed"]
+    assert client.jobs.get("one").status == "Completed"
+    assert log_of(azure, "one").startswith("attempt 1 ['one.png'] [] []\n")
+
+    client.jobs.download("one", download_path=tmp_path / "all", all=True)
+    files = {path.relative_to(tmp_path / "all").as_posix() for path in (tmp_path / "all").rglob("*") if path.is_file()}
+    assert files == {
+        "named-outputs/run/kept-1.txt",
+        "artifacts/outputs/grid.txt",
+        "artifacts/main.py",
+        "artifacts/user_logs/std_log.txt",
+    }
+
+    import mlflow
+
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    mlflow_client = mlflow.MlflowClient(client.workspaces.get(azure.cloud.workspace).mlflow_tracking_uri)
+    assert [(metric.step, metric.value) for metric in mlflow_client.get_metric_history("one", "d_loss")] == [
+        (step, step / 8) for step in range(8)
+    ]
+    assert mlflow_client.get_run("one").data.params == {"resolution": "8"}
+
+
+def test_an_unchanged_snapshot_is_not_uploaded_again(azure: AzureLocal, submit: Submit) -> None:
+    azure.hold_jobs()
+    submit("one")
+    uploads = len(azure.made("PUT", "main.py"))
+    submit("two")
+    assert uploads > 0
+    assert len(azure.made("PUT", "main.py")) == uploads
+
+
+def test_a_cancelled_job_is_ended_with_all_it_started(azure: AzureLocal, client: Any, submit: Submit) -> None:
+    submit("one", "wait")
+    wait_until(lambda: "attempt 1" in log_of(azure, "one") if azure.job("one").status == "Running" else False)
+    process = azure.job("one").process
+    client.jobs.begin_cancel("one").result()
+    assert azure.job("one").wait_for(*ENDED) == "Canceled"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_failed_job_says_its_exit_code(azure: AzureLocal, client: Any, submit: Submit) -> None:
+    submit("one", "fail")
+    assert azure.job("one").wait_for(*ENDED) == "Failed"
+    assert azure.job("one").exit_code == 3
+
+
+def test_a_preempted_job_starts_again_with_its_mounted_output_alone(azure: AzureLocal, submit: Submit) -> None:
+    submit("one", "wait")
+    wait_until(lambda: bool(azure.job("one").process) and "attempt 1" in log_of(azure, "one"))
+    wait_until(lambda: azure.blob("runs/one/kept-1.txt") is not None)
+    azure.preempt("one")
+    wait_until(lambda: "attempt 2" in log_of(azure, "one"))
+    assert "attempt 2 ['one.png'] ['kept-1.txt'] []\n" in log_of(azure, "one")
+    assert azure.job("one").attempt == 2
+
+
+def test_jobs_wait_as_long_as_they_are_held(azure: AzureLocal, client: Any, submit: Submit) -> None:
+    azure.hold_jobs("no node is free")
+    submit("one")
+    azure.job("one").wait_for("Queued")
+    details = client.jobs._runs_operations.get_run_details("one")
+    assert [warning.message for warning in details.warnings] == ["no node is free"]
+    azure.release_jobs()
+    assert azure.job("one").wait_for(*ENDED) == "Completed"
+
+
+def test_lists_come_in_pages(azure: AzureLocal, client: Any) -> None:
+    azure.cloud.page_size = 3
+    for number in range(7):
+        azure.add_ended_job(f"job-{number}")
+    assert [job.name for job in client.jobs.list()] == [f"job-{number}" for number in range(6, -1, -1)]
+    assert len(azure.made("GET", "/jobs")) == 3
+
+
+def test_a_fault_strikes_the_request_it_was_asked_for(azure: AzureLocal, client: Any) -> None:
+    fault = azure.fault("GET", r"/datastores/workspaceblobstore", nth=2, status=503)
+    for _ in range(2):
+        client.datastores.get("workspaceblobstore")  # the SDK itself tries again
+    statuses = [request.status for request in azure.made("GET", "/datastores/workspaceblobstore")]
+    assert statuses == [200, 503, 200]
+    assert fault.happened == 1
+
+
+@pytest.mark.parametrize(("drop", "there"), [("before", False), ("after", True)])
+def test_a_cut_connection_leaves_the_request_undone_or_done(
+    azure: AzureLocal, client: Any, drop: str, there: bool
+) -> None:
+    from azure.ai.ml.entities import AzureBlobDatastore
+    from azure.core.exceptions import ServiceRequestError, ServiceResponseError
+
+    azure.fault("PUT", "/datastores/mine", drop=drop, times=100)
+    store = AzureBlobDatastore(name="mine", account_name="otherstore", container_name="images")
+    with pytest.raises((ServiceRequestError, ServiceResponseError)):
+        client.datastores._operation.create_or_update(
+            azure.cloud.group, azure.cloud.workspace, "mine", store._to_rest_object(), retry_total=0
+        )
+    assert ("mine" in azure.cloud.datastores) == there
+    assert [request.status for request in azure.made("PUT", "/datastores/mine")] == [0]
+
+
+def test_what_the_local_azure_does_not_know_is_answered_501(azure: AzureLocal, client: Any) -> None:
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match=r"does not know GET .*/onlineEndpoints"):
+        list(client.online_endpoints.list())
+    assert len(azure.complaints()) == 1
+    azure.recording.clear()
+
+
+def test_a_host_that_is_not_azure_s_is_refused_and_told(azure: AzureLocal, client: Any) -> None:
+    import requests
+
+    with pytest.raises(requests.exceptions.ProxyError):
+        requests.get("https://example.com/", timeout=5)
+    assert azure.complaints() == ["a host that is not Azure's: example.com:443"]
+    azure.recording.clear()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"command": "echo ${{outputs.other}}"}, "names no input or output"),
+        ({"environment": CURATED.replace("/10", "/77")}, "environment .* was not found"),
+        ({"compute": "other"}, "compute other was not found"),
+        ({"name": "a.b"}, "not a legal job name"),
+        ({"shm_size": "much"}, "shmSize has an illegal value"),
+    ],
+)
+def test_an_ill_formed_job_is_refused(
+    azure: AzureLocal, submit: Submit, changes: dict[str, str], complaint: str
+) -> None:
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match=complaint) as refused:
+        submit(changes.get("name", "one"), **{name: value for name, value in changes.items() if name != "name"})
+    assert refused.value.status_code == 400
+    assert azure.cloud.jobs == {}
+
+
+def test_an_ill_formed_cluster_is_refused(azure: AzureLocal, client: Any) -> None:
+    from azure.ai.ml.entities import AmlCompute
+    from azure.core.exceptions import HttpResponseError
+
+    azure.cloud.quotas["Standard NCASv3_T4 Family"] = 0
+    for cluster, complaint in (
+        (AmlCompute(name="gpu", size="Standard_NC6", max_instances=1), "NC6 is not supported"),
+        (AmlCompute(name="gpu", size="Standard_DS3_v2", min_instances=3, max_instances=2), "above maxNodeCount"),
+        (AmlCompute(name="gpu", size="Standard_NC4as_T4_v3", max_instances=1), "Maximum allowed: 0"),
+    ):
+        with pytest.raises(HttpResponseError, match=complaint):
+            client.compute.begin_create_or_update(cluster)
+    assert azure.cloud.computes == {}
+
+
+def test_who_has_no_role_is_told_so(azure: AzureLocal, client: Any) -> None:
+    from azure.core.exceptions import HttpResponseError
+
+    azure.cloud.role = None
+    with pytest.raises(HttpResponseError, match=r"AuthorizationFailed.*does not have authorization"):
+        client.workspaces.get(azure.cloud.workspace)
+
+
+def test_a_wrong_secret_does_not_sign_in(azure: AzureLocal, client: Any) -> None:
+    from azure.core.exceptions import ClientAuthenticationError
+    from azure.identity import ClientSecretCredential
+
+    with (
+        ClientSecretCredential(azure.cloud.tenant, azure.cloud.client_id, "wrong") as credential,
+        pytest.raises(ClientAuthenticationError, match="AADSTS7000215"),
+    ):
+        credential.get_token("https://management.azure.com/.default")
+
+
+def test_an_account_without_shared_keys_takes_tokens_only(azure: AzureLocal, client: Any) -> None:
+    from azure.core.exceptions import HttpResponseError
+    from azure.storage.blob import BlobClient
+
+    azure.put_blob("one.txt", b"1")
+    azure.cloud.shared_keys = False
+    url = f"https://{azure.cloud.account}.blob.core.windows.net"
+    for credential, opens in ((azure.account_key, False), (client._credential, True)):
+        with BlobClient(url, azure.container, "one.txt", credential=credential) as blob:
+            if opens:
+                assert blob.download_blob().readall() == b"1"
+            else:
+                with pytest.raises(HttpResponseError, match="KeyBasedAuthenticationNotPermitted"):
+                    blob.download_blob()
+
+
+def test_the_tool_runs_a_command_beside_its_azure_and_leaves_nothing(azure: AzureLocal, tmp_path: Path) -> None:
+    asks = (
+        "import os, requests; print(requests.get('https://management.azure.com/metadata/endpoints').json()[0]['name'])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.azure_local", "bash", "-c", f'python -c "{asks}"; exit 7'],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "AzureCloud\n", "")
+    assert list(tmp_path.iterdir()) == []
