@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 from azure_local import AzureLocal
+from azure_local.entra import read_token
 from azure_local.jobs_state import ENDED
+from azure_local.sweep_rules import wrong_sweep
 from conftest import REPOSITORY
 
 # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
@@ -79,7 +81,7 @@ def submit(azure: AzureLocal, client: Any, tmp_path: Path) -> Submit:
     azure.put_blob("some/images/one.png", b"1")
     azure.add_cluster("gpu")
 
-    def submit(name: str, *words: str, **changes: Any) -> Any:
+    def submit(name: str, *words: str, limits: Any = None, **changes: Any) -> Any:
         given = {
             "name": name,
             "code": str(tmp_path / "code"),
@@ -97,7 +99,9 @@ def submit(azure: AzureLocal, client: Any, tmp_path: Path) -> Submit:
             "experiment_name": "tests",
             **changes,
         }
-        return client.jobs.create_or_update(command(**given))
+        job = command(**given)
+        job.limits = limits
+        return client.jobs.create_or_update(job)
 
     return submit
 
@@ -338,6 +342,33 @@ def test_a_wrong_secret_does_not_sign_in(azure: AzureLocal, client: Any) -> None
         credential.get_token("https://management.azure.com/.default")
 
 
+@pytest.mark.parametrize("signed_in", [True, False])
+def test_the_azure_cli_signs_in(
+    azure: AzureLocal, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signed_in: bool
+) -> None:
+    from azure.ai.ml import MLClient
+    from azure.identity import AzureCliCredential, CredentialUnavailableError
+
+    monkeypatch.setenv("PATH", str(azure.write_az(tmp_path / "bin", signed_in).parent), prepend=os.pathsep)
+    cloud = azure.cloud
+    client = MLClient(AzureCliCredential(), cloud.subscription, cloud.group, cloud.workspace, enable_telemetry=False)
+    if signed_in:
+        assert client.workspaces.get(cloud.workspace).location == "eastus"
+    else:
+        with pytest.raises(CredentialUnavailableError, match="az login"):
+            client.workspaces.get(cloud.workspace)
+
+
+def test_a_managed_identity_signs_in(azure: AzureLocal, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from azure.identity import ManagedIdentityCredential
+
+    for name, value in azure.identity_variables.items():
+        monkeypatch.setenv(name, value)
+    with ManagedIdentityCredential() as credential:
+        token = credential.get_token("https://management.azure.com/.default").token
+    assert read_token({"authorization": f"Bearer {token}"})["aud"] == "https://management.azure.com"
+
+
 def test_an_account_without_shared_keys_takes_tokens_only(azure: AzureLocal, client: Any) -> None:
     from azure.core.exceptions import HttpResponseError
     from azure.storage.blob import BlobClient
@@ -355,9 +386,8 @@ def test_an_account_without_shared_keys_takes_tokens_only(azure: AzureLocal, cli
 
 
 def test_the_tool_runs_a_command_beside_its_azure_and_leaves_nothing(azure: AzureLocal, tmp_path: Path) -> None:
-    asks = (
-        "import os, requests; print(requests.get('https://management.azure.com/metadata/endpoints').json()[0]['name'])"
-    )
+    url = "https://management.azure.com/metadata/endpoints?api-version=2019-05-01"
+    asks = f"import requests; print(requests.get('{url}').json()[0]['name'])"
     ended = subprocess.run(
         [sys.executable, "-m", "tests.azure_local", "bash", "-c", f'python -c "{asks}"; exit 7'],
         cwd=REPOSITORY,
@@ -368,3 +398,98 @@ def test_the_tool_runs_a_command_beside_its_azure_and_leaves_nothing(azure: Azur
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (7, "AzureCloud\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_answer_that_is_lost_makes_no_second_job(azure: AzureLocal, submit: Submit) -> None:
+    azure.hold_jobs()
+    azure.fault("PUT", "/jobs/one", drop="after")
+    submit("one")  # the SDK itself asks again
+    assert [request.status for request in azure.made("PUT", "/jobs/")] == [0, 200]
+    assert list(azure.cloud.jobs) == ["one"]
+
+
+def test_a_name_that_is_taken_is_refused_for_another_job(azure: AzureLocal, submit: Submit) -> None:
+    from azure.core.exceptions import ResourceExistsError
+
+    azure.hold_jobs()
+    submit("one")
+    with pytest.raises(ResourceExistsError, match="its command differ"):
+        submit("one", "fail")
+
+
+def test_a_job_past_its_time_limit_is_cancelled(azure: AzureLocal, submit: Submit) -> None:
+    from azure.ai.ml.entities import CommandJobLimits
+
+    submit("one", "wait", limits=CommandJobLimits(timeout=1))
+    assert azure.job("one").wait_for(*ENDED) == "Canceled"
+    assert "time limit of 1 seconds" in azure.job("one").error["message"]
+
+
+def test_data_that_is_not_there_fails_the_job(azure: AzureLocal, submit: Submit) -> None:
+    from azure.ai.ml import Input
+
+    submit("one", inputs={"data": Input(type="uri_folder", path=DATA + "-not")})
+    assert azure.job("one").wait_for(*ENDED) == "Failed"
+    assert "StreamAccess.NotFound" in azure.job("one").error["message"]
+
+
+def test_an_image_that_cannot_be_built_fails_the_job_with_its_log(
+    azure: AzureLocal, client: Any, submit: Submit
+) -> None:
+    from azure.ai.ml.entities import Environment
+
+    client.environments.create_or_update(Environment(name="ours", version="1", image="python:3.12"))
+    azure.cloud.builds_fail = True
+    submit("one", environment="azureml:ours:1")
+    assert azure.job("one").wait_for(*ENDED) == "Failed"
+    assert b"No matching distribution" in azure.artifact("one", "azureml-logs/20_image_build_log.txt")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "status"),
+    [
+        ([("d_loss", step) for step in range(250)], 200),
+        ([("d_loss", step) for step in range(251)], 400),
+        ([(f"m{number}", 0) for number in range(50)], 200),
+        ([(f"m{number}", 0) for number in range(51)], 400),
+    ],
+)
+def test_mlflow_has_azure_s_limits(azure: AzureLocal, client: Any, metrics: list[tuple[str, int]], status: int) -> None:
+    import requests
+
+    job = azure.add_ended_job("one")
+    token = client._credential.get_token("https://management.azure.com/.default").token
+    sent = [{"key": key, "value": 1.5, "timestamp": 1, "step": step} for key, step in metrics]
+    url = azure.cloud.tracking_uri.replace("azureml://", "https://") + "/api/2.0/mlflow/runs/log-batch"
+    answer = requests.post(
+        url, json={"run_id": "one", "metrics": sent}, headers={"Authorization": f"Bearer {token}"}, timeout=10
+    )
+    assert answer.status_code == status
+    assert len(job.metrics) == (len(metrics) if status == 200 else 0)  # all of a batch, or none
+
+
+SWEEP = {
+    "searchSpace": {"g_lr": ["loguniform", [-7, -3]]},
+    "samplingAlgorithm": {"samplingAlgorithmType": "Random"},
+    "trial": {"command": "train ${{search_space.g_lr}}"},
+    "limits": {"maxTotalTrials": 4, "maxConcurrentTrials": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({}, ""),
+        ({"searchSpace": {}}, "searchSpace is empty"),
+        ({"searchSpace": {"g_lr": ["uniform", [2, 1]]}}, "minimum 2 is not below the maximum 1"),
+        ({"searchSpace": {"g_lr": ["sometimes", [1]]}}, "unknown kind 'sometimes'"),
+        ({"samplingAlgorithm": {"samplingAlgorithmType": "Grid"}}, "grid sampling takes choices only"),
+        ({"samplingAlgorithm": {"samplingAlgorithmType": "Bayesian"}}, "Bayesian sampling does not take loguniform"),
+        ({"limits": {"maxTotalTrials": 1, "maxConcurrentTrials": 2}}, "maxConcurrentTrials is above maxTotalTrials"),
+        ({"earlyTermination": {"policyType": "Bandit"}}, "needs slackFactor or slackAmount"),
+        ({"trial": {"command": "train"}}, "uses no ${{search_space.…}}"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    complaints = list(wrong_sweep({**SWEEP, **changes}))
+    assert complaints == [] if not complaint else any(complaint in said for said in complaints)

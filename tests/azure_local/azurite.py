@@ -9,8 +9,11 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .authority import Authority
+if TYPE_CHECKING:
+    from .authority import Authority
+
 
 HERE = Path(__file__).parent
 PROGRAM = HERE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"

@@ -22,6 +22,7 @@ class Blobs:
     certificate: str
     issued: set[str] = field(default_factory=set)
     _services: dict[str, BlobServiceClient] = field(default_factory=dict)
+    _made: set[tuple[str, str]] = field(default_factory=set)
 
     def service(self, account: str) -> BlobServiceClient:
         if account not in self._services:
@@ -37,8 +38,10 @@ class Blobs:
     def container(self, account: str, name: str) -> ContainerClient:
         """The container, made if need be."""
         container = self.service(account).get_container_client(name)
-        with suppress(ResourceExistsError):
-            container.create_container()
+        if (account, name) not in self._made:
+            with suppress(ResourceExistsError):
+                container.create_container()
+            self._made.add((account, name))
         return container
 
     def exists(self, account: str, container: str) -> bool:
@@ -50,6 +53,7 @@ class Blobs:
             for container in service.list_containers():
                 service.delete_container(container.name)
         self.issued.clear()
+        self._made.clear()
 
     def close(self) -> None:
         for service in self._services.values():

@@ -74,7 +74,9 @@ COMPUTE = enveloped(
     tags=STRINGS,
     identity=record(
         "type",
-        type=one_of("SystemAssigned", "UserAssigned", "SystemAssigned,UserAssigned", "None"),
+        type=text(
+            r"(?i)SystemAssigned|UserAssigned|SystemAssigned, ?UserAssigned|None"
+        ),  # the SDK writes Systemassigned
         userAssignedIdentities=mapping_of(anything),
     ),
     sku=anything,
@@ -250,7 +252,7 @@ SWEEP = {
             )
         },
     ),
-    "objective": record("goal primaryMetric", goal=one_of("Minimize", "Maximize"), primaryMetric=NONEMPTY),
+    "objective": record("goal primaryMetric", goal=text(r"(?i)minimize|maximize"), primaryMetric=NONEMPTY),
     "samplingAlgorithm": tagged(
         "samplingAlgorithmType",
         {

@@ -87,6 +87,7 @@ class Cloud:
     sizes: list[Size] = field(default_factory=lambda: list(SIZES))
     queue_reason: str | None = None  # jobs stay queued, for this reason, until it is None again
     page_size: int = 100  # of lists
+    builds_fail: bool = False  # images of the workspace's own environments cannot be built
     vm_priority: str = "dedicated"
 
     # What the workspace holds.
@@ -96,6 +97,7 @@ class Cloud:
     data: dict[tuple[str, str], Version] = field(default_factory=dict)
     codes: dict[tuple[str, str], Version] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
+    built: set[str] = field(default_factory=set)  # environments that have their image
     lock: threading.RLock = field(default_factory=threading.RLock)
     counter: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 

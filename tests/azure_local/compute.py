@@ -135,7 +135,7 @@ def amlcompute(cloud: Cloud, name: str, sent: dict[str, Any]) -> dict[str, Any]:
         },
     )
     identity = sent.get("identity")
-    if identity and "SystemAssigned" in identity["type"]:
+    if identity and "systemassigned" in identity["type"].lower():
         identity = {**identity, "principalId": cloud.object_id, "tenantId": cloud.tenant}
     return made | {"location": sent.get("location") or REGION, "tags": sent.get("tags") or {}, "identity": identity}
 

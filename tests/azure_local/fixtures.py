@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from . import azurite
-from .local import AzureLocal
+
+if TYPE_CHECKING:
+    from .local import AzureLocal
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +21,8 @@ def _azure_process() -> Iterator[AzureLocal]:
         if os.environ.get("CI", "").lower() in ("1", "true"):
             pytest.fail(f"The local Azure is needed here: {reason}")
         pytest.skip(reason)
+    from .local import AzureLocal
+
     with AzureLocal() as local:
         yield local
 

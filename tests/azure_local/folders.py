@@ -30,7 +30,7 @@ class Mirror:
         self.blobs, self.local, self.place = blobs, local, place
         self.deletes, self.appends = deletes, appends
         self._carried: dict[str, tuple[int, int]] = {}
-        self._appended = 0
+        self._appended: int | None = None  # how much of the local file is there; None before the blob is
 
     def remember(self) -> None:
         """What is there now came from the place."""
@@ -71,11 +71,13 @@ class Mirror:
 
     def _append(self) -> None:
         blob = self.blobs.container(self.place.account, self.place.container).get_blob_client(self.place.path)
+        if self._appended is None:
+            self._appended = 0
+            if not blob.exists():  # a job that starts again goes on with its log
+                blob.create_append_blob()
         with self.local.open("rb") as file:
             file.seek(self._appended)
             data = file.read()
-        if not self._appended and not blob.exists():
-            blob.create_append_blob()
         for start in range(0, len(data), 4 << 20):
             blob.append_block(data[start : start + (4 << 20)])
         self._appended += len(data)

@@ -11,17 +11,36 @@ from .jobs_state import Job
 from .messages import Reply, Request, ServiceError, json_reply
 from .routing import WORKSPACE, Routes
 from .runner import artifact_place
-from .shapes import list_of, record, text
+from .shapes import boolean, list_of, record, text
 
 routes = Routes()
 HOST = r".+\.api\.azureml\.ms"
 HISTORY = "/history/v1.0" + WORKSPACE
+CHANGED_RUN = record(
+    runId=text(), displayName=text(), description=text(), tags=bodies.STRINGS, properties=bodies.STRINGS, hidden=boolean
+)
 ARTIFACTS = HISTORY + "/experiments/{experiment}/runs/{run}/artifacts"
 
 
 @routes.add("GET", HISTORY + "/runs/{run}", HOST)
 def get_run(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     return json_reply(metadata(cloud, find_job(cloud, run)))
+
+
+@routes.add("PATCH", HISTORY + "/experiments/{experiment}/runs/{run}", HOST)
+def change_run(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
+    """The SDK does so before it sends a job that exists again."""
+    sent = request.json
+    bodies.check(CHANGED_RUN, sent)
+    job = find_job(cloud, run)
+    for name in ("displayName", "description"):
+        if sent.get(name) is not None:
+            job.properties[name] = sent[name]
+    if sent.get("hidden") is not None:  # how the SDK archives a job
+        job.properties["isArchived"] = sent["hidden"]
+    job.tags.update(sent.get("tags") or {})
+    job.properties["tags"] = {**(job.properties.get("tags") or {}), **(sent.get("tags") or {})}
+    return json_reply(metadata(cloud, job))
 
 
 @routes.add("GET", HISTORY + "/runs/{run}/details", HOST)

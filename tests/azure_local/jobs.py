@@ -23,7 +23,7 @@ JOBS = WORKSPACE + "/jobs"
 @routes.add("GET", JOBS)
 def list_jobs(cloud: Cloud, request: Request, **where: str) -> Reply:
     """Newest first."""
-    bodies.check(mapping_of(text(), r"api-version|\$skip|listViewType|jobType|tag|properties|\$top"), request.query)
+    bodies.check(mapping_of(text(), r"api-version|\$skip|listViewType|jobType|tag"), request.query)
     view = request.query.get("listViewType", "ActiveOnly")
     jobs = [job for job in reversed(cloud.jobs.values()) if listed(job, request.query, view)]
     return page(cloud, request, [told(cloud, job) for job in jobs])
@@ -70,14 +70,15 @@ def change_job(cloud: Cloud, job: Job, wanted: dict[str, Any]) -> Reply:
     """Only what a person may change of a job that exists; all else is a job of the same name."""
     may_change = {"tags", "displayName", "description", "isArchived", "properties"}
     told_only = {"status", "services"}
-    differing = {
-        key for key in wanted.keys() | job.properties.keys() if wanted.get(key) != job.properties.get(key)
-    } - told_only
+    known = told(cloud, job)["properties"]
+    keys = (wanted.keys() | job.properties.keys()) - told_only
+    differing = {key for key in keys if wanted.get(key) not in (job.properties.get(key), known.get(key))}
     if differing - may_change:
         raise ServiceError(
             409, "JobPropertyImmutable", f"A job {job.name} exists; its {', '.join(sorted(differing))} differ."
         )
     job.properties.update({key: wanted[key] for key in may_change if key in wanted})
+    job.tags.update(wanted.get("tags") or {})
     return json_reply(told(cloud, job))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -11,6 +13,7 @@ from types import TracebackType
 from . import (
     arm,
     assets,
+    azure_cli,
     azurite,
     blob_gateway,
     compute,
@@ -28,7 +31,7 @@ from .cloud import ARTIFACT_CONTAINER, BLOB_CONTAINER, Cloud, account_key, now
 from .faults import Fault, Faults
 from .jobs_state import ENDED, Job
 from .messages import Recorded, Reply, Request, ServiceError
-from .proxy import Proxy
+from .proxy import IDENTITY_PATH, Proxy
 from .routing import merged
 from .server import Recording, Server
 
@@ -49,6 +52,7 @@ class AzureLocal:
         self.faults = Faults()
         self.recording = Recording()
         self._stack = ExitStack()
+        self._identity_secret = secrets.token_hex(16)
 
     def __enter__(self) -> AzureLocal:
         with ExitStack() as stack:
@@ -60,7 +64,7 @@ class AzureLocal:
             process = azurite.Azurite(keys, self.authority, self.folder)
             stack.callback(process.close)
             self.server = Server(self.authority.server_context(), self._answer, self.faults, self.recording)
-            self.proxy = Proxy(self.server.address, self._forbid, self._unreachable)
+            self.proxy = Proxy(self.server.address, self._forbid, self._unreachable, self._identity_token)
             stack.callback(self.proxy.close)
             stack.callback(self.server.close)  # first, which ends the tunnels
             self._blobs = Blobs(process.port, keys, str(self.authority.certificate))
@@ -106,6 +110,19 @@ class AzureLocal:
             "AZUREML_RUN_POLLING_INTERVAL_MIN": "0",
             "AZUREML_RUN_POLLING_INTERVAL_MAX": "1",
         }
+
+    @property
+    def identity_variables(self) -> dict[str, str]:
+        """What a node with a managed identity has, as its jobs have here: azure-identity asks there for tokens."""
+        return {"MSI_ENDPOINT": self.proxy.url + IDENTITY_PATH, "MSI_SECRET": self._identity_secret}
+
+    def _identity_token(self, resource: str, secret: str) -> tuple[str, str]:
+        if secret != self._identity_secret:
+            return "401 Unauthorized", "{}"
+        token = entra.make_token(self.cloud.tenant, resource.rstrip("/"), oid=self.cloud.object_id, idtyp="app")
+        ends = str(entra.read_token({"authorization": f"Bearer {token}"})["exp"])
+        answer = {"access_token": token, "expires_on": ends, "resource": resource, "token_type": "Bearer"}
+        return "200 OK", json.dumps(answer)
 
     def _way(self) -> dict[str, str]:
         certificate = str(self.authority.certificate)
@@ -203,6 +220,10 @@ class AzureLocal:
         sent = {"properties": {"computeType": "AmlCompute", "properties": {"vmSize": size, "scaleSettings": scale}}}
         self.cloud.computes[name] = compute.amlcompute(self.cloud, name, sent)
 
+    def write_az(self, folder: Path, signed_in: bool = True) -> Path:
+        """An Azure CLI for this Azure: `az` in a folder that a test puts first in PATH."""
+        return azure_cli.write_az(folder, self.cloud, signed_in)
+
     def add_compute_instance(self, name: str) -> None:
         """A compute of another kind than a cluster, which takes the name."""
         self.cloud.computes[name] = compute.compute_instance(self.cloud, name)
@@ -247,6 +268,6 @@ class AzureLocal:
         self.faults.clear()
         self.recording.clear()
         runs = Path(tempfile.mkdtemp(prefix="jobs-", dir=self.folder))
-        self.cloud = Cloud(runs, self._blobs, self._way())
+        self.cloud = Cloud(runs, self._blobs, {**self._way(), **self.identity_variables})
         for container in (BLOB_CONTAINER, ARTIFACT_CONTAINER):
             self._blobs.container(self.cloud.account, container)

@@ -8,16 +8,19 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
 
 ALLOWED = re.compile(
     r"(management\.azure\.com|login\.microsoftonline\.com|[a-z0-9-]+\.api\.azureml\.ms|[a-z0-9]+\.blob\.core\.windows\.net):443"
 )
+IDENTITY_PATH = "/msi/token"  # of the endpoint that gives a node's managed identity its tokens
 METADATA_SERVICE = "http://169.254.169.254/"  # where a credential asks whether it is on an Azure machine
 
 
 class Proxy(socketserver.ThreadingTCPServer):
     """Tunnels what is meant for Azure to `target`; what is not is answered 403 and told to `forbid`.
 
+    `identity_token(resource, secret)` answers a node's own credential, which asks at `url` itself: (status, JSON).
     `unreachable(host)` names hosts that would have no address in the real Azure: they are answered 502.
     """
 
@@ -25,10 +28,15 @@ class Proxy(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
     def __init__(
-        self, target: tuple[str, int], forbid: Callable[[str], None], unreachable: Callable[[str], bool]
+        self,
+        target: tuple[str, int],
+        forbid: Callable[[str], None],
+        unreachable: Callable[[str], bool],
+        identity_token: Callable[[str, str], tuple[str, str]],
     ) -> None:
         super().__init__(("127.0.0.1", 0), Tunnel)
         self.target, self.forbid, self.unreachable = target, forbid, unreachable
+        self.identity_token = identity_token
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="azure-proxy", daemon=True)
         self._thread.start()
 
@@ -47,6 +55,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 
 class Tunnel(socketserver.StreamRequestHandler):
     server: Proxy
+    headers: dict[str, str]
 
     def handle(self) -> None:
         method, address = self._read_head()
@@ -55,6 +64,9 @@ class Tunnel(socketserver.StreamRequestHandler):
                 self._answer("502 Bad Gateway", f"no such host: {address}")
             else:
                 self._tunnel()
+        elif address.startswith(IDENTITY_PATH + "?"):
+            resource = parse_qs(urlsplit(address).query)["resource"][0]
+            self._answer(*self.server.identity_token(resource, self.headers.get("secret", "")))
         elif address.startswith(METADATA_SERVICE):
             self._answer("403 Forbidden", "connecting to 169.254.169.254: network is unreachable")
         elif address:
@@ -63,8 +75,10 @@ class Tunnel(socketserver.StreamRequestHandler):
 
     def _read_head(self) -> tuple[str, str]:
         words = self.rfile.readline(65537).decode("latin-1").split()
-        while self.rfile.readline(65537).strip():
-            pass
+        self.headers = {}
+        while line := self.rfile.readline(65537).strip().decode("latin-1"):
+            name, _, value = line.partition(":")
+            self.headers[name.lower()] = value.strip()
         return (words[0], words[1].lower()) if len(words) == 3 else ("", "")
 
     def _answer(self, status: str, text: str) -> None:

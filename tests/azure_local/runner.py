@@ -118,6 +118,7 @@ class Attempt:
     def prepare(self) -> None:
         self.work.mkdir(parents=True)
         properties = self.job.properties
+        build_image(self.cloud, self.job.name, properties["environmentId"])
         if properties.get("codeId"):
             fetch(self.cloud.blobs, code_place(self.cloud, properties["codeId"]), self.work)
         for name, given in (properties.get("inputs") or {}).items():
@@ -142,7 +143,10 @@ class Attempt:
         elif given.get("mode") == "Direct":
             local = given["uri"]
         else:
-            local = str(fetch(self.cloud.blobs, find_place(self.cloud, given["uri"]), self.folder / "inputs" / name))
+            place = find_place(self.cloud, given["uri"])
+            if next(place.files(self.cloud.blobs), None) is None:
+                raise PlaceError(f"ScriptExecution.StreamAccess.NotFound: there is nothing at {given['uri']}")
+            local = str(fetch(self.cloud.blobs, place, self.folder / "inputs" / name))
         self.placeholders[f"inputs.{name}"] = local
         self.variables[f"AZURE_ML_INPUT_{name}"] = local
 
@@ -259,6 +263,19 @@ class Attempt:
 def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
+
+
+def build_image(cloud: Cloud, job: str, environment: str) -> None:
+    """Of an environment of the workspace's own, at its first job, which has the log; PlaceError where that fails."""
+    if environment in cloud.built or environment.startswith("azureml://registries/"):
+        return
+    log = f"Step 1/2 : FROM the base of {environment}\nStep 2/2 : RUN the installation of its packages\n"
+    log += "ERROR: No matching distribution found\n" if cloud.builds_fail else "Successfully built the image\n"
+    place = artifact_place(cloud, job, "azureml-logs/20_image_build_log.txt")
+    cloud.blobs.write(place.account, place.container, place.path, log.encode())
+    if cloud.builds_fail:
+        raise PlaceError("ImageBuildFailure: the image could not be built; see azureml-logs/20_image_build_log.txt")
+    cloud.built.add(environment)
 
 
 def code_place(cloud: Cloud, code_id: str) -> Place:
