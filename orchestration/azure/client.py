@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from azure.core.credentials import TokenCredential
 from azure.core.exceptions import (
@@ -47,6 +47,8 @@ from orchestration.workspace import WORKSPACE_VARIABLES, Workspace
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
+
+Found = TypeVar("Found")
 
 MANAGEMENT = "https://management.azure.com/.default"
 PATIENCE_S = 1.0  # until a person is told that signing in takes its time
@@ -188,6 +190,16 @@ class Client:
         with self.errors(f"Looking for the workspace {self.workspace.workspace_name}"):
             return self.ml.workspaces.get(self.workspace.workspace_name)
 
+    def find(self, doing: str, read: Callable[[], Found]) -> Found | None:
+        """What `read` gives, None where the service has no such thing."""
+        try:
+            with self.errors(doing):
+                return read()
+        except AzureServiceError as error:
+            if error.is_missing:
+                return None
+            raise
+
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
         """Azure's errors become ours. doing: what is tried, as the beginning of a sentence."""
@@ -284,7 +296,7 @@ def as_ours(
         return UnreachableError(
             f"{doing}: no answer from Azure ({_cause(error)}).",
             f"Check the network, and HTTPS_PROXY if there is a proxy. {TRY_AGAIN}",
-            may_have_happened=not isinstance(error, ServiceRequestError),
+            may_have_happened=not isinstance(error, ServiceRequestError) or _is_cut(error),
         )
     return AzureServiceError(f"{doing}: {_first_sentence(str(error))}", TRY_AGAIN)
 
@@ -395,14 +407,24 @@ def _first_sentence(text: str) -> str:
     return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
+# Behind a proxy an answer that was lost looks like a request that was never sent.
+CUT = (
+    r"Connection aborted|RemoteDisconnected|Remote end closed|Connection reset|closed connection|\bEOF\b|IncompleteRead"
+)
+
+
+def _is_cut(error: Exception) -> bool:
+    return re.search(CUT, str(error), re.IGNORECASE) is not None
+
+
 def _cause(error: Exception) -> str:
     text = str(error)
     for pattern, words in (
+        (CUT, "the connection was cut"),
         (r"ProxyError|proxy", "the proxy does not let it through"),
         (r"CERTIFICATE_VERIFY_FAILED|SSL", "its certificate is not trusted here"),
         (r"Name or service not known|getaddrinfo|NameResolution", "its name cannot be resolved"),
         (r"timed? ?out", "it took too long"),
-        (r"Connection aborted|RemoteDisconnected|Connection reset|closed connection|EOF", "the connection was cut"),
     ):
         if re.search(pattern, text, re.IGNORECASE):
             return words
