@@ -7,14 +7,16 @@ import gc
 import json
 import os
 import pty
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from azure_local import AzureLocal
-from conftest import Ended, command_line, environment, run_in
+from conftest import Ended, command_line, environment, run_in, wait_for
 
 from msggan.errors import MsgganError
 from msggan.program import run_program
@@ -419,6 +421,44 @@ def test_an_account_that_forbids_keys_says_so(
     assert changing(azure) == []
 
 
+def test_a_workspace_whose_own_account_forbids_keys_is_told_how_to_do_without(
+    azure: AzureLocal, provision: Provision
+) -> None:
+    azure.cloud.shared_keys = False
+    ended = provision("--yes")
+    assert ended.exit_code == 4
+    named = "--name msggan-ws --resource-group msggan-rg"
+    assert f"az ml workspace update {named} --system-datastores-auth-mode identity" in ended.stderr.splitlines()
+    assert f'--scope "$(az ml workspace show {named} --query storage_account --output tsv)"' in ended.stderr
+    assert changing(azure) == []
+
+
+def test_a_key_that_was_exchanged_is_exchanged_in_the_datastore(
+    azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--storage-account", "otherstore", "--storage-container", "images", *IMAGE)
+    sas = azure.cloud.blobs.signed_container_url("otherstore", "images", "rlwc").partition("?")[2]
+    monkeypatch.setenv("MSGGAN_STORAGE_SAS", sas)
+    assert provision("--yes", *words).exit_code == 0
+    assert actions(provision("--yes", "-o", "json", *words))["datastore"] == "keep"
+    azure.cloud.datastores["msggan"]["credentials"]["secrets"]["sasToken"] = sas.replace("sp=", "sp=x")
+    ended = provision("--yes", "-o", "json", *words)
+    assert ended.exit_code == 0, ended.stderr
+    (item,) = [item for item in ended.json["plan"] if item["kind"] == "datastore"]
+    assert (item["action"], item["changes"]) == (
+        "change",
+        {"credentials": {"from": "some that do not open it", "to": "SAS"}},
+    )
+    assert azure.cloud.datastores["msggan"]["credentials"]["secrets"]["sasToken"] == sas
+
+
+def test_a_name_that_no_datastore_may_have_is_refused(azure: AzureLocal, provision: Provision) -> None:
+    ended = provision("--yes", "-o", "json", *STORE, "--datastore", "My-Store")
+    assert ended.exit_code == 3
+    assert ended.json["error"]["hint"] == "Take another name: --datastore my_store"
+    assert changing(azure) == []
+
+
 def test_a_datastore_that_leads_elsewhere_is_refused(azure: AzureLocal, provision: Provision) -> None:
     ended = provision("--yes", "-o", "json", *STORE, "--datastore", "workspaceblobstore")
     assert ended.exit_code == 3
@@ -587,3 +627,46 @@ def test_a_secret_on_the_command_line_is_refused_unsaid(azure: AzureLocal, provi
     assert ended.exit_code == 2
     assert KEY not in ended.stdout + ended.stderr
     assert azure.requests == []
+
+
+# --- Stopping ---------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_says_how_far_it_is(azure: AzureLocal, tmp_path: Path) -> None:
+    azure.fault("GET", "/computeOperationsStatus/", delay=3)
+    with subprocess.Popen(
+        command_line("msggan-aml", "provision", "--yes", "-o", "json", *IMAGE),
+        cwd=tmp_path,
+        env=environment(**azure.variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        wait_for(lambda: azure.made("GET", "/computeOperationsStatus/"), process)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    ended = Ended(process.returncode, stdout, stderr)
+    assert ended.json["error"]["code"] == "interrupted"
+    assert ended.json["error"]["message"] == "Stopped. Azure goes on with what it has begun."
+    lines = ended.json["error"]["hint"].splitlines()
+    assert lines[0] == "Perhaps done, or begun: create compute msggan-gpu."
+    assert lines[1].startswith("Not done: create environment msggan:")
+    assert lines[2] == "See how it stands: msggan-aml provision --dry-run"
+
+
+def test_who_asks_is_told_before_the_sdk_is_loaded(azure: AzureLocal, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from orchestration.azure.client import connect; from orchestration.settings import read_settings\n"
+        "connect(read_settings({}, folder=Path.cwd(), environ=os.environ), print)\n"
+        "print('azure.ai.ml' in sys.modules)"
+    )
+    told = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(**azure.variables), encoding="utf-8"
+    )
+    assert told.splitlines() == [
+        f"Workspace msggan-ws (group msggan-rg) as {azure.cloud.client_id} (environment variables).",
+        "False",
+    ]

@@ -310,7 +310,9 @@ def _refused(
     status = error.status_code
     if QUOTA.search(f"{code} {text}"):
         return QuotaError(f"{doing}: {text}", how_to_get_quota(workspace))
-    if code in ("KeyBasedAuthenticationNotPermitted", "AuthorizationPermissionMismatch"):
+    if code == "KeyBasedAuthenticationNotPermitted":
+        return AuthError(told, keys_forbidden_hint(workspace, identity))
+    if code == "AuthorizationPermissionMismatch":
         return AuthError(told, storage_role_hint(identity))
     if status == 401:
         return AuthError(told, f"Run: az login{_tenant(text)}")
@@ -367,9 +369,23 @@ def role_hint(text: str, workspace: Workspace | None, identity: Identity | None)
 
 def storage_role_hint(identity: Identity | None, account: str = "ACCOUNT") -> str:
     """The command that lets an identity read and write a storage account's blobs."""
-    who = identity.object_id if identity else ""
-    scope = f"$(az storage account show --name {account} --query id --output tsv)"
-    return _role_command("Storage Blob Data Contributor", who or "OBJECT-ID", scope)
+    return _storage_role(identity, f"$(az storage account show --name {account} --query id --output tsv)")
+
+
+def keys_forbidden_hint(workspace: Workspace | None, identity: Identity | None) -> str:
+    """How a workspace whose own storage account takes no keys turns to identities."""
+    if workspace is None:
+        return storage_role_hint(identity)
+    named = f"--name {shlex.quote(workspace.workspace_name)} --resource-group {shlex.quote(workspace.resource_group)}"
+    return (
+        "The storage account takes no keys. The workspace's own datastores turn to identities by:\n"
+        f"az ml workspace update {named} --system-datastores-auth-mode identity\n"
+        + _storage_role(identity, f"$(az ml workspace show {named} --query storage_account --output tsv)")
+    )
+
+
+def _storage_role(identity: Identity | None, scope: str) -> str:
+    return _role_command("Storage Blob Data Contributor", identity.object_id if identity else "OBJECT-ID", scope)
 
 
 def _role_command(role: str, who: str, scope: str) -> str:

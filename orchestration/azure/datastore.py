@@ -6,6 +6,7 @@ from the environment alone, and goes nowhere but into the datastore's credential
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ CONTAINER_KIND = "container"
 KEY_VARIABLE = "MSGGAN_STORAGE_KEY"
 SAS_VARIABLE = "MSGGAN_STORAGE_SAS"
 
+STORE_NAME = r"[a-z0-9_]+"
 IDENTITY, KEY, SAS = "identity", "account key", "SAS"
 
 
@@ -98,6 +100,10 @@ def credentials_kind(store: Datastore) -> str:
 def plan_datastore(settings: Settings, there: Datastore | None, secret: Secret | None) -> Item:
     """What is to be done about the datastore that the settings name with its account. Pure."""
     name = str(settings.datastore)
+    if there is None and not re.fullmatch(STORE_NAME, name):
+        reason = "a new datastore's name has small letters, digits and _ only"
+        better = re.sub(r"[^a-z0-9_]", "_", name.lower())
+        return Item(KIND, name, "refuse", reason=reason, hint=f"Take another name: --datastore {better}")
     costs = ("Azure asks money for what is stored there, as long as it lies there; no command here deletes it.",)
     if there is None:
         return Item(KIND, name, "create", new(wanted_values(settings, secret)), costs=costs)
@@ -118,6 +124,12 @@ def _changes(settings: Settings, there: AzureBlobDatastore, secret: Secret | Non
     if secret is None:
         wanted["credentials"] = values["credentials"]
     return {key: {"from": values[key], "to": wanted[key]} for key in wanted if values[key] != wanted[key]}
+
+
+def with_credentials(item: Item, secret: Secret) -> Item:
+    """The change of a datastore whose own credentials open nothing any more."""
+    changes = {"credentials": {"from": "some that do not open it", "to": secret.kind}}
+    return Item(item.kind, item.name, "change", changes, costs=item.costs)
 
 
 def plan_datastore_deletion(name: str | None, there: Datastore | None) -> Item:
@@ -227,15 +239,7 @@ def _why_closed(error: HttpResponseError, account: str, secret: Secret | None) -
 def _how_to_open(client: Client, error: HttpResponseError, account: str) -> str:
     if error_code(error) == "AuthenticationFailed":
         return f"See the keys: az storage account keys list --account-name {account}"
-    hint = storage_role_hint(client.identity, account)
-    if error_code(error) == "KeyBasedAuthenticationNotPermitted":
-        where = client.workspace
-        hint += (
-            "\nThe workspace's own datastores turn to identities by:\n"
-            f"az ml workspace update --name {where.workspace_name} --resource-group {where.resource_group} "
-            "--system-datastores-auth-mode identity"
-        )
-    return hint
+    return storage_role_hint(client.identity, account)
 
 
 def check_place(client: Client, settings: Settings, secret: Secret | None) -> Item | None:

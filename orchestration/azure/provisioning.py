@@ -17,7 +17,7 @@ from msggan.program import StoppedError, Terminated
 from orchestration.azure import compute, datastore, environment
 from orchestration.azure.client import Client
 from orchestration.azure.plan import Item, plan_lines
-from orchestration.errors import AzureServiceError, RefusedError, UnreachableError
+from orchestration.errors import AuthError, AzureServiceError, RefusedError, UnreachableError
 from orchestration.settings import Settings
 
 __all__ = ["Plan", "Step", "apply", "how_far", "plan_deletion", "plan_lines", "plan_provisioning", "verify"]
@@ -122,9 +122,14 @@ def _datastore_steps(client: Client, settings: Settings, secret: datastore.Secre
     item = datastore.plan_datastore(settings, there, secret)
     if item.action == "refuse":
         return [Step(item)]
+    if item.action == "keep":
+        try:
+            return [_opened(client, datastore.datastore_in_use(client, settings.datastore), Step(item))]
+        except AuthError:
+            if secret is None:
+                raise
+            item = datastore.with_credentials(item, secret)  # its own have become stale
     step = Step(item, lambda tell: datastore.ensure_datastore(client, settings, secret))
-    if item.action == "keep" and secret is None:
-        return [_opened(client, datastore.datastore_in_use(client, settings.datastore), step)]
     place = datastore.check_place(client, settings, secret)
     return [Step(place, lambda tell: datastore.ensure_container(client, settings, secret)), step] if place else [step]
 
