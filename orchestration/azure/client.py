@@ -66,8 +66,8 @@ TRY_AGAIN = "Try again: what is done already is found and kept."
 
 # What the service says of quota and capacity, in the code or the words of an error.
 QUOTA = re.compile(
-    r"QuotaReached|QuotaExceeded|exceeding quota|exceeds? .{0,40}quota|AllocationFailed|SkuNotAvailable|OutOfCapacity"
-    r"|ZonalAllocation|InsufficientCapacity|NotEnoughCapacity",
+    r"QuotaReached|QuotaExceeded|exceeding quota|exceed(?:s|ed)? .{0,40}quota|AllocationFailed|SkuNotAvailable"
+    r"|OutOfCapacity|ZonalAllocation|InsufficientCapacity|NotEnoughCapacity",
     re.IGNORECASE,
 )
 DENIED = re.compile(
