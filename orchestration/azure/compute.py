@@ -242,7 +242,8 @@ def plan_cluster(settings: Settings, there: Compute | None, size: Size) -> Item:
         return Item(KIND, name, "refuse", changes, reason)
     state = str(getattr(there.provisioning_state, "value", there.provisioning_state)).lower()
     if state in ("failed", "canceled", "deleting"):
-        reason = f"it is there and its state is {state}"
+        cause = f" ({there.provisioning_errors})" if there.provisioning_errors else ""
+        reason = f"it is there and its state is {state}{cause}"
         return Item(KIND, name, "refuse", reason=reason)
     if changes:
         by_default = [key for key in changes if settings.source(key) == "default"]
