@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from msggan.export import export
+from msggan.pack import pack
 from msggan.sample import sample
 from msggan.train import train
 from orchestration.cli import msggan_aml
@@ -18,7 +20,12 @@ Made by `make docs` from the commands themselves: what `--help` says, all on one
 
 
 def page() -> str:
-    programs = {"python -m msggan.train": train, "python -m msggan.sample": sample}
+    programs = {
+        "python -m msggan.train": train,
+        "python -m msggan.sample": sample,
+        "python -m msggan.pack": pack,
+        "python -m msggan.export": export,
+    }
     sections = [BEGINNING, *_sections("msggan-aml", msggan_aml)]
     for name, command in programs.items():
         sections += _sections(name, command)

@@ -20,10 +20,15 @@ Colour = tuple[int, int, int]
 def main() -> None:
     folder = Path(sys.argv[1])
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 400
+    draw_flowers(folder, count)
+    sys.stderr.write(f"{count} flowers drawn in {folder}\n")
+
+
+def draw_flowers(folder: Path, count: int = 400) -> None:
+    """So many PNGs; the same number is the same flower every time."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         draw_flower(random.Random(number)).save(folder / f"flower_{number:04d}.png")  # noqa: S311 - no secret
-    sys.stderr.write(f"{count} flowers drawn in {folder}\n")
 
 
 def draw_flower(chance: random.Random) -> Image.Image:

@@ -8,15 +8,17 @@ if TYPE_CHECKING:
     from msggan.checkpoint import load_generator
     from msggan.config import TrainConfig
     from msggan.networks import Discriminator, Generator
+    from msggan.run import Run
     from msggan.trainer import Trainer
 
     __version__: str
 
-__all__ = ["Discriminator", "Generator", "TrainConfig", "Trainer", "__version__", "load_generator"]
+__all__ = ["Discriminator", "Generator", "Run", "TrainConfig", "Trainer", "__version__", "load_generator"]
 
 _HOMES = {
     "Discriminator": "msggan.networks",
     "Generator": "msggan.networks",
+    "Run": "msggan.run",
     "TrainConfig": "msggan.config",
     "Trainer": "msggan.trainer",
     "load_generator": "msggan.checkpoint",

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,18 +58,11 @@ def load_generator(source: str | Path) -> Generator:
     Raises `CheckpointError` where there is none yet, or the file is damaged or of another kind.
     """
     path = Path(source)
-    path = path / "generator.safetensors" if path.is_dir() else path
+    path = _weights_of_run(path) if path.is_dir() else path
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file.", "Weights are there after a run's first checkpoint.")
+        raise CheckpointError(f"{path}: no such file.", "Name a run folder, or the generator.safetensors in it.")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        config = json.loads(metadata["config"])
-        if metadata.get("format_version") != str(FORMAT_VERSION):
-            raise CheckpointError(
-                f"{path}: has format version {metadata.get('format_version')}, this msggan reads {FORMAT_VERSION}.",
-                "Use the msggan that trained it.",
-            )
+        config = _config_of_generator(path)
         tensors = load_file(path)
         generator = Generator(
             depth=int(config["resolution"]).bit_length() - 2,
@@ -83,6 +77,44 @@ def load_generator(source: str | Path) -> Generator:
     check_shapes(path, {name: tensor.shape for name, tensor in generator.state_dict().items()}, tensors)
     generator.load_state_dict(tensors)
     return generator.eval()
+
+
+def _weights_of_run(folder: Path) -> Path:
+    """Where a run has its weights. Raises `CheckpointError` saying when they come, or that no run is there."""
+    path = folder / "generator.safetensors"
+    if path.exists():
+        return path
+    try:
+        kimg = json.loads((folder / "config.json").read_bytes())["checkpoint_kimg"]
+        first = f"The first checkpoint comes at {float(kimg):g} kimg, or when training ends before."
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: is no run folder: it has no generator.safetensors and no config.json.",
+            "Name the folder of a run, or a generator.safetensors.",
+        ) from None
+    except UNREADABLE:
+        first = "They are there after the first checkpoint."
+    raise CheckpointError(
+        f"{folder}: has no weights yet.", f"{first} How far it is: msggan-aml status {shlex.quote(str(folder))}"
+    )
+
+
+def _config_of_generator(path: Path) -> dict[str, Any]:
+    """The configuration in a generator.safetensors. Raises `CheckpointError` where it is another kind of file."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if not {"format_version", "config"} <= metadata.keys():
+        raise CheckpointError(
+            f"{path}: holds no generator that msggan saved.", "Name a run folder, or the generator.safetensors in it."
+        )
+    if metadata["format_version"] != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: was written by another version of msggan (format {metadata['format_version']}, this one has "
+            f"{FORMAT_VERSION}).",
+            "Use the msggan that trained it.",
+        )
+    config: dict[str, Any] = json.loads(metadata["config"])
+    return config
 
 
 def save_generator(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

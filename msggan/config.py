@@ -203,6 +203,14 @@ class TrainConfig:
         """Number of scales: log2(resolution) - 1. Needs a resolved configuration."""
         return depth_of(self.resolution)
 
+    def __repr__(self) -> str:
+        return f"TrainConfig({', '.join(f'{name}={value!r}' for name, value in said(self).items())})"
+
+    def _repr_html_(self) -> str:
+        from msggan.config_table import config_table
+
+        return config_table(self)
+
 
 def depth_of(resolution: int) -> int:
     """Scales from 4 pixels up to `resolution`: 4 → 1, 8 → 2, …, 1024 → 9."""

@@ -38,6 +38,7 @@ HELD_BACK_ONE_IN = 10
 HELD_BACK_AT_LEAST = 32  # fewer say nothing about a distribution, and a small dataset needs every image
 HEADERS_READ = 256  # enough for the median of any dataset
 BATCHES_AHEAD = 3
+WHAT_TO_GIVE = "Give --data a folder of images, a .zip of them, or what msggan-aml pack made of them."
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,7 +47,7 @@ Result = TypeVar("Result")
 class SampleStream:
     """The endless stream of training images: position in, image out."""
 
-    def __init__(self, dataset: ImageDataset, *, seed: int, batch_size: int, mirror: bool) -> None:
+    def __init__(self, dataset: Dataset, *, seed: int, batch_size: int, mirror: bool) -> None:
         self.dataset = dataset
         self.seed = seed
         self.batch_size = batch_size
@@ -112,12 +113,52 @@ class _Entry:
     pixels: np.ndarray | None
 
 
-class ImageDataset:
+class Dataset:
     """Square uint8 images of one resolution, divided into training images and held back ones by their content.
 
     training, held_back: how many there are of each. fingerprint: a hex digest of the contents and of nothing else.
-    skipped: the files left out, by name. enlarged: how many images are smaller than the resolution.
+    skipped: the files left out, by name. enlarged: how many images are smaller than the resolution. in_memory: whether
+    showing an image costs nothing but a copy.
     """
+
+    def __init__(
+        self,
+        digests: Sequence[bytes],
+        *,
+        resolution: int,
+        enlarged: int,
+        in_memory: bool,
+        skipped: Sequence[Skipped] = (),
+    ) -> None:
+        """digests: SHA-256 of each image's file, in ascending order."""
+        self.digests = digests
+        self.resolution = resolution
+        self.enlarged = enlarged
+        self.in_memory = in_memory
+        self.skipped = skipped
+        self._training, self._held_back = _divided(digests)
+        self.training = len(self._training)
+        self.held_back = len(self._held_back)
+        self.fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()
+
+    def __len__(self) -> int:
+        return self.training
+
+    def images(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """(N, 3, R, R) uint8: the training images of these indices. Raises DataError if a file changed or vanished."""
+        return self.rows([self._training[index] for index in indices])
+
+    def held_back_images(self) -> torch.Tensor:
+        """(M, 3, R, R) uint8: every image held back. Raises DataError if a file changed or vanished."""
+        return self.rows(self._held_back)
+
+    def rows(self, numbers: Sequence[int]) -> torch.Tensor:
+        """(N, 3, R, R) uint8: the images of these digests, by their numbers."""
+        raise NotImplementedError
+
+
+class ImageDataset(Dataset):
+    """The images of files, each read and decoded once and kept as far as the memory budget goes."""
 
     def __init__(
         self,
@@ -139,37 +180,37 @@ class ImageDataset:
         self._kept = memory_budget_bytes // (3 * resolution**2)
 
         entries: list[_Entry] = []
-        self.skipped: list[Skipped] = []
+        skipped: list[Skipped] = []
         with closing(_in_threads(self._look_at, enumerate(files), workers=self._workers)) as looked_at:
             for done, outcome in enumerate(looked_at, start=1):
                 if isinstance(outcome, Skipped):
-                    self.skipped.append(outcome)
+                    skipped.append(outcome)
                 else:
                     entries.append(outcome)
                 if progress is not None:
                     progress(done, len(files))
-        self.skipped.sort()
+        skipped.sort()
         if not entries:
-            raise _no_readable_image(files, self.skipped)
+            raise _no_readable_image(files, skipped)
 
-        entries.sort(key=lambda entry: (entry.digest, entry.file.name))
-        self._training, self._held_back = _divided(entries)
-        self.training = len(self._training)
-        self.held_back = len(self._held_back)
-        self.enlarged = sum(entry.shorter_side < resolution for entry in entries)
-        self.in_memory = all(entry.pixels is not None for entry in self._training)
-        self.fingerprint = hashlib.sha256(b"".join(entry.digest for entry in entries)).hexdigest()
+        self._entries = sorted(entries, key=lambda entry: (entry.digest, entry.file.name))
+        super().__init__(
+            [entry.digest for entry in self._entries],
+            resolution=resolution,
+            enlarged=sum(entry.shorter_side < resolution for entry in entries),
+            in_memory=all(entry.pixels is not None for entry in entries),
+            skipped=skipped,
+        )
 
-    def __len__(self) -> int:
-        return self.training
-
-    def images(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """(N, 3, R, R) uint8: the training images of these indices. Raises DataError if a file changed or vanished."""
-        return self._stacked([self._training[index] for index in indices])
-
-    def held_back_images(self) -> torch.Tensor:
-        """(M, 3, R, R) uint8: every image held back. Raises DataError if a file changed or vanished."""
-        return self._stacked(self._held_back)
+    def rows(self, numbers: Sequence[int]) -> torch.Tensor:
+        entries = [self._entries[number] for number in numbers]
+        images = torch.empty((len(entries), 3, self.resolution, self.resolution), dtype=torch.uint8)
+        pixels: Iterable[np.ndarray] = map(self._pixels, entries)
+        if any(entry.pixels is None for entry in entries):
+            pixels = _in_threads(self._pixels, entries, workers=self._workers)
+        for image, values in zip(images.numpy(), pixels, strict=True):
+            image[:] = values
+        return images
 
     def _look_at(self, numbered: tuple[int, ImageFile]) -> _Entry | Skipped:
         number, file = numbered
@@ -180,15 +221,6 @@ class ImageDataset:
             return Skipped(file.name, refused.message)
         pixels = decoded.pixels if number < self._kept else None
         return _Entry(file, hashlib.sha256(content).digest(), decoded.shorter_side, pixels)
-
-    def _stacked(self, entries: Sequence[_Entry]) -> torch.Tensor:
-        images = torch.empty((len(entries), 3, self.resolution, self.resolution), dtype=torch.uint8)
-        pixels: Iterable[np.ndarray] = map(self._pixels, entries)
-        if any(entry.pixels is None for entry in entries):
-            pixels = _in_threads(self._pixels, entries, workers=self._workers)
-        for image, values in zip(images.numpy(), pixels, strict=True):
-            image[:] = values
-        return images
 
     def _pixels(self, entry: _Entry) -> np.ndarray:
         """(3, R, R) uint8."""
@@ -204,13 +236,13 @@ class ImageDataset:
         return decode(content, self.resolution, self._background)
 
 
-def _divided(entries: Sequence[_Entry]) -> tuple[list[_Entry], list[_Entry]]:
-    """Training and held back, by content, so that copies of one image never stand on both sides."""
-    sides: tuple[list[_Entry], list[_Entry]] = ([], [])
-    for entry in entries:
-        sides[int.from_bytes(entry.digest[:8], "big") % HELD_BACK_ONE_IN == 0].append(entry)
+def _divided(digests: Sequence[bytes]) -> tuple[Sequence[int], Sequence[int]]:
+    """The numbers to train on and those to hold back, by content, so that copies never stand on both sides."""
+    sides: tuple[list[int], list[int]] = ([], [])
+    for number, digest in enumerate(digests):
+        sides[int.from_bytes(digest[:8], "big") % HELD_BACK_ONE_IN == 0].append(number)
     if len(sides[1]) < HELD_BACK_AT_LEAST or not sides[0]:
-        return list(entries), []
+        return range(len(digests)), ()
     return sides
 
 
@@ -283,13 +315,13 @@ def _is_image(name: str) -> bool:
 
 
 def _opened(path: Path) -> _Folder | _Zip:
-    hint = "Give --data a folder of images or a .zip of them."
+    hint = WHAT_TO_GIVE
     if os.path.isdir(path):
         return _Folder(path)
     if not os.path.lexists(path):
-        raise DataError(f"--data {path}: no such folder or zip.", hint)
+        raise DataError(f"--data {path}: no such folder, zip or pack.", hint)
     if not os.path.isfile(path):
-        raise DataError(f"--data {path}: neither a folder nor a zip.", hint)
+        raise DataError(f"--data {path}: neither a folder, a zip nor a pack.", hint)
     return _Zip(path)
 
 
@@ -385,7 +417,7 @@ def _not_a_zip(path: Path) -> DataError:
         begins_as_zip = file.read(2) == b"PK"
     if begins_as_zip or path.suffix.lower() == ".zip":
         return DataError(f"--data {path}: a damaged zip.", "Copy or download it again, or pack it anew.")
-    return DataError(f"--data {path}: neither a folder nor a zip.", "Give --data a folder of images or a .zip of them.")
+    return DataError(f"--data {path}: neither a folder, a zip nor a pack.", WHAT_TO_GIVE)
 
 
 def _refuse_larger(size_bytes: int) -> None:

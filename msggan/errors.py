@@ -62,6 +62,13 @@ class FilmError(MsgganError):
     exit_code = 1
 
 
+class ExportError(MsgganError):
+    """A trained network could not be written for other programs."""
+
+    code = "export"
+    exit_code = 1
+
+
 class TrainingError(MsgganError):
     """The run had begun and could not go on; what was written stays good."""
 

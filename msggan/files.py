@@ -9,8 +9,11 @@ from pathlib import Path
 def write_whole(path: Path, content: bytes) -> None:
     """Replaces a file at once: whoever reads it sees the old content or the new, never half."""
     aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)  # a full disk would keep half of it

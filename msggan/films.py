@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
@@ -16,14 +17,64 @@ from torch import Tensor
 
 from msggan.checkpoint import reason_of
 from msggan.errors import DataError, FilmError
+from msggan.html import embedded, escaped
+from msggan.networks import Generator
+from msggan.pictures import enlarged, generate, picture
+from msggan.randomness import latents_of
+from msggan.truncation import TruncatedGenerator
 
-# Smaller frames are enlarged by a whole factor: players smear them, and video has colour at every second pixel only.
-LEAST_SIDE_PX = 256
 STEPS_A_KEY = 256
 # 0 is without loss, 51 the worst; 18 and less cannot be told from the original by eye.
 X264_QUALITY = 16
 WEBP_QUALITY = 90
 WITHOUT_FFMPEG = "A film that ends in .webp needs no ffmpeg."
+
+
+@dataclass(frozen=True)
+class Film:
+    """A film on the disk. A notebook plays it, and keeps a copy of it in its output."""
+
+    path: Path
+
+    def _repr_html_(self) -> str:
+        if not self.path.exists():
+            return f"<p>{escaped(self.path)}: no longer there.</p>"
+        if self.path.suffix.lower() == ".webp":
+            return f'<img src="{embedded(self.path.read_bytes(), "image/webp")}" alt="{escaped(self.path)}">'
+        return f'<video src="{embedded(self.path.read_bytes(), "video/mp4")}" autoplay loop muted controls></video>'
+
+
+def interpolation(
+    generator: Generator | TruncatedGenerator,
+    seeds: Sequence[int],
+    path: str | Path,
+    *,
+    seconds: float | None = None,
+    fps: int = 24,
+    level: int = -1,
+) -> Film:
+    """Writes the film of a smooth loop by the pictures of these seeds, at least two, in place of one that is there.
+
+    path: ends in .mp4 or .webp. seconds: by default one a seed. level: which scale, by default the finest.
+    Raises `FilmError` where there is nothing to go between, or the film cannot be written.
+    """
+    path = Path(path)
+    if len(seeds) < 2 or path.suffix.lower() not in (".mp4", ".webp"):
+        raise FilmError(
+            f"{path}: a film of {len(seeds)} seeds.", "Give two seeds or more, and a path that ends in .mp4 or .webp."
+        )
+    frames = max(2, round((len(seeds) if seconds is None else seconds) * fps))
+    keys = latents_of(seeds, generator.latent_size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = frames_between(keys, frames, paint=lambda latent: generate(generator, latent, chunk=1)[level])
+    write_film(path, shown, fps=fps)
+    return Film(path)
+
+
+def frames_between(keys: Tensor, frames: int, *, paint: Callable[[Tensor], Tensor]) -> Iterator[Image.Image]:
+    """keys: (K, L) → the frames of their loop, one at a time. paint: latent (1, L) → (1, 3, r, r) uint8."""
+    for latent in loop(keys, frames).split(1):
+        yield enlarged(picture(paint(latent)[0]))
 
 
 def loop(keys: Tensor, frames: int) -> Tensor:
@@ -55,16 +106,6 @@ def _point(ring: np.ndarray, time: float) -> np.ndarray:
     point: np.ndarray = here + (t * (there - before) + t**2 * square + t**3 * cube) / 2
     point *= np.sqrt(len(point)) / max(1e-12, float(np.linalg.norm(point)))
     return point
-
-
-def enlarged(picture: Image.Image) -> Image.Image:
-    """The same picture in larger pixels, its shorter side at least 256; one that is large enough as it is."""
-    factor = enlargement(picture.size)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-
-
-def enlargement(size: tuple[int, int]) -> int:
-    return -(-LEAST_SIDE_PX // min(size))
 
 
 def size_of_all(paths: Sequence[Path]) -> tuple[int, int]:

@@ -44,7 +44,7 @@ class LatentConvolution(nn.ConvTranspose2d):
         """latents: (N, channels) → (N, channels, 4, 4). On one pixel, the convolution is a matrix product."""
         weight, bias = _cast(self, latents.dtype)
         features = latents @ weight.flatten(1)
-        return features.view(len(latents), self.out_channels, 4, 4) + bias.view(1, -1, 1, 1)
+        return features.view(latents.shape[0], self.out_channels, 4, 4) + bias.view(1, -1, 1, 1)
 
 
 def _equalize(layer: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: int) -> float:

@@ -17,6 +17,7 @@ import click
 
 from msggan.config import RECIPES, TrainConfig, field_types, flag, parse
 from msggan.errors import UsageError
+from msggan.tracking_uri import NO_TRACKING, TRACKING_FLAG, TRACKING_VARIABLES
 
 # A function that becomes a click command. Decorators hand it back as they found it, with options noted on it.
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -30,6 +31,12 @@ def train_options(command: Command) -> Command:
     for spec in reversed(_option_fields()):  # the decorator nearest to the function comes last in the help
         command = _build_option(spec)(command)
     return command
+
+
+def config_option(name: str, *, said: str = "") -> Callable[[Command], Command]:
+    """The option of one field of TrainConfig, for a command that reads no others. said: its help, if not its own."""
+    (spec,) = (spec for spec in _option_fields() if spec.name == name)
+    return _build_option(spec, said)
 
 
 def to_argv(config: TrainConfig) -> list[str]:
@@ -75,11 +82,11 @@ def _option_fields() -> list[Field[Any]]:
     return [spec for spec in fields(TrainConfig) if "help" in spec.metadata]
 
 
-def _build_option(spec: Field[Any]) -> Callable[[Command], Command]:
+def _build_option(spec: Field[Any], said: str = "") -> Callable[[Command], Command]:
     if field_types()[spec.name] is bool:
         declaration = f"{flag(spec.name)}/{_negative_flag(spec.name)}"
-        return click.option(declaration, spec.name, default=None, help=_help(spec))
-    return click.option(flag(spec.name), spec.name, default=None, metavar=_metavar(spec), help=_help(spec))
+        return click.option(declaration, spec.name, default=None, help=_help(spec, said))
+    return click.option(flag(spec.name), spec.name, default=None, metavar=_metavar(spec), help=_help(spec, said))
 
 
 def _negative_flag(name: str) -> str:
@@ -92,10 +99,11 @@ def _metavar(spec: Field[Any]) -> str:
     return {int: "INTEGER", float: "NUMBER"}.get(field_types()[spec.name], "TEXT")
 
 
-def _help(spec: Field[Any]) -> str:
+def _help(spec: Field[Any], said: str = "") -> str:
+    text = said or spec.metadata["help"]
     facts = [str(spec.metadata["range"]) if spec.metadata["range"] else "", _default_in_words(spec)]
     known = "; ".join(fact for fact in facts if fact)
-    return f"{spec.metadata['help']}  [{known}]" if known else str(spec.metadata["help"])
+    return f"{text}  [{known}]" if known else str(text)
 
 
 def _default_in_words(spec: Field[Any]) -> str:
@@ -187,21 +195,49 @@ def device_problems(device: str) -> list[str]:
     return [f"--device {device}: is not one of {', '.join(DEVICES)}."]
 
 
+def tracking_option(command: Command) -> Command:
+    """Adds --tracking-uri; the command gets its text, None where nothing was said on the command line."""
+    return click.option(
+        TRACKING_FLAG,
+        metavar="URI",
+        help="An MLflow to tell of the run: sqlite:///PATH/mlflow.db, http://HOST:PORT, …, or none.  "
+        f"[default: {NO_TRACKING}; variable {', then '.join(TRACKING_VARIABLES)}]",
+    )(command)
+
+
 # --- What both programs read ------------------------------------------------------------------------------------------
 
 
 def data_option(command: Command) -> Command:
     """Adds --data; the command gets its text, None where nothing was said."""
-    return click.option("--data", metavar="PATH", help="The images: a folder, with its subfolders, or a zip.")(command)
+    return click.option("--data", metavar="PATH", help="The images: a folder with its subfolders, a zip or a pack.")(
+        command
+    )
 
 
 def data_problems(data: str | None) -> list[str]:
     """Every complaint about the text of --data that can be made without opening it."""
     if not data:
-        return ["--data: is missing. Name a folder or a zip of images."]
-    if os.path.exists(data):  # Path.exists raises where a folder above may not be read
+        return ["--data: is missing. Name a folder, a zip or a pack of images."]
+    return path_problems(data, option="--data ")
+
+
+def path_problems(path: str, *, option: str = "") -> list[str]:
+    """A complaint where there is nothing at a path. option: what goes before it."""
+    if os.path.exists(path):  # Path.exists raises where a folder above may not be read
         return []
-    return [f"--data {data}: no such file or folder.{neighbours(data)}"]
+    return [f"{option}{path}: no such file or folder.{neighbours(path)}"]
+
+
+def run_dir_option(command: Command) -> Command:
+    """Adds --run-dir to a command that reads a run; the command gets its text."""
+    return click.option("--run-dir", metavar="DIR", help="The run folder, or a generator.safetensors.")(command)
+
+
+def run_dir_problems(run_dir: str | None) -> list[str]:
+    if not run_dir:
+        return ["--run-dir: is missing. Name the folder of a run."]
+    return path_problems(run_dir, option="--run-dir ")
 
 
 def neighbours(path: str) -> str:

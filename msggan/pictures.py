@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from torchvision.utils import make_grid
 SHEET_COLUMNS = 8
 PADDING_PX = 2
 CHUNK = 64
+# Smaller pictures are enlarged by a whole factor: players smear them, and video has colour at every second pixel only.
+LEAST_SIDE_PX = 256
 
 
 @torch.no_grad()
@@ -50,6 +53,28 @@ def all_scales_sheet(pyramid: Sequence[Tensor]) -> Image.Image:
     side = max(64, pyramid[-1].shape[-1])
     rows = [functional.interpolate(level[:SHEET_COLUMNS], size=(side, side)) for level in pyramid]
     return picture(make_grid(torch.cat(rows), nrow=len(rows[0]), padding=PADDING_PX, pad_value=255))
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """The same picture in larger pixels, its shorter side at least 256; one that is large enough as it is."""
+    factor = enlargement(picture.size)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def enlargement(size: tuple[int, int]) -> int:
+    return -(-LEAST_SIDE_PX // min(size))
+
+
+def thumbnail(path: Path, side_px: int) -> bytes:
+    """A picture's PNG, its longer side at most so long. Raises `OSError` or `ValueError` where it cannot be read."""
+    with Image.open(path, formats=["PNG"]) as picture:
+        if max(picture.size) <= side_px:
+            return path.read_bytes()
+        small = picture.convert("RGB")
+    small.thumbnail((side_px, side_px))
+    content = io.BytesIO()
+    small.save(content, "PNG")
+    return content.getvalue()
 
 
 def write_samples(folder: Path, images_seen: int, pyramid: Sequence[Tensor]) -> Path:

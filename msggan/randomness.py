@@ -39,6 +39,11 @@ def latents(seed: int, positions: Iterable[int], latent_size: int, purpose: Purp
     return torch.from_numpy(drawn.astype(np.float32))
 
 
+def latents_of(seeds: Iterable[int], latent_size: int) -> torch.Tensor:
+    """(N, L) float32: the latent of each seed, the same that `msggan-aml sample --seeds` takes."""
+    return torch.cat([latents(seed, [0], latent_size) for seed in seeds])
+
+
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
     """(count,) int64: the order in which an epoch shows its `count` images."""
     return numbers(seed, Purpose.ORDER, epoch).permutation(count)

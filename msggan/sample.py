@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 import click
 
-from msggan.options import neighbours
+from msggan.options import run_dir_option, run_dir_problems
 from msggan.program import output_option, output_problems, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--run-dir", metavar="DIR", help="The run folder, or a generator.safetensors.")
+@run_dir_option
 @sample_options
 @output_option
 def sample(*, run_dir: str | None, output: str, **texts: Any) -> int:
@@ -29,14 +28,6 @@ def sample(*, run_dir: str | None, output: str, **texts: Any) -> int:
     files = Sampler(str(run_dir), options).run()
     show_files([str(path) for path in files], output)
     return 0
-
-
-def run_dir_problems(run_dir: str | None) -> list[str]:
-    if not run_dir:
-        return ["--run-dir: is missing. Name the folder of a run."]
-    if os.path.exists(run_dir):
-        return []
-    return [f"--run-dir {run_dir}: no such folder.{neighbours(run_dir)}"]
 
 
 def main() -> None:

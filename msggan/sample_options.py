@@ -131,7 +131,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
 
 def parse_sample(problems: Sequence[str], texts: Texts) -> SampleOptions:
     """The options in `texts`. Raises UsageError with their complaints and those found elsewhere together."""
-    values, complaints = _numbers(texts)
+    values, complaints = read_numbers(texts, NUMBERS)
     complaints = [*problems, *complaints, *device_problems(texts["device"])]
     complaints += _film_name_problems(texts)
     seeds: Sequence[int]
@@ -152,11 +152,11 @@ def parse_sample(problems: Sequence[str], texts: Texts) -> SampleOptions:
     return options
 
 
-def _numbers(texts: Texts) -> tuple[dict[str, Any], list[str]]:
+def read_numbers(texts: Texts, numbers: Mapping[str, Number]) -> tuple[dict[str, Any], list[str]]:
     """The options that are numbers, and every complaint about one."""
-    values: dict[str, Any] = {name: number.default for name, number in NUMBERS.items()}
+    values: dict[str, Any] = {name: number.default for name, number in numbers.items()}
     problems = []
-    for name, number in NUMBERS.items():
+    for name, number in numbers.items():
         text = texts[name]
         if text is None:
             continue
@@ -250,6 +250,13 @@ def frame_problems(name: str, frames: int, *, least: int = 2, because: str = "a 
     if frames > MOST_FRAMES:
         return [f"{name}: {frames} frames are too many, at most {MOST_FRAMES}. Give fewer --seconds or --fps."]
     return []
+
+
+def scale_problems(scale: int | None, scales: Sequence[int]) -> list[str]:
+    """A complaint about a scale, in pixels, that a network does not make."""
+    if scale is None or scale in scales:
+        return []
+    return [f"--scale {scale}: is not made by this network, whose scales are {', '.join(map(str, scales))}."]
 
 
 def show_files(files: Sequence[str], output: str) -> None:

@@ -17,11 +17,19 @@ from torch import Tensor, nn
 from msggan.checkpoint import load_generator
 from msggan.device import choose_device
 from msggan.errors import UsageError
-from msggan.films import enlarged, enlargement, loop, size_of_all, slides, write_film
-from msggan.pictures import PADDING_PX, SHEET_COLUMNS, all_scales_sheet, find_samples, generate, grid, picture
-from msggan.randomness import latents
+from msggan.films import frames_between, size_of_all, slides, write_film
+from msggan.pictures import (
+    PADDING_PX,
+    SHEET_COLUMNS,
+    all_scales_sheet,
+    enlargement,
+    find_samples,
+    generate,
+    grid,
+)
+from msggan.randomness import latents_of
 from msggan.run_folder import RunFolder
-from msggan.sample_options import SECONDS_A_SAMPLE, SampleOptions, frame_problems
+from msggan.sample_options import SECONDS_A_SAMPLE, SampleOptions, frame_problems, scale_problems
 from msggan.truncation import TruncatedGenerator
 
 # Pictures beyond this go on in a second grid, a third …: what is in memory at a time does not grow with --num.
@@ -90,7 +98,7 @@ class Sampler:
     def _plan_pictures(self, painter: Painter) -> list[str]:
         """Plans grids, files, sheets and the loop; returns what stands against them."""
         options = self.options
-        if problems := _scale_problems(options.scale, painter.scales):
+        if problems := scale_problems(options.scale, painter.scales):
             return problems
         side = options.scale or painter.scales[-1]
         level = painter.scales.index(side)
@@ -117,7 +125,7 @@ class Sampler:
         samples = find_samples(folder)
         if not samples:
             return [f"--progress-film: there are no sample grids in {folder} yet. Training writes them."]
-        if problems := _scale_problems(self.options.scale, list(samples)):
+        if problems := scale_problems(self.options.scale, list(samples)):
             return problems
         shown = samples[self.options.scale or max(samples)]
         if len(shown) < 2:
@@ -142,10 +150,9 @@ class Sampler:
         self.outputs.append(Output(self.out / f"{name}.png", len(seeds), write))
 
     def _write_loop(self, painter: Painter, level: int, path: Path, tick: Tick) -> None:
-        keys = torch.cat([painter.latent(seed) for seed in self.options.seeds])
-        latents_on_the_way = loop(keys, self.options.film_frames).split(1)
-        frames = (enlarged(picture(painter.paint(latent)[level][0])) for latent in ticking(latents_on_the_way, tick))
-        write_film(path, frames, fps=self.options.fps)
+        keys = latents_of(self.options.seeds, painter.latent_size)
+        frames = frames_between(keys, self.options.film_frames, paint=lambda latent: painter.paint(latent)[level])
+        write_film(path, ticking(frames, tick), fps=self.options.fps)
 
     def _write_slides(self, shown: Sequence[Path], frames: int, path: Path, tick: Tick) -> None:
         write_film(path, ticking(slides(shown, frames), tick), fps=self.options.fps)
@@ -176,17 +183,11 @@ class Painter:
 
     def latent(self, seed: int) -> Tensor:
         """(1, L) float32: the latent of a seed."""
-        return latents(seed, [0], self.latent_size)
+        return latents_of([seed], self.latent_size)
 
     def paint(self, latent: Tensor) -> list[Tensor]:
         """latent: (1, L) → its picture at every scale, coarse to fine: (1, 3, r, r) uint8."""
         return generate(self.network, latent, chunk=1)
-
-
-def _scale_problems(scale: int | None, scales: Sequence[int]) -> list[str]:
-    if scale is None or scale in scales:
-        return []
-    return [f"--scale {scale}: is not made by this network, whose scales are {', '.join(map(str, scales))}."]
 
 
 def _webp_problems(option: str, name: str, frames: int, size: tuple[int, int]) -> list[str]:

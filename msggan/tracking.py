@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl`, one JSON object a line, which always has them all."""
+"""Where a run's numbers go: `metrics.jsonl`, a JSON object a line, which always has them all; and MLflow, if asked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from msggan.delivered import is_point, load_delivered, undelivered
+from msggan.delivery_process import DeliveryProcess
 from msggan.files import write_whole
+from msggan.tracking_uri import from_anywhere, look_with, without_password
 
 
 class Tracker:
-    """Appends reports to `metrics.jsonl`; each is on the disk when `report` returns."""
+    """Appends reports to `metrics.jsonl`; each is on the disk when `report` returns.
 
-    def __init__(self, path: Path) -> None:
+    tracking_uri: the MLflow that is told too, from `begin` to `close`, by a process of its own that reads this file.
+    """
+
+    def __init__(self, path: Path, *, tracking_uri: str | None = None) -> None:
         self.path = path
+        self.tracking_uri = tracking_uri and from_anywhere(tracking_uri)
+        self._delivery: DeliveryProcess | None = None
 
     def report(self, metrics: Mapping[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -26,7 +34,54 @@ class Tracker:
     def forget_after(self, images_seen: int) -> None:
         """Drops the reports of steps that will be done again, and a last line that was only half written."""
         kept = [line for line in read_metrics(self.path) if line["images"] <= images_seen]
-        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        content = "".join(json.dumps(line) + "\n" for line in kept).encode()
+        # One that is good as it is keeps its time, from which MLflow learns when its reports were made.
+        if not self.path.exists() or self.path.read_bytes() != content:
+            write_whole(self.path, content)
+
+    # MLflow. Nothing here raises: a run does not depend on it.
+
+    def begin(self) -> list[str]:
+        """Begins to tell MLflow, after `forget_after`, with all of the run folder there. → what to say."""
+        if self.tracking_uri is None:
+            return []
+        self._delivery = DeliveryProcess(self.path.parent, self.tracking_uri)
+        return [f"MLflow is told at {without_password(self.tracking_uri)}. See it: {look_with(self.tracking_uri)}"]
+
+    def news(self) -> list[str]:
+        """What there is to say of MLflow since the last time, a line each; mostly nothing."""
+        return self._delivery.news() if self._delivery else []
+
+    def close(self, state: str, *, wait: bool = True) -> list[str]:
+        """Tells MLflow how the run ended, and waits for it, at most a minute and mostly a second. → what to say.
+
+        state: completed, failed, cancelled or interrupted.
+        """
+        delivery, self._delivery = self._delivery, None
+        if delivery is None:
+            return []
+        said = delivery.news() + delivery.leave(state, wait=wait)
+        return said + self._shortfall(delivery.problem) if wait else said
+
+    def _shortfall(self, problem: str) -> list[str]:
+        """What MLflow did not get, in one line; nothing where it got all."""
+        where = without_password(self.tracking_uri or "")
+        reports = read_metrics(self.path)
+        points = sum(map(is_point, reports))
+        missing = undelivered(reports, load_delivered(self.path.with_name("mlflow.json"), **self._identity()))
+        again = "the same command again delivers them."
+        if missing:
+            reason = problem or "it was too slow"
+            return [
+                f"MLflow: {missing} of {points} points were not delivered to {where} ({reason}); "
+                f"metrics.jsonl has them all, and {again}"
+            ]
+        if problem:
+            return [f"MLflow: {where} has every point, but not the run's end and its last files ({problem}); {again}"]
+        return []
+
+    def _identity(self) -> dict[str, str]:
+        return {"tracking_uri": without_password(self.tracking_uri or ""), "name": self.path.parent.resolve().name}
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -15,9 +16,11 @@ from msggan.options import (
     parse_with,
     place_options,
     place_problems,
+    tracking_option,
     train_options,
 )
 from msggan.program import EXIT_CODES, output_option, output_problems, print_json, run_program
+from msggan.tracking_uri import chosen_tracking_uri, tracking_uri_problems
 
 if TYPE_CHECKING:
     from msggan.trainer import RunResult
@@ -28,22 +31,38 @@ if TYPE_CHECKING:
 @click.option("--run-dir", metavar="DIR", help="The run folder. One that holds a run already is resumed.")
 @train_options
 @place_options
+@tracking_option
 @output_option
 def train(
-    *, data: str | None, run_dir: str | None, device: str, workers: str, output: str, **texts: str | bool | None
+    *,
+    data: str | None,
+    run_dir: str | None,
+    device: str,
+    workers: str,
+    tracking_uri: str | None,
+    output: str,
+    **texts: str | bool | None,
 ) -> int:
     """Train a multi-scale GAN on your own images.
 
     The same command again resumes the run; --kimg, the intervals and --num-samples may then differ.
     """
     problems = data_problems(data) + run_dir_problems(run_dir)
-    problems += place_problems(device, workers) + output_problems(output)
+    problems += place_problems(device, workers) + tracking_uri_problems(tracking_uri, os.environ)
+    problems += output_problems(output)
     config = parse_with(problems, texts)
     place = Place(device, int(workers))
 
     from msggan.trainer import Trainer
 
-    trainer = Trainer(config, data=str(data), run_dir=str(run_dir), device=place.device, workers=place.workers)
+    trainer = Trainer(
+        config,
+        data=str(data),
+        run_dir=str(run_dir),
+        device=place.device,
+        workers=place.workers,
+        tracking_uri=chosen_tracking_uri(tracking_uri, os.environ),
+    )
     result = trainer.run()
     show(result, output)
     return EXIT_CODES[result.state]

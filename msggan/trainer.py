@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 
 from msggan.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint, save_generator
-from msggan.config import TrainConfig, resolve
-from msggan.data import ImageDataset, SampleStream, find_images, median_shorter_side, to_float
+from msggan.config import TrainConfig, resolve, said
+from msggan.data import SampleStream, to_float
 from msggan.device import choose_device, has_fast_bfloat16
 from msggan.errors import DataError, RunFolderError, TrainingError
 from msggan.metrics import sliced_wasserstein
 from msggan.networks import Discriminator, Generator
+from msggan.notebook import choose_progress
 from msggan.pictures import find_samples, generate, write_samples
-from msggan.progress import Progress
 from msggan.randomness import Purpose, latents
+from msggan.run import Run
 from msggan.run_folder import RunFolder
 from msggan.run_state import RunState, begin, end, is_owned, owned, taken
+from msggan.sources import open_source
 from msggan.steps import Adversaries
 from msggan.tracking import Tracker
 
@@ -46,6 +48,9 @@ class RunResult:
     images_seen: int
     metrics: dict[str, float]
     next: list[str] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        return Run(self.run_dir)._repr_html_()
 
 
 @dataclass
@@ -85,8 +90,10 @@ class Trainer:
     """Trains on the images at `data` and keeps everything in `run_dir`; a folder that holds a run resumes it.
 
     device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0 is as many as there are cores.
-    messages: where progress is told, by default stderr. Raises `UsageError`, `DataError` or `RunFolderError` before
-    anything is written; `run` may also raise `CheckpointError` and `TrainingError`.
+    tracking_uri: an MLflow that is told too; the run does not depend on it.
+    messages: where progress is told; by default stderr, and in a notebook a display that is updated in place.
+    Raises `UsageError`, `DataError` or `RunFolderError` before anything is written; `run` may also raise
+    `CheckpointError` and `TrainingError`.
     """
 
     def __init__(
@@ -97,6 +104,7 @@ class Trainer:
         run_dir: str | Path,
         device: str = "auto",
         workers: int = 0,
+        tracking_uri: str | None = None,
         messages: TextIO | None = None,
     ) -> None:
         self.folder = RunFolder(run_dir)
@@ -104,16 +112,16 @@ class Trainer:
             raise taken(self.folder)
         self.device = choose_device(device)
         self.data = data
-        files = find_images(data)
+        source = open_source(data)
         self.config = self.folder.continued(config) or resolve(
-            config,
-            shorter_side_px=median_shorter_side(files),
+            TrainConfig(**{**source.settled, **said(config)}),
+            shorter_side_px=source.median_shorter_side(),
             device=self.device.type,
             has_fast_bfloat16=has_fast_bfloat16(self.device),
         )
-        self.progress = Progress(total_images=round(self.config.kimg * 1000), stream=messages)
-        self.dataset = ImageDataset(
-            files,
+        total_images = round(self.config.kimg * 1000)
+        self.progress = choose_progress(self.folder, total_images=total_images, stream=messages)
+        self.dataset = source.dataset(
             resolution=self.config.resolution,
             background=self.config.background,
             workers=workers,
@@ -124,7 +132,7 @@ class Trainer:
             self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
         )
         self.adversaries = Adversaries(self.config, self.device)
-        self.tracker = Tracker(self.folder.metrics)
+        self.tracker = Tracker(self.folder.metrics, tracking_uri=tracking_uri)
         self.state: RunState | None = None
         self.interval = Interval()
         self.seconds = 0.0  # spent on steps, over all the processes that have worked on this run
@@ -157,7 +165,7 @@ class Trainer:
         """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Run again, it goes on from there."""
         with _polite_stop() as stop, owned(self.folder), self._recorded():
             self._begin_or_resume()
-            with self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
+            with self._tracked(), self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
                 self._train(batches, stop)
             return self._leave("completed" if self._finished() else stop.state or "completed")
 
@@ -224,6 +232,7 @@ class Trainer:
             **measured,
         }
         self.tracker.report(self.metrics)
+        self._say_each(self.tracker.news())
         self.interval = Interval()
         self.progress.report(self.metrics, seconds_left=self._seconds_left())
 
@@ -272,6 +281,7 @@ class Trainer:
         self.metrics = self.tracker.newest()
         self.state = begin(self.folder, data=str(self.data), images_seen=self.images_seen)
         self.progress.open_log(self.folder.log)
+        self._say_each(self.tracker.begin())
         self.began, self.began_images = time.perf_counter(), self.images_seen
         self.progress.say(
             f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
@@ -299,6 +309,7 @@ class Trainer:
     def _leave(self, state: str) -> RunResult:
         self.progress.close()
         self._end(state)
+        self._say_each(self.tracker.close(state))
         skipped = self.dataset.skipped
         if skipped:
             named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:SKIPPED_IMAGES_NAMED])
@@ -314,6 +325,22 @@ class Trainer:
             f"Stopped after {self.images_seen / 1000:g} kimg.{look} The same command again goes on from here."
         )
         return RunResult(state, self.folder.path, self.images_seen, self.metrics, [shlex.join(again)])
+
+    def _say_each(self, lines: list[str]) -> None:
+        for line in lines:
+            self.progress.say(line)
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Tells MLflow of a run that fails. One that is stopped at once does not wait for it."""
+        try:
+            yield
+        except Exception:
+            self._say_each(self.tracker.close("failed"))
+            raise
+        except BaseException:
+            self.tracker.close("interrupted", wait=False)
+            raise
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from msggan.program import OUTPUT_VARIABLE, StoppedError
 from orchestration.errors import JobFailedError, ReportedError
 
 
@@ -46,6 +49,20 @@ def start(command: list[str], environ: dict[str, str], **streams: Any) -> subpro
         )
     except OSError as error:
         raise JobFailedError(f"Cannot start {shlex.join(command[:3])}: {error.strerror}.") from None
+
+
+def result_of(module: str, words: list[str], *, expects: str, process: str, hint: str) -> dict[str, Any]:
+    """What `python -m MODULE words` told of, with all of its stderr shown. Raises its error, or how it died silently.
+
+    expects: a key of every result. process: what it was, as "sampling". hint: what to do if it died.
+    """
+    ending = follow([sys.executable, "-m", module, *words], {**os.environ, OUTPUT_VARIABLE: "json"})
+    told = told_by(ending)
+    if expects in told:
+        return told
+    if ending.terminated_by_us:  # SIGTERM came before the child could have answered it
+        raise StoppedError("cancelled", 6, "Stopped by SIGTERM.")
+    raise silent_death(ending.status, process=process, hint=hint)
 
 
 def told_by(ending: Ending) -> dict[str, Any]:

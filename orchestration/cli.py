@@ -15,24 +15,19 @@ from typing import Any
 import click
 
 from msggan.errors import UsageError
+from msggan.export_options import export_options, parse_export
 from msggan.options import (
     Place,
     data_option,
     data_problems,
     parse_with,
+    path_problems,
     place_options,
     place_problems,
     train_options,
 )
-from msggan.program import (
-    OUTPUT_VARIABLE,
-    StoppedError,
-    output_option,
-    output_problems,
-    print_json,
-    report,
-    run_program,
-)
+from msggan.pack_options import pack_options, parse_pack, show_pack
+from msggan.program import StoppedError, output_option, output_problems, print_json, report, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.runs import find_run, run_problems
 from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
@@ -76,11 +71,11 @@ def msggan_aml(context: click.Context) -> int:
     return 0
 
 
-@msggan_aml.command(short_help="Train on a folder or a zip of images.")
+@msggan_aml.command(short_help="Train on a folder, a zip or a pack of images.")
 @data_option
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
-@settings_options("runs_dir")
+@settings_options("runs_dir", "tracking_uri")
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
 @click.option("--detach", is_flag=True, help="Return as soon as training has begun, and leave it to itself.")
 @train_options
@@ -99,7 +94,7 @@ def submit(
     output: str,
     **texts: str | bool | None,
 ) -> int:
-    """Train on the images in a folder or a zip, and follow the run to its end.
+    """Train on the images in a folder, a zip or a pack, and follow the run to its end.
 
     The same command again resumes the run; --kimg, the intervals, --num-samples, --device and --workers may then
     differ.
@@ -113,7 +108,7 @@ def submit(
     spec = RunSpec(config, images, default_name(images) if name is None else name, Place(device, int(workers)))
 
     choice = choose(target, settings.workspace)
-    serving = build_target(choice.target, runs_dir=settings.runs_dir)
+    serving = build_target(choice.target, runs_dir=settings.runs_dir, tracking_uri=settings.tracking_uri)
     plan = serving.plan(spec)
     tell(f"Target: {choice.target} ({choice.reason}).")
     tell(f"Run folder: {plan['run_dir']}")
@@ -211,17 +206,52 @@ def sample(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
     """
     options = parse_sample(run_problems(run, runs_dir) + output_problems(output), texts)
 
-    from orchestration.child import follow, silent_death, told_by
+    from orchestration.child import result_of
 
-    program = [sys.executable, "-m", "msggan.sample", "--run-dir", str(find_run(run, runs_dir))]
-    ending = follow([*program, *options.to_argv()], {**os.environ, OUTPUT_VARIABLE: "json"})
-    told = told_by(ending)
-    if ending.terminated_by_us and not told:  # SIGTERM came before the child could have answered it
-        raise StoppedError("cancelled", 6, "Stopped by SIGTERM.")
-    if "files" not in told:
-        raise silent_death(ending.status, process="sampling", hint="Run it again with --force.")
+    words = ["--run-dir", str(find_run(run, runs_dir)), *options.to_argv()]
+    told = result_of("msggan.sample", words, expects="files", process="sampling", hint="Run it again with --force.")
     show_files(told["files"], output)
-    return ending.status
+    return 0
+
+
+@msggan_aml.command(short_help="Write a trained run for other programs.")
+@run_argument
+@runs_dir_option
+@export_options
+@output_option
+def export(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
+    """Write the generator of a run, named or by its folder, for other programs.
+
+    The ONNX file takes `latents` (N, L), each of norm √L, and gives `images_4px`, `images_8px`, … in about [-1, 1].
+    """
+    options = parse_export(run_problems(run, runs_dir) + output_problems(output), texts)
+
+    from orchestration.child import result_of
+
+    words = ["--run-dir", str(find_run(run, runs_dir)), *options.to_argv()]
+    told = result_of("msggan.export", words, expects="files", process="exporting", hint="Run it again.")
+    show_files(told["files"], output)
+    return 0
+
+
+@msggan_aml.command(short_help="Make one file of images, to train on in their place.")
+@click.argument("folder", metavar="FOLDER|ZIP")
+@click.argument("out", metavar="OUT")
+@pack_options
+@output_option
+def pack(*, folder: str, out: str, output: str, **texts: Any) -> int:
+    """Decode the images in a folder or zip into one file, OUT.safetensors, which --data takes in their place.
+
+    Training on it equals training on the images, and begins at once. The same images make the same file.
+    """
+    options = parse_pack(path_problems(folder) + output_problems(output), out, texts)
+
+    from orchestration.child import result_of
+
+    words = ["--data", folder, "--out", out, *options.to_argv()]
+    told = result_of("msggan.pack", words, expects="path", process="packing", hint="Run it again.")
+    show_pack(told, output)
+    return 0
 
 
 @msggan_aml.command(short_help="Make what a workspace needs to train.")

@@ -19,6 +19,7 @@ from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.program import EXIT_CODES, OUTPUT_VARIABLE
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, read_note
+from msggan.tracking_uri import TRACKING_VARIABLES, without_password
 from orchestration.child import Ending, follow, silent_death, start, told_by
 from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError
@@ -34,10 +35,14 @@ STOPS_WITHIN_SECONDS = 60
 
 @dataclass(frozen=True)
 class LocalTarget:
-    """This machine. Runs live in `runs_dir`/NAME; `python` is the interpreter that trains."""
+    """This machine. Runs live in `runs_dir`/NAME; `python` is the interpreter that trains.
+
+    tracking_uri: the MLflow that runs are told to, `none` for none, by default a database among the runs.
+    """
 
     runs_dir: str | Path = DEFAULT_RUNS_DIR
     python: str = sys.executable
+    tracking_uri: str | None = None
 
     name = "local"
 
@@ -47,7 +52,7 @@ class LocalTarget:
         return {
             "target": self.name,
             "command": spec.command(data=str(spec.data), run_dir=run_dir, python=self.python),
-            "env": {OUTPUT_VARIABLE: "json"},
+            "env": self._variables(with_password=False),
             "run_dir": run_dir,
         }
 
@@ -57,7 +62,7 @@ class LocalTarget:
         Raises MsgganError if the run cannot begin or fails.
         """
         plan = self.plan(spec)
-        environ = {**os.environ, **plan["env"]}
+        environ = {**os.environ, **self._variables(with_password=True)}
         if detach:
             return self._submit_detached(spec, plan["command"], environ)
         return self._built_run(spec, follow(plan["command"], environ))
@@ -102,6 +107,12 @@ class LocalTarget:
     def weights(self, name: str) -> str:
         """Where the run's generator lies on this machine: its folder."""
         return str(self._folder(name))
+
+    def _variables(self, *, with_password: bool) -> dict[str, str]:
+        """What a run is told by its environment; an address that holds a password is nothing to be shown."""
+        uri = self.tracking_uri or f"sqlite:///{(Path(self.runs_dir) / 'mlflow.db').as_posix()}"
+        is_shown = with_password or uri == without_password(uri)
+        return {OUTPUT_VARIABLE: "json", **({TRACKING_VARIABLES[0]: uri} if is_shown else {})}
 
     def _folder(self, name: str) -> RunFolder:
         return RunFolder(Path(self.runs_dir) / name)

@@ -18,12 +18,11 @@ import click
 
 from msggan.config import KINDS, Range, flag
 from msggan.errors import UsageError
+from msggan.tracking_uri import NO_TRACKING, TRACKING_VARIABLES, tracking_uri_complaint
 from orchestration.settings_file import SECRETS, SettingsFile, read_settings_file
 from orchestration.workspace import WORKSPACE_HELP, WORKSPACE_TABLE, WORKSPACE_VARIABLES, Workspace, find_workspace
 
 SETTINGS_TABLE = "azure"
-# What `tracking_uri` is where runs are not to be tracked.
-NO_TRACKING = "none"
 
 # What the command line gives: by name a text, or true or false; None where nothing was said.
 Flags = Mapping[str, str | bool | None]
@@ -44,10 +43,23 @@ def setting(
     range: Range | None = None,  # noqa: A002
     pattern: str = r".+",
     in_words: str = "a text that is not empty",
+    complaint: Callable[[str], str] = lambda text: "",
     also: tuple[str, ...] = (),
 ) -> Any:
-    """A field of Settings that can be said. also: variables that are looked at after its own."""
-    about = {"help": help, "default": default, "range": range, "pattern": pattern, "in_words": in_words, "also": also}
+    """A field of Settings that can be said.
+
+    complaint: what stands against a text that fits the pattern, the end of a sentence. also: variables that are looked
+    at after its own.
+    """
+    about = {
+        "help": help,
+        "default": default,
+        "range": range,
+        "pattern": pattern,
+        "in_words": in_words,
+        "complaint": complaint,
+        "also": also,
+    }
     return field(metadata=about)
 
 
@@ -74,7 +86,8 @@ class Settings:
     runs_dir: str = setting("The folder of the run folders.", default="runs")
     tracking_uri: str = setting(
         f"Where MLflow keeps the runs; `{NO_TRACKING}`: nowhere. Default: mlflow.db in the folder of the runs.",
-        also=("MLFLOW_TRACKING_URI",),
+        complaint=tracking_uri_complaint,
+        also=TRACKING_VARIABLES[1:],
     )
     compute: str = setting(
         "The cluster that trains.",
@@ -164,6 +177,7 @@ class Setting(NamedTuple):
     range: Range | None
     pattern: str
     in_words: str
+    complaint: Callable[[str], str]
     variables: tuple[str, ...]
 
 
@@ -268,6 +282,8 @@ def _checked(spec: Setting, said: Said, problems: list[str]) -> Any:
         problems.append(f"{said.label} {_written(said.value)}: must be {spec.range}.")
     elif spec.kind is str and not re.fullmatch(spec.pattern, value):
         problems.append(f"{said.label} {value}: must be {spec.in_words}.")
+    elif spec.kind is str and (complaint := spec.complaint(value)):
+        problems.append(f"{said.label} {without_secrets(value)}: {complaint}")
     return value if said.folder is None else _from_folder(spec.name, value, said.folder)
 
 

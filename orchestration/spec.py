@@ -16,7 +16,7 @@ from msggan.options import Place, to_argv
 from msggan.program import EXIT_CODES
 
 LONGEST_NAME = 63
-ARCHIVES = (".zip",)
+ARCHIVES = (".zip", ".safetensors")
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,10 @@ def choose(asked: str, workspace: Workspace | None) -> Choice:
     return Choice("local", f"this version does not submit to Azure ML yet, though {workspace.source} names a workspace")
 
 
-def build_target(name: str, *, runs_dir: str) -> Target:
+def build_target(name: str, *, runs_dir: str, tracking_uri: str | None = None) -> Target:
     from orchestration.local import LocalTarget  # a target is loaded when it serves
 
-    return {"local": LocalTarget}[name](runs_dir)
+    return {"local": LocalTarget}[name](runs_dir, tracking_uri=tracking_uri)
 
 
 def target_of(named: str, *, runs_dir: str) -> tuple[Target, str]:

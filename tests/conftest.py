@@ -24,6 +24,7 @@ pytest_plugins = ["azure_local.fixtures"]
 # One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when
 # it is imported, which comes later.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -31,6 +32,8 @@ PROGRAMS = {
     "msggan-aml": ["-c", "from orchestration.cli import main; main()"],
     "msggan.train": ["-m", "msggan.train"],
     "msggan.sample": ["-m", "msggan.sample"],
+    "msggan.pack": ["-m", "msggan.pack"],
+    "msggan.export": ["-m", "msggan.export"],
 }
 
 
@@ -70,11 +73,14 @@ def tiny_images(tmp_path: Path) -> Path:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's variables without those that our programs read, and with this checkout's packages first."""
-    ours = ("MSGGAN_", "AZUREML_", "MLFLOW_TRACKING_")
+    """This process's variables without those that our programs read, and with this checkout's packages first.
+
+    Runs are told to no MLflow unless a test says so: importing it takes longer than training them.
+    """
+    ours = ("MSGGAN_", "AZUREML_", "MLFLOW_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = os.pathsep.join(filter(None, [str(REPOSITORY), kept.get("PYTHONPATH", "")]))
-    return {**kept, "PYTHONPATH": path, **extra}
+    return {**kept, "PYTHONPATH": path, "MSGGAN_TRACKING_URI": "none", **extra}
 
 
 def command_line(program: str, *words: object) -> list[str]:
@@ -112,6 +118,16 @@ def started(folder: Path, program: str, *words: object) -> Iterator[subprocess.P
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def stopped(process: subprocess.Popen[str], by: str) -> Ended:
+    """A program that gets Ctrl-C as from a terminal, which sends it to all that run in it, or SIGTERM alone."""
+    if by == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid, signal.SIGTERM)
+    stdout, stderr = process.communicate()
+    return Ended(process.returncode, stdout, stderr)
 
 
 def wait_for(reached: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:

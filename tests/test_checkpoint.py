@@ -367,9 +367,37 @@ def test_a_generator_of_any_shape_comes_back(tmp_path: Path, resolution: int, de
     assert (ours.depth, ours.equalized) == (depth, equalized)
 
 
-def test_a_folder_without_weights_says_when_there_will_be_some(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no such file[\s\S]*first checkpoint"):
+def test_a_run_without_weights_says_when_there_will_be_some(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(asdict(small_config(checkpoint_kimg=2.5))))
+    with pytest.raises(CheckpointError) as raised:
         load_generator(tmp_path)
+    assert raised.value.message == f"{tmp_path}: has no weights yet."
+    assert raised.value.hint.startswith("The first checkpoint comes at 2.5 kimg, or when training ends before.")
+    assert raised.value.hint.endswith(f"msggan-aml status {tmp_path}")
+
+
+@pytest.mark.parametrize("config", ["", "{}", "[]", '{"checkpoint_kimg": "soon"}', "[" * 100_000])
+def test_a_run_whose_configuration_is_damaged_has_no_weights_yet_either(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"has no weights yet\.\nThey are there after the first checkpoint\."):
+        load_generator(tmp_path)
+
+
+def test_a_folder_that_is_no_run_and_a_file_that_is_not_there_are_called_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is no run folder[\s\S]*Name the folder of a run"):
+        load_generator(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no such file[\s\S]*Name a run folder"):
+        load_generator(tmp_path / "missing")
+
+
+def test_a_file_of_other_tensors_is_told_from_a_damaged_and_from_a_newer_one(run_folder: Path) -> None:
+    path, tensors = run_folder / "generator.safetensors", Generator(2, 16).state_dict()
+    save_file(tensors, path, {"format_version": "1"})  # as a checkpoint is
+    with pytest.raises(CheckpointError, match="holds no generator that msggan saved"):
+        load_generator(path)
+    save_file(tensors, path, {"format_version": "2", "config": "of another kind"})
+    with pytest.raises(CheckpointError, match=r"another version of msggan \(format 2, this one has 1\)"):
+        load_generator(path)
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, make_foreign, make_a_folder])

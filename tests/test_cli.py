@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import Ended, draw_tiny_images, environment, run_in, started, wait_for
+from conftest import Ended, draw_tiny_images, environment, run_in, started, stopped, wait_for
 
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
@@ -35,6 +34,8 @@ SMALL = [*WHAT, "--kimg", "0.04", "--device", "cpu"]
 ENDLESS = [*WHAT, "--kimg", "1000000", "--metric-kimg", "0.024", "--device", "cpu"]
 WORKSPACE = {"subscription_id": "s", "resource_group": "g", "workspace_name": "w"}
 RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
+
+TRACKED = {"MSGGAN_TRACKING_URI": ""}  # as it is where nothing is said
 
 RunProgram = Callable[..., Ended]
 posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
@@ -108,7 +109,7 @@ def test_json_asked_for_by_a_flag_holds_for_options_that_cannot_be_read(run_prog
 def test_an_unknown_output_is_told_with_the_other_complaints(run_program: RunProgram) -> None:
     ended = run_program("msggan-aml", "submit", "-o", "xml")
     assert ended.stderr.splitlines() == [
-        "Error: --data: is missing. Name a folder or a zip of images.",
+        "Error: --data: is missing. Name a folder, a zip or a pack of images.",
         "Error: --output xml: is not one of text, json.",
     ]
 
@@ -205,13 +206,13 @@ def test_a_workspace_is_seen_and_said_not_to_be_used_yet(run_program: RunProgram
 def test_a_dry_run_prints_the_command_and_starts_nothing(run_program: RunProgram, tmp_path: Path) -> None:
     words = ["submit", "--data", "tiny", "--target", "local", *SMALL, "--no-mirror"]
     run_dir = str(Path("runs/tiny"))
-    assert run_program("msggan-aml", *words, "--dry-run", "-o", "json").json == {
+    assert run_program("msggan-aml", *words, "--dry-run", "-o", "json", **TRACKED).json == {
         "target": "local",
         "command": [
             *[sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", run_dir],
             *[*WHAT, "--kimg", "0.04", "--no-mirror", "--device", "cpu"],
         ],
-        "env": {"MSGGAN_OUTPUT": "json"},
+        "env": {"MSGGAN_OUTPUT": "json", "MSGGAN_TRACKING_URI": "sqlite:///runs/mlflow.db"},
         "run_dir": run_dir,
     }
     assert not (tmp_path / "runs").exists()
@@ -219,9 +220,10 @@ def test_a_dry_run_prints_the_command_and_starts_nothing(run_program: RunProgram
 
 @pytest.mark.usefixtures("tiny_images")
 def test_a_dry_run_in_text_is_a_line_that_a_shell_can_run(run_program: RunProgram) -> None:
-    (line,) = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run").stdout.splitlines()
-    variable, *command = shlex.split(line)
-    assert variable == "MSGGAN_OUTPUT=json"
+    (line,) = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run", **TRACKED).stdout.splitlines()
+    words = shlex.split(line)
+    variables, command = words[:2], words[2:]
+    assert variables == ["MSGGAN_OUTPUT=json", "MSGGAN_TRACKING_URI=sqlite:///runs/mlflow.db"]
     assert command == [sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", str(Path("runs/tiny"))]
 
 
@@ -239,7 +241,7 @@ def test_complaints_about_settings_come_with_all_others(run_program: RunProgram,
     ended = run_program("msggan-aml", "submit", "--kimg", "0")
     assert ended.exit_code == 2
     assert ended.stderr.splitlines() == [
-        "Error: --data: is missing. Name a folder or a zip of images.",
+        "Error: --data: is missing. Name a folder, a zip or a pack of images.",
         f"Error: {tmp_path / 'msggan.toml'}: [azure] run_dir: means nothing here. Did you mean runs_dir?",
         "Error: --kimg 0: must be more than 0.",
     ]
@@ -400,6 +402,9 @@ def test_a_folder_without_images_is_the_childs_error_told_once(run_program: RunP
     assert "Traceback" not in ended.stderr
 
 
+ENDINGS = {"Ctrl-C": ("interrupted", 130), "SIGTERM": ("cancelled", 6)}
+
+
 @contextmanager
 def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A training that goes on for ever, past its first steps."""
@@ -416,23 +421,15 @@ def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Pope
         ("msggan-aml", ["submit", "--data", "tiny"]),
     ],
 )
-@pytest.mark.parametrize(
-    "stopped", [("Ctrl-C", "interrupted", 130), ("SIGTERM", "cancelled", 6)], ids=lambda stopped: stopped[0]
-)
+@pytest.mark.parametrize("by", ENDINGS)
 @pytest.mark.usefixtures("tiny_images")
-def test_a_stopped_run_leaves_a_checkpoint_and_says_so(
-    tmp_path: Path, program: str, words: list[str], stopped: tuple[str, str, int]
-) -> None:
-    by, state, exit_code = stopped
+def test_a_stopped_run_leaves_a_checkpoint_and_says_so(tmp_path: Path, program: str, words: list[str], by: str) -> None:
+    state, exit_code = ENDINGS[by]
     with endless(program, *words, folder=tmp_path) as process:
-        if by == "Ctrl-C":
-            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all that run in it
-        else:
-            os.kill(process.pid, signal.SIGTERM)
-        stdout, stderr = process.communicate()
-    assert process.returncode == exit_code, stderr
-    assert json.loads(stdout)["state"] == state
-    assert "Traceback" not in stderr
+        ended = stopped(process, by)
+    assert ended.exit_code == exit_code, ended.stderr
+    assert ended.json["state"] == state
+    assert "Traceback" not in ended.stderr
     assert list(tmp_path.glob("runs/tiny/checkpoints/*.safetensors"))
 
 

@@ -434,11 +434,11 @@ def encrypted_zip(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("made", "complaint"),
     [
-        (not_there, "no such folder or zip."),
+        (not_there, "no such folder, zip or pack."),
         (empty, "no image in it."),
         (without_images, "no image in it."),
         (empty_zip, "no image in it."),
-        (text_file, "neither a folder nor a zip."),
+        (text_file, "neither a folder, a zip nor a pack."),
         (cut_zip, "a damaged zip."),
         (cut_zip_of_another_name, "a damaged zip."),
         (encrypted_zip, "secret.png in it is encrypted."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from msggan.errors import DataError, FilmError
-from msggan.films import enlarged, loop, size_of_all, slides, write_film
+from msggan.films import Film, interpolation, loop, size_of_all, slides, write_film
+from msggan.networks import Generator
+from msggan.pictures import enlarged
 from msggan.randomness import latents
 
 
@@ -179,3 +182,24 @@ def test_what_breaks_while_a_film_is_written_ends_ffmpeg_too(tmp_path: Path) -> 
 
     with pytest.raises(DataError, match="gone"):
         write_film(tmp_path / "a.mp4", frames(), fps=10)
+
+
+# In a notebook
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.mp4", "video/mp4"), ("a.webp", "image/webp")])
+def test_a_notebook_is_given_the_whole_film(tmp_path: Path, name: str, kind: str) -> None:
+    film = interpolation(Generator(2, 8), [1, 2], tmp_path / name, seconds=0.2)
+    (content,) = re.findall(f'src="data:{kind};base64,([^"]+)"', film._repr_html_())
+    assert base64.b64decode(content) == (tmp_path / name).read_bytes()
+
+
+def test_a_film_that_was_removed_is_no_longer_shown() -> None:
+    assert Film(Path("<b>.mp4"))._repr_html_() == "<p>&lt;b&gt;.mp4: no longer there.</p>"
+
+
+@pytest.mark.parametrize(("seeds", "name"), [([1], "a.mp4"), ([1, 2], "a.gif")])
+def test_a_film_of_one_seed_or_of_another_kind_is_refused(tmp_path: Path, seeds: list[int], name: str) -> None:
+    with pytest.raises(FilmError, match=r"Give two seeds or more, and a path that ends in \.mp4 or \.webp"):
+        interpolation(Generator(2, 8), seeds, tmp_path / name)
+    assert not (tmp_path / name).exists()

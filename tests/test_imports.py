@@ -15,21 +15,32 @@ from conftest import REPOSITORY, environment
 import msggan
 import orchestration
 
-HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "PIL", "safetensors", "mlflow", "azure"}
+HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "onnx", "PIL", "safetensors", "mlflow", "azure"}
 
 LIGHT_MODULES = [
     "environments",
     "msggan",
     "msggan.config",
+    "msggan.config_table",
+    "msggan.delivered",
+    "msggan.delivery",
+    "msggan.delivery_process",
     "msggan.errors",
+    "msggan.export",
+    "msggan.export_options",
     "msggan.files",
+    "msggan.html",
+    "msggan.mlflow_run",
     "msggan.options",
+    "msggan.pack",
+    "msggan.pack_options",
     "msggan.program",
     "msggan.run_folder",
     "msggan.run_state",
     "msggan.sample",
     "msggan.sample_options",
     "msggan.tracking",
+    "msggan.tracking_uri",
     "msggan.train",
     "orchestration",
     "orchestration.child",
@@ -50,19 +61,38 @@ LIGHT_MODULES = [
 GROUND_FLOOR = {
     "msggan",
     "msggan.config",
+    "msggan.config_table",
+    "msggan.delivered",
+    "msggan.delivery_process",
     "msggan.errors",
+    "msggan.export_options",
     "msggan.files",
+    "msggan.html",
     "msggan.options",
+    "msggan.pack_options",
     "msggan.program",
     "msggan.run_folder",
     "msggan.run_state",
     "msggan.sample_options",
     "msggan.tracking",
+    "msggan.tracking_uri",
 }
-LOOPS = {"msggan.steps", "msggan.trainer", "msggan.train", "msggan.sampler", "msggan.sample"}
+LOOPS = {
+    "msggan.notebook",
+    "msggan.run",
+    "msggan.steps",
+    "msggan.trainer",
+    "msggan.train",
+    "msggan.sampler",
+    "msggan.sample",
+    "msggan.pack",
+    "msggan.export",
+    "msggan.mlflow_run",
+    "msggan.delivery",
+}
 ADAPTERS = ("orchestration.local", "orchestration.azure")
 TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
-KNOWS_MLFLOW = ("msggan.tracking", "orchestration.azure")
+KNOWS_MLFLOW = ("msggan.mlflow_run", "msggan.delivery", "orchestration.azure")
 
 
 def floor(module: str) -> int:

@@ -1,4 +1,4 @@
-"""Do BMSG-GAN's own files load under our names, and do files with code in them execute nothing?"""
+"""Do BMSG-GAN's own files load under our names, go back under theirs, and execute nothing that is in them?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 from msggan.errors import CheckpointError
-from msggan.legacy import convert_state_dict, load_legacy
+from msggan.legacy import convert_state_dict, load_legacy, save_legacy, to_legacy_state_dict
 from msggan.networks import Discriminator, Generator
 
 # BMSG-GAN's name → ours, at depth 4, written out by hand: I is 0 … 3 in the generator.
@@ -139,6 +140,79 @@ def test_names_of_neither_network_are_refused(name: str, beside: str) -> None:
 def test_any_other_name_is_refused_in_one_way(names: list[str]) -> None:
     with pytest.raises(CheckpointError):
         convert_state_dict(dict.fromkeys(names, torch.zeros(1)))
+
+
+# The way back
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> Generator | Discriminator:
+    """Either network, as deep and as wide as is quick."""
+    depth = draw(st.integers(1, 8))
+    width = draw(st.sampled_from([size for size in (2, 4, 8, 16) if size >= 2 ** max(0, depth - 4)]))
+    network = draw(st.sampled_from([Generator, Discriminator]))
+    return network(depth, width, equalized=draw(st.booleans()))
+
+
+@given(network=networks(), data_parallel=st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_what_is_converted_back_converts_to_the_same(network: Generator | Discriminator, data_parallel: bool) -> None:
+    ours = network.state_dict()
+    there_and_back = convert_state_dict(to_legacy_state_dict(ours, data_parallel=data_parallel))
+    assert list(there_and_back) == list(ours)
+    assert all(there_and_back[name] is tensor for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize(
+    ("network", "names", "wrapped"), [(Generator, GENERATOR, in_front), (Discriminator, DISCRIMINATOR, in_the_middle)]
+)
+def test_our_names_become_the_originals_as_a_cpu_and_as_a_gpu_saves_them(
+    network: type[Generator | Discriminator], names: dict[str, str], wrapped: Callable[[str], str]
+) -> None:
+    def wrapped_where_it_is(name: str) -> str:
+        return name if name.startswith("final_") else wrapped(name)
+
+    ours = network(4, 8).state_dict()
+    assert to_legacy_state_dict(ours).keys() == originals(ours, names, plain).keys()
+    on_gpu = to_legacy_state_dict(ours, data_parallel=True)
+    assert on_gpu.keys() == originals(ours, names, wrapped_where_it_is).keys()
+
+
+@pytest.mark.parametrize("name", ["bmsg_gan_32px", "bmsg_gan_32px_plain"])
+@pytest.mark.parametrize("prefix", ["before.generator.", "before.discriminator.", "after.ema."])
+def test_the_originals_own_weights_come_back_under_their_own_names(name: str, prefix: str) -> None:
+    recorded = load_file(Path(__file__).parent / "golden" / f"{name}.safetensors")
+    theirs = {key.removeprefix(prefix): tensor for key, tensor in recorded.items() if key.startswith(prefix)}
+    assert theirs
+    back = to_legacy_state_dict(convert_state_dict(theirs))
+    assert list(back) == list(theirs)
+    assert all(back[key] is tensor for key, tensor in theirs.items())
+
+
+@pytest.mark.parametrize("name", ["", "layers.0.conv_1.weight", "from_rgb.x.weight", "module.last.conv_1.bias"])
+@pytest.mark.parametrize("beside", ["to_rgb.0.weight", "last.conv_1.weight"])
+def test_names_that_are_not_ours_are_refused(name: str, beside: str) -> None:
+    with pytest.raises(CheckpointError, match="no weight of our networks"):
+        to_legacy_state_dict({beside: torch.zeros(1), name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize("data_parallel", [True, False])
+def test_a_file_saved_is_one_of_tensors_alone_and_loads_again(tmp_path: Path, data_parallel: bool) -> None:
+    ours = Generator(4, 8).state_dict()
+    path = tmp_path / "GAN_GEN_SHADOW_1.pth"
+    save_legacy(path, ours, data_parallel=data_parallel)
+    saved = torch.load(path, weights_only=True)
+    assert type(saved) is dict
+    assert saved.keys() == to_legacy_state_dict(ours, data_parallel=data_parallel).keys()
+    loaded = load_legacy(path)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in ours.items())
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_part_of_a_larger_tensor_is_saved_without_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "GAN_GEN_1.pth"
+    save_legacy(path, {"to_rgb.0.weight": torch.zeros(1000, 1000)[:2, :2]})
+    assert path.stat().st_size < 10_000
 
 
 # Files with code in them

@@ -150,7 +150,7 @@ def test_a_missing_folder_is_named_with_those_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [None, ""])
 def test_missing_data_is_said_to_be_missing(data: str | None) -> None:
-    assert data_problems(data) == ["--data: is missing. Name a folder or a zip of images."]
+    assert data_problems(data) == ["--data: is missing. Name a folder, a zip or a pack of images."]
 
 
 @pytest.mark.parametrize("data", ["/nowhere/at/all", "x" * 5000, "a\0b"], ids=["deep", "long", "zero"])

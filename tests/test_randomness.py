@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msggan.randomness import Purpose, interpolation, latents, mirrored, numbers, order
+from msggan.randomness import Purpose, interpolation, latents, latents_of, mirrored, numbers, order
 
 LARGEST_SEED = 2**31 - 1
 seeds = st.integers(0, LARGEST_SEED)
@@ -123,3 +123,9 @@ def test_interpolation_is_spread_evenly_between_nought_and_one() -> None:
     assert shares.max() <= 1
     assert shares.mean().item() == pytest.approx(0.5, abs=0.02)
     assert shares.var().item() == pytest.approx(1 / 12, abs=0.005)
+
+
+def test_a_seeds_latent_is_its_first_whatever_stands_beside_it() -> None:
+    together = latents_of([3, 7, 3], 16)
+    assert together.dtype == torch.float32
+    assert torch.equal(together, torch.cat([latents(3, [0], 16), latents(7, [0], 16), latents(3, [0], 16)]))

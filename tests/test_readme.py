@@ -1,4 +1,4 @@
-"""Is every command and every piece of Python that README.md shows true?"""
+"""Is every command and every piece of Python that README.md and the pages in docs/ show true?"""
 
 from __future__ import annotations
 
@@ -9,53 +9,64 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Ended, environment, run_in
+from conftest import REPOSITORY, environment, run_in
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.split(" # ")[0].strip() for line in re.findall(r"^    (\S.*)$", README, flags=re.MULTILINE)]
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = ["README.md", "docs/first-run.md", "docs/own-images.md", "docs/reading-the-curves.md"]
+PYTHON = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
-# What makes a command of the README short enough for a test; of an option given twice the last counts.
-SHORT = ["--resolution", "8", "--latent-size", "8", "--kimg", "0.05"]
-OFTEN = ["--sample-kimg", "0.02"]  # two sample grids at least, for a film
+# What makes a command short enough for a test; of an option given twice the last counts.
+SMALL = ["--resolution", "8", "--latent-size", "8"]
+SHORT = [*SMALL, "--kimg", "0.05", "--sample-kimg", "0.02"]  # two sample grids at least, for a film
+ENDLESS = [*SMALL, "--kimg", "1000000"]
+SHORTER = {
+    "FOLDER": "flowers",
+    "--num 1000": "--num 20",
+    "--scale 16": "--scale 4",
+    "--resolution 32": "--resolution 8",
+}
 
 
-@pytest.fixture(scope="module")
-def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def commands_of(page: str) -> list[str]:
+    """Our commands that a page shows, in their order."""
+    lines = re.findall(r"^    (?:\.venv/bin/)?(msggan-aml .*)$", (REPOSITORY / page).read_text(encoding="utf-8"), re.M)
+    return [line.split(" # ")[0].strip() for line in lines]
+
+
+def shortened(command: str) -> list[str]:
+    for long, short in SHORTER.items():
+        command = command.replace(long, short)
+    words = shlex.split(command)[1:]
+    if words[0] == "submit":
+        return [*words, *(ENDLESS if "--detach" in words else SHORT)]
+    return [*words, "--seconds", "0.4"] if "film" in command else words
+
+
+@pytest.fixture
+def flowers(tmp_path: Path) -> Path:
     """A folder with `flowers` in it, drawn as `make demo` draws them, and a finished run of them."""
-    folder = tmp_path_factory.mktemp("readme")
     draw = [sys.executable, str(REPOSITORY / "examples" / "draw_flowers.py"), "flowers", "40"]
-    subprocess.run(draw, cwd=folder, check=True, capture_output=True)
-    trained = submit(folder, shlex.join(["msggan-aml", "submit", "--data", "flowers", *OFTEN]))
+    subprocess.run(draw, cwd=tmp_path, check=True, capture_output=True)
+    trained = run_in(tmp_path, "msggan-aml", "submit", "--data", "flowers", *SHORT)
     assert trained.exit_code == 0, trained.stderr
-    return folder
+    return tmp_path
 
 
-def submit(folder: Path, command: str) -> Ended:
-    return run_in(folder, "msggan-aml", *shlex.split(command)[1:], *SHORT)
-
-
-def test_the_readme_shows_commands_and_python() -> None:
-    assert any("make demo" in command for command in COMMANDS)
-    assert sum("msggan-aml submit" in command for command in COMMANDS) >= 2
-    assert sum("msggan-aml sample" in command for command in COMMANDS) >= 4
+def test_the_pages_show_commands_and_python() -> None:
+    assert {command.split()[1] for page in PAGES for command in commands_of(page)} >= SHOWN
+    assert all(commands_of(page) for page in PAGES)
     assert len(PYTHON) >= 3
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "msggan-aml submit" in command])
-def test_a_command_of_the_readme_trains(flowers: Path, command: str) -> None:
-    ended = submit(flowers, command.replace("FOLDER", "flowers") + " --name readme")
-    assert ended.exit_code == 0, ended.stderr
-    assert (flowers / "runs" / "readme" / "generator.safetensors").exists()
+SHOWN = {"submit", "sample", "export", "pack", "status", "list", "logs", "cancel", "download", "config"}
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "msggan-aml sample" in command])
-def test_a_command_of_the_readme_makes_images(flowers: Path, command: str) -> None:
-    words = shlex.split(command.replace("--num 1000", "--num 20").replace("--scale 16", "--scale 4"))[1:]
-    ended = run_in(flowers, "msggan-aml", *words, "--seconds", "0.4", "-o", "json")
-    assert ended.exit_code == 0, ended.stderr
-    assert ended.json["files"]
-    assert all((flowers / file).is_file() for file in ended.json["files"])
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_do_what_they_say_one_after_the_other(flowers: Path, page: str) -> None:
+    before = set(flowers.rglob("*"))
+    for command in commands_of(page):
+        ended = run_in(flowers, "msggan-aml", *shortened(command))
+        assert ended.exit_code == 0, f"{command}: {ended.stderr}"
+    assert set(flowers.rglob("*")) > before
 
 
 @pytest.mark.parametrize("code", PYTHON)

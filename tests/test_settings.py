@@ -52,7 +52,8 @@ def values_of(spec: Setting) -> st.SearchStrategy[Any]:
         return st.integers(int(low), int(high)) if spec.kind is int else st.floats(0.5, high)
     if spec.name == "identity":
         return st.sampled_from(["none", "system"])
-    return st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
+    words = st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
+    return words.map("http://{}".format) if spec.name == "tracking_uri" else words
 
 
 def as_text(value: Any) -> str:

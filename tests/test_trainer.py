@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from msggan import TrainConfig, Trainer, load_generator
 from msggan.checkpoint import newest_checkpoint
+from msggan.data import ImageDataset
 from msggan.errors import DataError, RunFolderError, TrainingError
 from msggan.tracking import read_metrics
 
@@ -278,7 +279,8 @@ def test_weights_of_another_shape_are_refused_by_name(tiny_images: Path, tmp_pat
 
 def test_an_image_that_vanishes_during_the_run_ends_it_with_its_name(tiny_images: Path, tmp_path: Path) -> None:
     ours = trainer(tiny_images, tmp_path / "run", kimg=1)
-    for entry in ours.dataset._training:
+    assert isinstance(ours.dataset, ImageDataset)
+    for entry in ours.dataset._entries:
         object.__setattr__(entry, "pixels", None)  # as if they had not fitted into memory
     (tiny_images / "07.png").unlink()
     with pytest.raises(TrainingError, match=r"07\.png") as stopped:

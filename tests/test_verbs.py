@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Ended, draw_tiny_images, run_in
+from conftest import Ended, draw_tiny_images, environment, run_in
 
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, read_note
@@ -113,6 +115,37 @@ def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> Non
     assert (listed.exit_code, listed.stdout) == (0, "")
     assert "msggan-aml submit --data FOLDER" in listed.stderr
     assert msggan_aml(tmp_path, "list", "-o", "json").json == {"runs": []}
+
+
+def test_a_run_is_told_to_the_mlflow_among_the_runs_and_a_resumed_one_goes_on_there(tmp_path: Path) -> None:
+    draw_tiny_images(tmp_path / "tiny")
+    words = ["msggan-aml", "submit", "--data", "tiny", *WHAT, "--loss", "hinge", "--metric-kimg", "0.02"]
+    for kimg in ("0.04", "0.08"):
+        ended = run_in(tmp_path, *words, "--kimg", kimg, MSGGAN_TRACKING_URI="")
+        assert ended.exit_code == 0, ended.stderr
+    (run,) = tracked_runs(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    assert (run["name"], run["loss_function"], run["kimg"]) == ("tiny", "hinge", "0.08")
+    reported = [json.loads(line) for line in (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    assert [report["images"] for report in reported] == [20, 40, 60, 80]
+    assert run["d_loss"] == [[report["images"], report["d_loss"]] for report in reported]
+
+
+LOOK = """
+import json, sys
+from mlflow import MlflowClient
+client = MlflowClient(sys.argv[1])
+(experiment,) = [one for one in client.search_experiments() if one.name == "msggan"]
+for run in client.search_runs([experiment.experiment_id]):
+    points = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, "d_loss"))
+    told = {"name": run.info.run_name, "kimg": run.data.tags["kimg"], "d_loss": points}
+    print(json.dumps({**told, "loss_function": run.data.params["loss_function"]}))
+"""
+
+
+def tracked_runs(uri: str) -> list[dict[str, object]]:
+    """What an MLflow has of each run."""
+    told = subprocess.check_output([sys.executable, "-c", LOOK, uri], env=environment(), encoding="utf-8")
+    return [json.loads(line) for line in told.splitlines()]
 
 
 # Stopping

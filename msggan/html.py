@@ -1,0 +1,116 @@
+"""How are numbers and pictures written as HTML that a notebook shows, complete in itself, on light and dark pages?"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+WIDTH, HEIGHT = 360, 150
+LEFT, RIGHT, TOP, BOTTOM = 48, 8, 20, 20
+POINTS_AT_MOST = 400
+# Of middle brightness, and told apart by the colour-blind.
+COLOURS = ("#3d85c6", "#e07b39", "#7aa32b")
+FAINT = "opacity:.65"
+NUMBER_STYLE = 'font-size="11" fill="currentColor" font-family="sans-serif"'
+
+Points = Sequence[tuple[float, float]]
+
+
+def escaped(text: object) -> str:
+    """Any text, so that it stands as it is between tags and in double quotes."""
+    return html.escape(str(text), quote=True)
+
+
+def embedded(content: bytes, kind: str) -> str:
+    """A file as an address that holds all of it. kind: its MIME type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def png(content: bytes, *, width_px: int, title: str) -> str:
+    """A picture of this width; small ones keep the edges of their pixels."""
+    style = f"width:{width_px}px;max-width:100%;image-rendering:pixelated"
+    source = embedded(content, "image/png")
+    return f'<img src="{source}" style="{style}" alt="{escaped(title)}" title="{escaped(title)}">'
+
+
+def bar(share: float) -> str:
+    """How much is done. share: in [0, 1]."""
+    done = 100 * min(1.0, max(0.0, share))
+    track = "width:360px;max-width:100%;height:6px;border-radius:3px;background:rgba(128,128,128,.3);margin:4px 0"
+    return (
+        f'<div style="{track}"><div style="width:{done:.1f}%;height:6px;border-radius:3px;background:{COLOURS[0]}">'
+        "</div></div>"
+    )
+
+
+def chart(curves: Mapping[str, Points]) -> str:
+    """An SVG of curves by name, of points (kimg, value), on axes that just hold them; nothing where there is no point.
+
+    A value that is not finite leaves a gap.
+    """
+    drawn = {name: thinned(points) for name, points in curves.items()}
+    finite = [point for points in drawn.values() for point in points if math.isfinite(point[1])]
+    if not finite:
+        return ""
+    left, right = min(x for x, _ in finite), max(x for x, _ in finite)
+    low, high = min(y for _, y in finite), max(y for _, y in finite)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - left) / (right - left) if right > left else 0.5
+        up = (y - low) / (high - low) if high > low else 0.5
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = [_axes(left, right, low, high)]
+    for number, (name, points) in enumerate(drawn.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        parts += [_stretch([place(*point) for point in stretch], colour) for stretch in _stretches(points)]
+        x = LEFT + 8 + 80 * number
+        parts.append(f'<text x="{x}" y="12" font-size="12" fill="{colour}" font-family="sans-serif">')
+        parts.append(f"{escaped(name)}</text>")
+    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{"".join(parts)}</svg>'
+
+
+def thinned(points: Points) -> Points:
+    """Evenly chosen ones of many points, the first and the last among them."""
+    if len(points) <= POINTS_AT_MOST:
+        return points
+    last = len(points) - 1
+    return [points[round(index * last / (POINTS_AT_MOST - 1))] for index in range(POINTS_AT_MOST)]
+
+
+def _stretches(points: Points) -> list[list[tuple[float, float]]]:
+    """The points between one gap and the next."""
+    stretches: list[list[tuple[float, float]]] = [[]]
+    for point in points:
+        if math.isfinite(point[1]):
+            stretches[-1].append(point)
+        elif stretches[-1]:
+            stretches.append([])
+    return [stretch for stretch in stretches if stretch]
+
+
+def _stretch(places: Points, colour: str) -> str:
+    if len(places) == 1:
+        ((x, y),) = places
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>'
+    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+
+
+def _axes(left: float, right: float, low: float, high: float) -> str:
+    floor, wall = HEIGHT - BOTTOM, WIDTH - RIGHT
+    texts = [
+        (LEFT - 4, TOP + 4, "end", f"{high:.3g}"),
+        (LEFT - 4, floor, "end", f"{low:.3g}" if high > low else ""),
+        (LEFT, HEIGHT - 5, "start", f"{left:.3g}" if right > left else ""),
+        (wall, HEIGHT - 5, "end", f"{right:.4g} kimg"),
+    ]
+    line = f'<path d="M{LEFT} {TOP}V{floor}H{wall}" fill="none" stroke="currentColor" stroke-opacity=".4"/>'
+    return line + "".join(
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}" {NUMBER_STYLE} fill-opacity=".65">{text}</text>'
+        for x, y, anchor, text in texts
+        if text
+    )

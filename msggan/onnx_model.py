@@ -1,0 +1,142 @@
+"""What is a trained generator as an ONNX model, which needs neither msggan nor torch to make images?"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from msggan.errors import ExportError
+from msggan.layers import Convolution, LatentConvolution
+from msggan.networks import Generator
+
+if TYPE_CHECKING:
+    import onnx
+
+FORMAT_VERSION = 1
+OPSET = 18  # what torch's exporter is written for
+IR_VERSION = 8  # the one of that opset: onnxruntime reads both since 1.14, of February 2023
+LARGEST_BYTES = 2**31 - 2**24  # an ONNX file is one protobuf message, which ends at 2 GiB
+
+
+def build_onnx(generator: Generator, *, scale: int | None = None) -> onnx.ModelProto:
+    """The model of a generator, in float32: `latents` (N, L) → `images_4px` (N, 3, 4, 4), `images_8px`, …, for any N.
+
+    The latents have norm √L, and the images are about [-1, 1], as the generator's own; the metadata say both.
+    scale: only the images of this scale, one of the generator's, in pixels. Raises `ExportError` where the weights are
+    too many for one file, or torch's exporter fails.
+    """
+    import onnx
+
+    _check_size(generator)
+    scales = [4 << level for level in range(generator.depth)] if scale is None else [scale]
+    bare = _bare_copy(generator, depth=scales[-1].bit_length() - 2)
+    network = bare if scale is None else Finest(bare)
+    model = _exported(network, bare.latent_size, [f"images_{side}px" for side in scales])
+    _remove_traces(model)
+    onnx.helper.set_model_props(model, _metadata(generator, scales))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class Finest(nn.Module):
+    """A generator of which only the finest images are wanted."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """latents: (N, L) → (N, 3, R, R)."""
+        finest: Tensor = self.generator(latents)[-1]
+        return finest
+
+
+def _check_size(generator: Generator) -> None:
+    size = 4 * sum(parameter.numel() for parameter in generator.parameters())
+    if size > LARGEST_BYTES:
+        raise ExportError(
+            f"The generator's weights take {size / 2**30:.1f} GiB, and an ONNX file has at most 2.",
+            "Use its generator.safetensors, which msggan.load_generator reads.",
+        )
+
+
+def _bare_copy(generator: Generator, *, depth: int) -> Generator:
+    """Its coarsest `depth` scales, on the CPU in float32, with weights that are multiplied by their scale for good."""
+    with torch.device("meta"):  # nothing is drawn: weights follow
+        bare = Generator(depth, generator.latent_size, equalized=generator.equalized)
+    weights = generator.state_dict()
+    copies = {name: weights[name].to("cpu", torch.float32, copy=True).contiguous() for name in bare.state_dict()}
+    bare.load_state_dict(copies, assign=True)
+    bare.requires_grad_(False)
+    for layer in bare.modules():
+        if isinstance(layer, Convolution | LatentConvolution):
+            layer.weight.mul_(layer.scale)
+            layer.scale = 1.0
+    return bare.eval()
+
+
+def _exported(network: nn.Module, latent_size: int, outputs: Sequence[str]) -> onnx.ModelProto:
+    example = torch.zeros(2, latent_size)  # of two, as torch takes a batch of one for a constant
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                input_names=["latents"],
+                output_names=list(outputs),
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # it has no one kind of error, and it changes with each torch
+        raise ExportError(
+            f"torch {torch.__version__} could not make an ONNX model ({type(error).__name__}).",
+            "Another release may: pip install --upgrade torch onnx onnxscript",
+        ) from error
+    assert program is not None  # noqa: S101 - there is none only with the exporter before this one
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks to itself: deprecations in torch's own code, and which rewrites it tried."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _remove_traces(model: onnx.ModelProto) -> None:
+    """Takes out what the exporter notes on how it went, paths of this machine among it, and calls the batch N."""
+    graph = model.graph
+    model.ir_version = IR_VERSION  # nothing of a later one is left then
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    graph.ClearField("value_info")
+    graph.name = "generator"
+
+
+def _metadata(generator: Generator, scales: Sequence[int]) -> dict[str, str]:
+    length = generator.latent_size
+    return {
+        "format_version": str(FORMAT_VERSION),
+        "resolution": str(2 << generator.depth),
+        "latent_size": str(length),
+        "scales": ", ".join(map(str, scales)),
+        "latents": f"(N, {length}) float32: N vectors of normal numbers, each divided by its norm and multiplied by "
+        f"sqrt({length}). The model does not do this itself.",
+        "images": "(N, 3, r, r) float32, RGB, about -1 to 1. As pixels: clip to [-1, 1], then (x + 1) * 127.5.",
+    }

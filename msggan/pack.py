@@ -1,0 +1,97 @@
+"""How do images become one file to train on? `python -m msggan.pack --data PATH --out FILE [options]`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from msggan.options import data_option, data_problems
+from msggan.pack_options import PackOptions, pack_options, parse_pack, show_pack
+from msggan.program import output_option, output_problems, run_program
+
+if TYPE_CHECKING:
+    from msggan.data import Skipped
+
+SKIPPED_IMAGES_NAMED = 10
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@data_option
+@click.option("--out", metavar="FILE", help="The file to make, which ends in .safetensors.")
+@pack_options
+@output_option
+def pack(*, data: str | None, out: str | None, output: str, **texts: Any) -> int:
+    """Decode a folder or zip of images into one file, which --data takes in their place.
+
+    Training on it equals training on the images, and begins at once. The same images make the same file.
+    """
+    options = parse_pack(data_problems(data) + output_problems(output), out, texts)
+    show_pack(make_pack(str(data), str(out), options), output)
+    return 0
+
+
+def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
+    """Packs the images at `data`, and tells what has been made. Raises DataError; then nothing is left behind."""
+    from msggan.config import resolve
+    from msggan.data import ImageDataset, find_images, median_shorter_side
+    from msggan.errors import DataError
+    from msggan.pack_file import ensure_writable, is_pack, write_pack
+
+    if is_pack(data):
+        raise DataError(f"{data}: is a pack already.", f"Train on it: msggan-aml submit --data {data}")
+    try:
+        files = find_images(data)
+    except DataError as error:  # msggan-aml calls it FOLDER
+        raise DataError(error.message.removeprefix("--data "), error.hint) from error
+    side = median_shorter_side(files)
+    ensure_writable(Path(out))  # before an hour of decoding and not after
+    # As training on a GPU would choose: a pack is made once, and most often for a faster machine than this.
+    config = resolve(options.config, shorter_side_px=side, device="cuda", has_fast_bfloat16=False)
+    with _bar(f"Reading {len(files)} images", len(files)) as progress:
+        dataset = ImageDataset(
+            files,
+            resolution=config.resolution,
+            background=config.background,
+            workers=options.workers,
+            progress=progress,
+        )
+    with _bar(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
+        contents = write_pack(Path(out), dataset, background=config.background, progress=progress)
+    _name_skipped(dataset.skipped)
+    return {
+        "path": out,
+        "images": contents.images,
+        "bytes": Path(out).stat().st_size,
+        "resolution": contents.resolution,
+        "skipped": len(dataset.skipped),
+    }
+
+
+@contextmanager
+def _bar(label: str, length: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, moved by calling progress(done, total)."""
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+        yield lambda done, total: bar.update(done - bar.pos)
+
+
+def _name_skipped(skipped: Sequence[Skipped]) -> None:
+    for name, reason in skipped[:SKIPPED_IMAGES_NAMED]:
+        click.echo(f"Left out: {name} ({reason})", err=True)
+    if len(skipped) > SKIPPED_IMAGES_NAMED:
+        click.echo(f"and {len(skipped) - SKIPPED_IMAGES_NAMED} more.", err=True)
+
+
+def main() -> None:
+    # Pillow warns of damaged notes inside files; what of that matters is told at the end, with the files' names.
+    warnings.filterwarnings("ignore", module="PIL")
+    sys.exit(run_program(pack, name="python -m msggan.pack"))
+
+
+if __name__ == "__main__":
+    main()
