@@ -27,7 +27,7 @@ from msggan.options import (
     train_options,
 )
 from msggan.pack_options import pack_options, parse_pack, show_pack
-from msggan.program import output_option, output_problems, print_json, run_program
+from msggan.program import StoppedError, output_option, output_problems, print_json, report, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.runs import find_run, run_problems
 from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
@@ -35,6 +35,10 @@ from orchestration.spec import Run, RunSpec, RunStatus, default_name, name_probl
 from orchestration.targets import TARGETS, build_target, choose, target_of, target_problems
 from orchestration.words import columns, status_lines, table
 
+PROVISION_SETTINGS = (
+    *("workspace", "compute", "vm_size", "min_nodes", "max_nodes", "idle_minutes", "low_priority", "identity"),
+    *("location", "instance_type", "storage_account", "storage_container", "datastore", "environment"),
+)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -248,6 +252,58 @@ def pack(*, folder: str, out: str, output: str, **texts: Any) -> int:
     told = result_of("msggan.pack", words, expects="path", process="packing", hint="Run it again.")
     show_pack(told, output)
     return 0
+
+
+@msggan_aml.command(short_help="Make what a workspace needs to train.")
+@settings_options(*PROVISION_SETTINGS)
+@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
+@click.option("--yes", is_flag=True, help="Do it without asking.")
+@click.option("--delete", is_flag=True, help="Take away what provision made; never the data.")
+@output_option
+def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: str) -> int:
+    """Make the cluster, datastore and environment that training in an Azure ML workspace needs.
+
+    It reads what is there, prints what it would do and what that costs, asks, does it, and looks whether it is so. Run
+    again, it changes only what is not as it should be.
+    """
+    refuse(settings_problems(flags, folder=Path.cwd(), environ=os.environ) + output_problems(output))
+    settings = settings_here(flags)
+
+    from orchestration.azure.client import connect
+
+    client = connect(settings, tell)
+
+    from orchestration.azure import provisioning  # the SDK takes seconds to load: first who asks is told
+
+    def read_plan() -> Any:
+        if delete:
+            return provisioning.plan_deletion(client, settings)
+        return provisioning.plan_provisioning(client, settings, os.environ)
+
+    plan = read_plan()
+    for line in provisioning.plan_lines(plan.items):
+        (tell if output == "json" else click.echo)(line)
+    refusal = plan.refusal
+    if refusal:
+        report(refusal, as_json=False)
+    elif not dry_run and plan.to_do:
+        agree("Do this?", yes=yes)
+        provisioning.apply(plan, tell)
+        provisioning.verify(plan, read_plan)
+        tell("Done, and read again: all is as planned.")
+    if output == "json":
+        print_json(plan.as_json(applied=not dry_run and not refusal) | (refusal.as_json() if refusal else {}))
+    return refusal.exit_code if refusal else 0
+
+
+def agree(question: str, *, yes: bool) -> None:
+    """Asks on the terminal. Raises UsageError where there is none, StoppedError where the answer is no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(["Nothing was done: there is no terminal to ask on."], "Add --yes to do it.")
+    if not click.confirm(question, err=True):
+        raise StoppedError("declined", 2, "Nothing was done.")
 
 
 @msggan_aml.group(name="config", short_help="Show what is set, and where.", invoke_without_command=True)

@@ -106,6 +106,17 @@ class Settings:
         "Minutes without a job after which a machine is given back.", default=2, range=Range(1, 1440)
     )
     low_priority: bool = setting("Cheaper machines, which Azure may take away at any time.", default=False)
+    identity: str = setting(
+        "The identity of the cluster's machines: `none`, `system` (its own) or the resource ID of a managed one.",
+        default="none",
+        pattern=r"none|system|/subscriptions/[^/]+/resource[Gg]roups/[^/]+/providers/[^/]+/userAssignedIdentities/[^/]+",
+        in_words="none, system or /subscriptions/…/userAssignedIdentities/NAME",
+    )
+    location: str | None = setting(
+        "The region of the cluster. Default: the workspace's.",
+        pattern=r"[a-z0-9]+",
+        in_words="a region as Azure writes it, such as westeurope",
+    )
     instance_type: str | None = _size_setting("Train serverless on machines of this size, not on the cluster.")
     storage_account: str | None = setting(
         "The storage account of the datastore. Default: the workspace's own.",
@@ -121,7 +132,8 @@ class Settings:
         "The datastore of images and runs. Default: msggan where an account is named, else the workspace's own."
     )
     environment: str = setting(
-        "What the job runs in: `curated`, an image, a conda file or the folder of a Dockerfile.", default="curated"
+        "What the job runs in: `curated`, an image, a conda file, IMAGE+FILE, or the folder of a Dockerfile.",
+        default="curated",
     )
     experiment: str = _name_setting("The experiment that jobs are listed under.", "msggan")
     timeout_hours: float = setting(
@@ -319,8 +331,10 @@ def _from_folder(name: str, value: Any, folder: Path) -> Any:
         return str(folder / value)
     if name == "tracking_uri" and value.startswith("sqlite:///"):
         return "sqlite:///" + (folder / value.removeprefix("sqlite:///")).as_posix()
-    if name == "environment" and os.path.exists(folder / value):  # else it is the name of an image
-        return str(folder / value)
+    if name == "environment":
+        image, plus, path = value.rpartition("+")
+        if os.path.exists(folder / path):  # else it is the name of an image
+            return f"{image}{plus}{folder / path}"
     return value
 
 

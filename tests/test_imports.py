@@ -18,6 +18,7 @@ import orchestration
 HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "onnx", "PIL", "safetensors", "mlflow", "azure"}
 
 LIGHT_MODULES = [
+    "environments",
     "msggan",
     "msggan.config",
     "msggan.config_table",
@@ -96,7 +97,7 @@ KNOWS_MLFLOW = ("msggan.mlflow_run", "msggan.delivery", "orchestration.azure")
 
 def floor(module: str) -> int:
     """The floor of the house that a module lives on: 0 and 1 the ground and the model, 5 the command line."""
-    if module in GROUND_FLOOR or module == "orchestration":
+    if module in GROUND_FLOOR or module in ("orchestration", "environments"):
         return 0
     if module.startswith("msggan."):
         return 2 if module in LOOPS else 1
@@ -108,7 +109,7 @@ def floor(module: str) -> int:
 def modules() -> dict[str, Path]:
     """Each module of both packages and its file."""
     found = {}
-    for package in ("msggan", "orchestration"):
+    for package in ("environments", "msggan", "orchestration"):
         for path in sorted((REPOSITORY / package).rglob("*.py")):
             parts = path.relative_to(REPOSITORY).with_suffix("").parts
             found[".".join(part for part in parts if part != "__init__")] = path

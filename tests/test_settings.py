@@ -50,7 +50,9 @@ def values_of(spec: Setting) -> st.SearchStrategy[Any]:
     if spec.range is not None:
         low, high = spec.range.low, spec.range.high
         return st.integers(int(low), int(high)) if spec.kind is int else st.floats(0.5, high)
-    words = st.text("abcdefghij", min_size=3, max_size=8)  # which every pattern allows
+    if spec.name == "identity":
+        return st.sampled_from(["none", "system"])
+    words = st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
     return words.map("http://{}".format) if spec.name == "tracking_uri" else words
 
 
@@ -101,6 +103,8 @@ def test_without_a_word_said_all_is_as_by_default(tmp_path: Path) -> None:
         "max_nodes": 1,
         "idle_minutes": 2,
         "low_priority": False,
+        "identity": "none",
+        "location": None,
         "instance_type": None,
         "storage_account": None,
         "storage_container": None,

@@ -46,6 +46,7 @@ def serve_kind(
     def list_versions(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
         wanted_hash = request.query.get("hash")
         versions = kept_in(cloud).values() if wanted_hash else newest_first(kept_in(cloud), name)
+        versions = [version for version in versions if is_in_view(version, request.query.get("listViewType"))]
         found = [told(cloud, version) for version in versions if wanted_hash in (None, content_hash(version))]
         return page(cloud, request, found[: int(request.query.get("$top") or len(found) or 1)])
 
@@ -75,6 +76,11 @@ def serve_kind(
             made.properties["provisioningState"] = "Succeeded"
             kept_in(cloud)[name, version] = made
         return json_reply(told(cloud, made), 201 if there is None else 200)
+
+
+def is_in_view(version: Version, view: str | None) -> bool:
+    archived = bool(version.properties.get("isArchived"))
+    return {"All": True, "ArchivedOnly": archived}.get(view or "ActiveOnly", not archived)
 
 
 def content(properties: dict[str, Any]) -> dict[str, Any]:

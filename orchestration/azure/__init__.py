@@ -1,0 +1,1 @@
+"""Sends msggan to Azure ML: one adapter for each thing there, and `client` as the only door."""

@@ -1,0 +1,241 @@
+"""What does `msggan-aml provision` do? It reads what is there, plans, and once that is agreed to, makes it so.
+
+In three steps: `plan_provisioning` asks the service and changes nothing, `apply` does what is to do item by item, and
+`verify` reads again, when nothing may be left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from azure.ai.ml.entities import AzureBlobDatastore
+
+from msggan.errors import MsgganError
+from msggan.program import StoppedError, Terminated
+from orchestration.azure import compute, datastore, environment
+from orchestration.azure.client import Client
+from orchestration.azure.plan import Item, plan_lines
+from orchestration.errors import AuthError, AzureServiceError, RefusedError, UnreachableError
+from orchestration.settings import Settings
+
+__all__ = ["Plan", "Step", "apply", "how_far", "plan_deletion", "plan_lines", "plan_provisioning", "verify"]
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """An item of the plan, and what does it."""
+
+    item: Item
+    act: Callable[[Tell], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: tuple[Step, ...]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return tuple(step.item for step in self.steps)
+
+    @property
+    def to_do(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.item.is_to_do)
+
+    @property
+    def refusal(self) -> RefusedError | None:
+        """Why nothing of it may be done, None where all may."""
+        refused = [item for item in self.items if item.action == "refuse"]
+        if not refused:
+            return None
+        lines = [f"{item.kind} {item.name}: {_reason(item)}." for item in refused]
+        return RefusedError("\n".join(lines), "\n".join(item.hint for item in refused if item.hint))
+
+    def as_json(self, *, applied: bool) -> dict[str, Any]:
+        return {"plan": [item.as_json() for item in self.items], "applied": applied}
+
+
+def _reason(item: Item) -> str:
+    changes = (f"{name} is {change['from']}, not {change['to']}" for name, change in item.changes.items())
+    return "; ".join([item.reason.removesuffix("."), *changes])
+
+
+# --- Planning ---------------------------------------------------------------------------------------------------------
+
+
+def plan_provisioning(client: Client, settings: Settings, environ: Mapping[str, str]) -> Plan:
+    """What is there against what the settings say. Only reads."""
+    secret = datastore.read_secret(environ)
+    environment.check_said(settings.environment)
+    _ = client.about  # first whether there is such a workspace, and a role in it
+    recipe = environment.resolve_recipe(client, settings.environment)
+    return Plan(
+        (
+            _compute_step(client, settings),
+            *_datastore_steps(client, settings, secret),
+            _environment_step(client, recipe),
+        )
+    )
+
+
+def _compute_step(client: Client, settings: Settings) -> Step:
+    location = settings.location or str(client.about.location)
+    sizes = compute.read_sizes(client, location)
+    serverless = settings.instance_type is not None
+    size = compute.find_size(
+        settings.instance_type or settings.vm_size,
+        sizes,
+        location=location,
+        said_by=settings.source("instance_type" if serverless else "vm_size"),
+        low_priority=settings.low_priority,
+    )
+    if serverless:
+        return Step(Item(compute.KIND, size.name, "keep", reason="is serverless: there is no cluster to make"))
+    item = compute.plan_cluster(settings, compute.read_cluster(client, settings.compute), size)
+    if item.action == "refuse":
+        return Step(_with_hint(item, compute.hint_of_refusal(client, settings.compute)))
+    nodes = _additional_nodes(item)
+    if nodes > 0:
+        quotas = compute.read_quotas(client, location)
+        compute.check_quota(size, nodes, quotas, low_priority=settings.low_priority)
+    return Step(item, lambda tell: compute.ensure_cluster(client, settings, location, tell))
+
+
+def _additional_nodes(item: Item) -> int:
+    """By how many machines the cluster may become larger."""
+    change = item.changes.get("max_nodes")
+    return change["to"] - (change["from"] or 0) if change else 0
+
+
+def _with_hint(item: Item, hint: str) -> Item:
+    return Item(item.kind, item.name, item.action, item.changes, item.reason, hint)
+
+
+def _datastore_steps(client: Client, settings: Settings, secret: datastore.Secret | None) -> list[Step]:
+    if settings.storage_account is None:
+        return [_existing_datastore_step(client, settings.datastore)]
+    there = datastore.read_datastore(client, settings.datastore)
+    item = datastore.plan_datastore(settings, there, secret)
+    if item.action == "refuse":
+        return [Step(item)]
+    if item.action == "keep":
+        try:
+            return [_opened(client, datastore.datastore_in_use(client, settings.datastore), Step(item))]
+        except AuthError:
+            if secret is None:
+                raise
+            item = datastore.with_credentials(item, secret)  # its own have become stale
+    step = Step(item, lambda tell: datastore.ensure_datastore(client, settings, secret))
+    place = datastore.check_place(client, settings, secret)
+    return [Step(place, lambda tell: datastore.ensure_container(client, settings, secret)), step] if place else [step]
+
+
+def _existing_datastore_step(client: Client, name: str | None) -> Step:
+    """The workspace's own datastore, or one that somebody else has made."""
+    store = datastore.datastore_in_use(client, name)
+    reason = "is the workspace's own" if name is None else "is there"
+    return _opened(client, store, Step(Item(datastore.KIND, str(store.name), "keep", reason=reason)))
+
+
+def _opened(client: Client, store: AzureBlobDatastore, step: Step) -> Step:
+    """The step, if the datastore opens."""
+    try:
+        datastore.check_opens(client, datastore.open_container(client, store), None)
+    except datastore.ContainerMissing:
+        place = f"{store.account_name}/{store.container_name}"
+        reason = f"its container {place} is not there"
+        hint = (
+            f"Make it: az storage container create --auth-mode login --account-name {store.account_name} "
+            f"--name {store.container_name}"
+        )
+        return Step(Item(datastore.KIND, str(store.name), "refuse", reason=reason, hint=hint))
+    return step
+
+
+def _environment_step(client: Client, recipe: environment.Recipe) -> Step:
+    there = environment.read_environment(client, recipe)
+    if there is not None and recipe.version not in environment.read_ours(client):
+        item = environment.plan_environment(recipe, there, is_archived=True)
+        return Step(item, lambda tell: environment.restore_environment(client, recipe))
+    item = environment.plan_environment(recipe, there)
+    return Step(item, lambda tell: environment.ensure_environment(client, recipe))
+
+
+def plan_deletion(client: Client, settings: Settings) -> Plan:
+    """What of all that was made here is there. Only reads."""
+    name = settings.datastore
+    store = datastore.read_datastore(client, name) if name is not None else None
+    versions = environment.read_ours(client)
+    cluster = compute.plan_cluster_deletion(settings.compute, compute.read_cluster(client, settings.compute))
+    return Plan(
+        (
+            Step(cluster, lambda tell: compute.delete_cluster(client, settings.compute, tell)),
+            Step(
+                datastore.plan_datastore_deletion(name, store),
+                lambda tell: datastore.delete_datastore(client, str(name)),
+            ),
+            Step(
+                environment.plan_environment_deletion(versions),
+                lambda tell: environment.archive_environments(client, versions),
+            ),
+        )
+    )
+
+
+# --- Doing ------------------------------------------------------------------------------------------------------------
+
+
+def apply(plan: Plan, tell: Tell) -> None:
+    """Does what is to do, item by item. An error says what is done, what may be, and what is not."""
+    to_do = plan.to_do
+    for number, step in enumerate(to_do):
+        tell(f"{step.item.action.capitalize()} {step.item.kind} {step.item.name} …")
+        try:
+            if step.act is not None:
+                step.act(tell)
+        except MsgganError as error:
+            error.hint = "\n".join(filter(None, [error.hint, *how_far(to_do, number, is_open=_is_open(error))]))
+            raise
+        except (KeyboardInterrupt, Terminated) as stop:
+            raise _stopped(stop, how_far(to_do, number, is_open=True)) from None
+
+
+def _is_open(error: MsgganError) -> bool:
+    """Whether what went wrong may have been done all the same."""
+    return type(error) is AzureServiceError or (isinstance(error, UnreachableError) and error.may_have_happened)
+
+
+def _stopped(stop: BaseException, lines: list[str]) -> StoppedError:
+    code, exit_code = ("interrupted", 130) if isinstance(stop, KeyboardInterrupt) else ("cancelled", 6)
+    error = StoppedError(code, exit_code, "Stopped. Azure goes on with what it has begun.")
+    error.hint = "\n".join(lines)
+    return error
+
+
+def how_far(steps: Sequence[Step], number: int, *, is_open: bool) -> list[str]:
+    """What became of the steps when the one of this number went wrong. is_open: it may have been done all the same."""
+    names = [f"{step.item.action} {step.item.kind} {step.item.name}" for step in steps]
+    undone = names[number + is_open :]
+    lines = [
+        f"Done: {', '.join(names[:number])}." if number else "",
+        f"Perhaps done, or begun: {names[number]}." if is_open else "",
+        f"Not done: {', '.join(undone)}." if undone else "",
+    ]
+    return [*filter(None, lines), "See how it stands: msggan-aml provision --dry-run"]
+
+
+def verify(done: Plan, read_plan: Callable[[], Plan]) -> None:
+    """Reads again after `apply`. Raises AzureServiceError where there is still something to do."""
+    try:
+        plan = read_plan()
+    except MsgganError as error:
+        names = ", ".join(f"{step.item.action} {step.item.kind} {step.item.name}" for step in done.to_do)
+        error.hint = "\n".join(filter(None, [error.hint, f"Done: {names}. Only reading it again went wrong."]))
+        raise
+    left = [item for item in plan.items if item.is_to_do]
+    if left:
+        lines = [f"{item.kind} {item.name} is still to {item.action}: {_reason(item)}." for item in left]
+        raise AzureServiceError("\n".join(lines), "Azure took it and did not do it. Run the same command again.")

@@ -1,0 +1,229 @@
+"""Who asks Azure, and what do its errors mean for a person?"""
+
+from __future__ import annotations
+
+import base64
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from azure.core.exceptions import (
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResourceNotFoundError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+from azure.identity import CredentialUnavailableError
+
+from msggan.errors import MsgganError, UsageError
+from orchestration.azure.client import (
+    Candidate,
+    Identity,
+    as_ours,
+    azure_errors,
+    build_candidates,
+    identity_of,
+    sign_in,
+)
+from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
+from orchestration.workspace import Workspace
+
+WORKSPACE = Workspace("s1", "g1", "w1", "variable AZUREML_ARM_WORKSPACE_NAME")
+SOMEBODY = Identity("ann@example.org", "oid-1", "Azure CLI", is_user=True)
+SCOPE = "/subscriptions/s1/resourceGroups/g1/providers/Microsoft.MachineLearningServices/workspaces/w1"
+BY_VARIABLES = {"AZURE_CLIENT_ID": "c", "AZURE_TENANT_ID": "t", "AZURE_CLIENT_SECRET": "s"}
+
+
+def answered(status: int, code: str, message: str, kind: type[HttpResponseError] = HttpResponseError) -> Any:
+    """The error that the SDK raises for an answer with this status."""
+    error = kind(message)
+    error.status_code = status
+    error.error = SimpleNamespace(code=code, message=message)  # type: ignore[assignment]
+    return error
+
+
+def ours(error: Exception) -> MsgganError:
+    return as_ours(error, "Making the cluster gpu", WORKSPACE, SOMEBODY)
+
+
+@pytest.mark.parametrize(
+    ("environ", "kinds"),
+    [
+        ({}, ["Azure CLI", "managed identity"]),
+        (BY_VARIABLES, ["environment variables"]),
+        ({"AZURE_CLIENT_ID": "c"}, ["Azure CLI", "managed identity"]),
+        ({"IDENTITY_ENDPOINT": "http://here"}, ["managed identity", "Azure CLI"]),
+        ({"MSI_ENDPOINT": "http://here"}, ["managed identity", "Azure CLI"]),
+        ({**BY_VARIABLES, "MSI_ENDPOINT": "http://here"}, ["environment variables"]),
+        (
+            {"AZURE_CLIENT_ID": "c", "AZURE_TENANT_ID": "t", "AZURE_FEDERATED_TOKEN_FILE": "f"},
+            ["workload identity"],
+        ),
+        ({**BY_VARIABLES, "AZURE_TOKEN_CREDENTIALS": "dev"}, ["AZURE_TOKEN_CREDENTIALS"]),
+    ],
+)
+def test_the_azure_cli_comes_first_off_azure_and_the_managed_identity_on_it(
+    environ: dict[str, str], kinds: list[str]
+) -> None:
+    assert [candidate.how for candidate in build_candidates(environ)] == kinds
+
+
+def test_azure_token_credentials_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "nonsense")
+    with pytest.raises(UsageError, match="nonsense"):
+        sign_in(build_candidates({"AZURE_TOKEN_CREDENTIALS": "nonsense"}))
+
+
+class Refusing:
+    """A credential that gives no token."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def get_token(self, *scopes: str) -> Any:
+        raise self.error
+
+
+def token(**claims: str) -> str:
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
+    return f"e30.{body}.c2ln"
+
+
+class Opening:
+    """A credential that is somebody's."""
+
+    def get_token(self, *scopes: str) -> Any:
+        return SimpleNamespace(token=token(upn="ann@example.org", oid="oid-1"))
+
+
+def test_the_first_credential_that_is_there_serves() -> None:
+    absent = Candidate("managed identity", lambda: Refusing(CredentialUnavailableError("nobody answers")))
+    _, identity = sign_in([absent, Candidate("Azure CLI", Opening)])
+    assert identity == SOMEBODY
+
+
+def test_a_credential_that_is_refused_is_not_passed_over_for_another() -> None:
+    refused = Candidate("environment variables", lambda: Refusing(ClientAuthenticationError("wrong secret\nmore")))
+    with pytest.raises(AuthError) as error:
+        sign_in([refused, Candidate("Azure CLI", Opening)])
+    assert error.value.message == "Not signed in to Azure.\nenvironment variables: wrong secret."
+    assert error.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("claims", "name", "is_user"),
+    [
+        ({"upn": "ann@example.org", "appid": "a"}, "ann@example.org", True),
+        ({"unique_name": "live.com#bob@example.org"}, "live.com#bob@example.org", True),
+        ({"app_displayname": "ci", "appid": "a"}, "ci", False),
+        ({"appid": "a"}, "a", False),
+        ({}, "an identity that its token does not name", False),
+    ],
+)
+def test_an_identity_is_named_as_a_person_knows_it(claims: dict[str, str], name: str, is_user: bool) -> None:
+    assert identity_of(token(oid="o", **claims), "here") == Identity(name, "o", "here", is_user)
+
+
+def test_a_token_that_cannot_be_read_names_nobody() -> None:
+    assert identity_of("opaque", "here").name == "an identity that its token does not name"
+
+
+def test_the_role_that_is_missing_is_named_with_its_command() -> None:
+    for action, role in (
+        ("computes/write", "AzureML Compute Operator"),
+        ("jobs/write", "AzureML Data Scientist"),
+        ("computes/read", "AzureML Data Scientist"),
+    ):
+        text = (
+            f"The client 'ann' with object id 'oid-2' does not have authorization to perform action "
+            f"'Microsoft.MachineLearningServices/workspaces/{action}' over scope '{SCOPE}/computes/gpu' or the "
+            "scope is invalid."
+        )
+        error = ours(answered(403, "AuthorizationFailed", text))
+        assert error.exit_code == 4
+        assert error.hint.splitlines()[1] == (
+            f'az role assignment create --role "{role}" --assignee oid-2 --scope {SCOPE}'
+        )
+    unsaid = ours(answered(403, "Forbidden", "No."))
+    assert unsaid.hint.endswith(f'--role "AzureML Data Scientist" --assignee oid-1 --scope {SCOPE}')
+
+
+def test_a_token_of_another_tenant_names_the_tenant_to_sign_in_to() -> None:
+    tenant = "72f988bf-86f1-41af-91ab-2d7cd011db47"
+    text = f"The access token is from the wrong issuer. It must match the tenant 'https://sts.windows.net/{tenant}/'."
+    error = ours(answered(401, "InvalidAuthenticationTokenTenant", text, ClientAuthenticationError))
+    assert (error.exit_code, error.hint) == (4, f"Run: az login --tenant {tenant}")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("ClusterCoreQuotaReached", "Operation results in exceeding quota limits of Core."),
+        ("QuotaExceeded", "Too many."),
+        ("BadRequest", "The specified subscription has exceeded its quota for cores."),
+        ("AllocationFailed", "Not now."),
+    ],
+)
+def test_quota_and_capacity_are_exit_5(code: str, message: str) -> None:
+    error = ours(answered(400, code, message))
+    assert isinstance(error, QuotaError)
+    assert error.exit_code == 5
+    assert message in error.message
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("SubscriptionNotFound", "The subscription 's1' could not be found."),
+        ("ResourceGroupNotFound", "Resource group 'g1' could not be found."),
+        ("ResourceNotFound", "The Resource 'Microsoft.MachineLearningServices/workspaces/w1' was not found."),
+        ("ParentResourceNotFound", f"Failed, because the parent resource '{SCOPE}' could not be found."),
+    ],
+)
+def test_a_workspace_that_is_missing_is_told_from_a_thing_in_it(code: str, message: str) -> None:
+    error = ours(answered(404, code, message, ResourceNotFoundError))
+    assert isinstance(error, WorkspaceError)
+    assert error.message == (
+        "No workspace w1 in resource group g1 of subscription s1, as variable AZUREML_ARM_WORKSPACE_NAME says."
+    )
+    thing = ours(answered(404, "ResourceNotFound", "Compute gpu was not found.", ResourceNotFoundError))
+    assert isinstance(thing, AzureServiceError)
+    assert thing.is_missing
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_service_that_stays_busy_is_exit_1_with_try_again(status: int) -> None:
+    error = ours(answered(status, "Busy", "Not now."))
+    assert (error.code, error.exit_code) == ("azure", 1)
+    assert error.hint.startswith("Try again")
+
+
+@pytest.mark.parametrize(
+    ("error", "may_have_happened", "cause"),
+    [
+        (ServiceRequestError("Failed to establish a new connection: Name or service not known"), False, "its name"),
+        (ServiceRequestError("certificate verify failed: CERTIFICATE_VERIFY_FAILED"), False, "its certificate"),
+        (ServiceRequestError("Unable to connect to proxy: Tunnel failed: 502 Bad Gateway"), False, "the proxy"),
+        # What an answer that was lost behind a proxy looks like.
+        (ServiceRequestError("('Unable to connect to proxy', RemoteDisconnected('Remote end closed'))"), True, "cut"),
+        (ServiceResponseError("('Connection aborted.', RemoteDisconnected('Remote end closed'))"), True, "cut"),
+        (ServiceResponseError("Read timed out. (read timeout=300)"), True, "it took too long"),
+    ],
+)
+def test_an_answer_that_was_lost_is_told_from_a_request_that_was_not_sent(
+    error: Exception, may_have_happened: bool, cause: str
+) -> None:
+    told = ours(error)
+    assert isinstance(told, UnreachableError)
+    assert told.may_have_happened is may_have_happened
+    assert cause in told.message
+    assert told.exit_code == 1
+
+
+def test_our_own_errors_and_faults_in_our_code_pass() -> None:
+    with pytest.raises(UsageError), azure_errors("Trying"):
+        raise UsageError(["no"])
+    with pytest.raises(ZeroDivisionError), azure_errors("Trying"):
+        raise ZeroDivisionError
