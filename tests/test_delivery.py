@@ -627,7 +627,7 @@ def test_a_training_that_was_killed_goes_on_with_each_step_once(
 
 def test_training_goes_on_beside_an_mlflow_that_never_answers(silent: str, tiny_images: Path, tmp_path: Path) -> None:
     words = ["--data", tiny_images, "--run-dir", tmp_path / "run", *OPTIONS, "--kimg", 0.02, "-o", "json"]
-    variables = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_TRACKING_URI": silent}
+    variables = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MSGGAN_TRACKING_URI": "", "MLFLOW_TRACKING_URI": silent}
     ended = run_in(tmp_path, "msggan.train", *words, **variables)
     assert ended.exit_code == 0
     assert ended.json["state"] == "completed"
