@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from msggan.export_options import export_options, parse_export
 from msggan.options import (
     Place,
     data_option,
-    data_problems,
     parse_with,
     path_problems,
     place_options,
@@ -29,11 +29,23 @@ from msggan.options import (
 from msggan.pack_options import pack_options, parse_pack, show_pack
 from msggan.program import StoppedError, output_option, output_problems, print_json, report, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
-from orchestration.runs import find_run, run_problems
+from orchestration.data_source import source_problems
 from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
 from orchestration.spec import Run, RunSpec, RunStatus, default_name, name_problems
-from orchestration.targets import TARGETS, build_target, choose, target_of, target_problems
+from orchestration.targets import (
+    TARGETS,
+    Target,
+    build_target,
+    build_targets,
+    choose,
+    data_problems_of,
+    named_problems,
+    target_of,
+    target_problems,
+)
+from orchestration.voice import Voice
 from orchestration.words import columns, status_lines, table
+from orchestration.workspace import WORKSPACE_TABLE
 
 PROVISION_SETTINGS = (
     *("workspace", "compute", "vm_size", "min_nodes", "max_nodes", "idle_minutes", "low_priority", "identity"),
@@ -46,18 +58,29 @@ def settings_here(flags: Flags) -> Settings:
     return read_settings(flags, folder=Path.cwd(), environ=os.environ)
 
 
-def runs_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --runs-dir to a command that needs no other setting; it gets the folder itself."""
-
-    @settings_options("runs_dir")
-    @wraps(command)
-    def with_runs_dir(*, flags: Flags, **texts: Any) -> Any:
-        return command(runs_dir=settings_here(flags).runs_dir, **texts)
-
-    return with_runs_dir
-
-
 run_argument = click.argument("run", metavar="NAME|FOLDER")
+
+target_option = click.option(
+    "--target",
+    default="auto",
+    metavar="|".join(TARGETS),
+    help="Where the run is.  [default: auto, here if it is here and else on Azure]",
+)
+
+
+def place_of_runs(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what says where runs are: --target, --runs-dir and the workspace; the command gets `target` and `flags`."""
+    return target_option(settings_options("runs_dir", WORKSPACE_TABLE)(command))
+
+
+def settings_or_refuse(flags: Flags, target: str, output: str) -> Settings:
+    """The settings that hold here. Raises UsageError with every complaint about what says where runs are."""
+    refuse(target_problems(target) + output_problems(output) + problems_here(flags))
+    return settings_here(flags)
+
+
+def problems_here(flags: Flags) -> list[str]:
+    return settings_problems(flags, folder=Path.cwd(), environ=os.environ)
 
 
 @click.group(context_settings=SETTINGS, invoke_without_command=True)
@@ -75,9 +98,21 @@ def msggan_aml(context: click.Context) -> int:
 @data_option
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
-@settings_options("runs_dir", "tracking_uri")
+@settings_options(
+    "runs_dir",
+    "tracking_uri",
+    WORKSPACE_TABLE,
+    "compute",
+    "instance_type",
+    "low_priority",
+    "timeout_hours",
+    "environment",
+    "datastore",
+    "experiment",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
-@click.option("--detach", is_flag=True, help="Return as soon as training has begun, and leave it to itself.")
+@click.option("--detach", is_flag=True, help="Return as soon as the run has begun, and leave it to itself.")
+@click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
 @train_options
 @place_options
 @output_option
@@ -89,6 +124,7 @@ def submit(
     flags: Flags,
     dry_run: bool,
     detach: bool,
+    yes: bool,
     device: str,
     workers: str,
     output: str,
@@ -96,68 +132,74 @@ def submit(
 ) -> int:
     """Train on the images in a folder, a zip or a pack, and follow the run to its end.
 
+    Where an Azure ML workspace is configured the run trains there, else on this machine; --target says it. On Azure
+    --data may also be azureml://datastores/NAME/paths/PATH, azureml:ASSET:VERSION or a blob's https address.
+
     The same command again resumes the run; --kimg, the intervals, --num-samples, --device and --workers may then
     differ.
     """
-    problems = data_problems(data) + target_problems(target) + (name_problems(name) if name is not None else [])
-    problems += place_problems(device, workers) + output_problems(output)
-    problems += settings_problems(flags, folder=Path.cwd(), environ=os.environ)
+    problems = source_problems(data) + target_problems(target) + (name_problems(name) if name is not None else [])
+    problems += place_problems(device, workers) + output_problems(output) + problems_here(flags)
     config = parse_with(problems, texts)
     settings = settings_here(flags)
     images = str(data)
+    choice = choose(target, settings.workspace)
+    refuse(data_problems_of(choice.target, images))
     spec = RunSpec(config, images, default_name(images) if name is None else name, Place(device, int(workers)))
 
-    choice = choose(target, settings.workspace)
-    serving = build_target(choice.target, runs_dir=settings.runs_dir, tracking_uri=settings.tracking_uri)
-    plan = serving.plan(spec)
-    tell(f"Target: {choice.target} ({choice.reason}).")
-    tell(f"Run folder: {plan['run_dir']}")
-    if dry_run:
-        show_plan(plan, output)
-        return 0
-    run = serving.submit(spec, detach=detach)
+    with Bars() as bars:
+        serving = build_target(choice.target, settings, Voice(tell, bars.show))
+        plan = serving.plan(spec)
+        tell(f"Target: {choice.target} ({choice.reason}).")
+        tell(f"Run folder: {plan['run_dir']}")
+        if dry_run:
+            show_plan(plan, output)
+            return 0
+        if question := serving.question(spec):
+            tell(question)
+            agree("Go on?", yes=yes)
+        run = serving.submit(spec, detach=detach)
     show_run(run, output)
     return run.exit_code
 
 
 @msggan_aml.command(name="list", short_help="List the runs.")
-@runs_dir_option
+@place_of_runs
 @output_option
-def list_runs(*, runs_dir: str, output: str) -> None:
-    """List the runs, the newest first."""
-    refuse(output_problems(output))
-    runs = build_target("local", runs_dir=runs_dir).runs()
+def list_runs(*, target: str, flags: Flags, output: str) -> None:
+    """List the runs, the newest first: those of this machine, and those on Azure where a workspace is configured."""
+    settings = settings_or_refuse(flags, target, output)
+    runs = [run for serving in build_targets(target, settings, Voice(tell)) for run in serving.runs()]
+    runs.sort(key=lambda run: run.created or "", reverse=True)
     if output == "json":
         print_json({"runs": [run.as_json() for run in runs]})
     elif not runs:
-        tell(f"There is no run in {runs_dir} yet. msggan-aml submit --data FOLDER begins one.")
+        tell(f"There is no run in {settings.runs_dir} yet. msggan-aml submit --data FOLDER begins one.")
     else:
         echo(table(runs))
 
 
 @msggan_aml.command(short_help="Tell how a run stands.")
 @run_argument
-@runs_dir_option
+@place_of_runs
 @output_option
-def status(*, run: str, runs_dir: str, output: str) -> None:
+def status(*, run: str, target: str, flags: Flags, output: str) -> None:
     """Tell how a run stands: its state, how far it is, its last metrics and what to type next."""
-    refuse(run_problems(run, runs_dir) + output_problems(output))
-    target, name = target_of(run, runs_dir=runs_dir)
-    show_status(target.status(name), output)
+    serving, name = find_target(run, target, flags, output)
+    show_status(serving.status(name), output)
 
 
 @msggan_aml.command(short_help="Show what a run has written.")
 @run_argument
 @click.option("--follow", is_flag=True, help="Go on until the run ends. Ctrl-C leaves it running.")
 @click.option("--tail", metavar="N", help="Only the last N lines.  [default: all]")
-@runs_dir_option
+@place_of_runs
 @output_option
-def logs(*, run: str, follow: bool, tail: str | None, runs_dir: str, output: str) -> None:
+def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags, output: str) -> None:
     """Show the lines that a run has written."""
-    refuse(run_problems(run, runs_dir) + tail_problems(tail) + output_problems(output))
-    target, name = target_of(run, runs_dir=runs_dir)
-    target.status(name)
-    lines = target.logs(name, tail=None if tail is None else int(tail), follow=follow)
+    serving, name = find_target(run, target, flags, output, problems=tail_problems(tail))
+    serving.status(name)
+    lines = serving.logs(name, tail=None if tail is None else int(tail), follow=follow)
     if output == "json":
         print_json({"name": name, "lines": list(lines)})
     else:
@@ -166,13 +208,12 @@ def logs(*, run: str, follow: bool, tail: str | None, runs_dir: str, output: str
 
 @msggan_aml.command(short_help="Stop a run that is training.")
 @run_argument
-@runs_dir_option
+@place_of_runs
 @output_option
-def cancel(*, run: str, runs_dir: str, output: str) -> None:
+def cancel(*, run: str, target: str, flags: Flags, output: str) -> None:
     """Stop a run after the step at hand, with a checkpoint. The same submit again goes on from there."""
-    refuse(run_problems(run, runs_dir) + output_problems(output))
-    target, name = target_of(run, runs_dir=runs_dir)
-    show_status(target.cancel(name), output)
+    serving, name = find_target(run, target, flags, output)
+    show_status(serving.cancel(name), output)
 
 
 @msggan_aml.command(short_help="Copy a run's result to a folder.")
@@ -180,14 +221,15 @@ def cancel(*, run: str, runs_dir: str, output: str) -> None:
 @click.option("--out", metavar="FOLDER", help="Where to.  [default: NAME, here]")
 @click.option("--weights", is_flag=True, help="Only generator.safetensors.")
 @click.option("--force", is_flag=True, help="Overwrite files that are there already.")
-@runs_dir_option
+@place_of_runs
 @output_option
-def download(*, run: str, out: str | None, weights: bool, force: bool, runs_dir: str, output: str) -> None:
+def download(*, run: str, out: str | None, weights: bool, force: bool, target: str, flags: Flags, output: str) -> None:
     """Copy everything that a run has left, or just its weights, to a folder of its own."""
-    refuse(run_problems(run, runs_dir) + output_problems(output))
-    target, name = target_of(run, runs_dir=runs_dir)
-    with ByteBar() as bar:
-        copied = target.download(name, Path(out or name), weights=weights, force=force, tell=bar.show)
+    serving, name = find_target(run, target, flags, output)
+    with Bars() as bars:
+        copied = serving.download(
+            name, Path(out or name), weights=weights, force=force, tell=partial(bars.show, "Copying")
+        )
     if output == "json":
         print_json(asdict(copied))
     else:
@@ -195,20 +237,20 @@ def download(*, run: str, out: str | None, weights: bool, force: bool, runs_dir:
 
 
 @msggan_aml.command(short_help="Make pictures and films with a trained run.")
-@click.argument("run", metavar="NAME|FOLDER")
-@runs_dir_option
+@run_argument
+@place_of_runs
 @sample_options
 @output_option
-def sample(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
+def sample(*, run: str, target: str, flags: Flags, output: str, **texts: Any) -> int:
     """Make pictures and films with the generator of a run, named or by its folder.
 
     Each picture has a seed, and the same seed makes the same picture, however many are made beside it.
     """
-    options = parse_sample(run_problems(run, runs_dir) + output_problems(output), texts)
+    options = parse_sample(run_problems(run, target, flags, output), texts)
 
     from orchestration.child import result_of
 
-    words = ["--run-dir", str(find_run(run, runs_dir)), *options.to_argv()]
+    words = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
     told = result_of("msggan.sample", words, expects="files", process="sampling", hint="Run it again with --force.")
     show_files(told["files"], output)
     return 0
@@ -216,19 +258,19 @@ def sample(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
 
 @msggan_aml.command(short_help="Write a trained run for other programs.")
 @run_argument
-@runs_dir_option
+@place_of_runs
 @export_options
 @output_option
-def export(*, run: str, runs_dir: str, output: str, **texts: Any) -> int:
+def export(*, run: str, target: str, flags: Flags, output: str, **texts: Any) -> int:
     """Write the generator of a run, named or by its folder, for other programs.
 
     The ONNX file takes `latents` (N, L), each of norm √L, and gives `images_4px`, `images_8px`, … in about [-1, 1].
     """
-    options = parse_export(run_problems(run, runs_dir) + output_problems(output), texts)
+    options = parse_export(run_problems(run, target, flags, output), texts)
 
     from orchestration.child import result_of
 
-    words = ["--run-dir", str(find_run(run, runs_dir)), *options.to_argv()]
+    words = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
     told = result_of("msggan.export", words, expects="files", process="exporting", hint="Run it again.")
     show_files(told["files"], output)
     return 0
@@ -344,21 +386,50 @@ def tail_problems(tail: str | None) -> list[str]:
     return [f"--tail {tail}: is not a whole number of 1 or more."]
 
 
-class ByteBar:
-    """A progress bar on stderr for a copy whose size is known when it begins."""
+def find_target(
+    run: str, target: str, flags: Flags, output: str, *, problems: Sequence[str] = ()
+) -> tuple[Target, str]:
+    """The target that has the run which is meant, and its name there. Raises UsageError with every complaint."""
+    refuse([*problems, *run_problems(run, target, flags, output)])
+    return target_of(run, target, settings_here(flags), Voice(tell))
 
-    def __enter__(self) -> ByteBar:
+
+def run_problems(run: str, target: str, flags: Flags, output: str) -> list[str]:
+    """Every complaint about what says which run is meant."""
+    found = target_problems(target) + output_problems(output) + problems_here(flags)
+    return found or named_problems(run, target, settings_here(flags))
+
+
+def weights_of(run: str, target: str, flags: Flags) -> str:
+    """Where the run's generator lies on this machine, fetched first if it is on Azure."""
+    with Bars() as bars:
+        serving, name = target_of(run, target, settings_here(flags), Voice(tell, bars.show))
+        return serving.weights(name)
+
+
+class Bars:
+    """Progress bars on stderr, one after the other, for what has a known size."""
+
+    def __enter__(self) -> Bars:
+        self.label = ""
         self.bar: Any = None
         return self
 
-    def show(self, done: int, total: int) -> None:
-        if self.bar is None:
-            self.bar = click.progressbar(length=total, label="Copying", file=sys.stderr).__enter__()
+    def show(self, label: str, done: int, total: int) -> None:
+        if self.bar is None or label != self.label:
+            self._end()
+            self.label, self.bar = label, click.progressbar(length=total, label=label, file=sys.stderr).__enter__()
         self.bar.update(done - self.bar.pos)
+        if done >= total:
+            self._end()
 
-    def __exit__(self, *error: object) -> None:
+    def _end(self) -> None:
         if self.bar is not None:
             self.bar.__exit__(None, None, None)
+        self.bar = None
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
 
 
 def echo(lines: Iterable[str]) -> None:
@@ -377,6 +448,8 @@ def show_plan(plan: dict[str, Any], output: str) -> None:
         return
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan["env"].items()]
     click.echo(" ".join([*variables, shlex.join(plan["command"])]))
+    for request in plan.get("requests", ()):
+        click.echo(f"{request['method']} {request['path']}\n{json.dumps(request['body'], indent=2)}")
 
 
 def show_run(run: Run, output: str) -> None:
@@ -384,7 +457,7 @@ def show_run(run: Run, output: str) -> None:
         print_json(run.as_json())
         return
     seen = "" if run.images_seen is None else f" after {run.images_seen} images"
-    click.echo(f"{run.name}: {run.state}{seen}. Samples: {Path(run.run_dir) / 'samples'}")
+    click.echo(f"{run.name}: {run.state}{seen}. Samples: {os.path.join(run.run_dir, 'samples')}")
     show_next(run)
 
 

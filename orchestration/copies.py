@@ -42,11 +42,11 @@ def files_of(folder: RunFolder) -> list[Path]:
     )
 
 
-def refuse_to_overwrite(to: Path, files: list[Path], *, inside: Path, force: bool) -> None:
+def refuse_to_overwrite(to: Path, files: list[Path], *, inside: Path | None, force: bool) -> None:
     """Raises `UsageError` where `to` cannot be written to, or what is there would be overwritten."""
     if to.exists() and not to.is_dir():
         raise UsageError([f"--out {to}: is a file, not a folder."])
-    if os.path.abspath(to).startswith(os.path.abspath(inside)):
+    if inside is not None and os.path.abspath(to).startswith(os.path.abspath(inside)):
         raise UsageError([f"--out {to}: lies in the run's own folder."], "Give another --out.")
     existing = [path for path in files if path.exists()]
     if existing and not force:

@@ -12,6 +12,7 @@ __all__ = [
     "QuotaError",
     "RefusedError",
     "ReportedError",
+    "UncertainError",
     "UnreachableError",
     "WorkspaceError",
 ]
@@ -71,3 +72,10 @@ class UnreachableError(AzureServiceError):
     def __init__(self, message: str, hint: str = "", *, may_have_happened: bool) -> None:
         super().__init__(message, hint)
         self.may_have_happened = may_have_happened
+
+
+class UncertainError(MsgganError):
+    """The answer to the request that begins a job was lost, and whether there is one could not be found out."""
+
+    code = "uncertain"
+    exit_code = 1

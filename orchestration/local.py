@@ -56,6 +56,10 @@ class LocalTarget:
             "run_dir": run_dir,
         }
 
+    def question(self, spec: RunSpec) -> str | None:
+        """Nothing: this machine costs nothing."""
+        return None
+
     def submit(self, spec: RunSpec, *, detach: bool = False) -> Run:
         """Trains to the end or until stopped; with `detach` it returns when training has begun.
 

@@ -18,6 +18,7 @@ from orchestration.spec import RunSpec, RunStatus
 
 RUNS_NAMED = 8
 DEFAULT_RUNS_DIR = "runs"
+COPY_NOTE = "azure.json"  # beside what was brought here of a run on Azure: which run, and which state of it
 
 
 def find_run(named: str, runs_dir: str) -> str | None:
@@ -33,6 +34,11 @@ def run_problems(named: str, runs_dir: str) -> list[str]:
     if find_run(named, runs_dir) is not None:
         return []
     return [f"No run {named!r} in {runs_dir}, and no such folder. {_what_there_is(named, run_names(runs_dir))}"]
+
+
+def is_copy(folder: str | Path) -> bool:
+    """Whether a folder only holds what was brought here of a run on Azure; once trained here it is a run of here."""
+    return os.path.isfile(os.path.join(folder, COPY_NOTE)) and not os.path.exists(os.path.join(folder, "run.json"))
 
 
 def run_names(runs_dir: str) -> list[str]:

@@ -14,6 +14,7 @@ from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import Place, to_argv
 from msggan.program import EXIT_CODES
+from orchestration.data_source import path_of
 
 LONGEST_NAME = 63
 ARCHIVES = (".zip", ".safetensors")
@@ -92,7 +93,7 @@ def name_problems(name: str) -> list[str]:
 
 def default_name(data: str | Path) -> str:
     """A name from the data's own: the same images again are the same run again."""
-    path = Path(os.path.abspath(data))
+    path = Path(os.path.abspath(path_of(str(data))))
     name = path.stem if path.suffix.lower() in ARCHIVES else path.name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).lstrip("-_")[:LONGEST_NAME].rstrip("-_")

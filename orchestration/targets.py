@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from msggan.errors import UsageError
-from orchestration.runs import find_run, run_problems
-from orchestration.spec import Download, Run, RunSpec, RunStatus
+from orchestration.data_source import is_remote
+from orchestration.runs import find_run, is_copy, run_problems
+from orchestration.settings import Settings
+from orchestration.spec import Download, Run, RunSpec, RunStatus, name_problems
+from orchestration.voice import Voice
 from orchestration.workspace import Workspace
 
-TARGETS = ("auto", "local")
+TARGETS = ("auto", "local", "azure")
 
 
 class Target(Protocol):
@@ -22,6 +25,10 @@ class Target(Protocol):
 
     def plan(self, spec: RunSpec) -> dict[str, Any]:
         """What `submit` would do, as plain values. Touches nothing."""
+        ...
+
+    def question(self, spec: RunSpec) -> str | None:
+        """What a person has to agree to before `submit`, None where there is nothing."""
         ...
 
     def submit(self, spec: RunSpec, *, detach: bool = False) -> Run:
@@ -77,19 +84,61 @@ def choose(asked: str, workspace: Workspace | None) -> Choice:
         return Choice(asked, "as --target says")
     if workspace is None:
         return Choice("local", "no Azure ML workspace is configured")
-    return Choice("local", f"this version does not submit to Azure ML yet, though {workspace.source} names a workspace")
+    return Choice("azure", f"{workspace.source} names workspace {workspace.workspace_name}")
 
 
-def build_target(name: str, *, runs_dir: str, tracking_uri: str | None = None) -> Target:
-    from orchestration.local import LocalTarget  # a target is loaded when it serves
+def data_problems_of(target: str, data: str | None) -> list[str]:
+    """Why a target cannot read what --data names, though another might."""
+    if target != "local" or not data or not is_remote(data):
+        return []
+    return [
+        f"--data {data}: only a job on Azure can read this. Download the images and give their folder, "
+        "or train there: --target azure."
+    ]
 
-    return {"local": LocalTarget}[name](runs_dir, tracking_uri=tracking_uri)
+
+def build_target(name: str, settings: Settings, voice: Voice) -> Target:
+    if name == "azure":
+        from orchestration.azure.target import AzureTarget  # a target is loaded when it serves
+
+        return AzureTarget(settings, voice)
+    from orchestration.local import LocalTarget
+
+    return LocalTarget(settings.runs_dir, tracking_uri=settings.tracking_uri)
 
 
-def target_of(named: str, *, runs_dir: str) -> tuple[Target, str]:
-    """The target that has the run NAME|FOLDER, and the run's name there. Raises `UsageError` if nothing is found."""
-    path = find_run(named, runs_dir)
+def build_targets(asked: str, settings: Settings, voice: Voice) -> list[Target]:
+    """The targets whose runs are meant when none is named: this machine, and Azure where it is configured."""
+    names = [asked] if asked != "auto" else ["local", *(["azure"] if settings.workspace else [])]
+    return [build_target(name, settings, voice) for name in names]
+
+
+def named_problems(named: str, asked: str, settings: Settings) -> list[str]:
+    """Every complaint about what names a run that can be made without asking Azure."""
+    if _is_elsewhere(named, asked, settings):
+        return []
+    return run_problems(named, settings.runs_dir)
+
+
+def target_of(named: str, asked: str, settings: Settings, voice: Voice) -> tuple[Target, str]:
+    """The target that has the run NAME|FOLDER, and the run's name there. Raises `UsageError` if nothing is found.
+
+    A run in the folder of the runs is one of this machine, unless it is only a copy of what Azure has.
+    """
+    if _is_elsewhere(named, asked, settings):
+        return build_target("azure", settings, voice), named
+    path = find_run(named, settings.runs_dir)
     if path is None:
-        raise UsageError(run_problems(named, runs_dir))
+        raise UsageError(run_problems(named, settings.runs_dir))
     folder, name = os.path.split(os.path.abspath(path))
-    return build_target("local", runs_dir=os.path.relpath(folder)), name
+    from orchestration.local import LocalTarget
+
+    return LocalTarget(os.path.relpath(folder)), name
+
+
+def _is_elsewhere(named: str, asked: str, settings: Settings) -> bool:
+    """Whether the run that is meant is one on Azure: a name, and not that of a run in the folder of the runs."""
+    if asked != "auto":
+        return asked == "azure"
+    here = os.path.join(settings.runs_dir, named)
+    return settings.workspace is not None and not name_problems(named) and (not os.path.exists(here) or is_copy(here))

@@ -58,7 +58,7 @@ WRONG = [word for flag_and_value in WRONG_VALUES.items() for word in flag_and_va
     ("program", "more", "flags"),
     [
         ("msggan.train", [], {"--run-dir"}),
-        ("msggan-aml", ["submit", "--name", "a/b", "--target", "azure"], {"--name", "--target"}),
+        ("msggan-aml", ["submit", "--name", "a/b", "--target", "moon"], {"--name", "--target"}),
     ],
 )
 def test_all_wrong_options_are_told_at_once(
@@ -190,13 +190,20 @@ def test_without_a_workspace_auto_is_this_machine() -> None:
     assert (choice.target, choice.reason) == ("local", "no Azure ML workspace is configured")
 
 
-def test_a_workspace_is_seen_and_said_not_to_be_used_yet(run_program: RunProgram, tmp_path: Path) -> None:
+def test_auto_is_azure_where_a_workspace_is_configured_and_says_where(run_program: RunProgram, tmp_path: Path) -> None:
     draw_tiny_images(tmp_path / "tiny")
     (tmp_path / "config.json").write_text(json.dumps(WORKSPACE))
     ended = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run", "-o", "json")
-    assert ended.json["target"] == "local"
-    assert "does not submit to Azure ML yet" in ended.stderr
-    assert str(tmp_path / "config.json") in ended.stderr
+    assert ended.json["target"] == "azure"
+    assert f"Target: azure ({tmp_path / 'config.json'} names workspace " in ended.stderr
+
+
+def test_azure_without_a_workspace_says_how_to_name_one(run_program: RunProgram, tmp_path: Path) -> None:
+    draw_tiny_images(tmp_path / "tiny")
+    ended = run_program("msggan-aml", "submit", "--data", "tiny", "--target", "azure", "--dry-run")
+    assert ended.exit_code == 2
+    assert "No Azure ML workspace is configured." in ended.stderr
+    assert "config.json" in ended.stderr
 
 
 # --- Dry run ----------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ LIGHT_MODULES = [
     "orchestration.cli",
     "orchestration.errors",
     "orchestration.copies",
+    "orchestration.data_source",
     "orchestration.local",
     "orchestration.log_file",
     "orchestration.runs",
@@ -54,6 +55,7 @@ LIGHT_MODULES = [
     "orchestration.settings_file",
     "orchestration.spec",
     "orchestration.targets",
+    "orchestration.voice",
     "orchestration.words",
     "orchestration.workspace",
 ]

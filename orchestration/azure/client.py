@@ -219,6 +219,7 @@ class Client:
                 show_progress=False,
                 retry_backoff_factor=self.wait_factor_s,
             )
+        quieten()  # again: the SDK has turned its own up
         if cloud is None:  # the SDK writes it down in this process's environment, where others would find it
             os.environ.pop("AZUREML_CURRENT_CLOUD", None)
         return client
@@ -238,7 +239,7 @@ def connect(
     where = settings.workspace
     if where is None:
         raise WorkspaceError("No Azure ML workspace is configured.", how_to_name_a_workspace())
-    logging.getLogger("azure").setLevel(logging.CRITICAL)  # what it warns of is told as an error, or is not for people
+    quieten()
     candidates = build_candidates(environ)
     named = f"Workspace {where.workspace_name} (group {where.resource_group})"
     with (
@@ -248,6 +249,12 @@ def connect(
         credential, identity = sign_in(candidates)
     tell(f"{named} as {identity.name} ({identity.how}).")
     return Client(where, identity, credential, wait_factor_s)
+
+
+def quieten() -> None:
+    """Silences the SDK's log: what it warns of is told as an error, or is not for people."""
+    for name in ("azure", "azure.ai.ml"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

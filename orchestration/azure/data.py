@@ -1,0 +1,133 @@
+"""How do the images reach the job? What is here is packed and uploaded once; what Azure has already is looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from msggan.config import TrainConfig
+from msggan.errors import DataError
+from msggan.options import to_argv
+from orchestration.azure.blobs import Store
+from orchestration.azure.client import Client
+from orchestration.azure.jobs import DATA_FOLDER, JobData, Kind
+from orchestration.child import result_of
+from orchestration.data_source import DATA_ASSET, DatastorePath, in_datastore, is_file, is_remote
+from orchestration.errors import AuthError
+from orchestration.spec import RunSpec
+from orchestration.voice import Voice
+
+PACK_SUFFIX = ".safetensors"
+PACK_MARK = b'"msggan-pack"'  # stands in the first bytes of every pack
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", *(".zip", PACK_SUFFIX))
+NAMES_LOOKED_AT = 1000
+
+OpenStore = Callable[[str | None], Store]
+
+
+def planned_data(data: str, datastore: str) -> JobData:
+    """What the job will read, as far as it is known without asking."""
+    if not is_remote(data):
+        return JobData(_packed("<resolved-at-submit: SHA-256 of the packed images>", datastore).uri, "uri_file")
+    return JobData(data, "uri_file" if is_file(data) else "uri_folder")
+
+
+def bring_data(spec: RunSpec, store: Store, client: Client, open_store: OpenStore, voice: Voice) -> JobData:
+    """What the job reads, surely there: packed and uploaded into `store`, or found in Azure. Raises MsgganError."""
+    data = str(spec.data)
+    if not is_remote(data):
+        return _bring_local(data, spec, store, client, voice)
+    if named := DATA_ASSET.fullmatch(data):
+        return _find_asset(data, named, client, open_store, voice)
+    if place := in_datastore(data):
+        return JobData(data, _kind_in(place, client, open_store, voice))
+    return planned_data(data, store.datastore)  # another account's blob: only the job knows whether it may read it
+
+
+# --- From this machine ------------------------------------------------------------------------------------------------
+
+
+def _bring_local(data: str, spec: RunSpec, store: Store, client: Client, voice: Voice) -> JobData:
+    if data.lower().endswith(PACK_SUFFIX) and Path(data).is_file():
+        _ensure_pack(data)
+        return _upload(Path(data), store, client, voice)
+    with tempfile.TemporaryDirectory(prefix="msggan-pack-") as folder:
+        packed = Path(folder) / f"images{PACK_SUFFIX}"
+        asked = TrainConfig(resolution=spec.config.resolution, background=spec.config.background)
+        words = ["--data", data, "--out", str(packed), *to_argv(asked)]
+        words += ["--workers", str(spec.place.workers)] if spec.place.workers else []
+        hint = "Run it again; it packs anew."
+        told = result_of("msggan.pack", words, expects="path", process="packing", hint=hint)
+        voice.tell(f"Packed {told['images']} images at {told['resolution']} px.")
+        return _upload(packed, store, client, voice)
+
+
+def _ensure_pack(data: str) -> None:
+    with open(data, "rb") as file:
+        if PACK_MARK not in file.read(256):
+            raise DataError(f"--data {data}: is no pack of images.", "Make one: msggan-aml pack FOLDER OUT")
+
+
+def _upload(file: Path, store: Store, client: Client, voice: Voice) -> JobData:
+    """Uploads a pack, unless its content is there already."""
+    place = _packed(sha256_of(file), store.datastore)
+    size = file.stat().st_size
+    with client.errors(f"Uploading the images to the datastore {store.datastore}"):
+        if store.size_of(place.path) == size:
+            voice.tell(f"The images are in the datastore {store.datastore} already ({size / 2**20:.1f} MiB).")
+        else:
+            voice.tell(f"Uploading {size / 2**20:.1f} MiB of images to the datastore {store.datastore}.")
+            store.upload(file, place.path, lambda done, total: voice.show("Uploading", done, total))
+    return JobData(place.uri, "uri_file")
+
+
+def sha256_of(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        for part in iter(lambda: content.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _packed(digest: str, datastore: str) -> DatastorePath:
+    return DatastorePath(datastore, f"{DATA_FOLDER}/{digest}{PACK_SUFFIX}")
+
+
+# --- In Azure already -------------------------------------------------------------------------------------------------
+
+
+def _find_asset(data: str, named: re.Match[str], client: Client, open_store: OpenStore, voice: Voice) -> JobData:
+    with client.errors(f"Looking for the data asset {named['name']}, version {named['version']}"):
+        asset = client.ml.data.get(named["name"], named["version"])
+    if asset.type not in ("uri_file", "uri_folder"):
+        raise DataError(f"--data {data}: is of type {asset.type}.", "Give an asset of type uri_folder or uri_file.")
+    if place := in_datastore(str(asset.path)):
+        _kind_in(place, client, open_store, voice)
+    return JobData(data, asset.type)
+
+
+def _kind_in(place: DatastorePath, client: Client, open_store: OpenStore, voice: Voice) -> Kind:
+    """Whether there is a file or a folder at a path of a datastore. Raises DataError where there is no image."""
+    try:
+        store = open_store(place.datastore)
+        with client.errors(f"Looking at {place.uri}"):
+            return _look_at(place, store)
+    except AuthError:  # the job may well read what this person may not
+        voice.tell(f"{place.uri} was not looked at: who is signed in may not read it.")
+        return "uri_file" if is_file(place.path) else "uri_folder"
+
+
+def _look_at(place: DatastorePath, store: Store) -> Kind:
+    if not place.path.endswith("/") and store.size_of(place.path) is not None:
+        return "uri_file"
+    names = [blob.name for blob in itertools.islice(store.walk(place.path), NAMES_LOOKED_AT)]
+    hint = "See what is there in Azure ML Studio: Data, Datastores, Browse."
+    if not names:
+        raise DataError(f"--data {place.uri}: there is nothing at this path.", hint)
+    if not any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+        raise DataError(f"--data {place.uri}: none of the files there is an image.", hint)
+    return "uri_folder"

@@ -1,0 +1,220 @@
+"""How does a run become a job: looked at, brought there, sent once? An error says whether a job may exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from azure.core.exceptions import HttpResponseError
+
+from msggan.errors import MsgganError, UsageError
+from msggan.program import StoppedError, Terminated
+from msggan.run_folder import RunFolder
+from orchestration.azure.blobs import Store
+from orchestration.azure.client import Client
+from orchestration.azure.data import OpenStore, bring_data
+from orchestration.azure.jobs import CONFIGURATION_TAG, JobData, JobPlan, build_job, configuration_hash, run_folder
+from orchestration.azure.run_jobs import RunJobs, get_job, run_of
+from orchestration.azure.snapshot import staged
+from orchestration.azure.tags import build_tags
+from orchestration.errors import UncertainError
+from orchestration.settings import Settings
+from orchestration.spec import RunSpec
+from orchestration.voice import Voice
+
+TRIES = 3  # where somebody else uploads the same snapshot at the same moment
+CONFLICT = 409
+
+Environment = Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is needed to send a run. environment(): resolves the job's environment to its id."""
+
+    client: Client
+    settings: Settings
+    voice: Voice
+    open_store: OpenStore
+    environment: Environment
+
+    def send(self, spec: RunSpec, run: RunJobs) -> Any:
+        """The run's new job; its newest one, where that has completed this very command. Raises MsgganError."""
+        refuse_if_running(run)
+        as_user = self._check_machines()
+        store = self.open_store(self.settings.datastore)
+        as_begun = self._as_begun(spec, store)
+        environment = self.environment()  # which may be refused, before a hundred thousand images are packed
+        data = bring_data(as_begun, store, self.client, self.open_store, self.voice)
+        tags = build_tags(spec.name, configuration_hash(spec, data), Path.cwd())
+        if is_done(run, tags[CONFIGURATION_TAG]):
+            self.voice.tell(f"{spec.name} is complete: this command has nothing left to do. A larger --kimg goes on.")
+            return run.newest
+        with staged() as snapshot:
+            self.voice.tell(f"Code: the msggan package, {snapshot}; nothing else of this folder goes.")
+            plan = build_plan(
+                self.settings,
+                spec,
+                data,
+                name=run.next_name,
+                datastore=store.datastore,
+                code=str(snapshot.folder),
+                environment=environment,
+                tags=tags,
+                as_user=as_user and store.identity_based,
+            )
+            return self._put(plan)
+
+    def _check_machines(self) -> bool:
+        """Whether jobs there have no identity of their own. Raises UsageError where there are no such machines."""
+        compute = self.client.ml.compute
+        if self.settings.instance_type is not None:
+            with self.client.errors("Looking for the sizes of machines"):
+                sizes = [str(size.name) for size in compute.list_sizes()]
+            if sizes and self.settings.instance_type.lower() not in map(str.lower, sizes):
+                raise UsageError([f"--instance-type {self.settings.instance_type}: {_no_such_size(self, sizes)}"])
+            return True
+        cluster = self._cluster()
+        kind = str(cluster.type).lower()
+        if kind != "amlcompute":
+            raise UsageError(
+                [f"--compute {self.settings.compute}: is no cluster but of the kind {kind}."],
+                "Name a cluster, or make one: msggan-aml provision --compute NAME",
+            )
+        identity = getattr(cluster, "identity", None)
+        return identity is None or str(identity.type).lower() == "none"
+
+    def _cluster(self) -> Any:
+        name = self.settings.compute
+        try:
+            with self.client.errors(f"Looking for the cluster {name}"):
+                return self.client.ml.compute.get(name)
+        except MsgganError as error:
+            if not getattr(error, "is_missing", False):
+                raise
+            where = self.client.workspace.workspace_name
+            raise UsageError(
+                [f"No cluster {name!r} in workspace {where!r}."],
+                "Make it: msggan-aml provision. Or train serverless: --instance-type SIZE",
+            ) from error
+
+    def _as_begun(self, spec: RunSpec, store: Store) -> RunSpec:
+        """The run with its resolution and background as when it began. Raises RunFolderError for another one."""
+        folder = run_folder(store.datastore, spec.name)
+        with self.client.errors(f"Looking into {folder.uri}"):
+            stored = store.read(f"{folder.path}config.json")
+        if stored is None:
+            return spec
+        with TemporaryDirectory(prefix="msggan-config-") as name:
+            here = RunFolder(Path(name) / spec.name)
+            here.path.mkdir()
+            here.config.write_bytes(stored)
+            begun = here.continued(spec.config) or spec.config
+        config = replace(spec.config, resolution=begun.resolution, background=begun.background)
+        return replace(spec, config=config)
+
+    def _put(self, plan: JobPlan) -> Any:
+        """Sends the job. After an error it is looked for: there is one job, or none, or who reads it knows no more."""
+        for tries_left in reversed(range(TRIES)):
+            try:
+                # The SDK prints notes to itself there.
+                with self.client.errors(f"Submitting {plan.name}"), redirect_stderr(StringIO()):
+                    return self.client.ml.jobs.create_or_update(build_job(plan))
+            except MsgganError as error:
+                job = self._look_for(plan, error)
+                if job is not None:
+                    return job
+                if not (tries_left and _is_conflict(error)):
+                    error.message += " No job was made."
+                    raise
+            except (KeyboardInterrupt, Terminated) as stop:
+                code, number = ("cancelled", 6) if isinstance(stop, Terminated) else ("interrupted", 130)
+                message = f"Stopped while {plan.name} was being submitted: it may exist. {how_to_look(plan.spec.name)}"
+                raise StoppedError(code, number, message) from None
+        raise AssertionError("the last try returns or raises")
+
+    def _look_for(self, plan: JobPlan, error: MsgganError) -> Any | None:
+        """The job, if it was made although the answer was an error or none came. Raises UncertainError if unknown."""
+        try:
+            job = get_job(self.client, plan.name)
+        except MsgganError as second:
+            raise UncertainError(
+                f"{error.message} {plan.name} may exist: {second.message}", how_to_look(plan.spec.name)
+            ) from error
+        if job is None:
+            return None
+        if run_of(job) == plan.spec.name and job.tags.get(CONFIGURATION_TAG) == plan.tags[CONFIGURATION_TAG]:
+            return job
+        raise UsageError(
+            [f"{plan.name}: another command has just submitted a job of this name."], how_to_follow(plan.spec.name)
+        )
+
+
+def build_plan(
+    settings: Settings,
+    spec: RunSpec,
+    data: JobData,
+    *,
+    name: str,
+    datastore: str,
+    code: str,
+    environment: str,
+    tags: dict[str, str],
+    as_user: bool = False,
+) -> JobPlan:
+    """The job of a run, as the settings would have it."""
+    serverless = settings.instance_type is not None
+    return JobPlan(
+        name=name,
+        spec=spec,
+        data=data,
+        run_folder=run_folder(datastore, spec.name),
+        code=code,
+        environment=environment,
+        compute=None if serverless else settings.compute,
+        instance_type=settings.instance_type,
+        low_priority=settings.low_priority,
+        timeout_hours=settings.timeout_hours,
+        experiment=settings.experiment,
+        tags=tags,
+        as_user=as_user,
+    )
+
+
+def refuse_if_running(run: RunJobs) -> None:
+    if run.goes_on:
+        raise UsageError([f"{run.run}: is running already, as job {run.jobs[-1].name}."], how_to_follow(run.run))
+
+
+def is_done(run: RunJobs, configuration: str) -> bool:
+    """Whether the run's newest job has completed just what is asked."""
+    newest = run.newest
+    return newest is not None and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == configuration
+
+
+def how_to_follow(run: str) -> str:
+    return f"Follow it: msggan-aml logs {run} --follow. Stop it: msggan-aml cancel {run}. Or give another --name."
+
+
+def how_to_look(run: str) -> str:
+    return f"Look: msggan-aml status {run}. The same command again makes no second job."
+
+
+def _is_conflict(error: MsgganError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, HttpResponseError) and (
+        cause.status_code == CONFLICT or "BlobAlreadyExists" in str(cause) or "already exists" in str(cause)
+    )
+
+
+def _no_such_size(submission: Submission, sizes: list[str]) -> str:
+    asked = str(submission.settings.instance_type)
+    near = get_close_matches(asked, sizes, n=3)
+    suggestion = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"is not offered where workspace {submission.client.workspace.workspace_name} is.{suggestion}"

@@ -1,0 +1,178 @@
+"""Is there one job, or an error and none, or an error that says there may be one, whatever breaks while it is sent?"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from azure_local import AzureLocal
+from azure_local.messages import Recorded
+from conftest import draw_tiny_images, environment
+
+from msggan.config import TrainConfig
+from msggan.errors import MsgganError
+from orchestration.settings import read_settings
+from orchestration.spec import Run, RunSpec
+from orchestration.voice import Voice
+
+# The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+Submit = Callable[..., Run]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of 24 images."""
+    folder = tmp_path_factory.mktemp("pack")
+    draw_tiny_images(folder / "tiny")
+    words = ["--data", str(folder / "tiny"), "--out", str(folder / "tiny.safetensors"), "--resolution", "8"]
+    subprocess.run([sys.executable, "-m", "msggan.pack", *words], check=True, env=environment(), capture_output=True)
+    return folder / "tiny.safetensors"
+
+
+@pytest.fixture
+def submit(azure: AzureLocal, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
+    """submit(NAME): sends a run and leaves it, in this process. What the SDK waits before it repeats passes at once."""
+    monkeypatch.setattr("azure.core.pipeline.transport.HttpTransport.sleep", lambda self, duration: None)
+    for name, value in azure.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    from orchestration.azure.target import AzureTarget
+
+    def submit(name: str = "one") -> Run:
+        settings = read_settings({}, folder=tmp_path, environ=os.environ)
+        target = AzureTarget(settings, Voice(tell=lambda line: None), wait_factor_s=0.01)
+        config = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.04)
+        return target.submit(RunSpec(config, pack, name), detach=True)
+
+    azure.add_cluster("msggan-gpu")
+    azure.hold_jobs()
+    return submit
+
+
+def kind_of(request: Recorded) -> str:
+    """What a request is for, the same for the many blobs of a snapshot."""
+    path = re.sub(r"[0-9a-f]{8,}(-[0-9a-f-]+)?|msggan-snapshot-.*|LocalUpload.*", "*", request.path)
+    return f"{request.method} {request.host.split('.')[0]} {path} {request.query.get('comp', '')}"
+
+
+def kinds(requests: list[Recorded]) -> dict[str, int]:
+    """The kinds of requests in the order of their first, and the number of that one."""
+    found: dict[str, int] = {}
+    for number, request in enumerate(requests, start=1):
+        found.setdefault(kind_of(request), number)
+    return found
+
+
+def forget(azure: AzureLocal) -> None:
+    """Takes the job and its images away."""
+    azure.end_jobs()
+    azure.cloud.jobs.clear()
+    for path in azure.blobs_below("msggan/"):
+        azure.cloud.blobs.container(azure.cloud.account, azure.container).delete_blob(path)
+    azure.faults.clear()
+    azure.recording.clear()
+
+
+def test_a_connection_cut_at_any_request_of_submit_leaves_one_job_or_an_error_and_none(
+    azure: AzureLocal, submit: Submit
+) -> None:
+    # Of a snapshot and an environment that are there already: the SDK's own upload of them waits for ever where an
+    # answer is lost.
+    submit()
+    forget(azure)
+    submit()
+    numbers = kinds(azure.requests)
+    assert len(numbers) > 10
+    for kind, number in numbers.items():
+        forget(azure)
+        fault = azure.fault(".*", ".", nth=number, drop="after")
+        outcome = outcome_of(submit)
+        assert fault.happened == 1
+        assert (outcome, list(azure.cloud.jobs)) == ("submitted", ["one"]) or not azure.cloud.jobs, (kind, outcome)
+
+
+def test_a_service_that_breaks_down_at_any_request_of_submit_leaves_no_unreported_job(
+    azure: AzureLocal, submit: Submit
+) -> None:
+    submit()
+    forget(azure)
+    submit()
+    for kind, number in kinds(azure.requests).items():
+        forget(azure)
+        azure.fault(".*", ".", nth=number, times=10**6, status=503, retry_after=0.01)
+        outcome = outcome_of(submit)
+        if azure.cloud.jobs:
+            assert outcome == "submitted" or "may exist" in outcome, (kind, outcome)
+        else:
+            assert outcome != "submitted", kind
+
+
+def outcome_of(submit: Submit) -> str:
+    try:
+        submit()
+    except MsgganError as error:
+        return f"{error}"
+    return "submitted"
+
+
+@pytest.mark.parametrize(
+    ("drop", "jobs", "said"), [("before", [], r"No job was made\.$"), ("after", ["one"], "submitted")]
+)
+def test_where_the_last_answer_is_lost_for_good_the_job_is_looked_for(
+    azure: AzureLocal, submit: Submit, drop: str, jobs: list[str], said: str
+) -> None:
+    azure.fault("PUT", "/jobs/one", drop=drop, times=100)
+    assert re.search(said, outcome_of(submit).splitlines()[0])
+    assert list(azure.cloud.jobs) == jobs
+
+
+def test_where_it_cannot_be_looked_for_the_error_says_that_it_may_exist_and_the_same_command_makes_no_second(
+    azure: AzureLocal, submit: Submit
+) -> None:
+    azure.fault("PUT", "/jobs/one", drop="after", times=100)
+    azure.fault("GET", "/jobs/one", nth=2, times=100, status=503, retry_after=0.01)
+    with pytest.raises(MsgganError) as lost:
+        submit()
+    assert lost.value.code == "uncertain"
+    assert "one may exist" in lost.value.message
+    assert "msggan-aml status one" in lost.value.hint
+    azure.faults.clear()
+    with pytest.raises(MsgganError, match="is running already, as job one"):
+        submit()
+    assert list(azure.cloud.jobs) == ["one"]
+
+
+def test_two_submissions_of_different_names_at_once_both_succeed(azure: AzureLocal, submit: Submit) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as threads:
+        runs = list(threads.map(submit, ["one", "two"]))
+    assert [run.job_id for run in runs] == ["one", "two"]
+    assert set(azure.cloud.jobs) == {"one", "two"}
+
+
+def test_what_was_sent_once_is_not_sent_again(azure: AzureLocal, submit: Submit) -> None:
+    submit("one")
+    before = len(azure.requests)
+    submit("two")
+    uploads = [
+        str(request) for request in azure.requests[before:] if request.method == "PUT" and "blob" in request.host
+    ]
+    assert uploads == []
