@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestration.azure.target import AzureTarget
     from orchestration.local import LocalTarget
     from orchestration.spec import Run, RunSpec
 
-__all__ = ["LocalTarget", "Run", "RunSpec"]
+__all__ = ["AzureTarget", "LocalTarget", "Run", "RunSpec"]
 
-_HOMES = {"LocalTarget": "orchestration.local", "Run": "orchestration.spec", "RunSpec": "orchestration.spec"}
+_HOMES = {
+    "AzureTarget": "orchestration.azure.target",
+    "LocalTarget": "orchestration.local",
+    "Run": "orchestration.spec",
+    "RunSpec": "orchestration.spec",
+}
 
 
 def __getattr__(name: str) -> Any:
