@@ -9,7 +9,7 @@ INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum 
 # The blob service of the local Azure, which the tests talk to; the same game with its name.
 AZURITE := tests/azure_local/node_modules/installed-$(shell cksum < tests/azure_local/package-lock.json | cut -d ' ' -f 1)
 
-.PHONY: help setup demo test azure-local check format docs bench constraints clean
+.PHONY: help setup demo test azure-local check format docs bench bench-azure constraints clean
 
 help:
 	@echo "make demo    set up, and train on 400 drawn flowers (runs/demo)"
@@ -19,6 +19,7 @@ help:
 	@echo "make format  let the formatter and the linter repair what they can"
 	@echo "make docs    write docs/options.md from the commands"
 	@echo "make bench   time training steps against plain order (benchmarks/results.json)"
+	@echo "make bench-azure  time submit against the bare SDK (the same file)"
 	@echo "make clean   remove .venv, runs/demo and Azurite"
 
 setup: $(INSTALLED)
@@ -61,7 +62,10 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/write_options.py
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python -m benchmarks.bench
+
+bench-azure: $(INSTALLED) $(AZURITE)
+	$(BIN)/python -m benchmarks.azure_submit
 
 # After a change of the dependencies in pyproject.toml. CUDA's own packages follow from torch, where they are wanted.
 constraints: $(INSTALLED)

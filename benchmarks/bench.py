@@ -1,36 +1,32 @@
 """How fast is a training step, against the same step in plain order, in one run on this machine?
 
-    python benchmarks/bench.py [--seconds S]
+    python -m benchmarks.bench [--seconds S]
 
 Plain order is BMSG-GAN's: float32, a generator pass for each of the two steps, a discriminator pass for each set of
 images, gradients for everything. Both take turns, so that a machine whose speed drifts treats them alike. Writes
-benchmarks/results.json and prints the same table.
+its rows into benchmarks/results.json and prints the same table.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from benchmarks.results import write_rows
 from msggan.config import TrainConfig, resolve
 from msggan.data import pyramid
-from msggan.device import choose_device, has_fast_bfloat16
+from msggan.device import choose_device
 from msggan.ema import update_ema
 from msggan.losses import discriminator_loss, generator_loss
 from msggan.randomness import latents
 from msggan.steps import Adversaries
 
-RESULTS = Path(__file__).parent / "results.json"
 SIZES = ((32, 64, 16), (64, 128, 8), (128, 256, 4))  # resolution, latent size, batch
 BAR = 1.2  # the same arithmetic less what nobody reads: 16 parts in 12, of which overheads take some
 
@@ -46,9 +42,7 @@ def main(seconds: float, device: str) -> None:
         for size in SIZES
         for precision in ("float32", "bfloat16")
     ]
-    results = {"machine": machine(place), "rows": rows}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    click.echo(f"{results['machine']}\n")
+    click.echo(f"{write_rows(rows, place)}\n")
     for row in rows:
         click.echo(
             f"{row['name']}  {row['setting']}: {row['value']:.1f} {row['unit']}, plain {row['baseline']:.1f}: "
@@ -130,24 +124,6 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    return {
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "bfloat16 units": has_fast_bfloat16(device),
-    }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    about = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.+)$", about.read_text(), flags=re.MULTILINE) if about.exists() else None
-    return named[1] if named else platform.processor()
 
 
 if __name__ == "__main__":

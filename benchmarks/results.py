@@ -1,0 +1,44 @@
+"""What was measured, and on what? The rows of results.json, which every benchmark here adds to."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msggan.device import has_fast_bfloat16
+
+RESULTS = Path(__file__).parent / "results.json"
+
+
+def write_rows(rows: Sequence[dict[str, Any]], device: torch.device, path: Path = RESULTS) -> dict[str, Any]:
+    """Writes rows in place of those of the same names, and keeps all others. Returns the machine."""
+    names = {row["name"] for row in rows}
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    kept = [row for row in before if row["name"] not in names]
+    about = machine(device)
+    path.write_text(json.dumps({"machine": about, "rows": [*kept, *rows]}, indent=1) + "\n")
+    return about
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    return {
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "bfloat16 units": has_fast_bfloat16(device),
+    }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    about = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.+)$", about.read_text(), flags=re.MULTILINE) if about.exists() else None
+    return named[1] if named else platform.processor()
