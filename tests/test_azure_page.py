@@ -23,8 +23,14 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 
+
+def commands_in(text: str) -> list[str]:
+    return [line.split(" # ")[0].strip() for line in re.findall(r"^    (msggan-aml .*)$", text, re.MULTILINE)]
+
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PAGE = (REPOSITORY / "docs" / "azure.md").read_text(encoding="utf-8")
-COMMANDS = [line.split(" # ")[0].strip() for line in re.findall(r"^    (msggan-aml .*)$", PAGE, re.MULTILINE)]
+COMMANDS = commands_in(PAGE)
 IN_TEXT = re.findall(r"`(msggan-aml [^`]+)`", PAGE)
 
 # What makes a run short enough for a test; of an option given twice the last counts.
@@ -82,6 +88,14 @@ def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: Az
     assert (place / "runs" / "photos" / "generated" / "grid_8px.png").is_file()
     assert "msggan-gpu" not in azure.cloud.computes
     assert azure.blobs_below("photos/"), "deleted what it must not"
+
+
+def test_the_readme_shows_commands_of_the_page() -> None:
+    section = re.search(r"^## Train on Azure ML$.*?(?=^## )", README, re.MULTILINE | re.DOTALL)
+    assert section
+    shown = commands_in(section[0])
+    assert len(shown) >= 2
+    assert set(shown) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", sorted(set(IN_TEXT)))
