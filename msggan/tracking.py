@@ -46,7 +46,9 @@ class Tracker:
         if self.tracking_uri is None:
             return []
         self._delivery = DeliveryProcess(self.path.parent, self.tracking_uri)
-        return [f"MLflow is told at {without_password(self.tracking_uri)}. See it: {look_with(self.tracking_uri)}"]
+        look = look_with(self.tracking_uri)
+        see = f" See it: {look}" if look else ""
+        return [f"MLflow is told at {without_password(self.tracking_uri)}.{see}"]
 
     def news(self) -> list[str]:
         """What there is to say of MLflow since the last time, a line each; mostly nothing."""

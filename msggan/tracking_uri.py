@@ -128,6 +128,8 @@ def without_password(uri: str) -> str:
 
 
 def look_with(uri: str) -> str:
-    """How a person looks at what is there."""
+    """How a person looks at what is there; empty where the address is none that can be opened."""
     shown = without_password(uri)
-    return f"mlflow ui --backend-store-uri {shown}" if is_database(uri) else shown
+    if is_database(uri):
+        return f"mlflow ui --backend-store-uri {shown}"
+    return shown if _kind(uri) in ("http", "https") else ""

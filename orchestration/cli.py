@@ -151,7 +151,6 @@ def submit(
         serving = build_target(choice.target, settings, Voice(tell, bars.show))
         plan = serving.plan(spec)
         tell(f"Target: {choice.target} ({choice.reason}).")
-        tell(f"Run folder: {plan['run_dir']}")
         if dry_run:
             show_plan(plan, output)
             return 0

@@ -78,6 +78,18 @@ def test_a_password_may_stand_in_a_variable_but_never_on_a_command_line(uri: str
     assert "secret" not in without_password(uri) + look_with(uri)
 
 
+@pytest.mark.parametrize(
+    ("uri", "look"),
+    [
+        ("sqlite:///a/mlflow.db", "mlflow ui --backend-store-uri sqlite:///a/mlflow.db"),
+        ("http://me:secret@host:5000", "http://host:5000"),
+        ("azureml://host/mlflow/v2.0/subscriptions/s", ""),
+    ],
+)
+def test_only_an_address_that_can_be_opened_is_offered_to_look_at(uri: str, look: str) -> None:
+    assert look_with(uri) == look
+
+
 def test_a_complaint_about_a_variable_names_it() -> None:
     (problem,) = tracking_uri_problems(None, {"MLFLOW_TRACKING_URI": "mlruns"})
     assert problem.startswith("MLFLOW_TRACKING_URI mlruns:")
