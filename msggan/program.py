@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from msggan.errors import MsgganError, UsageError
+from msggan.packages import as_missing_package
 
 OUTPUT_VARIABLE = "MSGGAN_OUTPUT"
 OUTPUTS = ("text", "json")
@@ -78,11 +79,17 @@ def output_problems(output: str) -> list[str]:
 def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None = None) -> int:
     """Runs a command line to its exit code. The command returns its own, or raises MsgganError."""
     words = list(sys.argv[1:] if argv is None else argv)
+    error: MsgganError
     try:
         with _sigterm_as_exception():
             return command.main(args=words, prog_name=name, standalone_mode=False) or 0
     except (MsgganError, click.ClickException, click.Abort, OSError, Terminated) as problem:
         error = _as_ours(problem)
+    except ModuleNotFoundError as problem:
+        missing = as_missing_package(problem)
+        if missing is None:
+            raise
+        error = missing
     report(error, as_json=asked_for_json(words, os.environ))
     return error.exit_code
 

@@ -7,6 +7,12 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from msggan.packages import end_without_click, require, training_packages
+from msggan.tracking_uri import chosen_tracking_uri, tracking_uri_problems
+
+if __name__ == "__main__":
+    end_without_click(chosen_tracking_uri(None, os.environ))
+
 import click
 
 from msggan.options import (
@@ -20,7 +26,6 @@ from msggan.options import (
     train_options,
 )
 from msggan.program import EXIT_CODES, output_option, output_problems, print_json, run_program
-from msggan.tracking_uri import chosen_tracking_uri, tracking_uri_problems
 
 if TYPE_CHECKING:
     from msggan.trainer import RunResult
@@ -47,6 +52,7 @@ def train(
 
     The same command again resumes the run; --kimg, the intervals and --num-samples may then differ.
     """
+    require(training_packages(chosen_tracking_uri(tracking_uri, os.environ)))
     problems = data_problems(data) + run_dir_problems(run_dir)
     problems += place_problems(device, workers) + tracking_uri_problems(tracking_uri, os.environ)
     problems += output_problems(output)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from msggan.options import data_problems
-from orchestration.settings import without_secrets
 
 DATASTORE_PATH = re.compile(
     r"azureml://(?:subscriptions/[^/]+/resource[Gg]roups/[^/]+/(?:providers/[^/]+/)?workspaces/[^/]+/)?"
@@ -23,7 +22,7 @@ FORMS = (
     "In Azure, images are azureml://datastores/DATASTORE/paths/PATH, azureml:ASSET:VERSION "
     "or https://ACCOUNT.blob.core.windows.net/CONTAINER/PATH."
 )
-SECRET = re.compile(r"[?&;](?:sig|sv|se|sp)=|AccountKey=|SharedAccess\w*=|//[^/]*@", re.IGNORECASE)
+SECRET = re.compile(r"[?&;#](?:sig|sv|se|sp)=|AccountKey=|SharedAccess\w*=|//[^/]*@", re.IGNORECASE)
 FILE_SUFFIXES = (".zip", ".safetensors")
 
 
@@ -46,13 +45,15 @@ def is_remote(data: str) -> bool:
 
 def source_problems(data: str | None) -> list[str]:
     """Every complaint about the text of --data that can be made without opening it. Secrets are not repeated."""
-    if not data or not is_remote(data):
+    if not data or os.path.exists(data):
         return data_problems(data)
-    if SECRET.search(data):
+    if SECRET.search(_unquoted(data)):
         return [
             f"--data {_shown(data)}: holds a secret, which a command line must not: everyone on this machine sees it. "
             "Give the address without it; the job reads with the datastore's or your own identity."
         ]
+    if not is_remote(data):
+        return data_problems(data)
     if any(form.fullmatch(data) for form in (DATASTORE_PATH, DATA_ASSET, BLOB_URL)):
         return []
     return [f"--data {data}: is no address that a job can read. {FORMS}"]
@@ -75,5 +76,13 @@ def path_of(data: str) -> str:
     return asset["name"] if asset else data
 
 
+def _unquoted(data: str) -> str:
+    """The text without percent signs that stand for others, as often as it was so written."""
+    while (plain := unquote(data)) != data:
+        data = plain
+    return data
+
+
 def _shown(data: str) -> str:
-    return str(without_secrets(data)).split(";")[0]
+    """As much of an address as surely holds no secret."""
+    return re.split(r"[?#&;=%]", re.sub(r"//[^/]*@", "//***@", data))[0]

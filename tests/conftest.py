@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest_plugins = ["azure_local.fixtures"]
+pytest_plugins = ["azure_local.fixtures", "azure_commands"]
 
 # One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when
 # it is imported, which comes later.

@@ -6,18 +6,15 @@ import gc
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from azure_commands import Command
 from azure_local import AzureLocal
-from conftest import Ended, command_line, draw_tiny_images, environment, run_in, wait_for
+from conftest import command_line, environment, run_in, wait_for
 
 from msggan import Generator, load_generator
-from msggan.program import run_program
-from orchestration import cli
 
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
 SMALL = [*WHAT, "--kimg", "0.04"]
@@ -33,40 +30,12 @@ pytestmark = [
     ),
 ]
 
-Command = Callable[..., Ended]
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _left_behind() -> Iterator[None]:
     """The connections that the SDK left open are collected here, where their warnings are expected."""
     yield
     gc.collect()
-
-
-@pytest.fixture
-def place(tmp_path: Path, azure: AzureLocal) -> Path:
-    """A folder with images, and a workspace with a cluster."""
-    azure.add_cluster("msggan-gpu")
-    draw_tiny_images(tmp_path / "tiny")
-    return tmp_path
-
-
-@pytest.fixture
-def msggan_aml(azure: AzureLocal, place: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command line in this process: the SDK, which takes seconds to load, is loaded once."""
-    monkeypatch.chdir(place)
-    for name, value in azure.variables.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*words: object, **variables: str) -> Ended:
-        out, err = StringIO(), StringIO()
-        with monkeypatch.context() as set_here, redirect_stdout(out), redirect_stderr(err):
-            for name, value in variables.items():
-                set_here.setenv(name, value)
-            code = run_program(cli.msggan_aml, name="msggan-aml", argv=[str(word) for word in words])
-        return Ended(code, out.getvalue(), err.getvalue())
-
-    return run
 
 
 def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
@@ -219,20 +188,3 @@ def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, place: 
         ended = msggan_aml("submit", *words, *SMALL, "--yes")
         assert (ended.exit_code, said in ended.stderr) == (2, True), ended.stderr
     assert azure.cloud.jobs == {}
-
-
-def test_no_secret_leaves_its_place(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
-    secrets = {"MSGGAN_STORAGE_KEY": "k3y-of-nobody==", "MSGGAN_STORAGE_SAS": "sig=t0ken-of-nobody"}
-    azure.hold_jobs()
-    said = [
-        msggan_aml("submit", "--data", "tiny", *SMALL, "--detach", "--yes", **secrets),
-        *(
-            msggan_aml(*words, **secrets)
-            for words in (["status", "tiny"], ["list"], ["logs", "tiny"], ["cancel", "tiny"])
-        ),
-    ]
-    assert [ended.exit_code for ended in said] == [0] * 5, said
-    written = [path.read_text(errors="replace") for path in place.rglob("*") if path.is_file()]
-    everything = [*written, *(ended.stdout + ended.stderr for ended in said), *map(repr, azure.requests)]
-    for secret in ("k3y-of-nobody", "t0ken-of-nobody", azure.account_key):
-        assert not [text for text in everything if secret in text]

@@ -1,0 +1,154 @@
+"""Is what --data names told apart, and is no secret in it taken or repeated?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestration.data_source import (
+    FORMS,
+    DatastorePath,
+    in_datastore,
+    is_file,
+    is_remote,
+    path_of,
+    source_problems,
+)
+from orchestration.spec import default_name
+from orchestration.targets import data_problems_of
+
+WORKSPACE = "subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w/"
+ADDRESSES = [
+    "azureml://datastores/store/paths/images/",
+    "azureml://datastores/store/paths/a/b.zip",
+    f"azureml://{WORKSPACE}datastores/store/paths/images",
+    "azureml://subscriptions/s/resourcegroups/g/workspaces/w/datastores/store/paths/images",
+    "azureml:flowers:3",
+    "azureml:flowers.of-spring_1:2024-01-02",
+    "https://account1.blob.core.windows.net/container/images/",
+    "https://account1.blob.core.windows.net/container/images.safetensors",
+]
+
+
+@pytest.mark.parametrize("data", ADDRESSES)
+def test_an_address_that_azure_knows_is_taken_and_is_no_path_here(data: str) -> None:
+    assert is_remote(data)
+    assert source_problems(data) == []
+    assert data_problems_of("azure", data) == []
+    assert data_problems_of("local", data) == [
+        f"--data {data}: only a job on Azure can read this. Download the images and give their folder, "
+        "or train there: --target azure."
+    ]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "s3://bucket/images",
+        "http://account1.blob.core.windows.net/container/images/",
+        "https://example.org/images.zip",
+        "https://account1.blob.core.windows.net/container",
+        "https://account1.blob.core.windows.net.example.org/container/images",
+        "azureml://datastores/store/images",
+        "azureml://datastores/store/paths/",
+        "azureml:flowers",
+        "azureml:flowers@latest",
+        "azureml://registries/r/data/flowers/versions/1",
+        "file:///images",
+    ],
+)
+def test_any_other_address_is_refused_with_the_forms_there_are(data: str) -> None:
+    assert source_problems(data) == [f"--data {data}: is no address that a job can read. {FORMS}"]
+
+
+def test_a_path_here_is_looked_for_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "images.zip", "azureml:flowers:3", "what?sig=x"):
+        Path(name).mkdir()
+        assert not is_remote(name)
+        assert source_problems(name) == []
+        assert data_problems_of("local", name) == []
+    assert source_problems("imagez") == ["--data imagez: no such file or folder. Did you mean images or images.zip?"]
+    assert (
+        source_problems(None)
+        == source_problems("")
+        == ["--data: is missing. Name a folder, a zip or a pack of images."]
+    )
+
+
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        (ADDRESSES[0], DatastorePath("store", "images/")),
+        (ADDRESSES[2], DatastorePath("store", "images")),
+        (ADDRESSES[3], DatastorePath("store", "images")),
+        ("azureml://datastores/store/paths/a%20b/c", DatastorePath("store", "a b/c")),
+        ("azureml:flowers:3", None),
+        (ADDRESSES[6], None),
+    ],
+)
+def test_a_path_in_a_datastore_is_read_in_both_forms(uri: str, place: DatastorePath | None) -> None:
+    assert in_datastore(uri) == place
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("azureml:flowers:3", "flowers"),
+        ("azureml://datastores/store/paths/a/roses/", "roses"),
+        ("https://account1.blob.core.windows.net/container/tulips.zip", "tulips"),
+    ],
+)
+def test_a_run_is_named_after_the_images_wherever_they_are(data: str, name: str) -> None:
+    assert default_name(path_of(data)) == default_name(data) == name
+
+
+def test_a_file_is_told_from_a_folder_by_its_name() -> None:
+    assert [is_file(data) for data in ("a/b.zip", "a/b.SAFETENSORS", "a/b/", "a/b", "a/b.png")] == [True] * 2 + [
+        False
+    ] * 3
+
+
+# --- Secrets ----------------------------------------------------------------------------------------------------------
+
+S3CR3T = "s3cr3ts3cr3ts3cr3t"
+PLACES = [
+    "https://account1.blob.core.windows.net/container/images",
+    "https://account1.blob.core.windows.net/container/",
+    "azureml://datastores/store/paths/images",
+    "azureml:flowers:3",
+    "wasbs://container@account1.blob.core.windows.net/images",
+    "account1.blob.core.windows.net/container/images",
+    "",
+]
+OTHERS = ["sv=2024-11-04", "se=2030-01-01T00:00:00Z", "sp=rl", "sr=c", "skoid=x"]
+
+
+@settings(deadline=None)
+@given(
+    place=st.sampled_from(PLACES),
+    mark=st.sampled_from(["?", "&", ";", "#", "?a=b#", "/?"]),
+    name=st.sampled_from(["sig", "SIG", "Sig", "AccountKey", "SharedAccessSignature", "sharedaccesskey"]),
+    others=st.lists(st.sampled_from(OTHERS), unique=True),
+    times_quoted=st.integers(0, 3),
+)
+def test_a_key_or_a_signature_in_whatever_form_is_refused_and_not_repeated(
+    place: str, mark: str, name: str, others: list[str], times_quoted: int
+) -> None:
+    said = mark + "&".join([*others, f"{name}={S3CR3T}", *others])
+    for _ in range(times_quoted):
+        said = quote(said, safe="")
+    (problem,) = source_problems(place + said)
+    assert "holds a secret" in problem
+    assert S3CR3T not in problem
+
+
+@pytest.mark.parametrize("login", [f"me:{S3CR3T}", f"me:{S3CR3T}@{S3CR3T}", f":{S3CR3T}%20{S3CR3T}", S3CR3T])
+def test_a_password_in_an_address_is_refused_and_not_repeated(login: str) -> None:
+    (problem,) = source_problems(f"https://{login}@account1.blob.core.windows.net/container/images")
+    assert "holds a secret" in problem
+    assert S3CR3T not in problem
