@@ -32,7 +32,6 @@ from orchestration.azure.environment import (
     build_environment,
     plan_environment,
     read_recipe,
-    write_files,
 )
 from orchestration.azure.plan import Item, plan_lines
 from orchestration.errors import QuotaError
@@ -271,8 +270,10 @@ def test_one_secret_at_most_is_taken_and_none_is_printed() -> None:
 
 
 def body(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    write_files(recipe, folder)
-    rest: dict[str, Any] = build_environment(recipe, folder)._to_rest_object().as_dict()["properties"]
+    conda_file = folder / "written.yml"
+    conda_file.write_text(recipe.conda)
+    made = build_environment(recipe, conda_file=conda_file, context="https://here/context/")
+    rest: dict[str, Any] = made._to_rest_object().as_dict()["properties"]
     return rest
 
 
@@ -296,7 +297,7 @@ def test_the_four_ways_become_the_bodies_they_should(tmp_path: Path) -> None:
     context = body(read_recipe(str(tmp_path / "own")), tmp_path)
     assert context == {
         **shared,
-        "build": {"contextUri": str(tmp_path / "msggan"), "dockerfilePath": "Dockerfile"},
+        "build": {"contextUri": "https://here/context/", "dockerfilePath": "Dockerfile"},
         "description": "For msggan: folder own",
     }
 
@@ -334,7 +335,7 @@ def test_an_image_is_not_a_conda_file_of_the_same_text() -> None:
 
 def test_an_environment_is_made_once_and_fetched_from_the_archive() -> None:
     recipe = Recipe("image x:1", image="x:1")
-    there = build_environment(recipe, Path())
+    there = build_environment(recipe)
     assert plan_environment(recipe, None).action == "create"
     assert plan_environment(recipe, there).action == "keep"
     archived = plan_environment(recipe, there, is_archived=True)

@@ -302,7 +302,7 @@ def test_an_edit_is_never_ignored_and_nothing_unchanged_is_made_again(
     for way in ways:
         assert provision("--yes", "--environment", way).exit_code == 0
     assert len(azure.cloud.environments) == 7  # the image alone is what it was
-    uploaded = azure.blobs_below("LocalUpload/")
+    uploaded = azure.blobs_below("msggan/environments/")
     assert {path.rpartition("/")[2] for path in uploaded} == {"Dockerfile"}
     conda = [made.properties.get("condaFile") for made in azure.cloud.environments.values()]
     assert conda.count("dependencies:\n- python=3.11\n") == 2

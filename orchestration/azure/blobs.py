@@ -83,6 +83,14 @@ class Store:
                 progress_hook=lambda done, whole: tell(done, whole or total),
             )
 
+    def write(self, path: str, content: bytes) -> None:
+        """The same for a few bytes at hand, by one request."""
+        self.container.get_blob_client(path).upload_blob(content, overwrite=True)
+
+    def url_of(self, path: str) -> str:
+        """The address of a blob or folder, without the signature that may open it."""
+        return f"https://{self.container.primary_hostname}/{self.container.container_name}/{path}"
+
     def append_to(self, file: IO[bytes], folder: str, blob: Blob, tell: Callable[[int], None]) -> None:
         """Writes what `file` lacks of a blob. Raises ResourceModifiedError where the blob has changed since."""
         client = self.container.get_blob_client(f"{folder.rstrip('/')}/{blob.name}")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from azure.core import PipelineClient
 from azure.core.credentials import TokenCredential
 from azure.core.exceptions import (
     AzureError,
@@ -32,6 +33,8 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
+from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolicy
+from azure.core.rest import HttpRequest
 from azure.identity import (
     AzureCliCredential,
     CredentialUnavailableError,
@@ -50,7 +53,8 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-MANAGEMENT = "https://management.azure.com/.default"
+MANAGEMENT_URL = "https://management.azure.com"
+MANAGEMENT = f"{MANAGEMENT_URL}/.default"
 PATIENCE_S = 1.0  # until a person is told that signing in takes its time
 
 # Requests are repeated by the SDK where the service is busy or the connection breaks: five times in about 12 s.
@@ -199,6 +203,21 @@ class Client:
             if error.is_missing:
                 return None
             raise
+
+    def send(self, request: HttpRequest) -> Any:
+        """The answer to what the SDK has no door for. Raises HttpResponseError for one with an error's status."""
+        response = self._pipeline.send_request(request)
+        if response.status_code >= 400:
+            raise HttpResponseError(response=response)
+        return response
+
+    @cached_property
+    def _pipeline(self) -> PipelineClient[HttpRequest, Any]:
+        policies = [
+            RetryPolicy(retry_backoff_factor=self.wait_factor_s, **RETRIES),
+            BearerTokenCredentialPolicy(self.credential, MANAGEMENT),
+        ]
+        return PipelineClient(MANAGEMENT_URL, policies=policies)
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:

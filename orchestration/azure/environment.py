@@ -26,8 +26,10 @@ from azure.core.exceptions import AzureError, ResourceExistsError
 
 import environments
 from msggan.errors import UsageError
+from orchestration.azure.blobs import open_store
 from orchestration.azure.client import Client
 from orchestration.azure.plan import TAG, Item, is_ours
+from orchestration.azure.uploads import ensure_uploaded
 from orchestration.settings import Settings
 
 KIND = "environment"
@@ -41,6 +43,7 @@ CONDA_IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-cuda11.8-cudnn8-ubuntu22.0
 DEFAULT_CONTEXT = Path(environments.__file__).parent / "default"
 DOCKERFILE = "Dockerfile"
 CONDA_FILE = "conda.yml"
+CONTEXT_FOLDER = "msggan/environments"  # in the workspace's default datastore
 MOST_FILES = 100
 MOST_BYTES = 2**20
 
@@ -157,13 +160,13 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
-def build_environment(recipe: Recipe, folder: Path) -> Environment:
-    """The environment of a recipe whose files are written below `folder`."""
+def build_environment(recipe: Recipe, *, conda_file: Path | None = None, context: str = "") -> Environment:
+    """The environment of a recipe. conda_file, context: where the recipe's own are written and uploaded."""
     given: dict[str, Any] = {"image": recipe.image or None}
     if recipe.files:
-        given = {"build": BuildContext(path=str(folder / NAME), dockerfile_path=DOCKERFILE)}
+        given = {"build": BuildContext(path=context, dockerfile_path=DOCKERFILE)}
     if recipe.conda:
-        given["conda_file"] = str(folder / CONDA_FILE)
+        given["conda_file"] = str(conda_file)
     return Environment(
         name=NAME, version=recipe.version, description=f"For msggan: {recipe.made_from}", tags=dict(TAG), **given
     )
@@ -215,11 +218,12 @@ def read_environment(client: Client, recipe: Recipe) -> Environment | None:
 
 def ensure_environment(client: Client, recipe: Recipe) -> str:
     """Makes the environment where there is none, and returns how a job names it."""
-    doing = f"Making the environment {NAME}:{recipe.version}"
     if read_environment(client, recipe) is None:
-        with tempfile.TemporaryDirectory() as folder, client.errors(doing):
-            write_files(recipe, Path(folder))
-            environment = build_environment(recipe, Path(folder))
+        context = upload_context(client, recipe) if recipe.files else ""
+        with tempfile.TemporaryDirectory() as folder, client.errors(f"Making the environment {NAME}:{recipe.version}"):
+            conda_file = Path(folder) / CONDA_FILE
+            conda_file.write_text(recipe.conda, encoding="utf-8")
+            environment = build_environment(recipe, conda_file=conda_file, context=context)
             try:
                 with redirect_stderr(io.StringIO()):  # the SDK writes colour codes there, whatever it is told
                     client.ml.environments.create_or_update(environment)
@@ -229,14 +233,9 @@ def ensure_environment(client: Client, recipe: Recipe) -> str:
     return recipe.reference
 
 
-def write_files(recipe: Recipe, folder: Path) -> None:
-    """Writes what the SDK reads from files. The name of the context's folder stands in the address of its upload."""
-    for path, content in recipe.files.items():
-        place = folder / NAME / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
-    if recipe.conda:
-        (folder / CONDA_FILE).write_text(recipe.conda, encoding="utf-8")
+def upload_context(client: Client, recipe: Recipe) -> str:
+    """The address of the recipe's build context, with the slash at its end that the image builder asks for."""
+    return ensure_uploaded(client, open_store(client, None), CONTEXT_FOLDER, recipe.files) + "/"
 
 
 def resolve_environment(settings: Settings, client: Client) -> str:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from azure.core import PipelineClient
-from azure.core.exceptions import HttpResponseError
-from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolicy
 from azure.core.rest import HttpRequest
 
-from orchestration.azure.client import MANAGEMENT, RETRIES, Client
+from orchestration.azure.client import Client
 
 
 @dataclass(frozen=True)
@@ -38,22 +34,12 @@ class History:
         """How a job stands. Raises MsgganError."""
         with self.client.errors(f"Asking how {job} stands"):
             url = f"https://{self._host}/history/v1.0{self.client.scope}/runs/{job}/details"
-            response = self._pipeline.send_request(HttpRequest("GET", url))
-            if response.status_code != 200:
-                raise HttpResponseError(response=response)
+            response = self.client.send(HttpRequest("GET", url))
             return build_details(response.json())
 
     @property
     def _host(self) -> str:
         return urlsplit(str(self.client.about.mlflow_tracking_uri)).netloc
-
-    @cached_property
-    def _pipeline(self) -> PipelineClient[HttpRequest, Any]:
-        policies = [
-            RetryPolicy(retry_backoff_factor=self.client.wait_factor_s, **RETRIES),
-            BearerTokenCredentialPolicy(self.client.credential, MANAGEMENT),
-        ]
-        return PipelineClient(f"https://{self._host}", policies=policies)
 
 
 def build_details(told: Mapping[str, Any]) -> Details:

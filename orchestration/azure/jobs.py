@@ -70,7 +70,7 @@ class JobData:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """Everything that a job is made of. code: a folder here, or a snapshot's id. environment: its id.
+    """Everything that a job is made of. code: a snapshot's id. environment: its id.
 
     compute: a cluster's name, None for serverless on machines of `instance_type`. as_user: the job reads and writes
     as who submits it.

@@ -1,7 +1,8 @@
-"""What travels to a job as its code? The msggan package and nothing else, wherever it is installed."""
+"""What travels to a job as its code, and how? The msggan package and nothing else, wherever it is installed."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,9 +11,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from azure.core.exceptions import HttpResponseError
+from azure.core.rest import HttpRequest
+
 import msggan
+from orchestration.azure.blobs import Store
+from orchestration.azure.client import MANAGEMENT_URL, Client
+from orchestration.azure.uploads import ensure_uploaded
 
 PACKAGE = "msggan"
+CODE_FOLDER = "msggan/code"  # in the workspace's default datastore
+API_VERSION = "2024-04-01"
+CONFLICT = 409
 LEFT_OUT = ("__pycache__",)
 
 
@@ -56,3 +66,27 @@ def _write_metadata(folder: Path) -> None:
     metadata = folder / f"{PACKAGE}-{version(PACKAGE)}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_bytes(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {version(PACKAGE)}\n".encode())
+
+
+def ensure_code(snapshot: Snapshot, store: Store, client: Client) -> str:
+    """The id by which a job names the snapshot as its code; uploaded and made known where it is not yet.
+
+    store: the workspace's default datastore, which the service reads code from. Raises MsgganError.
+    """
+    files = {path: (snapshot.folder / path).read_bytes() for path in snapshot.files}
+    address = ensure_uploaded(client, store, CODE_FOLDER, files)
+    number = hashlib.sha256(address.encode()).hexdigest()[:16]
+    code = f"{client.scope}/codes/{PACKAGE}/versions/{number}"
+    request = HttpRequest(
+        "PUT",
+        f"{MANAGEMENT_URL}{code}",
+        params={"api-version": API_VERSION},
+        json={"properties": {"codeUri": address, "description": f"The {PACKAGE} package {version(PACKAGE)}"}},
+    )
+    with client.errors("Making the code snapshot known"):
+        try:
+            client.send(request)
+        except HttpResponseError as error:
+            if error.status_code != CONFLICT:  # somebody else made it just then: the same content at the same place
+                raise
+    return code

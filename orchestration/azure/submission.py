@@ -11,8 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from azure.core.exceptions import HttpResponseError
-
 from msggan.errors import MsgganError, UsageError
 from msggan.program import StoppedError, Terminated
 from msggan.run_folder import RunFolder
@@ -21,15 +19,12 @@ from orchestration.azure.client import Client
 from orchestration.azure.data import OpenStore, bring_data
 from orchestration.azure.jobs import CONFIGURATION_TAG, JobData, JobPlan, build_job, configuration_hash, run_folder
 from orchestration.azure.run_jobs import RunJobs, get_job, run_of
-from orchestration.azure.snapshot import staged
+from orchestration.azure.snapshot import ensure_code, staged
 from orchestration.azure.tags import build_tags
 from orchestration.errors import UncertainError
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 from orchestration.voice import Voice
-
-TRIES = 3  # where somebody else uploads the same snapshot at the same moment
-CONFLICT = 409
 
 Environment = Callable[[], str]
 
@@ -58,18 +53,19 @@ class Submission:
             return run.newest
         with staged() as snapshot:
             self.voice.tell(f"Code: the msggan package, {snapshot}; nothing else of this folder goes.")
-            plan = build_plan(
-                self.settings,
-                spec,
-                data,
-                name=run.next_name,
-                datastore=store.datastore,
-                code=str(snapshot.folder),
-                environment=environment,
-                tags=tags,
-                as_user=as_user and store.identity_based,
-            )
-            return self._put(plan)
+            code = ensure_code(snapshot, self.open_store(None), self.client)
+        plan = build_plan(
+            self.settings,
+            spec,
+            data,
+            name=run.next_name,
+            datastore=store.datastore,
+            code=code,
+            environment=environment,
+            tags=tags,
+            as_user=as_user and store.identity_based,
+        )
+        return self._put(plan)
 
     def _check_machines(self) -> bool:
         """Whether jobs there have no identity of their own. Raises UsageError where there are no such machines."""
@@ -121,23 +117,20 @@ class Submission:
 
     def _put(self, plan: JobPlan) -> Any:
         """Sends the job. After an error it is looked for: there is one job, or none, or who reads it knows no more."""
-        for tries_left in reversed(range(TRIES)):
-            try:
-                # The SDK prints notes to itself there.
-                with self.client.errors(f"Submitting {plan.name}"), redirect_stderr(StringIO()):
-                    return self.client.ml.jobs.create_or_update(build_job(plan))
-            except MsgganError as error:
-                job = self._look_for(plan, error)
-                if job is not None:
-                    return job
-                if not (tries_left and _is_conflict(error)):
-                    error.message += " No job was made."
-                    raise
-            except (KeyboardInterrupt, Terminated) as stop:
-                code, number = ("cancelled", 6) if isinstance(stop, Terminated) else ("interrupted", 130)
-                message = f"Stopped while {plan.name} was being submitted: it may exist. {how_to_look(plan.spec.name)}"
-                raise StoppedError(code, number, message) from None
-        raise AssertionError("the last try returns or raises")
+        try:
+            # The SDK prints notes to itself there.
+            with self.client.errors(f"Submitting {plan.name}"), redirect_stderr(StringIO()):
+                return self.client.ml.jobs.create_or_update(build_job(plan))
+        except MsgganError as error:
+            job = self._look_for(plan, error)
+            if job is not None:
+                return job
+            error.message += " No job was made."
+            raise
+        except (KeyboardInterrupt, Terminated) as stop:
+            code, number = ("cancelled", 6) if isinstance(stop, Terminated) else ("interrupted", 130)
+            message = f"Stopped while {plan.name} was being submitted: it may exist. {how_to_look(plan.spec.name)}"
+            raise StoppedError(code, number, message) from None
 
     def _look_for(self, plan: JobPlan, error: MsgganError) -> Any | None:
         """The job, if it was made although the answer was an error or none came. Raises UncertainError if unknown."""
@@ -204,13 +197,6 @@ def how_to_follow(run: str) -> str:
 
 def how_to_look(run: str) -> str:
     return f"Look: msggan-aml status {run}. The same command again makes no second job."
-
-
-def _is_conflict(error: MsgganError) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, HttpResponseError) and (
-        cause.status_code == CONFLICT or "BlobAlreadyExists" in str(cause) or "already exists" in str(cause)
-    )
 
 
 def _no_such_size(submission: Submission, sizes: list[str]) -> str:

@@ -7,6 +7,7 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -306,8 +307,10 @@ class AzureTarget:
     def _agree(self) -> None:
         agreed = self._agreed()
         if self._scope not in agreed:
-            Path(self.settings.runs_dir).mkdir(parents=True, exist_ok=True)
-            write_whole(Path(self.settings.runs_dir) / AGREED, json.dumps([*agreed, self._scope]).encode())
+            # The job is there: a full disk, or another submission writing this too, costs one more question at most.
+            with suppress(OSError):
+                Path(self.settings.runs_dir).mkdir(parents=True, exist_ok=True)
+                write_whole(Path(self.settings.runs_dir) / AGREED, json.dumps([*agreed, self._scope]).encode())
 
 
 def _as_run(status: RunStatus) -> Run:
