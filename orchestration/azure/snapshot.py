@@ -21,7 +21,7 @@ from orchestration.azure.uploads import ensure_uploaded
 
 PACKAGE = "msggan"
 CODE_FOLDER = "msggan/code"  # in the workspace's default datastore
-API_VERSION = "2024-04-01"
+API_VERSION = "2023-04-01"  # the SDK's own, for code
 CONFLICT = 409
 LEFT_OUT = ("__pycache__",)
 
