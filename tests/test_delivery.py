@@ -34,7 +34,7 @@ from msggan.tracking import Tracker, read_metrics
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow's own, about its libraries, as it is imported
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy")
@@ -156,12 +156,20 @@ def runs_at(uri: str, experiment: str = "msggan") -> list[Run]:
 
 
 def curves_at(uri: str, run: Run) -> dict[str, list[tuple[int, float]]]:
-    """Every point, in the order it arrived in; a number that is none as None."""
+    """Every point, in the order of the steps; a number that is none as None. MLflow gives them by their times."""
     client = MlflowClient(uri)
     return {
-        name: [(point.step, number(point.value)) for point in client.get_metric_history(run.info.run_id, name)]
+        name: [(point.step, number(point.value)) for point in sorted(points(client, run, name), key=step_of)]
         for name in METRICS
     }
+
+
+def points(client: MlflowClient, run: Run, name: str) -> list[Metric]:
+    return list(client.get_metric_history(run.info.run_id, name))
+
+
+def step_of(point: Metric) -> int:
+    return int(point.step)
 
 
 def curves_in(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
