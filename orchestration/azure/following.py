@@ -16,6 +16,7 @@ from orchestration.errors import AzureServiceError, UnreachableError
 
 # Between two looks. A run that has just begun, or ends at once, is looked at more often.
 PAUSES_S = (0.5, 0.5, 1.0, 1.0, 2.0)
+LAST_TRIES = 20
 LAST_LINES_S = 0.5  # after a job's end the service may still be carrying its last lines to the log
 STATES_IN_WORDS = {
     "queued": "waits for a machine",
@@ -53,10 +54,19 @@ class Watch:
                 time.sleep(LAST_LINES_S)
                 details = self._look() or details  # noqa: PLW2901 - its log may have come to be only now
             if url := log_in(details, JOB_LOG):
-                new = log.lines(url, to_the_end=ended)
+                new = self._last_lines(log, url) if ended else log.lines(url, to_the_end=False)
                 yield from new if tail is None else deque(new, maxlen=tail)
                 tail = None
             was_seen_alive = True
+
+    def _last_lines(self, log: LogReader, url: str) -> Iterator[str]:
+        """The rest of a log that no look comes after: where the service does not give it, it is asked again."""
+        for _ in range(LAST_TRIES):
+            yield from log.lines(url, to_the_end=False)
+            if not log.is_cut:
+                break
+            time.sleep(LAST_LINES_S)
+        yield from log.lines(url, to_the_end=True)
 
     def looks(self) -> Iterator[Details]:
         """How the job stands, again and again until it has ended. Tells what is new."""

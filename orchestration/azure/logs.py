@@ -34,6 +34,7 @@ class LogReader:
 
     wait_factor_s: float
     position: int = 0
+    is_cut: bool = False  # whether the last look was refused or cut, so that there may be more
     _rest: bytes = field(default=b"", repr=False)
 
     def lines(self, url: str, *, to_the_end: bool) -> Iterator[str]:
@@ -50,14 +51,17 @@ class LogReader:
             yield _as_line(rest)
 
     def _read(self, url: str) -> bytes:
+        self.is_cut = False
         try:
             with BlobClient.from_blob_url(url, retry_policy=retry_policy(self.wait_factor_s)) as blob:
                 content: bytes = blob.download_blob(offset=self.position, length=MOST_BYTES).readall()
         except HttpResponseError as error:
-            if error.status_code == RANGE_BEYOND_THE_END:
+            self.is_cut = error.status_code != RANGE_BEYOND_THE_END
+            if not self.is_cut:
                 self._begin_again_if_shorter(error)
             return b""
         except AzureError:
+            self.is_cut = True
             return b""
         return content
 
