@@ -81,6 +81,19 @@ class Range(NamedTuple):
         return f"{lower}, at most {self.high:.12g}"
 
 
+class Sweep(NamedTuple):
+    """How a sweep searches a field.
+
+    low, high: its own range, None where it has none. log: its nature, steps in the logarithm; whole numbers are then
+    powers of two. choices: its own values, for a field that is searched value by value.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+
 POSITIVE = Range(0, low_included=False)
 NOT_NEGATIVE = Range(0)
 
@@ -95,11 +108,13 @@ def option(
     pattern: str = "",
     pattern_in_words: str = "",
     may_change: bool = False,
+    sweep: Sweep | None = None,
 ) -> Any:
     """A field that is also a command-line option.
 
     Every field starts as None, "not said". `default` is what `resolve` falls back to when neither the person nor the
-    recipe says; `may_change` marks what a resumed run may be given anew.
+    recipe says; `may_change` marks what a resumed run may be given anew; a field without `sweep` cannot be swept: it
+    says how long, on what or how exactly a run is measured, so that its values could not be compared.
     """
     metadata = {
         "help": help,
@@ -110,6 +125,7 @@ def option(
         "pattern": pattern,
         "pattern_in_words": pattern_in_words,
         "may_change": may_change,
+        "sweep": sweep,
     }
     return field(default=None, metadata=metadata)
 
@@ -125,6 +141,7 @@ class TrainConfig:
         "The preset that fills what is not said: `auto` trains stably on few images, `bmsg` is BMSG-GAN's own.",
         default="auto",
         choices=tuple(RECIPES),
+        sweep=Sweep(choices=tuple(RECIPES)),
     )
     resolution: int = option(
         "Side of the largest images, in pixels. Default: the images' own, at most 32 on a CPU and 256 on a GPU.",
@@ -135,35 +152,84 @@ class TrainConfig:
         "Length of the latent vector and width of the networks. Default: twice the resolution, from 64 to 512.",
         range=Range(2, 4096),
         power_of_two=True,
+        sweep=Sweep(32, 256, log=True),
     )
-    batch_size: int = option("Images in one step, on all devices together.", range=Range(1, 65536))
+    batch_size: int = option(
+        "Images in one step, on all devices together.",
+        range=Range(1, 65536),
+        sweep=Sweep(4, 32, log=True),
+    )
     kimg: float = option(
         "How long to train: thousands of images shown to the discriminator.",
         default=100.0,
         range=POSITIVE,
         may_change=True,
     )
-    loss: str = option("What the two networks play for.", choices=LOSSES)
-    g_lr: float = option("Adam's learning rate for the generator.", range=POSITIVE)
-    d_lr: float = option("Adam's learning rate for the discriminator.", range=POSITIVE)
-    beta1: float = option("Adam's decay of the gradient's average.", range=Range(0, 0.9999))
-    beta2: float = option("Adam's decay of the squared gradient's average.", range=Range(0, 0.999999))
-    r1_gamma: float = option("Strength of the gradient penalty on real images (0: none).", range=NOT_NEGATIVE)
-    r2_gamma: float = option("Strength of the gradient penalty on generated images (0: none).", range=NOT_NEGATIVE)
+    loss: str = option(
+        "What the two networks play for.",
+        choices=LOSSES,
+        sweep=Sweep(choices=LOSSES),
+    )
+    g_lr: float = option(
+        "Adam's learning rate for the generator.",
+        range=POSITIVE,
+        sweep=Sweep(0.0005, 0.01, log=True),
+    )
+    d_lr: float = option(
+        "Adam's learning rate for the discriminator.",
+        range=POSITIVE,
+        sweep=Sweep(0.0005, 0.01, log=True),
+    )
+    beta1: float = option(
+        "Adam's decay of the gradient's average.",
+        range=Range(0, 0.9999),
+        sweep=Sweep(0.0, 0.9),
+    )
+    beta2: float = option(
+        "Adam's decay of the squared gradient's average.",
+        range=Range(0, 0.999999),
+        sweep=Sweep(0.9, 0.999),
+    )
+    r1_gamma: float = option(
+        "Strength of the gradient penalty on real images (0: none).",
+        range=NOT_NEGATIVE,
+        sweep=Sweep(0.1, 100.0, log=True),
+    )
+    r2_gamma: float = option(
+        "Strength of the gradient penalty on generated images (0: none).",
+        range=NOT_NEGATIVE,
+        sweep=Sweep(0.1, 100.0, log=True),
+    )
     penalty_interval: int = option(
-        "Apply gradient penalties every so many steps, that many times as strong.", range=Range(1, 1024)
+        "Apply gradient penalties every so many steps, that many times as strong.",
+        range=Range(1, 1024),
+        sweep=Sweep(1, 16, log=True),
     )
     ema_half_life_kimg: float = option(
-        "Half-life of the generator's moving average, in thousands of images.", range=NOT_NEGATIVE
+        "Half-life of the generator's moving average, in thousands of images.",
+        range=NOT_NEGATIVE,
+        sweep=Sweep(0.5, 20.0, log=True),
     )
     ema_ramp: float = option(
-        "Keep that half-life under this share of the images seen so far (0: no such limit).", range=NOT_NEGATIVE
+        "Keep that half-life under this share of the images seen so far (0: no such limit).",
+        range=NOT_NEGATIVE,
+        sweep=Sweep(0.0, 0.2),
     )
     stddev_group: int = option(
-        "Images that share one minibatch standard deviation (0: the whole batch).", range=Range(0, 65536)
+        "Images that share one minibatch standard deviation (0: the whole batch).",
+        range=Range(0, 65536),
+        sweep=Sweep(choices=(0, 4)),
     )
-    equalized: bool = option("Scale weights at run time (equalized learning rate).", default=True)
-    mirror: bool = option("Mirror training images at random.", default=True)
+    equalized: bool = option(
+        "Scale weights at run time (equalized learning rate).",
+        default=True,
+        sweep=Sweep(choices=(True, False)),
+    )
+    mirror: bool = option(
+        "Mirror training images at random.",
+        default=True,
+        sweep=Sweep(choices=(True, False)),
+    )
     background: str = option(
         "The colour behind transparent pixels: white, black, grey or #rrggbb.",
         default="white",
@@ -174,7 +240,12 @@ class TrainConfig:
         "Arithmetic of the networks. `auto`: bfloat16 where the processor is built for it, else float32.",
         choices=("auto", "float32", "bfloat16", "float64"),
     )
-    seed: int = option("Where every random number of the run comes from.", default=0, range=Range(0, 2**31 - 1))
+    seed: int = option(
+        "Where every random number of the run comes from.",
+        default=0,
+        range=Range(0, 2**31 - 1),
+        sweep=Sweep(),
+    )
     sample_kimg: float = option(
         "Write sample grids every so many thousand images. Default: a twentieth of --kimg, at least 1.",
         range=POSITIVE,

@@ -15,7 +15,7 @@ from conftest import REPOSITORY, environment
 import msggan
 import orchestration
 
-HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "onnx", "PIL", "safetensors", "mlflow", "azure"}
+HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "onnx", "optuna", "PIL", "safetensors", "mlflow", "azure"}
 
 LIGHT_MODULES = [
     "environments",
@@ -52,9 +52,11 @@ LIGHT_MODULES = [
     "orchestration.local",
     "orchestration.log_file",
     "orchestration.runs",
+    "orchestration.search_space",
     "orchestration.settings",
     "orchestration.settings_file",
     "orchestration.spec",
+    "orchestration.sweep",
     "orchestration.targets",
     "orchestration.voice",
     "orchestration.words",

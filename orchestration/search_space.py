@@ -1,0 +1,220 @@
+"""Which settings does a sweep try? `--over NAME`, `NAME=LOW..HIGH` and `NAME=a,b,c`, read and checked."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from msggan.config import KINDS, Sweep, TrainConfig, field_types, flag, problems_of, said
+from msggan.errors import UsageError
+
+SWEEPABLE: Mapping[str, Sweep] = {
+    spec.name: spec.metadata["sweep"] for spec in fields(TrainConfig) if spec.metadata["sweep"] is not None
+}
+BOOLEANS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A field that takes one of these values."""
+
+    name: str
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}={','.join(map(written, self.values))}"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A field that takes any number from `low` to `high`, both included; even in its logarithm where `log`."""
+
+    name: str
+    low: float
+    high: float
+    log: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}={written(self.low)}..{written(self.high)}"
+
+
+Dimension = Choice | Interval
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The fields that are swept, in the order in which they were named. `str` of a dimension is what --over takes."""
+
+    dimensions: tuple[Dimension, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [dimension.name for dimension in self.dimensions]
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether there are only so many combinations."""
+        return all(isinstance(dimension, Choice) for dimension in self.dimensions)
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Every combination, the last field changing fastest. Only of a grid."""
+        values = [dimension.values for dimension in self.dimensions if isinstance(dimension, Choice)]
+        return (dict(zip(self.names, combination, strict=True)) for combination in itertools.product(*values))
+
+    def as_texts(self) -> list[str]:
+        """What --over takes."""
+        return [str(dimension) for dimension in self.dimensions]
+
+
+def read_space(texts: Sequence[str], config: TrainConfig) -> SearchSpace:
+    """The space that --over names, for a sweep around `config`. Raises `UsageError` with every complaint at once."""
+    dimensions: list[Dimension] = []
+    problems: list[str] = [] if texts else ["--over: is missing. Name what is to be swept, as in --over g_lr."]
+    for text in texts:
+        try:
+            dimensions.append(_read_dimension(text))
+        except UsageError as error:
+            problems += error.problems
+    problems += _repeated(dimensions) + _said_twice(dimensions, config)
+    if not problems:
+        problems = list(dict.fromkeys(_misfits(dimensions, config)))
+    if problems:
+        raise UsageError(problems)
+    return SearchSpace(tuple(dimensions))
+
+
+def _read_dimension(text: str) -> Dimension:
+    name, equals, values = text.partition("=")
+    name = name.strip().removeprefix("--").replace("-", "_")
+    if name not in SWEEPABLE:
+        raise UsageError([f"--over {text}: {_not_sweepable(name)}"])
+    try:
+        return _own_range(name) if not equals else _named_range(name, values)
+    except ValueError as error:
+        raise UsageError([f"--over {text}: {error}"]) from None
+
+
+def _not_sweepable(name: str) -> str:
+    if name in field_types():
+        return f"{flag(name)} cannot be swept: its values could not be compared. {_what_can()}"
+    near = get_close_matches(name, SWEEPABLE, n=1)
+    return f"there is no option {flag(name)}. {f'Did you mean {near[0]}?' if near else _what_can()}"
+
+
+def _what_can() -> str:
+    return f"These can: {', '.join(SWEEPABLE)}."
+
+
+def _own_range(name: str) -> Dimension:
+    sweep = SWEEPABLE[name]
+    if sweep.choices:
+        return Choice(name, sweep.choices)
+    if sweep.low is None or sweep.high is None:
+        raise ValueError(f"has no range of its own; name its values, as in {name}=1,2,3.")
+    return _range(name, sweep.low, sweep.high)
+
+
+def _named_range(name: str, values: str) -> Dimension:
+    low, dots, high = values.partition("..")
+    if not dots:
+        return _choice(name, values)
+    if field_types()[name] not in (int, float):
+        raise ValueError(f"is no number; name its values, as in {name}={_example(name)}.")
+    return _range(name, _number(name, low), _number(name, high))
+
+
+def _range(name: str, low: float, high: float) -> Dimension:
+    log = SWEEPABLE[name].log
+    if low >= high:
+        raise ValueError(f"{written(low)} is not below {written(high)}.")
+    if log and low <= 0:
+        raise ValueError(f"is searched in the logarithm, which begins above 0; or name values, as in {name}=0,1,10.")
+    if field_types()[name] is float:
+        _refuse_complaints(name, (low, high))
+        return Interval(name, float(low), float(high), log)
+    numbers = _powers_of_two(low, high) if log else tuple(range(int(low), int(high) + 1))
+    if len(numbers) < 2:
+        raise ValueError("holds fewer than two powers of two; name its values, as in 4,6,8.")
+    _refuse_complaints(name, numbers)
+    return Choice(name, numbers)
+
+
+def _powers_of_two(low: float, high: float) -> tuple[int, ...]:
+    return tuple(1 << power for power in range(math.ceil(math.log2(low)), int(high).bit_length()))
+
+
+def _choice(name: str, text: str) -> Choice:
+    words = [word.strip() for word in text.split(",")]
+    if not any(words):
+        raise ValueError(f"names no value; as in {name}={_example(name)}.")
+    if not all(words):
+        raise ValueError("has an empty value.")
+    values = tuple(_value(name, word) for word in words)
+    if len(set(values)) < len(values):
+        raise ValueError("names a value twice.")
+    _refuse_complaints(name, values)
+    return Choice(name, values)
+
+
+def _value(name: str, word: str) -> Any:
+    kind = field_types()[name]
+    if kind is bool:
+        if word not in BOOLEANS:
+            raise ValueError(f"{word} is not {KINDS[bool]}.")
+        return BOOLEANS[word]
+    return _number(name, word) if kind in (int, float) else word
+
+
+def _number(name: str, word: str) -> float:
+    kind = field_types()[name]
+    try:
+        number: float = kind(word)
+    except ValueError:
+        raise ValueError(f"{word.strip() or 'nothing'} is not {KINDS[kind]}.") from None
+    return number
+
+
+def _example(name: str) -> str:
+    return {int: "1,2,3", float: "0.001,0.003", bool: "true,false"}.get(
+        field_types()[name], ",".join(map(str, SWEEPABLE[name].choices[:2]))
+    )
+
+
+def _refuse_complaints(name: str, values: Sequence[Any]) -> None:
+    complaints = [problem for value in values for problem in problems_of({name: value})]
+    if complaints:
+        raise ValueError(" ".join(complaints))
+
+
+def _repeated(dimensions: Sequence[Dimension]) -> list[str]:
+    names = [dimension.name for dimension in dimensions]
+    return [f"--over {name}: is named more than once." for name in dict.fromkeys(names) if names.count(name) > 1]
+
+
+def _said_twice(dimensions: Sequence[Dimension], config: TrainConfig) -> list[str]:
+    fixed = said(config)
+    return [
+        f"--over {dimension.name}: {flag(dimension.name)} {written(fixed[dimension.name])} fixes it. Leave one out."
+        for dimension in dimensions
+        if dimension.name in fixed
+    ]
+
+
+def _misfits(dimensions: Sequence[Dimension], config: TrainConfig) -> Iterator[str]:
+    """Complaints about values that are good alone and bad together, which are all of two fields."""
+    choices = [dimension for dimension in dimensions if isinstance(dimension, Choice)]
+    for one, other in itertools.combinations_with_replacement(choices, 2):
+        for first, second in itertools.product(one.values, other.values):
+            for problem in problems_of({**said(config), one.name: first, other.name: second}):
+                yield f"{problem} The sweep would try that."
+
+
+def written(value: Any) -> str:
+    """A value as a command line has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

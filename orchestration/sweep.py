@@ -1,0 +1,250 @@
+"""What is a sweep? Its specification, checked; its trials; which of them is best."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from msggan.config import TrainConfig
+from msggan.errors import UsageError
+from msggan.options import Place
+from orchestration.search_space import Interval, SearchSpace
+from orchestration.spec import name_problems
+
+SAMPLINGS = ("random", "grid", "bayesian", "sobol")
+POLICIES = ("none", "median", "bandit", "truncation")
+DIRECTIONS = ("minimize", "maximize")
+# What metrics.jsonl has, and which way it is better. swd_16, swd_32 … are among them.
+KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
+MOST_TRIALS = 1000
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The metric that the trials are judged by, and which way it is better."""
+
+    metric: str = "swd"
+    direction: str = "minimize"
+
+    def is_better(self, value: float, other: float) -> bool:
+        return value < other if self.direction == "minimize" else value > other
+
+    def sort_key(self, value: float | None) -> float:
+        """Ascending from the best; what has no value comes last."""
+        if value is None or not math.isfinite(value):
+            return math.inf
+        return value if self.direction == "minimize" else -value
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """When a trial that does badly is ended, in Azure ML's terms. An interval is one measurement of the objective.
+
+    policy: none, median, bandit or truncation. interval: decide at each so many-th measurement. delay: not before
+    that many. slack_factor, slack_amount: how far from the best a trial may be (bandit), as a ratio or a difference.
+    percentage: the share of the trials that is ended at each decision (truncation), 1 to 99.
+    """
+
+    policy: str = "none"
+    interval: int = 1
+    delay: int = 0
+    slack_factor: float | None = None
+    slack_amount: float | None = None
+    percentage: int | None = None
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """A sweep to be: a run's specification with some fields left to be searched. Raises `UsageError` if it cannot be.
+
+    trials: None for every combination of a grid. timeout_hours: of the whole sweep, None for none. most_failed: the
+    share of the trials, 0 to 1, that may fail before the sweep is given up.
+    """
+
+    config: TrainConfig
+    data: str | Path
+    name: str
+    space: SearchSpace
+    objective: Objective = field(default_factory=Objective)
+    sampling: str = "random"
+    sampling_seed: int = 0
+    trials: int = 20
+    concurrent: int = 1
+    timeout_hours: float | None = None
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    most_failed: float = 0.5
+    place: Place = field(default_factory=Place)
+
+    def __post_init__(self) -> None:
+        problems = name_problems(self.name) + spec_problems(self)
+        if problems:
+            raise UsageError(problems)
+
+    def with_settings(self, settings: dict[str, Any]) -> TrainConfig:
+        """The configuration of the trial that has these settings."""
+        return replace(self.config, **settings)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial: its number from 0, its settings, how it stands and what it has reached.
+
+    state: queued, preparing, running, completed, stopped (early, by the policy), failed, cancelled or interrupted.
+    objective: its best value so far, None if none was measured. curve: (images seen, objective) of each measurement.
+    """
+
+    number: int
+    name: str
+    state: str
+    settings: dict[str, Any]
+    objective: float | None = None
+    images_seen: int | None = None
+    run_dir: str = ""
+    reason: str = ""
+    job_id: str | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """How a sweep stands, whoever runs it, with its trials from the best to the worst."""
+
+    name: str
+    target: str
+    state: str
+    run_dir: str
+    objective: Objective
+    trials: list[Trial]
+    job_id: str | None = None
+    portal_url: str | None = None
+    reason: str = ""
+    report: str | None = None
+    next: list[str] = field(default_factory=list)
+
+    @property
+    def best(self) -> Trial | None:
+        return best_of(self.trials, self.objective)
+
+    def as_json(self) -> dict[str, Any]:
+        content = asdict(self)
+        return {**content, "best": None if self.best is None else asdict(self.best)}
+
+
+def sorted_trials(trials: Iterable[Trial], objective: Objective) -> list[Trial]:
+    """From the best to the worst; those without a value last, in order of their numbers."""
+    return sorted(trials, key=lambda trial: (objective.sort_key(trial.objective), trial.number))
+
+
+def best_of(trials: Iterable[Trial], objective: Objective) -> Trial | None:
+    """The best trial that has a value and did not fail."""
+    able = [trial for trial in trials if trial.objective is not None and trial.state != "failed"]
+    return sorted_trials(able, objective)[0] if able else None
+
+
+# --- What cannot be ---------------------------------------------------------------------------------------------------
+
+
+def objective_problems(metric: str, direction: str | None) -> list[str]:
+    """Every complaint about the texts of --objective and --direction."""
+    problems = []
+    if direction is not None and direction not in DIRECTIONS:
+        problems.append(f"--direction {direction}: is not one of {', '.join(DIRECTIONS)}.")
+    if not is_known(metric):
+        near = get_close_matches(metric, KNOWN_METRICS, n=1)
+        suggestion = (
+            f"Did you mean {near[0]}?" if near else f"There are {', '.join(KNOWN_METRICS)} and swd_16, swd_32 …"
+        )
+        problems.append(f"--objective {metric}: no run logs this. {suggestion}")
+    return problems
+
+
+def is_known(metric: str) -> bool:
+    return metric in KNOWN_METRICS or re.fullmatch(r"swd_(4|8|16|32|64|128|256|512|1024)", metric) is not None
+
+
+def objective_of(metric: str, direction: str | None) -> Objective:
+    """The objective; the direction in which the metric is better, unless another is said."""
+    return Objective(metric, direction or KNOWN_METRICS.get(metric, "minimize"))
+
+
+def spec_problems(spec: SweepSpec) -> list[str]:
+    """Every complaint about a sweep as a whole, a sentence each."""
+    return [
+        *_sampling_problems(spec),
+        *_number_problems(spec),
+        *early_stopping_problems(spec.early_stopping),
+    ]
+
+
+def _sampling_problems(spec: SweepSpec) -> list[str]:
+    if spec.sampling not in SAMPLINGS:
+        return [f"--sampling {spec.sampling}: is not one of {', '.join(SAMPLINGS)}."]
+    if spec.sampling == "grid":
+        return [
+            f"--sampling grid: --over {dimension} has no end of values. Name them, as in "
+            f"{dimension.name}={dimension.low:.12g},{dimension.high:.12g}, or try --sampling sobol."
+            for dimension in spec.space.dimensions
+            if isinstance(dimension, Interval)
+        ]
+    return []
+
+
+def _number_problems(spec: SweepSpec) -> list[str]:
+    problems = []
+    if not 1 <= spec.trials <= MOST_TRIALS:
+        problems.append(f"--trials {spec.trials}: must be 1 or more, at most {MOST_TRIALS}.")
+    if spec.concurrent < 1:
+        problems.append(f"--concurrent {spec.concurrent}: must be 1 or more.")
+    elif spec.concurrent > spec.trials:
+        problems.append(f"--concurrent {spec.concurrent}: is more than --trials {spec.trials}.")
+    if spec.timeout_hours is not None and not spec.timeout_hours > 0:
+        problems.append(f"--timeout {spec.timeout_hours:g}: must be more than 0 hours.")
+    if not 0 <= spec.most_failed <= 1:
+        problems.append(f"--most-failed {spec.most_failed:g}: must be a share from 0 to 1.")
+    return problems
+
+
+def early_stopping_problems(stopping: EarlyStopping) -> list[str]:
+    """Every complaint about --stop-early and what goes with it."""
+    if stopping.policy not in POLICIES:
+        return [f"--stop-early {stopping.policy}: is not one of {', '.join(POLICIES)}."]
+    problems = []
+    if stopping.interval < 1:
+        problems.append(f"--stop-interval {stopping.interval}: must be 1 or more.")
+    if stopping.delay < 0:
+        problems.append(f"--stop-delay {stopping.delay}: must be 0 or more.")
+    given = {
+        "slack_factor": stopping.slack_factor,
+        "slack_amount": stopping.slack_amount,
+        "percentage": stopping.percentage,
+    }
+    belongs = {"bandit": ("slack_factor", "slack_amount"), "truncation": ("percentage",)}.get(stopping.policy, ())
+    flags = {"slack_factor": "--slack", "slack_amount": "--slack-amount", "percentage": "--truncate"}
+    problems += [
+        f"{flags[name]}: goes with --stop-early {'truncation' if name == 'percentage' else 'bandit'} only."
+        for name, value in given.items()
+        if value is not None and name not in belongs
+    ]
+    return problems + _policy_problems(stopping)
+
+
+def _policy_problems(stopping: EarlyStopping) -> list[str]:
+    if stopping.policy == "bandit":
+        slacks = [slack for slack in (stopping.slack_factor, stopping.slack_amount) if slack is not None]
+        if len(slacks) != 1:
+            return ["--stop-early bandit: needs one of --slack RATIO, as 0.2, and --slack-amount DIFFERENCE."]
+        return [] if slacks[0] > 0 else ["--stop-early bandit: its slack must be more than 0."]
+    if stopping.policy == "truncation" and not 1 <= (stopping.percentage or 0) <= 99:
+        return ["--stop-early truncation: needs --truncate PERCENT, from 1 to 99."]
+    return []
+
+
+def differences(spec: Sequence[tuple[str, Any]], stored: Sequence[tuple[str, Any]]) -> list[str]:
+    """What two descriptions of a sweep say differently, a clause each: for a name that is used again."""
+    there = dict(stored)
+    return [f"{name} is {there.get(name)} there and {value} here" for name, value in spec if there.get(name) != value]
