@@ -465,7 +465,7 @@ def test_a_datastore_that_leads_elsewhere_is_refused(azure: AzureLocal, provisio
     assert ended.json["error"]["hint"] == "Take another name: --datastore workspaceblobstore_2"
     missing = provision("--yes", "--datastore", "nowhere")
     assert missing.exit_code == 2
-    assert "No datastore nowhere in the workspace." in missing.stderr
+    assert "No datastore nowhere in workspace 'msggan-ws'." in missing.stderr
     assert changing(azure) == []
 
 

@@ -13,6 +13,7 @@ from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from azure.storage.blob import ContainerClient, LinearRetry
 
+from msggan.errors import UsageError
 from orchestration.azure.client import Client, error_code
 from orchestration.errors import AzureServiceError
 
@@ -106,20 +107,30 @@ class Store:
 def open_store(client: Client, datastore: str | None) -> Store:
     """The container of a datastore, the workspace's default one for None. Raises MsgganError where it does not open."""
     named = f"the datastore {datastore}" if datastore else "the workspace's default datastore"
-    with client.errors(f"Looking for {named}"):
-        found = _get(client, datastore)
+    found = client.find(f"Looking for {named}", lambda: _get(client, datastore))
+    if found is None:
+        where = client.workspace.workspace_name
+        what = f"datastore {datastore}" if datastore else "default datastore"
+        raise UsageError([f"No {what} in workspace {where!r}."], "Name another, or make it: msggan-aml provision")
     account, name = getattr(found, "account_name", None), getattr(found, "container_name", None)
     if account is None or name is None:
         raise AzureServiceError(
             f"The datastore {found.name} is not of blobs, where images and runs are kept.",
             "Name another: --datastore NAME.",
         )
-    url = f"{found.protocol}://{account}.blob.{found.endpoint}"
-    container = ContainerClient(
-        url, name, credential=_key_of(found) or client.credential, retry_policy=retry_policy(client.wait_factor_s)
-    )
+    container = build_container(client, account, name, _key_of(found))
     return Store(
         found.name, account, container, identity_based=isinstance(found.credentials, NoneCredentialConfiguration)
+    )
+
+
+def build_container(client: Client, account: str, name: str, key: str | None) -> ContainerClient:
+    """A container, opened by an account key or a SAS, or else by who is signed in; nothing is asked yet."""
+    return ContainerClient(
+        f"https://{account}.blob.core.windows.net",
+        name,
+        credential=key or client.credential,
+        retry_policy=retry_policy(client.wait_factor_s),
     )
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from azure.ai.ml.entities import AccountKeyConfiguration, AzureBlobDatastore, Datastore, SasTokenConfiguration
-from azure.core.credentials import AzureSasCredential
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
-from azure.storage.blob import ContainerClient, LinearRetry
+from azure.storage.blob import ContainerClient
 
 from msggan.errors import UsageError
+from orchestration.azure.blobs import build_container
 from orchestration.azure.client import Client, as_ours, error_code, storage_role_hint
-from orchestration.azure.plan import TAG, Change, Item, is_ours, new
+from orchestration.azure.plan import TAG, Change, Item, difference, is_ours, new
 from orchestration.errors import AuthError, AzureServiceError, UnreachableError
 from orchestration.settings import Settings
 
@@ -123,7 +123,7 @@ def _changes(settings: Settings, there: AzureBlobDatastore, secret: Secret | Non
     wanted, values = wanted_values(settings, secret), values_of(there)
     if secret is None:
         wanted["credentials"] = values["credentials"]
-    return {key: {"from": values[key], "to": wanted[key]} for key in wanted if values[key] != wanted[key]}
+    return difference(values, wanted)
 
 
 def with_credentials(item: Item, secret: Secret) -> Item:
@@ -147,50 +147,9 @@ def plan_datastore_deletion(name: str | None, there: Datastore | None) -> Item:
 # --- With the service -------------------------------------------------------------------------------------------------
 
 
-def read_datastore(client: Client, name: str | None, *, with_secrets: bool = False) -> Datastore | None:
-    """The datastore of that name, or without one the workspace's own; None where there is none."""
-    stores = client.ml.datastores
-    if name is None:
-        return client.find(
-            "Looking for the default datastore", lambda: stores.get_default(include_secrets=with_secrets)
-        )
-    return client.find(f"Looking for the datastore {name}", lambda: stores.get(name, include_secrets=with_secrets))
-
-
-def datastore_in_use(client: Client, name: str | None) -> AzureBlobDatastore:
-    """The datastore that runs and images go to, with what opens it. Raises UsageError where there is none."""
-    store = read_datastore(client, name, with_secrets=True)
-    if store is None:
-        raise UsageError([f"No datastore {name} in the workspace."], "Run: msggan-aml provision")
-    if not isinstance(store, AzureBlobDatastore):
-        raise UsageError([f"Datastore {store.name}: is of kind {store.type}; images and runs need a blob container."])
-    return store
-
-
-def open_container(client: Client, store: AzureBlobDatastore) -> ContainerClient:
-    """The blob container behind a datastore that was read with its secrets; nothing is asked yet."""
-    credentials: Any = store.credentials
-    kind = credentials_kind(store)
-    value = {KEY: "account_key", SAS: "sas_token"}.get(kind)
-    secret = Secret(kind, getattr(credentials, value)) if value else None
-    return container_client(client, store.account_name, store.container_name, secret)
-
-
-def container_client(client: Client, account: str, container: str, secret: Secret | None) -> ContainerClient:
-    """A blob container, opened by a secret or else by who is signed in."""
-    credential: Any = client.credential
-    if secret is not None:
-        credential = (
-            {"account_name": account, "account_key": secret.value}
-            if secret.kind == KEY
-            else AzureSasCredential(secret.value)
-        )
-    return ContainerClient(
-        f"https://{account}.blob.core.windows.net",
-        container,
-        credential=credential,
-        retry_policy=LinearRetry(backoff=round(client.wait_factor_s), retry_total=3, random_jitter_range=0),
-    )
+def read_datastore(client: Client, name: str) -> Datastore | None:
+    """The datastore of that name, without what opens it; None where there is none."""
+    return client.find(f"Looking for the datastore {name}", lambda: client.ml.datastores.get(name))
 
 
 class ContainerMissing(Exception):  # noqa: N818 - what was found, rather than what went wrong
@@ -246,7 +205,7 @@ def check_place(client: Client, settings: Settings, secret: Secret | None) -> It
     """An item where the account is out of reach (refuse) or has no such container (create), None where all is well."""
     account, name = str(settings.storage_account), str(settings.storage_container)
     try:
-        check_opens(client, container_client(client, account, name, secret), secret)
+        check_opens(client, build_container(client, account, name, secret.value if secret else None), secret)
     except ContainerMissing:
         return Item(CONTAINER_KIND, f"{account}/{name}", "create")
     except UnreachableError as error:
@@ -260,7 +219,7 @@ def ensure_container(client: Client, settings: Settings, secret: Secret | None) 
     account, name = str(settings.storage_account), str(settings.storage_container)
     with (
         client.errors(f"Making the container {account}/{name}"),
-        container_client(client, account, name, secret) as container,
+        build_container(client, account, name, secret.value if secret else None) as container,
     ):
         if not container.exists():
             container.create_container()
@@ -269,7 +228,7 @@ def ensure_container(client: Client, settings: Settings, secret: Secret | None) 
 def ensure_datastore(client: Client, settings: Settings, secret: Secret | None) -> None:
     """Makes the datastore, or gives it other credentials."""
     store = build_datastore(settings, secret)
-    there = read_datastore(client, store.name)
+    there = read_datastore(client, str(store.name))
     if there is not None and not is_ours(there.tags):
         store.tags = there.tags or {}
     with client.errors(f"Making the datastore {store.name}"):

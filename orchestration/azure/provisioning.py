@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from azure.ai.ml.entities import AzureBlobDatastore
-
 from msggan.errors import MsgganError
 from msggan.program import StoppedError, Terminated
 from orchestration.azure import compute, datastore, environment
+from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client
 from orchestration.azure.plan import Item, plan_lines
 from orchestration.errors import AuthError, AzureServiceError, RefusedError, UnreachableError
@@ -117,13 +116,13 @@ def _with_hint(item: Item, hint: str) -> Item:
 def _datastore_steps(client: Client, settings: Settings, secret: datastore.Secret | None) -> list[Step]:
     if settings.storage_account is None:
         return [_existing_datastore_step(client, settings.datastore)]
-    there = datastore.read_datastore(client, settings.datastore)
+    there = datastore.read_datastore(client, str(settings.datastore))
     item = datastore.plan_datastore(settings, there, secret)
     if item.action == "refuse":
         return [Step(item)]
     if item.action == "keep":
         try:
-            return [_opened(client, datastore.datastore_in_use(client, settings.datastore), Step(item))]
+            return [_opened(client, open_store(client, settings.datastore), Step(item))]
         except AuthError:
             if secret is None:
                 raise
@@ -135,23 +134,20 @@ def _datastore_steps(client: Client, settings: Settings, secret: datastore.Secre
 
 def _existing_datastore_step(client: Client, name: str | None) -> Step:
     """The workspace's own datastore, or one that somebody else has made."""
-    store = datastore.datastore_in_use(client, name)
+    store = open_store(client, name)
     reason = "is the workspace's own" if name is None else "is there"
-    return _opened(client, store, Step(Item(datastore.KIND, str(store.name), "keep", reason=reason)))
+    return _opened(client, store, Step(Item(datastore.KIND, store.datastore, "keep", reason=reason)))
 
 
-def _opened(client: Client, store: AzureBlobDatastore, step: Step) -> Step:
+def _opened(client: Client, store: Store, step: Step) -> Step:
     """The step, if the datastore opens."""
     try:
-        datastore.check_opens(client, datastore.open_container(client, store), None)
+        datastore.check_opens(client, store.container, None)
     except datastore.ContainerMissing:
-        place = f"{store.account_name}/{store.container_name}"
-        reason = f"its container {place} is not there"
-        hint = (
-            f"Make it: az storage container create --auth-mode login --account-name {store.account_name} "
-            f"--name {store.container_name}"
-        )
-        return Step(Item(datastore.KIND, str(store.name), "refuse", reason=reason, hint=hint))
+        name = store.container.container_name
+        reason = f"its container {store.account}/{name} is not there"
+        hint = f"Make it: az storage container create --auth-mode login --account-name {store.account} --name {name}"
+        return Step(Item(datastore.KIND, store.datastore, "refuse", reason=reason, hint=hint))
     return step
 
 
