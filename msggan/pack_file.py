@@ -23,10 +23,10 @@ from PIL import ImageColor
 
 from msggan.data import Dataset
 from msggan.errors import DataError
+from msggan.pack_options import PACK_SUFFIX
 
 FORMAT = "msggan-pack"
 FORMAT_VERSION = 1
-SUFFIX = ".safetensors"
 BEGINNING = b'{"__metadata__":{"format":"msggan-pack"'  # of every header, also of versions to come
 LONGEST_HEADER_BYTES = 4096
 CHUNK_BYTES = 1 << 22
@@ -142,7 +142,7 @@ def is_pack(path: str | Path) -> bool:
     """Whether a file is a pack by its beginning, or by its name as one that is damaged may be."""
     if not os.path.isfile(path):
         return False
-    if Path(path).suffix.lower() == SUFFIX:
+    if Path(path).suffix.lower() == PACK_SUFFIX:
         return True
     try:
         with open(path, "rb") as file:

@@ -13,7 +13,7 @@ from msggan.config import TrainConfig
 from msggan.options import Command, config_option, parse_with, place_problems, to_argv, workers_option
 from msggan.program import print_json
 
-SUFFIX = ".safetensors"
+PACK_SUFFIX = ".safetensors"
 RESOLUTION_HELP = (
     "Side of the packed images, in pixels, which is what trains on them. Default: the images' own, at most 256."
 )
@@ -50,11 +50,11 @@ def parse_pack(problems: Sequence[str], out: str | None, texts: Mapping[str, Any
 def out_problems(out: str | None, *, force: bool) -> list[str]:
     """Every complaint about the file that is to be."""
     if not out:
-        return [f"--out: is missing. Name the file to make, which ends in {SUFFIX}."]
+        return [f"--out: is missing. Name the file to make, which ends in {PACK_SUFFIX}."]
     if os.path.isdir(out):
-        return [f"{out}: is a folder. Name the file to make in it: {os.path.join(out, 'images' + SUFFIX)}"]
-    if not out.lower().endswith(SUFFIX):
-        return [f"{out}: must end in {SUFFIX}, which is what a pack is: {out.rstrip('.')}{SUFFIX}"]
+        return [f"{out}: is a folder. Name the file to make in it: {os.path.join(out, 'images' + PACK_SUFFIX)}"]
+    if not out.lower().endswith(PACK_SUFFIX):
+        return [f"{out}: must end in {PACK_SUFFIX}, which is what a pack is: {out.rstrip('.')}{PACK_SUFFIX}"]
     if os.path.exists(out) and not force:
         return [f"{out}: is there already. Give --force to overwrite it, or another name."]
     return []

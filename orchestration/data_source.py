@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from msggan.options import data_problems
+from msggan.pack_options import PACK_SUFFIX
 
 DATASTORE_PATH = re.compile(
     r"azureml://(?:subscriptions/[^/]+/resource[Gg]roups/[^/]+/(?:providers/[^/]+/)?workspaces/[^/]+/)?"
@@ -23,7 +24,7 @@ FORMS = (
     "or https://ACCOUNT.blob.core.windows.net/CONTAINER/PATH."
 )
 SECRET = re.compile(r"[?&;#](?:sig|sv|se|sp)=|AccountKey=|SharedAccess\w*=|//[^/]*@", re.IGNORECASE)
-FILE_SUFFIXES = (".zip", ".safetensors")
+FILE_SUFFIXES = (".zip", PACK_SUFFIX)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import Place, to_argv
 from msggan.program import EXIT_CODES
-from orchestration.data_source import path_of
+from orchestration.data_source import FILE_SUFFIXES, path_of
 
 LONGEST_NAME = 63
-ARCHIVES = (".zip", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def name_problems(name: str) -> list[str]:
 def default_name(data: str | Path) -> str:
     """A name from the data's own: the same images again are the same run again."""
     path = Path(os.path.abspath(path_of(str(data))))
-    name = path.stem if path.suffix.lower() in ARCHIVES else path.name
+    name = path.stem if path.suffix.lower() in FILE_SUFFIXES else path.name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).lstrip("-_")[:LONGEST_NAME].rstrip("-_")
     # A name in another script leaves nothing; a few digits of its hash keep two such names apart.

@@ -12,6 +12,7 @@ from pathlib import Path
 from msggan.config import TrainConfig
 from msggan.errors import DataError
 from msggan.options import to_argv
+from msggan.pack_options import PACK_SUFFIX
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
 from orchestration.azure.jobs import DATA_FOLDER, JobData, Kind
@@ -21,7 +22,6 @@ from orchestration.errors import AuthError
 from orchestration.spec import RunSpec
 from orchestration.voice import Voice
 
-PACK_SUFFIX = ".safetensors"
 PACK_MARK = b'"msggan-pack"'  # stands in the first bytes of every pack
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", *(".zip", PACK_SUFFIX))
 NAMES_LOOKED_AT = 1000
