@@ -111,7 +111,7 @@ class AzureTarget:
         run = RunJobs(spec.name, (*before.jobs, job), "") if job is not before.newest else before
         self.voice.tell(f"Job {job.name}: {portal_url(job)}")
         if detach:
-            return _as_run(self._status(run, details=self._details_or_less(job), with_progress=False))
+            return self._status(run, details=self._details_or_less(job), with_progress=False).as_submitted()
         return self._follow(run)
 
     def runs(self) -> list[RunStatus]:
@@ -198,7 +198,7 @@ class AzureTarget:
             raise
         if final_state(watch.details) == "failed":
             self.voice.tell(f"{run.run} failed. {reason_of(watch.details)}")
-        return _as_run(self._status(run, details=watch.details))
+        return self._status(run, details=watch.details).as_submitted()
 
     def _go_on(self, run: RunJobs, tail: int | None) -> Iterator[str]:
         """The last lines of the run, and then those that come."""
@@ -311,10 +311,6 @@ class AzureTarget:
             with suppress(OSError):
                 Path(self.settings.runs_dir).mkdir(parents=True, exist_ok=True)
                 write_whole(Path(self.settings.runs_dir) / AGREED, json.dumps([*agreed, self._scope]).encode())
-
-
-def _as_run(status: RunStatus) -> Run:
-    return Run(**{name: getattr(status, name) for name in Run.__dataclass_fields__})
 
 
 def _detached(run: RunJobs, stop: BaseException) -> StoppedError:
