@@ -17,7 +17,7 @@ from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.files import write_whole
 from msggan.program import StoppedError, Terminated
 from orchestration.azure.blobs import Store, Tell, open_store
-from orchestration.azure.client import Client, connect, how_to_name_a_workspace, quieten
+from orchestration.azure.client import Client, configured_workspace, connect, quieten, workspace_scope
 from orchestration.azure.copies import GENERATOR, copy_run
 from orchestration.azure.data import planned_data
 from orchestration.azure.following import Watch
@@ -29,7 +29,6 @@ from orchestration.azure.run_jobs import RunJobs, find_jobs, list_runs, portal_u
 from orchestration.azure.standing import build_status, final_state, reason_of
 from orchestration.azure.submission import Submission, build_plan, how_to_look
 from orchestration.azure.tags import build_tags
-from orchestration.errors import WorkspaceError
 from orchestration.runs import COPY_NOTE, is_copy
 from orchestration.settings import Settings
 from orchestration.spec import Download, Run, RunSpec, RunStatus
@@ -56,9 +55,7 @@ class AzureTarget:
     def plan(self, spec: RunSpec) -> dict[str, Any]:
         """What `submit` would send. Asks nobody: what only the service knows stands as `<resolved-at-submit: …>`."""
         quieten()
-        workspace = self.settings.workspace
-        if workspace is None:
-            raise WorkspaceError("No Azure ML workspace is configured.", how_to_name_a_workspace())
+        scope = workspace_scope(configured_workspace(self.settings))
         datastore = self.settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
         data = planned_data(str(spec.data), datastore)
         job = build_plan(
@@ -70,10 +67,6 @@ class AzureTarget:
             code=TO_RESOLVE.format("the snapshot of the msggan package"),
             environment=self._planned_environment(),
             tags=build_tags(spec.name, configuration_hash(spec, data), Path.cwd()),
-        )
-        scope = (
-            f"/subscriptions/{workspace.subscription_id}/resourceGroups/{workspace.resource_group}"
-            f"/providers/Microsoft.MachineLearningServices/workspaces/{workspace.workspace_name}"
         )
         body = build_body(job, scope)
         return {
