@@ -15,7 +15,7 @@ from typing import Any
 
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.files import write_whole
-from msggan.program import StoppedError, Terminated
+from msggan.program import StoppedError, Terminated, stopped
 from orchestration.azure.blobs import Store, Tell, open_store
 from orchestration.azure.client import Client, configured_workspace, connect, quieten, workspace_scope
 from orchestration.azure.copies import GENERATOR, copy_run
@@ -307,10 +307,11 @@ class AzureTarget:
 
 
 def _detached(run: RunJobs, stop: BaseException) -> StoppedError:
-    code, number = ("cancelled", 6) if isinstance(stop, Terminated) else ("interrupted", 130)
-    error = StoppedError(code, number, f"Detached: {run.run} goes on as job {run.jobs[-1].name}.")
-    error.hint = f"Follow it again: msggan-aml logs {run.run} --follow. Stop it: msggan-aml cancel {run.run}."
-    return error
+    return stopped(
+        type(stop),
+        f"Detached: {run.run} goes on as job {run.jobs[-1].name}.",
+        f"Follow it again: msggan-aml logs {run.run} --follow. Stop it: msggan-aml cancel {run.run}.",
+    )
 
 
 def _etag_of_copy(folder: Path) -> str | None:
