@@ -37,8 +37,8 @@ class Terminated(BaseException):
 class StoppedError(MsgganError):
     """The program was stopped before it had a result."""
 
-    def __init__(self, code: str, exit_code: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, code: str, exit_code: int, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
         self.code = code
         self.exit_code = exit_code
 
@@ -58,6 +58,12 @@ class ReportedError(MsgganError):
         self.code = code
         self.exit_code = exit_code
         self.is_told = is_told
+
+
+def stopped(by: type[BaseException], message: str, hint: str = "") -> StoppedError:
+    """What a stop is told as, by SIGTERM (`Terminated`) or Ctrl-C (any other)."""
+    state = "cancelled" if issubclass(by, Terminated) else "interrupted"
+    return StoppedError(state, EXIT_CODES[state], message, hint)
 
 
 def output_option(command: Command) -> Command:
@@ -132,11 +138,11 @@ def _as_ours(problem: BaseException) -> MsgganError:
     if isinstance(problem, click.ClickException):
         return UsageError([problem.format_message()])
     if isinstance(problem, Terminated):
-        return StoppedError("cancelled", 6, "Stopped by SIGTERM.")
+        return stopped(Terminated, "Stopped by SIGTERM.")
     if isinstance(problem, OSError):
         where = f"{problem.filename}: " if problem.filename else ""
         return OperatingSystemError(f"{where}{problem.strerror or problem}.")
-    return StoppedError("interrupted", 130, "Interrupted.")  # click.Abort: Ctrl-C
+    return stopped(KeyboardInterrupt, "Interrupted.")  # which click calls Abort
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from msggan.program import OUTPUT_VARIABLE, StoppedError
+from msggan.program import OUTPUT_VARIABLE, Terminated, stopped
 from orchestration.errors import JobFailedError, ReportedError
 
 
@@ -61,7 +61,7 @@ def result_of(module: str, words: list[str], *, expects: str, process: str, hint
     if expects in told:
         return told
     if ending.terminated_by_us:  # SIGTERM came before the child could have answered it
-        raise StoppedError("cancelled", 6, "Stopped by SIGTERM.")
+        raise stopped(Terminated, "Stopped by SIGTERM.")
     raise silent_death(ending.status, process=process, hint=hint)
 
 

@@ -134,7 +134,7 @@ class LocalTarget:
                 child.wait()
                 raise
             if child.returncode is None:
-                return _as_submitted(self.status(spec.name))
+                return self.status(spec.name).as_submitted()
             result.seek(0)
             ending = Ending(child.returncode, result.read(), wrote_to_stderr=False)
         if is_new and not folder.config.exists():
@@ -162,10 +162,6 @@ def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> 
         again = next_commands(spec, runs_dir, "cancelled", 0)
         return Run(name=spec.name, target=LocalTarget.name, state="cancelled", run_dir=run_dir, next=again)
     raise silent_death(ending.status, process="training", hint=RESUMES, if_out_of_memory=NEEDS_LESS_MEMORY)
-
-
-def _as_submitted(status: RunStatus) -> Run:
-    return Run(**{name: getattr(status, name) for name in Run.__dataclass_fields__})
 
 
 def _wait_for_first_step(folder: RunFolder, child: subprocess.Popen[str]) -> None:

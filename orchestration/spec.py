@@ -71,6 +71,10 @@ class RunStatus(Run):
     ended: str | None = None
     reason: str = ""
 
+    def as_submitted(self) -> Run:
+        """Of it what `submit` tells."""
+        return Run(**{name: getattr(self, name) for name in Run.__dataclass_fields__})
+
 
 @dataclass(frozen=True)
 class Download:

@@ -255,9 +255,7 @@ def connect(
 
     Raises WorkspaceError where none is configured, AuthError where nobody is signed in.
     """
-    where = settings.workspace
-    if where is None:
-        raise WorkspaceError("No Azure ML workspace is configured.", how_to_name_a_workspace())
+    where = configured_workspace(settings)
     quieten()
     candidates = build_candidates(environ)
     named = f"Workspace {where.workspace_name} (group {where.resource_group})"
@@ -268,6 +266,13 @@ def connect(
         credential, identity = sign_in(candidates)
     tell(f"{named} as {identity.name} ({identity.how}).")
     return Client(where, identity, credential, wait_factor_s)
+
+
+def configured_workspace(settings: Settings) -> Workspace:
+    """The workspace that the settings name. Raises WorkspaceError where they name none."""
+    if settings.workspace is None:
+        raise WorkspaceError("No Azure ML workspace is configured.", how_to_name_a_workspace())
+    return settings.workspace
 
 
 def quieten() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msggan.errors import MsgganError
-from msggan.program import StoppedError, Terminated
+from msggan.program import Terminated, stopped
 from orchestration.azure import compute, datastore, environment
 from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client
@@ -196,19 +196,13 @@ def apply(plan: Plan, tell: Tell) -> None:
             error.hint = "\n".join(filter(None, [error.hint, *how_far(to_do, number, is_open=_is_open(error))]))
             raise
         except (KeyboardInterrupt, Terminated) as stop:
-            raise _stopped(stop, how_far(to_do, number, is_open=True)) from None
+            hint = "\n".join(how_far(to_do, number, is_open=True))
+            raise stopped(type(stop), "Stopped. Azure goes on with what it has begun.", hint) from None
 
 
 def _is_open(error: MsgganError) -> bool:
     """Whether what went wrong may have been done all the same."""
     return type(error) is AzureServiceError or (isinstance(error, UnreachableError) and error.may_have_happened)
-
-
-def _stopped(stop: BaseException, lines: list[str]) -> StoppedError:
-    code, exit_code = ("interrupted", 130) if isinstance(stop, KeyboardInterrupt) else ("cancelled", 6)
-    error = StoppedError(code, exit_code, "Stopped. Azure goes on with what it has begun.")
-    error.hint = "\n".join(lines)
-    return error
 
 
 def how_far(steps: Sequence[Step], number: int, *, is_open: bool) -> list[str]:

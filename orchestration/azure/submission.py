@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from msggan.errors import MsgganError, UsageError
-from msggan.program import StoppedError, Terminated
+from msggan.program import Terminated, stopped
 from msggan.run_folder import RunFolder
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
@@ -128,9 +128,8 @@ class Submission:
             error.message += " No job was made."
             raise
         except (KeyboardInterrupt, Terminated) as stop:
-            code, number = ("cancelled", 6) if isinstance(stop, Terminated) else ("interrupted", 130)
             message = f"Stopped while {plan.name} was being submitted: it may exist. {how_to_look(plan.spec.name)}"
-            raise StoppedError(code, number, message) from None
+            raise stopped(type(stop), message) from None
 
     def _look_for(self, plan: JobPlan, error: MsgganError) -> Any | None:
         """The job, if it was made although the answer was an error or none came. Raises UncertainError if unknown."""

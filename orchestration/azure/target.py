@@ -15,9 +15,9 @@ from typing import Any
 
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.files import write_whole
-from msggan.program import StoppedError, Terminated
+from msggan.program import StoppedError, Terminated, stopped
 from orchestration.azure.blobs import Store, Tell, open_store
-from orchestration.azure.client import Client, connect, how_to_name_a_workspace, quieten
+from orchestration.azure.client import Client, configured_workspace, connect, quieten, workspace_scope
 from orchestration.azure.copies import GENERATOR, copy_run
 from orchestration.azure.data import planned_data
 from orchestration.azure.following import Watch
@@ -29,7 +29,6 @@ from orchestration.azure.run_jobs import RunJobs, find_jobs, list_runs, portal_u
 from orchestration.azure.standing import build_status, final_state, reason_of
 from orchestration.azure.submission import Submission, build_plan, how_to_look
 from orchestration.azure.tags import build_tags
-from orchestration.errors import WorkspaceError
 from orchestration.runs import COPY_NOTE, is_copy
 from orchestration.settings import Settings
 from orchestration.spec import Download, Run, RunSpec, RunStatus
@@ -56,9 +55,7 @@ class AzureTarget:
     def plan(self, spec: RunSpec) -> dict[str, Any]:
         """What `submit` would send. Asks nobody: what only the service knows stands as `<resolved-at-submit: …>`."""
         quieten()
-        workspace = self.settings.workspace
-        if workspace is None:
-            raise WorkspaceError("No Azure ML workspace is configured.", how_to_name_a_workspace())
+        scope = workspace_scope(configured_workspace(self.settings))
         datastore = self.settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
         data = planned_data(str(spec.data), datastore)
         job = build_plan(
@@ -70,10 +67,6 @@ class AzureTarget:
             code=TO_RESOLVE.format("the snapshot of the msggan package"),
             environment=self._planned_environment(),
             tags=build_tags(spec.name, configuration_hash(spec, data), Path.cwd()),
-        )
-        scope = (
-            f"/subscriptions/{workspace.subscription_id}/resourceGroups/{workspace.resource_group}"
-            f"/providers/Microsoft.MachineLearningServices/workspaces/{workspace.workspace_name}"
         )
         body = build_body(job, scope)
         return {
@@ -111,7 +104,7 @@ class AzureTarget:
         run = RunJobs(spec.name, (*before.jobs, job), "") if job is not before.newest else before
         self.voice.tell(f"Job {job.name}: {portal_url(job)}")
         if detach:
-            return _as_run(self._status(run, details=self._details_or_less(job), with_progress=False))
+            return self._status(run, details=self._details_or_less(job), with_progress=False).as_submitted()
         return self._follow(run)
 
     def runs(self) -> list[RunStatus]:
@@ -198,7 +191,7 @@ class AzureTarget:
             raise
         if final_state(watch.details) == "failed":
             self.voice.tell(f"{run.run} failed. {reason_of(watch.details)}")
-        return _as_run(self._status(run, details=watch.details))
+        return self._status(run, details=watch.details).as_submitted()
 
     def _go_on(self, run: RunJobs, tail: int | None) -> Iterator[str]:
         """The last lines of the run, and then those that come."""
@@ -313,15 +306,12 @@ class AzureTarget:
                 write_whole(Path(self.settings.runs_dir) / AGREED, json.dumps([*agreed, self._scope]).encode())
 
 
-def _as_run(status: RunStatus) -> Run:
-    return Run(**{name: getattr(status, name) for name in Run.__dataclass_fields__})
-
-
 def _detached(run: RunJobs, stop: BaseException) -> StoppedError:
-    code, number = ("cancelled", 6) if isinstance(stop, Terminated) else ("interrupted", 130)
-    error = StoppedError(code, number, f"Detached: {run.run} goes on as job {run.jobs[-1].name}.")
-    error.hint = f"Follow it again: msggan-aml logs {run.run} --follow. Stop it: msggan-aml cancel {run.run}."
-    return error
+    return stopped(
+        type(stop),
+        f"Detached: {run.run} goes on as job {run.jobs[-1].name}.",
+        f"Follow it again: msggan-aml logs {run.run} --follow. Stop it: msggan-aml cancel {run.run}.",
+    )
 
 
 def _etag_of_copy(folder: Path) -> str | None:
