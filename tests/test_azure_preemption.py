@@ -1,0 +1,94 @@
+"""Does a job whose machine is taken away end as if it had kept it?"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from azure_local import AzureLocal
+from conftest import command_line, environment, run_in, wait_for
+
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
+    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+TRAINING = [
+    *("--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"),
+    *("--kimg", "6", "--checkpoint-kimg", "0.2", "--sample-kimg", "3", "--metric-kimg", "3"),
+]
+LOSSES = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+def checkpoints(azure: AzureLocal) -> list[int]:
+    """The images seen at each checkpoint that has reached the run folder in the datastore."""
+    paths = azure.blobs_below("msggan/runs/tiny/checkpoints/")
+    return [int(Path(path).stem) for path in paths if path.endswith(".json")]
+
+
+def test_a_job_whose_machine_is_taken_three_times_ends_as_if_it_had_kept_it(azure: AzureLocal, place: Path) -> None:
+    words = ["submit", "--data", "tiny", *TRAINING]
+    said = place / "said.txt"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            command_line("msggan-aml", *words, "--yes", "-o", "json"),
+            cwd=place,
+            env=environment(**azure.variables),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            encoding="utf-8",
+        ) as following,
+    ):
+        seen = 0
+        for loss in range(1, LOSSES + 1):
+            wait_for(lambda: max(checkpoints(azure), default=0) > seen, following)  # noqa: B023 - called here
+            wait_for(lambda: said.read_text().count("tiny: runs") == loss, following)  # noqa: B023
+            job = azure.job("tiny")
+            assert job.status == "Running"
+            azure.hold_jobs("no node is free")
+            job.preempted.set()
+            wait_for(lambda: said.read_text().count("was taken away") == loss, following)  # noqa: B023
+            seen = max(checkpoints(azure))
+            azure.release_jobs()
+        stdout, _ = following.communicate(timeout=120)
+    told = json.loads(stdout)
+    assert (following.returncode, told["state"], told["images_seen"]) == (0, "completed", 6000)
+    assert (azure.job("tiny").attempt, list(azure.cloud.jobs)) == (LOSSES + 1, ["tiny"])
+
+    written = azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
+    assert [line for line in said.read_text().splitlines() if line in written] == written
+    assert sum("Resuming" in line for line in written) == LOSSES
+
+    alone = run_in(place, "msggan-aml", *words, "--target", "local")
+    assert alone.exit_code == 0, alone.stderr
+    here = place / "runs" / "tiny"
+    assert azure.blob("msggan/runs/tiny/generator.safetensors") == (here / "generator.safetensors").read_bytes()
+    reports = reports_in(azure.blob("msggan/runs/tiny/metrics.jsonl") or b"")
+    assert reports == reports_in((here / "metrics.jsonl").read_bytes())
+    points = Counter((metric.key, metric.step) for metric in azure.job("tiny").metrics)
+    assert {step for name, step in points if name == "d_loss"} == {report["images"] for report in reports}
+    assert set(points.values()) == {1}
+
+
+def reports_in(content: bytes) -> list[dict[str, float]]:
+    """The reports of a run, without what the clock says."""
+    timings = ("seconds", "images_per_second")
+    lines = map(json.loads, content.splitlines())
+    return [{name: value for name, value in line.items() if name not in timings} for line in lines]
