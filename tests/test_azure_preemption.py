@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from azure_commands import Command
 from azure_local import AzureLocal
 from conftest import command_line, environment, run_in, wait_for
 
@@ -26,6 +27,7 @@ TRAINING = [
     *("--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"),
     *("--kimg", "6", "--checkpoint-kimg", "0.2", "--sample-kimg", "3", "--metric-kimg", "3"),
 ]
+SHORT = [*TRAINING[:8], "--kimg", "0.04"]
 LOSSES = 3
 
 
@@ -92,3 +94,29 @@ def reports_in(content: bytes) -> list[dict[str, float]]:
     timings = ("seconds", "images_per_second")
     lines = map(json.loads, content.splitlines())
     return [{name: value for name, value in line.items() if name not in timings} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("status", "state"), [("Failed", "failed"), ("Canceled", "cancelled"), ("NotResponding", "interrupted")]
+)
+def test_a_run_that_ended_early_is_continued_by_the_same_command_as_its_next_job(
+    azure: AzureLocal, place: Path, msggan_aml: Command, status: str, state: str
+) -> None:
+    azure.cloud.job_environment["MSGGAN_TRACKING_URI"] = "none"
+    words = ["submit", "--data", "tiny", *SHORT, "--yes", "-o", "json"]
+    ended = msggan_aml(*words)
+    assert ended.exit_code == 0, ended.stderr
+    azure.job("tiny").status = status
+    assert msggan_aml("status", "tiny", "-o", "json").json["state"] == state
+
+    again = msggan_aml(*words, "--kimg", "0.08")
+    assert again.exit_code == 0, again.stderr
+    assert (again.json["state"], again.json["job_id"], again.json["images_seen"]) == ("completed", "tiny-2", 80)
+    written = azure.artifact("tiny-2", "user_logs/std_log.txt").decode()
+    assert "Resuming" in written
+    assert "0.04 of 0.08 kimg done" in written
+    listed = msggan_aml("list", "-o", "json").json["runs"]
+    assert [(run["name"], run["job_id"], run["images_seen"]) for run in listed] == [("tiny", "tiny-2", 80)]
+    assert msggan_aml("download", "tiny", "--out", "result", "-o", "json").exit_code == 0
+    reports = reports_in((place / "result" / "metrics.jsonl").read_bytes())
+    assert [report["images"] for report in reports] == [40, 80]
