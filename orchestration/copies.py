@@ -46,7 +46,7 @@ def refuse_to_overwrite(to: Path, files: list[Path], *, inside: Path | None, for
     """Raises `UsageError` where `to` cannot be written to, or what is there would be overwritten."""
     if to.exists() and not to.is_dir():
         raise UsageError([f"--out {to}: is a file, not a folder."])
-    if inside is not None and os.path.abspath(to).startswith(os.path.abspath(inside)):
+    if inside is not None and Path(os.path.abspath(to)).is_relative_to(os.path.abspath(inside)):
         raise UsageError([f"--out {to}: lies in the run's own folder."], "Give another --out.")
     existing = [path for path in files if path.exists()]
     if existing and not force:

@@ -152,9 +152,9 @@ def test_a_free_name_is_offered(name: str, taken: list[str], free: str) -> None:
 
 
 def test_sizes_are_found_in_whatever_letters() -> None:
-    assert find_size("standard_nc4as_t4_v3", [T4, A100], location="eastus", said_by="default") is T4
+    assert find_size("standard_nc4as_t4_v3", [T4, A100], location="eastus", setting="vm_size", said_by="default") is T4
     with pytest.raises(UsageError, match="is not to be had at low priority in eastus"):
-        find_size(A100.name, [T4, A100], location="eastus", said_by="default", low_priority=True)
+        find_size(A100.name, [T4, A100], location="eastus", setting="vm_size", said_by="default", low_priority=True)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_sizes_are_found_in_whatever_letters() -> None:
 )
 def test_sizes_of_the_past_are_known(size: str) -> None:
     with pytest.raises(UsageError, match="was retired by Azure in August 2023") as error:
-        find_size(size, [CPU, T4, A100], location="eastus", said_by="default")
+        find_size(size, [CPU, T4, A100], location="eastus", setting="vm_size", said_by="default")
     assert error.value.hint.startswith("With a GPU there are: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)")
 
 

@@ -183,7 +183,7 @@ def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, place: 
     for words, said in (
         (["--data", "tiny", "--compute", "other"], "No cluster 'other' in workspace 'msggan-ws'."),
         (["--data", DATASTORE + "nowhere/"], "there is nothing at this path"),
-        (["--data", "tiny", "--instance-type", "Standard_NC4as_T4_v4"], "Did you mean Standard_NC4as_T4_v3"),
+        (["--data", "tiny", "--instance-type", "Standard_NC4as_T4_v4"], "Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)"),
     ):
         ended = msggan_aml("submit", *words, *SMALL, "--yes")
         assert (ended.exit_code, said in ended.stderr) == (2, True), ended.stderr

@@ -223,6 +223,12 @@ def test_weights_alone_load_without_the_rest(place: Path) -> None:
     assert load_generator(place / "weights").depth == 2
 
 
+def test_a_download_may_lie_beside_the_run_under_a_name_that_begins_like_its(place: Path) -> None:
+    copied = msggan_aml(place, "download", "tiny", "--out", "runs/tiny2", "--weights")
+    assert copied.exit_code == 0, copied.stderr
+    assert contents(place / "runs" / "tiny2").keys() == {"generator.safetensors"}
+
+
 def test_a_download_never_overwrites_unless_forced(place: Path) -> None:
     out = place / "mine"
     out.mkdir()

@@ -10,6 +10,7 @@ from typing import Any
 
 from azure.ai.ml.entities import AmlCompute, Compute, IdentityConfiguration, ManagedIdentityConfiguration
 
+from msggan.config import flag
 from msggan.errors import UsageError
 from orchestration.azure.client import Client, how_to_get_quota
 from orchestration.azure.plan import TAG, Change, Item, difference, is_ours, new
@@ -68,6 +69,20 @@ def read_sizes(client: Client, location: str) -> list[Size]:
         ]
 
 
+def read_size(client: Client, settings: Settings) -> Size:
+    """The size of machine that the settings ask for. Raises UsageError where it is not on offer."""
+    location = settings.location or str(client.about.location)
+    setting = "vm_size" if settings.instance_type is None else "instance_type"
+    return find_size(
+        getattr(settings, setting),
+        read_sizes(client, location),
+        location=location,
+        setting=setting,
+        said_by=settings.source(setting),
+        low_priority=settings.low_priority,
+    )
+
+
 def read_quotas(client: Client, location: str) -> list[Quota]:
     with client.errors(f"Asking for the quota in {location}"):
         return [_quota(vars(told)) for told in client.ml.compute.list_usage(location=location)]
@@ -93,12 +108,19 @@ def _quota(told: Mapping[str, Any]) -> Quota:
     return Quota(family, told.get("currentValue") or told.get("current_value") or 0, told.get("limit") or 0)
 
 
-def find_size(asked: str, sizes: Iterable[Size], *, location: str, said_by: str, low_priority: bool = False) -> Size:
-    """The size of that name. Raises UsageError, with names near to it, where it is not on offer."""
+def find_size(
+    asked: str, sizes: Iterable[Size], *, location: str, setting: str, said_by: str, low_priority: bool = False
+) -> Size:
+    """The size of that name. Raises UsageError, with names near to it, where it is not on offer.
+
+    setting: what asks for it, and where that was said.
+    """
     by_name = {size.name.lower(): size for size in sizes}
     found = by_name.get(asked.lower())
     if found is None:
-        raise UsageError([f"VM size {asked} ({said_by}): {_why_not(asked, location)}"], _others(asked, by_name))
+        raise UsageError(
+            [f"VM size {asked} ({said_by}): {_why_not(asked, location)}"], _others(asked, by_name, setting)
+        )
     if low_priority and not found.has_low_priority:
         raise UsageError(
             [f"VM size {found.name}: is not to be had at low priority in {location}."], "Add --no-low-priority."
@@ -113,14 +135,14 @@ def _why_not(asked: str, location: str) -> str:
     return f"is not offered in {location}."
 
 
-def _others(asked: str, by_name: Mapping[str, Size]) -> str:
+def _others(asked: str, by_name: Mapping[str, Size], setting: str) -> str:
     is_retired = any(re.fullmatch(pattern, asked, re.IGNORECASE) for pattern in RETIRED)
     near = [] if is_retired else get_close_matches(asked.lower(), by_name, n=3, cutoff=0.75)
     sizes = [by_name[name] for name in near]
     if not sizes:
         sizes = sorted((size for size in by_name.values() if size.gpus), key=lambda size: (size.gpus, size.cores))[:3]
     words = "Nearest" if near else "With a GPU there are"
-    return f"{words}: {', '.join(size.in_words for size in sizes)}. Say it with --vm-size." if sizes else ""
+    return f"{words}: {', '.join(size.in_words for size in sizes)}. Say it with {flag(setting)}." if sizes else ""
 
 
 def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority: bool) -> None:

@@ -40,6 +40,7 @@ class Watch:
     tail: int | None = None
     details: Details = field(default_factory=lambda: Details(""))
     _is_deaf: bool = False
+    _losses: int = 0  # of the machine, since we watch
 
     def lines(self) -> Iterator[str]:
         """Each line of the job's log, until its end. Goes on through what passes: a cut connection, a busy service."""
@@ -100,6 +101,12 @@ class Watch:
         state = state_of(details.status)
         reasons = details.warnings if state == "queued" else ()
         news = (state, *reasons)
+        if told[:1] == ("running",) and state in ("queued", "preparing"):
+            self._losses += 1
+            self.tell(
+                f"{self.job}: its machine was taken away (time {self._losses} that is seen here). "
+                "It starts again by itself, from its last checkpoint."
+            )
         if news != told and state in STATES_IN_WORDS:
             self.tell(f"{self.job}: {STATES_IN_WORDS[state]}" + "".join(f"; {reason}" for reason in reasons))
         return news

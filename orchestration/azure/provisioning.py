@@ -82,16 +82,8 @@ def plan_provisioning(client: Client, settings: Settings, environ: Mapping[str, 
 
 def _compute_step(client: Client, settings: Settings) -> Step:
     location = settings.location or str(client.about.location)
-    sizes = compute.read_sizes(client, location)
-    serverless = settings.instance_type is not None
-    size = compute.find_size(
-        settings.instance_type or settings.vm_size,
-        sizes,
-        location=location,
-        said_by=settings.source("instance_type" if serverless else "vm_size"),
-        low_priority=settings.low_priority,
-    )
-    if serverless:
+    size = compute.read_size(client, settings)
+    if settings.instance_type is not None:
         return Step(Item(compute.KIND, size.name, "keep", reason="is serverless: there is no cluster to make"))
     item = compute.plan_cluster(settings, compute.read_cluster(client, settings.compute), size)
     if item.action == "refuse":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from msggan.program import Terminated, stopped
 from msggan.run_folder import RunFolder
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
+from orchestration.azure.compute import read_cluster, read_size
 from orchestration.azure.data import OpenStore, bring_data
 from orchestration.azure.jobs import CONFIGURATION_TAG, JobData, JobPlan, build_job, configuration_hash, run_folder
 from orchestration.azure.run_jobs import RunJobs, get_job, run_of
@@ -69,12 +69,8 @@ class Submission:
 
     def _check_machines(self) -> bool:
         """Whether jobs there have no identity of their own. Raises UsageError where there are no such machines."""
-        compute = self.client.ml.compute
         if self.settings.instance_type is not None:
-            with self.client.errors("Looking for the sizes of machines"):
-                sizes = [str(size.name) for size in compute.list_sizes()]
-            if sizes and self.settings.instance_type.lower() not in map(str.lower, sizes):
-                raise UsageError([f"--instance-type {self.settings.instance_type}: {_no_such_size(self, sizes)}"])
+            read_size(self.client, self.settings)
             return True
         cluster = self._cluster()
         kind = str(cluster.type).lower()
@@ -88,17 +84,14 @@ class Submission:
 
     def _cluster(self) -> Any:
         name = self.settings.compute
-        try:
-            with self.client.errors(f"Looking for the cluster {name}"):
-                return self.client.ml.compute.get(name)
-        except MsgganError as error:
-            if not getattr(error, "is_missing", False):
-                raise
+        cluster = read_cluster(self.client, name)
+        if cluster is None:
             where = self.client.workspace.workspace_name
             raise UsageError(
                 [f"No cluster {name!r} in workspace {where!r}."],
                 "Make it: msggan-aml provision. Or train serverless: --instance-type SIZE",
-            ) from error
+            )
+        return cluster
 
     def _as_begun(self, spec: RunSpec, store: Store) -> RunSpec:
         """The run with its resolution and background as when it began. Raises RunFolderError for another one."""
@@ -196,10 +189,3 @@ def how_to_follow(run: str) -> str:
 
 def how_to_look(run: str) -> str:
     return f"Look: msggan-aml status {run}. The same command again makes no second job."
-
-
-def _no_such_size(submission: Submission, sizes: list[str]) -> str:
-    asked = str(submission.settings.instance_type)
-    near = get_close_matches(asked, sizes, n=3)
-    suggestion = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"is not offered where workspace {submission.client.workspace.workspace_name} is.{suggestion}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .blobs import Blobs, Place
@@ -36,12 +36,15 @@ class Mirror:
         """What is there now came from the place."""
         self._carried = {name: stamp for name, _, stamp in self._files()}
 
-    def carry(self) -> None:
+    def carry(self, is_lost: Callable[[], bool] = lambda: False) -> None:
+        """is_lost: whether the machine has gone meanwhile, and what is left to carry with it."""
         if self.appends:
             self._append()
             return
         seen = set()
         for name, path, stamp in self._files():
+            if is_lost():
+                return
             seen.add(name)
             if self._carried.get(name) != stamp:
                 try:

@@ -42,7 +42,7 @@ def live(cloud: Cloud, job: Job) -> None:
                 break
             job.attempt += 1
             job.preempted.clear()
-            job.move_to("Queued")
+            wait_in_queue(cloud, job)
         end(job, "Canceled" if job.cancelled.is_set() else "Completed" if job.exit_code == 0 else "Failed")
     except PlaceError as unreadable:
         job.error = job_error("UserError", str(unreadable))
@@ -104,10 +104,10 @@ class Attempt:
             self.follow()
         finally:
             self.kill()
-        self.carry()
-        if self.job.preempted.is_set():
+        if self.job.preempted.is_set():  # what was not carried by now is lost
             self.clear_outputs()
             return True
+        self.carry()
         if not self.job.cancelled.is_set():
             self.job.move_to("Finalizing")
         for mirror in self.at_the_end:
@@ -248,7 +248,7 @@ class Attempt:
 
     def carry(self) -> None:
         for mirror in self.mirrors:
-            mirror.carry()
+            mirror.carry(self.job.preempted.is_set)
 
     def clear_outputs(self) -> None:
         """A preempted node takes ./outputs with it; mounted outputs stay."""
