@@ -85,9 +85,10 @@ class Progress:
             f"{metrics['kimg']:.2f}/{self.total_images / 1000:g} kimg",
             f"{metrics['images_per_second']:.0f} images/s",
             f"{duration(seconds_left)} left",
-            f"d_loss {metrics['d_loss']:.3f}",
-            f"g_loss {metrics['g_loss']:.3f}",
+            *(f"{name} {metrics[name]:.3f}" for name in ("d_loss", "g_loss") if name in metrics),
         ]
+        if "dropped_updates" in metrics:
+            parts.append(f"{metrics['dropped_updates']} updates dropped")
         if self.distance is not None:
             parts.append(f"swd {self.distance:.0f}")
         if self.sample is not None:

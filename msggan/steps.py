@@ -58,16 +58,21 @@ class Adversaries:
         self.generator_optimizer = self._adam(self.generator, config.g_lr)
         self.discriminator_optimizer = self._adam(self.discriminator, config.d_lr)
         self.images_seen = 0
+        self.dropped = torch.zeros((), dtype=torch.int64, device=device)
+        self.dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """One step on one batch; returns the two losses as scalars on the device, without their penalties.
 
         reals: (N, 3, R, R) float in [-1, 1]. latents: (N, L) float, each of norm √L.
+        A network whose loss or gradient is not finite stays as it is, its optimizer too. `dropped` counts the steps in
+        which that happened, `dropped_in_a_row` those since the last one that was whole; both stay on the device.
         """
         real_pyramid = pyramid(self._on_device(reals))
         fake_pyramid = self.generator(latents.to(self.device, self.compute_dtype))
         d_loss = self._discriminator_step(real_pyramid, [fake.detach() for fake in fake_pyramid])
         g_loss = self._generator_step(real_pyramid, fake_pyramid)
+        self._count_dropped()
         self.images_seen += len(reals)
         self._average()
         return {"d_loss": d_loss, "g_loss": g_loss}
@@ -114,7 +119,7 @@ class Adversaries:
         yield "discriminator", self.discriminator
         yield "ema", self.ema
 
-    def _optimized(self) -> Iterator[tuple[str, nn.Module, torch.optim.Optimizer]]:
+    def _optimized(self) -> Iterator[tuple[str, nn.Module, WaryAdam]]:
         yield "generator", self.generator, self.generator_optimizer
         yield "discriminator", self.discriminator, self.discriminator_optimizer
 
@@ -126,7 +131,7 @@ class Adversaries:
         loss.backward()
         if self._penalty_is_due():
             (self.config.penalty_interval * self._penalty(reals, fakes)).backward()
-        self.discriminator_optimizer.step()
+        self.discriminator_optimizer.step_if_finite(loss)
         return loss.detach()
 
     def _generator_step(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
@@ -138,8 +143,17 @@ class Adversaries:
                     real_scores = self.discriminator([real.to(self.compute_dtype) for real in reals])
             loss = generator_loss(self.config.loss, real_scores, self.discriminator(fakes))
             loss.backward()
-        self.generator_optimizer.step()
+        self.generator_optimizer.step_if_finite(loss)
         return loss.detach()
+
+    def dropped_networks(self) -> list[str]:
+        """Whose update the last step has dropped."""
+        return [name for name, _, optimizer in self._optimized() if optimizer.found_inf]
+
+    def _count_dropped(self) -> None:
+        dropped = sum(optimizer.found_inf for _, _, optimizer in self._optimized()) > 0
+        self.dropped += dropped
+        self.dropped_in_a_row = (self.dropped_in_a_row + 1) * dropped
 
     def _penalty_is_due(self) -> bool:
         penalized = self.config.loss == "wgan-gp" or self.config.r1_gamma > 0 or self.config.r2_gamma > 0
@@ -178,9 +192,29 @@ class Adversaries:
     def _on_device(self, images: Tensor) -> Tensor:
         return images.to(self.device, self.weight_dtype, memory_format=torch.channels_last)
 
-    def _adam(self, network: nn.Module, learning_rate: float) -> torch.optim.Adam:
+    def _adam(self, network: nn.Module, learning_rate: float) -> WaryAdam:
         betas = (self.config.beta1, self.config.beta2)
-        return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, eps=ADAM_EPSILON, fused=True)
+        return WaryAdam(network.parameters(), lr=learning_rate, betas=betas, eps=ADAM_EPSILON, fused=True)
+
+
+class WaryAdam(torch.optim.Adam):
+    """Adam that makes no step where the loss or a gradient is not finite.
+
+    found_inf: 1 where the last step was dropped, else 0. It is where torch.amp.GradScaler, too, tells the fused step,
+    which then changes nothing; nobody waits for the device to know.
+    """
+
+    found_inf: Tensor
+
+    def step_if_finite(self, loss: Tensor) -> None:
+        """loss: the scalar that the gradients are of."""
+        gradients = [
+            weight.grad for group in self.param_groups for weight in group["params"] if weight.grad is not None
+        ]
+        # The norm is not finite if one of them is not, or if its square is too large for Adam's second average.
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.found_inf = (~torch.isfinite(norm + loss.detach())).float()
+        self.step()
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from msggan.tracking import Tracker
 REPORT_IMAGES = 250
 MEASURED_IMAGES_AT_MOST = 512
 SKIPPED_IMAGES_NAMED = 10
+DROPPED_AT_MOST = 10
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,25 @@ class RunResult:
 
 @dataclass
 class Interval:
-    """What has happened since the last report. The losses are sums, on the device, so that no step waits for them."""
+    """What has happened since the last report. The losses are sums, on the device, so that no step waits for them.
+
+    d_missing, g_missing: in how many steps the loss was not finite, and is in no sum.
+    """
 
     steps: int = 0
     seconds: float = 0.0
     d_loss: Tensor | float = 0.0
     g_loss: Tensor | float = 0.0
+    d_missing: Tensor | int = 0
+    g_missing: Tensor | int = 0
     clock: float = field(default_factory=time.perf_counter)
 
     def add(self, losses: dict[str, Tensor]) -> None:
         self.steps += 1
-        self.d_loss = self.d_loss + losses["d_loss"]
-        self.g_loss = self.g_loss + losses["g_loss"]
+        self.d_loss = self.d_loss + _finite(losses["d_loss"])
+        self.g_loss = self.g_loss + _finite(losses["g_loss"])
+        self.d_missing = self.d_missing + ~torch.isfinite(losses["d_loss"])
+        self.g_missing = self.g_missing + ~torch.isfinite(losses["g_loss"])
 
     def stop_clock(self) -> None:
         """Counts the time since the clock was started, once the device has done what it was given."""
@@ -83,7 +91,18 @@ class Interval:
             "seconds": self.seconds,
             "d_loss": float(self.d_loss),
             "g_loss": float(self.g_loss),
+            "d_missing": int(self.d_missing),
+            "g_missing": int(self.g_missing),
         }
+
+    def losses(self) -> dict[str, float]:
+        """The mean of each loss; one that was finite in no step is left out."""
+        counted = {"d_loss": self.steps - int(self.d_missing), "g_loss": self.steps - int(self.g_missing)}
+        return {name: float(getattr(self, name)) / steps for name, steps in counted.items() if steps}
+
+
+def _finite(loss: Tensor) -> Tensor:
+    return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class Trainer:
@@ -175,6 +194,7 @@ class Trainer:
         while not self._finished() and stop.state is None:
             reals = to_float(next(batches).to(self.device))
             self.interval.add(self.step(reals, self._latents()))
+            self._give_up_if_dropping()
 
             kimgs = (self.config.sample_kimg, self.config.metric_kimg, self.config.checkpoint_kimg)
             sample, measure, save = (self._due(kimg * 1000) for kimg in kimgs)
@@ -191,6 +211,21 @@ class Trainer:
             self.interval.start_clock()
         self.interval.stop_clock()
         self._save()
+
+    def _give_up_if_dropping(self) -> None:
+        """Raises TrainingError after ten dropped updates in a row. A GPU is asked every ten steps, as it would wait."""
+        steps = self.images_seen // self.config.batch_size
+        if self.device.type != "cpu" and steps % DROPPED_AT_MOST:
+            return
+        if self.adversaries.dropped_in_a_row >= DROPPED_AT_MOST:
+            networks = " and ".join(f"the {name}'s" for name in self.adversaries.dropped_networks())
+            raise TrainingError(
+                f"{DROPPED_AT_MOST} updates in a row were dropped, up to {self.images_seen / 1000:g} kimg: {networks} "
+                "loss or gradient is not finite.",
+                f"Under another name, lower --g-lr {self.config.g_lr:g} and --d-lr {self.config.d_lr:g}"
+                + (" or try --precision float32." if self.config.precision == "bfloat16" else ".")
+                + f" The last checkpoint is from before, at {self.saved_images / 1000:g} kimg.",
+            )
 
     def _due(self, interval_images: float) -> bool:
         """Whether the last step reached or passed a multiple of the interval, or was the last of all."""
@@ -220,15 +255,15 @@ class Trainer:
         return sliced_wasserstein(reals, generate(self.ema, fixed)[-1])
 
     def _report(self, measured: dict[str, float]) -> None:
-        since = self.interval.plain()
-        self.seconds += since["seconds"]
+        self.seconds += self.interval.seconds
+        dropped = int(self.adversaries.dropped)
         self.metrics = {
             "images": self.images_seen,
             "kimg": self.images_seen / 1000,
-            "d_loss": since["d_loss"] / since["steps"],
-            "g_loss": since["g_loss"] / since["steps"],
-            "images_per_second": since["steps"] * self.config.batch_size / since["seconds"],
+            **self.interval.losses(),
+            "images_per_second": self.interval.steps * self.config.batch_size / self.interval.seconds,
             "seconds": self.seconds,
+            **({"dropped_updates": dropped} if dropped else {}),
             **measured,
         }
         self.tracker.report(self.metrics)
@@ -242,14 +277,16 @@ class Trainer:
         return images_left * (time.perf_counter() - self.began) / (self.images_seen - self.began_images)
 
     def _save(self) -> None:
-        """A checkpoint of this very step, unless there is one."""
-        if self.images_seen == self.saved_images:
+        """A checkpoint of this very step, unless there is one. None while updates are dropped: it may be for good."""
+        is_dropping = self.adversaries.dropped_in_a_row > 0 and not self._finished()
+        if self.images_seen == self.saved_images or is_dropping:
             return
         state = {
             "data_fingerprint": self.dataset.fingerprint,
             "data_images": self.dataset.training + self.dataset.held_back,
             "interval": self.interval.plain(),
             "seconds": self.seconds,
+            "dropped_updates": int(self.adversaries.dropped),
         }
         save_checkpoint(self.folder.checkpoints, self.images_seen, self.adversaries.tensors(), state)
         save_generator(self.folder.generator, self.ema.state_dict(), asdict(self.config))
@@ -304,6 +341,7 @@ class Trainer:
         self.adversaries.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
         self.interval = Interval(**state["interval"])
         self.seconds = state["seconds"]
+        self.adversaries.dropped.fill_(state.get("dropped_updates", 0))
         self.saved_images = checkpoint.images_seen
 
     def _leave(self, state: str) -> RunResult:

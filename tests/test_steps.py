@@ -39,6 +39,40 @@ def assert_identical(ours: Adversaries, theirs: Adversaries) -> None:
     assert ours.images_seen == theirs.images_seen
 
 
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_step_that_is_not_finite_changes_no_network_and_no_optimizer(bad: float, precision: str) -> None:
+    ours = adversaries(precision=precision, ema_ramp=0.0, r1_gamma=1.0, penalty_interval=2)
+    take_steps(ours, range(2))
+    before = saved(ours)
+    reals = reals_at(ours.config, 2)
+    reals[1, 2, 3, 4] = bad
+
+    ours.step(reals, latents_at(ours.config, 2))
+    after = saved(ours)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"ema"}  # which goes on towards the generator as it is
+    assert (ours.images_seen, int(ours.dropped), int(ours.dropped_in_a_row)) == (12, 1, 1)
+    assert ours.dropped_networks() == ["generator", "discriminator"]
+
+    take_steps(ours, range(3, 4))
+    assert (int(ours.dropped), int(ours.dropped_in_a_row), ours.dropped_networks()) == (1, 0, [])
+
+
+def test_a_gradient_that_is_not_finite_drops_the_update_of_its_network_alone() -> None:
+    ours = adversaries(loss="relativistic-logistic")
+    take_steps(ours, range(1))
+    weight = next(ours.discriminator.parameters())
+    hook = weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = saved(ours)
+    take_steps(ours, range(1, 2))
+    hook.remove()
+    after = saved(ours)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"generator", "generator_optimizer", "ema"}
+    assert ours.dropped_networks() == ["discriminator"]
+
+
 class PlainOrder:
     """The same training as the textbook writes it: a generator pass for each step, a discriminator pass for each set.
 

@@ -308,3 +308,49 @@ def test_it_trains_on_real_images(tmp_path: Path, kind: str) -> None:
     assert ours.run().metrics["swd"] > 0
     assert not ours.dataset.skipped
     assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "generator.safetensors").values())
+
+
+def test_updates_that_are_not_finite_end_the_run_with_a_diagnosis_and_touch_no_checkpoint(
+    tiny_images: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    words = ["--data", tiny_images, "--run-dir", run_dir, *OPTIONS, "--checkpoint-kimg", 0.004, "--sample-kimg", 0.02]
+    ended = run_in(tmp_path, "msggan.train", *words, "--kimg", 0.4, "--d-lr", 1e6, "--g-lr", 1e6, "-o", "json")
+    assert ended.exit_code == 1
+    error = ended.json["error"]
+    assert error["code"] == "training"
+    assert "10 updates in a row were dropped" in error["message"]
+    assert "loss or gradient is not finite" in error["message"]
+    assert "--g-lr 1e+06" in error["hint"]
+
+    checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None
+    assert not damaged
+    assert f"at {checkpoint.images_seen / 1000:g} kimg" in error["hint"]
+    assert all(tensor.isfinite().all() for tensor in checkpoint.tensors.values())
+    reached = float(error["message"].split(" kimg")[0].rpartition(" ")[2]) * 1000
+    assert checkpoint.images_seen == reached - 10 * 4  # a checkpoint each step, and none of the last ten
+
+
+def test_a_dropped_update_is_counted_and_its_loss_is_in_no_mean(tiny_images: Path, tmp_path: Path) -> None:
+    ours = trainer(tiny_images, tmp_path / "run", kimg=0.08, metric_kimg=0.02)
+    losses: list[float] = []
+    plain = ours.step
+
+    def step(reals: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        is_bad = ours.images_seen in (8, 40, 44, 48, 52, 56)  # one of the five before 20; all of those before 60
+        taken = plain(reals * float("nan") if is_bad else reals, latents)
+        losses.append(float(taken["d_loss"]))
+        return taken
+
+    ours.step = step  # type: ignore[method-assign]
+    assert ours.run().state == "completed"
+    first, second, third, fourth = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    good = [losses[step] for step in (0, 1, 3, 4)]
+    assert first["d_loss"] == pytest.approx(sum(good) / 4)
+    assert (first["dropped_updates"], second["dropped_updates"], third["dropped_updates"]) == (1, 1, 6)
+    assert not {"d_loss", "g_loss"} & third.keys()
+    assert {"d_loss", "g_loss"} <= fourth.keys()
+    checkpoint, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.state["dropped_updates"] == 6
