@@ -12,15 +12,17 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from msggan.errors import CheckpointError
-from msggan.files import write_whole
+from msggan.files import aside_of, naming, put_in_place, sync, write_whole
 from msggan.networks import Generator
 
 FORMAT_VERSION = 1
@@ -198,14 +200,39 @@ def _load(path: Path) -> Checkpoint:
     return Checkpoint(body["images_seen"], load_file(tensor_path), body["state"])
 
 
+def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are now, on the CPU, in memory of their own, which the next step does not change.
+
+    In plain order: safetensors refuses channels_last tensors, and the disk keeps one layout for all.
+    """
+    return {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach()) for name, tensor in tensors.items()
+    }
+
+
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    aside = path.with_name(path.name + ".part")
-    # A copy in plain order: safetensors refuses channels_last tensors, and the disk keeps one layout for all.
+    aside = aside_of(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, aside, metadata)
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with naming(path):
+        try:
+            _save_file(plain, aside, metadata)
+            with aside.open("rb+") as file:
+                sync(file.fileno())
+            put_in_place(aside, path)
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Raises `OSError` as the disk does, which safetensors puts into words of its own."""
+    try:
+        save_file(tensors, path, metadata)
+    except safetensors.SafetensorError as error:
+        number = re.search(r"(?:os error |code: )(\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

@@ -74,3 +74,9 @@ class TrainingError(MsgganError):
 
     code = "training"
     exit_code = 1
+
+
+class SupersededError(TrainingError):
+    """Another process trains this run now."""
+
+    code = "superseded"

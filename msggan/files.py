@@ -2,18 +2,67 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# What mounts answer that put no file in the place of another: blob storage, and shares of other systems.
+CANNOT_REPLACE = (errno.EEXIST, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
+# What mounts answer whose files reach the disk in no other way than by being closed.
+CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replaces a file at once: whoever reads it sees the old content or the new, never half."""
-    aside = path.with_name(path.name + ".part")
+    """Replaces a file at once: whoever reads it sees the old content or the new, never half.
+
+    Raises `OSError` that names the file. Where a mount replaces no file, there is none for a moment.
+    """
+    aside = aside_of(path)
+    with naming(path):
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                sync(file.fileno())
+            put_in_place(aside, path)
+        finally:
+            with suppress(OSError):  # what went wrong before is what matters
+                aside.unlink(missing_ok=True)  # a full disk would keep half of it
+
+
+def aside_of(path: Path) -> Path:
+    """Where a file is written before it is whole."""
+    return path.with_name(path.name + ".part")
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Gives a file that is whole its name, in place of one that has it."""
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)  # a full disk would keep half of it
+    except OSError as error:
+        if error.errno not in CANNOT_REPLACE or not path.exists():
+            raise
+        path.unlink()
+        aside.rename(path)
+
+
+def sync(descriptor: int) -> None:
+    """Waits until what was written is on the disk, where the mount can tell."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, an `OSError` names the file that it is about: a full disk, met as one writes, names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

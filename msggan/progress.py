@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -51,9 +52,10 @@ class Progress:
         self._write_log(log)
 
     def close_log(self) -> None:
-        if self.log is not None:
-            self.log.close()
-            self.log = None
+        log, self.log = self.log, None
+        if log is not None:
+            with suppress(OSError):
+                log.close()
 
     def report(self, metrics: Mapping[str, float], *, seconds_left: float) -> None:
         """Where the run stands, from the metrics of its last report."""
@@ -105,8 +107,9 @@ class Progress:
         self.stream.flush()
 
     def _write_log(self, log: TextIO) -> None:
-        log.writelines(f"{line}\n" for line in self.not_yet_logged)
-        self.not_yet_logged.clear()
+        with suppress(OSError):  # on a full disk the log is the least that is lost
+            log.writelines(f"{line}\n" for line in self.not_yet_logged)
+            self.not_yet_logged.clear()
 
 
 def _is_same_file(stream: TextIO, log: TextIO) -> bool:

@@ -83,9 +83,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_space(2 * checkpoint_bytes)
             content = {"format_version": FORMAT_VERSION, **asdict(config)}
-            write_whole(self.config, json.dumps(content, indent=2).encode())
+            _ensure_content(self.config, json.dumps(content, indent=2).encode())
             for name, network in networks.items():
-                write_whole(self.path / f"{name}_config.txt", printout(network).encode())
+                _ensure_content(self.path / f"{name}_config.txt", printout(network).encode())
         except OSError as error:
             raise self.unwritable(error) from error
 
@@ -102,6 +102,12 @@ class RunFolder:
                 f"{needed / 2**20:.0f} MiB.",
                 "Free some space or choose a folder on another disk.",
             )
+
+
+def _ensure_content(path: Path, content: bytes) -> None:
+    """A file that is good as it is is not touched: nothing can happen to it then."""
+    if not path.exists() or path.read_bytes() != content:
+        write_whole(path, content)
 
 
 def printout(network: nn.Module) -> str:

@@ -1,7 +1,12 @@
-"""Is a run going on, and how did it end? `run.json` in its folder, and a lock that lives as long as its process."""
+"""Is a run going on, whose is it, and how did it end? `run.json` in its folder, and a lock that dies with its process.
+
+Mounts of blob storage have no locks, or locks that another machine does not see. So each process that begins also signs
+`run.json` with a word of its own: the newest has the run, and one that finds another's word there has lost it.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -9,21 +14,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
-from msggan.errors import RunFolderError
+from msggan.errors import RunFolderError, SupersededError
 from msggan.files import write_whole
 from msggan.run_folder import RunFolder
 
 # Whoever asks whether a run goes on holds its lock for a moment, which must not turn a beginning run away.
 PATIENCE_SECONDS = 1.0
+# What mounts answer that have no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 DIED = "Its process ended without a word: it was killed, or the machine went down."
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What `run.json` says. state: running, completed, failed, cancelled or interrupted; times in UTC, ISO 8601."""
+    """What `run.json` says. state: running, completed, failed, cancelled or interrupted; times in UTC, ISO 8601.
+
+    attempt: a word of the process that began last, by which it knows that the run is still its own.
+    """
 
     state: str
     data: str
@@ -33,6 +44,7 @@ class RunState:
     ended: str | None = None
     images_seen: int = 0
     reason: str = ""
+    attempt: str = ""
 
 
 def begin(folder: RunFolder, *, data: str, images_seen: int) -> RunState:
@@ -45,8 +57,22 @@ def begin(folder: RunFolder, *, data: str, images_seen: int) -> RunState:
         machine=platform.node(),
         created=before.created if before else _now(),
         images_seen=images_seen,
+        attempt=uuid4().hex,
     )
     return _write(folder, state)
+
+
+def ensure_ours(folder: RunFolder, begun: RunState) -> None:
+    """Raises `SupersededError` where another process has begun this run since, `OSError` where its folder is gone."""
+    if not folder.state.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder.state))
+    note = read_note(folder)
+    if note is not None and note.attempt != begun.attempt:
+        raise SupersededError(
+            f"{folder}: process {note.process} on {note.machine} has taken over this run, which has no lock that both "
+            "see. This process has stopped and writes nothing more.",
+            f"Follow that one: msggan-aml logs {folder} --follow.",
+        )
 
 
 def end(folder: RunFolder, begun: RunState, state: str, *, images_seen: int, reason: str = "") -> RunState:
@@ -79,7 +105,7 @@ def owned(folder: RunFolder) -> Iterator[None]:
     lock = FileLock(folder.lock)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=PATIENCE_SECONDS)
+        _acquire(lock, patience_seconds=PATIENCE_SECONDS)
     except Timeout:
         raise taken(folder) from None
     except OSError as error:
@@ -97,13 +123,29 @@ def is_owned(folder: RunFolder) -> bool:
         return False
     lock = FileLock(folder.lock)
     try:
-        lock.acquire(timeout=0)
+        _acquire(lock, patience_seconds=0)
     except Timeout:
         return True
     except OSError:  # a folder that may only be read: nobody can own it either
         return False
     lock.release()
     return False
+
+
+def _acquire(lock: FileLock, *, patience_seconds: float) -> None:
+    """Raises `Timeout` where another process has it. Where there are no locks nobody has: see `ensure_ours`."""
+    try:
+        lock.acquire(timeout=patience_seconds)
+    except Timeout:
+        if not isinstance(
+            lock, SoftFileLock
+        ):  # what filelock makes of one without locks: a file that outlives its owner
+            raise
+    except NotImplementedError:  # what older versions of filelock raise
+        return
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def _bury_the_dead(folder: RunFolder) -> None:

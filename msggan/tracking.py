@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msggan.delivered import is_point, load_delivered, undelivered
 from msggan.delivery_process import DeliveryProcess
-from msggan.files import write_whole
+from msggan.files import naming, write_whole
 from msggan.tracking_uri import from_anywhere, look_with, without_password
 
 
@@ -24,7 +24,7 @@ class Tracker:
         self._delivery: DeliveryProcess | None = None
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
     def newest(self) -> dict[str, float]:

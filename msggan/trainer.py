@@ -17,11 +17,12 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from msggan.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint, save_generator
+from msggan.checkpoint import newest_checkpoint
+from msggan.checkpoint_writer import CheckpointWriter
 from msggan.config import TrainConfig, resolve, said
 from msggan.data import SampleStream, to_float
 from msggan.device import choose_device, has_fast_bfloat16
-from msggan.errors import DataError, RunFolderError, TrainingError
+from msggan.errors import DataError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import sliced_wasserstein
 from msggan.networks import Discriminator, Generator
 from msggan.notebook import choose_progress
@@ -29,7 +30,7 @@ from msggan.pictures import find_samples, generate, write_samples
 from msggan.randomness import Purpose, latents
 from msggan.run import Run
 from msggan.run_folder import RunFolder
-from msggan.run_state import RunState, begin, end, is_owned, owned, taken
+from msggan.run_state import RunState, begin, end, ensure_ours, is_owned, owned, taken
 from msggan.sources import open_source
 from msggan.steps import Adversaries
 from msggan.tracking import Tracker
@@ -152,7 +153,9 @@ class Trainer:
         )
         self.adversaries = Adversaries(self.config, self.device)
         self.tracker = Tracker(self.folder.metrics, tracking_uri=tracking_uri)
+        self.writer = CheckpointWriter(self.folder, may_write=self._ensure_ours)
         self.state: RunState | None = None
+        self.samples_fail = False
         self.interval = Interval()
         self.seconds = 0.0  # spent on steps, over all the processes that have worked on this run
         self.saved_images = 0
@@ -185,7 +188,10 @@ class Trainer:
         with _polite_stop() as stop, owned(self.folder), self._recorded():
             self._begin_or_resume()
             with self._tracked(), self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
-                self._train(batches, stop)
+                try:
+                    self._train(batches, stop)
+                finally:
+                    self.writer.wait()  # before the run may be another's
             return self._leave("completed" if self._finished() else stop.state or "completed")
 
     def _train(self, batches: Iterator[Tensor], stop: Stop) -> None:
@@ -211,6 +217,7 @@ class Trainer:
             self.interval.start_clock()
         self.interval.stop_clock()
         self._save()
+        self.writer.finish()
 
     def _give_up_if_dropping(self) -> None:
         """Raises TrainingError after ten dropped updates in a row. A GPU is asked every ten steps, as it would wait."""
@@ -243,7 +250,14 @@ class Trainer:
 
     def _sample(self) -> None:
         fixed = latents(self.config.seed, range(self.config.num_samples), self.config.latent_size, Purpose.SAMPLE)
-        self.progress.sample = write_samples(self.folder.samples, self.images_seen, generate(self.ema, fixed))
+        pictures = generate(self.ema, fixed)
+        self._ensure_ours()
+        try:
+            self.progress.sample = write_samples(self.folder.samples, self.images_seen, pictures)
+        except OSError as error:  # a picture is not worth a run; said once
+            if not self.samples_fail:
+                self.progress.say(f"{self.folder.samples}: samples cannot be written ({error.strerror or error}).")
+            self.samples_fail = True
 
     def _measure(self) -> dict[str, float]:
         """swd against the held-back images, or against training images where none are held back."""
@@ -266,6 +280,7 @@ class Trainer:
             **({"dropped_updates": dropped} if dropped else {}),
             **measured,
         }
+        self._ensure_ours()
         self.tracker.report(self.metrics)
         self._say_each(self.tracker.news())
         self.interval = Interval()
@@ -288,10 +303,14 @@ class Trainer:
             "seconds": self.seconds,
             "dropped_updates": int(self.adversaries.dropped),
         }
-        save_checkpoint(self.folder.checkpoints, self.images_seen, self.adversaries.tensors(), state)
-        save_generator(self.folder.generator, self.ema.state_dict(), asdict(self.config))
-        prune_checkpoints(self.folder.checkpoints, newest=self.images_seen)
+        self._ensure_ours()
+        self.writer.save(self.images_seen, self.adversaries.tensors(), state, config=asdict(self.config))
         self.saved_images = self.images_seen
+
+    def _ensure_ours(self) -> None:
+        """Before anything is written: where no lock can tell, another process may have taken over the run."""
+        if self.state is not None:
+            ensure_ours(self.folder, self.state)
 
     # Before the first step and after the last
 
@@ -314,9 +333,9 @@ class Trainer:
         if not self.images_seen:
             self._resume()
         self.folder.prepare(self.config, networks, checkpoint_bytes=self.adversaries.checkpoint_bytes())
+        self.state = begin(self.folder, data=str(self.data), images_seen=self.images_seen)
         self.tracker.forget_after(self.images_seen)
         self.metrics = self.tracker.newest()
-        self.state = begin(self.folder, data=str(self.data), images_seen=self.images_seen)
         self.progress.open_log(self.folder.log)
         self._say_each(self.tracker.begin())
         self.began, self.began_images = time.perf_counter(), self.images_seen
@@ -373,6 +392,10 @@ class Trainer:
         """Tells MLflow of a run that fails. One that is stopped at once does not wait for it."""
         try:
             yield
+        except SupersededError:
+            self.progress.close_log()
+            self.tracker.close("interrupted", wait=False)
+            raise
         except Exception:
             self._say_each(self.tracker.close("failed"))
             raise
@@ -395,7 +418,8 @@ class Trainer:
         """Notes how the run ended, unless it had not begun."""
         if self.state is None:
             return
-        with suppress(OSError):  # the disk may be what ended it
+        with suppress(OSError, SupersededError):  # the disk may be what ended it, or another process
+            self._ensure_ours()
             if reason:
                 self.progress.record(f"{state.capitalize()}: {reason}")
             end(self.folder, self.state, state, images_seen=self.images_seen, reason=reason)
@@ -406,10 +430,10 @@ class Trainer:
         try:
             yield
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
+            where = f"{error.filename or self.folder}: {error.strerror or error}"
             raise TrainingError(
-                f"{where}{error.strerror or error}, after {self.images_seen / 1000:g} kimg.",
-                f"The last checkpoint in {self.folder.checkpoints} is good. Mend that and run the same command again.",
+                f"{where}, after {self.images_seen / 1000:g} kimg.",
+                f"What is in {self.folder.checkpoints} is good. Mend that and run the same command again.",
             ) from error
         except DataError as error:  # an image changed or vanished since it was first read
             raise TrainingError(error.message, error.hint) from error
