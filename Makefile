@@ -9,11 +9,12 @@ INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum 
 # The blob service of the local Azure, which the tests talk to; the same game with its name.
 AZURITE := tests/azure_local/node_modules/installed-$(shell cksum < tests/azure_local/package-lock.json | cut -d ' ' -f 1)
 
-.PHONY: help setup demo test azure-local check format docs bench bench-azure constraints clean
+.PHONY: help setup demo test torture azure-local check format docs bench bench-azure constraints clean
 
 help:
 	@echo "make demo    set up, and train on 400 drawn flowers (runs/demo)"
 	@echo "make test    set up, and run every check and test"
+	@echo "make torture  kill runs a hundred times, and compare them with runs left alone (about 15 minutes)"
 	@echo "make azure-local  a shell that has its own Azure, on this machine"
 	@echo "make check   formatter, linter and type checker alone"
 	@echo "make format  let the formatter and the linter repair what they can"
@@ -40,6 +41,9 @@ demo: $(INSTALLED)
 
 test: check $(AZURITE)
 	$(BIN)/pytest --numprocesses auto
+
+torture: $(INSTALLED)
+	$(BIN)/python -m tests.torture
 
 azure-local: $(INSTALLED) $(AZURITE)
 	@$(BIN)/python -m tests.azure_local

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import command_line, environment, run_in
+from kills import everything, kill_and_start_again
 from safetensors.torch import load_file
 
 from msggan import TrainConfig, Trainer, load_generator
@@ -26,7 +27,6 @@ from msggan.tracking import read_metrics
 
 SMALL: dict[str, Any] = {"resolution": 8, "latent_size": 8, "batch_size": 4, "penalty_interval": 2, "num_samples": 4}
 OPTIONS = ["--resolution", 8, "--latent-size", 8, "--batch-size", 4, "--penalty-interval", 2, "--num-samples", 4]
-TIMINGS = ("seconds", "images_per_second")
 
 
 def trainer(data: Path, run_dir: Path, *, workers: int = 0, **options: Any) -> Trainer:
@@ -38,20 +38,6 @@ def said(ours: Trainer) -> str:
     messages = ours.progress.stream
     assert isinstance(messages, io.StringIO)
     return messages.getvalue()
-
-
-def without_timings(path: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(path)]
-
-
-def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, bytes]]:
-    """What two equal runs have in common, byte for byte: the last tensors, the metrics, the samples."""
-    checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")
-    assert checkpoint is not None
-    assert not damaged
-    tensors = {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()}
-    samples = {path.name: path.read_bytes() for path in sorted((run_dir / "samples").iterdir())}
-    return tensors, without_timings(run_dir / "metrics.jsonl"), samples
 
 
 def digest_of(path: Path) -> dict[str, bytes]:
@@ -155,27 +141,12 @@ def test_a_finished_run_can_be_made_longer(tiny_images: Path, tmp_path: Path) ->
 
 
 def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tiny_images: Path, tmp_path: Path) -> None:
-    words = ["--data", tiny_images, *OPTIONS, "--kimg", 2, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.5]
+    words = ["--data", tiny_images, *OPTIONS, "--kimg", 2, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.2]
     whole = run_in(tmp_path, "msggan.train", *words, "--run-dir", tmp_path / "whole")
     assert whole.exit_code == 0
-
     chance = random.Random(0)  # noqa: S311 - no secret
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    for _ in range(3):
-        begun = len(read_metrics(metrics))
-        child = subprocess.Popen(
-            command_line("msggan.train", *words, "--run-dir", tmp_path / "killed"),
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while child.poll() is None and len(read_metrics(metrics)) <= begun:
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.3))
-        child.kill()
-        child.wait()
-    last = run_in(tmp_path, "msggan.train", *words, "--run-dir", tmp_path / "killed")
-    assert last.exit_code == 0
+    loss = kill_and_start_again(words, tmp_path / "killed", kills=4, chance=chance, workers=(0, 3, 1))
+    assert loss.kills == 4
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 
 
