@@ -19,7 +19,7 @@ help:
 	@echo "make check   formatter, linter and type checker alone"
 	@echo "make format  let the formatter and the linter repair what they can"
 	@echo "make docs    write docs/options.md from the commands"
-	@echo "make bench   time training steps against plain order (benchmarks/results.json)"
+	@echo "make bench   time training steps against plain order, and checkpoints (benchmarks/results.json)"
 	@echo "make bench-azure  time submit against the bare SDK (the same file)"
 	@echo "make clean   remove .venv, runs/demo and Azurite"
 
@@ -67,6 +67,7 @@ docs: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.checkpoints
 
 bench-azure: $(INSTALLED) $(AZURITE)
 	$(BIN)/python -m benchmarks.azure_submit

@@ -48,7 +48,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, float]]:
         """The reports, from first to last."""
-        return [report for report in read_metrics(self.folder.metrics) if isinstance(report, dict)]
+        return read_metrics(self.folder.metrics)
 
     @property
     def samples(self) -> dict[int, list[Path]]:

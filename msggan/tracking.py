@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from msggan.delivered import is_point, load_delivered, undelivered
@@ -87,13 +88,13 @@ class Tracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Every whole line of a `metrics.jsonl`, in order; none if there is no file."""
+    """Every whole report of a `metrics.jsonl`, in order; none if there is no file."""
     if not path.exists():
         return []
     reports = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            reports.append(json.loads(line))
-        except ValueError:  # the process died while it wrote this line
-            continue
+        with suppress(ValueError):  # the process died while it wrote this line
+            report = json.loads(line)
+            if isinstance(report, dict) and "images" in report:
+                reports.append(report)
     return reports

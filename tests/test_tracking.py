@@ -95,3 +95,13 @@ def test_numbers_come_back_exactly(tmp_path_factory: pytest.TempPathFactory, val
     tracker = Tracker(tmp_path_factory.mktemp("run") / "metrics.jsonl")
     tracker.report({**values, "images": 8})
     assert read_metrics(tracker.path) == [{**values, "images": 8}]
+
+
+@pytest.mark.parametrize("line", ["7", "null", "[1]", '"images"', "{}"])
+def test_a_line_that_is_json_and_no_report_is_passed_over(tmp_path: Path, line: str) -> None:
+    tracker = tracked(tmp_path, 8)
+    with tracker.path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    assert read_metrics(tracker.path) == [line_at(8)]
+    tracker.forget_after(8)
+    assert tracker.newest() == line_at(8)
