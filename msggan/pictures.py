@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.utils import make_grid
 
+from msggan.files import write_whole
+
 SHEET_COLUMNS = 8
 PADDING_PX = 2
 CHUNK = 64
@@ -72,20 +74,24 @@ def thumbnail(path: Path, side_px: int) -> bytes:
             return path.read_bytes()
         small = picture.convert("RGB")
     small.thumbnail((side_px, side_px))
-    content = io.BytesIO()
-    small.save(content, "PNG")
-    return content.getvalue()
+    return as_png(small)
 
 
 def write_samples(folder: Path, images_seen: int, pyramid: Sequence[Tensor]) -> Path:
     """Writes a grid for each scale and the sheet of all; returns the finest grid's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    all_scales_sheet(pyramid).save(folder / f"{images_seen:09d}_scales.png")
+    write_whole(folder / f"{images_seen:09d}_scales.png", as_png(all_scales_sheet(pyramid)))
     path = folder
     for images in pyramid:
         path = folder / f"{images_seen:09d}_{images.shape[-1]}px.png"
-        grid(images).save(path)
+        write_whole(path, as_png(grid(images)))
     return path
+
+
+def as_png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def find_samples(folder: Path) -> dict[int, list[Path]]:

@@ -60,13 +60,15 @@ class Adversaries:
         self.images_seen = 0
         self.dropped = torch.zeros((), dtype=torch.int64, device=device)
         self.dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self.most_dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """One step on one batch; returns the two losses as scalars on the device, without their penalties.
 
         reals: (N, 3, R, R) float in [-1, 1]. latents: (N, L) float, each of norm √L.
         A network whose loss or gradient is not finite stays as it is, its optimizer too. `dropped` counts the steps in
-        which that happened, `dropped_in_a_row` those since the last one that was whole; both stay on the device.
+        which that happened, `dropped_in_a_row` those since the last one that was whole, `most_dropped_in_a_row` the
+        longest such row; all stay on the device. The average goes on, towards the generator as it is.
         """
         real_pyramid = pyramid(self._on_device(reals))
         fake_pyramid = self.generator(latents.to(self.device, self.compute_dtype))
@@ -154,6 +156,7 @@ class Adversaries:
         dropped = sum(optimizer.found_inf for _, _, optimizer in self._optimized()) > 0
         self.dropped += dropped
         self.dropped_in_a_row = (self.dropped_in_a_row + 1) * dropped
+        self.most_dropped_in_a_row = torch.maximum(self.most_dropped_in_a_row, self.dropped_in_a_row)
 
     def _penalty_is_due(self) -> bool:
         penalized = self.config.loss == "wgan-gp" or self.config.r1_gamma > 0 or self.config.r2_gamma > 0

@@ -212,7 +212,7 @@ class Trainer:
                 self._sample()
             if report:
                 self._report(self._measure() if measure else {})
-            if save:
+            if save and not self.adversaries.dropped_in_a_row:  # which may be for good
                 self._save()
             self.interval.start_clock()
         self.interval.stop_clock()
@@ -224,11 +224,11 @@ class Trainer:
         steps = self.images_seen // self.config.batch_size
         if self.device.type != "cpu" and steps % DROPPED_AT_MOST:
             return
-        if self.adversaries.dropped_in_a_row >= DROPPED_AT_MOST:
+        if self.adversaries.most_dropped_in_a_row >= DROPPED_AT_MOST:
             networks = " and ".join(f"the {name}'s" for name in self.adversaries.dropped_networks())
             raise TrainingError(
-                f"{DROPPED_AT_MOST} updates in a row were dropped, up to {self.images_seen / 1000:g} kimg: {networks} "
-                "loss or gradient is not finite.",
+                f"{DROPPED_AT_MOST} updates in a row were dropped, by {self.images_seen / 1000:g} kimg: "
+                f"{networks or 'a'} loss or gradient is not finite.",
                 f"Under another name, lower --g-lr {self.config.g_lr:g} and --d-lr {self.config.d_lr:g}"
                 + (" or try --precision float32." if self.config.precision == "bfloat16" else ".")
                 + f" The last checkpoint is from before, at {self.saved_images / 1000:g} kimg.",
@@ -292,9 +292,8 @@ class Trainer:
         return images_left * (time.perf_counter() - self.began) / (self.images_seen - self.began_images)
 
     def _save(self) -> None:
-        """A checkpoint of this very step, unless there is one. None while updates are dropped: it may be for good."""
-        is_dropping = self.adversaries.dropped_in_a_row > 0 and not self._finished()
-        if self.images_seen == self.saved_images or is_dropping:
+        """A checkpoint of this very step, unless there is one."""
+        if self.images_seen == self.saved_images:
             return
         state = {
             "data_fingerprint": self.dataset.fingerprint,
@@ -302,6 +301,7 @@ class Trainer:
             "interval": self.interval.plain(),
             "seconds": self.seconds,
             "dropped_updates": int(self.adversaries.dropped),
+            "dropped_in_a_row": int(self.adversaries.dropped_in_a_row),
         }
         self._ensure_ours()
         self.writer.save(self.images_seen, self.adversaries.tensors(), state, config=asdict(self.config))
@@ -361,6 +361,7 @@ class Trainer:
         self.interval = Interval(**state["interval"])
         self.seconds = state["seconds"]
         self.adversaries.dropped.fill_(state.get("dropped_updates", 0))
+        self.adversaries.dropped_in_a_row.fill_(state.get("dropped_in_a_row", 0))
         self.saved_images = checkpoint.images_seen
 
     def _leave(self, state: str) -> RunResult:

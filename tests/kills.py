@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import command_line, environment
+from conftest import command_line, environment, run_in
 
-from msggan.checkpoint import newest_checkpoint
+from msggan.checkpoint import load_generator, newest_checkpoint
 from msggan.tracking import read_metrics
 
 TIMINGS = ("seconds", "images_per_second")
@@ -33,12 +33,14 @@ def without_timings(path: Path) -> list[dict[str, float]]:
 
 
 def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, bytes]]:
-    """What two equal runs have in common, byte for byte: the last tensors, the metrics, the samples."""
+    """What two equal runs have in common, byte for byte: the last tensors and weights, the metrics, the samples."""
     checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None
     assert not damaged
     tensors = {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()}
     samples = {path.name: path.read_bytes() for path in sorted((run_dir / "samples").iterdir())}
+    weights = load_generator(run_dir).state_dict()  # the file has its notes in any order
+    tensors |= {f"generator.safetensors {name}": tensor.numpy().tobytes() for name, tensor in weights.items()}
     return tensors, without_timings(run_dir / "metrics.jsonl"), samples
 
 
@@ -67,23 +69,21 @@ def kill_and_start_again(
             break
         done += 1
         images_again += max(0, _reported(run_dir) - _saved(run_dir))
-    with _started([*words, "--run-dir", run_dir]) as process:
-        output = process.communicate()[0]
-    assert process.returncode == 0, output
+    last = run_in(run_dir.parent, "msggan.train", *words, "--run-dir", run_dir)
+    assert last.exit_code == 0, last.stderr
     return Loss(done, images_again)
 
 
-def _started(words: Sequence[object]) -> subprocess.Popen[str]:
+def _started(words: Sequence[object]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command_line("msggan.train", *words),
         env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 
-def _wait_for_the_moment(process: subprocess.Popen[str], run_dir: Path, chance: random.Random) -> None:
+def _wait_for_the_moment(process: subprocess.Popen[bytes], run_dir: Path, chance: random.Random) -> None:
     if chance.random() < SHARE_AT_START:
         _wait(process, chance.uniform(0, 3))
         return
@@ -93,7 +93,7 @@ def _wait_for_the_moment(process: subprocess.Popen[str], run_dir: Path, chance: 
     _wait(process, chance.uniform(0, 0.5))
 
 
-def _wait(process: subprocess.Popen[str], seconds: float) -> None:
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
 
