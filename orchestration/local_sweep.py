@@ -143,8 +143,7 @@ class LocalSweeps:
     def trial_environment(self, note: SweepNote) -> dict[str, str]:
         """The variables of a trial's process."""
         threads = _thread_variables(note.threads)
-        parent = {"MSGGAN_PARENT_RUN": note.parent_run_id} if note.parent_run_id else {}
-        return {**os.environ, **threads, **parent, OUTPUT_VARIABLE: "json", TRACKING_VARIABLES[0]: self.mlflow()}
+        return {**os.environ, **threads, OUTPUT_VARIABLE: "json", TRACKING_VARIABLES[0]: self.mlflow()}
 
     def mlflow(self) -> str:
         """The MLflow that the trials are told to, `none` for none."""

@@ -45,7 +45,7 @@ class SweepNote:
     """What sweep.json says of a sweep.
 
     asked: what may not change when the sweep is continued, in words. said: the configuration that all trials share.
-    again: the options that continue it. threads: how many a trial computes with. parent_run_id: its run in MLflow.
+    again: the options that continue it. threads: how many a trial computes with.
     """
 
     asked: dict[str, str]
@@ -62,7 +62,6 @@ class SweepNote:
     ended: str | None = None
     process: int = 0
     machine: str = ""
-    parent_run_id: str | None = None
     trials: list[TrialNote] = field(default_factory=list)
 
 
