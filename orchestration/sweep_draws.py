@@ -87,7 +87,7 @@ class Study:
         if number < number_of_trials:
             return dict(self._study.get_trials(deepcopy=False)[number].params)
         self._study.sampler = optuna.samplers.TPESampler(
-            seed=self._seed + number, n_startup_trials=max(4, 2 * len(self._space)), constant_liar=True
+            seed=self._seed + number, n_startup_trials=max(4, 2 * len(self._space))
         )
         return dict(self._study.ask(self._space).params)
 
