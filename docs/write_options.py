@@ -33,15 +33,21 @@ def page() -> str:
 
 
 def _sections(name: str, command: click.Command) -> Iterator[str]:
-    """A command's own section, unless it is a group; then those of its commands."""
-    if not isinstance(command, click.Group):
+    """A command's own section, unless it is a group that does nothing itself; then those of its commands."""
+    if not isinstance(command, click.Group) or _has_options(command):
         yield f"## {name}"
         yield _code(_usage(name, command))
         yield _paragraphs(command)
         yield _table(command)
+    if not isinstance(command, click.Group):
         return
     for word, inner in command.commands.items():
         yield from _sections(f"{name} {word}", inner)
+
+
+def _has_options(group: click.Group) -> bool:
+    """Whether a group can be told what to do itself, beyond --version."""
+    return any(isinstance(option, click.Option) and not option.is_eager for option in group.params)
 
 
 def _usage(name: str, command: click.Command) -> str:

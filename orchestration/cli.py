@@ -1,13 +1,12 @@
-"""What can a person type? The commands of `msggan-aml`. The only module of this package that prints."""
+"""What can a person type? The commands of `msggan-aml`. Only this module and those it registers print."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 import click
 
-from msggan.errors import UsageError
 from msggan.export_options import export_options, parse_export
 from msggan.options import (
     Place,
@@ -27,21 +25,37 @@ from msggan.options import (
     train_options,
 )
 from msggan.pack_options import pack_options, parse_pack, show_pack
-from msggan.program import StoppedError, output_option, output_problems, print_json, report, run_program
+from msggan.program import output_option, output_problems, print_json, report, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.data_source import source_problems
-from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
+from orchestration.settings import Flags, Settings, settings_options, settings_problems
 from orchestration.spec import Run, RunSpec, RunStatus, default_name, name_problems
+from orchestration.sweep_commands import bring_checkpoint, show_sweep, sweep, take_over
+from orchestration.sweep_words import sweep_table
 from orchestration.targets import (
     TARGETS,
+    SweepTarget,
     Target,
+    build_sweeps,
     build_target,
     build_targets,
     choose,
     data_problems_of,
     named_problems,
+    sweeps_of,
     target_of,
     target_problems,
+)
+from orchestration.terminal import (
+    Bars,
+    agree,
+    echo,
+    place_of_runs,
+    problems_here,
+    refuse,
+    settings_here,
+    show_next,
+    tell,
 )
 from orchestration.voice import Voice
 from orchestration.words import columns, status_lines, table
@@ -54,33 +68,13 @@ PROVISION_SETTINGS = (
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def settings_here(flags: Flags) -> Settings:
-    return read_settings(flags, folder=Path.cwd(), environ=os.environ)
-
-
 run_argument = click.argument("run", metavar="NAME|FOLDER")
-
-target_option = click.option(
-    "--target",
-    default="auto",
-    metavar="|".join(TARGETS),
-    help="Where the run is.  [default: auto, here if it is here and else on Azure]",
-)
-
-
-def place_of_runs(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what says where runs are: --target, --runs-dir and the workspace; the command gets `target` and `flags`."""
-    return target_option(settings_options("runs_dir", WORKSPACE_TABLE)(command))
 
 
 def settings_or_refuse(flags: Flags, target: str, output: str) -> Settings:
     """The settings that hold here. Raises UsageError with every complaint about what says where runs are."""
     refuse(target_problems(target) + output_problems(output) + problems_here(flags))
     return settings_here(flags)
-
-
-def problems_here(flags: Flags) -> list[str]:
-    return settings_problems(flags, folder=Path.cwd(), environ=os.environ)
 
 
 @click.group(context_settings=SETTINGS, invoke_without_command=True)
@@ -110,6 +104,8 @@ def msggan_aml(context: click.Context) -> int:
     "datastore",
     "experiment",
 )
+@click.option("--from-trial", metavar="SWEEP[/NUMBER]", help="Go on with a sweep's best trial, or that one.")
+@click.option("--anew", is_flag=True, help="With --from-trial: its settings, but from the first image.")
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
 @click.option("--detach", is_flag=True, help="Return as soon as the run has begun, and leave it to itself.")
 @click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
@@ -122,6 +118,8 @@ def submit(
     target: str,
     name: str | None,
     flags: Flags,
+    from_trial: str | None,
+    anew: bool,
     dry_run: bool,
     detach: bool,
     yes: bool,
@@ -138,14 +136,19 @@ def submit(
     The same command again resumes the run; --kimg, the intervals, --num-samples, --device and --workers may then
     differ.
     """
-    problems = source_problems(data) + target_problems(target) + (name_problems(name) if name is not None else [])
+    problems = [] if from_trial and not data else source_problems(data)
+    problems += target_problems(target) + (name_problems(name) if name is not None else [])
     problems += place_problems(device, workers) + output_problems(output) + problems_here(flags)
+    problems += ["--anew: goes with --from-trial only."] if anew and not from_trial else []
     config = parse_with(problems, texts)
     settings = settings_here(flags)
-    images = str(data)
+    taken = take_over(from_trial, config, settings, target, Voice(tell)) if from_trial else None
+    images, run_name = str(data), name
+    if taken is not None:
+        config, images, run_name = taken.config, data or taken.data, name or taken.name
     choice = choose(target, settings.workspace)
-    refuse(data_problems_of(choice.target, images))
-    spec = RunSpec(config, images, default_name(images) if name is None else name, Place(device, int(workers)))
+    refuse(data_problems_of(choice.target, images) + sweep_problems(run_name, choice.target, settings))
+    spec = RunSpec(config, images, default_name(images) if run_name is None else run_name, Place(device, int(workers)))
 
     with Bars() as bars:
         serving = build_target(choice.target, settings, Voice(tell, bars.show))
@@ -157,25 +160,34 @@ def submit(
         if question := serving.question(spec):
             tell(question)
             agree("Go on?", yes=yes)
+        if taken is not None and not anew:
+            bring_checkpoint(taken, plan["run_dir"])
         run = serving.submit(spec, detach=detach)
     show_run(run, output)
     return run.exit_code
+
+
+msggan_aml.add_command(sweep)
 
 
 @msggan_aml.command(name="list", short_help="List the runs.")
 @place_of_runs
 @output_option
 def list_runs(*, target: str, flags: Flags, output: str) -> None:
-    """List the runs, the newest first: those of this machine, and those on Azure where a workspace is configured."""
+    """List the runs and the sweeps, the newest first.
+
+    Those of this machine, and those on Azure where a workspace is configured.
+    """
     settings = settings_or_refuse(flags, target, output)
     runs = [run for serving in build_targets(target, settings, Voice(tell)) for run in serving.runs()]
     runs.sort(key=lambda run: run.created or "", reverse=True)
+    sweeps = build_sweeps("local", settings, Voice(tell)).sweeps() if target != "azure" else []
     if output == "json":
-        print_json({"runs": [run.as_json() for run in runs]})
-    elif not runs:
+        print_json({"runs": [run.as_json() for run in runs], "sweeps": [sweep.as_json() for sweep in sweeps]})
+    elif not runs and not sweeps:
         tell(f"There is no run in {settings.runs_dir} yet. msggan-aml submit --data FOLDER begins one.")
     else:
-        echo(table(runs))
+        echo([*(table(runs) if runs else []), *(sweep_table(sweeps) if sweeps else [])])
 
 
 @msggan_aml.command(short_help="Tell how a run stands.")
@@ -183,7 +195,10 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
 @place_of_runs
 @output_option
 def status(*, run: str, target: str, flags: Flags, output: str) -> None:
-    """Tell how a run stands: its state, how far it is, its last metrics and what to type next."""
+    """Tell how a run or a sweep stands: its state, how far it is, its metrics and what to type next."""
+    if found := sweep_named(run, target, flags):
+        show_sweep(found.sweep_status(run), output)
+        return
     serving, name = find_target(run, target, flags, output)
     show_status(serving.status(name), output)
 
@@ -210,7 +225,10 @@ def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags,
 @place_of_runs
 @output_option
 def cancel(*, run: str, target: str, flags: Flags, output: str) -> None:
-    """Stop a run after the step at hand, with a checkpoint. The same submit again goes on from there."""
+    """Stop a run or a sweep after the step at hand, with a checkpoint. The same command again goes on from there."""
+    if found := sweep_named(run, target, flags):
+        show_sweep(found.cancel_sweep(run), output)
+        return
     serving, name = find_target(run, target, flags, output)
     show_status(serving.cancel(name), output)
 
@@ -337,16 +355,6 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
     return refusal.exit_code if refusal else 0
 
 
-def agree(question: str, *, yes: bool) -> None:
-    """Asks on the terminal. Raises UsageError where there is none, StoppedError where the answer is no."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(["Nothing was done: there is no terminal to ask on."], "Add --yes to do it.")
-    if not click.confirm(question, err=True):
-        raise StoppedError("declined", 2, "Nothing was done.")
-
-
 @msggan_aml.group(name="config", short_help="Show what is set, and where.", invoke_without_command=True)
 @click.pass_context
 def config_group(context: click.Context) -> int:
@@ -373,12 +381,6 @@ def config_show(*, output: str) -> None:
         echo(columns([("NAME", "VALUE", "WHERE FROM"), *settings.as_rows()]))
 
 
-def refuse(problems: list[str]) -> None:
-    """Raises UsageError if there are problems."""
-    if problems:
-        raise UsageError(problems)
-
-
 def tail_problems(tail: str | None) -> list[str]:
     if tail is None or (tail.isascii() and tail.isdigit() and int(tail[:9]) > 0):
         return []
@@ -393,6 +395,20 @@ def find_target(
     return target_of(run, target, settings_here(flags), Voice(tell))
 
 
+def sweep_problems(name: str | None, target: str, settings: Settings) -> list[str]:
+    """A complaint where the name of a run is that of a sweep."""
+    if name is None or target != "local" or not build_sweeps("local", settings, Voice(tell)).is_sweep(name):
+        return []
+    return [f"--name {name}: is a sweep. Give another name; --from-trial {name} trains its best trial in full."]
+
+
+def sweep_named(name: str, target: str, flags: Flags) -> SweepTarget | None:
+    """The target that has a sweep of this name; None where it is none, or where what is said is wrong."""
+    if target_problems(target) or problems_here(flags):
+        return None
+    return sweeps_of(name, target, settings_here(flags), Voice(tell))
+
+
 def run_problems(run: str, target: str, flags: Flags, output: str) -> list[str]:
     """Every complaint about what says which run is meant."""
     found = target_problems(target) + output_problems(output) + problems_here(flags)
@@ -404,41 +420,6 @@ def weights_of(run: str, target: str, flags: Flags) -> str:
     with Bars() as bars:
         serving, name = target_of(run, target, settings_here(flags), Voice(tell, bars.show))
         return serving.weights(name)
-
-
-class Bars:
-    """Progress bars on stderr, one after the other, for what has a known size."""
-
-    def __enter__(self) -> Bars:
-        self.label = ""
-        self.bar: Any = None
-        return self
-
-    def show(self, label: str, done: int, total: int) -> None:
-        if self.bar is None or label != self.label:
-            self._end()
-            self.label, self.bar = label, click.progressbar(length=total, label=label, file=sys.stderr).__enter__()
-        self.bar.update(done - self.bar.pos)
-        if done >= total:
-            self._end()
-
-    def _end(self) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(None, None, None)
-        self.bar = None
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
-
-
-def echo(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
-
-
-def tell(line: str) -> None:
-    """A line for people, which no script reads."""
-    click.echo(line, err=True)
 
 
 def show_plan(plan: dict[str, Any], output: str) -> None:
@@ -457,7 +438,7 @@ def show_run(run: Run, output: str) -> None:
         return
     seen = "" if run.images_seen is None else f" after {run.images_seen} images"
     click.echo(f"{run.name}: {run.state}{seen}. Samples: {os.path.join(run.run_dir, 'samples')}")
-    show_next(run)
+    show_next(run.next)
 
 
 def show_status(run: RunStatus, output: str) -> None:
@@ -465,20 +446,7 @@ def show_status(run: RunStatus, output: str) -> None:
         print_json(run.as_json())
         return
     echo(status_lines(run))
-    show_next(run)
-
-
-def show_next(run: Run) -> None:
-    for line in run.next:
-        click.echo(f"Next: {as_typed(line, program=sys.argv[0], path=os.environ.get('PATH', ''))}")
-
-
-def as_typed(command: str, *, program: str, path: str) -> str:
-    """A command of ours as it can be typed here: by the path of `program` where the shell would not find it."""
-    name = Path(program).name
-    if name != "msggan-aml" or shutil.which(name, path=path):
-        return command
-    return command.replace(name, program, 1)
+    show_next(run.next)
 
 
 def main() -> None:

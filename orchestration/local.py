@@ -52,7 +52,7 @@ class LocalTarget:
         return {
             "target": self.name,
             "command": spec.command(data=str(spec.data), run_dir=run_dir, python=self.python),
-            "env": self._variables(with_password=False),
+            "env": self.variables(with_password=False),
             "run_dir": run_dir,
         }
 
@@ -66,7 +66,7 @@ class LocalTarget:
         Raises MsgganError if the run cannot begin or fails.
         """
         plan = self.plan(spec)
-        environ = {**os.environ, **self._variables(with_password=True)}
+        environ = {**os.environ, **self.variables(with_password=True)}
         if detach:
             return self._submit_detached(spec, plan["command"], environ)
         return self._built_run(spec, follow(plan["command"], environ))
@@ -112,7 +112,7 @@ class LocalTarget:
         """Where the run's generator lies on this machine: its folder."""
         return str(self._folder(name))
 
-    def _variables(self, *, with_password: bool) -> dict[str, str]:
+    def variables(self, *, with_password: bool) -> dict[str, str]:
         """What a run is told by its environment; an address that holds a password is nothing to be shown."""
         uri = self.tracking_uri or f"sqlite:///{(Path(self.runs_dir) / 'mlflow.db').as_posix()}"
         is_shown = with_password or uri == without_password(uri)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
-from msggan.options import Place
-from orchestration.search_space import Interval, SearchSpace
+from msggan.options import Place, to_argv
+from msggan.program import EXIT_CODES
+from orchestration.search_space import Interval, SearchSpace, written
 from orchestration.spec import name_problems
 
 SAMPLINGS = ("random", "grid", "bayesian", "sobol")
@@ -22,6 +23,7 @@ DIRECTIONS = ("minimize", "maximize")
 # What metrics.jsonl has, and which way it is better. swd_16, swd_32 … are among them.
 KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
 MOST_TRIALS = 1000
+ENDED = ("completed", "stopped", "failed")  # a trial that is not begun again
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,36 @@ class SweepSpec:
         """The configuration of the trial that has these settings."""
         return replace(self.config, **settings)
 
+    def to_argv(self) -> list[str]:
+        """The options that say this sweep; nothing for what is as by default."""
+        stopping, plain, unstopped = self.early_stopping, _defaults(), EarlyStopping()
+        words = ["--data", str(self.data)]
+        words += [word for text in self.space.as_texts() for word in ("--over", text)]
+        values = [
+            ("--trials", self.trials, None),
+            ("--concurrent", self.concurrent, plain["concurrent"]),
+            ("--sampling", self.sampling, plain["sampling"]),
+            ("--sampling-seed", self.sampling_seed, plain["sampling_seed"]),
+            ("--timeout", self.timeout_hours, None),
+            ("--objective", self.objective.metric, Objective().metric),
+            ("--direction", self.objective.direction, objective_of(self.objective.metric, None).direction),
+            ("--stop-early", stopping.policy, unstopped.policy),
+            ("--stop-interval", stopping.interval, unstopped.interval),
+            ("--stop-delay", stopping.delay, unstopped.delay),
+            ("--slack", stopping.slack_factor, None),
+            ("--slack-amount", stopping.slack_amount, None),
+            ("--truncate", stopping.percentage, None),
+            ("--most-failed", self.most_failed, plain["most_failed"]),
+            ("--name", self.name, None),
+        ]
+        for option, value, default in values:
+            words += [] if value is None or value == default else [option, written(value)]
+        return [*words, *to_argv(self.config), *self.place.to_argv()]
+
+
+def _defaults() -> dict[str, Any]:
+    return {spec.name: spec.default for spec in fields(SweepSpec)}
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -112,7 +144,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """How a sweep stands, whoever runs it, with its trials from the best to the worst."""
+    """How a sweep stands, whoever runs it, with its trials from the best to the worst.
+
+    data: what --data named. said: what the person said for all trials. planned: how many trials there are to be.
+    Times in UTC, ISO 8601.
+    """
 
     name: str
     target: str
@@ -124,11 +160,26 @@ class SweepStatus:
     portal_url: str | None = None
     reason: str = ""
     report: str | None = None
+    data: str = ""
+    said: dict[str, Any] = field(default_factory=dict)
+    space: list[str] = field(default_factory=list)
+    planned: int | None = None
+    created: str | None = None
+    ended: str | None = None
     next: list[str] = field(default_factory=list)
 
     @property
     def best(self) -> Trial | None:
         return best_of(self.trials, self.objective)
+
+    @property
+    def exit_code(self) -> int:
+        """What `sweep` ends with."""
+        return EXIT_CODES.get(self.state, 0)
+
+    def config_of(self, trial: Trial) -> TrainConfig:
+        """What the trial was told to train. It may be told again for a longer run."""
+        return TrainConfig(**{**self.said, **trial.settings})
 
     def as_json(self) -> dict[str, Any]:
         content = asdict(self)

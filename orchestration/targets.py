@@ -14,6 +14,7 @@ from orchestration.data_source import is_remote
 from orchestration.runs import find_run, is_copy, run_problems
 from orchestration.settings import Settings
 from orchestration.spec import Download, Run, RunSpec, RunStatus, name_problems
+from orchestration.sweep import SweepSpec, SweepStatus
 from orchestration.voice import Voice
 from orchestration.workspace import Workspace
 
@@ -62,6 +63,44 @@ class Target(Protocol):
         ...
 
 
+class SweepTarget(Protocol):
+    """A place where sweeps run."""
+
+    def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
+        """What `submit_sweep` would do, as plain values. Touches nothing."""
+        ...
+
+    def sweep_question(self, spec: SweepSpec) -> str | None:
+        """What a person has to agree to before `submit_sweep`, None where there is nothing."""
+        ...
+
+    def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
+        """Starts the sweep, or goes on with the one of that name, and follows it; with `detach` it lets it go."""
+        ...
+
+    def sweeps(self) -> list[SweepStatus]:
+        """Every sweep, the newest first."""
+        ...
+
+    def is_sweep(self, name: str) -> bool:
+        """Whether there is a sweep of this name."""
+        ...
+
+    def sweep_status(self, name: str) -> SweepStatus:
+        """How a sweep and its trials stand."""
+        ...
+
+    def cancel_sweep(self, name: str) -> SweepStatus:
+        """Stops a sweep and its trials, and waits for their end."""
+        ...
+
+    def download_trial(
+        self, name: str, number: int, to: Path, *, weights: bool, force: bool, tell: Callable[[int, int], None]
+    ) -> Download:
+        """Copies a trial's result out, or with `weights` just the generator; tells of bytes done and bytes in all."""
+        ...
+
+
 @dataclass(frozen=True)
 class Choice:
     """The target that serves, and why, as the end of a sentence."""
@@ -105,6 +144,20 @@ def build_target(name: str, settings: Settings, voice: Voice) -> Target:
     from orchestration.local import LocalTarget
 
     return LocalTarget(settings.runs_dir, tracking_uri=settings.tracking_uri)
+
+
+def build_sweeps(name: str, settings: Settings, voice: Voice) -> SweepTarget:
+    if name == "azure":
+        raise UsageError(["--target azure: a sweep runs on this machine only."], "Add --target local.")
+    from orchestration.local_sweep import LocalSweeps
+
+    return LocalSweeps(settings.runs_dir, tracking_uri=settings.tracking_uri, tell=voice.tell)
+
+
+def sweeps_of(name: str, asked: str, settings: Settings, voice: Voice) -> SweepTarget | None:
+    """The target that has the sweep NAME, None where it is none: then it may be a run."""
+    here = build_sweeps("local", settings, voice)
+    return here if asked != "azure" and here.is_sweep(name) else None
 
 
 def build_targets(asked: str, settings: Settings, voice: Voice) -> list[Target]:

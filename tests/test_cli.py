@@ -22,11 +22,11 @@ from msggan.errors import UsageError
 from msggan.options import Place
 from orchestration import LocalTarget, Run, RunSpec
 from orchestration.child import Ending
-from orchestration.cli import as_typed
 from orchestration.errors import JobFailedError, ReportedError
 from orchestration.local import build_run
 from orchestration.spec import default_name, name_problems
 from orchestration.targets import choose
+from orchestration.terminal import as_typed
 
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4"]
 SMALL = [*WHAT, "--kimg", "0.04", "--device", "cpu"]

@@ -56,8 +56,15 @@ LIGHT_MODULES = [
     "orchestration.settings",
     "orchestration.settings_file",
     "orchestration.spec",
+    "orchestration.early_stopping",
+    "orchestration.local_sweep",
     "orchestration.sweep",
+    "orchestration.sweep_folder",
+    "orchestration.sweep_words",
+    "orchestration.trial_process",
+    "orchestration.sweep_commands",
     "orchestration.targets",
+    "orchestration.terminal",
     "orchestration.voice",
     "orchestration.words",
     "orchestration.workspace",
@@ -96,8 +103,14 @@ LOOPS = {
     "msggan.mlflow_run",
     "msggan.delivery",
 }
-ADAPTERS = ("orchestration.local", "orchestration.azure")
-TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
+ADAPTERS = (
+    "orchestration.azure",
+    "orchestration.local",
+    "orchestration.sweep_draws",
+    "orchestration.sweep_folder",
+    "orchestration.trial_process",
+)
+TOP_FLOOR = {"orchestration.targets", "orchestration.terminal", "orchestration.sweep_commands", "orchestration.cli"}
 KNOWS_MLFLOW = ("msggan.mlflow_run", "msggan.delivery", "orchestration.azure")
 
 

@@ -114,7 +114,7 @@ def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> Non
     listed = msggan_aml(tmp_path, "list")
     assert (listed.exit_code, listed.stdout) == (0, "")
     assert "msggan-aml submit --data FOLDER" in listed.stderr
-    assert msggan_aml(tmp_path, "list", "-o", "json").json == {"runs": []}
+    assert msggan_aml(tmp_path, "list", "-o", "json").json == {"runs": [], "sweeps": []}
 
 
 def test_a_run_is_told_to_the_mlflow_among_the_runs_and_a_resumed_one_goes_on_there(tmp_path: Path) -> None:
