@@ -51,6 +51,7 @@ LIGHT_MODULES = [
     "orchestration.data_source",
     "orchestration.local",
     "orchestration.log_file",
+    "orchestration.rehearsal",
     "orchestration.runs",
     "orchestration.search_space",
     "orchestration.settings",
@@ -96,7 +97,7 @@ LOOPS = {
     "msggan.mlflow_run",
     "msggan.delivery",
 }
-ADAPTERS = ("orchestration.local", "orchestration.azure")
+ADAPTERS = ("orchestration.local", "orchestration.rehearsal", "orchestration.azure")
 TOP_FLOOR = {"orchestration.targets", "orchestration.cli"}
 KNOWS_MLFLOW = ("msggan.mlflow_run", "msggan.delivery", "orchestration.azure")
 
