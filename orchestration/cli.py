@@ -109,6 +109,11 @@ def msggan_aml(context: click.Context) -> int:
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
 @click.option("--detach", is_flag=True, help="Return as soon as the run has begun, and leave it to itself.")
 @click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
+@click.option(
+    "--rehearse-preemption",
+    is_flag=True,
+    help="Instead, kill a short run here three times, and tell how much work each loss costs.",
+)
 @train_options
 @place_options
 @output_option
@@ -123,6 +128,7 @@ def submit(
     dry_run: bool,
     detach: bool,
     yes: bool,
+    rehearse_preemption: bool,
     device: str,
     workers: str,
     output: str,
@@ -140,6 +146,11 @@ def submit(
     problems += target_problems(target) + (name_problems(name) if name is not None else [])
     problems += place_problems(device, workers) + output_problems(output) + problems_here(flags)
     problems += ["--anew: goes with --from-trial only."] if anew and not from_trial else []
+    if rehearse_preemption:
+        from orchestration.rehearsal import rehearsal_problems
+
+        problems += rehearsal_problems(data, dry_run=dry_run, detach=detach)
+        problems += ["--rehearse-preemption: does not go with --from-trial."] if from_trial else []
     config = parse_with(problems, texts)
     settings = settings_here(flags)
     taken = take_over(from_trial, config, settings, target, Voice(tell)) if from_trial else None
@@ -149,6 +160,8 @@ def submit(
     choice = choose(target, settings.workspace)
     refuse(data_problems_of(choice.target, images) + sweep_problems(run_name, choice.target, settings))
     spec = RunSpec(config, images, default_name(images) if run_name is None else run_name, Place(device, int(workers)))
+    if rehearse_preemption:
+        return rehearse(spec, output)
 
     with Bars() as bars:
         serving = build_target(choice.target, settings, Voice(tell, bars.show))
@@ -165,6 +178,21 @@ def submit(
         run = serving.submit(spec, detach=detach)
     show_run(run, output)
     return run.exit_code
+
+
+def rehearse(spec: RunSpec, output: str) -> int:
+    """Shows what losing the machine does to a short run of `spec`, here."""
+    from orchestration import rehearsal
+
+    found = rehearsal.rehearse(spec, tell)
+    refusal = found.refusal
+    if refusal:
+        report(refusal, as_json=False)
+    if output == "json":
+        print_json(found.as_json() | (refusal.as_json() if refusal else {}))
+    else:
+        echo(found.as_lines())
+    return refusal.exit_code if refusal else 0
 
 
 msggan_aml.add_command(sweep)

@@ -11,6 +11,7 @@ __all__ = [
     "JobFailedError",
     "QuotaError",
     "RefusedError",
+    "RehearsalError",
     "ReportedError",
     "UncertainError",
     "UnreachableError",
@@ -22,6 +23,13 @@ class JobFailedError(MsgganError):
     """The run began and ended without a result."""
 
     code = "job_failed"
+    exit_code = 1
+
+
+class RehearsalError(MsgganError):
+    """A run that lost its machine did not end as the one that kept it."""
+
+    code = "rehearsal"
     exit_code = 1
 
 

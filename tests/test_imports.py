@@ -51,6 +51,7 @@ LIGHT_MODULES = [
     "orchestration.data_source",
     "orchestration.local",
     "orchestration.log_file",
+    "orchestration.rehearsal",
     "orchestration.runs",
     "orchestration.search_space",
     "orchestration.settings",
@@ -106,6 +107,7 @@ LOOPS = {
 ADAPTERS = (
     "orchestration.azure",
     "orchestration.local",
+    "orchestration.rehearsal",
     "orchestration.sweep_draws",
     "orchestration.sweep_folder",
     "orchestration.trial_process",
