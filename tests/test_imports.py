@@ -57,6 +57,8 @@ LIGHT_MODULES = [
     "orchestration.settings_file",
     "orchestration.spec",
     "orchestration.sweep",
+    "orchestration.sweep_charts",
+    "orchestration.sweep_report",
     "orchestration.targets",
     "orchestration.voice",
     "orchestration.words",
