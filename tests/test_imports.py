@@ -64,6 +64,8 @@ LIGHT_MODULES = [
     "orchestration.sweep_words",
     "orchestration.trial_process",
     "orchestration.sweep_commands",
+    "orchestration.sweep_charts",
+    "orchestration.sweep_report",
     "orchestration.targets",
     "orchestration.terminal",
     "orchestration.voice",
