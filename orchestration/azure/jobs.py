@@ -128,10 +128,10 @@ def build_body(plan: JobPlan, scope: str) -> dict[str, Any]:
     return {"properties": body["properties"]}
 
 
-def command_line(spec: RunSpec) -> str:
-    """The command of the run, as the job's shell reads it."""
-    words = spec.command(data=DATA_PLACEHOLDER, run_dir=RUN_PLACEHOLDER)
-    places = {DATA_PLACEHOLDER, RUN_PLACEHOLDER}
+def command_line(spec: RunSpec, run_dir: str = RUN_PLACEHOLDER) -> str:
+    """The command of the run, as the job's shell reads it. run_dir: a placeholder, and what the shell expands."""
+    words = spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir)
+    places = {DATA_PLACEHOLDER, run_dir}
     return " ".join(f'"{word}"' if word in places else shlex.quote(word) for word in words)
 
 
