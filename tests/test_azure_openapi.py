@@ -23,8 +23,10 @@ from openapi import Description
 from msggan.config import TrainConfig
 from msggan.program import run_program
 from orchestration.cli import msggan_aml
+from orchestration.search_space import read_space
 from orchestration.settings import read_settings
 from orchestration.spec import RunSpec
+from orchestration.sweep import EarlyStopping, SweepSpec
 
 FOLDER = os.environ.get("MSGGAN_TEST_OPENAPI", "")
 RELEASE = "2023-04-01-preview"
@@ -41,6 +43,7 @@ pytestmark = [
 # Where the SDK's newer releases differ from the description; each is written by the SDK itself.
 DEPARTURES = {
     "body: there is none in the description",  # listSecrets: newer releases take how long a SAS is to last
+    "body.properties.resources: is unknown",  # of a sweep, which has them since 2023-08
 }
 
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--kimg", "0.04"]
@@ -172,6 +175,27 @@ def test_what_a_dry_run_prints_is_described(
     target = AzureTarget(read_settings(flags, folder=place, environ=workspace))
     (request,) = target.plan(RunSpec(TrainConfig(resolution=8), data, "one"))["requests"]
     assert described.complaints(request["method"], request["path"], request["body"]) == []
+
+
+SAMPLINGS = {"random": EarlyStopping("bandit", 2, 1, slack_factor=0.2), "sobol": EarlyStopping("median", 3)} | {
+    "grid": EarlyStopping("truncation", percentage=20),
+    "bayesian": EarlyStopping(),
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_what_a_sweep_sends_is_described(sampling: str, described: Description) -> None:
+    from test_azure_jobs import SCOPE, job_plan
+
+    from orchestration.azure.sweep_jobs import build_sweep_body  # which loads the SDK
+
+    config = TrainConfig(resolution=8)
+    over = ["loss", "mirror"] if sampling in ("grid", "bayesian") else ["g_lr", "beta2", "loss", "mirror"]
+    space = read_space(over, config)
+    spec = SweepSpec(config, "one", "one", space, sampling=sampling, early_stopping=SAMPLINGS[sampling])
+    body = build_sweep_body(job_plan(), spec, SCOPE)
+    found = described.complaints("PUT", f"{SCOPE}/jobs/one", body)
+    assert [complaint for complaint in found if complaint not in DEPARTURES] == []
 
 
 # --- The validator finds what is wrong --------------------------------------------------------------------------------

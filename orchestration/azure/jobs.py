@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -128,10 +128,10 @@ def build_body(plan: JobPlan, scope: str) -> dict[str, Any]:
     return {"properties": body["properties"]}
 
 
-def command_line(spec: RunSpec) -> str:
-    """The command of the run, as the job's shell reads it."""
-    words = spec.command(data=DATA_PLACEHOLDER, run_dir=RUN_PLACEHOLDER)
-    places = {DATA_PLACEHOLDER, RUN_PLACEHOLDER}
+def command_line(spec: RunSpec, run_dir: str = RUN_PLACEHOLDER) -> str:
+    """The command of the run, as the job's shell reads it. run_dir: a placeholder, and what the shell expands."""
+    words = spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir)
+    places = {DATA_PLACEHOLDER, run_dir}
     return " ".join(f'"{word}"' if word in places else shlex.quote(word) for word in words)
 
 
@@ -159,9 +159,9 @@ def run_folder(datastore: str, run: str) -> DatastorePath:
     return DatastorePath(datastore, f"{RUNS_FOLDER}/{run}/")
 
 
-def configuration_hash(spec: RunSpec, data: JobData) -> str:
-    """The same for the same command on the same images, whatever they are called here."""
-    asked = {"command": spec.command(data=data.uri, run_dir=""), "name": spec.name}
+def configuration_hash(spec: RunSpec, data: JobData, also: Sequence[str] = ()) -> str:
+    """The same for the same command on the same images, whatever they are called here. also: what else was asked."""
+    asked = {"command": [*spec.command(data=data.uri, run_dir=""), *also], "name": spec.name}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -27,6 +27,7 @@ from orchestration.spec import RunSpec
 from orchestration.voice import Voice
 
 Environment = Callable[[], str]
+Build = Callable[[JobPlan], Any]
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,18 @@ class Submission:
     open_store: OpenStore
     environment: Environment
 
-    def send(self, spec: RunSpec, run: RunJobs) -> Any:
-        """The run's new job; its newest one, where that has completed this very command. Raises MsgganError."""
+    def send(self, spec: RunSpec, run: RunJobs, *, build: Build = build_job, also: Sequence[str] = ()) -> Any:
+        """The run's new job; its newest one, where that has completed this very command. Raises MsgganError.
+
+        build(plan): the job as the SDK takes it. also: what was asked beyond the run's own command.
+        """
         refuse_if_running(run)
         as_user = self._check_machines()
         store = self.open_store(self.settings.datastore)
         as_begun = self._as_begun(spec, store)
         environment = self.environment()  # which may be refused, before a hundred thousand images are packed
         data = bring_data(as_begun, store, self.client, self.open_store, self.voice)
-        tags = build_tags(spec.name, configuration_hash(spec, data), Path.cwd())
+        tags = build_tags(spec.name, configuration_hash(spec, data, also), Path.cwd())
         if is_done(run, tags[CONFIGURATION_TAG]):
             self.voice.tell(f"{spec.name} is complete: this command has nothing left to do. A larger --kimg goes on.")
             return run.newest
@@ -65,7 +69,7 @@ class Submission:
             tags=tags,
             as_user=as_user and store.identity_based,
         )
-        return self._put(plan)
+        return self._put(plan, build)
 
     def _check_machines(self) -> bool:
         """Whether jobs there have no identity of their own. Raises UsageError where there are no such machines."""
@@ -108,12 +112,12 @@ class Submission:
         config = replace(spec.config, resolution=begun.resolution, background=begun.background)
         return replace(spec, config=config)
 
-    def _put(self, plan: JobPlan) -> Any:
+    def _put(self, plan: JobPlan, build: Build) -> Any:
         """Sends the job. After an error it is looked for: there is one job, or none, or who reads it knows no more."""
         try:
             # The SDK prints notes to itself there.
             with self.client.errors(f"Submitting {plan.name}"), redirect_stderr(StringIO()):
-                return self.client.ml.jobs.create_or_update(build_job(plan))
+                return self.client.ml.jobs.create_or_update(build(plan))
         except MsgganError as error:
             job = self._look_for(plan, error)
             if job is not None:
