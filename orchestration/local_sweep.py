@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from msggan.config import said
+from msggan.config import TrainConfig, said
 from msggan.errors import RunFolderError, UsageError
 from msggan.options import to_argv
 from msggan.program import OUTPUT_VARIABLE
@@ -26,9 +26,11 @@ from orchestration.early_stopping import reason_to_stop
 from orchestration.errors import JobFailedError
 from orchestration.local import LocalTarget
 from orchestration.runs import DEFAULT_RUNS_DIR
+from orchestration.search_space import read_space
 from orchestration.spec import Download, RunSpec
 from orchestration.sweep import ENDED, SweepSpec, SweepStatus, best_of, differences, sorted_trials
 from orchestration.sweep_folder import SweepFolder, SweepNote, TrialNote, now, sweep_names, this_machine
+from orchestration.sweep_report import write_report
 from orchestration.sweep_words import next_of_sweep, trial_line
 from orchestration.trial_process import AdoptedTrial, Outcome, TrialProcess
 
@@ -86,7 +88,7 @@ class LocalSweeps:
             sweep = _Sweep(self, spec, folder, note)
             with _stopping() as stop:
                 sweep.run(stop)
-        return self.sweep_status(spec.name)
+        return self._with_report(self.sweep_status(spec.name), folder)
 
     def sweeps(self) -> list[SweepStatus]:
         """Every sweep, the newest first."""
@@ -119,6 +121,18 @@ class LocalSweeps:
             ended=note.ended,
         )
         return replace(status, next=next_of_sweep(status, note.again, str(self.runs_dir)))
+
+    def _with_report(self, status: SweepStatus, folder: SweepFolder) -> SweepStatus:
+        """Writes the sweep's page; where that cannot be done it is said, and the sweep stands as it does."""
+        facts = {"data": status.data, "each trial": " ".join(to_argv(TrainConfig(**status.said))) or "as by default"}
+        grids = {trial.number: grid for trial in status.trials if (grid := folder.newest_grid(trial.number))}
+        try:
+            write_report(folder.report, status, space=read_space(status.space, TrainConfig()), facts=facts, grids=grids)
+        except OSError as error:
+            self.tell(f"{folder.report}: cannot be written ({error.strerror or error}).")
+            return status
+        self.tell(f"Report: {folder.report}")
+        return replace(status, report=str(folder.report))
 
     def cancel_sweep(self, name: str) -> SweepStatus:
         """Stops a sweep politely and waits for its end. Raises `UsageError` if it is not running."""

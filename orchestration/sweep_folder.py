@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -80,6 +81,14 @@ class SweepFolder:
 
     def trial(self, number: int) -> RunFolder:
         return RunFolder(self.path / "trials" / f"{number:03d}")
+
+    def newest_grid(self, number: int) -> Path | None:
+        """A trial's last sample grid, in full resolution."""
+        found = {}
+        for path in self.trial(number).samples.glob("*px.png"):
+            if match := re.fullmatch(r"(\d{9,})_(\d+)px", path.stem):
+                found[int(match[1]), int(match[2])] = path
+        return found[max(found)] if found else None
 
     def load(self) -> SweepNote | None:
         """What was noted, None where there is no sweep. Raises `RunFolderError` if it cannot be read."""

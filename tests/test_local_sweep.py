@@ -52,6 +52,9 @@ def test_a_sweep_ends_with_its_best_trial_which_submit_trains_on(tmp_path: Path,
     assert told["best"] == told["trials"][0]
     assert told["next"] == ["msggan-aml submit --from-trial s"]
     assert ended.stderr.count("best so far") == 2
+    assert told["report"] == "runs/s/report.html"
+    page = (tmp_path / "runs" / "s" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
 
     longer = run_program("msggan-aml", "submit", "--from-trial", "s", "--kimg", "0.04", "-o", "json")
     assert longer.exit_code == 0, longer.stderr
