@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ STEPS_BETWEEN_LOSSES = 5  # at least; fewer would leave no step between a checkp
 CHECKPOINTS_PER_LOSS = 1.25  # no whole number, so that losses come at different distances from the last checkpoint
 TIMINGS = ("seconds", "images_per_second")
 LOOK_SECONDS = 0.01
+SHOWS_WHY = "The same command with --target local in place of --rehearse-preemption shows why."
 MINUTES_WORTH_A_HINT = 10
 MINUTES_HINTED = 5
 
@@ -210,7 +212,7 @@ class _Child:
         self.stdout.seek(0)
         told = told_by(Ending(self.process.wait(), self.stdout.read(), wrote_to_stderr=False))
         if told.get("state") not in EXIT_CODES:
-            raise silent_death(self.process.returncode, process="training")
+            raise silent_death(self.process.returncode, process="training", hint=SHOWS_WHY)
 
 
 @contextmanager
@@ -236,8 +238,6 @@ def _training(spec: RunSpec, folder: RunFolder) -> Iterator[_Child]:
 def _take_away(process: subprocess.Popen[str]) -> None:
     """Kills a process and all that it has started, as a machine that is gone takes them along."""
     if hasattr(os, "killpg"):
-        import signal
-
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     else:

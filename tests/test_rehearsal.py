@@ -45,6 +45,10 @@ def for_a_while(place: Path) -> str:
     return str(place / "for-a-while")
 
 
+def notes_below(folder: str) -> list[Path]:
+    return list(Path(folder).glob("*/alone/run.json"))
+
+
 # A rehearsal, with real kills
 
 
@@ -71,9 +75,9 @@ def test_a_rehearsal_that_is_stopped_leaves_no_process_and_no_folder(
 ) -> None:
     monkeypatch.setenv("TMPDIR", for_a_while(place))
     with started(place, "msggan-aml", *REHEARSE) as rehearsing:
-        notes = lambda: list(Path(for_a_while(place)).glob("*/alone/run.json"))  # noqa: E731
-        wait_for(notes, rehearsing)
-        trainer = json.loads(notes()[0].read_bytes())["process"]
+        wait_for(lambda: notes_below(for_a_while(place)), rehearsing)
+        (note,) = notes_below(for_a_while(place))
+        trainer = json.loads(note.read_bytes())["process"]
         ended = stopped(rehearsing, "SIGTERM")
     assert ended.exit_code == 6, ended.stderr
     assert list(Path(for_a_while(place)).iterdir()) == []
@@ -134,6 +138,15 @@ def test_other_weights_and_other_metrics_are_named(tmp_path: Path) -> None:
     alone = run_of(tmp_path / "alone")
     assert differences(alone, run_of(tmp_path / "weights", seed_of_weights=1)) == ["generator.safetensors"]
     assert differences(alone, run_of(tmp_path / "metrics", d_loss=0.51)) == ["metrics.jsonl"]
+
+
+def test_a_header_in_another_order_makes_no_difference(tmp_path: Path) -> None:
+    alone, killed = run_of(tmp_path / "alone"), run_of(tmp_path / "killed")
+    content = killed.generator.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    turned = json.dumps(dict(reversed(json.loads(content[8:end]).items()))).encode()
+    killed.generator.write_bytes(len(turned).to_bytes(8, "little") + turned + content[end:])
+    assert differences(alone, killed) == []
 
 
 def test_one_number_that_differs_in_its_last_bit_is_seen(tmp_path: Path) -> None:
