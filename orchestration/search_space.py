@@ -132,7 +132,9 @@ def _range(name: str, low: float, high: float) -> Dimension:
     if low >= high:
         raise ValueError(f"{written(low)} is not below {written(high)}.")
     if log and low <= 0:
-        raise ValueError(f"is searched in the logarithm, which begins above 0; or name values, as in {name}=0,1,10.")
+        raise ValueError(
+            f"is searched in the logarithm, which begins above 0; or name its values, as in {name}={_example(name)}."
+        )
     if field_types()[name] is float:
         _refuse_complaints(name, (low, high))
         return Interval(name, float(low), float(high), log)

@@ -187,13 +187,15 @@ class SweepStatus:
 
 
 def sorted_trials(trials: Iterable[Trial], objective: Objective) -> list[Trial]:
-    """From the best to the worst; those without a value last, in order of their numbers."""
-    return sorted(trials, key=lambda trial: (objective.sort_key(trial.objective), trial.number))
+    """From the best to the worst; then those that failed, and those without a value, in order of their numbers."""
+    return sorted(
+        trials, key=lambda trial: (trial.state == "failed", objective.sort_key(trial.objective), trial.number)
+    )
 
 
 def best_of(trials: Iterable[Trial], objective: Objective) -> Trial | None:
-    """The best trial that has a value and did not fail."""
-    able = [trial for trial in trials if trial.objective is not None and trial.state != "failed"]
+    """The best trial that has a finite value and did not fail."""
+    able = [trial for trial in trials if math.isfinite(objective.sort_key(trial.objective)) and trial.state != "failed"]
     return sorted_trials(able, objective)[0] if able else None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from msggan.files import write_whole
 from msggan.html import embedded, escaped
 from orchestration.search_space import SearchSpace, written
-from orchestration.sweep import Objective, SweepStatus, Trial
+from orchestration.sweep import Objective, SweepStatus, Trial, sorted_trials
 from orchestration.sweep_charts import against, curves, drawable
 
 # The page may fetch nothing, so that nothing in it can tell anyone that it was opened.
@@ -39,7 +39,7 @@ def write_report(
 
 def report(status: SweepStatus, *, space: SearchSpace, facts: Mapping[str, str], grids: Mapping[int, Path]) -> str:
     """The page as text; see `write_report`."""
-    trials, best = best_first(status.trials, status.objective), best_with_value(status)
+    trials, best = sorted_trials(status.trials, status.objective), status.best
     body = [
         _heading(status, facts),
         _answer(status, best),
@@ -56,18 +56,6 @@ def report(status: SweepStatus, *, space: SearchSpace, facts: Mapping[str, str],
         f"<body>\n{''.join(part for part in body if part)}"
         f"<script>\n{_packaged('sweep_report.js')}</script>\n</body>\n</html>\n"
     )
-
-
-def best_first(trials: Sequence[Trial], objective: Objective) -> list[Trial]:
-    """From the best to the worst; then those that failed, and those without a value."""
-    return sorted(
-        trials, key=lambda trial: (trial.state == "failed", objective.sort_key(trial.objective), trial.number)
-    )
-
-
-def best_with_value(status: SweepStatus) -> Trial | None:
-    best = status.best
-    return best if best is not None and _is_finite(best.objective) else None
 
 
 def _packaged(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, environment, run_in
 
-PAGES = ["README.md", "docs/first-run.md", "docs/own-images.md", "docs/reading-the-curves.md"]
+PAGES = ["README.md", "docs/first-run.md", "docs/own-images.md", "docs/reading-the-curves.md", "docs/never-lost.md"]
 PYTHON = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 # What makes a command short enough for a test; of an option given twice the last counts.
