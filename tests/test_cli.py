@@ -430,7 +430,9 @@ def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Pope
 )
 @pytest.mark.parametrize("by", ENDINGS)
 @pytest.mark.usefixtures("tiny_images")
-def test_a_stopped_run_leaves_a_checkpoint_and_says_so(tmp_path: Path, program: str, words: list[str], by: str) -> None:
+def test_a_stopped_run_leaves_a_checkpoint_says_so_and_goes_on(
+    tmp_path: Path, program: str, words: list[str], by: str
+) -> None:
     state, exit_code = ENDINGS[by]
     with endless(program, *words, folder=tmp_path) as process:
         ended = stopped(process, by)
@@ -438,6 +440,12 @@ def test_a_stopped_run_leaves_a_checkpoint_and_says_so(tmp_path: Path, program: 
     assert ended.json["state"] == state
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.glob("runs/tiny/checkpoints/*.safetensors"))
+
+    seen = ended.json["images_seen"]
+    again = run_in(tmp_path, program, *words, "--kimg", seen / 1000 + 0.04, "-o", "json")
+    assert again.exit_code == 0, again.stderr
+    assert f"{seen / 1000:g} of {seen / 1000 + 0.04:g} kimg done" in again.stderr
+    assert again.json["state"] == "completed"
 
 
 # --- The beginning and the end of any program -------------------------------------------------------------------------
