@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, environment, run_in
 
-PAGES = ["README.md", "docs/first-run.md", "docs/own-images.md", "docs/reading-the-curves.md", "docs/never-lost.md"]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("first-run", "own-images", "reading-the-curves"))]
+PAGES += ["docs/never-lost.md", "docs/sweeps.md"]
 PYTHON = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 # What makes a command short enough for a test; of an option given twice the last counts.
@@ -40,6 +41,10 @@ def shortened(command: str) -> list[str]:
     for long, short in SHORTER.items():
         command = command.replace(long, short)
     words = shlex.split(command)[1:]
+    if "--from-trial" in words:
+        return [*words, "--kimg", "0.1"]  # all else is the trial's
+    if words[0] == "sweep" and words[1] != "best":
+        return [*words, *SHORT, "--trials", "2"]
     if words[0] == "submit":
         return [*words, *(ENDLESS if "--detach" in words else SHORT)]
     return [*words, "--seconds", "0.4"] if "film" in command else words
@@ -61,7 +66,7 @@ def test_the_pages_show_commands_and_python() -> None:
     assert len(PYTHON) >= 3
 
 
-SHOWN = {"submit", "sample", "export", "pack", "status", "list", "logs", "cancel", "download", "config"}
+SHOWN = {"submit", "sweep", "sample", "export", "pack", "status", "list", "logs", "cancel", "download", "config"}
 
 
 @pytest.mark.parametrize("page", PAGES)
