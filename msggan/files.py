@@ -17,7 +17,8 @@ CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 def write_whole(path: Path, content: bytes) -> None:
     """Replaces a file at once: whoever reads it sees the old content or the new, never half.
 
-    Raises `OSError` that names the file. Where a mount replaces no file, there is none for a moment.
+    Raises `OSError` that names the file. Where a mount replaces no file, there is none for a moment; if the process
+    dies in it, `recover` brings the old one back.
     """
     aside = aside_of(path)
     with naming(path):
@@ -44,8 +45,22 @@ def put_in_place(aside: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in CANNOT_REPLACE or not path.exists():
             raise
-        path.unlink()
+        old = _old_of(path)
+        old.unlink(missing_ok=True)
+        path.rename(old)
         aside.rename(path)
+        old.unlink()
+
+
+def recover(path: Path) -> None:
+    """Brings back the old file where a process died between taking it away and giving the new one its name."""
+    old = _old_of(path)
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
+def _old_of(path: Path) -> Path:
+    return path.with_name(path.name + ".old")
 
 
 def sync(descriptor: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msggan.config import TrainConfig, changed_for_resume, flag
 from msggan.errors import RunFolderError, UsageError
-from msggan.files import write_whole
+from msggan.files import recover, write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +34,11 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def recover(self) -> None:
+        """Brings back what a process that died was replacing, on a mount that replaces no file."""
+        for path in (self.config, self.metrics, self.state, self.generator):
+            recover(path)
 
     def load_config(self) -> TrainConfig | None:
         """The resolved configuration of the run that lives here, or None. Raises `RunFolderError` if unreadable."""

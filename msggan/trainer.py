@@ -130,6 +130,7 @@ class Trainer:
         self.folder = RunFolder(run_dir)
         if is_owned(self.folder):  # before images are read, which may take minutes
             raise taken(self.folder)
+        self.folder.recover()
         self.device = choose_device(device)
         self.data = data
         source = open_source(data)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from msggan.files import CANNOT_REPLACE, CANNOT_SYNC, write_whole
+from msggan.files import CANNOT_REPLACE, CANNOT_SYNC, recover, write_whole
 
 
 def refusing(number: int):  # type: ignore[no-untyped-def]
@@ -27,6 +27,33 @@ def test_where_no_file_takes_anothers_place_a_file_is_replaced_all_the_same(
     path = tmp_path / "file"
     path.write_bytes(b"before")
     write_whole(path, b"after")
+    assert path.read_bytes() == b"after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_was_being_replaced_when_the_process_died_is_recovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.replace", refusing(errno.ENOTSUP))
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    rename = os.rename
+
+    def die_before_the_new_one_has_its_name(source: Path, target: Path) -> None:
+        if target == path:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", die_before_the_new_one_has_its_name)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, b"after")
+    assert not path.exists()
+
+    monkeypatch.setattr("os.rename", rename)
+    recover(path)
+    assert path.read_bytes() == b"before"
+    write_whole(path, b"after")
+    recover(path)
     assert path.read_bytes() == b"after"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -128,6 +128,17 @@ def test_resuming_equals_never_stopping(tiny_images: Path, tmp_path: Path, preci
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_that_a_run_began_with_is_kept_whatever_auto_would_choose_now(
+    tiny_images: Path, tmp_path: Path, precision: str
+) -> None:
+    trainer(tiny_images, tmp_path / "run", precision=precision, kimg=0.04).run()
+    again = trainer(tiny_images, tmp_path / "run", precision="auto", kimg=0.08)
+    assert again.config.precision == precision
+    assert again.run().state == "completed"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["precision"] == precision
+
+
 def test_a_finished_run_can_be_made_longer(tiny_images: Path, tmp_path: Path) -> None:
     trainer(tiny_images, tmp_path / "whole", kimg=0.12, checkpoint_kimg=1).run()
     trainer(tiny_images, tmp_path / "run", kimg=0.08, checkpoint_kimg=1).run()
