@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -493,3 +494,14 @@ SWEEP = {
 def test_a_sweep_that_makes_no_sense_is_refused(changes: dict[str, Any], complaint: str) -> None:
     complaints = list(wrong_sweep({**SWEEP, **changes}))
     assert complaints == [] if not complaint else any(complaint in said for said in complaints)
+
+
+def test_a_process_with_a_thousand_open_files_reaches_it(azure: AzureLocal, client: Any) -> None:
+    """As pytest's is after an hour of tests: what waits for connections must not mind their numbers."""
+    resource = pytest.importorskip("resource")
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1500:
+        pytest.skip("this machine lets a process open fewer than 1,500 files")
+    with ExitStack() as files:
+        for _ in range(1100):
+            files.enter_context(open(os.devnull, "rb"))
+        assert list(client.jobs.list()) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import select
+import selectors
 import socket
 import socketserver
 import threading
@@ -26,6 +26,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 
     daemon_threads = False  # they end with the tunnels, which the far end closes
     allow_reuse_address = True
+    request_queue_size = 128
 
     def __init__(
         self,
@@ -92,14 +93,24 @@ class Tunnel(socketserver.StreamRequestHandler):
         with socket.create_connection(self.server.target) as far:
             self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             self.wfile.flush()
-            near = self.connection
-            while True:
-                ready, _, _ = select.select([near, far], [], [])
-                for end in ready:
-                    try:
-                        data = end.recv(65536)
-                    except OSError:
-                        return
-                    if not data:
-                        return
-                    (far if end is near else near).sendall(data)
+            # Not select.select: it refuses the thousandth file that a long process of tests has open.
+            with selectors.DefaultSelector() as ends:
+                ends.register(self.connection, selectors.EVENT_READ, far)
+                ends.register(far, selectors.EVENT_READ, self.connection)
+                while _carry(ends):
+                    """Until one end has closed."""
+
+
+def _carry(ends: selectors.BaseSelector) -> bool:
+    """Carries what has come at either end to the other; False when one has closed."""
+    for ready, _ in ends.select():
+        near, far = ready.fileobj, ready.data
+        assert isinstance(near, socket.socket)
+        try:
+            data = near.recv(65536)
+        except OSError:
+            return False
+        if not data:
+            return False
+        far.sendall(data)
+    return True
