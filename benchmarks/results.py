@@ -17,12 +17,17 @@ RESULTS = Path(__file__).parent / "results.json"
 
 
 def write_rows(rows: Sequence[dict[str, Any]], device: torch.device, path: Path = RESULTS) -> dict[str, Any]:
-    """Writes rows in place of those of the same names, and keeps all others. Returns the machine."""
+    """Writes rows in place of those of the same names, and keeps all others. Returns the machine.
+
+    Each row says on which processor it was measured: others may be older than the machine that stands above them.
+    """
     names = {row["name"] for row in rows}
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    kept = [row for row in before if row["name"] not in names]
+    before = json.loads(path.read_text()) if path.exists() else {"machine": {}, "rows": []}
+    older = before["machine"].get("processor")
+    kept = [{"processor": older, **row} for row in before["rows"] if row["name"] not in names]
     about = machine(device)
-    path.write_text(json.dumps({"machine": about, "rows": [*kept, *rows]}, indent=1) + "\n")
+    measured = [{"processor": about["processor"], **row} for row in rows]
+    path.write_text(json.dumps({"machine": about, "rows": [*kept, *measured]}, indent=1) + "\n")
     return about
 
 
