@@ -6,14 +6,15 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+from msggan.errors import UsageError
 from msggan.export_options import export_options, parse_export
 from msggan.options import (
     Place,
@@ -30,19 +31,17 @@ from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.data_source import source_problems
 from orchestration.settings import Flags, Settings, settings_options, settings_problems
 from orchestration.spec import Run, RunSpec, RunStatus, default_name, name_problems
+from orchestration.sweep import SweepStatus, sweep_hint
 from orchestration.sweep_commands import bring_checkpoint, show_sweep, sweep, take_over
 from orchestration.sweep_words import sweep_table
 from orchestration.targets import (
     TARGETS,
-    SweepTarget,
     Target,
-    build_sweeps,
     build_target,
     build_targets,
     choose,
     data_problems_of,
     named_problems,
-    sweeps_of,
     target_of,
     target_problems,
 )
@@ -65,6 +64,7 @@ PROVISION_SETTINGS = (
     *("workspace", "compute", "vm_size", "min_nodes", "max_nodes", "idle_minutes", "low_priority", "identity"),
     *("location", "instance_type", "storage_account", "storage_container", "datastore", "environment"),
 )
+Dated = TypeVar("Dated", RunStatus, SweepStatus)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -174,7 +174,7 @@ def submit(
             tell(question)
             agree("Go on?", yes=yes)
         if taken is not None and not anew:
-            bring_checkpoint(taken, plan["run_dir"])
+            serving.begin_from(spec.name, partial(bring_checkpoint, taken))
         run = serving.submit(spec, detach=detach)
     show_run(run, output)
     return run.exit_code
@@ -207,9 +207,9 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
     Those of this machine, and those on Azure where a workspace is configured.
     """
     settings = settings_or_refuse(flags, target, output)
-    runs = [run for serving in build_targets(target, settings, Voice(tell)) for run in serving.runs()]
-    runs.sort(key=lambda run: run.created or "", reverse=True)
-    sweeps = build_sweeps("local", settings, Voice(tell)).sweeps() if target != "azure" else []
+    places = build_targets(target, settings, Voice(tell))
+    runs = newest_first(run for place in places for run in place.runs())
+    sweeps = newest_first(found for place in places for found in place.sweeps.sweeps())
     if output == "json":
         print_json({"runs": [run.as_json() for run in runs], "sweeps": [sweep.as_json() for sweep in sweeps]})
     elif not runs and not sweeps:
@@ -224,10 +224,10 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
 @output_option
 def status(*, run: str, target: str, flags: Flags, output: str) -> None:
     """Tell how a run or a sweep stands: its state, how far it is, its metrics and what to type next."""
-    if found := sweep_named(run, target, flags):
-        show_sweep(found.sweep_status(run), output)
-        return
     serving, name = find_target(run, target, flags, output)
+    if serving.sweeps.is_sweep(name):
+        show_sweep(serving.sweeps.sweep_status(name), output)
+        return
     show_status(serving.status(name), output)
 
 
@@ -254,10 +254,10 @@ def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags,
 @output_option
 def cancel(*, run: str, target: str, flags: Flags, output: str) -> None:
     """Stop a run or a sweep after the step at hand, with a checkpoint. The same command again goes on from there."""
-    if found := sweep_named(run, target, flags):
-        show_sweep(found.cancel_sweep(run), output)
-        return
     serving, name = find_target(run, target, flags, output)
+    if serving.sweeps.is_sweep(name):
+        show_sweep(serving.sweeps.cancel_sweep(name), output)
+        return
     show_status(serving.cancel(name), output)
 
 
@@ -425,16 +425,14 @@ def find_target(
 
 def sweep_problems(name: str | None, target: str, settings: Settings) -> list[str]:
     """A complaint where the name of a run is that of a sweep."""
-    if name is None or target != "local" or not build_sweeps("local", settings, Voice(tell)).is_sweep(name):
-        return []
+    if name is None or target != "local" or not build_target("local", settings, Voice(tell)).sweeps.is_sweep(name):
+        return []  # on Azure who submits looks for the name's jobs anyway
     return [f"--name {name}: is a sweep. Give another name; --from-trial {name} trains its best trial in full."]
 
 
-def sweep_named(name: str, target: str, flags: Flags) -> SweepTarget | None:
-    """The target that has a sweep of this name; None where it is none, or where what is said is wrong."""
-    if target_problems(target) or problems_here(flags):
-        return None
-    return sweeps_of(name, target, settings_here(flags), Voice(tell))
+def newest_first(found: Iterable[Dated]) -> list[Dated]:
+    """Runs or sweeps by when they began."""
+    return sorted(found, key=lambda one: one.created or "", reverse=True)
 
 
 def run_problems(run: str, target: str, flags: Flags, output: str) -> list[str]:
@@ -447,6 +445,8 @@ def weights_of(run: str, target: str, flags: Flags) -> str:
     """Where the run's generator lies on this machine, fetched first if it is on Azure."""
     with Bars() as bars:
         serving, name = target_of(run, target, settings_here(flags), Voice(tell, bars.show))
+        if serving.name == "local" and serving.sweeps.is_sweep(name):
+            raise UsageError([f"{run}: is a sweep, not a run."], sweep_hint(run))
         return serving.weights(name)
 
 

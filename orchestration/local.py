@@ -9,11 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.program import EXIT_CODES, OUTPUT_VARIABLE
@@ -26,6 +26,10 @@ from orchestration.errors import JobFailedError
 from orchestration.log_file import follow_lines, last_lines
 from orchestration.runs import DEFAULT_RUNS_DIR, next_commands, read_status, run_names
 from orchestration.spec import Download, Run, RunSpec, RunStatus
+from orchestration.voice import Voice
+
+if TYPE_CHECKING:
+    from orchestration.local_sweep import LocalSweeps
 
 RESUMES = "The same command again goes on from the newest checkpoint."
 NEEDS_LESS_MEMORY = "A smaller --batch-size or --resolution needs less memory."
@@ -37,14 +41,23 @@ STOPS_WITHIN_SECONDS = 60
 class LocalTarget:
     """This machine. Runs live in `runs_dir`/NAME; `python` is the interpreter that trains.
 
-    tracking_uri: the MLflow that runs are told to, `none` for none, by default a database among the runs.
+    tracking_uri: the MLflow that runs are told to, `none` for none, by default a database among the runs. tell(line):
+    for people.
     """
 
     runs_dir: str | Path = DEFAULT_RUNS_DIR
     python: str = sys.executable
     tracking_uri: str | None = None
+    tell: Callable[[str], None] = Voice().tell
 
     name = "local"
+
+    @property
+    def sweeps(self) -> LocalSweeps:
+        """The sweeps on this machine, which live among the runs."""
+        from orchestration.local_sweep import LocalSweeps  # which starts its trials as this module does
+
+        return LocalSweeps(self.runs_dir, self.python, self.tracking_uri, self.tell)
 
     def plan(self, spec: RunSpec) -> dict[str, Any]:
         """What `submit` would start. Touches nothing."""
@@ -107,6 +120,12 @@ class LocalTarget:
         """Copies a run's folder, or just its generator. Raises MsgganError where it cannot."""
         self.status(name)
         return copy_run(self._folder(name), to, weights=weights, force=force, tell=tell)
+
+    def begin_from(self, name: str, bring: Callable[[Path], None]) -> None:
+        """Gives a run that has not begun the run folder that `bring` makes at a path: it goes on from there."""
+        folder = self._folder(name)
+        if not folder.config.exists():
+            bring(folder.path)
 
     def weights(self, name: str) -> str:
         """Where the run's generator lies on this machine: its folder."""

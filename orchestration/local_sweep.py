@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from msggan.config import TrainConfig, said
+from msggan.config import TrainConfig
 from msggan.errors import RunFolderError, UsageError
 from msggan.options import to_argv
 from msggan.program import OUTPUT_VARIABLE
@@ -28,9 +28,10 @@ from orchestration.local import LocalTarget
 from orchestration.runs import DEFAULT_RUNS_DIR
 from orchestration.search_space import read_space
 from orchestration.spec import Download, RunSpec
-from orchestration.sweep import ENDED, SweepSpec, SweepStatus, best_of, differences, sorted_trials
+from orchestration.sweep import ENDED, SweepSpec, SweepStatus, best_of, sorted_trials, why_given_up
 from orchestration.sweep_folder import SweepFolder, SweepNote, TrialNote, now, sweep_names, this_machine
 from orchestration.sweep_report import write_report
+from orchestration.sweep_request import refuse_another_space
 from orchestration.sweep_words import next_of_sweep, trial_line
 from orchestration.trial_process import AdoptedTrial, Outcome, TrialProcess
 
@@ -82,7 +83,8 @@ class LocalSweeps:
         folder = self._folder(spec.name)
         if (folder.path / "config.json").exists():
             raise UsageError([f"--name {spec.name}: {folder} holds a run, not a sweep."], "Give another --name.")
-        refuse_another_space(spec, folder.load())
+        if there := folder.load():
+            refuse_another_space(spec, there.planned, there.asked)
         with folder.owned():
             note = noted(spec, folder.load())
             sweep = _Sweep(self, spec, folder, note)
@@ -133,6 +135,10 @@ class LocalSweeps:
             return status
         self.tell(f"Report: {folder.report}")
         return replace(status, report=str(folder.report))
+
+    def report(self, name: str) -> SweepStatus:
+        """Writes the sweep's page anew, and tells how the sweep stands."""
+        return self._with_report(self.sweep_status(name), self._folder(name))
 
     def cancel_sweep(self, name: str) -> SweepStatus:
         """Stops a sweep politely and waits for its end. Raises `UsageError` if it is not running."""
@@ -223,16 +229,19 @@ class _Sweep:
             stop.wait(LOOK_SECONDS)
 
     def _at_the_end(self) -> tuple[str, str]:
-        failed = [trial for trial in self.note.trials if trial.state == "failed"]
+        failed = self._reasons_of_failures()
         if len(failed) == len(self.note.trials):
-            return "failed", f"Every trial failed, most often so: {commonest_reason(failed)}"
+            return "failed", why_given_up(failed, self.note.planned)
         return "completed", ""
 
     def _given_up(self) -> str:
-        failed = [trial for trial in self.note.trials if trial.state == "failed"]
-        if len(failed) <= self.spec.most_failed * self.note.planned:
-            return ""
-        return f"{len(failed)} of {self.note.planned} trials failed, most often so: {commonest_reason(failed)}"
+        failed = self._reasons_of_failures()
+        return (
+            why_given_up(failed, self.note.planned) if len(failed) > self.spec.most_failed * self.note.planned else ""
+        )
+
+    def _reasons_of_failures(self) -> list[str]:
+        return [trial.reason for trial in self.note.trials if trial.state == "failed"]
 
     def _time_is_up(self) -> bool:
         hours = self.spec.timeout_hours
@@ -362,51 +371,13 @@ def _stopping() -> Iterator[_Stop]:
 # --- What is noted of a sweep -----------------------------------------------------------------------------------------
 
 
-def asked_of(spec: SweepSpec) -> dict[str, str]:
-    """What may not change when a sweep is continued, by the words that say it."""
-    stopping = spec.early_stopping
-    return {
-        "--data": os.path.abspath(spec.data),
-        "--over": " ".join(spec.space.as_texts()),
-        "--sampling": spec.sampling,
-        "--sampling-seed": str(spec.sampling_seed),
-        "--objective": f"{spec.objective.metric} ({spec.objective.direction})",
-        "--stop-early": stopping.policy if stopping.policy == "none" else repr(stopping),
-        "options": " ".join(to_argv(spec.config)),
-    }
-
-
-def refuse_another_space(spec: SweepSpec, note: SweepNote | None) -> None:
-    """Raises `UsageError` where the name is that of another sweep, saying what differs."""
-    if note is None:
-        return
-    different = differences(list(asked_of(spec).items()), list(note.asked.items()))
-    if spec.trials < note.planned:
-        different.append(f"--trials is {note.planned} there and {spec.trials} here")
-    if different:
-        raise UsageError(
-            [f"--name {spec.name}: is another sweep: {'; '.join(different)}."],
-            "Ask for the same to go on with it (--trials may grow), or give another --name.",
-        )
-
-
 def noted(spec: SweepSpec, note: SweepNote | None) -> SweepNote:
     """The note of a sweep that begins or goes on: all its trials, but for bayesian, drawn."""
     if note is None:
-        note = SweepNote(
-            asked=asked_of(spec),
-            again=[],
-            said=said(spec.config),
-            data=str(spec.data),
-            space=spec.space.as_texts(),
-            objective=spec.objective,
-            planned=spec.trials,
-            threads=threads_each(spec.concurrent),
-            created=now(),
-        )
-    note.again = spec.to_argv()
+        note = SweepNote.of(spec, created=now(), threads=threads_each(spec.concurrent))
+    note.renew(spec)
     note.state, note.reason, note.ended = "running", "", None
-    note.process, note.machine, note.planned = os.getpid(), this_machine(), spec.trials
+    note.process, note.machine = os.getpid(), this_machine()
     if spec.sampling != "bayesian":
         note.trials += [TrialNote(settings) for settings in _drawn(spec)[len(note.trials) :]]
         note.planned = len(note.trials)
@@ -429,7 +400,3 @@ def threads_each(concurrent: int) -> int:
 
 def _thread_variables(threads: int) -> dict[str, str]:
     return {name: str(threads) for name in THREAD_VARIABLES}
-
-
-def commonest_reason(trials: list[TrialNote]) -> str:
-    return Counter(trial.reason for trial in trials).most_common(1)[0][0]

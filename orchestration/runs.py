@@ -15,6 +15,7 @@ from msggan.run_folder import RunFolder
 from msggan.run_state import state_of
 from msggan.tracking import read_metrics
 from orchestration.spec import RunSpec, RunStatus
+from orchestration.sweep import SWEEP_NOTE, sweep_hint
 
 RUNS_NAMED = 8
 DEFAULT_RUNS_DIR = "runs"
@@ -53,6 +54,8 @@ def run_names(runs_dir: str) -> list[str]:
 def read_status(name: str, runs_dir: str) -> RunStatus:
     """How the run in `runs_dir`/NAME stands. Raises `RunFolderError` where there is none."""
     folder = RunFolder(Path(runs_dir) / name)
+    if (folder.path / SWEEP_NOTE).is_file():
+        raise RunFolderError(f"{folder}: holds a sweep, not a run.", sweep_hint(name))
     config, state = folder.load_config(), state_of(folder)
     if config is None or state is None:
         raise RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +24,7 @@ DIRECTIONS = ("minimize", "maximize")
 # What metrics.jsonl has, and which way it is better. swd_16, swd_32 … are among them.
 KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
 MOST_TRIALS = 1000
+SWEEP_NOTE = "sweep.json"  # in the folder of a sweep, here and on Azure: what was asked
 ENDED = ("completed", "stopped", "failed")  # a trial that is not begun again
 
 
@@ -197,6 +199,23 @@ def best_of(trials: Iterable[Trial], objective: Objective) -> Trial | None:
     """The best trial that has a finite value and did not fail."""
     able = [trial for trial in trials if math.isfinite(objective.sort_key(trial.objective)) and trial.state != "failed"]
     return sorted_trials(able, objective)[0] if able else None
+
+
+def sweep_hint(name: str) -> str:
+    """What to type where a run is wanted and a sweep was named."""
+    return f"See its trials: msggan-aml status {name}. Copy the best: msggan-aml sweep best {name} --download FOLDER"
+
+
+def why_given_up(reasons: Sequence[str], planned: int) -> str:
+    """Why a sweep is given up. reasons: why its trials failed, of at least one."""
+    commonest = Counter(reasons).most_common(1)[0][0]
+    return f"{len(reasons)} of {planned} trials failed, most often so: {commonest}"
+
+
+def curve_of(reports: Iterable[Mapping[str, Any]], objective: Objective) -> tuple[tuple[int, float], ...]:
+    """(images seen, objective) of each report that measured it."""
+    measured = ((int(report["images"]), report.get(objective.metric)) for report in reports if "images" in report)
+    return tuple((images, value) for images, value in measured if value is not None and math.isfinite(value))
 
 
 # --- What cannot be ---------------------------------------------------------------------------------------------------

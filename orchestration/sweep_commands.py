@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -38,10 +37,11 @@ from orchestration.sweep_words import sweep_lines
 from orchestration.targets import (
     TARGETS,
     SweepTarget,
-    build_sweeps,
+    build_target,
     choose,
     data_problems_of,
-    sweeps_of,
+    named_problems,
+    target_of,
     target_problems,
 )
 from orchestration.terminal import (
@@ -247,7 +247,7 @@ def run_sweep(
     refuse([*problems, *data_problems_of(choice.target, data)])
 
     with Bars() as bars:
-        serving = build_sweeps(choice.target, settings, Voice(tell, bars.show))
+        serving = build_target(choice.target, settings, Voice(tell, bars.show)).sweeps
         tell(f"Target: {choice.target} ({choice.reason}).")
         if dry_run:
             show_sweep_plan(serving.plan_sweep(spec), output)
@@ -288,9 +288,10 @@ def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flag
     with Bars() as bars:
         serving, status = find_sweep(name, target, settings_here(flags), Voice(tell, bars.show))
         trial = best_trial(status)
+        status = serving.report(status.name)
         if folder is not None:
             copied = serving.download_trial(
-                name, trial.number, Path(folder), weights=False, force=force, tell=partial(bars.show, "Copying")
+                status.name, trial.number, Path(folder), weights=False, force=force, tell=partial(bars.show, "Copying")
             )
             tell(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
     show_sweep(status, output)
@@ -299,10 +300,13 @@ def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flag
 
 def find_sweep(name: str, target: str, settings: Settings, voice: Voice) -> tuple[SweepTarget, SweepStatus]:
     """The target that has a sweep, and how it stands. Raises `UsageError` where there is none."""
-    serving = sweeps_of(name, target, settings, voice)
-    if serving is None:
-        raise UsageError([f"No sweep {name!r} in {settings.runs_dir}."], "See what there is: msggan-aml list")
-    return serving, serving.sweep_status(name)
+    missing = UsageError([f"No sweep {name!r} in {settings.runs_dir}."], "See what there is: msggan-aml list")
+    if named_problems(name, target, settings):
+        raise missing
+    place, name = target_of(name, target, settings, voice)
+    if not place.sweeps.is_sweep(name):
+        raise missing
+    return place.sweeps, place.sweeps.sweep_status(name)
 
 
 def best_trial(status: SweepStatus) -> Trial:
@@ -365,10 +369,8 @@ def trial_of(status: SweepStatus, number: int) -> Trial:
     return found[0]
 
 
-def bring_checkpoint(taken: TakenOver, run_dir: str) -> None:
-    """Copies the trial's run folder to where the run is to live, unless it is there already."""
-    if os.path.exists(os.path.join(run_dir, "config.json")):
-        return
+def bring_checkpoint(taken: TakenOver, folder: Path) -> None:
+    """Copies the trial's run folder to where a run is to live. Raises `UsageError` where it is trained enough."""
     trained_kimg = (taken.trial.images_seen or 0) / 1000
     if taken.config.kimg is not None and taken.config.kimg <= trained_kimg:
         raise UsageError(
@@ -376,7 +378,7 @@ def bring_checkpoint(taken: TakenOver, run_dir: str) -> None:
             f"Give more, as --kimg {10 * trained_kimg:g}, or --anew.",
         )
     taken.serving.download_trial(
-        taken.sweep, taken.trial.number, Path(run_dir), weights=False, force=False, tell=lambda done, total: None
+        taken.sweep, taken.trial.number, folder, weights=False, force=False, tell=lambda done, total: None
     )
 
 

@@ -6,14 +6,11 @@ so that a sweep whose process is killed can be continued. The trials' numbers ar
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,10 @@ from msggan.files import write_whole
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, state_of
 from msggan.tracking import read_metrics
-from orchestration.sweep import Objective, Trial
+from orchestration.sweep import SWEEP_NOTE, Trial, curve_of
+from orchestration.sweep_report import newest_grid
+from orchestration.sweep_request import SweepRequest, read_request
 
-FORMAT_VERSION = 1
 PATIENCE_SECONDS = 1.0
 DIED = "Its process ended without a word: it was killed, or the machine went down."
 
@@ -41,23 +39,12 @@ class TrialNote:
     reason: str = ""
 
 
-@dataclass
-class SweepNote:
-    """What sweep.json says of a sweep.
+@dataclass(kw_only=True)
+class SweepNote(SweepRequest):
+    """What sweep.json says of a sweep on this machine. threads: how many a trial computes with."""
 
-    asked: what may not change when the sweep is continued, in words. said: the configuration that all trials share.
-    again: the options that continue it. threads: how many a trial computes with.
-    """
-
-    asked: dict[str, str]
-    again: list[str]
-    said: dict[str, Any]
-    data: str
-    space: list[str]
-    objective: Objective
-    planned: int
+    created: str  # in UTC, ISO 8601
     threads: int
-    created: str
     state: str = "running"
     reason: str = ""
     ended: str | None = None
@@ -65,13 +52,16 @@ class SweepNote:
     machine: str = ""
     trials: list[TrialNote] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.trials = [TrialNote(**trial) if isinstance(trial, dict) else trial for trial in self.trials]
+
 
 class SweepFolder:
     """The files of one sweep. Nothing is written before `owned`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.note = self.path / "sweep.json"
+        self.note = self.path / SWEEP_NOTE
         self.database = self.path / "sweep.db"
         self.lock = self.path / "sweep.lock"
         self.report = self.path / "report.html"
@@ -84,32 +74,22 @@ class SweepFolder:
 
     def newest_grid(self, number: int) -> Path | None:
         """A trial's last sample grid, in full resolution."""
-        found = {}
-        for path in self.trial(number).samples.glob("*px.png"):
-            if match := re.fullmatch(r"(\d{9,})_(\d+)px", path.stem):
-                found[int(match[1]), int(match[2])] = path
-        return found[max(found)] if found else None
+        samples = self.trial(number).samples
+        newest = newest_grid(path.name for path in samples.glob("*.png"))
+        return None if newest is None else samples / newest
 
     def load(self) -> SweepNote | None:
         """What was noted, None where there is no sweep. Raises `RunFolderError` if it cannot be read."""
         try:
-            values = json.loads(self.note.read_bytes())
-            version = values.pop("format_version")
-            if version == FORMAT_VERSION:
-                trials = [TrialNote(**trial) for trial in values.pop("trials")]
-                return SweepNote(**{**values, "trials": trials, "objective": Objective(**values["objective"])})
+            content = self.note.read_bytes()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunFolderError(f"{self.note}: is no sweep that msggan wrote.", "Give another --name.") from error
-        raise RunFolderError(
-            f"{self.note}: was written by another version of msggan (format {version}, not {FORMAT_VERSION}).",
-            "Use the msggan that began this sweep, or give another --name.",
-        )
+        except OSError as error:
+            raise RunFolderError(f"{self.note}: cannot be read ({error.strerror or error}).") from error
+        return read_request(content, SweepNote, str(self.note))
 
     def save(self, note: SweepNote) -> None:
-        content = {"format_version": FORMAT_VERSION, **asdict(note)}
-        write_whole(self.note, json.dumps(content, indent=1).encode())
+        write_whole(self.note, note.to_bytes())
 
     def current(self) -> SweepNote | None:
         """As `load`, with a sweep that died without a word as `interrupted`."""
@@ -177,12 +157,6 @@ class SweepFolder:
         )
 
 
-def curve_of(reports: list[dict[str, float]], objective: Objective) -> tuple[tuple[int, float], ...]:
-    """(images seen, objective) of each report that measured it."""
-    measured = ((int(report["images"]), report.get(objective.metric)) for report in reports if "images" in report)
-    return tuple((images, value) for images, value in measured if value is not None and math.isfinite(value))
-
-
 def _living_state(noted: TrialNote, folder: RunFolder) -> str:
     """A trial that is noted as running may have been left alone by a sweep that was killed."""
     if noted.state != "running" or is_owned(folder):
@@ -197,7 +171,7 @@ def sweep_names(runs_dir: str) -> list[str]:
         names = os.listdir(runs_dir)
     except OSError:
         return []
-    return sorted(name for name in names if os.path.isfile(os.path.join(runs_dir, name, "sweep.json")))
+    return sorted(name for name in names if os.path.isfile(os.path.join(runs_dir, name, SWEEP_NOTE)))
 
 
 def now() -> str:

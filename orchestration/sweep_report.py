@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def write_report(
     `OSError` where the page cannot be written.
     """
     write_whole(path, report(status, space=space, facts=facts, grids=grids).encode())
+
+
+def newest_grid(names: Iterable[str]) -> str | None:
+    """Of the names of a run's sample files that of the last grid in full resolution, None where there is none."""
+    found = {}
+    for name in names:
+        if match := re.fullmatch(r"(\d{9,})_(\d+)px\.png", name):
+            found[int(match[1]), int(match[2])] = name
+    return found[max(found)] if found else None
 
 
 def report(status: SweepStatus, *, space: SearchSpace, facts: Mapping[str, str], grids: Mapping[int, Path]) -> str:

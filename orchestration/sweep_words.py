@@ -12,6 +12,7 @@ from orchestration.sweep import ENDED, Objective, SweepStatus, Trial
 from orchestration.words import columns
 
 LONGEST_REASON = 80
+GOES_ON = ("queued", "preparing", "running")
 
 
 def trial_line(trial: Trial, planned: int, objective: Objective, best: Trial | None) -> str:
@@ -91,7 +92,7 @@ def sweep_row(status: SweepStatus) -> tuple[str, ...]:
 def next_of_sweep(status: SweepStatus, again: Sequence[str], runs_dir: str) -> list[str]:
     """What to type next: to train the best trial in full; to go on with a sweep that was stopped."""
     place = ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
-    if status.state == "running":
+    if status.state in GOES_ON:
         return [shlex.join(["msggan-aml", verb, status.name, *place]) for verb in ("status", "cancel")]
     lines = []
     if has_more_to_do(status):

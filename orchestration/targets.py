@@ -24,6 +24,14 @@ TARGETS = ("auto", "local", "azure")
 class Target(Protocol):
     """A place where runs train."""
 
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sweeps(self) -> SweepTarget:
+        """The sweeps of the same place."""
+        ...
+
     def plan(self, spec: RunSpec) -> dict[str, Any]:
         """What `submit` would do, as plain values. Touches nothing."""
         ...
@@ -56,6 +64,10 @@ class Target(Protocol):
         self, name: str, to: Path, *, weights: bool, force: bool, tell: Callable[[int, int], None]
     ) -> Download:
         """Copies the result out, or with `weights` just the generator; tells of bytes done and bytes in all."""
+        ...
+
+    def begin_from(self, name: str, bring: Callable[[Path], None]) -> None:
+        """Gives a run that has not begun the run folder that `bring` makes at a path: it goes on from there."""
         ...
 
     def weights(self, name: str) -> str:
@@ -92,6 +104,10 @@ class SweepTarget(Protocol):
 
     def cancel_sweep(self, name: str) -> SweepStatus:
         """Stops a sweep and its trials, and waits for their end."""
+        ...
+
+    def report(self, name: str) -> SweepStatus:
+        """Writes the sweep's page anew, and tells how the sweep stands."""
         ...
 
     def download_trial(
@@ -143,21 +159,7 @@ def build_target(name: str, settings: Settings, voice: Voice) -> Target:
         return AzureTarget(settings, voice)
     from orchestration.local import LocalTarget
 
-    return LocalTarget(settings.runs_dir, tracking_uri=settings.tracking_uri)
-
-
-def build_sweeps(name: str, settings: Settings, voice: Voice) -> SweepTarget:
-    if name == "azure":
-        raise UsageError(["--target azure: a sweep runs on this machine only."], "Add --target local.")
-    from orchestration.local_sweep import LocalSweeps
-
-    return LocalSweeps(settings.runs_dir, tracking_uri=settings.tracking_uri, tell=voice.tell)
-
-
-def sweeps_of(name: str, asked: str, settings: Settings, voice: Voice) -> SweepTarget | None:
-    """The target that has the sweep NAME, None where it is none: then it may be a run."""
-    here = build_sweeps("local", settings, voice)
-    return here if asked != "azure" and here.is_sweep(name) else None
+    return LocalTarget(settings.runs_dir, tracking_uri=settings.tracking_uri, tell=voice.tell)
 
 
 def build_targets(asked: str, settings: Settings, voice: Voice) -> list[Target]:
@@ -186,7 +188,7 @@ def target_of(named: str, asked: str, settings: Settings, voice: Voice) -> tuple
     folder, name = os.path.split(os.path.abspath(path))
     from orchestration.local import LocalTarget
 
-    return LocalTarget(os.path.relpath(folder)), name
+    return LocalTarget(os.path.relpath(folder), tell=voice.tell), name
 
 
 def _is_elsewhere(named: str, asked: str, settings: Settings) -> bool:

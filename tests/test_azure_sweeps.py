@@ -12,7 +12,7 @@ from test_azure_jobs import BODY, SCOPE, SERVERLESS, SIZE, job_plan
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import from_argv
-from orchestration.azure.sweep_jobs import azure_problems, build_sweep, build_sweep_body, switch, trial_command
+from orchestration.azure.sweep_jobs import azure_problems, build_sweep, build_sweep_body, switch, trial_command, whole
 from orchestration.search_space import Choice, Interval, SearchSpace, read_space
 from orchestration.sweep import EarlyStopping, Objective, SweepSpec
 
@@ -143,7 +143,7 @@ def test_the_objective_arrives_with_its_direction() -> None:
 @pytest.mark.parametrize("mirror", [True, False])
 def test_a_trial_trains_with_the_values_that_were_drawn(mirror: bool) -> None:
     drawn = {"g_lr": 0.0025, "beta2": 0.95, "loss": "wgan-gp", "mirror": switch("mirror", mirror)}
-    line = trial_command(job_plan(), sweep_spec())
+    line = trial_command(job_plan(), sweep_spec(), whole(sweep_spec()))
     for name, value in drawn.items():
         line = line.replace(f"${{{{search_space.{name}}}}}", str(value))
     words = shlex.split(line)

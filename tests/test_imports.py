@@ -61,6 +61,7 @@ LIGHT_MODULES = [
     "orchestration.local_sweep",
     "orchestration.sweep",
     "orchestration.sweep_folder",
+    "orchestration.sweep_request",
     "orchestration.sweep_words",
     "orchestration.trial_process",
     "orchestration.sweep_commands",

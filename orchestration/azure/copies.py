@@ -52,6 +52,19 @@ def copy_run(
     return _Copy(client, store, folder, to=to, blobs=blobs, tell=tell).make(force=force)
 
 
+def upload_run(store: Store, folder: Path, to: str, tell: Tell) -> None:
+    """Brings a run folder to a path of the datastore. config.json, by which a run has begun, comes last."""
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name == "config.json")
+    sizes = [path.stat().st_size for path in files]
+    for number, path in enumerate(files):
+        before = sum(sizes[:number])
+        store.upload(
+            path,
+            f"{to}{path.relative_to(folder).as_posix()}",
+            lambda done, _, before=before: tell(before + done, sum(sizes)),  # type: ignore[misc]  # of a default
+        )
+
+
 class _Copy:
     """One download, which may go on an earlier one."""
 

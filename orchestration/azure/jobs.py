@@ -18,6 +18,7 @@ from orchestration.data_source import DatastorePath
 from orchestration.spec import RunSpec
 
 RUN_TAG = "msggan.run"
+SWEEP_TAG = "msggan.sweep"  # beside the other, which says whose name is taken
 CONFIGURATION_TAG = "msggan.configuration"
 
 # Where things lie in the datastore.

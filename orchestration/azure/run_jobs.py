@@ -10,7 +10,7 @@ from typing import Any
 from azure.core.exceptions import ResourceNotFoundError
 
 from orchestration.azure.client import Client, as_ours
-from orchestration.azure.jobs import RUN_OUTPUT, RUN_TAG, has_ended, job_name
+from orchestration.azure.jobs import RUN_OUTPUT, RUN_TAG, SWEEP_TAG, has_ended, job_name
 from orchestration.data_source import DatastorePath, in_datastore
 from orchestration.errors import WorkspaceError
 
@@ -20,7 +20,7 @@ MOST_RUNS = 50
 
 @dataclass(frozen=True)
 class RunJobs:
-    """The jobs of a run, the newest last, and the name that its next one would have."""
+    """The jobs of a run or of a sweep, the newest last, and the name that its next one would have."""
 
     run: str
     jobs: tuple[Any, ...]
@@ -29,6 +29,10 @@ class RunJobs:
     @property
     def newest(self) -> Any | None:
         return self.jobs[-1] if self.jobs else None
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.newest is not None and is_sweep(self.newest)
 
     @property
     def goes_on(self) -> bool:
@@ -58,11 +62,12 @@ def get_job(client: Client, name: str) -> Any | None:
             return None
 
 
-def list_runs(client: Client) -> tuple[list[RunJobs], bool]:
-    """The newest runs, the newest first, each with its jobs; and whether there are more."""
+def list_runs(client: Client, *, sweeps: bool = False) -> tuple[list[RunJobs], bool]:
+    """The newest runs, or sweeps, the newest first, each with its jobs; and whether there are more."""
     by_run: dict[str, list[Any]] = {}
     with client.errors("Listing the jobs"):
-        jobs = client.ml.jobs.list(tag=RUN_TAG)
+        # The service leaves what cannot be read out of a list, and None in its place.
+        jobs = (job for job in client.ml.jobs.list(tag=RUN_TAG) if job is not None and is_sweep(job) == sweeps)
         for job in itertools.islice(_ours(jobs), MOST_JOBS):
             by_run.setdefault(run_of(job), []).append(job)
     runs = [RunJobs(run, tuple(sorted(jobs, key=created)), "") for run, jobs in by_run.items()]
@@ -73,6 +78,10 @@ def list_runs(client: Client) -> tuple[list[RunJobs], bool]:
 def run_of(job: Any) -> str:
     """The run that a job belongs to, empty for a job that is not ours."""
     return str((job.tags or {}).get(RUN_TAG, ""))
+
+
+def is_sweep(job: Any) -> bool:
+    return SWEEP_TAG in (job.tags or {})
 
 
 def created(job: Any) -> str:
@@ -92,5 +101,5 @@ def portal_url(job: Any) -> str | None:
 
 
 def _ours(jobs: Iterable[Any]) -> Iterator[Any]:
-    """The service leaves out of a list what cannot be read; other jobs may carry our tag's name in theirs."""
-    return (job for job in jobs if job is not None and run_of(job))
+    """Other jobs may carry our tag's name in theirs."""
+    return (job for job in jobs if run_of(job))

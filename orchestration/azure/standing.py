@@ -32,7 +32,7 @@ def build_status(run: RunJobs, details: Details, progress: Progress, runs_dir: s
         next=next_commands(run.run, data_of(job), state, runs_dir),
         images_total=progress.images_total,
         created=created(run.jobs[0]),
-        ended=_to_the_second(details.ended) if state not in GOES_ON else None,
+        ended=to_the_second(details.ended) if state not in GOES_ON else None,
         reason=reason_of(details),
     )
 
@@ -75,5 +75,5 @@ def data_of(job: Any) -> str:
     return str(getattr(given, "path", None) or "PATH")
 
 
-def _to_the_second(moment: str | None) -> str | None:
+def to_the_second(moment: str | None) -> str | None:
     return f"{moment[:19]}Z" if moment else None

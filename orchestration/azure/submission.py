@@ -16,7 +16,7 @@ from msggan.run_folder import RunFolder
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
 from orchestration.azure.compute import read_cluster, read_size
-from orchestration.azure.data import OpenStore, bring_data
+from orchestration.azure.data import OpenStore, bring_data, planned_data
 from orchestration.azure.jobs import CONFIGURATION_TAG, JobData, JobPlan, build_job, configuration_hash, run_folder
 from orchestration.azure.run_jobs import RunJobs, get_job, run_of
 from orchestration.azure.snapshot import ensure_code, staged
@@ -25,6 +25,8 @@ from orchestration.errors import UncertainError
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 from orchestration.voice import Voice
+
+TO_RESOLVE = "<resolved-at-submit: {}>"
 
 Environment = Callable[[], str]
 Build = Callable[[JobPlan], Any]
@@ -143,6 +145,22 @@ class Submission:
         raise UsageError(
             [f"{plan.name}: another command has just submitted a job of this name."], how_to_follow(plan.spec.name)
         )
+
+
+def planned_job(settings: Settings, spec: RunSpec, also: Sequence[str] = ()) -> JobPlan:
+    """The job that `Submission.send` would make. Asks nobody: what only the service knows stands as `TO_RESOLVE`."""
+    datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
+    data = planned_data(str(spec.data), datastore)
+    return build_plan(
+        settings,
+        spec,
+        data,
+        name=spec.name,
+        datastore=datastore,
+        code=TO_RESOLVE.format("the snapshot of the msggan package"),
+        environment=TO_RESOLVE.format(f"the environment {settings.environment}"),
+        tags=build_tags(spec.name, configuration_hash(spec, data, also), Path.cwd()),
+    )
 
 
 def build_plan(

@@ -3,36 +3,59 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from azure.ai.ml import sweep as sdk
 from azure.ai.ml.entities import UserIdentityConfiguration
 from azure.ai.ml.sweep import SweepJob, SweepJobLimits
 
-from msggan.config import flag
+from msggan.config import TrainConfig, flag
 from msggan.errors import UsageError
-from orchestration.azure.jobs import RUN_PLACEHOLDER, JobPlan, build_job, command_line
+from msggan.options import to_argv
+from orchestration.azure.jobs import RUN_PLACEHOLDER, SWEEP_TAG, JobPlan, build_job, command_line
 from orchestration.search_space import Choice, Dimension, Interval
 from orchestration.sweep import EarlyStopping, SweepSpec
-
-SWEEP_TAG = "msggan.sweep"
 
 # A trial that starts again has the same AZUREML_RUN_ID, and finds its folder there.
 TRIAL_FOLDER = f"{RUN_PLACEHOLDER}/trials/$AZUREML_RUN_ID"
 
+# What is searched when a grid goes on: all options of a trial as one choice among what is left of the grid.
+JOINT = "settings"
+
 LARGEST_SEED = 2**31 - 1
+LOGGED = ("swd", "d_loss", "g_loss", "images_per_second")  # what MLflow is told, and so all that the service can judge
 
 
-def build_sweep(plan: JobPlan, sweep: SweepSpec) -> SweepJob:
+@dataclass(frozen=True)
+class Part:
+    """What is left of a sweep for its next job. combinations: those of a grid, None for what is drawn by the service.
+
+    Drawn settings would be the same again with the same seed, so each job of a sweep has its own.
+    """
+
+    trials: int
+    sampling_seed: int
+    combinations: tuple[Mapping[str, Any], ...] | None = None
+
+
+def whole(sweep: SweepSpec) -> Part:
+    return Part(sweep.trials, sweep.sampling_seed)
+
+
+def build_sweep(plan: JobPlan, sweep: SweepSpec, part: Part | None = None) -> SweepJob:
     """The sweep as the SDK takes it. plan: the job that each trial is. Raises UsageError for what cannot be.
 
     Written out rather than by the SDK's `.sweep()`, which drops the experiment, the description and the time limit.
     """
+    part = part or whole(sweep)
     problems = azure_problems(sweep)
     if problems:
         raise UsageError(problems)
     trial = build_job(plan)._to_job()
-    trial.command = trial_command(plan, sweep)
+    trial.command = trial_command(plan, sweep, part)
     return SweepJob(
         name=plan.name,
         display_name=plan.name,
@@ -47,17 +70,17 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec) -> SweepJob:
         identity=UserIdentityConfiguration() if plan.as_user else None,
         queue_settings=trial.queue_settings,
         resources=trial.resources,
-        sampling_algorithm=_sampling(sweep),
-        search_space={dimension.name: _distribution(dimension) for dimension in sweep.space.dimensions},
+        sampling_algorithm=_sampling(sweep, part),
+        search_space=_search_space(sweep, part),
         objective=sdk.Objective(goal=sweep.objective.direction, primary_metric=sweep.objective.metric),
-        limits=_limits(plan, sweep),
+        limits=_limits(plan, sweep, part),
         early_termination=_policy(sweep.early_stopping),
     )
 
 
-def build_sweep_body(plan: JobPlan, sweep: SweepSpec, scope: str) -> dict[str, Any]:
+def build_sweep_body(plan: JobPlan, sweep: SweepSpec, scope: str, part: Part | None = None) -> dict[str, Any]:
     """The body that would be sent for `build_sweep`. scope: the workspace's path in the resource manager."""
-    job = build_sweep(plan, sweep)
+    job = build_sweep(plan, sweep, part)
     if plan.compute is not None:
         job.compute = f"{scope}/computes/{plan.compute}"
     body: dict[str, Any] = job._to_rest_object().as_dict()
@@ -70,20 +93,32 @@ def describe(sweep: SweepSpec) -> str:
     return f"Which settings have the {goal} {sweep.objective.metric}? {'; '.join(sweep.space.as_texts())}."
 
 
-def trial_command(plan: JobPlan, sweep: SweepSpec) -> str:
+def trial_command(plan: JobPlan, sweep: SweepSpec, part: Part) -> str:
     """The command of a trial, as its shell reads it once the service has put the drawn values in."""
     swept = [word for dimension in sweep.space.dimensions for word in _words(dimension)]
+    if part.combinations is not None:
+        swept = [_placeholder(JOINT)]
     return " ".join([command_line(plan.spec, TRIAL_FOLDER), *swept])
 
 
 def _words(dimension: Dimension) -> list[str]:
-    placeholder = f"${{{{search_space.{dimension.name}}}}}"
+    placeholder = _placeholder(dimension.name)
     return [placeholder] if _is_switch(dimension) else [flag(dimension.name), f'"{placeholder}"']
+
+
+def _placeholder(name: str) -> str:
+    return f"${{{{search_space.{name}}}}}"
 
 
 def _is_switch(dimension: Dimension) -> bool:
     """Whether the field is said by a flag alone, --mirror or --no-mirror: then the flag is what is drawn."""
     return isinstance(dimension, Choice) and all(isinstance(value, bool) for value in dimension.values)
+
+
+def _search_space(sweep: SweepSpec, part: Part) -> dict[str, Any]:
+    if part.combinations is not None:
+        return {JOINT: sdk.Choice([shlex.join(to_argv(TrainConfig(**settings))) for settings in part.combinations])}
+    return {dimension.name: _distribution(dimension) for dimension in sweep.space.dimensions}
 
 
 def _distribution(dimension: Dimension) -> sdk.Choice | sdk.Uniform | sdk.LogUniform:
@@ -101,16 +136,16 @@ def switch(name: str, value: bool) -> str:
     return flag(name) if value else f"--no-{flag(name).removeprefix('--')}"
 
 
-def _sampling(sweep: SweepSpec) -> Any:
+def _sampling(sweep: SweepSpec, part: Part) -> Any:
     if sweep.sampling in ("random", "sobol"):
-        return sdk.RandomSamplingAlgorithm(rule=sweep.sampling.title(), seed=sweep.sampling_seed)
+        return sdk.RandomSamplingAlgorithm(rule=sweep.sampling.title(), seed=part.sampling_seed)
     return {"grid": sdk.GridSamplingAlgorithm, "bayesian": sdk.BayesianSamplingAlgorithm}[sweep.sampling]()
 
 
-def _limits(plan: JobPlan, sweep: SweepSpec) -> SweepJobLimits:
+def _limits(plan: JobPlan, sweep: SweepSpec, part: Part) -> SweepJobLimits:
     return SweepJobLimits(
-        max_total_trials=sweep.trials,
-        max_concurrent_trials=sweep.concurrent,
+        max_total_trials=part.trials,
+        max_concurrent_trials=min(sweep.concurrent, part.trials),
         timeout=None if sweep.timeout_hours is None else _seconds(sweep.timeout_hours),
         trial_timeout=_seconds(plan.timeout_hours),
     )
@@ -137,8 +172,18 @@ def _policy(stopping: EarlyStopping) -> Any | None:
 
 
 def azure_problems(sweep: SweepSpec) -> list[str]:
-    """Every complaint about a sweep that only Azure has, a sentence each. The rules are Microsoft's, of sweep jobs."""
+    """Every complaint about a sweep that only Azure has, a sentence each.
+
+    The rules are Microsoft's, of sweep jobs: Bayesian sampling takes choice, uniform and quniform only and no policy of
+    early termination (azureml.train.hyperdrive.BayesianParameterSampling, whose service runs sweep jobs too); the
+    objective is one of the metrics that MLflow is told.
+    """
     problems = []
+    if sweep.objective.metric not in LOGGED:
+        problems.append(
+            f"--objective {sweep.objective.metric}: on Azure it is one of the metrics that MLflow is told: "
+            f"{', '.join(LOGGED)}."
+        )
     if sweep.sampling == "bayesian":
         problems += [
             _not_bayesian(dimension)

@@ -1,29 +1,62 @@
-"""How does a sweep become a job? As a run does, with what is searched beside its command."""
+"""How does a sweep become a job? As a run does, with what is searched beside its command, and what was asked kept."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
+from azure.ai.ml.sweep import SweepJob
+
 from msggan.errors import UsageError
+from orchestration.azure.jobs import JobPlan, run_folder
 from orchestration.azure.run_jobs import RunJobs
+from orchestration.azure.standing import data_of
 from orchestration.azure.submission import Submission
-from orchestration.azure.sweep_jobs import azure_problems, build_sweep
+from orchestration.azure.sweep_jobs import Part, build_sweep, whole
 from orchestration.spec import RunSpec
-from orchestration.sweep import SweepSpec
+from orchestration.sweep import ENDED, SWEEP_NOTE, SweepSpec, Trial
+from orchestration.sweep_request import SweepRequest
 
 
-def send_sweep(submission: Submission, sweep: SweepSpec, before: RunJobs) -> Any:
-    """The sweep's new job; its newest one, where that has completed this very sweep. before: its jobs so far.
+def send_sweep(submission: Submission, sweep: SweepSpec, part: Part, before: RunJobs, request: SweepRequest) -> Any:
+    """The sweep's new job, which tries `part` of it. before: its jobs so far. Raises MsgganError.
 
-    Raises UsageError before anything is asked or uploaded for what the service would refuse; MsgganError.
+    request: is kept in the sweep's folder, before the job is sent: there is no job that nobody can read.
     """
-    problems = azure_problems(sweep)
-    if problems:
-        raise UsageError(problems)
-    also = list(asked(sweep))
-    return submission.send(trial_run(sweep), before, build=partial(build_sweep, sweep=sweep), also=also)
+    store = submission.open_store(submission.settings.datastore)
+    folder = run_folder(store.datastore, sweep.name)
+    with submission.client.errors(f"Writing into {folder.uri}"):
+        store.write(f"{folder.path}{SWEEP_NOTE}", request.to_bytes())
+
+    def build(plan: JobPlan) -> SweepJob:
+        refuse_other_images(plan, before)
+        return build_sweep(plan, sweep, part)
+
+    return submission.send(trial_run(sweep), before, build=build, also=[*asked(sweep), before.next_name])
+
+
+def refuse_other_images(plan: JobPlan, before: RunJobs) -> None:
+    """Raises `UsageError` where the sweep went on other images so far: its trials could not be compared."""
+    if before.newest is not None and (there := data_of(before.newest)) != plan.data.uri:
+        raise UsageError(
+            [f"--data {plan.spec.data}: the sweep {before.run} is on other images, {there}."],
+            "Give those images to go on with it, or give another --name.",
+        )
+
+
+def what_is_left(sweep: SweepSpec, trials: list[Trial], jobs_so_far: int) -> Part | None:
+    """What the sweep's next job has to try, None if every trial has ended. trials: those of the jobs so far."""
+    if not jobs_so_far:
+        return whole(sweep)
+    ended = [trial for trial in trials if trial.state in ENDED]
+    left = sweep.trials - len(ended)
+    if sweep.sampling != "grid":
+        return Part(left, sweep.sampling_seed + jobs_so_far) if left > 0 else None
+    tried = [trial.settings for trial in ended]
+    grid = itertools.islice(sweep.space.combinations(), sweep.trials)
+    untried = tuple(settings for settings in grid if settings not in tried)
+    return Part(len(untried), sweep.sampling_seed, untried) if untried else None
 
 
 def trial_run(sweep: SweepSpec) -> RunSpec:

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.files import write_whole
 from msggan.program import StoppedError, Terminated, stopped
-from orchestration.azure.blobs import Store, Tell, open_store
-from orchestration.azure.client import Client, configured_workspace, connect, quieten, workspace_scope
-from orchestration.azure.copies import GENERATOR, copy_run
-from orchestration.azure.data import planned_data
-from orchestration.azure.following import Watch
-from orchestration.azure.history import Details, History
-from orchestration.azure.jobs import DATA_PLACEHOLDER, RUN_PLACEHOLDER, build_body, configuration_hash, has_ended
+from orchestration.azure.blobs import Store, Tell
+from orchestration.azure.client import configured_workspace, quieten, workspace_scope
+from orchestration.azure.copies import GENERATOR, copy_run, upload_run
+from orchestration.azure.history import Details
+from orchestration.azure.jobs import DATA_PLACEHOLDER, RUN_PLACEHOLDER, build_body, run_folder
 from orchestration.azure.logs import JOB_LOG, LogReader, log_in
 from orchestration.azure.progress import Progress, read_progress
 from orchestration.azure.run_jobs import RunJobs, find_jobs, list_runs, portal_url, run_folder_of
+from orchestration.azure.session import Session
 from orchestration.azure.standing import build_status, final_state, reason_of
-from orchestration.azure.submission import Submission, build_plan, how_to_look
-from orchestration.azure.tags import build_tags
+from orchestration.azure.submission import how_to_look, planned_job
+from orchestration.azure.sweeps import AzureSweeps
 from orchestration.runs import COPY_NOTE, is_copy
 from orchestration.settings import Settings
 from orchestration.spec import Download, Run, RunSpec, RunStatus
+from orchestration.sweep import sweep_hint
 from orchestration.voice import Voice
 
-AGREED = ".azure-agreed.json"  # in the folder of the runs: the workspaces in which money may be spent
 ASKED_AT_ONCE = 8
-STOPS_WITHIN_LOOKS = 60
-TO_RESOLVE = "<resolved-at-submit: {}>"
 
 
 @dataclass(frozen=True)
@@ -50,24 +46,23 @@ class AzureTarget:
 
     name = "azure"
 
+    @cached_property
+    def session(self) -> Session:
+        """What the commands on this target share; nothing is asked before one needs it."""
+        return Session(self.settings, self.voice, self.wait_factor_s)
+
+    @property
+    def sweeps(self) -> AzureSweeps:
+        """The sweeps in the same workspace."""
+        return AzureSweeps(self.session)
+
     # --- Before anything is sent --------------------------------------------------------------------------------------
 
     def plan(self, spec: RunSpec) -> dict[str, Any]:
         """What `submit` would send. Asks nobody: what only the service knows stands as `<resolved-at-submit: …>`."""
         quieten()
         scope = workspace_scope(configured_workspace(self.settings))
-        datastore = self.settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
-        data = planned_data(str(spec.data), datastore)
-        job = build_plan(
-            self.settings,
-            spec,
-            data,
-            name=spec.name,
-            datastore=datastore,
-            code=TO_RESOLVE.format("the snapshot of the msggan package"),
-            environment=self._planned_environment(),
-            tags=build_tags(spec.name, configuration_hash(spec, data), Path.cwd()),
-        )
+        job = planned_job(self.settings, spec)
         body = build_body(job, scope)
         return {
             "target": self.name,
@@ -79,15 +74,7 @@ class AzureTarget:
 
     def question(self, spec: RunSpec) -> str | None:
         """What a person has to agree to before the first run in this folder: it costs money."""
-        if self._scope in self._agreed():
-            return None
-        where = self.settings
-        size, cluster = where.instance_type, where.compute
-        machine = f"a machine of size {size}" if size else f"a machine of cluster {cluster}"
-        return (
-            f"{spec.name} trains on {machine} in workspace {self._scope.rpartition('/')[2]}, which costs money, "
-            f"for {where.timeout_hours:g} hours at most (--timeout-hours). This is asked once in {where.runs_dir}."
-        )
+        return self.session.agreement.question(f"{spec.name} trains")
 
     # --- The verbs ----------------------------------------------------------------------------------------------------
 
@@ -96,11 +83,10 @@ class AzureTarget:
 
         Raises MsgganError: there is no job then, or the error says that there may be one.
         """
-        client = self._client
-        submission = Submission(client, self.settings, self.voice, self._store, self._environment)
-        before = find_jobs(client, spec.name)
-        job = submission.send(spec, before)
-        self._agree()
+        before = find_jobs(self.session.client, spec.name)
+        refuse_sweep(before)
+        job = self.session.submission.send(spec, before)
+        self.session.agreement.give()
         run = RunJobs(spec.name, (*before.jobs, job), "") if job is not before.newest else before
         self.voice.tell(f"Job {job.name}: {portal_url(job)}")
         if detach:
@@ -109,7 +95,7 @@ class AzureTarget:
 
     def runs(self) -> list[RunStatus]:
         """The newest runs, the newest first."""
-        found, are_more = list_runs(self._client)
+        found, are_more = list_runs(self.session.client)
         if are_more:
             self.voice.tell(f"There are more than these {len(found)} runs; the older ones are in the portal.")
         if not found:
@@ -136,20 +122,25 @@ class AzureTarget:
         run = self._jobs(name)
         if not run.goes_on:
             raise UsageError([f"{name}: is not running but {self._status(run, with_progress=False).state}."])
-        job = run.jobs[-1].name
-        try:
-            with self._client.errors(f"Cancelling {job}"):
-                self._client.ml.jobs.begin_cancel(job).result()
-        except MsgganError:
-            if not has_ended(self._history.details(job).status):  # it may have ended by itself just then
-                raise
-        self._wait_for_end(job)
+        self.session.cancel(run.jobs[-1].name)
         return self.status(name)
 
     def download(self, name: str, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
         """Copies a run's folder here, or just its generator. Raises MsgganError where it cannot."""
         store, folder = self._place(self._jobs(name))
-        return copy_run(self._client, store, folder, to, weights=weights, force=force, tell=tell)
+        return copy_run(self.session.client, store, folder, to, weights=weights, force=force, tell=tell)
+
+    def begin_from(self, name: str, bring: Callable[[Path], None]) -> None:
+        """Gives a run that has not begun the run folder that `bring` makes at a path: it goes on from there."""
+        store = self.session.store(self.settings.datastore)
+        folder = run_folder(store.datastore, name)
+        with self.session.client.errors(f"Looking into {folder.uri}"):
+            if store.size_of(f"{folder.path}config.json") is not None:
+                return
+        with TemporaryDirectory(prefix="msggan-trial-") as here:
+            bring(Path(here) / name)
+            with self.session.client.errors(f"Copying the trial to {folder.uri}"):
+                upload_run(store, Path(here) / name, folder.path, partial(self.voice.show, "Uploading"))
 
     def weights(self, name: str) -> str:
         """The folder here in which the run's newest generator lies, brought if it is not there yet."""
@@ -160,11 +151,11 @@ class AzureTarget:
                 [f"{to}: is a run of this machine, and not the one on Azure."],
                 f"Bring that one elsewhere: msggan-aml download {name} --target azure --out OTHER",
             )
-        with self._client.errors(f"Looking into {folder}"):
+        with self.session.client.errors(f"Looking into {folder}"):
             newest = next((blob.etag for blob in store.walk(folder) if blob.name == GENERATOR), None)
         if newest is None or _etag_of_copy(to) != newest or not (to / GENERATOR).is_file():
             copy_run(
-                self._client,
+                self.session.client,
                 store,
                 folder,
                 to,
@@ -172,7 +163,7 @@ class AzureTarget:
                 force=True,
                 tell=lambda done, total: self.voice.show("Fetching the weights", done, total),
             )
-            note = {"scope": self._scope, "run": name, "etag": newest}
+            note = {"scope": self.session.agreement.scope, "run": name, "etag": newest}
             write_whole(to / COPY_NOTE, json.dumps(note).encode())
         return str(to)
 
@@ -180,7 +171,7 @@ class AzureTarget:
 
     def _follow(self, run: RunJobs) -> Run:
         """Shows what the run's newest job says, to its end. Ctrl-C leaves it to itself and says so."""
-        watch = self._watch(run, with_build_log=True)
+        watch = self.session.watch(run.jobs[-1].name, with_build_log=True)
         try:
             for line in watch.lines():
                 self.voice.tell(line)
@@ -197,69 +188,27 @@ class AzureTarget:
         """The last lines of the run, and then those that come."""
         for job in run.jobs[:-1]:
             yield from () if tail is not None else self._lines_so_far(job.name)
-        yield from self._watch(run, tail=tail).lines()
-
-    def _watch(self, run: RunJobs, *, with_build_log: bool = False, tail: int | None = None) -> Watch:
-        job = run.jobs[-1].name
-        return Watch(
-            job,
-            lambda: self._history.details(job),
-            self.voice.tell,
-            self._client.wait_factor_s,
-            with_build_log=with_build_log,
-            tail=tail,
-        )
+        yield from self.session.watch(run.jobs[-1].name, tail=tail).lines()
 
     def _lines_so_far(self, job: str) -> list[str]:
-        url = log_in(self._history.details(job), JOB_LOG)
-        return [] if url is None else list(LogReader(self._client.wait_factor_s).lines(url, to_the_end=True))
+        url = log_in(self.session.history.details(job), JOB_LOG)
+        return [] if url is None else list(LogReader(self.session.client.wait_factor_s).lines(url, to_the_end=True))
 
     def _details_or_less(self, job: Any) -> Details:
         """How a job stands; what its submission was answered, where that cannot be had: it is there all the same."""
         try:
-            return self._history.details(job.name)
+            return self.session.history.details(job.name)
         except MsgganError:
             return Details(job.status)
 
-    def _wait_for_end(self, job: str) -> None:
-        watch = Watch(job, lambda: self._history.details(job), self.voice.tell, self._client.wait_factor_s)
-        for _ in itertools.islice(watch.looks(), STOPS_WITHIN_LOOKS):
-            """Until it has ended, or takes too long: then its status says so."""
-
     # --- What it stands on --------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _client(self) -> Client:
-        if self.wait_factor_s is None:
-            return connect(self.settings, self.voice.tell)
-        return connect(self.settings, self.voice.tell, wait_factor_s=self.wait_factor_s)
-
-    @cached_property
-    def _history(self) -> History:
-        return History(self._client)
-
-    @cached_property
-    def _stores(self) -> dict[str | None, Store]:
-        return {}
-
-    def _store(self, datastore: str | None) -> Store:
-        if datastore not in self._stores:
-            self._stores[datastore] = open_store(self._client, datastore)
-        return self._stores[datastore]
-
-    def _environment(self) -> str:
-        from orchestration.azure.environment import resolve_environment
-
-        return resolve_environment(self.settings, self._client)
-
-    def _planned_environment(self) -> str:
-        return TO_RESOLVE.format(f"the environment {self.settings.environment}")
-
     def _jobs(self, name: str) -> RunJobs:
-        run = find_jobs(self._client, name)
+        run = find_jobs(self.session.client, name)
         if run.newest is None:
-            where = self._client.workspace.workspace_name
+            where = self.session.client.workspace.workspace_name
             raise RunFolderError(f"No run {name!r} in workspace {where}.", "See what runs there are: msggan-aml list")
+        refuse_sweep(run)
         return run
 
     def _place(self, run: RunJobs) -> tuple[Store, str]:
@@ -267,10 +216,10 @@ class AzureTarget:
         place = run_folder_of(run.jobs[-1])
         if place is None:
             raise RunFolderError(f"The job {run.jobs[-1].name} does not say where it keeps its run.")
-        return self._store(place.datastore), place.path
+        return self.session.store(place.datastore), place.path
 
     def _status(self, run: RunJobs, *, details: Details | None = None, with_progress: bool = True) -> RunStatus:
-        details = details or self._history.details(run.jobs[-1].name)
+        details = details or self.session.history.details(run.jobs[-1].name)
         progress = self._progress(run) if with_progress else Progress()
         return build_status(run, details, progress, self.settings.runs_dir)
 
@@ -278,32 +227,17 @@ class AzureTarget:
         """How far a run is; nothing where its storage does not open, which must not hide how its job stands."""
         try:
             store, folder = self._place(run)
-            with self._client.errors(f"Reading how far {run.run} is"):
+            with self.session.client.errors(f"Reading how far {run.run} is"):
                 return read_progress(store, folder)
         except MsgganError as error:
             self.voice.tell(error.message)
             return Progress()
 
-    # --- What a person has agreed to ----------------------------------------------------------------------------------
 
-    @property
-    def _scope(self) -> str:
-        where = self.settings.workspace
-        return f"{where.subscription_id}/{where.resource_group}/{where.workspace_name}" if where else ""
-
-    def _agreed(self) -> list[str]:
-        try:
-            return [str(scope) for scope in json.loads((Path(self.settings.runs_dir) / AGREED).read_bytes())]
-        except (OSError, ValueError, TypeError):
-            return []
-
-    def _agree(self) -> None:
-        agreed = self._agreed()
-        if self._scope not in agreed:
-            # The job is there: a full disk, or another submission writing this too, costs one more question at most.
-            with suppress(OSError):
-                Path(self.settings.runs_dir).mkdir(parents=True, exist_ok=True)
-                write_whole(Path(self.settings.runs_dir) / AGREED, json.dumps([*agreed, self._scope]).encode())
+def refuse_sweep(run: RunJobs) -> None:
+    """Raises `UsageError` where the name is that of a sweep."""
+    if run.is_sweep:
+        raise UsageError([f"{run.run}: is a sweep, not a run."], sweep_hint(run.run))
 
 
 def _detached(run: RunJobs, stop: BaseException) -> StoppedError:

@@ -1,0 +1,84 @@
+"""What does a command on Azure stand on? The workspace that the settings name, opened when it is first needed."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from msggan.errors import MsgganError
+from orchestration.azure.agreement import Agreement
+from orchestration.azure.blobs import Store, open_store
+from orchestration.azure.client import Client, connect
+from orchestration.azure.following import Watch
+from orchestration.azure.history import History
+from orchestration.azure.jobs import has_ended
+from orchestration.azure.submission import Submission
+from orchestration.settings import Settings
+from orchestration.voice import Voice
+
+STOPS_WITHIN_LOOKS = 60
+
+
+@dataclass(frozen=True)
+class Session:
+    """The client, run history and stores of one command; speaks to people by `voice`. Nothing is asked before use."""
+
+    settings: Settings
+    voice: Voice = field(default_factory=Voice)
+    wait_factor_s: float | None = None
+
+    @cached_property
+    def client(self) -> Client:
+        if self.wait_factor_s is None:
+            return connect(self.settings, self.voice.tell)
+        return connect(self.settings, self.voice.tell, wait_factor_s=self.wait_factor_s)
+
+    @cached_property
+    def history(self) -> History:
+        return History(self.client)
+
+    @cached_property
+    def agreement(self) -> Agreement:
+        return Agreement(self.settings)
+
+    @property
+    def submission(self) -> Submission:
+        return Submission(self.client, self.settings, self.voice, self.store, self.environment)
+
+    def store(self, datastore: str | None) -> Store:
+        """The container of a datastore, the workspace's default one for None. Raises MsgganError."""
+        if datastore not in self._stores:
+            self._stores[datastore] = open_store(self.client, datastore)
+        return self._stores[datastore]
+
+    def environment(self) -> str:
+        """The id of the environment that the settings name, which is made if need be. Raises MsgganError."""
+        from orchestration.azure.environment import resolve_environment
+
+        return resolve_environment(self.settings, self.client)
+
+    def watch(self, job: str, *, with_build_log: bool = False, tail: int | None = None) -> Watch:
+        return Watch(
+            job,
+            lambda: self.history.details(job),
+            self.voice.tell,
+            self.client.wait_factor_s,
+            with_build_log=with_build_log,
+            tail=tail,
+        )
+
+    def cancel(self, job: str) -> None:
+        """Stops a job and waits for its end, unless that takes too long: then its status says so."""
+        try:
+            with self.client.errors(f"Cancelling {job}"):
+                self.client.ml.jobs.begin_cancel(job).result()
+        except MsgganError:
+            if not has_ended(self.history.details(job).status):  # it may have ended by itself just then
+                raise
+        for _ in itertools.islice(self.watch(job).looks(), STOPS_WITHIN_LOOKS):
+            """Until it has ended."""
+
+    @cached_property
+    def _stores(self) -> dict[str | None, Store]:
+        return {}

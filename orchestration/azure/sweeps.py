@@ -1,0 +1,322 @@
+"""How does a sweep run on Azure ML? As a sweep job, whose trials have their run folders in that of the sweep."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from msggan.config import TrainConfig
+from msggan.errors import MsgganError, RunFolderError, UsageError
+from msggan.files import write_whole
+from msggan.options import to_argv
+from msggan.program import Terminated, stopped
+from orchestration.azure.blobs import Store, Tell
+from orchestration.azure.client import configured_workspace, quieten, workspace_scope
+from orchestration.azure.copies import copy_run
+from orchestration.azure.following import will_pass
+from orchestration.azure.history import Details
+from orchestration.azure.jobs import DATA_PLACEHOLDER, has_ended, is_timeout
+from orchestration.azure.run_jobs import (
+    RunJobs,
+    created,
+    find_jobs,
+    get_job,
+    is_sweep,
+    list_runs,
+    portal_url,
+    run_folder_of,
+)
+from orchestration.azure.session import Session
+from orchestration.azure.standing import data_of, final_state, reason_of, to_the_second
+from orchestration.azure.submission import planned_job, refuse_if_running
+from orchestration.azure.sweep_jobs import TRIAL_FOLDER, azure_problems, build_sweep_body
+from orchestration.azure.sweep_submission import asked, send_sweep, trial_run, what_is_left
+from orchestration.azure.trials import SweepReader
+from orchestration.data_source import DatastorePath
+from orchestration.errors import AzureServiceError
+from orchestration.runs import COPY_NOTE, is_copy
+from orchestration.search_space import read_space
+from orchestration.spec import Download
+from orchestration.sweep import ENDED, SWEEP_NOTE, SweepSpec, SweepStatus, Trial, best_of, sorted_trials, why_given_up
+from orchestration.sweep_report import write_report
+from orchestration.sweep_request import SweepRequest, read_request, refuse_another_space
+from orchestration.sweep_words import next_of_sweep, trial_line
+
+ASKED_AT_ONCE = 4
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class AzureSweeps:
+    """The sweeps in the workspace that the session's settings name."""
+
+    session: Session
+
+    name = "azure"
+
+    # --- Before anything is sent --------------------------------------------------------------------------------------
+
+    def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
+        """What `submit_sweep` would send for a new sweep. Asks nobody. Raises `UsageError` for what Azure refuses."""
+        quieten()
+        refuse_on_azure(spec)
+        scope = workspace_scope(configured_workspace(self.session.settings))
+        job = planned_job(self.session.settings, trial_run(spec), list(asked(spec)))
+        body = build_sweep_body(job, spec, scope)
+        return {
+            "target": self.name,
+            "command": trial_run(spec).command(data=DATA_PLACEHOLDER, run_dir=TRIAL_FOLDER),
+            "env": body["properties"]["trial"]["environmentVariables"],
+            "run_dir": job.run_folder.uri,
+            "requests": [{"method": "PUT", "path": f"{scope}/jobs/{job.name}", "body": body}],
+        }
+
+    def sweep_question(self, spec: SweepSpec) -> str | None:
+        """What a person has to agree to before the first job in this folder: it costs money."""
+        refuse_on_azure(spec)
+        return self.session.agreement.question(
+            f"{spec.name} trains {spec.trials} trials, {spec.concurrent} at once, each"
+        )
+
+    # --- The verbs ----------------------------------------------------------------------------------------------------
+
+    def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
+        """Sends the sweep as a job, or what is left of the one of that name, and follows it to its end.
+
+        Raises MsgganError: there is no new job then, or the error says that there may be one.
+        """
+        refuse_on_azure(spec)
+        before = find_jobs(self.session.client, spec.name)
+        request = self._renewed(spec, before)
+        trials = self._trials(before, request) if before.jobs else []
+        part = what_is_left(spec, trials, len(before.jobs))
+        if part is None:
+            self.session.voice.tell(f"{spec.name} is complete: every trial has ended. A larger --trials goes on.")
+            return self._with_report(before)
+        job = send_sweep(self.session.submission, spec, part, before, request)
+        self.session.agreement.give()
+        jobs = RunJobs(spec.name, (*before.jobs, job), "")
+        self.session.voice.tell(f"Job {job.name}: {portal_url(job)}")
+        if detach:
+            return self._status(jobs)
+        self._follow(jobs, request)
+        return self._with_report(jobs)
+
+    def sweeps(self) -> list[SweepStatus]:
+        """The newest sweeps, the newest first."""
+        found, _ = list_runs(self.session.client, sweeps=True)
+        if not found:
+            return []
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+            return list(threads.map(self._status, found))
+
+    def is_sweep(self, name: str) -> bool:
+        job = get_job(self.session.client, name)
+        return job is not None and is_sweep(job)
+
+    def sweep_status(self, name: str) -> SweepStatus:
+        """How a sweep and its trials stand. Raises `RunFolderError` where there is none."""
+        return self._status(self._jobs(name))
+
+    def cancel_sweep(self, name: str) -> SweepStatus:
+        """Stops a sweep and its trials, and waits for its end. Raises `UsageError` if it is not running."""
+        jobs = self._jobs(name)
+        if not jobs.goes_on:
+            raise UsageError([f"{name}: is not running but {self._status(jobs).state}."])
+        self.session.cancel(jobs.jobs[-1].name)
+        return self.sweep_status(name)
+
+    def download_trial(self, name: str, number: int, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
+        """Copies a trial's run folder here, or just its generator. Raises MsgganError where it cannot."""
+        jobs = self._jobs(name)
+        reader = self._reader(jobs, self._request(jobs))
+        trial = next(one for one in reader.trials(jobs, self._details(jobs)) if one.number == number)
+        place = reader.place(str(trial.job_id))
+        return copy_run(self.session.client, reader.store, place.path, to, weights=weights, force=force, tell=tell)
+
+    def report(self, name: str) -> SweepStatus:
+        """Writes the sweep's page into the folder of the runs here, and tells how the sweep stands."""
+        return self._with_report(self._jobs(name))
+
+    # --- Following ----------------------------------------------------------------------------------------------------
+
+    def _follow(self, jobs: RunJobs, request: SweepRequest) -> None:
+        """Tells of each trial that ends, until the sweep's end. Ctrl-C leaves it to itself and says so."""
+        job = jobs.jobs[-1].name
+        told: set[str] = set()
+        try:
+            for details in self.session.watch(job).looks():
+                trials = self._newly_ended(jobs, request, details, told)
+                failed = reasons_to_give_up(trials, request)
+                if failed and not has_ended(details.status):
+                    self.session.voice.tell(f"{jobs.run} is given up: {why_given_up(failed, request.planned)}")
+                    self.session.cancel(job)
+        except (KeyboardInterrupt, Terminated) as stop:
+            raise stopped(
+                type(stop),
+                f"Detached: {jobs.run} goes on as job {job}.",
+                f"See how it stands: msggan-aml status {jobs.run}. Stop it: msggan-aml cancel {jobs.run}.",
+            ) from None
+        except MsgganError as error:
+            again = f"{jobs.run} goes on. Look: msggan-aml status {jobs.run}"
+            error.hint = "\n".join(filter(None, [error.hint, again]))
+            raise
+
+    def _newly_ended(self, jobs: RunJobs, request: SweepRequest, newest: Details, told: set[str]) -> list[Trial]:
+        """Tells of the trials that have ended since the last look; all trials, where there are such."""
+        job = jobs.jobs[-1].name
+        try:
+            ended = {child.name for child in self.session.history.children(job) if has_ended(child.status)}
+            if ended <= told:
+                return []
+            trials = self._reader(jobs, request).trials(jobs, newest)
+        except AzureServiceError as error:
+            if not will_pass(error):
+                raise
+            return []  # the next look finds them
+        best = best_of(trials, request.objective)
+        for trial in trials:
+            if trial.job_id in ended - told:
+                self.session.voice.tell(trial_line(trial, request.planned, request.objective, best))
+        told |= ended
+        return trials
+
+    # --- How it stands ------------------------------------------------------------------------------------------------
+
+    def _jobs(self, name: str) -> RunJobs:
+        jobs = find_jobs(self.session.client, name)
+        if not jobs.is_sweep:
+            where = self.session.client.workspace.workspace_name
+            raise RunFolderError(f"No sweep {name!r} in workspace {where}.", "See what there is: msggan-aml list")
+        return jobs
+
+    def _details(self, jobs: RunJobs) -> Details:
+        return self.session.history.details(jobs.jobs[-1].name)
+
+    def _place(self, jobs: RunJobs) -> tuple[Store, DatastorePath]:
+        place = run_folder_of(jobs.jobs[-1])
+        if place is None:
+            raise RunFolderError(f"The job {jobs.jobs[-1].name} does not say where it keeps its trials.")
+        return self.session.store(place.datastore), place
+
+    def _request(self, jobs: RunJobs) -> SweepRequest:
+        """What was asked of a sweep. Raises `RunFolderError` where that is gone."""
+        store, folder = self._place(jobs)
+        path = f"{folder.path.rstrip('/')}/{SWEEP_NOTE}"
+        with self.session.client.errors(f"Reading what was asked of {jobs.run}"):
+            content = store.read(path)
+        if content is None:
+            raise RunFolderError(f"{folder.uri}: has no {SWEEP_NOTE}; somebody has removed it.", "Give another --name.")
+        return read_request(content, SweepRequest, f"{folder.uri}{SWEEP_NOTE}")
+
+    def _renewed(self, spec: SweepSpec, before: RunJobs) -> SweepRequest:
+        """What is asked now. Raises `UsageError` where the name is that of a run, another sweep or one at work."""
+        now = SweepRequest.of(spec)
+        del now.asked["--data"]  # a path of whoever's machine this is; the images are told apart by their content
+        if not before.jobs:
+            return now
+        if not before.is_sweep:
+            raise UsageError([f"--name {spec.name}: is a run, not a sweep."], "Give another --name.")
+        there = self._request(before)
+        refuse_another_space(spec, there.planned, there.asked)
+        refuse_if_running(before)
+        return now
+
+    def _reader(self, jobs: RunJobs, request: SweepRequest) -> SweepReader:
+        store, folder = self._place(jobs)
+        return SweepReader(self.session.history, store, folder, request)
+
+    def _trials(self, jobs: RunJobs, request: SweepRequest) -> list[Trial]:
+        return self._reader(jobs, request).trials(jobs, self._details(jobs))
+
+    def _status(self, jobs: RunJobs) -> SweepStatus:
+        request, details = self._request(jobs), self._details(jobs)
+        reader = self._reader(jobs, request)
+        trials = reader.trials(jobs, details)
+        job = jobs.jobs[-1]
+        state, reason = standing(details, trials, request)
+        page = Path(self.session.settings.runs_dir) / jobs.run / REPORT
+        status = SweepStatus(
+            name=jobs.run,
+            target=self.name,
+            state=state,
+            run_dir=reader.folder.uri,
+            objective=request.objective,
+            trials=sorted_trials(trials, request.objective),
+            job_id=job.name,
+            portal_url=portal_url(job),
+            reason=reason,
+            report=str(page) if page.exists() and is_copy(page.parent) else None,
+            data=data_of(job),
+            said=request.said,
+            space=request.space,
+            planned=request.planned,
+            created=created(jobs.jobs[0]),
+            ended=to_the_second(details.ended) if has_ended(details.status) else None,
+        )
+        return replace(status, next=next_of_sweep(status, request.again, str(self.session.settings.runs_dir)))
+
+    # --- The page -----------------------------------------------------------------------------------------------------
+
+    def _with_report(self, jobs: RunJobs) -> SweepStatus:
+        """Writes the sweep's page; where that cannot be done it is said, and the sweep stands as it does."""
+        status = self._status(jobs)
+        folder = Path(self.session.settings.runs_dir) / jobs.run
+        tell = self.session.voice.tell
+        if folder.exists() and not is_copy(folder):
+            tell(f"No report: {folder} is of this machine. Give another --runs-dir to have it there.")
+            return status
+        facts = {"data": status.data, "each trial": " ".join(to_argv(TrainConfig(**status.said))) or "as by default"}
+        try:
+            with tempfile.TemporaryDirectory(prefix="msggan-grids-") as grids:
+                found = dict(self._grids(self._reader(jobs, self._request(jobs)), status.trials, Path(grids)))
+                folder.mkdir(parents=True, exist_ok=True)
+                note = {"scope": self.session.agreement.scope, "run": jobs.run}
+                write_whole(folder / COPY_NOTE, json.dumps(note).encode())
+                space = read_space(status.space, TrainConfig())
+                write_report(folder / REPORT, status, space=space, facts=facts, grids=found)
+        except OSError as error:
+            tell(f"{folder / REPORT}: cannot be written ({error.strerror or error}).")
+            return status
+        tell(f"Report: {folder / REPORT}")
+        return replace(status, report=str(folder / REPORT))
+
+    def _grids(self, reader: SweepReader, trials: list[Trial], to: Path) -> Iterator[tuple[int, Path]]:
+        """Brings each trial's newest sample grid here: its trial's number and the file."""
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+            contents = list(threads.map(reader.newest_grid, trials))
+        for trial, content in zip(trials, contents, strict=True):
+            if content is not None:
+                path = to / f"{trial.number}.png"
+                path.write_bytes(content)
+                yield trial.number, path
+
+
+def refuse_on_azure(spec: SweepSpec) -> None:
+    """Raises `UsageError` for what the service would refuse, before anything is asked."""
+    if problems := azure_problems(spec):
+        raise UsageError(problems)
+
+
+def standing(details: Details, trials: list[Trial], request: SweepRequest) -> tuple[str, str]:
+    """Our word for how a sweep stands, and why. details: of its newest job."""
+    state = final_state(details)
+    if is_timeout(details.error) and has_ended(details.status):
+        done = sum(trial.state in ENDED for trial in trials)
+        return "completed", f"Its time was up after {done} of {request.planned} trials."
+    failed = reasons_to_give_up(trials, request)
+    if has_ended(details.status) and failed:
+        return "failed", why_given_up(failed, request.planned)
+    return state, reason_of(details)
+
+
+def reasons_to_give_up(trials: list[Trial], request: SweepRequest) -> list[str]:
+    """Why trials failed, where more failed than may, or all; else nothing."""
+    failed = [trial.reason for trial in trials if trial.state == "failed"]
+    too_many = len(failed) > request.most_failed * request.planned or len(failed) == request.planned
+    return failed if too_many else []
