@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from azure_local.sweep_policies import ends
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,3 +66,32 @@ def test_the_best_trial_is_never_stopped(found: list[list[float]], policy: Early
     best = (min if objective is SMALLER else max)(value for curve in found for value in curve)
     leader = [best] * max(map(len, found))
     assert reason_to_stop(policy, objective, leader, found) == ""
+
+
+READINGS = [
+    (EarlyStopping("median", interval=2, delay=3), {"policyType": "MedianStopping"}),
+    (EarlyStopping("bandit", interval=2, delay=3, slack_factor=0.2), {"policyType": "Bandit", "slackFactor": 0.2}),
+    (EarlyStopping("bandit", interval=2, delay=3, slack_amount=4.0), {"policyType": "Bandit", "slackAmount": 4.0}),
+    (
+        EarlyStopping("truncation", interval=2, delay=3, percentage=40),
+        {"policyType": "TruncationSelection", "truncationPercentage": 40},
+    ),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), READINGS, ids=lambda one: str(getattr(one, "policy", "")))
+@pytest.mark.parametrize("objective", [SMALLER, LARGER], ids=["minimize", "maximize"])
+@given(curve=st.lists(st.integers(-9, 9), min_size=1, max_size=6), others=st.lists(st.lists(st.integers(-9, 9))))
+def test_a_trial_is_stopped_here_where_the_local_azure_stops_it(
+    ours: EarlyStopping, theirs: dict[str, Any], objective: Objective, curve: list[int], others: list[list[int]]
+) -> None:
+    """Microsoft's page was read twice, once for either; whole numbers are worth the same to both."""
+    policy = {**theirs, "evaluationInterval": ours.interval, "delayEvaluation": ours.delay}
+    own, rest = list(map(float, curve)), [list(map(float, other)) for other in others]
+    ended = [
+        interval
+        for interval in range(1, len(own) + 1)
+        if ends(policy, own, rest, interval, is_minimized=objective is SMALLER)
+    ]
+    reason = reason_to_stop(ours, objective, own, rest)
+    assert reason.endswith(f"at measurement {ended[0]}") if ended else reason == ""

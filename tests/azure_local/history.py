@@ -19,6 +19,7 @@ HISTORY = "/history/v1.0" + WORKSPACE
 CHANGED_RUN = record(
     runId=text(), displayName=text(), description=text(), tags=bodies.STRINGS, properties=bodies.STRINGS, hidden=boolean
 )
+CHILDREN_A_PAGE = 50
 ARTIFACTS = HISTORY + "/experiments/{experiment}/runs/{run}/artifacts"
 
 
@@ -65,6 +66,17 @@ def get_details(cloud: Cloud, request: Request, run: str, **where: str) -> Reply
     )
 
 
+@routes.add("GET", HISTORY + "/runs/{run}/children", HOST)
+def get_children(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
+    """A page, the newest first, and a token for the next one. The SDK passes over the token, as it does in Azure."""
+    parent = find_job(cloud, run).name
+    found = [metadata(cloud, job) for job in reversed(list(cloud.jobs.values())) if job.parent == parent]
+    first = int(request.query.get("continuationtoken") or 0)
+    last = first + min(CHILDREN_A_PAGE, cloud.page_size)
+    token = str(last) if last < len(found) else None
+    return json_reply({"value": found[first:last], "continuationToken": token, "nextLink": None})
+
+
 @routes.add("POST", HISTORY + "/rundata", HOST)
 def run_data(cloud: Cloud, request: Request, **where: str) -> Reply:
     job = find_job(cloud, request.json["runId"])
@@ -79,7 +91,8 @@ def metadata(cloud: Cloud, job: Job) -> dict[str, Any]:
     return {
         "runId": job.name,
         "runUuid": job.name,
-        "rootRunId": job.name,
+        "rootRunId": job.parent or job.name,
+        "parentRunId": job.parent,
         "experimentId": job.experiment,
         "status": job.status,
         "displayName": job.properties.get("displayName") or job.name,

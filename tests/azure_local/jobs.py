@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from . import bodies, runner
+from . import bodies, runner, sweeps
 from .arm import accepted, missing, page, resource
 from .assets import environment_exists
 from .cloud import Cloud, now
@@ -30,6 +30,8 @@ def list_jobs(cloud: Cloud, request: Request, **where: str) -> Reply:
 
 
 def listed(job: Job, query: dict[str, str], view: str) -> bool:
+    if job.parent is not None:
+        return False
     archived = bool(job.properties.get("isArchived"))
     if view != "All" and archived != (view == "ArchivedOnly"):
         return False
@@ -56,13 +58,9 @@ def put_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
         bodies.refuse(wrong_job(cloud, name, properties))
         job = Job(name, properties, properties.get("experimentName", "Default"), now())
         job.tags = dict(properties.get("tags") or {})
-        if properties["jobType"] == "Sweep":
-            raise ServiceError(
-                501, "NotImplementedHere", "The local Azure accepts sweep jobs, but does not run their trials"
-            )
         cloud.jobs[name] = job
     accepted_body = told(cloud, job)
-    runner.start(cloud, job)
+    (sweeps if properties["jobType"] == "Sweep" else runner).start(cloud, job)
     return json_reply(accepted_body, 201)
 
 

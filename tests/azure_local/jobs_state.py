@@ -38,6 +38,8 @@ class Job:
     tags: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     thread: threading.Thread | None = None
+    parent: str | None = None  # the sweep that began it
+    sweep_variables: dict[str, str] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
     preempted: threading.Event = field(default_factory=threading.Event)
     changed: threading.Condition = field(default_factory=threading.Condition)

@@ -172,6 +172,10 @@ class AzureLocal:
     def job(self, name: str) -> Job:
         return self.cloud.jobs[name]
 
+    def trials(self, name: str) -> list[Job]:
+        """The trials that a sweep has begun, in the order of their numbers."""
+        return [job for job in list(self.cloud.jobs.values()) if job.parent == name]
+
     def preempt(self, name: str) -> None:
         """Takes a running job's node away without warning, and returns when it runs again, or has ended."""
         job = self.job(name)
@@ -237,7 +241,8 @@ class AzureLocal:
 
     def end_jobs(self) -> None:
         """Cancels every job, and returns when their processes are gone."""
-        for job in list(runner.living(self.cloud)):
+        living = list(runner.living(self.cloud))
+        for job in sorted(living, key=lambda job: job.parent is not None):  # sweeps first, which then begin no more
             runner.cancel(job)
         for job in list(self.cloud.jobs.values()):
             if job.thread is not None:

@@ -205,9 +205,13 @@ def told(cloud: Cloud, job: Job) -> dict[str, Any]:
         "data": {
             "metrics": [vars(metric) for metric in latest.values()],
             "params": [{"key": key, "value": value} for key, value in job.parameters.items()],
-            "tags": [{"key": key, "value": value} for key, value in job.tags.items()],
+            "tags": [{"key": key, "value": value} for key, value in tags_of(job).items()],
         },
     }
+
+
+def tags_of(job: Job) -> dict[str, str]:
+    return {**job.tags, **({"mlflow.parentRunId": job.parent} if job.parent else {})}
 
 
 def info(cloud: Cloud, job: Job) -> dict[str, Any]:

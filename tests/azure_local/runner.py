@@ -194,7 +194,7 @@ class Attempt:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             **cloud.job_environment,
             "AZUREML_RUN_ID": job.name,
-            "AZUREML_ROOT_RUN_ID": job.name,
+            "AZUREML_ROOT_RUN_ID": job.parent or job.name,
             "AZUREML_EXPERIMENT_NAME": job.experiment,
             "AZUREML_ARM_SUBSCRIPTION": cloud.subscription,
             "AZUREML_ARM_RESOURCEGROUP": cloud.group,
@@ -215,6 +215,7 @@ class Attempt:
             "MASTER_PORT": "6105",
             "NODE_RANK": "0",
             **self.variables,
+            **job.sweep_variables,
             **(job.properties.get("environmentVariables") or {}),
         }
 
