@@ -153,7 +153,7 @@ def submit(
         problems += ["--rehearse-preemption: does not go with --from-trial."] if from_trial else []
     config = parse_with(problems, texts)
     settings = settings_here(flags)
-    taken = take_over(from_trial, config, settings, target, Voice(tell)) if from_trial else None
+    taken = take_over(from_trial, config, settings, Voice(tell)) if from_trial else None
     images, run_name = str(data), name
     if taken is not None:
         config, images, run_name = taken.config, data or taken.data, name or taken.name

@@ -333,15 +333,16 @@ class TakenOver:
     name: str
 
 
-def take_over(reference: str, config: TrainConfig, settings: Settings, target: str, voice: Voice) -> TakenOver:
+def take_over(reference: str, config: TrainConfig, settings: Settings, voice: Voice) -> TakenOver:
     """The trial that SWEEP or SWEEP/NUMBER names, with what else `config` says. Raises `UsageError` with what differs.
 
-    How long a trial trained, and how often it reported, is not taken over.
+    The sweep is looked for here and then on Azure, wherever the run is to train. How long a trial trained, and how
+    often it reported, is not taken over.
     """
     name, slash, number = reference.partition("/")
     if slash and not re.fullmatch(r"[0-9]{1,4}", number):
         raise UsageError([f"--from-trial {reference}: should read SWEEP or SWEEP/NUMBER."])
-    serving, status = find_sweep(name, target, settings, voice)
+    serving, status = find_sweep(name, "auto", settings, voice)
     trial = best_trial(status) if not slash else trial_of(status, int(number))
     lasting = {spec.name for spec in fields(TrainConfig) if not spec.metadata["may_change"]}
     found = {field: value for field, value in said(status.config_of(trial)).items() if field in lasting}
@@ -357,7 +358,7 @@ def take_over(reference: str, config: TrainConfig, settings: Settings, target: s
         trial=trial,
         config=replace(config, **found),
         data=status.data,
-        name=f"{name}-{number if slash else 'best'}",
+        name=f"{name}-trial-{number}" if slash else f"{name}-best",
     )
 
 
