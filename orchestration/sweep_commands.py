@@ -300,7 +300,9 @@ def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flag
 
 def find_sweep(name: str, target: str, settings: Settings, voice: Voice) -> tuple[SweepTarget, SweepStatus]:
     """The target that has a sweep, and how it stands. Raises `UsageError` where there is none."""
-    missing = UsageError([f"No sweep {name!r} in {settings.runs_dir}."], "See what there is: msggan-aml list")
+    workspace = settings.workspace if target != "local" else None
+    where = settings.runs_dir + (f" or workspace {workspace.workspace_name}" if workspace else "")
+    missing = UsageError([f"No sweep {name!r} in {where}."], "See what there is: msggan-aml list")
     if named_problems(name, target, settings):
         raise missing
     place, name = target_of(name, target, settings, voice)
