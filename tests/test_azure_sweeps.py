@@ -12,9 +12,19 @@ from test_azure_jobs import BODY, SCOPE, SERVERLESS, SIZE, job_plan
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import from_argv
-from orchestration.azure.sweep_jobs import azure_problems, build_sweep, build_sweep_body, switch, trial_command, whole
+from orchestration.azure.sweep_jobs import (
+    Part,
+    azure_problems,
+    build_sweep,
+    build_sweep_body,
+    switch,
+    trial_command,
+    whole,
+)
+from orchestration.azure.sweep_submission import what_is_left
+from orchestration.azure.trials import settings_in
 from orchestration.search_space import Choice, Interval, SearchSpace, read_space
-from orchestration.sweep import EarlyStopping, Objective, SweepSpec
+from orchestration.sweep import EarlyStopping, Objective, SweepSpec, Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -184,3 +194,48 @@ def test_a_seed_has_32_bits(seed: int, is_refused: bool) -> None:
 def test_what_is_even_in_the_number_or_named_is_no_matter_for_bayesian() -> None:
     space = SearchSpace((Interval("beta2", 0.9, 0.99, False), Choice("mirror", (True, False))))
     assert azure_problems(SweepSpec(CONFIG, "x", "x", space, sampling="bayesian")) == []
+
+
+# --- What the next job of a sweep tries -------------------------------------------------------------------------------
+
+
+def ended_trial(number: int, state: str, **settings: Any) -> Trial:
+    return Trial(number, f"flowers/{number}", state, settings)
+
+
+def test_what_is_drawn_goes_on_with_so_many_others_and_another_seed() -> None:
+    spec = sweep_spec("g_lr=0.001..0.01", trials=5)
+    assert what_is_left(spec, [], 0) == Part(5, 7)
+    trials = [ended_trial(0, "completed"), ended_trial(1, "cancelled"), ended_trial(2, "failed")]
+    assert what_is_left(spec, trials, 2) == Part(3, 9)
+    assert what_is_left(spec, [ended_trial(number, "stopped") for number in range(5)], 1) is None
+
+
+def test_a_grid_goes_on_with_the_combinations_that_have_not_ended() -> None:
+    spec = sweep_spec("loss=hinge,wgan-gp", "mirror", sampling="grid")
+    ended = [
+        ended_trial(0, "completed", loss="hinge", mirror=True),
+        ended_trial(1, "interrupted", loss="hinge", mirror=False),
+        ended_trial(2, "failed", loss="wgan-gp", mirror=True),
+    ]
+    left = ({"loss": "hinge", "mirror": False}, {"loss": "wgan-gp", "mirror": False})
+    part = what_is_left(spec, ended, 1)
+    assert part == Part(2, 7, left)
+    sent = build_sweep_body(job_plan(), spec, SCOPE, part)["properties"]
+    assert sent["searchSpace"] == {"settings": ["choice", [["--loss hinge --no-mirror", "--loss wgan-gp --no-mirror"]]]}
+    assert sent["limits"]["maxTotalTrials"] == sent["limits"]["maxConcurrentTrials"] == 2
+    assert sent["trial"]["command"].endswith(" ${{search_space.settings}}")
+
+
+@pytest.mark.parametrize(
+    ("tag", "settings"),
+    [
+        ('{"g_lr": 0.0025, "mirror": "--no-mirror"}', {"g_lr": 0.0025, "mirror": False}),
+        ('{"g_lr": "0.0025", "mirror": "--mirror", "other": 1}', {"g_lr": 0.0025, "mirror": True}),
+        ('{"settings": "--g-lr 0.0025 --mirror"}', {"g_lr": 0.0025, "mirror": True}),
+        ("", {}),
+        ("[1]", {}),
+    ],
+)
+def test_the_settings_of_a_trial_are_read_from_its_tag(tag: str, settings: dict[str, Any]) -> None:
+    assert settings_in(tag, ["g_lr=0.001..0.01", "mirror=true,false"]) == settings

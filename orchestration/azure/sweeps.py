@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msggan.config import TrainConfig
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from msggan.files import write_whole
-from msggan.options import to_argv
 from msggan.program import Terminated, stopped
 from orchestration.azure.blobs import Store, Tell
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
 from orchestration.azure.copies import copy_run
 from orchestration.azure.following import will_pass
 from orchestration.azure.history import Details
-from orchestration.azure.jobs import DATA_PLACEHOLDER, has_ended, is_timeout
+from orchestration.azure.jobs import DATA_PLACEHOLDER, has_ended
 from orchestration.azure.run_jobs import (
     RunJobs,
     created,
@@ -32,23 +26,22 @@ from orchestration.azure.run_jobs import (
     run_folder_of,
 )
 from orchestration.azure.session import Session
-from orchestration.azure.standing import data_of, final_state, reason_of, to_the_second
+from orchestration.azure.standing import data_of, to_the_second
 from orchestration.azure.submission import planned_job, refuse_if_running
 from orchestration.azure.sweep_jobs import TRIAL_FOLDER, azure_problems, build_sweep_body
+from orchestration.azure.sweep_page import page_of, write_page
+from orchestration.azure.sweep_standing import reasons_to_give_up, standing
 from orchestration.azure.sweep_submission import asked, send_sweep, trial_run, what_is_left
 from orchestration.azure.trials import SweepReader
 from orchestration.data_source import DatastorePath
 from orchestration.errors import AzureServiceError
-from orchestration.runs import COPY_NOTE, is_copy
-from orchestration.search_space import read_space
+from orchestration.runs import is_copy
 from orchestration.spec import Download
-from orchestration.sweep import ENDED, SWEEP_NOTE, SweepSpec, SweepStatus, Trial, best_of, sorted_trials, why_given_up
-from orchestration.sweep_report import write_report
+from orchestration.sweep import SWEEP_NOTE, SweepSpec, SweepStatus, Trial, best_of, sorted_trials, why_given_up
 from orchestration.sweep_request import SweepRequest, read_request, refuse_another_space
 from orchestration.sweep_words import next_of_sweep, trial_line
 
 ASKED_AT_ONCE = 4
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,7 @@ class AzureSweeps:
         if not found:
             return []
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-            return list(threads.map(self._status, found))
+            return [status for status in threads.map(self._status_if_readable, found) if status is not None]
 
     def is_sweep(self, name: str) -> bool:
         job = get_job(self.session.client, name)
@@ -234,13 +227,21 @@ class AzureSweeps:
     def _trials(self, jobs: RunJobs, request: SweepRequest) -> list[Trial]:
         return self._reader(jobs, request).trials(jobs, self._details(jobs))
 
+    def _status_if_readable(self, jobs: RunJobs) -> SweepStatus | None:
+        """None where a sweep cannot be told of, which must not hide the others."""
+        try:
+            return self._status(jobs)
+        except MsgganError as error:
+            self.session.voice.tell(error.message)
+            return None
+
     def _status(self, jobs: RunJobs) -> SweepStatus:
         request, details = self._request(jobs), self._details(jobs)
         reader = self._reader(jobs, request)
         trials = reader.trials(jobs, details)
         job = jobs.jobs[-1]
         state, reason = standing(details, trials, request)
-        page = Path(self.session.settings.runs_dir) / jobs.run / REPORT
+        page = page_of(self.session, jobs.run)
         status = SweepStatus(
             name=jobs.run,
             target=self.name,
@@ -261,62 +262,12 @@ class AzureSweeps:
         )
         return replace(status, next=next_of_sweep(status, request.again, str(self.session.settings.runs_dir)))
 
-    # --- The page -----------------------------------------------------------------------------------------------------
-
     def _with_report(self, jobs: RunJobs) -> SweepStatus:
-        """Writes the sweep's page; where that cannot be done it is said, and the sweep stands as it does."""
-        status = self._status(jobs)
-        folder = Path(self.session.settings.runs_dir) / jobs.run
-        tell = self.session.voice.tell
-        if folder.exists() and not is_copy(folder):
-            tell(f"No report: {folder} is of this machine. Give another --runs-dir to have it there.")
-            return status
-        facts = {"data": status.data, "each trial": " ".join(to_argv(TrainConfig(**status.said))) or "as by default"}
-        try:
-            with tempfile.TemporaryDirectory(prefix="msggan-grids-") as grids:
-                found = dict(self._grids(self._reader(jobs, self._request(jobs)), status.trials, Path(grids)))
-                folder.mkdir(parents=True, exist_ok=True)
-                note = {"scope": self.session.agreement.scope, "run": jobs.run}
-                write_whole(folder / COPY_NOTE, json.dumps(note).encode())
-                space = read_space(status.space, TrainConfig())
-                write_report(folder / REPORT, status, space=space, facts=facts, grids=found)
-        except OSError as error:
-            tell(f"{folder / REPORT}: cannot be written ({error.strerror or error}).")
-            return status
-        tell(f"Report: {folder / REPORT}")
-        return replace(status, report=str(folder / REPORT))
-
-    def _grids(self, reader: SweepReader, trials: list[Trial], to: Path) -> Iterator[tuple[int, Path]]:
-        """Brings each trial's newest sample grid here: its trial's number and the file."""
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-            contents = list(threads.map(reader.newest_grid, trials))
-        for trial, content in zip(trials, contents, strict=True):
-            if content is not None:
-                path = to / f"{trial.number}.png"
-                path.write_bytes(content)
-                yield trial.number, path
+        """The sweep's status, with its page written."""
+        return write_page(self.session, self._reader(jobs, self._request(jobs)), self._status(jobs))
 
 
 def refuse_on_azure(spec: SweepSpec) -> None:
     """Raises `UsageError` for what the service would refuse, before anything is asked."""
     if problems := azure_problems(spec):
         raise UsageError(problems)
-
-
-def standing(details: Details, trials: list[Trial], request: SweepRequest) -> tuple[str, str]:
-    """Our word for how a sweep stands, and why. details: of its newest job."""
-    state = final_state(details)
-    if is_timeout(details.error) and has_ended(details.status):
-        done = sum(trial.state in ENDED for trial in trials)
-        return "completed", f"Its time was up after {done} of {request.planned} trials."
-    failed = reasons_to_give_up(trials, request)
-    if has_ended(details.status) and failed:
-        return "failed", why_given_up(failed, request.planned)
-    return state, reason_of(details)
-
-
-def reasons_to_give_up(trials: list[Trial], request: SweepRequest) -> list[str]:
-    """Why trials failed, where more failed than may, or all; else nothing."""
-    failed = [trial.reason for trial in trials if trial.state == "failed"]
-    too_many = len(failed) > request.most_failed * request.planned or len(failed) == request.planned
-    return failed if too_many else []

@@ -1,0 +1,59 @@
+"""How does the page of a sweep on Azure come to be? Written here, with the newest grids of its trials fetched."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from msggan.config import TrainConfig
+from msggan.files import write_whole
+from msggan.options import to_argv
+from orchestration.azure.session import Session
+from orchestration.azure.trials import SweepReader
+from orchestration.runs import COPY_NOTE, is_copy
+from orchestration.search_space import read_space
+from orchestration.sweep import SweepStatus, Trial
+from orchestration.sweep_report import write_report
+
+FETCHED_AT_ONCE = 4
+
+
+def page_of(session: Session, sweep: str) -> Path:
+    """Where the page of a sweep is written: beside what else is brought here of it."""
+    return Path(session.settings.runs_dir) / sweep / "report.html"
+
+
+def write_page(session: Session, reader: SweepReader, status: SweepStatus) -> SweepStatus:
+    """Writes the sweep's page; where that cannot be done it is said, and the sweep stands as it does."""
+    page, tell = page_of(session, status.name), session.voice.tell
+    if page.parent.exists() and not is_copy(page.parent):
+        tell(f"No report: {page.parent} is of this machine. Give another --runs-dir to have it there.")
+        return status
+    facts = {"data": status.data, "each trial": " ".join(to_argv(TrainConfig(**status.said))) or "as by default"}
+    try:
+        with tempfile.TemporaryDirectory(prefix="msggan-grids-") as folder:
+            grids = dict(_grids(reader, status.trials, Path(folder)))
+            page.parent.mkdir(parents=True, exist_ok=True)
+            note = {"scope": session.agreement.scope, "run": status.name}
+            write_whole(page.with_name(COPY_NOTE), json.dumps(note).encode())
+            write_report(page, status, space=read_space(status.space, TrainConfig()), facts=facts, grids=grids)
+    except OSError as error:
+        tell(f"{page}: cannot be written ({error.strerror or error}).")
+        return status
+    tell(f"Report: {page}")
+    return replace(status, report=str(page))
+
+
+def _grids(reader: SweepReader, trials: Sequence[Trial], to: Path) -> Iterator[tuple[int, Path]]:
+    """Brings each trial's newest sample grid here: its trial's number and the file."""
+    with ThreadPoolExecutor(FETCHED_AT_ONCE) as threads:
+        contents = list(threads.map(reader.newest_grid, trials))
+    for trial, content in zip(trials, contents, strict=True):
+        if content is not None:
+            path = to / f"{trial.number}.png"
+            path.write_bytes(content)
+            yield trial.number, path
