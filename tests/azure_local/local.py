@@ -172,6 +172,10 @@ class AzureLocal:
     def job(self, name: str) -> Job:
         return self.cloud.jobs[name]
 
+    def trials(self, name: str) -> list[Job]:
+        """A sweep's trials so far, in the order in which they were begun."""
+        return self.cloud.trials(name)
+
     def preempt(self, name: str) -> None:
         """Takes a running job's node away without warning, and returns when it runs again, or has ended."""
         job = self.job(name)
@@ -236,10 +240,11 @@ class AzureLocal:
         return job
 
     def end_jobs(self) -> None:
-        """Cancels every job, and returns when their processes are gone."""
-        for job in list(runner.living(self.cloud)):
-            runner.cancel(job)
-        for job in list(self.cloud.jobs.values()):
+        """Cancels every job, and returns when their processes are gone. Sweeps first: they begin no more trials."""
+        for job in runner.living(self.cloud):
+            if job.parent is None:
+                runner.cancel(job)
+        for job in sorted(self.cloud.jobs.values(), key=lambda job: job.parent is not None):
             if job.thread is not None:
                 job.thread.join(timeout=30)
 

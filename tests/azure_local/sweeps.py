@@ -1,0 +1,193 @@
+"""How is a sweep run? As child jobs, which are begun, watched and ended until there are no more.
+
+What the real service does of all this is described in "Tune hyperparameters for your model with Azure Machine
+Learning", and its names can be read in the SDK and in HyperDriveRun of azureml-train-core; the rest are guesses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+import time
+from typing import Any
+
+from . import runner
+from .cloud import Cloud, now
+from .draws import Values, draws
+from .early_ends import Measured, is_behind, is_judged_at
+from .jobs_state import ENDED, Job
+from .messages import ServiceError
+
+WATCH_S = 0.02
+MOST_TRIALS = 1000  # of a sweep that does not say
+SHARED = ("computeId", "experimentName", "identity", "inputs", "outputs", "queueSettings", "resources")
+ALL_FAILED = "Marking the experiment as failed because initial child jobs have failed due to user error"
+
+
+def start(cloud: Cloud, job: Job) -> None:
+    """Runs the sweep in a thread of its own, to its end."""
+    job.noted = {"runTemplate": "HyperDrive", "primary_metric_config": json.dumps(metric_config(job))}
+    job.thread = threading.Thread(target=Sweep(cloud, job).live, name=f"azure-sweep-{job.name}", daemon=True)
+    job.thread.start()
+
+
+def metric_config(job: Job) -> dict[str, str]:
+    objective = job.properties["objective"]
+    return {"name": objective["primaryMetric"], "goal": objective["goal"].lower()}
+
+
+def refuse_unknown(wanted: dict[str, Any]) -> None:
+    for name, (kind, arguments) in wanted["searchSpace"].items():
+        if kind == "choice" and any(isinstance(value, (dict, list)) for value in arguments[0]):
+            raise ServiceError(501, "NotImplementedHere", f"The local Azure does not know what {name} chooses from")
+
+
+class Sweep:
+    """One sweep's trials, from the first to the last."""
+
+    def __init__(self, cloud: Cloud, job: Job) -> None:
+        self.cloud, self.job = cloud, job
+        self.metric, self.goal = metric_config(job).values()
+        limits = job.properties.get("limits") or {}
+        self.left = limits.get("maxTotalTrials") or MOST_TRIALS  # trials to begin
+        self.at_once = limits.get("maxConcurrentTrials") or 1
+        self.draws = draws(job.properties, self.scores)
+        self.trials: list[Job] = []
+        self.judged: dict[str, int] = {}  # by trial, the interval up to which it was
+
+    def live(self) -> None:
+        """Everything that happens to a sweep once it is accepted."""
+        try:
+            self.job.move_to("Queued")
+            self.job.started = now()
+            if not self.job.cancelled.is_set():
+                self.job.move_to("Running")
+            self.follow()
+        except Exception as error:
+            self.job.error = runner.job_error("LocalAzureBroken", repr(error))
+            raise
+        finally:
+            self.end_trials()
+            self.note_best()
+            with self.job.changed:
+                runner.end(self.job, self.outcome())
+
+    def follow(self) -> None:
+        """Until every trial has ended, or all are told to."""
+        limit_s = runner.timeout_s(self.job.properties)
+        began = time.monotonic()
+        self.begin_trials()
+        while self.living():
+            if self.job.cancelled.wait(WATCH_S):
+                return
+            if limit_s is not None and time.monotonic() > began + limit_s:
+                message = f"The job exceeded its time limit of {limit_s:g} seconds."
+                self.job.error = runner.job_error("UserError", message)
+                self.job.cancelled.set()
+                return
+            self.note_best()
+            self.judge()
+            self.begin_trials()
+
+    def living(self) -> list[Job]:
+        return [trial for trial in self.trials if trial.status not in ENDED]
+
+    def begin_trials(self) -> None:
+        while self.left and len(self.living()) < self.at_once and not self.job.cancelled.is_set():
+            values = next(self.draws, None)
+            self.left = 0 if values is None else self.left - 1
+            if values is not None:
+                self.begin(values)
+
+    def begin(self, values: Values) -> None:
+        trial = make_trial(self.job, len(self.trials), values)
+        self.job.add_tags({trial.name: json.dumps(values)})
+        with self.cloud.lock:
+            self.cloud.jobs[trial.name] = trial
+        self.trials.append(trial)
+        runner.start(self.cloud, trial)
+
+    def measured(self, trial: Job) -> Measured:
+        return [metric.value for metric in trial.metrics if metric.key == self.metric]
+
+    def best(self, trial: Job) -> float | None:
+        numbers = [value for value in self.measured(trial) if not math.isnan(value)]
+        choose = min if self.goal == "minimize" else max
+        return choose(numbers, default=None)
+
+    def scores(self) -> dict[int, float]:
+        """Of the trials that have ended."""
+        scores = {number: self.best(trial) for number, trial in enumerate(self.trials) if trial.status in ENDED}
+        return {number: score for number, score in scores.items() if score is not None}
+
+    def note_best(self) -> None:
+        """A trial's score is the best it ever logged, as HyperDriveRun.get_best_run_by_primary_metric has it."""
+        found = [(score, trial.name) for trial in self.trials if (score := self.best(trial)) is not None]
+        if found:
+            choose = min if self.goal == "minimize" else max
+            score, name = choose(found, key=lambda pair: pair[0])
+            self.job.noted = {**self.job.noted, "best_child_run_id": name, "score": repr(score)}
+
+    def judge(self) -> None:
+        """Ends the trials that the policy wants ended."""
+        policy = self.job.properties.get("earlyTermination")
+        if not policy:
+            return
+        for trial in self.living():
+            if trial.cancelled.is_set():
+                continue
+            known = self.measured(trial)
+            others = [self.measured(other) for other in self.trials if other is not trial]
+            for interval in range(self.judged.get(trial.name, 0) + 1, len(known) + 1):
+                self.judged[trial.name] = interval
+                if is_judged_at(policy, interval) and is_behind(
+                    policy, self.goal == "minimize", known[:interval], others
+                ):
+                    self.end_early(trial)
+                    break
+
+    def end_early(self, trial: Job) -> None:
+        with trial.changed:  # it does not end before its tag is there
+            if runner.cancel(trial):
+                self.job.add_tags({f"{trial.name}_cancelled": "true"})
+
+    def end_trials(self) -> None:
+        for trial in self.living():
+            runner.cancel(trial)
+        for trial in self.trials:
+            assert trial.thread is not None
+            trial.thread.join()
+
+    def outcome(self) -> str:
+        if self.job.cancelled.is_set():
+            return "Canceled"
+        if self.job.error is not None:
+            return "Failed"
+        # That the service gives up is known from this message of its; after how many failures, is not.
+        if self.trials and all(trial.status == "Failed" for trial in self.trials):
+            self.job.error = runner.job_error("UserError", ALL_FAILED)
+            return "Failed"
+        return "Completed"
+
+
+def make_trial(sweep: Job, number: int, values: Values) -> Job:
+    wanted = sweep.properties
+    properties = {
+        "jobType": "Command",
+        **{key: wanted[key] for key in SHARED if key in wanted},
+        **{key: value for key, value in wanted["trial"].items() if value is not None},
+        "command": fill(wanted["trial"]["command"], values),
+    }
+    limit = (wanted.get("limits") or {}).get("trialTimeout")
+    if limit:
+        properties["limits"] = {"jobLimitsType": "Command", "timeout": limit}
+    trial = Job(f"{sweep.name}_{number}", properties, sweep.experiment, now(), parent=sweep.name)
+    trial.variables = {f"AZUREML_SWEEP_{name}": str(value) for name, value in values.items()}
+    return trial
+
+
+def fill(command: str, values: Values) -> str:
+    """str of a float is its repr: the shortest that is read back as the same number."""
+    return re.sub(r"\$\{\{search_space\.(\w+)\}\}", lambda found: str(values[found[1]]), command)
