@@ -74,9 +74,8 @@ def _truncation(stopping: EarlyStopping, objective: Objective, curve: Curve, oth
     """Its value is among the worst so many percent of all trials' at this measurement."""
     values = [curve[-1], *(other[-1] for other in others)]
     ended = math.floor(len(values) * (stopping.percentage or 0) / 100)
-    worse = sum(objective.is_better(values[0], value) for value in values[1:])
-    is_among_the_best = not any(objective.is_better(value, values[0]) for value in values[1:])
-    if worse >= ended or is_among_the_best:
+    ahead = sum(objective.is_better(value, values[0]) for value in values[1:])
+    if ahead < len(values) - ended:
         return ""
     return f"truncation: {values[0]:.4g} is among the worst {ended} of {len(values)}"
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +18,8 @@ from typing import Any
 
 import pytest
 from azure_local import AzureLocal
+from azure_local.draws import draws
+from azure_local.early_ends import is_behind, is_judged_at
 from azure_local.entra import read_token
 from azure_local.jobs_state import ENDED
 from azure_local.sweep_rules import wrong_sweep
@@ -505,3 +510,343 @@ def test_a_process_with_a_thousand_open_files_reaches_it(azure: AzureLocal, clie
         for _ in range(1100):
             files.enter_context(open(os.devnull, "rb"))
         assert list(client.jobs.list()) == []
+
+
+# --- Sweeps -----------------------------------------------------------------------------------------------------------
+
+TRIAL = """
+import json, math, os, sys, time, urllib.request
+def log(value):
+    url = os.environ["MLFLOW_TRACKING_URI"].replace("azureml://", "https://") + "/api/2.0/mlflow/runs/log-metric"
+    sent = {"run_id": os.environ["MLFLOW_RUN_ID"], "key": "swd", "value": value, "timestamp": 1, "step": 0}
+    headers = {"Authorization": "Bearer " + os.environ["MLFLOW_TRACKING_TOKEN"], "Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(url, json.dumps(sent).encode(), headers)).read()
+def wait():
+    time.sleep(600)
+exec(sys.argv[1])
+"""
+
+
+@pytest.fixture
+def sweep(azure: AzureLocal, client: Any, tmp_path: Path) -> Submit:
+    """sweep(NAME, SPACE, CODE): a sweep whose trials run a line of Python, in which log(value) measures swd."""
+    from azure.ai.ml import command
+    from azure.ai.ml.sweep import Objective, SweepJob, SweepJobLimits
+
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "main.py").write_text(TRIAL)
+    azure.add_cluster("gpu")
+
+    def sweep(
+        name: str, space: dict[str, Any], code: str, *, goal: str = "minimize", sampling: Any = "random", **changes: Any
+    ) -> Any:
+        trial = command(code=str(tmp_path / "trial"), command=f'python main.py "{code}"', environment=CURATED)._to_job()
+        limits = {key: changes.pop(key) for key in list(changes) if key.endswith(("_trials", "timeout"))}
+        job = SweepJob(
+            name=name,
+            compute="gpu",
+            trial=trial,
+            experiment_name="tests",
+            search_space=space,
+            sampling_algorithm=sampling,
+            objective=Objective(goal=goal, primary_metric="swd"),
+            limits=SweepJobLimits(**{"max_concurrent_trials": 1, "max_total_trials": 2, **limits}),
+            **changes,
+        )
+        return client.jobs.create_or_update(job)
+
+    return sweep
+
+
+def of(name: str) -> str:
+    """How a trial's command has the value of a parameter."""
+    return "${{search_space." + name + "}}"
+
+
+def drawn(azure: AzureLocal, name: str) -> list[dict[str, Any]]:
+    """What the trials try, as the tags of their sweep say."""
+    tags = azure.job(name).tags
+    return [json.loads(tags[f"{name}_{number}"]) for number in range(len(azure.trials(name)))]
+
+
+def test_a_sweep_runs_its_trials_and_says_which_is_best(azure: AzureLocal, client: Any, sweep: Submit) -> None:
+    from azure.ai.ml.sweep import Choice, LogUniform
+
+    space = {"g_lr": LogUniform(math.log(0.001), math.log(0.01)), "mirror": Choice(["--mirror"])}
+    said = "'AZUREML_RUN_ID', 'AZUREML_ROOT_RUN_ID', 'AZUREML_SWEEP_g_lr', 'AZUREML_SWEEP_mirror'"
+    code = f"print('{of('mirror')}', *map(os.environ.get, [{said}])); log(9); log({of('g_lr')}); log(7)"
+    sweep("one", space, code, max_total_trials=3, max_concurrent_trials=2)
+    parent = azure.job("one")
+    assert parent.wait_for(*ENDED) == "Completed", parent.error
+    assert parent.statuses == ["NotStarted", "Queued", "Running", "Completed"]
+    trials = azure.trials("one")
+    assert [(trial.name, trial.status) for trial in trials] == [(f"one_{number}", "Completed") for number in range(3)]
+
+    rates = [values["g_lr"] for values in drawn(azure, "one")]
+    assert all(0.001 <= rate <= 0.01 for rate in rates)
+    assert len(set(rates)) == 3
+    for trial, rate in zip(trials, rates, strict=True):
+        assert [metric.value for metric in trial.metrics] == [9, rate, 7]
+        assert log_of(azure, trial.name) == f"--mirror {trial.name} one {rate!r} --mirror\n"
+
+    told = client.jobs.get("one")
+    assert told.status == "Completed"
+    assert json.loads(told.properties["primary_metric_config"]) == {"name": "swd", "goal": "minimize"}
+    assert told.properties["best_child_run_id"] == f"one_{rates.index(min(rates))}"
+    assert float(told.properties["score"]) == min(rates)
+    assert json.loads(told.tags["one_2"])["g_lr"] == rates[2]
+    assert client.jobs.get("one_1").status == "Completed"
+    assert [job.name for job in client.jobs.list()] == ["one"]
+    assert [job.name for job in client.jobs.list(parent_job_name="one")] == ["one_2", "one_1", "one_0"]
+
+
+@pytest.mark.parametrize("rule", ["random", "sobol"])
+def test_a_seed_draws_the_same_again(rule: str) -> None:
+    space = {
+        "rate": ["loguniform", [math.log(0.001), math.log(0.01)]],
+        "beta": ["uniform", [0.9, 0.99]],
+        "size": ["quniform", [8, 64, 8]],
+        "wide": ["qloguniform", [0, 5, 2]],
+        "spread": ["normal", [3, 0.5]],
+        "high": ["lognormal", [0, 1]],
+        "steps": ["qnormal", [100, 10, 5]],
+        "many": ["qlognormal", [3, 1, 4]],
+        "loss": ["choice", [["hinge", "wgan-gp"]]],
+        "number": ["randint", [5]],
+    }
+
+    def draw(seed: int) -> list[dict[str, Any]]:
+        sampling = {"samplingAlgorithmType": "Random", "rule": rule.title(), "seed": seed}
+        return list(itertools.islice(draws({"searchSpace": space, "samplingAlgorithm": sampling}, dict), 64))
+
+    first = draw(7)
+    assert first == draw(7) != draw(8)
+    for name, values in {name: [trial[name] for trial in first] for name in space}.items():
+        kind, arguments = space[name]
+        if "uniform" in kind and not kind.startswith("q"):
+            low, high = (math.exp(end) if kind == "loguniform" else end for end in arguments)
+            assert all(low <= value <= high for value in values)
+            assert min(values) < low + (high - low) / 4
+            assert max(values) > high - (high - low) / 4
+        if kind.startswith("q"):
+            assert all(value % arguments[2] == 0 for value in values)
+    assert {trial["loss"] for trial in first} == {"hinge", "wgan-gp"}
+    assert {trial["number"] for trial in first} == {0, 1, 2, 3, 4}
+    if rule == "sobol":  # of each eighth of a parameter's range as many
+        assert sorted(int((trial["beta"] - 0.9) / 0.09 * 2) for trial in first) == [0] * 32 + [1] * 32
+
+
+def test_bayesian_draws_come_near_what_was_good() -> None:
+    scores: dict[int, float] = {}
+    given = {
+        "searchSpace": {"beta": ["uniform", [0, 10]], "loss": ["choice", [["hinge", "wgan-gp"]]]},
+        "samplingAlgorithm": {"samplingAlgorithmType": "Bayesian"},
+        "objective": {"goal": "Minimize", "primaryMetric": "swd"},
+    }
+    found = []
+    for number, values in enumerate(itertools.islice(draws(given, lambda: scores), 60)):
+        scores[number] = abs(values["beta"] - 3)
+        found.append(scores[number])
+    assert sorted(found[20:])[20] < 1.5  # half of what is drawn anyhow is farther away than 2.5
+
+
+def test_a_grid_runs_each_combination_once(azure: AzureLocal, sweep: Submit) -> None:
+    from azure.ai.ml.sweep import Choice
+
+    space = {"loss": Choice(["hinge", "wgan-gp"]), "size": Choice([1, 2])}
+    sweep("one", space, f"log({of('size')})", sampling="grid", max_total_trials=9, max_concurrent_trials=2)
+    sweep("two", space, f"log({of('size')})", sampling="grid", max_total_trials=3)
+    for name, count in (("one", 4), ("two", 3)):
+        assert azure.job(name).wait_for(*ENDED) == "Completed"
+        tried = [(values["loss"], values["size"]) for values in drawn(azure, name)]
+        assert tried == list(itertools.product(["hinge", "wgan-gp"], [1, 2]))[:count]
+
+
+def test_no_more_trials_run_at_once_than_may(azure: AzureLocal, sweep: Submit) -> None:
+    from azure.ai.ml.sweep import Uniform
+
+    sweep("one", {"beta": Uniform(0, 1)}, f"log({of('beta')})", max_total_trials=5, max_concurrent_trials=2)
+    at_once = []
+    while azure.job("one").status not in ENDED:
+        at_once.append(sum(trial.status not in ENDED for trial in azure.trials("one")))
+        time.sleep(0.005)
+    assert max(at_once) == 2
+    assert [trial.status for trial in azure.trials("one")] == ["Completed"] * 5
+
+
+@pytest.mark.parametrize("preempts", [False, True])
+def test_trials_wait_as_long_as_they_are_held_and_start_again(
+    azure: AzureLocal, client: Any, sweep: Submit, preempts: bool
+) -> None:
+    from azure.ai.ml.sweep import Uniform
+
+    azure.hold_jobs("no node is free")
+    sweep("one", {"beta": Uniform(0, 1)}, f"log({of('beta')}); time.sleep({int(preempts)})", max_total_trials=1)
+    wait_until(lambda: [trial.status for trial in azure.trials("one")] == ["Queued"])
+    assert azure.job("one").status == "Running"
+    azure.release_jobs()
+    if preempts:
+        azure.preempt("one_0")
+    assert azure.job("one").wait_for(*ENDED) == "Completed"
+    assert azure.job("one_0").attempt == 1 + preempts
+
+
+def test_early_termination_ends_the_bad_trial_and_not_the_good(azure: AzureLocal, client: Any, sweep: Submit) -> None:
+    from azure.ai.ml.sweep import BanditPolicy, Choice
+
+    policy = BanditPolicy(evaluation_interval=2, delay_evaluation=3, slack_factor=0.5)
+    code = f"bad = {of('bad')}; [log(1 + bad) for _ in range(4)]; bad and wait()"
+    space = {"bad": Choice([0, 1])}
+    sweep("one", space, code, sampling="grid", early_termination=policy)
+    parent = azure.job("one")
+    assert parent.wait_for(*ENDED) == "Completed"
+    assert [trial.status for trial in azure.trials("one")] == ["Completed", "Canceled"]
+    assert parent.tags.get("one_1_cancelled") == "true"
+    assert "one_0_cancelled" not in parent.tags
+    assert (parent.noted["best_child_run_id"], parent.noted["score"]) == ("one_0", "1.0")
+
+
+BANDIT = {"policyType": "Bandit"}
+MEDIAN = {"policyType": "MedianStopping"}
+WORST = {"policyType": "TruncationSelection", "truncationPercentage": 20}
+
+
+@pytest.mark.parametrize(
+    ("policy", "minimize", "own", "others", "ends"),
+    [
+        # Microsoft's own examples: the best has 0.8 at interval 10
+        ({**BANDIT, "slackFactor": 0.2}, False, [0.66], [[0.8], [0.7]], True),
+        ({**BANDIT, "slackFactor": 0.2}, False, [0.67], [[0.8], [0.7]], False),
+        ({**BANDIT, "slackAmount": 0.2}, False, [0.59], [[0.8]], True),
+        ({**BANDIT, "slackAmount": 0.2}, False, [0.61], [[0.8]], False),
+        ({**BANDIT, "slackFactor": 0.2}, True, [0.97, 1.1], [[0.8, 0.9]], True),
+        ({**BANDIT, "slackFactor": 0.2}, True, [0.95, 1.1], [[0.8, 0.9]], False),
+        ({**BANDIT, "slackAmount": 0.2}, True, [1.1, 1.01], [[2, 0.8]], True),
+        ({**BANDIT, "slackAmount": 0.2}, True, [1.1, 1.01], [[2, 1, 0.8]], False),  # which comes later
+        ({**BANDIT, "slackAmount": 0.2}, True, [1.1, 1.01], [[0.1]], False),  # which did not come so far
+        ({**BANDIT, "slackFactor": 0.2}, True, [math.nan], [[1]], True),
+        (MEDIAN, True, [6, 4], [[1, 3], [4, 6], [9, 9]], False),
+        (MEDIAN, True, [6, 5.1], [[1, 3], [4, 6], [9, 9]], True),
+        (MEDIAN, False, [4.9, 1], [[1, 3], [4, 6], [9, 9]], True),
+        (MEDIAN, False, [1], [], False),
+        (WORST, True, [5, 5], [[0, number] for number in range(4)], True),
+        (WORST, True, [5, 1.5], [[0, number] for number in range(4)], False),
+        (WORST, True, [5, 3], [[0, number] for number in range(4)], False),  # no worse than another
+        (WORST, True, [5], [[1], [2], [3]], False),  # a fifth of four trials is none
+        (WORST, False, [1], [[1.5], [2], [3], [4]], True),
+    ],
+)
+def test_a_trial_is_ended_where_it_is_behind(
+    policy: dict[str, Any], minimize: bool, own: list[float], others: list[list[float]], ends: bool
+) -> None:
+    assert is_behind(policy, minimize, own, others) == ends
+
+
+def test_a_policy_decides_at_its_intervals_and_not_before_its_delay() -> None:
+    given = {**MEDIAN, "evaluationInterval": 2, "delayEvaluation": 5}
+    assert [interval for interval in range(1, 11) if is_judged_at(given, interval)] == [6, 8, 10]
+    assert [interval for interval in range(1, 4) if is_judged_at(MEDIAN, interval)] == [1, 2, 3]
+
+
+def test_a_cancelled_sweep_ends_its_trials_and_begins_no_more(azure: AzureLocal, client: Any, sweep: Submit) -> None:
+    from azure.ai.ml.sweep import Uniform
+
+    sweep("one", {"beta": Uniform(0, 1)}, f"log({of('beta')}); wait()", max_total_trials=9, max_concurrent_trials=2)
+    wait_until(lambda: len([trial for trial in azure.trials("one") if trial.metrics]) == 2)
+    client.jobs.begin_cancel("one_1").result()
+    wait_until(lambda: len(azure.trials("one")) == 3)
+    assert azure.job("one_1").wait_for(*ENDED) == "Canceled"
+    client.jobs.begin_cancel("one").result()
+    assert azure.job("one").wait_for(*ENDED) == "Canceled"
+    assert [trial.status for trial in azure.trials("one")] == ["Canceled"] * 3
+    assert not any("cancelled" in tag for tag in azure.job("one").tags)  # none was ended by a policy
+
+
+def test_a_sweep_past_its_time_limit_is_cancelled(
+    azure: AzureLocal, sweep: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azure.ai.ml.sweep import Uniform
+
+    # The SDK makes a minute of what is shorter.
+    monkeypatch.setattr("azure.ai.ml.entities._job.job_limits._get_floored_timeout", lambda value: value)
+    sweep("one", {"beta": Uniform(0, 1)}, f"{of('beta')}; wait()", timeout=1)
+    sweep("two", {"beta": Uniform(0, 1)}, f"{of('beta')}; wait()", trial_timeout=1, max_total_trials=1)
+    assert azure.job("one").wait_for(*ENDED) == "Canceled"
+    assert azure.job("one").error == {"code": "UserError", "message": "The job exceeded its time limit of 1 seconds."}
+    assert [trial.status for trial in azure.trials("one")] == ["Canceled"]
+    assert azure.job("two").wait_for(*ENDED) == "Completed"
+    assert azure.job("two_0").status == "Canceled"
+    assert "time limit of 1 seconds" in azure.job("two_0").error["message"]
+
+
+def test_a_failed_trial_fails_no_sweep_but_all_do(azure: AzureLocal, sweep: Submit) -> None:
+    from azure.ai.ml.sweep import Choice
+
+    sweep("one", {"code": Choice([0, 3])}, f"sys.exit({of('code')})", sampling="grid")
+    sweep("two", {"code": Choice([3, 4])}, f"sys.exit({of('code')})", sampling="grid")
+    assert azure.job("one").wait_for(*ENDED) == "Completed"
+    assert [trial.status for trial in azure.trials("one")] == ["Completed", "Failed"]
+    assert azure.job("two").wait_for(*ENDED) == "Failed"
+    assert azure.job("two").error["message"].startswith("Marking the experiment as failed because initial child jobs")
+
+
+def test_a_sweep_that_is_sent_again_is_the_same_and_may_have_new_tags(azure: AzureLocal, sweep: Submit) -> None:
+    from azure.ai.ml.sweep import Choice
+
+    given: tuple[Any, ...] = ("one", {"beta": Choice([1])}, f"log({of('beta')})")
+    sweep(*given, sampling="grid", tags={"a": "1"}, properties={"mine": "x"})
+    assert azure.job("one").wait_for(*ENDED) == "Completed"
+    again = sweep(*given, sampling="grid", tags={"b": "2"}, properties={"mine": "y"})
+    assert [request.status for request in azure.made("PUT", "/jobs/one")] == [201, 200]
+    assert again.tags == {"a": "1", "b": "2", "one_0": '{"beta": 1}'}
+    assert (again.properties["mine"], again.properties["best_child_run_id"]) == ("y", "one_0")
+    assert len(azure.trials("one")) == 1
+
+
+def test_children_come_in_pages_of_fifty_that_a_token_leads_through(azure: AzureLocal, client: Any) -> None:
+    import requests
+
+    azure.add_ended_job("one")
+    for number in range(120):
+        azure.add_ended_job(f"one_{number}").parent = "one"
+    newest = [f"one_{number}" for number in range(119, -1, -1)]
+    # Without the token the SDK stops at the first page: Azure/azure-sdk-for-python#32440.
+    assert [job.name for job in client.jobs.list(parent_job_name="one")] == newest[:50]
+    token = client._credential.get_token("https://management.azure.com/.default").token
+    url = f"https://eastus.api.azureml.ms/history/v1.0{azure.cloud.scope}/runs/one/children"
+
+    def page(**query: str) -> dict[str, Any]:
+        answer = requests.get(url, query, headers={"Authorization": f"Bearer {token}"}, timeout=10)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    found, ask = [], {}
+    for name in ("continuationtoken", "$continuationToken", ""):
+        told = page(**ask)
+        found += told["value"]
+        ask = {name: told["continuationToken"]}
+    assert [run["runId"] for run in found] == newest
+    assert {(run["parentRunId"], run["rootRunId"]) for run in found} == {("one", "one")}
+    assert (told["continuationToken"], told["nextLink"]) == (None, None)
+    assert [run["runId"] for run in page(**{"$top": "2"})["value"]] == newest[:2]
+
+
+def test_a_trial_s_mlflow_run_has_its_sweep_as_parent(
+    azure: AzureLocal, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    azure.add_ended_job("one_0").parent = "one"
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    runs = mlflow.MlflowClient(azure.cloud.tracking_uri)
+    assert runs.get_run("one_0").data.tags["mlflow.parentRunId"] == "one"
+
+
+def test_a_choice_between_objects_is_answered_501(azure: AzureLocal, sweep: Submit) -> None:
+    from azure.ai.ml.sweep import Choice
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match="does not know what beta chooses from"):
+        sweep("one", {"beta": Choice([{"a": 1}])}, f"log({of('beta')})")
+    assert azure.cloud.jobs == {}
+    azure.recording.clear()

@@ -253,7 +253,7 @@ def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msgg
     assert (good["state"], bad["state"], azure.job("find_1").status) == ("completed", "stopped", "Canceled")
     assert bad["images_seen"] < good["images_seen"] == 6_000
     assert ended.json["best"]["number"] == 0
-    assert azure.job("find").properties["properties"]["best_child_run_id"] == "find_0"
+    assert azure.job("find").noted["best_child_run_id"] == "find_0"
 
 
 def test_every_trial_is_found_however_many_there_are(

@@ -125,5 +125,9 @@ class Cloud:
     def tracking_uri(self) -> str:
         return f"azureml://{API_HOST}/mlflow/v2.0{self.scope}"
 
+    def trials(self, sweep: str) -> list[Job]:
+        """In the order in which they were begun."""
+        return [job for job in list(self.jobs.values()) if job.parent == sweep]
+
     def size(self, name: str) -> Size | None:
         return next((size for size in self.sizes if size.name.lower() == name.lower()), None)

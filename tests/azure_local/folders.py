@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from azure.core.exceptions import ResourceNotFoundError
+
 from .blobs import Blobs, Place
 
 
@@ -15,7 +17,10 @@ def fetch(blobs: Blobs, place: Place, folder: Path) -> Path:
     for blob, name in place.files(blobs):
         target = folder / (name or Path(blob).name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(blobs.read(place.account, place.container, blob))
+        try:
+            target.write_bytes(blobs.read(place.account, place.container, blob))
+        except ResourceNotFoundError:  # another job took it away since
+            continue
         if not name:
             found = target
     return found

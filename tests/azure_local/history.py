@@ -16,10 +16,10 @@ from .shapes import boolean, list_of, record, text
 routes = Routes()
 HOST = r".+\.api\.azureml\.ms"
 HISTORY = "/history/v1.0" + WORKSPACE
+LARGEST_PAGE = 50  # of a run's children
 CHANGED_RUN = record(
     runId=text(), displayName=text(), description=text(), tags=bodies.STRINGS, properties=bodies.STRINGS, hidden=boolean
 )
-CHILDREN_A_PAGE = 50
 ARTIFACTS = HISTORY + "/experiments/{experiment}/runs/{run}/artifacts"
 
 
@@ -39,7 +39,7 @@ def change_run(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
             job.properties[name] = sent[name]
     if sent.get("hidden") is not None:  # how the SDK archives a job
         job.properties["isArchived"] = sent["hidden"]
-    job.tags.update(sent.get("tags") or {})
+    job.add_tags(sent.get("tags") or {})
     job.properties["tags"] = {**(job.properties.get("tags") or {}), **(sent.get("tags") or {})}
     return json_reply(metadata(cloud, job))
 
@@ -58,7 +58,7 @@ def get_details(cloud: Cloud, request: Request, run: str, **where: str) -> Reply
             "error": {"error": job.error} if job.error else None,
             "warnings": [{"source": "Scheduler", "message": cloud.queue_reason}] if waiting else [],
             "tags": job.tags,
-            "properties": job.properties.get("properties") or {},
+            "properties": job.told_properties,
             "inputDatasets": [],
             "outputDatasets": [],
             "logFiles": log_files(cloud, job),
@@ -67,14 +67,15 @@ def get_details(cloud: Cloud, request: Request, run: str, **where: str) -> Reply
 
 
 @routes.add("GET", HISTORY + "/runs/{run}/children", HOST)
-def get_children(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
-    """A page, the newest first, and a token for the next one. The SDK passes over the token, as it does in Azure."""
-    parent = find_job(cloud, run).name
-    found = [metadata(cloud, job) for job in reversed(list(cloud.jobs.values())) if job.parent == parent]
-    first = int(request.query.get("continuationtoken") or 0)
-    last = first + min(CHILDREN_A_PAGE, cloud.page_size)
-    token = str(last) if last < len(found) else None
-    return json_reply({"value": found[first:last], "continuationToken": token, "nextLink": None})
+def list_children(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
+    """Newest first. Where the next page is says a token alone, which the SDK does not follow."""
+    query = {name.removeprefix("$").lower(): value for name, value in request.query.items()}
+    bodies.check(record(**{"api-version": text(), "top": text(r"[1-9]\d*"), "continuationtoken": text(r"\d+")}), query)
+    trials = cloud.trials(find_job(cloud, run).name)
+    end = int(query.get("continuationtoken", len(trials)))
+    start = max(end - min(LARGEST_PAGE, cloud.page_size, int(query.get("top", LARGEST_PAGE))), 0)
+    told = [metadata(cloud, trial) for trial in reversed(trials[start:end])]
+    return json_reply({"value": told, "continuationToken": str(start) if start else None, "nextLink": None})
 
 
 @routes.add("POST", HISTORY + "/rundata", HOST)
@@ -91,8 +92,8 @@ def metadata(cloud: Cloud, job: Job) -> dict[str, Any]:
     return {
         "runId": job.name,
         "runUuid": job.name,
-        "rootRunId": job.parent or job.name,
         "parentRunId": job.parent,
+        "rootRunId": job.parent or job.name,
         "experimentId": job.experiment,
         "status": job.status,
         "displayName": job.properties.get("displayName") or job.name,
@@ -101,7 +102,7 @@ def metadata(cloud: Cloud, job: Job) -> dict[str, Any]:
         "endTimeUtc": job.ended,
         "error": {"error": job.error} if job.error else None,
         "tags": job.tags,
-        "properties": job.properties.get("properties") or {},
+        "properties": job.told_properties,
         "runType": "azureml.sdk." + job.properties["jobType"].lower(),
         "computeRequest": {"nodeCount": 1},
         "inputs": {},
@@ -119,7 +120,7 @@ def resolve_uris(cloud: Cloud, request: Request, **where: str) -> Reply:
     bodies.check(record("values", values=list_of(text())), sent)
     known = {
         output_asset_id(job, name): output_uri_of(cloud, job, name)
-        for job in cloud.jobs.values()
+        for job in list(cloud.jobs.values())
         for name in job.properties.get("outputs") or {}
     }
     found = {asset: {"uri": known[asset], "type": "uri_folder"} for asset in sent["values"] if asset in known}

@@ -22,10 +22,10 @@ JOBS = WORKSPACE + "/jobs"
 
 @routes.add("GET", JOBS)
 def list_jobs(cloud: Cloud, request: Request, **where: str) -> Reply:
-    """Newest first."""
+    """Newest first, without the trials of sweeps."""
     bodies.check(mapping_of(text(), r"api-version|\$skip|listViewType|jobType|tag"), request.query)
     view = request.query.get("listViewType", "ActiveOnly")
-    jobs = [job for job in reversed(cloud.jobs.values()) if listed(job, request.query, view)]
+    jobs = [job for job in reversed(list(cloud.jobs.values())) if listed(job, request.query, view)]
     return page(cloud, request, [told(cloud, job) for job in jobs])
 
 
@@ -56,11 +56,14 @@ def put_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
         if name in cloud.jobs:
             return change_job(cloud, cloud.jobs[name], properties)
         bodies.refuse(wrong_job(cloud, name, properties))
+        is_sweep = properties["jobType"] == "Sweep"
+        if is_sweep:
+            sweeps.refuse_unknown(properties)
         job = Job(name, properties, properties.get("experimentName", "Default"), now())
         job.tags = dict(properties.get("tags") or {})
         cloud.jobs[name] = job
     accepted_body = told(cloud, job)
-    (sweeps if properties["jobType"] == "Sweep" else runner).start(cloud, job)
+    (sweeps if is_sweep else runner).start(cloud, job)
     return json_reply(accepted_body, 201)
 
 
@@ -76,7 +79,7 @@ def change_job(cloud: Cloud, job: Job, wanted: dict[str, Any]) -> Reply:
             409, "JobPropertyImmutable", f"A job {job.name} exists; its {', '.join(sorted(differing))} differ."
         )
     job.properties.update({key: wanted[key] for key in may_change if key in wanted})
-    job.tags.update(wanted.get("tags") or {})
+    job.add_tags(wanted.get("tags") or {})
     return json_reply(told(cloud, job))
 
 
@@ -94,7 +97,8 @@ def delete_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply
     job = find_job(cloud, name)
     if job.status not in ENDED:
         raise ServiceError(409, "JobNotEnded", f"The job {name} is {job.status}: only a job that has ended is deleted.")
-    del cloud.jobs[name]
+    for gone in (*cloud.trials(name), job):
+        del cloud.jobs[gone.name]
     return accepted(cloud, status=202, how="Location")
 
 
@@ -166,10 +170,10 @@ def told(cloud: Cloud, job: Job) -> dict[str, Any]:
     properties = {
         "displayName": job.name,
         "isArchived": False,
-        "tags": {},
-        "properties": {},
         "inputs": {},
         **job.properties,
+        "tags": {**(job.properties.get("tags") or {}), **job.tags},
+        "properties": job.told_properties,
         "experimentName": job.experiment,
         "status": job.status,
         "services": services,

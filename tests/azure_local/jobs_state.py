@@ -32,14 +32,15 @@ class Job:
     error: dict[str, Any] | None = None
     exit_code: int | None = None
     attempt: int = 1
+    parent: str | None = None  # the sweep that a trial belongs to
     statuses: list[str] = field(default_factory=lambda: ["NotStarted"])  # all it went through
     metrics: list[Metric] = field(default_factory=list)
     parameters: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)  # what the service itself adds to the properties
+    variables: dict[str, str] = field(default_factory=dict)  # what the service itself adds to the environment
     process: subprocess.Popen[bytes] | None = None
     thread: threading.Thread | None = None
-    parent: str | None = None  # the sweep that began it
-    sweep_variables: dict[str, str] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
     preempted: threading.Event = field(default_factory=threading.Event)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -49,6 +50,15 @@ class Job:
             self.status = status
             self.statuses.append(status)
             self.changed.notify_all()
+
+    def add_tags(self, tags: dict[str, str]) -> None:
+        with self.changed:
+            self.tags = {**self.tags, **tags}
+
+    @property
+    def told_properties(self) -> dict[str, str]:
+        """The person's and the service's own."""
+        return {**(self.properties.get("properties") or {}), **self.noted}
 
     def wait_for(self, *statuses: str, timeout_s: float = 60) -> str:
         """Returns once it is in one of these states; TimeoutError if that never comes."""

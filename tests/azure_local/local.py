@@ -173,8 +173,8 @@ class AzureLocal:
         return self.cloud.jobs[name]
 
     def trials(self, name: str) -> list[Job]:
-        """The trials that a sweep has begun, in the order of their numbers."""
-        return [job for job in list(self.cloud.jobs.values()) if job.parent == name]
+        """A sweep's trials so far, in the order in which they were begun."""
+        return self.cloud.trials(name)
 
     def preempt(self, name: str) -> None:
         """Takes a running job's node away without warning, and returns when it runs again, or has ended."""
@@ -240,11 +240,11 @@ class AzureLocal:
         return job
 
     def end_jobs(self) -> None:
-        """Cancels every job, and returns when their processes are gone."""
-        living = list(runner.living(self.cloud))
-        for job in sorted(living, key=lambda job: job.parent is not None):  # sweeps first, which then begin no more
-            runner.cancel(job)
-        for job in list(self.cloud.jobs.values()):
+        """Cancels every job, and returns when their processes are gone. Sweeps first: they begin no more trials."""
+        for job in runner.living(self.cloud):
+            if job.parent is None:
+                runner.cancel(job)
+        for job in sorted(self.cloud.jobs.values(), key=lambda job: job.parent is not None):
             if job.thread is not None:
                 job.thread.join(timeout=30)
 

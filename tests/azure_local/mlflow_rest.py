@@ -125,7 +125,7 @@ def get_experiment_by_name(cloud: Cloud, request: Request, **where: str) -> Repl
 
 
 def experiment_reply(cloud: Cloud, wanted: Any) -> Reply:
-    for job in cloud.jobs.values():
+    for job in list(cloud.jobs.values()):
         if wanted(job.experiment):
             return json_reply(
                 {
@@ -147,7 +147,7 @@ def search_runs(cloud: Cloud, request: Request, **where: str) -> Reply:
     if given.get("filter"):
         raise ServiceError(501, "NotImplementedHere", f"The local Azure does not know the filter {given['filter']!r}")
     wanted = set(given.get("experiment_ids") or [])
-    runs = [told(cloud, job) for job in reversed(cloud.jobs.values()) if experiment_id(job.experiment) in wanted]
+    runs = [told(cloud, job) for job in reversed(list(cloud.jobs.values())) if experiment_id(job.experiment) in wanted]
     return json_reply({"runs": runs})
 
 
@@ -200,18 +200,15 @@ def told(cloud: Cloud, job: Job) -> dict[str, Any]:
     for metric in job.metrics:
         if metric.key not in latest or metric.step >= latest[metric.key].step:
             latest[metric.key] = metric
+    parent = {} if job.parent is None else {"mlflow.parentRunId": job.parent}
     return {
         "info": info(cloud, job),
         "data": {
             "metrics": [vars(metric) for metric in latest.values()],
             "params": [{"key": key, "value": value} for key, value in job.parameters.items()],
-            "tags": [{"key": key, "value": value} for key, value in tags_of(job).items()],
+            "tags": [{"key": key, "value": value} for key, value in (parent | job.tags).items()],
         },
     }
-
-
-def tags_of(job: Job) -> dict[str, str]:
-    return {**job.tags, **({"mlflow.parentRunId": job.parent} if job.parent else {})}
 
 
 def info(cloud: Cloud, job: Job) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def live(cloud: Cloud, job: Job) -> None:
             job.attempt += 1
             job.preempted.clear()
             wait_in_queue(cloud, job)
-        end(job, "Canceled" if job.cancelled.is_set() else "Completed" if job.exit_code == 0 else "Failed")
+        with job.changed:  # it is either cancelled in time, or not at all
+            end(job, "Canceled" if job.cancelled.is_set() else "Completed" if job.exit_code == 0 else "Failed")
     except PlaceError as unreadable:
         job.error = job_error("UserError", str(unreadable))
         end(job, "Failed")
@@ -70,11 +71,14 @@ def wait_in_queue(cloud: Cloud, job: Job) -> None:
         pass
 
 
-def cancel(job: Job) -> None:
-    """Asks for its end; the job's own thread ends it."""
-    if job.status not in ENDED:
+def cancel(job: Job) -> bool:
+    """Asks for its end, which its own thread brings about; False if it has ended."""
+    with job.changed:
+        if job.status in ENDED:
+            return False
         job.move_to("CancelRequested")
-    job.cancelled.set()
+        job.cancelled.set()
+        return True
 
 
 class Attempt:
@@ -215,7 +219,7 @@ class Attempt:
             "MASTER_PORT": "6105",
             "NODE_RANK": "0",
             **self.variables,
-            **job.sweep_variables,
+            **job.variables,
             **(job.properties.get("environmentVariables") or {}),
         }
 
@@ -308,4 +312,4 @@ def timeout_s(properties: dict[str, Any]) -> float | None:
 
 
 def living(cloud: Cloud) -> Iterator[Job]:
-    return (job for job in cloud.jobs.values() if job.status not in ENDED)
+    return (job for job in list(cloud.jobs.values()) if job.status not in ENDED)

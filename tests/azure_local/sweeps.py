@@ -1,216 +1,193 @@
-"""How does a sweep job run? It draws settings, begins trials as jobs of their own, ends bad ones, and names the best.
+"""How is a sweep run? As child jobs, which are begun, watched and ended until there are no more.
 
-Trials are named PARENT_0, PARENT_1 …; the parent's tags of these names hold their settings, as Microsoft's own
-HyperDriveRun.get_hyperparameters reads them, and its property best_child_run_id names the best.
+What the real service does of all this is described in "Tune hyperparameters for your model with Azure Machine
+Learning", and its names can be read in the SDK and in HyperDriveRun of azureml-train-core; the rest are guesses.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
 import threading
-from collections.abc import Iterator
+import time
 from typing import Any
 
-import numpy as np
-
-from . import runner, sweep_policies
+from . import runner
 from .cloud import Cloud, now
+from .draws import Values, draws
+from .early_ends import Measured, is_behind, is_judged_at
 from .jobs_state import ENDED, Job
+from .messages import ServiceError
 
-LOOK_S = 0.05
-# The real service ends sweeps whose first trials fail with these words; when just is not documented.
+WATCH_S = 0.02
+MOST_TRIALS = 1000  # of a sweep that does not say
+SHARED = ("computeId", "experimentName", "identity", "inputs", "outputs", "queueSettings", "resources")
 ALL_FAILED = "Marking the experiment as failed because initial child jobs have failed due to user error"
 
 
 def start(cloud: Cloud, job: Job) -> None:
     """Runs the sweep in a thread of its own, to its end."""
+    job.noted = {"runTemplate": "HyperDrive", "primary_metric_config": json.dumps(metric_config(job))}
     job.thread = threading.Thread(target=Sweep(cloud, job).live, name=f"azure-sweep-{job.name}", daemon=True)
     job.thread.start()
 
 
+def metric_config(job: Job) -> dict[str, str]:
+    objective = job.properties["objective"]
+    return {"name": objective["primaryMetric"], "goal": objective["goal"].lower()}
+
+
+def refuse_unknown(wanted: dict[str, Any]) -> None:
+    for name, (kind, arguments) in wanted["searchSpace"].items():
+        if kind == "choice" and any(isinstance(value, (dict, list)) for value in arguments[0]):
+            raise ServiceError(501, "NotImplementedHere", f"The local Azure does not know what {name} chooses from")
+
+
 class Sweep:
-    """One sweep job at work."""
+    """One sweep's trials, from the first to the last."""
 
     def __init__(self, cloud: Cloud, job: Job) -> None:
         self.cloud, self.job = cloud, job
-        self.wanted = job.properties
-        limits = self.wanted.get("limits") or {}
-        self.most = limits.get("maxTotalTrials") or 1000
+        self.metric, self.goal = metric_config(job).values()
+        limits = job.properties.get("limits") or {}
+        self.left = limits.get("maxTotalTrials") or MOST_TRIALS  # trials to begin
         self.at_once = limits.get("maxConcurrentTrials") or 1
-        self.time_left_s = runner.timeout_s(self.wanted)
+        self.draws = draws(job.properties, self.scores)
         self.trials: list[Job] = []
-        self.judged: dict[str, int] = {}
+        self.judged: dict[str, int] = {}  # by trial, the interval up to which it was
 
     def live(self) -> None:
-        self.job.move_to("Queued")
-        self.job.started = now()
-        self.job.properties["properties"] = {
-            **(self.wanted.get("properties") or {}),
-            "runTemplate": "HyperDrive",
-            "primary_metric_config": json.dumps({"name": self.metric, "goal": self.wanted["objective"]["goal"]}),
-        }
-        self.job.move_to("Running")
+        """Everything that happens to a sweep once it is accepted."""
         try:
-            self.run()
+            self.job.move_to("Queued")
+            self.job.started = now()
+            if not self.job.cancelled.is_set():
+                self.job.move_to("Running")
+            self.follow()
         except Exception as error:
             self.job.error = runner.job_error("LocalAzureBroken", repr(error))
-            runner.end(self.job, "Failed")
             raise
-        self.end()
-
-    @property
-    def metric(self) -> str:
-        return str(self.wanted["objective"]["primaryMetric"])
-
-    @property
-    def is_minimized(self) -> bool:
-        return str(self.wanted["objective"]["goal"]).lower() == "minimize"
-
-    def run(self) -> None:
-        drawn = itertools.islice(draw(self), self.most)
-        is_exhausted = False
-        while not self.job.cancelled.wait(LOOK_S):
+        finally:
+            self.end_trials()
             self.note_best()
-            self.end_bad_ones()
-            living = [trial for trial in self.trials if trial.status not in ENDED]
-            while not is_exhausted and len(living) < self.at_once:
-                settings = next(drawn, None)
-                if settings is None:
-                    is_exhausted = True
-                else:
-                    living.append(self.begin(settings))
-            if is_exhausted and not living:
+            with self.job.changed:
+                runner.end(self.job, self.outcome())
+
+    def follow(self) -> None:
+        """Until every trial has ended, or all are told to."""
+        limit_s = runner.timeout_s(self.job.properties)
+        began = time.monotonic()
+        self.begin_trials()
+        while self.living():
+            if self.job.cancelled.wait(WATCH_S):
                 return
-            self.watch_the_time()
+            if limit_s is not None and time.monotonic() > began + limit_s:
+                message = f"The job exceeded its time limit of {limit_s:g} seconds."
+                self.job.error = runner.job_error("UserError", message)
+                self.job.cancelled.set()
+                return
+            self.note_best()
+            self.judge()
+            self.begin_trials()
 
-    def watch_the_time(self) -> None:
-        if self.time_left_s is None:
-            return
-        self.time_left_s -= LOOK_S
-        if self.time_left_s < 0:
-            limit = runner.timeout_s(self.wanted)
-            self.job.error = runner.job_error("UserError", f"The job exceeded its time limit of {limit:g} seconds.")
-            self.job.cancelled.set()
+    def living(self) -> list[Job]:
+        return [trial for trial in self.trials if trial.status not in ENDED]
 
-    def begin(self, settings: dict[str, Any]) -> Job:
-        name = f"{self.job.name}_{len(self.trials)}"
-        trial = Job(name, trial_properties(self.wanted, settings), self.job.experiment, now(), parent=self.job.name)
-        trial.sweep_variables = {f"AZUREML_SWEEP_{key}": str(value) for key, value in settings.items()}
+    def begin_trials(self) -> None:
+        while self.left and len(self.living()) < self.at_once and not self.job.cancelled.is_set():
+            values = next(self.draws, None)
+            self.left = 0 if values is None else self.left - 1
+            if values is not None:
+                self.begin(values)
+
+    def begin(self, values: Values) -> None:
+        trial = make_trial(self.job, len(self.trials), values)
+        self.job.add_tags({trial.name: json.dumps(values)})
         with self.cloud.lock:
-            self.job.tags[name] = json.dumps(settings)
-            self.cloud.jobs[name] = trial
+            self.cloud.jobs[trial.name] = trial
         self.trials.append(trial)
         runner.start(self.cloud, trial)
-        return trial
 
-    def logged(self, trial: Job) -> list[float]:
-        with trial.changed:
-            return [metric.value for metric in trial.metrics if metric.key == self.metric]
+    def measured(self, trial: Job) -> Measured:
+        return [metric.value for metric in trial.metrics if metric.key == self.metric]
+
+    def best(self, trial: Job) -> float | None:
+        numbers = [value for value in self.measured(trial) if not math.isnan(value)]
+        choose = min if self.goal == "minimize" else max
+        return choose(numbers, default=None)
+
+    def scores(self) -> dict[int, float]:
+        """Of the trials that have ended."""
+        scores = {number: self.best(trial) for number, trial in enumerate(self.trials) if trial.status in ENDED}
+        return {number: score for number, score in scores.items() if score is not None}
 
     def note_best(self) -> None:
-        best = min if self.is_minimized else max
-        reached = [(best(values), trial.name) for trial in self.trials if (values := self.logged(trial))]
-        if reached:
-            value, name = best(reached)
-            self.job.properties["properties"].update({"best_child_run_id": name, "score": repr(value)})
+        """A trial's score is the best it ever logged, as HyperDriveRun.get_best_run_by_primary_metric has it."""
+        found = [(score, trial.name) for trial in self.trials if (score := self.best(trial)) is not None]
+        if found:
+            choose = min if self.goal == "minimize" else max
+            score, name = choose(found, key=lambda pair: pair[0])
+            self.job.noted = {**self.job.noted, "best_child_run_id": name, "score": repr(score)}
 
-    def end_bad_ones(self) -> None:
-        policy = self.wanted.get("earlyTermination")
-        curves = {trial.name: self.logged(trial) for trial in self.trials}
-        for trial in self.trials if policy else ():
-            measured = self.judged.get(trial.name, 0)
-            for interval in range(measured + 1, len(curves[trial.name]) + 1):
-                if trial.status in ENDED or trial.cancelled.is_set():
+    def judge(self) -> None:
+        """Ends the trials that the policy wants ended."""
+        policy = self.job.properties.get("earlyTermination")
+        if not policy:
+            return
+        for trial in self.living():
+            if trial.cancelled.is_set():
+                continue
+            known = self.measured(trial)
+            others = [self.measured(other) for other in self.trials if other is not trial]
+            for interval in range(self.judged.get(trial.name, 0) + 1, len(known) + 1):
+                self.judged[trial.name] = interval
+                if is_judged_at(policy, interval) and is_behind(
+                    policy, self.goal == "minimize", known[:interval], others
+                ):
+                    self.end_early(trial)
                     break
-                others = [curve for name, curve in curves.items() if name != trial.name]
-                if sweep_policies.ends(policy, curves[trial.name], others, interval, is_minimized=self.is_minimized):
-                    self.job.tags[f"{trial.name}_cancelled"] = "true"
-                    runner.cancel(trial)
-            self.judged[trial.name] = len(curves[trial.name])
 
-    def end(self) -> None:
-        for trial in self.trials:
-            if self.job.cancelled.is_set():
-                runner.cancel(trial)
+    def end_early(self, trial: Job) -> None:
+        with trial.changed:  # it does not end before its tag is there
+            if runner.cancel(trial):
+                self.job.add_tags({f"{trial.name}_cancelled": "true"})
+
+    def end_trials(self) -> None:
+        for trial in self.living():
+            runner.cancel(trial)
         for trial in self.trials:
             assert trial.thread is not None
             trial.thread.join()
-        self.note_best()
+
+    def outcome(self) -> str:
         if self.job.cancelled.is_set():
-            runner.end(self.job, "Canceled")
-        elif all(trial.status == "Failed" for trial in self.trials):
+            return "Canceled"
+        if self.job.error is not None:
+            return "Failed"
+        # That the service gives up is known from this message of its; after how many failures, is not.
+        if self.trials and all(trial.status == "Failed" for trial in self.trials):
             self.job.error = runner.job_error("UserError", ALL_FAILED)
-            runner.end(self.job, "Failed")
-        else:
-            runner.end(self.job, "Completed")
+            return "Failed"
+        return "Completed"
 
 
-def trial_properties(wanted: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The command job that a trial is."""
-    kept = ("inputs", "outputs", "computeId", "identity", "queueSettings", "resources")
-    properties = {"jobType": "Command", **{key: wanted[key] for key in kept if key in wanted}, **wanted["trial"]}
-    put_in = lambda found: str(settings[found[1].strip()])  # noqa: E731
-    properties["command"] = re.sub(r"\$\{\{\s*search_space\.(.*?)\}\}", put_in, properties["command"])
-    if limit := (wanted.get("limits") or {}).get("trialTimeout"):
+def make_trial(sweep: Job, number: int, values: Values) -> Job:
+    wanted = sweep.properties
+    properties = {
+        "jobType": "Command",
+        **{key: wanted[key] for key in SHARED if key in wanted},
+        **{key: value for key, value in wanted["trial"].items() if value is not None},
+        "command": fill(wanted["trial"]["command"], values),
+    }
+    limit = (wanted.get("limits") or {}).get("trialTimeout")
+    if limit:
         properties["limits"] = {"jobLimitsType": "Command", "timeout": limit}
-    return properties
+    trial = Job(f"{sweep.name}_{number}", properties, sweep.experiment, now(), parent=sweep.name)
+    trial.variables = {f"AZUREML_SWEEP_{name}": str(value) for name, value in values.items()}
+    return trial
 
 
-# --- What is drawn ----------------------------------------------------------------------------------------------------
-
-
-def draw(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """Settings without end, but for a grid. The same seed draws the same."""
-    space, algorithm = sweep.wanted["searchSpace"], sweep.wanted["samplingAlgorithm"]
-    kind = algorithm["samplingAlgorithmType"]
-    if kind == "Grid":
-        yield from (
-            dict(zip(space, values, strict=True))
-            for values in itertools.product(*(given[1][0] for given in space.values()))
-        )
-    elif kind == "Bayesian":
-        yield from around_the_best(sweep, np.random.default_rng(0))
-    else:
-        yield from at_random(space, algorithm)
-
-
-def at_random(space: dict[str, Any], algorithm: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    from scipy.stats import qmc
-
-    seed = algorithm.get("seed") or 0
-    sobol = qmc.Sobol(len(space), seed=seed) if algorithm.get("rule") == "Sobol" else None
-    chance = np.random.default_rng(seed)
-    while True:
-        shares = sobol.random(1)[0] if sobol is not None else chance.random(len(space))
-        yield {name: at(given, float(share)) for (name, given), share in zip(space.items(), shares, strict=True)}
-
-
-def around_the_best(sweep: Sweep, chance: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Every other time near the best so far: enough to see that the next trial follows from the last."""
-    space = sweep.wanted["searchSpace"]
-    shares: dict[str, np.ndarray] = {}
-    for number in itertools.count():
-        best = (sweep.job.properties.get("properties") or {}).get("best_child_run_id")
-        share = chance.random(len(space))
-        if number % 2 and best in shares:
-            share = np.clip(shares[best] + 0.1 * chance.standard_normal(len(space)), 0, 1 - 1e-9)
-        shares[f"{sweep.job.name}_{number}"] = share
-        yield {name: at(given, float(part)) for (name, given), part in zip(space.items(), share, strict=True)}
-
-
-def at(given: list[Any], share: float) -> Any:
-    """The value at `share`, from 0 to below 1, of a distribution; its own inverse where it is no choice."""
-    from scipy.stats import norm
-
-    kind, arguments = given
-    if kind == "choice":
-        return arguments[0][int(share * len(arguments[0]))]
-    if kind == "randint":
-        return int(share * arguments[0])
-    low, high = arguments[:2]
-    value = low + share * (high - low) if "uniform" in kind else float(norm.ppf(max(share, 1e-9), low, high))
-    value = math.exp(value) if "log" in kind else value
-    return round(value / arguments[2]) * arguments[2] if kind.startswith("q") else value
+def fill(command: str, values: Values) -> str:
+    """str of a float is its repr: the shortest that is read back as the same number."""
+    return re.sub(r"\$\{\{search_space\.(\w+)\}\}", lambda found: str(values[found[1]]), command)
