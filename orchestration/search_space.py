@@ -140,7 +140,8 @@ def _named_range(name: str, values: str) -> Dimension:
 def _range(name: str, low: float, high: float) -> Dimension:
     log = SWEEPABLE[name].log
     if low >= high:
-        raise ValueError(f"{written(low)} is not below {written(high)}.")
+        swapped = f" Did you mean {name}={written(high)}..{written(low)}?" if low > high else ""
+        raise ValueError(f"{written(low)} is not below {written(high)}.{swapped}")
     if log and low <= 0:
         raise ValueError(
             f"is searched in the logarithm, which begins above 0; or name its values, as in {name}={_example(name)}."
@@ -152,7 +153,7 @@ def _range(name: str, low: float, high: float) -> Dimension:
         raise ValueError(f"holds more than {MOST_VALUES} values; name some, as in {name}={_example(name)}.")
     numbers = _powers_of_two(low, high) if log else tuple(range(int(low), int(high) + 1))
     if len(numbers) < 2:
-        raise ValueError("holds fewer than two powers of two; name its values, as in 4,6,8.")
+        raise ValueError(f"holds fewer than two powers of two; name its values, as in {name}=4,6,8.")
     _refuse_complaints(name, numbers)
     return Choice(name, numbers)
 
@@ -187,8 +188,10 @@ def _number(name: str, word: str) -> float:
     kind = field_types()[name]
     try:
         number: float = kind(word)
-    except ValueError:
-        raise ValueError(f"{word.strip() or 'nothing'} is not {KINDS[kind]}.") from None
+        if not math.isfinite(number):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ValueError(f"{word.strip() or 'nothing'} is not {KINDS[kind]}; as in {name}={_example(name)}.") from None
     return number
 
 

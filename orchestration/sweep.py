@@ -342,7 +342,7 @@ def _policy_problems(stopping: EarlyStopping) -> list[str]:
         slacks = [slack for slack in (stopping.slack_factor, stopping.slack_amount) if slack is not None]
         if len(slacks) != 1:
             return ["--stop-early bandit: needs one of --slack RATIO, as 0.2, and --slack-amount DIFFERENCE."]
-        return [] if slacks[0] > 0 else ["--stop-early bandit: its slack must be more than 0."]
+        return [] if slacks[0] > 0 else ["--stop-early bandit: its slack must be more than 0, as --slack 0.2."]
     if stopping.policy == "truncation" and not 1 <= (stopping.percentage or 0) <= 99:
         return ["--stop-early truncation: needs --truncate PERCENT, from 1 to 99."]
     return []

@@ -21,7 +21,7 @@ from msggan.program import output_option, output_problems, print_json
 from orchestration.data_source import source_problems
 from orchestration.search_space import SearchSpace, read_space
 from orchestration.settings import Flags, Settings, settings_options
-from orchestration.spec import default_name, name_problems
+from orchestration.spec import default_name
 from orchestration.sweep import (
     DIRECTIONS,
     POLICIES,
@@ -214,7 +214,7 @@ def run_sweep(
     """The command itself, with the options' texts."""
     number_texts = {name: texts.pop(name) for name in NUMBERS}
     numbers, problems = read_numbers(number_texts)
-    problems = source_problems(data) + target_problems(target) + (name_problems(name) if name else []) + problems
+    problems = source_problems(data) + target_problems(target) + problems
     problems += place_problems(device, workers) + output_problems(output) + problems_here(flags)
     problems += objective_problems(objective, direction)
     config, space = config_and_space(texts, over, problems)
