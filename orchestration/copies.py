@@ -45,13 +45,13 @@ def files_of(folder: RunFolder) -> list[Path]:
 def refuse_to_overwrite(to: Path, files: list[Path], *, inside: Path | None, force: bool) -> None:
     """Raises `UsageError` where `to` cannot be written to, or what is there would be overwritten."""
     if to.exists() and not to.is_dir():
-        raise UsageError([f"--out {to}: is a file, not a folder."])
+        raise UsageError([f"{to}: is a file, not a folder."])
     if inside is not None and Path(os.path.abspath(to)).is_relative_to(os.path.abspath(inside)):
-        raise UsageError([f"--out {to}: lies in the run's own folder."], "Give another --out.")
+        raise UsageError([f"{to}: lies in the run's own folder."], "Give another folder.")
     existing = [path for path in files if path.exists()]
     if existing and not force:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UsageError([f"{existing[0]}: is there already{more}."], "Give --force to overwrite, or another --out.")
+        raise UsageError([f"{existing[0]}: is there already{more}."], "Give --force to overwrite, or another folder.")
 
 
 def _copy_whole(source: Path, destination: Path) -> int:

@@ -93,8 +93,13 @@ class LocalSweeps:
         return self._with_report(self.sweep_status(spec.name), folder)
 
     def sweeps(self) -> list[SweepStatus]:
-        """Every sweep, the newest first."""
-        found = [self.sweep_status(name) for name in sweep_names(str(self.runs_dir))]
+        """Every sweep, the newest first; of one that cannot be read is told why."""
+        found = []
+        for name in sweep_names(str(self.runs_dir)):
+            try:
+                found.append(self.sweep_status(name))
+            except RunFolderError as error:
+                self.tell(f"{error.message} {error.hint}")
         return sorted(found, key=lambda sweep: sweep.created or "", reverse=True)
 
     def is_sweep(self, name: str) -> bool:

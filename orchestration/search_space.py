@@ -16,6 +16,7 @@ SWEEPABLE: Mapping[str, Sweep] = {
     spec.name: spec.metadata["sweep"] for spec in fields(TrainConfig) if spec.metadata["sweep"] is not None
 }
 BOOLEANS = {"true": True, "false": False}
+MOST_VALUES = 1000  # of one choice
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,18 @@ class SearchSpace:
         """Whether there are only so many combinations."""
         return all(isinstance(dimension, Choice) for dimension in self.dimensions)
 
+    @property
+    def size(self) -> int | None:
+        """How many combinations there are, None where there is no end of them."""
+        return math.prod(len(dimension.values) for dimension in self._choices) if self.is_grid else None
+
+    @property
+    def _choices(self) -> list[Choice]:
+        return [dimension for dimension in self.dimensions if isinstance(dimension, Choice)]
+
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Every combination, the last field changing fastest. Only of a grid."""
-        values = [dimension.values for dimension in self.dimensions if isinstance(dimension, Choice)]
+        values = [dimension.values for dimension in self._choices]
         return (dict(zip(self.names, combination, strict=True)) for combination in itertools.product(*values))
 
     def as_texts(self) -> list[str]:
@@ -130,7 +140,8 @@ def _named_range(name: str, values: str) -> Dimension:
 def _range(name: str, low: float, high: float) -> Dimension:
     log = SWEEPABLE[name].log
     if low >= high:
-        raise ValueError(f"{written(low)} is not below {written(high)}.")
+        swapped = f" Did you mean {name}={written(high)}..{written(low)}?" if low > high else ""
+        raise ValueError(f"{written(low)} is not below {written(high)}.{swapped}")
     if log and low <= 0:
         raise ValueError(
             f"is searched in the logarithm, which begins above 0; or name its values, as in {name}={_example(name)}."
@@ -138,9 +149,11 @@ def _range(name: str, low: float, high: float) -> Dimension:
     if field_types()[name] is float:
         _refuse_complaints(name, (low, high))
         return Interval(name, float(low), float(high), log)
+    if not log and high - low >= MOST_VALUES:
+        raise ValueError(f"holds more than {MOST_VALUES} values; name some, as in {name}={_example(name)}.")
     numbers = _powers_of_two(low, high) if log else tuple(range(int(low), int(high) + 1))
     if len(numbers) < 2:
-        raise ValueError("holds fewer than two powers of two; name its values, as in 4,6,8.")
+        raise ValueError(f"holds fewer than two powers of two; name its values, as in {name}=4,6,8.")
     _refuse_complaints(name, numbers)
     return Choice(name, numbers)
 
@@ -175,8 +188,10 @@ def _number(name: str, word: str) -> float:
     kind = field_types()[name]
     try:
         number: float = kind(word)
-    except ValueError:
-        raise ValueError(f"{word.strip() or 'nothing'} is not {KINDS[kind]}.") from None
+        if not math.isfinite(number):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ValueError(f"{word.strip() or 'nothing'} is not {KINDS[kind]}; as in {name}={_example(name)}.") from None
     return number
 
 

@@ -227,12 +227,24 @@ def objective_problems(metric: str, direction: str | None) -> list[str]:
     if direction is not None and direction not in DIRECTIONS:
         problems.append(f"--direction {direction}: is not one of {', '.join(DIRECTIONS)}.")
     if not is_known(metric):
-        near = get_close_matches(metric, KNOWN_METRICS, n=1)
+        near = get_close_matches(metric.lower(), KNOWN_METRICS, n=1)
         suggestion = (
             f"Did you mean {near[0]}?" if near else f"There are {', '.join(KNOWN_METRICS)} and swd_16, swd_32 …"
         )
         problems.append(f"--objective {metric}: no run logs this. {suggestion}")
     return problems
+
+
+def scale_problems(metric: str, config: TrainConfig) -> list[str]:
+    """A complaint where the metric is of a scale that images of the configured resolution do not have."""
+    match = re.fullmatch(r"swd_(\d+)", metric)
+    if match is None or config.resolution is None:  # the images will tell
+        return []
+    scales = [1 << power for power in range(2, 11) if 16 <= 1 << power <= config.resolution] or [config.resolution]
+    if int(match[1]) in scales:
+        return []
+    there = ", ".join(["swd", *(f"swd_{scale}" for scale in scales)])
+    return [f"--objective {metric}: is never logged at --resolution {config.resolution}. There are {there}."]
 
 
 def is_known(metric: str) -> bool:
@@ -250,12 +262,15 @@ def spec_problems(spec: SweepSpec) -> list[str]:
         *_sampling_problems(spec),
         *_number_problems(spec),
         *early_stopping_problems(spec.early_stopping),
+        *(scale_problems(spec.objective.metric, spec.config) if is_known(spec.objective.metric) else []),
     ]
 
 
 def _sampling_problems(spec: SweepSpec) -> list[str]:
     if spec.sampling not in SAMPLINGS:
-        return [f"--sampling {spec.sampling}: is not one of {', '.join(SAMPLINGS)}."]
+        return [
+            f"--sampling {spec.sampling}: is not one of {', '.join(SAMPLINGS)}.{_nearest(spec.sampling, SAMPLINGS)}"
+        ]
     if spec.sampling == "grid":
         return [
             f"--sampling grid: --over {dimension} has no end of values. Name them, as in "
@@ -266,14 +281,19 @@ def _sampling_problems(spec: SweepSpec) -> list[str]:
     return []
 
 
+def _nearest(word: str, words: Sequence[str]) -> str:
+    near = get_close_matches(word.lower(), words, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def _number_problems(spec: SweepSpec) -> list[str]:
-    problems = []
-    if not 1 <= spec.trials <= MOST_TRIALS:
-        problems.append(f"--trials {spec.trials}: must be 1 or more, at most {MOST_TRIALS}.")
+    problems = _trials_problems(spec)
     if spec.concurrent < 1:
         problems.append(f"--concurrent {spec.concurrent}: must be 1 or more.")
-    elif spec.concurrent > spec.trials:
-        problems.append(f"--concurrent {spec.concurrent}: is more than --trials {spec.trials}.")
+    elif spec.concurrent > spec.trials > 0:
+        problems.append(
+            f"--concurrent {spec.concurrent}: is more than --trials {spec.trials}. Give --concurrent {spec.trials}."
+        )
     if spec.timeout_hours is not None and not spec.timeout_hours > 0:
         problems.append(f"--timeout {spec.timeout_hours:g}: must be more than 0 hours.")
     if not 0 <= spec.most_failed <= 1:
@@ -281,10 +301,22 @@ def _number_problems(spec: SweepSpec) -> list[str]:
     return problems
 
 
+def _trials_problems(spec: SweepSpec) -> list[str]:
+    if not 1 <= spec.trials <= MOST_TRIALS:
+        return [f"--trials {spec.trials}: must be 1 or more, at most {MOST_TRIALS}."]
+    size = spec.space.size
+    if not spec.space.dimensions or size is None or spec.trials <= size:
+        return []
+    there = "is only 1 combination" if size == 1 else f"are only {size} combinations"
+    return [f"--trials {spec.trials}: there {there}. Give --trials {size}."]
+
+
 def early_stopping_problems(stopping: EarlyStopping) -> list[str]:
     """Every complaint about --stop-early and what goes with it."""
     if stopping.policy not in POLICIES:
-        return [f"--stop-early {stopping.policy}: is not one of {', '.join(POLICIES)}."]
+        return [
+            f"--stop-early {stopping.policy}: is not one of {', '.join(POLICIES)}.{_nearest(stopping.policy, POLICIES)}"
+        ]
     problems = []
     if stopping.interval < 1:
         problems.append(f"--stop-interval {stopping.interval}: must be 1 or more.")
@@ -310,7 +342,7 @@ def _policy_problems(stopping: EarlyStopping) -> list[str]:
         slacks = [slack for slack in (stopping.slack_factor, stopping.slack_amount) if slack is not None]
         if len(slacks) != 1:
             return ["--stop-early bandit: needs one of --slack RATIO, as 0.2, and --slack-amount DIFFERENCE."]
-        return [] if slacks[0] > 0 else ["--stop-early bandit: its slack must be more than 0."]
+        return [] if slacks[0] > 0 else ["--stop-early bandit: its slack must be more than 0, as --slack 0.2."]
     if stopping.policy == "truncation" and not 1 <= (stopping.percentage or 0) <= 99:
         return ["--stop-early truncation: needs --truncate PERCENT, from 1 to 99."]
     return []

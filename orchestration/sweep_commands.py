@@ -21,7 +21,7 @@ from msggan.program import output_option, output_problems, print_json
 from orchestration.data_source import source_problems
 from orchestration.search_space import SearchSpace, read_space
 from orchestration.settings import Flags, Settings, settings_options
-from orchestration.spec import default_name, name_problems
+from orchestration.spec import default_name
 from orchestration.sweep import (
     DIRECTIONS,
     POLICIES,
@@ -91,7 +91,9 @@ def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="An option to search: NAME (its own range), NAME=LOW..HIGH or NAME=a,b,c. May be repeated.",
             ),
             click.option(
-                "--trials", metavar="INTEGER", help=f"How many to try.  [default: {DEFAULT_TRIALS}; grid: all]"
+                "--trials",
+                metavar="INTEGER",
+                help=f"How many to try.  [default: {DEFAULT_TRIALS}, or all there are; grid: all]",
             ),
             click.option("--concurrent", metavar="INTEGER", help="How many at once, the cores shared.  [default: 1]"),
             click.option(
@@ -148,10 +150,10 @@ def read_numbers(texts: Mapping[str, str | None]) -> tuple[Numbers, list[str]]:
 
 
 def default_trials(space: SearchSpace, sampling: str) -> int:
-    """All of a grid; otherwise a number that fits a night."""
-    if sampling == "grid" and space.is_grid:
-        return math.prod(len(dimension.values) for dimension in space.dimensions if hasattr(dimension, "values"))
-    return DEFAULT_TRIALS
+    """All of a grid; otherwise a number that fits a night, at most all."""
+    if space.size is None:
+        return DEFAULT_TRIALS
+    return space.size if sampling == "grid" else min(DEFAULT_TRIALS, space.size)
 
 
 # --- msggan-aml sweep -------------------------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def run_sweep(
     """The command itself, with the options' texts."""
     number_texts = {name: texts.pop(name) for name in NUMBERS}
     numbers, problems = read_numbers(number_texts)
-    problems = source_problems(data) + target_problems(target) + (name_problems(name) if name else []) + problems
+    problems = source_problems(data) + target_problems(target) + problems
     problems += place_problems(device, workers) + output_problems(output) + problems_here(flags)
     problems += objective_problems(objective, direction)
     config, space = config_and_space(texts, over, problems)

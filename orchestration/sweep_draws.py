@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from orchestration.search_space import Choice, Dimension, SearchSpace
-from orchestration.sweep import Objective
+from orchestration.sweep import MOST_TRIALS, Objective
 
 STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.COMPLETE, "failed": TrialState.FAIL}
+MOST_DRAWS = 2**14  # of 1000 combinations the last one comes by some 7500, and seldom later
+MOST_PROPOSALS = 8
+SEEDS = 2**31  # numpy takes no more; beyond, seeds begin again
 
 
 def draw(space: SearchSpace, sampling: str, seed: int, count: int) -> list[dict[str, Any]]:
-    """The settings of the first `count` trials: of a longer list they are the beginning. Not for bayesian."""
+    """The settings of the first `count` trials, none twice: of a longer list the beginning. Not for bayesian."""
     if sampling == "grid":
         return list(itertools.islice(space.combinations(), count))
-    if sampling == "sobol":
-        return _sobol(space, seed, count)
+    stream = (_sobol if sampling == "sobol" else _random)(space, seed % SEEDS)
+    return list(itertools.islice(_once_each(stream, space) if space.is_grid else stream, count))
+
+
+def _random(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    return [study.ask(distributions(space)).params for _ in range(count)]
+    while True:
+        yield study.ask(distributions(space)).params
 
 
-def _sobol(space: SearchSpace, seed: int, count: int) -> list[dict[str, Any]]:
+def _sobol(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
     """Scrambled Sobol points. Optuna's own sampler leaves choices to chance; here they are spread evenly too."""
     from scipy.stats import qmc
 
-    power = max(0, (count - 1).bit_length())  # the points are even among themselves in powers of two
-    points = qmc.Sobol(len(space.dimensions), scramble=True, seed=seed).random_base2(power)[:count]
-    return [
-        {dimension.name: at(dimension, float(share)) for dimension, share in zip(space.dimensions, point, strict=True)}
-        for point in points
-    ]
+    points = qmc.Sobol(len(space.dimensions), scramble=True, seed=seed)
+    for power in itertools.count():  # the points are even among themselves in powers of two: 1, 2, 4, … in all
+        for point in points.random_base2(max(0, power - 1)):
+            yield {
+                dimension.name: at(dimension, float(share))
+                for dimension, share in zip(space.dimensions, point, strict=True)
+            }
+
+
+def _once_each(stream: Iterator[dict[str, Any]], space: SearchSpace) -> Iterator[dict[str, Any]]:
+    """The combinations in the order in which they first come; at last those that were long in coming."""
+    seen = set()
+    for settings in itertools.chain(itertools.islice(stream, MOST_DRAWS), space.combinations()):
+        key = tuple(settings.values())
+        if key not in seen:
+            seen.add(key)
+            yield settings
 
 
 def at(dimension: Dimension, share: float) -> Any:
@@ -65,8 +84,9 @@ class Study:
 
     def __init__(self, database: Path, name: str, space: SearchSpace, objective: Objective, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space = distributions(space)
-        self._seed = seed
+        self._space = space
+        self._distributions = distributions(space)
+        self._seed = seed % SEEDS
         self._study = optuna.create_study(
             study_name=name,
             storage=f"sqlite:///{database.as_posix()}",
@@ -76,20 +96,41 @@ class Study:
 
     def begin(self, number: int, settings: dict[str, Any]) -> None:
         """Notes that a trial runs, unless it is noted already."""
-        if number < len(self._study.get_trials(deepcopy=False)):
-            return
-        self._study.enqueue_trial(settings)
-        self._study.ask(self._space)
+        if number >= len(self._study.get_trials(deepcopy=False)):
+            self._study.add_trial(
+                create_trial(state=TrialState.RUNNING, params=settings, distributions=self._distributions)
+            )
 
     def propose(self, number: int) -> dict[str, Any]:
-        """The settings that look best after the trials that have ended; `number` makes the chance its own."""
-        number_of_trials = len(self._study.get_trials(deepcopy=False))
-        if number < number_of_trials:
-            return dict(self._study.get_trials(deepcopy=False)[number].params)
-        self._study.sampler = optuna.samplers.TPESampler(
-            seed=self._seed + number, n_startup_trials=max(4, 2 * len(self._space))
+        """The settings that look best after the trials that have ended; `number` makes the chance its own.
+
+        In a space of choices they are others than those of every trial before, while there are others.
+        """
+        before = self._study.get_trials(deepcopy=False)
+        if number < len(before):
+            return dict(before[number].params)
+        settings = self._untried(number, [trial.params for trial in before])
+        self.begin(number, settings)
+        return settings
+
+    def _untried(self, number: int, tried: list[dict[str, Any]]) -> dict[str, Any]:
+        proposals = (self._proposal(number + attempt * MOST_TRIALS) for attempt in range(MOST_PROPOSALS))
+        first = next(proposals)
+        if not self._space.is_grid:
+            return first
+        others = itertools.chain([first], proposals, self._space.combinations())
+        return next((settings for settings in others if settings not in tried), first)
+
+    def _proposal(self, chance: int) -> dict[str, Any]:
+        """What the sampler proposes, in a study of its own: nothing is noted yet."""
+        study = optuna.create_study(
+            direction=self._study.direction,
+            sampler=optuna.samplers.TPESampler(
+                seed=self._seed + chance, n_startup_trials=max(4, 2 * len(self._distributions))
+            ),
         )
-        return dict(self._study.ask(self._space).params)
+        study.add_trials(self._study.get_trials(deepcopy=False))
+        return dict(study.ask(self._distributions).params)
 
     def end(self, number: int, state: str, objective: float | None) -> None:
         """Notes how a trial ended. state: completed, stopped or failed."""

@@ -69,7 +69,9 @@ def read_request(content: bytes, kind: type[Request], where: str) -> Request:
             objective, stopping = Objective(**values["objective"]), EarlyStopping(**values["early_stopping"])
             return kind(**{**values, "objective": objective, "early_stopping": stopping})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{where}: is no sweep that msggan wrote.", "Give another --name.") from error
+        raise RunFolderError(
+            f"{where}: is no sweep that msggan wrote.", "Take it away, or give another --name."
+        ) from error
     raise RunFolderError(
         f"{where}: was written by another version of msggan (format {version}, not {FORMAT_VERSION}).",
         "Use the msggan that began this sweep, or give another --name.",

@@ -192,7 +192,7 @@ def test_what_a_sweep_sends_is_described(sampling: str, described: Description) 
     config = TrainConfig(resolution=8)
     over = ["loss", "mirror"] if sampling in ("grid", "bayesian") else ["g_lr", "beta2", "loss", "mirror"]
     space = read_space(over, config)
-    spec = SweepSpec(config, "one", "one", space, sampling=sampling, early_stopping=SAMPLINGS[sampling])
+    spec = SweepSpec(config, "one", "one", space, sampling=sampling, trials=4, early_stopping=SAMPLINGS[sampling])
     body = build_sweep_body(job_plan(), spec, SCOPE)
     found = described.complaints("PUT", f"{SCOPE}/jobs/one", body)
     assert [complaint for complaint in found if complaint not in DEPARTURES] == []

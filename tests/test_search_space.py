@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
+from msggan.metrics import sliced_wasserstein
 from orchestration.search_space import SWEEPABLE, Choice, Interval, SearchSpace, read_space
-from orchestration.sweep import Objective, SweepSpec
+from orchestration.sweep import SAMPLINGS, Objective, SweepSpec, scale_problems
+from orchestration.sweep_commands import default_trials
 
 ANY = TrainConfig()
+SCALES = ["swd", *(f"swd_{1 << power}" for power in range(2, 11))]
 
 
 def complaints(*texts: str, config: TrainConfig = ANY) -> list[str]:
@@ -69,7 +73,10 @@ def test_the_combinations_of_a_grid_change_the_last_field_fastest() -> None:
     [
         ("glr", "there is no option --glr. Did you mean g_lr?"),
         ("kimg", "--kimg cannot be swept"),
-        ("g_lr=0.01..0.001", "0.01 is not below 0.001."),
+        ("g_lr=0.01..0.001", "0.01 is not below 0.001. Did you mean g_lr=0.001..0.01?"),
+        ("g_lr=1..inf", "inf is not a number"),
+        ("g_lr=0.001..", "nothing is not a number; as in g_lr=0.001,0.003."),
+        ("seed=1.5,2", "1.5 is not a whole number; as in seed=1,2,3."),
         ("g_lr=0.01..0.01", "0.01 is not below 0.01."),
         ("g_lr=", "names no value"),
         ("g_lr=0.1,,0.2", "has an empty value"),
@@ -79,8 +86,9 @@ def test_the_combinations_of_a_grid_change_the_last_field_fastest() -> None:
         ("loss=hinge..wgan-gp", "is no number"),
         ("loss=hinge,nonsense", "is not one of"),
         ("mirror=yes,no", "yes is not true or false"),
-        ("g_lr=nan..1", "--g-lr nan: must be more than 0"),
+        ("g_lr=nan..1", "nan is not a number; as in g_lr=0.001,0.003."),
         ("batch_size=5..7", "fewer than two powers of two"),
+        ("seed=0..99999999999", "holds more than 1000 values; name some, as in seed=1,2,3."),
     ],
 )
 def test_what_cannot_be_swept_is_refused_with_what_to_type(text: str, complaint: str) -> None:
@@ -109,6 +117,7 @@ def test_values_that_are_good_alone_and_bad_together_are_found_before_a_trial_do
         ({"sampling": "grid"}, "--sampling grid: --over g_lr=0.0005..0.01 has no end of values."),
         ({"trials": 2, "concurrent": 3}, "--concurrent 3: is more than --trials 2."),
         ({"trials": 0}, "--trials 0: must be 1 or more"),
+        ({"sampling": "Sobol"}, "--sampling Sobol: is not one of random, grid, bayesian, sobol. Did you mean sobol?"),
         ({"most_failed": 1.5}, "--most-failed 1.5: must be a share from 0 to 1."),
         ({"timeout_hours": 0.0}, "--timeout 0: must be more than 0 hours."),
     ],
@@ -117,6 +126,59 @@ def test_a_sweep_that_cannot_be_is_refused(asked: dict[str, object], complaint: 
     with pytest.raises(UsageError) as refused:
         SweepSpec(ANY, "data", "name", read_space(["g_lr"], ANY), **asked)  # type: ignore[arg-type]
     assert any(problem.startswith(complaint) for problem in refused.value.problems)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(
+    ("over", "complaints"),
+    [
+        (["mirror", "loss=hinge,lsgan,wgan-gp"], ["--trials 7: there are only 6 combinations. Give --trials 6."]),
+        (["mirror", "loss=hinge,lsgan,wgan-gp,standard"], []),
+        (["loss=hinge"], ["--trials 7: there is only 1 combination. Give --trials 1."]),
+    ],
+)
+def test_more_trials_than_there_are_combinations_are_refused(
+    sampling: str, over: list[str], complaints: list[str]
+) -> None:
+    found: list[str] = []
+    try:
+        SweepSpec(ANY, "data", "name", read_space(over, ANY), trials=7, sampling=sampling)
+    except UsageError as error:
+        found += error.problems
+    assert found == complaints
+
+
+def test_as_many_trials_as_there_are_combinations_unless_that_takes_all_night() -> None:
+    trials = {over: default_trials(read_space([over], ANY), "random") for over in ("mirror", "seed=1..30", "g_lr")}
+    assert trials == {"mirror": 2, "seed=1..30": 20, "g_lr": 20}
+    assert default_trials(read_space(["seed=1..30"], ANY), "grid") == 30
+
+
+@pytest.mark.parametrize(
+    ("metric", "resolution", "there"),
+    [
+        ("swd_64", 8, "swd, swd_8"),
+        ("swd_8", 16, "swd, swd_16"),
+        ("swd_256", 128, "swd, swd_16, swd_32, swd_64, swd_128"),
+        ("swd_8", 8, ""),
+        ("swd_128", 128, ""),
+        ("swd_16", 128, ""),
+        ("swd_64", None, ""),
+        ("swd", 8, ""),
+    ],
+)
+def test_a_scale_that_the_images_do_not_have_is_refused(metric: str, resolution: int | None, there: str) -> None:
+    complaint = f"--objective {metric}: is never logged at --resolution {resolution}. There are {there}."
+    assert scale_problems(metric, TrainConfig(resolution=resolution)) == ([complaint] if there else [])
+
+
+def test_the_scales_that_are_told_are_those_that_are_measured() -> None:
+    for resolution in (4, 8, 16, 64):
+        images = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
+        measured = set(sliced_wasserstein(images, images))
+        assert {
+            metric for metric in SCALES if not scale_problems(metric, TrainConfig(resolution=resolution))
+        } == measured
 
 
 @given(st.lists(st.one_of(st.none(), st.floats()), min_size=1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from msggan.config import TrainConfig
 from orchestration.search_space import Choice, Interval, read_space
@@ -12,6 +14,8 @@ from orchestration.sweep import Objective
 from orchestration.sweep_draws import Study, at, draw
 
 SPACE = read_space(["g_lr=0.001..0.1", "beta1", "mirror"], TrainConfig())
+CHOICES = read_space(["loss=hinge,lsgan,wgan-gp", "mirror", "g_lr=0.001,0.01"], TrainConfig())
+SAMPLINGS = st.sampled_from(["random", "sobol", "grid"])
 
 
 @pytest.mark.parametrize("sampling", ["random", "sobol"])
@@ -19,11 +23,35 @@ def test_every_draw_is_inside_and_begins_every_longer_list(sampling: str) -> Non
     drawn = draw(SPACE, sampling, 7, 20)
     assert draw(SPACE, sampling, 7, 5) == drawn[:5]
     assert draw(SPACE, sampling, 8, 5) != drawn[:5]
-    for settings in drawn:
-        assert list(settings) == ["g_lr", "beta1", "mirror"]
-        assert 0.001 <= settings["g_lr"] <= 0.1
-        assert 0.0 <= settings["beta1"] <= 0.9
-        assert settings["mirror"] in (True, False)
+    for one in drawn:
+        assert list(one) == ["g_lr", "beta1", "mirror"]
+        assert 0.001 <= one["g_lr"] <= 0.1
+        assert 0.0 <= one["beta1"] <= 0.9
+        assert one["mirror"] in (True, False)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SAMPLINGS, st.integers(-5, 2**40), st.integers(0, 12), st.integers(0, 12))
+def test_no_combination_of_choices_is_drawn_twice(sampling: str, seed: int, fewer: int, more: int) -> None:
+    drawn = draw(CHOICES, sampling, seed, max(fewer, more))
+    assert draw(CHOICES, sampling, seed, min(fewer, more)) == drawn[: min(fewer, more)]
+    assert len({tuple(one.values()) for one in drawn}) == len(drawn) == max(fewer, more)
+    assert all(one in list(CHOICES.combinations()) for one in drawn)
+
+
+def test_combinations_that_are_long_in_coming_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = draw(CHOICES, "random", 0, 12)
+    monkeypatch.setattr("orchestration.sweep_draws.MOST_DRAWS", 4)
+    drawn = draw(CHOICES, "random", 0, 12)
+    there = [one for one in whole if one in drawn[:4]]
+    assert drawn[: len(there)] == there
+    assert sorted(map(str, drawn)) == sorted(map(str, CHOICES.combinations()))
+
+
+def test_all_of_a_thousand_combinations_are_drawn() -> None:
+    space = read_space(["seed=0..99", "penalty_interval=1,2,3,4,5,6,7,8,9,10"], TrainConfig())
+    for sampling in ("random", "sobol"):
+        assert len({tuple(one.values()) for one in draw(space, sampling, 0, 1000)}) == 1000
 
 
 def test_sobol_spreads_choices_and_logarithms_evenly() -> None:
@@ -50,3 +78,23 @@ def test_a_bayesian_trial_follows_from_those_before_it_alone(tmp_path: Path) -> 
         assert again.propose(number) == settings
         for study in (stays, again):
             study.end(number, "completed", settings["g_lr"])
+
+
+def test_bayesian_sampling_tries_no_combination_twice_while_there_are_others(tmp_path: Path) -> None:
+    study = Study(tmp_path / "s.db", "s", CHOICES, Objective(), 0)
+    tried = []
+    for number in range(12):
+        tried.append(study.propose(number))
+        study.end(number, "completed" if number % 3 else "failed", float(number))
+    assert len({tuple(one.values()) for one in tried}) == 12
+    assert study.propose(12) in tried, "what cannot be new is proposed nevertheless"
+
+
+def test_a_trial_that_is_noted_twice_is_one_trial_with_its_settings(tmp_path: Path) -> None:
+    study = Study(tmp_path / "s.db", "s", SPACE, Objective(), 0)
+    (drawn,) = draw(SPACE, "random", 0, 1)
+    for _ in range(2):
+        study.begin(0, drawn)
+        study.end(0, "completed", 1.0)
+    assert study.propose(0) == drawn
+    assert study.propose(1) != drawn

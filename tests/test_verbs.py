@@ -235,7 +235,7 @@ def test_a_download_never_overwrites_unless_forced(place: Path) -> None:
     (out / "generator.safetensors").write_text("mine")
     refused = msggan_aml(place, "download", "tiny", "--out", "mine", "--weights")
     assert refused.exit_code == 2
-    assert "Give --force to overwrite, or another --out." in refused.stderr
+    assert "Give --force to overwrite, or another folder." in refused.stderr
     assert (out / "generator.safetensors").read_text() == "mine"
     assert msggan_aml(place, "download", "tiny", "--out", "mine", "--weights", "--force").exit_code == 0
     original = place / "runs" / "tiny" / "generator.safetensors"
