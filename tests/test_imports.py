@@ -35,6 +35,7 @@ LIGHT_MODULES = [
     "msggan.pack",
     "msggan.pack_options",
     "msggan.packages",
+    "msggan.parent_run",
     "msggan.program",
     "msggan.run_folder",
     "msggan.run_state",
@@ -104,6 +105,7 @@ LOOPS = {
     "msggan.pack",
     "msggan.export",
     "msggan.mlflow_run",
+    "msggan.parent_run",
     "msggan.delivery",
 }
 ADAPTERS = (
