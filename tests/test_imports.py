@@ -61,6 +61,7 @@ LIGHT_MODULES = [
     "orchestration.early_stopping",
     "orchestration.local_sweep",
     "orchestration.sweep",
+    "orchestration.sweep_delivery",
     "orchestration.sweep_folder",
     "orchestration.sweep_words",
     "orchestration.trial_process",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Ended
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from test_delivery import _own_environment as own_environment  # noqa: F401 - a fixture
-from test_delivery import a_run, database, delivered, empty_database, runs_at  # noqa: F401
+from test_delivery import a_run, database, delivered, empty_database, free_port, runs_at  # noqa: F401
 
 from msggan.mlflow_run import DeliveryError, connect
 from msggan.parent_run import parent_run, tell_result
@@ -19,7 +21,13 @@ from msggan.tracking_uri import PARENT_VARIABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy")
 
+SHORT = ["--resolution", "8", "--latent-size", "8", "--kimg", "0.02", "-o", "json"]
 PARENT = "mlflow.parentRunId"
+RunProgram = Callable[..., Ended]
+
+
+def sweep(*words: str) -> list[str]:
+    return ["msggan-aml", "sweep", "--data", "tiny", "--name", "find", *words, *SHORT]
 
 
 def by_name(uri: str) -> dict[str, Run]:
@@ -45,6 +53,48 @@ def a_trial(folder: Path, number: int) -> RunFolder:
 
 def a_result(state: str = "completed", **more: Any) -> dict[str, Any]:
     return {"state": state, "params": {}, "metrics": {}, "tags": {}, "files": [], **more}
+
+
+# By the command line
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_a_sweep_is_one_run_with_its_result_and_its_trials_nested(
+    database: str,  # noqa: F811
+    tmp_path: Path,
+    run_program: RunProgram,
+) -> None:
+    words = ["--over", "g_lr=0.001..0.01", "--sampling", "sobol"]
+    first = run_program(*sweep(*words, "--trials", "1"), MSGGAN_TRACKING_URI=database)
+    assert first.exit_code == 0, first.stderr
+    assert set(by_name(database)) == {"find", "find/000"}
+
+    ended = run_program(*sweep(*words, "--trials", "2"), MSGGAN_TRACKING_URI=database)
+    assert ended.exit_code == 0, ended.stderr
+    assert "does not have the sweep's result" not in first.stderr + ended.stderr
+    there = by_name(database)
+    assert set(there) == {"find", "find/000", "find/001"}
+    parent, best = there.pop("find"), ended.json["best"]
+    assert {run.data.tags[PARENT] for run in there.values()} == {parent.info.run_id}
+    assert {run.info.status for run in there.values()} == {"FINISHED"}
+    assert parent.info.status == "FINISHED"
+    assert PARENT not in parent.data.tags
+    assert parent.data.params["over.g_lr"] == "0.001..0.01"
+    assert (parent.data.params["sampling"], parent.data.params["objective"]) == ("sobol", "swd (minimize)")
+    assert parent.data.metrics == {"best_swd": best["objective"], "best_trial": best["number"]}
+    assert float(parent.data.tags["best.g_lr"]) == pytest.approx(best["settings"]["g_lr"])
+    page = MlflowClient(database).download_artifacts(parent.info.run_id, "report.html", str(tmp_path))
+    assert Path(page).read_bytes() == (tmp_path / "runs" / "find" / "report.html").read_bytes()
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_a_sweep_ends_well_where_mlflow_is_away_and_says_so_once(run_program: RunProgram) -> None:
+    uri = f"http://me:s3same@127.0.0.1:{free_port()}"
+    ended = run_program(*sweep("--over", "g_lr", "--trials", "1"), MSGGAN_TRACKING_URI=uri)
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.json["state"] == "completed"
+    assert ended.stderr.count("does not have the sweep's result (connection refused)") == 1
+    assert "s3same" not in ended.stderr + ended.stdout
 
 
 # The parent
