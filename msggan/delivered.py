@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from msggan.files import write_whole
 
@@ -53,3 +56,19 @@ def undelivered(reports: Sequence[Mapping[str, Any]], delivered: Delivered | Non
     """How many points of a run's curves MLflow does not have yet."""
     after = delivered.delivered_images if delivered else NOTHING
     return sum(1 for report in reports if is_point(report) and report["images"] > after)
+
+
+@contextmanager
+def alone(folder: Path, seconds: float) -> Iterator[None]:
+    """Within, no other process tells MLflow of what is in `folder`. Raises filelock's `Timeout` after `seconds`."""
+    lock = FileLock(folder / ".mlflow.lock")
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:  # an OSError, too
+        raise
+    except (OSError, NotImplementedError):  # some network drives have no locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()

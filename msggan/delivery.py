@@ -16,16 +16,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from msggan.delivered import Delivered, is_point, load_delivered
+from msggan.delivered import Delivered, alone, is_point, load_delivered
 from msggan.mlflow_run import (
     METRICS,
     ROWS_AT_MOST,
@@ -38,8 +38,9 @@ from msggan.mlflow_run import (
     rows_of,
     tags_of,
 )
+from msggan.parent_run import parent_run
 from msggan.run_folder import RunFolder
-from msggan.tracking_uri import sqlite_file, without_password
+from msggan.tracking_uri import PARENT_VARIABLE, sqlite_file, without_password
 
 INTERVAL_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -52,6 +53,9 @@ LAST_PAUSE_SECONDS = 2.0
 LAST_SECONDS = 60.0
 # A process that outlived its trainer may hold the lock that long.
 LOCK_SECONDS = LAST_SECONDS + 5
+
+# Final states of a run that nobody waits for: the sweep that it is of may have ended meanwhile.
+LEFT_ALONE = ("cancelled", "interrupted", "died")
 
 Tell = Callable[[dict[str, str]], None]
 
@@ -107,6 +111,7 @@ class Delivery:
         self.config = config
         self.cursor = folder.path / "mlflow.json"
         self.name = folder.path.resolve().name
+        self.sweep = Path(os.environ[PARENT_VARIABLE]) if os.environ.get(PARENT_VARIABLE) else None
         self.run: MlflowRun | None = None
         self.reports = Reports(folder.metrics)
         self.problem = ""  # how the line began that was said of it
@@ -127,7 +132,7 @@ class Delivery:
 
     def _deliver(self, final_state: str) -> None:
         try:
-            run = self.run = self.run or self._connect()
+            run = self.run = self.run or self._connect(final_state)
             self._deliver_reports(run)
         except DeliveryError:
             # What was on its way may have arrived or not: connecting again asks what is there.
@@ -153,7 +158,7 @@ class Delivery:
 
     # The run there
 
-    def _connect(self) -> MlflowRun:
+    def _connect(self, final_state: str) -> MlflowRun:
         client = connect(self.uri)
         self.tell({})
         known = load_delivered(self.cursor, tracking_uri=without_password(self.uri), name=self.name)
@@ -179,17 +184,24 @@ class Delivery:
             else:
                 reached = replace(reached, delivered_images=images)
         else:
-            run = begin_run(client, self.uri, self.name)
+            run = begin_run(client, self.uri, self._name_there())
         self.reached = replace(reached, experiment_id=run.experiment_id, run_id=run.run_id)
         self.reached.save(self.cursor)
         self.reports = Reports(self.folder.metrics)
         self.description = [self.folder.path / name for name in DESCRIPTION]
-        self._describe(run)
+        parent = {}
+        if self.sweep is not None and not run.given:
+            sweep_run = parent_run(client, self.uri, self.sweep, goes_on=final_state not in LEFT_ALONE)
+            parent = {"mlflow.parentRunId": sweep_run.run_id}
+        self._describe(run, parent)
         return run
 
-    def _describe(self, run: MlflowRun) -> None:
+    def _name_there(self) -> str:
+        return self.name if self.sweep is None else f"{self.sweep.resolve().name}/{self.name}"
+
+    def _describe(self, run: MlflowRun, parent: dict[str, str]) -> None:
         tags = {"msggan.version": version("msggan"), "msggan.run_dir": str(self.folder.path.resolve())}
-        run.describe({**tags_of(self.config), **tags})
+        run.describe({**tags_of(self.config), **tags, **parent})
         refused = run.keep_params(params_of(self.config))
         self._say_if(bool(refused), f"MLflow's run had other parameters before and keeps them ({refused}).")
         self.tell({})
@@ -263,15 +275,18 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     folder = RunFolder(sys.argv[1])
-    with _alone(folder.path):
-        import mlflow  # noqa: F401 - it takes seconds
+    try:
+        with alone(folder.path, LOCK_SECONDS):  # the last process may outlive its trainer, and finishes first
+            import mlflow  # noqa: F401 - it takes seconds
 
-        uri = os.environ["MLFLOW_TRACKING_URI"]
-        if sqlite_file(uri) is None:
-            tell({})  # from the first sign on, slowness is the server's; making a database here is part of starting
-        delivery = Delivery(folder, uri, tell)
-        keep_delivering(delivery, ended)
-        finish(delivery, state[0])
+            uri = os.environ["MLFLOW_TRACKING_URI"]
+            if sqlite_file(uri) is None:
+                tell({})  # from the first sign on, slowness is the server's; making a database here is part of starting
+            delivery = Delivery(folder, uri, tell)
+            keep_delivering(delivery, ended)
+            finish(delivery, state[0])
+    except Timeout:
+        raise SystemExit(1) from None
 
 
 def keep_delivering(delivery: Delivery, ended: threading.Event) -> None:
@@ -305,22 +320,6 @@ def _channel() -> Tell:
             channel.flush()
 
     return tell
-
-
-@contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
-    """One process at a time tells MLflow of a run: the last one may outlive its trainer, and finishes first."""
-    lock = FileLock(run_dir / ".mlflow.lock")
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise SystemExit(1) from None
-    except (OSError, NotImplementedError):  # some network drives have no locks
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class DeliveryProcess:
             # The address goes by the environment: it may hold a password, and a command line is seen by everyone.
             self._child = subprocess.Popen(  # noqa: S603 - our own command, as a list: no shell reads it
                 [sys.executable, "-m", "msggan.delivery", str(run_dir)],
-                env=_environment(tracking_uri),
+                env=delivery_environment(tracking_uri),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -150,6 +150,7 @@ class DeliveryProcess:
         self.problem = reason
 
 
-def _environment(tracking_uri: str) -> dict[str, str]:
+def delivery_environment(tracking_uri: str) -> dict[str, str]:
+    """The variables of a process that tells MLflow."""
     ours = {name: value for name, value in ENVIRONMENT.items() if name in ALWAYS or name not in os.environ}
     return {**os.environ, **ours, "MLFLOW_TRACKING_URI": tracking_uri}

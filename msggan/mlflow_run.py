@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -97,6 +98,13 @@ class MlflowRun:
         """All of them or none: at most ROWS_AT_MOST."""
         with explained(self.uri):
             self._client.log_batch(self.run_id, metrics=rows, synchronous=True)
+
+    def log_values(self, values: Mapping[str, float]) -> None:
+        """Numbers of the run as a whole, which stand at no step; told again, the last are shown."""
+        from mlflow.entities import Metric
+
+        now = round(1000 * time.time())
+        self.log([Metric(name, value, now, 0) for name, value in values.items()])
 
     def keep_file(self, path: Path, folder: str | None = None) -> None:
         with explained(self.uri):

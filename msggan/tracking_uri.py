@@ -12,6 +12,8 @@ from urllib.parse import SplitResult, urlsplit
 TRACKING_FLAG = "--tracking-uri"
 TRACKING_VARIABLES = ("MSGGAN_TRACKING_URI", "MLFLOW_TRACKING_URI")
 NO_TRACKING = "none"
+# A folder, of a sweep: in MLflow, the run is nested in that folder's.
+PARENT_VARIABLE = "MSGGAN_MLFLOW_PARENT"
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SCHEMES = ("http", "https", "azureml", "databricks", *DATABASES)

@@ -20,7 +20,7 @@ from msggan.errors import RunFolderError, UsageError
 from msggan.options import to_argv
 from msggan.program import OUTPUT_VARIABLE
 from msggan.run_state import is_owned
-from msggan.tracking_uri import TRACKING_VARIABLES
+from msggan.tracking_uri import PARENT_VARIABLE, TRACKING_VARIABLES
 from orchestration.copies import Tell, copy_run
 from orchestration.early_stopping import reason_to_stop
 from orchestration.errors import JobFailedError
@@ -29,6 +29,7 @@ from orchestration.runs import DEFAULT_RUNS_DIR
 from orchestration.search_space import read_space
 from orchestration.spec import Download, RunSpec
 from orchestration.sweep import ENDED, SweepSpec, SweepStatus, best_of, sorted_trials, why_given_up
+from orchestration.sweep_delivery import tell_mlflow
 from orchestration.sweep_folder import SweepFolder, SweepNote, TrialNote, now, sweep_names, this_machine
 from orchestration.sweep_report import write_report
 from orchestration.sweep_request import refuse_another_space
@@ -90,7 +91,10 @@ class LocalSweeps:
             sweep = _Sweep(self, spec, folder, note)
             with _stopping() as stop:
                 sweep.run(stop)
-        return self._with_report(self.sweep_status(spec.name), folder)
+        status = self._with_report(self.sweep_status(spec.name), folder)
+        if problem := tell_mlflow(spec, status, tracking_uri=self.mlflow(), python=self.python):
+            self.tell(problem)
+        return status
 
     def sweeps(self) -> list[SweepStatus]:
         """Every sweep, the newest first; of one that cannot be read is told why."""
@@ -165,10 +169,10 @@ class LocalSweeps:
         """Copies a trial's run folder, or just its generator. Raises MsgganError where it cannot."""
         return copy_run(self._folder(name).trial(number), to, weights=weights, force=force, tell=tell)
 
-    def trial_environment(self, note: SweepNote) -> dict[str, str]:
+    def trial_environment(self, folder: SweepFolder, note: SweepNote) -> dict[str, str]:
         """The variables of a trial's process."""
-        threads = _thread_variables(note.threads)
-        return {**os.environ, **threads, OUTPUT_VARIABLE: "json", TRACKING_VARIABLES[0]: self.mlflow()}
+        told = {TRACKING_VARIABLES[0]: self.mlflow(), PARENT_VARIABLE: os.path.abspath(folder.path)}
+        return {**os.environ, **_thread_variables(note.threads), OUTPUT_VARIABLE: "json", **told}
 
     def mlflow(self) -> str:
         """The MLflow that the trials are told to, `none` for none."""
@@ -270,7 +274,7 @@ class _Sweep:
             self.folder.save(self.note)
             command = self.here.trial_command(self.spec, number, trial.settings)
             self.running[number] = TrialProcess(
-                self.folder.trial(number), command, self.here.trial_environment(self.note)
+                self.folder.trial(number), command, self.here.trial_environment(self.folder, self.note)
             )
             self.judged[number] = 0
 

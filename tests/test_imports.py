@@ -35,6 +35,7 @@ LIGHT_MODULES = [
     "msggan.pack",
     "msggan.pack_options",
     "msggan.packages",
+    "msggan.parent_run",
     "msggan.program",
     "msggan.run_folder",
     "msggan.run_state",
@@ -60,6 +61,7 @@ LIGHT_MODULES = [
     "orchestration.early_stopping",
     "orchestration.local_sweep",
     "orchestration.sweep",
+    "orchestration.sweep_delivery",
     "orchestration.sweep_folder",
     "orchestration.sweep_request",
     "orchestration.sweep_words",
@@ -105,6 +107,7 @@ LOOPS = {
     "msggan.pack",
     "msggan.export",
     "msggan.mlflow_run",
+    "msggan.parent_run",
     "msggan.delivery",
 }
 ADAPTERS = (
