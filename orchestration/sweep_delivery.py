@@ -34,11 +34,14 @@ def sweep_result(spec: SweepSpec, status: SweepStatus) -> dict[str, Any]:
         "params": {
             **{f"over.{dimension.name}": str(dimension).partition("=")[2] for dimension in spec.space.dimensions},
             "sampling": spec.sampling,
-            "trials": written(status.planned),
             "objective": f"{objective.metric} ({objective.direction})",
         },
         "metrics": {f"best_{objective.metric}": best.objective, "best_trial": best.number} if best else {},
-        "tags": {f"best.{name}": written(value) for name, value in best.settings.items()} if best else {},
+        # Tags are what may change when the sweep goes on.
+        "tags": {
+            "trials": written(status.planned),
+            **{f"best.{name}": written(value) for name, value in (best.settings if best else {}).items()},
+        },
         "files": [status.report] if status.report else [],
     }
 

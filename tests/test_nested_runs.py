@@ -82,6 +82,7 @@ def test_a_sweep_is_one_run_with_its_result_and_its_trials_nested(
     assert parent.data.params["over.g_lr"] == "0.001..0.01"
     assert (parent.data.params["sampling"], parent.data.params["objective"]) == ("sobol", "swd (minimize)")
     assert parent.data.metrics == {"best_swd": best["objective"], "best_trial": best["number"]}
+    assert parent.data.tags["trials"] == "2"
     assert float(parent.data.tags["best.g_lr"]) == pytest.approx(best["settings"]["g_lr"])
     page = MlflowClient(database).download_artifacts(parent.info.run_id, "report.html", str(tmp_path))
     assert Path(page).read_bytes() == (tmp_path / "runs" / "find" / "report.html").read_bytes()
