@@ -67,7 +67,11 @@ def list_runs(client: Client, *, sweeps: bool = False) -> tuple[list[RunJobs], b
     by_run: dict[str, list[Any]] = {}
     with client.errors("Listing the jobs"):
         # The service leaves what cannot be read out of a list, and None in its place.
-        jobs = (job for job in client.ml.jobs.list(tag=RUN_TAG) if job is not None and is_sweep(job) == sweeps)
+        jobs = (
+            job
+            for job in client.ml.jobs.list(tag=SWEEP_TAG if sweeps else RUN_TAG)
+            if job is not None and is_sweep(job) == sweeps
+        )
         for job in itertools.islice(_ours(jobs), MOST_JOBS):
             by_run.setdefault(run_of(job), []).append(job)
     runs = [RunJobs(run, tuple(sorted(jobs, key=created)), "") for run, jobs in by_run.items()]
