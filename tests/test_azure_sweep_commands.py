@@ -244,7 +244,7 @@ def test_a_sweep_is_given_up_where_too_many_trials_fail(azure: AzureLocal, msgga
 
 def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msggan_aml: Command) -> None:
     """At first a generator of 8 px is farther from these images the faster it learns."""
-    policy = ["--stop-early", "bandit", "--slack", "0.1"]
+    policy = ["--stop-early", "bandit", "--slack", "0.1", "--sample-kimg", "6", "--checkpoint-kimg", "6"]
     ended = msggan_aml(
         *sweep("--over", "g_lr=1e-9,0.01", "--sampling", "grid", *policy, *SMALL, "--kimg", "6", "--metric-kimg", "0.3")
     )
