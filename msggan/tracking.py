@@ -89,10 +89,13 @@ class Tracker:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Every whole report of a `metrics.jsonl`, in order; none if there is no file."""
-    if not path.exists():
-        return []
+    return reports_in(path.read_bytes()) if path.exists() else []
+
+
+def reports_in(content: bytes) -> list[dict[str, float]]:
+    """Every whole report in the content of a `metrics.jsonl`, in order."""
     reports = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in content.decode("utf-8", errors="replace").splitlines():
         with suppress(ValueError):  # the process died while it wrote this line
             report = json.loads(line)
             if isinstance(report, dict) and "images" in report:

@@ -212,6 +212,17 @@ def why_given_up(reasons: Sequence[str], planned: int) -> str:
     return f"{len(reasons)} of {planned} trials failed, most often so: {commonest}"
 
 
+def reached(reports: Sequence[Mapping[str, Any]], objective: Objective) -> dict[str, Any]:
+    """Of a `Trial`, what its reports say: its curve, the best of it, and the images seen."""
+    curve = curve_of(reports, objective)
+    ranked = sorted((value for _, value in curve), key=objective.sort_key)
+    return {
+        "curve": curve,
+        "objective": ranked[0] if ranked else None,
+        "images_seen": int(reports[-1]["images"]) if reports else None,
+    }
+
+
 def curve_of(reports: Iterable[Mapping[str, Any]], objective: Objective) -> tuple[tuple[int, float], ...]:
     """(images seen, objective) of each report that measured it."""
     measured = ((int(report["images"]), report.get(objective.metric)) for report in reports if "images" in report)

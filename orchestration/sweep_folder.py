@@ -22,7 +22,7 @@ from msggan.files import write_whole
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, state_of
 from msggan.tracking import read_metrics
-from orchestration.sweep import SWEEP_NOTE, Trial, curve_of
+from orchestration.sweep import SWEEP_NOTE, Trial, reached
 from orchestration.sweep_report import newest_grid
 from orchestration.sweep_request import SweepRequest, read_request
 
@@ -141,19 +141,14 @@ class SweepFolder:
 
     def read_trial(self, note: SweepNote, number: int) -> Trial:
         noted, folder = note.trials[number], self.trial(number)
-        reports = read_metrics(folder.metrics)
-        curve = curve_of(reports, note.objective)
-        ranked = sorted((value for _, value in curve), key=note.objective.sort_key)
         return Trial(
             number=number,
             name=f"{self.path.name}/{number}",
             state=_living_state(noted, folder),
             settings=noted.settings,
-            objective=ranked[0] if ranked else None,
-            images_seen=int(reports[-1]["images"]) if reports else None,
             run_dir=str(folder),
             reason=noted.reason,
-            curve=curve,
+            **reached(read_metrics(folder.metrics), note.objective),
         )
 
 

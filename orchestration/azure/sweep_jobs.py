@@ -17,7 +17,7 @@ from msggan.errors import UsageError
 from msggan.options import to_argv
 from orchestration.azure.jobs import RUN_PLACEHOLDER, SWEEP_TAG, JobPlan, build_job, command_line
 from orchestration.search_space import Choice, Dimension, Interval
-from orchestration.sweep import EarlyStopping, SweepSpec
+from orchestration.sweep import KNOWN_METRICS, EarlyStopping, SweepSpec
 
 # A trial that starts again has the same AZUREML_RUN_ID, and finds its folder there.
 TRIAL_FOLDER = f"{RUN_PLACEHOLDER}/trials/$AZUREML_RUN_ID"
@@ -26,7 +26,6 @@ TRIAL_FOLDER = f"{RUN_PLACEHOLDER}/trials/$AZUREML_RUN_ID"
 JOINT = "settings"
 
 LARGEST_SEED = 2**31 - 1
-LOGGED = ("swd", "d_loss", "g_loss", "images_per_second")  # what MLflow is told, and so all that the service can judge
 
 
 @dataclass(frozen=True)
@@ -179,10 +178,10 @@ def azure_problems(sweep: SweepSpec) -> list[str]:
     objective is one of the metrics that MLflow is told.
     """
     problems = []
-    if sweep.objective.metric not in LOGGED:
+    if sweep.objective.metric not in KNOWN_METRICS:
         problems.append(
             f"--objective {sweep.objective.metric}: on Azure it is one of the metrics that MLflow is told: "
-            f"{', '.join(LOGGED)}."
+            f"{', '.join(KNOWN_METRICS)}."
         )
     if sweep.sampling == "bayesian":
         problems += [

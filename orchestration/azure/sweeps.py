@@ -86,7 +86,7 @@ class AzureSweeps:
         refuse_on_azure(spec)
         before = find_jobs(self.session.client, spec.name)
         request = self._renewed(spec, before)
-        trials = self._trials(before, request) if before.jobs else []
+        trials = self._reader(before).trials(before, self._details(before)) if before.jobs else []
         part = what_is_left(spec, trials, len(before.jobs))
         if part is None:
             self.session.voice.tell(f"{spec.name} is complete: every trial has ended. A larger --trials goes on.")
@@ -97,7 +97,7 @@ class AzureSweeps:
         self.session.voice.tell(f"Job {job.name}: {portal_url(job)}")
         if detach:
             return self._status(jobs)
-        self._follow(jobs, request)
+        self._follow(jobs)
         return self._with_report(jobs)
 
     def sweeps(self) -> list[SweepStatus]:
@@ -127,7 +127,7 @@ class AzureSweeps:
     def download_trial(self, name: str, number: int, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
         """Copies a trial's run folder here, or just its generator. Raises MsgganError where it cannot."""
         jobs = self._jobs(name)
-        reader = self._reader(jobs, self._request(jobs))
+        reader = self._reader(jobs)
         trial = next(one for one in reader.trials(jobs, self._details(jobs)) if one.number == number)
         place = reader.place(str(trial.job_id))
         return copy_run(self.session.client, reader.store, place.path, to, weights=weights, force=force, tell=tell)
@@ -138,13 +138,15 @@ class AzureSweeps:
 
     # --- Following ----------------------------------------------------------------------------------------------------
 
-    def _follow(self, jobs: RunJobs, request: SweepRequest) -> None:
+    def _follow(self, jobs: RunJobs) -> None:
         """Tells of each trial that ends, until the sweep's end. Ctrl-C leaves it to itself and says so."""
         job = jobs.jobs[-1].name
         told: set[str] = set()
         try:
+            reader = self._reader(jobs)
+            request = reader.request
             for details in self.session.watch(job).looks():
-                trials = self._newly_ended(jobs, request, details, told)
+                trials = self._newly_ended(jobs, reader, details, told)
                 failed = reasons_to_give_up(trials, request)
                 if failed and not has_ended(details.status):
                     self.session.voice.tell(f"{jobs.run} is given up: {why_given_up(failed, request.planned)}")
@@ -160,19 +162,19 @@ class AzureSweeps:
             error.hint = "\n".join(filter(None, [error.hint, again]))
             raise
 
-    def _newly_ended(self, jobs: RunJobs, request: SweepRequest, newest: Details, told: set[str]) -> list[Trial]:
+    def _newly_ended(self, jobs: RunJobs, reader: SweepReader, newest: Details, told: set[str]) -> list[Trial]:
         """Tells of the trials that have ended since the last look; all trials, where there are such."""
         job = jobs.jobs[-1].name
         try:
             ended = {child.name for child in self.session.history.children(job) if has_ended(child.status)}
             if ended <= told:
                 return []
-            trials = self._reader(jobs, request).trials(jobs, newest)
+            trials = reader.trials(jobs, newest)
         except AzureServiceError as error:
             if not will_pass(error):
                 raise
             return []  # the next look finds them
-        best = best_of(trials, request.objective)
+        request, best = reader.request, best_of(trials, reader.request.objective)
         for trial in trials:
             if trial.job_id in ended - told:
                 self.session.voice.tell(trial_line(trial, request.planned, request.objective, best))
@@ -220,12 +222,9 @@ class AzureSweeps:
         refuse_if_running(before)
         return now
 
-    def _reader(self, jobs: RunJobs, request: SweepRequest) -> SweepReader:
+    def _reader(self, jobs: RunJobs) -> SweepReader:
         store, folder = self._place(jobs)
-        return SweepReader(self.session.history, store, folder, request)
-
-    def _trials(self, jobs: RunJobs, request: SweepRequest) -> list[Trial]:
-        return self._reader(jobs, request).trials(jobs, self._details(jobs))
+        return SweepReader(self.session.history, store, folder, self._request(jobs))
 
     def _status_if_readable(self, jobs: RunJobs) -> SweepStatus | None:
         """None where a sweep cannot be told of, which must not hide the others."""
@@ -235,9 +234,9 @@ class AzureSweeps:
             self.session.voice.tell(error.message)
             return None
 
-    def _status(self, jobs: RunJobs) -> SweepStatus:
-        request, details = self._request(jobs), self._details(jobs)
-        reader = self._reader(jobs, request)
+    def _status(self, jobs: RunJobs, reader: SweepReader | None = None) -> SweepStatus:
+        reader, details = reader or self._reader(jobs), self._details(jobs)
+        request = reader.request
         trials = reader.trials(jobs, details)
         job = jobs.jobs[-1]
         state, reason = standing(details, trials, request)
@@ -264,7 +263,8 @@ class AzureSweeps:
 
     def _with_report(self, jobs: RunJobs) -> SweepStatus:
         """The sweep's status, with its page written."""
-        return write_page(self.session, self._reader(jobs, self._request(jobs)), self._status(jobs))
+        reader = self._reader(jobs)
+        return write_page(self.session, reader, self._status(jobs, reader))
 
 
 def refuse_on_azure(spec: SweepSpec) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from msggan.config import field_types, said
 from msggan.errors import MsgganError
 from msggan.options import from_argv
+from msggan.tracking import reports_in
 from orchestration.azure.blobs import Store
 from orchestration.azure.history import Details, History, number_of
 from orchestration.azure.jobs import state_of
@@ -25,7 +26,7 @@ from orchestration.azure.standing import reason_of
 from orchestration.azure.sweep_jobs import JOINT, switch
 from orchestration.data_source import DatastorePath
 from orchestration.early_stopping import reason_to_stop
-from orchestration.sweep import Trial, curve_of
+from orchestration.sweep import Trial, reached
 from orchestration.sweep_report import newest_grid
 from orchestration.sweep_request import SweepRequest
 
@@ -69,21 +70,17 @@ class SweepReader:
     def _read(self, number: int, _: bool, child: Details, settings: Mapping[str, Any]) -> Trial:
         place = self.place(child.name)
         with self.history.client.errors(f"Reading how far {child.name} is"):
-            reports = list(_reports(self.store.read(f"{place.path}metrics.jsonl") or b""))
-        curve = curve_of(reports, self.request.objective)
-        ranked = sorted((value for _, value in curve), key=self.request.objective.sort_key)
+            reports = reports_in(self.store.read(f"{place.path}metrics.jsonl") or b"")
         state = state_of(child.status)
         return Trial(
             number=number,
             name=f"{self.folder.path.rstrip('/').rpartition('/')[2]}/{number}",
             state=state,
             settings=dict(settings),
-            objective=ranked[0] if ranked else None,
-            images_seen=int(reports[-1]["images"]) if reports else None,
             run_dir=place.uri,
             reason=self._why(child) if state in ("failed", "interrupted") else "",
             job_id=child.name,
-            curve=curve,
+            **reached(reports, self.request.objective),
         )
 
     def place(self, child: str) -> DatastorePath:
@@ -143,13 +140,3 @@ def _typed(name: str, value: Any) -> Any:
 
 def _without(trial: Trial, trials: Sequence[Trial]) -> list[Trial]:
     return [other for other in trials if other is not trial]
-
-
-def _reports(content: bytes) -> Iterator[dict[str, Any]]:
-    for line in content.splitlines():
-        try:
-            report = json.loads(line)
-        except ValueError:  # the last may be half written
-            continue
-        if isinstance(report, dict) and "images" in report:
-            yield report
