@@ -18,10 +18,16 @@ from typing import Any
 
 import pytest
 from azure_local import AzureLocal
+from azure_local.authority import create_authority
+from azure_local.blobs import Blobs
+from azure_local.cloud import account_key
 from azure_local.draws import draws
 from azure_local.early_ends import is_behind, is_judged_at
 from azure_local.entra import read_token
+from azure_local.faults import Fault, Faults
 from azure_local.jobs_state import ENDED
+from azure_local.messages import Reply
+from azure_local.server import Recording, Server
 from azure_local.sweep_rules import wrong_sweep
 from conftest import REPOSITORY
 
@@ -404,6 +410,20 @@ def test_the_tool_runs_a_command_beside_its_azure_and_leaves_nothing(azure: Azur
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (7, "AzureCloud\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_connection_that_the_blob_service_closes_under_a_request_is_made_anew(tmp_path: Path) -> None:
+    """Azurite does so with one that was idle for five seconds, wherever it comes to look at it late."""
+    authority, faults, recording = create_authority(tmp_path), Faults(), Recording()
+    faults.add(Fault("GET", "/images", drop="before"))
+    server = Server(authority.server_context(), lambda request: Reply(), faults, recording)
+    blobs = Blobs(server.address[1], {"account": account_key("account")}, str(authority.certificate))
+    try:
+        assert blobs.exists("account", "images")
+        assert [request.status for request in recording.requests] == [0, 200]
+    finally:
+        blobs.close()
+        server.close()
 
 
 def test_an_answer_that_is_lost_makes_no_second_job(azure: AzureLocal, submit: Submit) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 from urllib.parse import parse_qs, quote
 
 from azure.core.exceptions import ResourceExistsError
-from azure.storage.blob import BlobServiceClient, ContainerClient, generate_blob_sas, generate_container_sas
+from azure.storage.blob import (
+    BlobServiceClient,
+    ContainerClient,
+    LinearRetry,
+    generate_blob_sas,
+    generate_container_sas,
+)
 
 
 @dataclass
@@ -31,7 +37,9 @@ class Blobs:
                 credential=self.keys[account],
                 connection_verify=self.certificate,
                 use_env_settings=False,
-                retry_total=0,
+                # Azurite closes a connection that was idle for five seconds, and may do so under a request.
+                retry_policy=LinearRetry(backoff=0, random_jitter_range=0),
+                connection_timeout=120,
             )
         return self._services[account]
 
