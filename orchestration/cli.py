@@ -31,7 +31,7 @@ from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.data_source import source_problems
 from orchestration.settings import Flags, Settings, settings_options, settings_problems
 from orchestration.spec import Run, RunSpec, RunStatus, default_name, name_problems
-from orchestration.sweep import SweepStatus, sweep_hint
+from orchestration.sweep import SweepStatus, name_of_trial, sweep_hint, trial_named
 from orchestration.sweep_commands import bring_checkpoint, show_sweep, sweep, take_over
 from orchestration.sweep_words import sweep_table
 from orchestration.targets import (
@@ -68,7 +68,7 @@ Dated = TypeVar("Dated", RunStatus, SweepStatus)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-run_argument = click.argument("run", metavar="NAME|FOLDER")
+run_argument = click.argument("run", metavar="NAME|FOLDER|SWEEP/NUMBER")
 
 
 def settings_or_refuse(flags: Flags, target: str, output: str) -> Settings:
@@ -223,7 +223,7 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
 @place_of_runs
 @output_option
 def status(*, run: str, target: str, flags: Flags, output: str) -> None:
-    """Tell how a run or a sweep stands: its state, how far it is, its metrics and what to type next."""
+    """Tell how a run, a sweep or one of its trials stands: its state, how far it is and what to type next."""
     serving, name = find_target(run, target, flags, output)
     if serving.sweeps.is_sweep(name):
         show_sweep(serving.sweeps.sweep_status(name), output)
@@ -238,12 +238,12 @@ def status(*, run: str, target: str, flags: Flags, output: str) -> None:
 @place_of_runs
 @output_option
 def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags, output: str) -> None:
-    """Show the lines that a run has written."""
+    """Show the lines that a run, or a trial of a sweep, has written."""
     serving, name = find_target(run, target, flags, output, problems=tail_problems(tail))
-    serving.status(name)
+    shown = serving.status(name).name
     lines = serving.logs(name, tail=None if tail is None else int(tail), follow=follow)
     if output == "json":
-        print_json({"name": name, "lines": list(lines)})
+        print_json({"name": shown, "lines": list(lines)})
     else:
         echo(lines)
 
@@ -253,7 +253,10 @@ def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags,
 @place_of_runs
 @output_option
 def cancel(*, run: str, target: str, flags: Flags, output: str) -> None:
-    """Stop a run or a sweep after the step at hand, with a checkpoint. The same command again goes on from there."""
+    """Stop a run or a sweep after the step at hand, with a checkpoint. The same command again goes on from there.
+
+    Of a sweep one trial can be stopped, too: the sweep goes on with the others.
+    """
     serving, name = find_target(run, target, flags, output)
     if serving.sweeps.is_sweep(name):
         show_sweep(serving.sweeps.cancel_sweep(name), output)
@@ -273,7 +276,7 @@ def download(*, run: str, out: str | None, weights: bool, force: bool, target: s
     serving, name = find_target(run, target, flags, output)
     with Bars() as bars:
         copied = serving.download(
-            name, Path(out or name), weights=weights, force=force, tell=partial(bars.show, "Copying")
+            name, Path(out or plain_name(run, name)), weights=weights, force=force, tell=partial(bars.show, "Copying")
         )
     if output == "json":
         print_json(asdict(copied))
@@ -421,6 +424,12 @@ def find_target(
     """The target that has the run which is meant, and its name there. Raises UsageError with every complaint."""
     refuse([*problems, *run_problems(run, target, flags, output)])
     return target_of(run, target, settings_here(flags), Voice(tell))
+
+
+def plain_name(run: str, name: str) -> str:
+    """What a copy of the run is called that was found as `name`."""
+    trial = trial_named(run)
+    return name_of_trial(*trial) if trial else name
 
 
 def sweep_problems(name: str | None, target: str, settings: Settings) -> list[str]:

@@ -108,7 +108,7 @@ class LocalTarget:
         folder, status = self._folder(name), self.status(name)
         note = read_note(folder)
         if status.state != "running" or note is None:
-            raise UsageError([f"{name}: is not running but {status.state}."])
+            raise UsageError([f"{status.name}: is not running but {status.state}."])
         if note.machine != platform.node():
             raise RunFolderError(f"{folder}: is being trained on {note.machine}.", "Cancel it there.")
         with suppress(ProcessLookupError):  # it has just ended

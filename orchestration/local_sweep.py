@@ -19,6 +19,7 @@ from msggan.config import TrainConfig
 from msggan.errors import RunFolderError, UsageError
 from msggan.options import to_argv
 from msggan.program import OUTPUT_VARIABLE
+from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned
 from msggan.tracking_uri import PARENT_VARIABLE, TRACKING_VARIABLES
 from orchestration.copies import Tell, copy_run
@@ -28,7 +29,7 @@ from orchestration.local import LocalTarget
 from orchestration.runs import DEFAULT_RUNS_DIR
 from orchestration.search_space import read_space
 from orchestration.spec import Download, RunSpec
-from orchestration.sweep import ENDED, SweepSpec, SweepStatus, best_of, sorted_trials, why_given_up
+from orchestration.sweep import CANCELLED, ENDED, SweepSpec, SweepStatus, Trial, best_of, sorted_trials, why_given_up
 from orchestration.sweep_delivery import tell_mlflow
 from orchestration.sweep_folder import SweepFolder, SweepNote, TrialNote, now, sweep_names, this_machine
 from orchestration.sweep_report import write_report
@@ -64,7 +65,7 @@ class LocalSweeps:
         settings = [] if spec.sampling == "bayesian" else _drawn(spec)
         shown = settings[0] if settings else dict.fromkeys(spec.space.names, "<chosen after the trials before>")
         variables = LocalTarget(self.runs_dir, tracking_uri=self.tracking_uri).variables(with_password=False)
-        command = self._command(spec, "000", settings[0] if settings else {})
+        command = self.trial_command(spec, 0, settings[0] if settings else {})
         return {
             "target": self.name,
             "command": command + ([] if settings else [f"--over={text}" for text in spec.space.as_texts()]),
@@ -91,7 +92,7 @@ class LocalSweeps:
             sweep = _Sweep(self, spec, folder, note)
             with _stopping() as stop:
                 sweep.run(stop)
-        status = self._with_report(self.sweep_status(spec.name), folder)
+        status = self.report(self.sweep_status(spec.name))
         if problem := tell_mlflow(spec, status, tracking_uri=self.mlflow(), python=self.python):
             self.tell(problem)
         return status
@@ -133,8 +134,9 @@ class LocalSweeps:
         )
         return replace(status, next=next_of_sweep(status, note.again, str(self.runs_dir)))
 
-    def _with_report(self, status: SweepStatus, folder: SweepFolder) -> SweepStatus:
+    def report(self, status: SweepStatus) -> SweepStatus:
         """Writes the sweep's page; where that cannot be done it is said, and the sweep stands as it does."""
+        folder = self._folder(status.name)
         facts = {"data": status.data, "each trial": " ".join(to_argv(TrainConfig(**status.said))) or "as by default"}
         grids = {trial.number: grid for trial in status.trials if (grid := folder.newest_grid(trial.number))}
         try:
@@ -144,10 +146,6 @@ class LocalSweeps:
             return status
         self.tell(f"Report: {folder.report}")
         return replace(status, report=str(folder.report))
-
-    def report(self, name: str) -> SweepStatus:
-        """Writes the sweep's page anew, and tells how the sweep stands."""
-        return self._with_report(self.sweep_status(name), self._folder(name))
 
     def cancel_sweep(self, name: str) -> SweepStatus:
         """Stops a sweep politely and waits for its end. Raises `UsageError` if it is not running."""
@@ -165,9 +163,9 @@ class LocalSweeps:
             time.sleep(LOOK_SECONDS)
         return self.sweep_status(name)
 
-    def download_trial(self, name: str, number: int, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
-        """Copies a trial's run folder, or just its generator. Raises MsgganError where it cannot."""
-        return copy_run(self._folder(name).trial(number), to, weights=weights, force=force, tell=tell)
+    def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: Tell) -> Download:
+        """Copies a trial's run folder. Raises MsgganError where it cannot."""
+        return copy_run(RunFolder(trial.run_dir), to, weights=False, force=force, tell=tell)
 
     def trial_environment(self, folder: SweepFolder, note: SweepNote) -> dict[str, str]:
         """The variables of a trial's process."""
@@ -181,14 +179,11 @@ class LocalSweeps:
     def _folder(self, name: str) -> SweepFolder:
         return SweepFolder(Path(self.runs_dir) / name)
 
-    def _command(self, spec: SweepSpec, trial: str, settings: dict[str, Any]) -> list[str]:
-        run = RunSpec(spec.with_settings(settings), spec.data, spec.name, spec.place)
-        folder = self._folder(spec.name).path / "trials" / trial
-        return run.command(data=str(spec.data), run_dir=str(folder), python=self.python)
-
     def trial_command(self, spec: SweepSpec, number: int, settings: dict[str, Any]) -> list[str]:
         """The command line that is a trial."""
-        return self._command(spec, f"{number:03d}", settings)
+        run = RunSpec(spec.with_settings(settings), spec.data, spec.name, spec.place)
+        folder = self._folder(spec.name).trial(number)
+        return run.command(data=str(spec.data), run_dir=str(folder), python=self.python)
 
 
 class _Sweep:
@@ -234,7 +229,7 @@ class _Sweep:
             self._begin_what_fits()
             if not self.running:
                 return self._at_the_end()
-            self._look()
+            self._look(stop)
             stop.wait(LOOK_SECONDS)
 
     def _at_the_end(self) -> tuple[str, str]:
@@ -288,12 +283,13 @@ class _Sweep:
         self.note.trials.append(TrialNote(self.study.propose(len(self.note.trials))))
         return len(self.note.trials) - 1
 
-    def _look(self) -> None:
+    def _look(self, stop: _Stop) -> None:
         """Notes what has ended, and stops early what does badly."""
         for number, process in list(self.running.items()):
             outcome = process.outcome()
             if outcome is not None:
-                self._note_end(number, outcome)
+                by_hand = outcome.state == "cancelled" and not stop.state
+                self._note_end(number, Outcome("stopped", CANCELLED) if by_hand else outcome)
             elif self.spec.early_stopping.policy != "none":
                 self._judge(number, process)
 

@@ -14,8 +14,8 @@ from msggan.options import to_argv
 from msggan.run_folder import RunFolder
 from msggan.run_state import state_of
 from msggan.tracking import read_metrics
-from orchestration.spec import RunSpec, RunStatus
-from orchestration.sweep import SWEEP_NOTE, sweep_hint
+from orchestration.spec import GOES_ON, RunSpec, RunStatus
+from orchestration.sweep import SWEEP_NOTE, TRIALS_FOLDER, sweep_hint, trial_named, trial_path
 
 RUNS_NAMED = 8
 DEFAULT_RUNS_DIR = "runs"
@@ -23,8 +23,13 @@ COPY_NOTE = "azure.json"  # beside what was brought here of a run on Azure: whic
 
 
 def find_run(named: str, runs_dir: str) -> str | None:
-    """The folder of the run NAME in `runs_dir`, or else what lies at that path; None where there is neither."""
-    for path in (os.path.join(runs_dir, named), named):
+    """The folder of what is named, None where there is none.
+
+    That is the run NAME in `runs_dir`, or else what lies at that path, or the trial of a sweep that SWEEP/NUMBER names.
+    """
+    trial = trial_named(named)
+    of_trial = [str(trial_path(Path(runs_dir) / trial[0], trial[1]))] if trial else []
+    for path in (os.path.join(runs_dir, named), named, *of_trial):
         if named and os.path.exists(path):
             return path
     return None
@@ -34,6 +39,9 @@ def run_problems(named: str, runs_dir: str) -> list[str]:
     """Every complaint about what names a run."""
     if find_run(named, runs_dir) is not None:
         return []
+    trial = trial_named(named)
+    if trial and os.path.exists(os.path.join(runs_dir, trial[0], SWEEP_NOTE)):
+        return [f"{trial[0]}: no trial {trial[1]} has begun. See its trials: msggan-aml status {trial[0]}"]
     return [f"No run {named!r} in {runs_dir}, and no such folder. {_what_there_is(named, run_names(runs_dir))}"]
 
 
@@ -64,6 +72,11 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
     for report in reports:
         metrics.update(report)  # so that swd, which is measured now and then, is the last that was
     images_seen = max(state.images_seen, int(reports[-1]["images"]) if reports else 0)
+    if trial := _trial_at(folder.path):
+        name, above = trial
+        next_lines = next_of_trial(name, above, state.state)
+    else:
+        next_lines = next_commands(RunSpec(TrainConfig(), state.data, name), runs_dir, state.state, images_seen)
     return RunStatus(
         name=name,
         target="local",
@@ -71,7 +84,7 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
         run_dir=str(folder),
         images_seen=images_seen,
         metrics=metrics,
-        next=next_commands(RunSpec(TrainConfig(), state.data, name), runs_dir, state.state, images_seen),
+        next=next_lines,
         images_total=round(config.kimg * 1000),
         created=state.created,
         ended=state.ended,
@@ -93,6 +106,26 @@ def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) ->
         shlex.join(["msggan-aml", "sample", spec.name, *place]),
         shlex.join([*again, *to_argv(longer), *spec.place.to_argv()]),
     ]
+
+
+def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
+    """What to type next about the trial that SWEEP/NUMBER names: see it at work or why it ended, or use its result."""
+    if state in GOES_ON:
+        verbs = [["logs", trial, "--follow"], ["cancel", trial]]
+    elif state == "completed":
+        verbs = [["sample", trial], ["submit", "--from-trial", trial]]
+    else:
+        verbs = [["logs", trial, "--tail", "40"]]
+    place = ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
+    return [shlex.join(["msggan-aml", *verb, *place]) for verb in verbs]
+
+
+def _trial_at(folder: Path) -> tuple[str, str] | None:
+    """SWEEP/NUMBER and the folder of the runs, where `folder` is that of a sweep's trial."""
+    sweep = folder.parent.parent
+    if folder.parent.name != TRIALS_FOLDER or not folder.name.isdecimal() or not (sweep / SWEEP_NOTE).is_file():
+        return None
+    return f"{sweep.name}/{int(folder.name)}", str(sweep.parent)
 
 
 def _what_there_is(named: str, names: list[str]) -> str:

@@ -17,6 +17,7 @@ from msggan.program import EXIT_CODES
 from orchestration.data_source import FILE_SUFFIXES, path_of
 
 LONGEST_NAME = 63
+GOES_ON = ("queued", "preparing", "running")  # of the states of a run, those before its end
 
 
 @dataclass(frozen=True)

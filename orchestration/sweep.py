@@ -24,8 +24,11 @@ DIRECTIONS = ("minimize", "maximize")
 # What metrics.jsonl has, and which way it is better. swd_16, swd_32 … are among them.
 KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
 MOST_TRIALS = 1000
-SWEEP_NOTE = "sweep.json"  # in the folder of a sweep, here and on Azure: what was asked
+# In the folder of a sweep, here and on Azure: what was asked, and the trials' run folders.
+SWEEP_NOTE = "sweep.json"
+TRIALS_FOLDER = "trials"
 ENDED = ("completed", "stopped", "failed")  # a trial that is not begun again
+CANCELLED = "Somebody cancelled it."  # and not its sweep
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,15 @@ class SweepStatus:
     def best(self) -> Trial | None:
         return best_of(self.trials, self.objective)
 
+    def trial(self, number: int) -> Trial:
+        """The trial of this number. Raises `UsageError` where there is none."""
+        found = [trial for trial in self.trials if trial.number == number]
+        if found:
+            return found[0]
+        numbers = [trial.number for trial in self.trials]
+        there = f"its trials are {min(numbers)} to {max(numbers)}" if numbers else "none has begun"
+        raise UsageError([f"{self.name}: has no trial {number}; {there}."])
+
     @property
     def exit_code(self) -> int:
         """What `sweep` ends with."""
@@ -199,6 +211,22 @@ def best_of(trials: Iterable[Trial], objective: Objective) -> Trial | None:
     """The best trial that has a finite value and did not fail."""
     able = [trial for trial in trials if math.isfinite(objective.sort_key(trial.objective)) and trial.state != "failed"]
     return sorted_trials(able, objective)[0] if able else None
+
+
+def trial_named(text: str) -> tuple[str, int] | None:
+    """The sweep and the number that SWEEP/NUMBER names, None for other texts."""
+    found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([0-9]{1,4})", text)
+    return (found[1], int(found[2])) if found else None
+
+
+def name_of_trial(sweep: str, number: int) -> str:
+    """What a trial is called among runs: what goes on from it, or is copied of it."""
+    return f"{sweep}-trial-{number}"
+
+
+def trial_path(sweep: str | Path, number: int) -> Path:
+    """Where a trial's run folder lies in the folder of its sweep on this machine."""
+    return Path(sweep) / TRIALS_FOLDER / f"{number:03d}"
 
 
 def sweep_hint(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -19,6 +18,7 @@ from msggan.errors import UsageError
 from msggan.options import Place, data_option, parse_with, place_options, place_problems, train_options
 from msggan.program import output_option, output_problems, print_json
 from orchestration.data_source import source_problems
+from orchestration.runs import is_copy
 from orchestration.search_space import SearchSpace, read_space
 from orchestration.settings import Flags, Settings, settings_options
 from orchestration.spec import default_name
@@ -30,8 +30,10 @@ from orchestration.sweep import (
     SweepSpec,
     SweepStatus,
     Trial,
+    name_of_trial,
     objective_of,
     objective_problems,
+    trial_named,
 )
 from orchestration.sweep_words import sweep_lines
 from orchestration.targets import (
@@ -290,11 +292,9 @@ def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flag
     with Bars() as bars:
         serving, status = find_sweep(name, target, settings_here(flags), Voice(tell, bars.show))
         trial = best_trial(status)
-        status = serving.report(status.name)
+        status = serving.report(status)
         if folder is not None:
-            copied = serving.download_trial(
-                status.name, trial.number, Path(folder), weights=False, force=force, tell=partial(bars.show, "Copying")
-            )
+            copied = serving.download_trial(trial, Path(folder), force=force, tell=partial(bars.show, "Copying"))
             tell(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
     show_sweep(status, output)
     return 0
@@ -330,7 +330,6 @@ class TakenOver:
     """What `submit --from-trial` takes from a sweep: the trial's configuration, its data and a name."""
 
     serving: SweepTarget
-    sweep: str
     trial: Trial
     config: TrainConfig
     data: str
@@ -343,11 +342,11 @@ def take_over(reference: str, config: TrainConfig, settings: Settings, voice: Vo
     The sweep is looked for here and then on Azure, wherever the run is to train. How long a trial trained, and how
     often it reported, is not taken over.
     """
-    name, slash, number = reference.partition("/")
-    if slash and not re.fullmatch(r"[0-9]{1,4}", number):
+    named = trial_named(reference)
+    if "/" in reference and named is None:
         raise UsageError([f"--from-trial {reference}: should read SWEEP or SWEEP/NUMBER."])
-    serving, status = find_sweep(name, "auto", settings, voice)
-    trial = best_trial(status) if not slash else trial_of(status, int(number))
+    serving, status = find_sweep(named[0] if named else reference, "auto", settings, voice)
+    trial = status.trial(named[1]) if named else best_trial(status)
     lasting = {spec.name for spec in fields(TrainConfig) if not spec.metadata["may_change"]}
     found = {field: value for field, value in said(status.config_of(trial)).items() if field in lasting}
     different = [
@@ -358,20 +357,11 @@ def take_over(reference: str, config: TrainConfig, settings: Settings, voice: Vo
     refuse(different or problems_of({**found, **said(config)}))
     return TakenOver(
         serving=serving,
-        sweep=name,
         trial=trial,
         config=replace(config, **found),
         data=status.data,
-        name=f"{name}-trial-{number}" if slash else f"{name}-best",
+        name=name_of_trial(status.name, trial.number) if named else f"{status.name}-best",
     )
-
-
-def trial_of(status: SweepStatus, number: int) -> Trial:
-    found = [trial for trial in status.trials if trial.number == number]
-    if not found:
-        numbers = sorted(trial.number for trial in status.trials)
-        raise UsageError([f"{status.name}: has no trial {number}; its trials are {numbers[0]} to {numbers[-1]}."])
-    return found[0]
 
 
 def bring_checkpoint(taken: TakenOver, folder: Path) -> None:
@@ -382,9 +372,7 @@ def bring_checkpoint(taken: TakenOver, folder: Path) -> None:
             [f"--kimg {taken.config.kimg:g}: trial {taken.trial.number} has trained {trained_kimg:g} kimg already."],
             f"Give more, as --kimg {10 * trained_kimg:g}, or --anew.",
         )
-    taken.serving.download_trial(
-        taken.sweep, taken.trial.number, folder, weights=False, force=False, tell=lambda done, total: None
-    )
+    taken.serving.download_trial(taken.trial, folder, force=is_copy(folder), tell=lambda done, total: None)
 
 
 # --- What is shown ----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from msggan.files import write_whole
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, state_of
 from msggan.tracking import read_metrics
-from orchestration.sweep import SWEEP_NOTE, Trial, reached
+from orchestration.sweep import SWEEP_NOTE, Trial, reached, trial_path
 from orchestration.sweep_report import newest_grid
 from orchestration.sweep_request import SweepRequest, read_request
 
@@ -70,7 +70,7 @@ class SweepFolder:
         return str(self.path)
 
     def trial(self, number: int) -> RunFolder:
-        return RunFolder(self.path / "trials" / f"{number:03d}")
+        return RunFolder(trial_path(self.path, number))
 
     def newest_grid(self, number: int) -> Path | None:
         """A trial's last sample grid, in full resolution."""

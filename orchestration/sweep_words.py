@@ -8,11 +8,11 @@ from typing import Any
 
 from orchestration.runs import DEFAULT_RUNS_DIR
 from orchestration.search_space import written
+from orchestration.spec import GOES_ON
 from orchestration.sweep import ENDED, Objective, SweepStatus, Trial
 from orchestration.words import columns
 
 LONGEST_REASON = 80
-GOES_ON = ("queued", "preparing", "running")
 
 
 def trial_line(trial: Trial, planned: int, objective: Objective, best: Trial | None) -> str:

@@ -14,7 +14,7 @@ from orchestration.data_source import is_remote
 from orchestration.runs import find_run, is_copy, run_problems
 from orchestration.settings import Settings
 from orchestration.spec import Download, Run, RunSpec, RunStatus, name_problems
-from orchestration.sweep import SweepSpec, SweepStatus
+from orchestration.sweep import SweepSpec, SweepStatus, Trial, trial_named
 from orchestration.voice import Voice
 from orchestration.workspace import Workspace
 
@@ -106,14 +106,12 @@ class SweepTarget(Protocol):
         """Stops a sweep and its trials, and waits for their end."""
         ...
 
-    def report(self, name: str) -> SweepStatus:
-        """Writes the sweep's page anew, and tells how the sweep stands."""
+    def report(self, status: SweepStatus) -> SweepStatus:
+        """Writes the page of a sweep that stands so; the status then names it."""
         ...
 
-    def download_trial(
-        self, name: str, number: int, to: Path, *, weights: bool, force: bool, tell: Callable[[int, int], None]
-    ) -> Download:
-        """Copies a trial's result out, or with `weights` just the generator; tells of bytes done and bytes in all."""
+    def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: Callable[[int, int], None]) -> Download:
+        """Copies a trial's run folder out; tells of bytes done and bytes in all."""
         ...
 
 
@@ -176,9 +174,10 @@ def named_problems(named: str, asked: str, settings: Settings) -> list[str]:
 
 
 def target_of(named: str, asked: str, settings: Settings, voice: Voice) -> tuple[Target, str]:
-    """The target that has the run NAME|FOLDER, and the run's name there. Raises `UsageError` if nothing is found.
+    """The target that has what is named, and its name there. Raises `UsageError` if nothing is found.
 
-    A run in the folder of the runs is one of this machine, unless it is only a copy of what Azure has.
+    NAME is a run or a sweep, SWEEP/NUMBER a trial, FOLDER where one of these lies. What the folder of the runs has is
+    of this machine, unless it is only a copy of what Azure has.
     """
     if _is_elsewhere(named, asked, settings):
         return build_target("azure", settings, voice), named
@@ -192,8 +191,10 @@ def target_of(named: str, asked: str, settings: Settings, voice: Voice) -> tuple
 
 
 def _is_elsewhere(named: str, asked: str, settings: Settings) -> bool:
-    """Whether the run that is meant is one on Azure: a name, and not that of a run in the folder of the runs."""
+    """Whether what is meant is on Azure: a name of a run or of a trial, which the folder of the runs does not have."""
     if asked != "auto":
         return asked == "azure"
-    here = os.path.join(settings.runs_dir, named)
-    return settings.workspace is not None and not name_problems(named) and (not os.path.exists(here) or is_copy(here))
+    trial = trial_named(named)
+    top = trial[0] if trial else named
+    here = os.path.join(settings.runs_dir, top)
+    return settings.workspace is not None and not name_problems(top) and (not os.path.exists(here) or is_copy(here))

@@ -102,12 +102,12 @@ def run_in(folder: Path, program: str, *words: object, **variables: str) -> Ende
 
 
 @contextmanager
-def started(folder: Path, program: str, *words: object) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, program: str, *words: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """A program at work in a folder, in a process group of its own like a terminal's; none of it outlives the test."""
     with subprocess.Popen(
         command_line(program, *words),
         cwd=folder,
-        env=environment(),
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",

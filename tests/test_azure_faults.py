@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from azure_local import AzureLocal
@@ -18,16 +19,22 @@ from conftest import draw_tiny_images, environment
 
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError
+from orchestration.search_space import read_space
 from orchestration.settings import read_settings
 from orchestration.spec import Run, RunSpec
+from orchestration.sweep import SweepSpec, SweepStatus
 from orchestration.voice import Voice
+
+if TYPE_CHECKING:
+    from orchestration.azure.target import AzureTarget
 
 # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 
-Submit = Callable[..., Run]
+Submit = Callable[..., Run | SweepStatus]
+SHORT = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.04)
 
 PATIENCE_S = 60
 MOST_AT_ONCE = 256  # blobs that one request deletes
@@ -51,22 +58,38 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def submit(azure: AzureLocal, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
-    """submit(NAME): sends a run and leaves it, in this process. What the SDK waits before it repeats passes at once."""
+def build_target(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AzureTarget]:
+    """The target of another command, in this process. What the SDK waits before it repeats passes at once."""
     monkeypatch.setattr("azure.core.pipeline.transport.HttpTransport.sleep", lambda self, duration: None)
     for name, value in azure.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     from orchestration.azure.target import AzureTarget
 
-    def submit(name: str = "one") -> Run:
-        settings = read_settings({}, folder=tmp_path, environ=os.environ)
-        target = AzureTarget(settings, Voice(tell=lambda line: None), wait_factor_s=0.01)
-        config = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.04)
-        return target.submit(RunSpec(config, pack, name), detach=True)
-
     azure.add_cluster("msggan-gpu")
     azure.hold_jobs()
+
+    def build() -> AzureTarget:
+        settings = read_settings({}, folder=tmp_path, environ=os.environ)
+        return AzureTarget(settings, Voice(tell=lambda line: None), wait_factor_s=0.01)
+
+    return build
+
+
+@pytest.fixture
+def submit(build_target: Callable[[], AzureTarget], pack: Path) -> Submit:
+    """submit(NAME): sends a run and leaves it."""
+    return lambda name="one": build_target().submit(RunSpec(SHORT, pack, name), detach=True)
+
+
+@pytest.fixture
+def submit_sweep(build_target: Callable[[], AzureTarget], pack: Path) -> Submit:
+    """submit_sweep(NAME): sends a sweep of two trials and leaves it."""
+
+    def submit(name: str = "one") -> SweepStatus:
+        space = read_space(("g_lr=0.001..0.01",), SHORT)
+        return build_target().sweeps.submit_sweep(SweepSpec(SHORT, pack, name, space, trials=2), detach=True)
+
     return submit
 
 
@@ -132,6 +155,29 @@ def test_a_connection_cut_at_any_request_of_a_first_submit_leaves_one_job_or_an_
         outcome = outcome_of(submit)
         assert fault.happened == 1, kind
         assert list(azure.cloud.jobs) == (["one"] if outcome == "submitted" else []), (kind, outcome)
+
+
+@pytest.mark.parametrize("drop", ["before", "after"])
+def test_a_connection_cut_at_any_write_of_a_sweep_leaves_one_job_or_an_error_and_none(
+    azure: AzureLocal, submit_sweep: Submit, drop: str
+) -> None:
+    submit_sweep()
+    writes = {kind: number for kind, number in kinds(azure.requests).items() if kind.startswith("PUT")}
+    assert [kind for kind in writes if "sweep.json" in kind], writes
+    for kind, number in writes.items():
+        forget(azure)
+        fault = azure.fault(".*", ".", nth=number, drop=drop)
+        outcome = outcome_of(submit_sweep)
+        assert fault.happened == 1, kind
+        sweeps = [name for name, job in azure.cloud.jobs.items() if job.parent is None]
+        assert sweeps == (["one"] if outcome == "submitted" else []), (kind, outcome)
+
+
+def test_a_sweep_that_can_note_nothing_of_what_was_asked_is_not_sent(azure: AzureLocal, submit_sweep: Submit) -> None:
+    azure.fault("PUT", "sweep.json", times=10**6, status=503, retry_after=0.01)
+    outcome = outcome_of(submit_sweep)
+    assert outcome.startswith("Writing into azureml://datastores/workspaceblobstore/paths/msggan/runs/one/"), outcome
+    assert list(azure.cloud.jobs) == []
 
 
 def test_a_service_that_breaks_down_at_any_write_of_submit_leaves_no_unreported_job(

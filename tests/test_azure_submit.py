@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from azure_commands import Command
 from azure_local import AzureLocal
-from conftest import command_line, environment, run_in, wait_for
+from conftest import run_in, started, stopped, wait_for
 
 from msggan import Generator, load_generator
 
@@ -123,28 +121,19 @@ def test_ctrl_c_leaves_the_run_to_itself_and_logs_follow_it_to_its_end(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
     words = ["submit", "--data", "tiny", *ENDLESS, "--yes"]
-    with subprocess.Popen(
-        command_line("msggan-aml", *words),
-        cwd=place,
-        env=environment(**azure.variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,
-    ) as process:
+    with started(place, "msggan-aml", *words, **azure.variables) as follower:
         wait_for(
             lambda: "tiny" in azure.cloud.jobs and b"Training" in azure.artifact("tiny", "user_logs/std_log.txt"),
-            process,
+            follower,
         )
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "tiny goes on as job tiny" in said
-    assert "msggan-aml logs tiny --follow" in said
+        left = stopped(follower, "Ctrl-C")
+    assert left.exit_code == 130
+    assert "tiny goes on as job tiny" in left.stderr
+    assert "msggan-aml logs tiny --follow" in left.stderr
     assert azure.job("tiny").status == "Running"
 
-    stopped = msggan_aml("cancel", "tiny", "-o", "json")
-    assert (stopped.exit_code, stopped.json["state"]) == (0, "cancelled")
+    cancelled = msggan_aml("cancel", "tiny", "-o", "json")
+    assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
     followed = msggan_aml("logs", "tiny", "--follow")
     assert followed.stdout.splitlines() == azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
 

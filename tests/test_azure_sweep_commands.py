@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from typing import Any
 import pytest
 from azure_commands import Command
 from azure_local import AzureLocal
-from conftest import Ended, run_in
+from conftest import Ended, run_in, started, stopped, wait_for
 
 from msggan import load_generator
 from orchestration.settings import read_settings
+from orchestration.sweep import CANCELLED
 from orchestration.voice import Voice
 
 pytestmark = [
@@ -53,12 +53,6 @@ def sweep(*words: object) -> list[object]:
 
 def by_number(status: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(status["trials"], key=lambda trial: trial["number"])
-
-
-def until(reached: Any) -> None:
-    """Returns once something is so; the test's own time limit ends what never comes."""
-    while not reached():
-        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("_no_mlflow")
@@ -107,9 +101,12 @@ def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan
     assert msggan_aml("status", "find", "-o", "json").json == status
     assert "Best: trial " in msggan_aml("status", "find").stdout
 
+    worst = f"trials/find_{status['trials'][-1]['number']}/metrics.jsonl"
+    reads = len(azure.made("GET", worst))
     best = msggan_aml("sweep", "best", "find", "--download", "copy", "-o", "json")
     assert best.exit_code == 0, best.stderr
     assert best.json["best"] == status["best"]
+    assert len(azure.made("GET", worst)) == reads + 1  # what is known is not asked again
     load_generator(place / "copy")
 
     for words in (["logs", "find"], ["sample", "find"], ["download", "find"], ["submit", *["--data", "tiny"], *NAMED]):
@@ -117,6 +114,7 @@ def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan
         assert refused.exit_code == 2
         assert "find: is a sweep, not a run." in refused.stderr
 
+    _a_trial_is_named_as_a_run_is(place, msggan_aml, status)
     _goes_on_in_full(azure, place, msggan_aml, status)
     _the_same_again_is_complete_and_more_trials_go_on(azure, msggan_aml, words=sweep(*OVER_AGAIN), before=trials)
 
@@ -126,6 +124,25 @@ OVER_AGAIN = [
     *("--over", "g_lr=0.001..0.01", "--over", "mirror", "--concurrent", "2", *SHORT),
     *("--timeout", "3", "--timeout-hours", "1.5"),
 ]
+
+
+def _a_trial_is_named_as_a_run_is(place: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
+    told = msggan_aml("status", "find/1", "-o", "json").json
+    assert (told["name"], told["job_id"], told["state"], told["images_seen"]) == ("find/1", "find_1", "completed", 40)
+    assert told["run_dir"] == f"{RUNS}find/trials/find_1/"
+    assert told["next"] == ["msggan-aml sample find/1", "msggan-aml submit --from-trial find/1"]
+    lines = msggan_aml("logs", "find/1", "--tail", "3").stdout.splitlines()
+    assert len(lines) == 3
+    copied = msggan_aml("download", "find/1", "-o", "json")
+    assert copied.exit_code == 0, copied.stderr
+    assert copied.json["path"] == "find-trial-1"
+    assert (place / "find-trial-1" / "metrics.jsonl").exists()
+    made = msggan_aml("sample", "find/1", "--num", "1", "-o", "json")
+    assert made.exit_code == 0, made.stderr
+    assert Path(made.json["files"][0]).is_relative_to("runs/find-trial-1")
+    missing = msggan_aml("logs", "find/9")
+    assert missing.exit_code == 2
+    assert missing.stderr.endswith("Error: find: no trial 9 has begun.\nSee its trials: msggan-aml status find\n")
 
 
 def _goes_on_in_full(azure: AzureLocal, place: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
@@ -194,11 +211,18 @@ def test_a_grid_goes_on_with_just_the_combinations_that_are_left(azure: AzureLoc
 
 
 @pytest.mark.usefixtures("_no_mlflow")
-def test_a_sweep_at_work_is_told_of_cancelled_and_gone_on_with(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_a_sweep_at_work_is_left_to_itself_told_of_cancelled_and_gone_on_with(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
     words = ["--over", "g_lr=0.001..0.01", "--trials", "2", *ENDLESS]
-    begun = msggan_aml(*sweep(*words, "--detach"))
-    assert begun.exit_code == 0, begun.stderr
-    until(lambda: azure.blob("msggan/runs/find/trials/find_0/metrics.jsonl"))
+    with started(place, "msggan-aml", *sweep(*words), **azure.variables) as follower:
+        wait_for(lambda: azure.blob("msggan/runs/find/trials/find_0/metrics.jsonl"), follower)
+        left = stopped(follower, "Ctrl-C")
+    assert left.exit_code == 130
+    assert "find goes on as job find." in left.stderr
+    assert "msggan-aml status find" in left.stderr
+    assert azure.job("find").status == "Running"
+
     running = msggan_aml("status", "find", "-o", "json").json
     assert (running["state"], [trial["state"] for trial in running["trials"]]) == ("running", ["running"])
     assert running["trials"][0]["images_seen"] > 0
@@ -209,18 +233,24 @@ def test_a_sweep_at_work_is_told_of_cancelled_and_gone_on_with(azure: AzureLocal
     assert "find: is running already, as job find." in refused.stderr
 
     azure.preempt("find_0")  # a trial finds its folder again
-    until(lambda: b"Resuming" in azure.artifact("find_0", "user_logs/std_log.txt"))
+    wait_for(lambda: b"Resuming" in azure.artifact("find_0", "user_logs/std_log.txt"))
+
+    given_up = msggan_aml("cancel", "find/0", "-o", "json")  # one trial: the sweep goes on with the next
+    assert given_up.exit_code == 0, given_up.stderr
+    assert (given_up.json["name"], given_up.json["job_id"], given_up.json["state"]) == ("find/0", "find_0", "cancelled")
+    wait_for(lambda: azure.blob("msggan/runs/find/trials/find_1/metrics.jsonl"))
 
     cancelled = msggan_aml("cancel", "find", "-o", "json")
     assert cancelled.exit_code == 0, cancelled.stderr
-    assert (cancelled.json["state"], [trial["state"] for trial in cancelled.json["trials"]]) == (
-        *("cancelled", ["cancelled"]),
-    )
+    assert cancelled.json["state"] == "cancelled"
+    assert [(trial["state"], trial["reason"]) for trial in by_number(cancelled.json)] == [
+        *(("stopped", CANCELLED), ("cancelled", "")),
+    ]
     assert msggan_aml("cancel", "find").exit_code == 2
 
     again = msggan_aml(*sweep(*words, "--detach"))
     assert again.exit_code == 0, again.stderr
-    assert azure.job("find-2").properties["limits"]["maxTotalTrials"] == 2
+    assert azure.job("find-2").properties["limits"]["maxTotalTrials"] == 1
 
 
 @pytest.mark.usefixtures("_no_mlflow")
@@ -254,6 +284,29 @@ def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msgg
     assert bad["images_seen"] < good["images_seen"] == 6_000
     assert ended.json["best"]["number"] == 0
     assert azure.job("find").noted["best_child_run_id"] == "find_0"
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_a_trial_of_a_sweep_here_is_trained_on_there(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    words = [*sweep("--over", "g_lr=0.001,0.01", *SHORT), "--trials", "1", "--tracking-uri", "none"]
+    here = msggan_aml(*words, "--target", "local")
+    assert here.exit_code == 0, here.stderr
+    there = msggan_aml("submit", "--from-trial", "find", "--kimg", "0.08", "--yes", "-o", "json")
+    assert there.exit_code == 0, there.stderr
+    assert (there.json["name"], there.json["target"], there.json["images_seen"]) == ("find-best", "azure", 80)
+    first = (place / "runs/find/trials/000/metrics.jsonl").read_bytes()
+    assert (azure.blob("msggan/runs/find-best/metrics.jsonl") or b"").startswith(first)
+    assert b"Resuming" in azure.artifact("find-best", "user_logs/std_log.txt")
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_a_trial_whose_time_is_up_keeps_what_it_measured(msggan_aml: Command) -> None:
+    words = ["--over", "g_lr", "--trials", "1", *ENDLESS, "--metric-kimg", "0.1", "--timeout-hours", "0.001"]
+    ended = msggan_aml(*sweep(*words))
+    assert ended.exit_code == 0, ended.stderr
+    (trial,) = ended.json["trials"]
+    assert (trial["state"], trial["reason"]) == ("stopped", "Its time was up: --timeout-hours.")
+    assert ended.json["best"] == trial
 
 
 def test_every_trial_is_found_however_many_there_are(

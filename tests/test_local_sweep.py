@@ -24,7 +24,7 @@ from msggan.run_state import is_owned
 from msggan.tracking import read_metrics
 from orchestration.local_sweep import LocalSweeps
 from orchestration.search_space import SearchSpace, read_space
-from orchestration.sweep import SweepSpec
+from orchestration.sweep import CANCELLED, SweepSpec
 
 SMALL = ["--resolution", "8", "--latent-size", "8", "--seed", "1"]
 SHORT = [*SMALL, "--kimg", "0.02"]
@@ -141,9 +141,47 @@ def test_the_best_trial_is_copied_out_and_copied_over_only_by_force(finished: tu
     assert (folder / "out" / "config.json").read_bytes() == (trial / "config.json").read_bytes()
 
 
+def test_a_trial_is_named_as_a_run_is(finished: tuple[Path, Ended]) -> None:
+    folder, _ = finished
+    run_program = partial(run_in, folder, "msggan-aml")
+    told = run_program("status", "s/1", "-o", "json").json
+    assert (told["name"], told["state"], told["run_dir"]) == ("s/1", "completed", "runs/s/trials/001")
+    assert told["next"] == ["msggan-aml sample s/1", "msggan-aml submit --from-trial s/1"]
+    assert run_program("status", "runs/s/trials/001", "-o", "json").json == told
+    logged = run_program("logs", "s/1", "-o", "json").json
+    assert logged == {"name": "s/1", "lines": (folder / "runs/s/trials/001/log.txt").read_text().splitlines()}
+    copied = run_program("download", "s/1", "-o", "json").json
+    assert copied["path"] == "s-trial-1"
+    assert (folder / "s-trial-1" / "metrics.jsonl").read_bytes() == (
+        folder / "runs/s/trials/001/metrics.jsonl"
+    ).read_bytes()
+    made = run_program("sample", "s/1", "--num", "1", "-o", "json").json
+    assert (folder / made["files"][0]).is_file()
+    assert run_program("cancel", "s/1").stderr.startswith("Error: s/1: is not running but completed.")
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_path: Path, run_program: Run) -> None:
+    words = sweep("--over", "g_lr=0.001,0.002", "--sampling", "grid", *SMALL, "--kimg", "1000000")
+    first, second = (RunFolder(tmp_path / f"runs/s/trials/00{number}") for number in range(2))
+    with started(tmp_path, *words) as process:
+        wait_for(lambda: read_metrics(first.metrics), process)
+        assert run_program("msggan-aml", "status", "s/0", "-o", "json").json["next"] == [
+            *("msggan-aml logs s/0 --follow", "msggan-aml cancel s/0"),
+        ]
+        cancelled = run_program("msggan-aml", "cancel", "s/0", "-o", "json")
+        assert (cancelled.exit_code, cancelled.json["name"], cancelled.json["state"]) == (0, "s/0", "cancelled")
+        wait_for(lambda: read_metrics(second.metrics), process)
+        ended = stopped(process, "Ctrl-C")
+    assert [(trial["state"], trial["reason"]) for trial in by_number(ended.json)] == [
+        *(("stopped", CANCELLED), ("interrupted", "")),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (["logs", "s/9"], "s: no trial 9 has begun. See its trials: msggan-aml status s"),
         (["submit", "--data", "tiny", "--name", "s"], "--from-trial s trains its best trial in full."),
         (["submit", "--from-trial", "nosuch"], "No sweep 'nosuch' in runs.\nSee what there is: msggan-aml list"),
         (["submit", "--from-trial", "s/99"], "s: has no trial 99; its trials are 0 to 1."),

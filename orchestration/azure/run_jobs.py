@@ -20,11 +20,15 @@ MOST_RUNS = 50
 
 @dataclass(frozen=True)
 class RunJobs:
-    """The jobs of a run or of a sweep, the newest last, and the name that its next one would have."""
+    """The jobs of a run or of a sweep, the newest last, and the name that its next one would have.
+
+    place: where it keeps its run, of a trial, whose job does not say so.
+    """
 
     run: str
     jobs: tuple[Any, ...]
-    next_name: str
+    next_name: str = ""
+    place: DatastorePath | None = None
 
     @property
     def newest(self) -> Any | None:
@@ -37,6 +41,11 @@ class RunJobs:
     @property
     def goes_on(self) -> bool:
         return self.newest is not None and not has_ended(self.newest.status)
+
+    @property
+    def folder(self) -> DatastorePath | None:
+        """Where the newest of its jobs keeps its run, None where that says nothing that can be read."""
+        return self.place or (run_folder_of(self.newest) if self.newest is not None else None)
 
 
 def find_jobs(client: Client, run: str) -> RunJobs:
@@ -74,7 +83,7 @@ def list_runs(client: Client, *, sweeps: bool = False) -> tuple[list[RunJobs], b
         )
         for job in itertools.islice(_ours(jobs), MOST_JOBS):
             by_run.setdefault(run_of(job), []).append(job)
-    runs = [RunJobs(run, tuple(sorted(jobs, key=created)), "") for run, jobs in by_run.items()]
+    runs = [RunJobs(run, tuple(sorted(jobs, key=created))) for run, jobs in by_run.items()]
     runs.sort(key=lambda run: created(run.jobs[-1]), reverse=True)
     return runs[:MOST_RUNS], len(runs) > MOST_RUNS or sum(map(len, by_run.values())) == MOST_JOBS
 

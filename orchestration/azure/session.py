@@ -6,14 +6,16 @@ import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from msggan.errors import MsgganError
+from msggan.errors import MsgganError, RunFolderError
 from orchestration.azure.agreement import Agreement
 from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client, connect
 from orchestration.azure.following import Watch
 from orchestration.azure.history import History
 from orchestration.azure.jobs import has_ended
+from orchestration.azure.run_jobs import RunJobs
 from orchestration.azure.submission import Submission
+from orchestration.data_source import DatastorePath, in_datastore
 from orchestration.settings import Settings
 from orchestration.voice import Voice
 
@@ -51,6 +53,19 @@ class Session:
         if datastore not in self._stores:
             self._stores[datastore] = open_store(self.client, datastore)
         return self._stores[datastore]
+
+    def folder_of(self, run: RunJobs) -> tuple[Store, DatastorePath]:
+        """The container in which a run or a sweep is kept, and where. Raises MsgganError."""
+        if run.folder is None:
+            raise RunFolderError(f"The jobs of {run.run} do not say where they keep it.")
+        return self.store(run.folder.datastore), run.folder
+
+    def folder_at(self, uri: str) -> tuple[Store, str]:
+        """The container and the path in it of an azureml:// address that a job said. Raises MsgganError."""
+        place = in_datastore(uri)
+        if place is None:
+            raise RunFolderError(f"{uri}: is no path in a datastore.")
+        return self.store(place.datastore), place.path
 
     def environment(self) -> str:
         """The id of the environment that the settings name, which is made if need be. Raises MsgganError."""

@@ -6,30 +6,34 @@ import shlex
 from typing import Any
 
 from orchestration.azure.history import Details
-from orchestration.azure.jobs import DATA_INPUT, RUN_OUTPUT, exit_code_of, is_timeout, state_of
+from orchestration.azure.jobs import DATA_INPUT, exit_code_of, is_timeout, state_of
 from orchestration.azure.progress import Progress
 from orchestration.azure.run_jobs import RunJobs, created, portal_url
-from orchestration.runs import DEFAULT_RUNS_DIR
-from orchestration.spec import RunStatus
+from orchestration.runs import DEFAULT_RUNS_DIR, next_of_trial
+from orchestration.spec import GOES_ON, RunStatus
+from orchestration.sweep import trial_named
 
 TARGET = "azure"
-GOES_ON = ("queued", "preparing", "running")
 
 
 def build_status(run: RunJobs, details: Details, progress: Progress, runs_dir: str) -> RunStatus:
     """The run of these jobs, of which it has at least one."""
     job = run.jobs[-1]
     state = final_state(details)
+    if trial_named(run.run):
+        next_lines = next_of_trial(run.run, runs_dir, state)
+    else:
+        next_lines = next_commands(run.run, data_of(job), state, runs_dir)
     return RunStatus(
         name=run.run,
         target=TARGET,
         state=state,
-        run_dir=str(job.outputs[RUN_OUTPUT].path) if RUN_OUTPUT in (job.outputs or {}) else "",
+        run_dir=run.folder.uri if run.folder else "",
         job_id=job.name,
         portal_url=portal_url(job),
         images_seen=progress.images_seen,
         metrics=progress.metrics,
-        next=next_commands(run.run, data_of(job), state, runs_dir),
+        next=next_lines,
         images_total=progress.images_total,
         created=created(run.jobs[0]),
         ended=to_the_second(details.ended) if state not in GOES_ON else None,

@@ -7,17 +7,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from msggan.config import TrainConfig
 from msggan.files import write_whole
 from msggan.options import to_argv
 from orchestration.azure.session import Session
-from orchestration.azure.trials import SweepReader
 from orchestration.runs import COPY_NOTE, is_copy
 from orchestration.search_space import read_space
 from orchestration.sweep import SweepStatus, Trial
-from orchestration.sweep_report import write_report
+from orchestration.sweep_report import newest_grid, write_report
 
 FETCHED_AT_ONCE = 4
 
@@ -27,7 +27,7 @@ def page_of(session: Session, sweep: str) -> Path:
     return Path(session.settings.runs_dir) / sweep / "report.html"
 
 
-def write_page(session: Session, reader: SweepReader, status: SweepStatus) -> SweepStatus:
+def write_page(session: Session, status: SweepStatus) -> SweepStatus:
     """Writes the sweep's page; where that cannot be done it is said, and the sweep stands as it does."""
     page, tell = page_of(session, status.name), session.voice.tell
     if page.parent.exists() and not is_copy(page.parent):
@@ -36,7 +36,7 @@ def write_page(session: Session, reader: SweepReader, status: SweepStatus) -> Sw
     facts = {"data": status.data, "each trial": " ".join(to_argv(TrainConfig(**status.said))) or "as by default"}
     try:
         with tempfile.TemporaryDirectory(prefix="msggan-grids-") as folder:
-            grids = dict(_grids(reader, status.trials, Path(folder)))
+            grids = dict(_grids(session, status.trials, Path(folder)))
             page.parent.mkdir(parents=True, exist_ok=True)
             note = {"scope": session.agreement.scope, "run": status.name}
             write_whole(page.with_name(COPY_NOTE), json.dumps(note).encode())
@@ -48,12 +48,20 @@ def write_page(session: Session, reader: SweepReader, status: SweepStatus) -> Sw
     return replace(status, report=str(page))
 
 
-def _grids(reader: SweepReader, trials: Sequence[Trial], to: Path) -> Iterator[tuple[int, Path]]:
+def _grids(session: Session, trials: Sequence[Trial], to: Path) -> Iterator[tuple[int, Path]]:
     """Brings each trial's newest sample grid here: its trial's number and the file."""
     with ThreadPoolExecutor(FETCHED_AT_ONCE) as threads:
-        contents = list(threads.map(reader.newest_grid, trials))
+        contents = list(threads.map(partial(_newest_grid, session), trials))
     for trial, content in zip(trials, contents, strict=True):
         if content is not None:
             path = to / f"{trial.number}.png"
             path.write_bytes(content)
             yield trial.number, path
+
+
+def _newest_grid(session: Session, trial: Trial) -> bytes | None:
+    """The PNG file of a trial's last sample grid, in full resolution; None where there is none yet."""
+    store, folder = session.folder_at(trial.run_dir)
+    with session.client.errors(f"Fetching the samples of {trial.name}"):
+        newest = newest_grid(blob.name for blob in store.walk(f"{folder}samples/"))
+        return None if newest is None else store.read(f"{folder}samples/{newest}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.program import Terminated, stopped
-from orchestration.azure.blobs import Store, Tell
+from orchestration.azure.blobs import Tell
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
 from orchestration.azure.copies import copy_run
 from orchestration.azure.following import will_pass
@@ -23,7 +23,6 @@ from orchestration.azure.run_jobs import (
     is_sweep,
     list_runs,
     portal_url,
-    run_folder_of,
 )
 from orchestration.azure.session import Session
 from orchestration.azure.standing import data_of, to_the_second
@@ -33,11 +32,19 @@ from orchestration.azure.sweep_page import page_of, write_page
 from orchestration.azure.sweep_standing import reasons_to_give_up, standing
 from orchestration.azure.sweep_submission import asked, send_sweep, trial_run, what_is_left
 from orchestration.azure.trials import SweepReader
-from orchestration.data_source import DatastorePath
 from orchestration.errors import AzureServiceError
 from orchestration.runs import is_copy
 from orchestration.spec import Download
-from orchestration.sweep import SWEEP_NOTE, SweepSpec, SweepStatus, Trial, best_of, sorted_trials, why_given_up
+from orchestration.sweep import (
+    SWEEP_NOTE,
+    SweepSpec,
+    SweepStatus,
+    Trial,
+    best_of,
+    sorted_trials,
+    trial_named,
+    why_given_up,
+)
 from orchestration.sweep_request import SweepRequest, read_request, refuse_another_space
 from orchestration.sweep_words import next_of_sweep, trial_line
 
@@ -90,15 +97,15 @@ class AzureSweeps:
         part = what_is_left(spec, trials, len(before.jobs))
         if part is None:
             self.session.voice.tell(f"{spec.name} is complete: every trial has ended. A larger --trials goes on.")
-            return self._with_report(before)
+            return self.report(self._status(before))
         job = send_sweep(self.session.submission, spec, part, before, request)
         self.session.agreement.give()
-        jobs = RunJobs(spec.name, (*before.jobs, job), "")
+        jobs = RunJobs(spec.name, (*before.jobs, job))
         self.session.voice.tell(f"Job {job.name}: {portal_url(job)}")
         if detach:
             return self._status(jobs)
         self._follow(jobs)
-        return self._with_report(jobs)
+        return self.report(self._status(jobs))
 
     def sweeps(self) -> list[SweepStatus]:
         """The newest sweeps, the newest first."""
@@ -109,7 +116,7 @@ class AzureSweeps:
             return [status for status in threads.map(self._status_if_readable, found) if status is not None]
 
     def is_sweep(self, name: str) -> bool:
-        job = get_job(self.session.client, name)
+        job = None if trial_named(name) else get_job(self.session.client, name)
         return job is not None and is_sweep(job)
 
     def sweep_status(self, name: str) -> SweepStatus:
@@ -124,17 +131,24 @@ class AzureSweeps:
         self.session.cancel(jobs.jobs[-1].name)
         return self.sweep_status(name)
 
-    def download_trial(self, name: str, number: int, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
-        """Copies a trial's run folder here, or just its generator. Raises MsgganError where it cannot."""
+    def trial_jobs(self, name: str, number: int) -> RunJobs:
+        """A trial of a sweep as a run of its own, which has one job. Raises MsgganError where there is none."""
         jobs = self._jobs(name)
         reader = self._reader(jobs)
-        trial = next(one for one in reader.trials(jobs, self._details(jobs)) if one.number == number)
-        place = reader.place(str(trial.job_id))
-        return copy_run(self.session.client, reader.store, place.path, to, weights=weights, force=force, tell=tell)
+        children = {trial.number: trial.child.name for trial in reader.begun(jobs, self._details(jobs))}
+        job = get_job(self.session.client, children[number]) if number in children else None
+        if job is None:
+            raise RunFolderError(f"{name}: no trial {number} has begun.", f"See its trials: msggan-aml status {name}")
+        return RunJobs(f"{name}/{number}", (job,), place=reader.place(job.name))
 
-    def report(self, name: str) -> SweepStatus:
-        """Writes the sweep's page into the folder of the runs here, and tells how the sweep stands."""
-        return self._with_report(self._jobs(name))
+    def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: Tell) -> Download:
+        """Copies a trial's run folder here. Raises MsgganError where it cannot."""
+        store, folder = self.session.folder_at(trial.run_dir)
+        return copy_run(self.session.client, store, folder, to, weights=False, force=force, tell=tell)
+
+    def report(self, status: SweepStatus) -> SweepStatus:
+        """Writes the sweep's page into the folder of the runs here; where that cannot be done it is said."""
+        return write_page(self.session, status)
 
     # --- Following ----------------------------------------------------------------------------------------------------
 
@@ -193,15 +207,9 @@ class AzureSweeps:
     def _details(self, jobs: RunJobs) -> Details:
         return self.session.history.details(jobs.jobs[-1].name)
 
-    def _place(self, jobs: RunJobs) -> tuple[Store, DatastorePath]:
-        place = run_folder_of(jobs.jobs[-1])
-        if place is None:
-            raise RunFolderError(f"The job {jobs.jobs[-1].name} does not say where it keeps its trials.")
-        return self.session.store(place.datastore), place
-
     def _request(self, jobs: RunJobs) -> SweepRequest:
         """What was asked of a sweep. Raises `RunFolderError` where that is gone."""
-        store, folder = self._place(jobs)
+        store, folder = self.session.folder_of(jobs)
         path = f"{folder.path.rstrip('/')}/{SWEEP_NOTE}"
         with self.session.client.errors(f"Reading what was asked of {jobs.run}"):
             content = store.read(path)
@@ -223,7 +231,7 @@ class AzureSweeps:
         return now
 
     def _reader(self, jobs: RunJobs) -> SweepReader:
-        store, folder = self._place(jobs)
+        store, folder = self.session.folder_of(jobs)
         return SweepReader(self.session.history, store, folder, self._request(jobs))
 
     def _status_if_readable(self, jobs: RunJobs) -> SweepStatus | None:
@@ -234,8 +242,8 @@ class AzureSweeps:
             self.session.voice.tell(error.message)
             return None
 
-    def _status(self, jobs: RunJobs, reader: SweepReader | None = None) -> SweepStatus:
-        reader, details = reader or self._reader(jobs), self._details(jobs)
+    def _status(self, jobs: RunJobs) -> SweepStatus:
+        reader, details = self._reader(jobs), self._details(jobs)
         request = reader.request
         trials = reader.trials(jobs, details)
         job = jobs.jobs[-1]
@@ -260,11 +268,6 @@ class AzureSweeps:
             ended=to_the_second(details.ended) if has_ended(details.status) else None,
         )
         return replace(status, next=next_of_sweep(status, request.again, str(self.session.settings.runs_dir)))
-
-    def _with_report(self, jobs: RunJobs) -> SweepStatus:
-        """The sweep's status, with its page written."""
-        reader = self._reader(jobs)
-        return write_page(self.session, reader, self._status(jobs, reader))
 
 
 def refuse_on_azure(spec: SweepSpec) -> None:

@@ -15,14 +15,14 @@ from typing import Any
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.files import write_whole
 from msggan.program import StoppedError, Terminated, stopped
-from orchestration.azure.blobs import Store, Tell
+from orchestration.azure.blobs import Tell
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
 from orchestration.azure.copies import GENERATOR, copy_run, upload_run
 from orchestration.azure.history import Details
 from orchestration.azure.jobs import DATA_PLACEHOLDER, RUN_PLACEHOLDER, build_body, run_folder
 from orchestration.azure.logs import JOB_LOG, LogReader, log_in
 from orchestration.azure.progress import Progress, read_progress
-from orchestration.azure.run_jobs import RunJobs, find_jobs, list_runs, portal_url, run_folder_of
+from orchestration.azure.run_jobs import RunJobs, find_jobs, list_runs, portal_url
 from orchestration.azure.session import Session
 from orchestration.azure.standing import build_status, final_state, reason_of
 from orchestration.azure.submission import how_to_look, planned_job
@@ -30,7 +30,7 @@ from orchestration.azure.sweeps import AzureSweeps
 from orchestration.runs import COPY_NOTE, is_copy
 from orchestration.settings import Settings
 from orchestration.spec import Download, Run, RunSpec, RunStatus
-from orchestration.sweep import sweep_hint
+from orchestration.sweep import name_of_trial, sweep_hint, trial_named
 from orchestration.voice import Voice
 
 ASKED_AT_ONCE = 8
@@ -87,7 +87,7 @@ class AzureTarget:
         refuse_sweep(before)
         job = self.session.submission.send(spec, before)
         self.session.agreement.give()
-        run = RunJobs(spec.name, (*before.jobs, job), "") if job is not before.newest else before
+        run = RunJobs(spec.name, (*before.jobs, job)) if job is not before.newest else before
         self.voice.tell(f"Job {job.name}: {portal_url(job)}")
         if detach:
             return self._status(run, details=self._details_or_less(job), with_progress=False).as_submitted()
@@ -127,8 +127,8 @@ class AzureTarget:
 
     def download(self, name: str, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
         """Copies a run's folder here, or just its generator. Raises MsgganError where it cannot."""
-        store, folder = self._place(self._jobs(name))
-        return copy_run(self.session.client, store, folder, to, weights=weights, force=force, tell=tell)
+        store, folder = self.session.folder_of(self._jobs(name))
+        return copy_run(self.session.client, store, folder.path, to, weights=weights, force=force, tell=tell)
 
     def begin_from(self, name: str, bring: Callable[[Path], None]) -> None:
         """Gives a run that has not begun the run folder that `bring` makes at a path: it goes on from there."""
@@ -144,8 +144,10 @@ class AzureTarget:
 
     def weights(self, name: str) -> str:
         """The folder here in which the run's newest generator lies, brought if it is not there yet."""
-        store, folder = self._place(self._jobs(name))
-        to = Path(self.settings.runs_dir) / name
+        store, place = self.session.folder_of(self._jobs(name))
+        folder = place.path
+        trial = trial_named(name)
+        to = Path(self.settings.runs_dir) / (name_of_trial(*trial) if trial else name)
         if to.exists() and not is_copy(to):
             raise UsageError(
                 [f"{to}: is a run of this machine, and not the one on Azure."],
@@ -204,19 +206,14 @@ class AzureTarget:
     # --- What it stands on --------------------------------------------------------------------------------------------
 
     def _jobs(self, name: str) -> RunJobs:
+        if trial := trial_named(name):
+            return self.sweeps.trial_jobs(*trial)
         run = find_jobs(self.session.client, name)
         if run.newest is None:
             where = self.session.client.workspace.workspace_name
             raise RunFolderError(f"No run {name!r} in workspace {where}.", "See what runs there are: msggan-aml list")
         refuse_sweep(run)
         return run
-
-    def _place(self, run: RunJobs) -> tuple[Store, str]:
-        """The datastore that keeps a run, and the run folder's path in it."""
-        place = run_folder_of(run.jobs[-1])
-        if place is None:
-            raise RunFolderError(f"The job {run.jobs[-1].name} does not say where it keeps its run.")
-        return self.session.store(place.datastore), place.path
 
     def _status(self, run: RunJobs, *, details: Details | None = None, with_progress: bool = True) -> RunStatus:
         details = details or self.session.history.details(run.jobs[-1].name)
@@ -226,9 +223,9 @@ class AzureTarget:
     def _progress(self, run: RunJobs) -> Progress:
         """How far a run is; nothing where its storage does not open, which must not hide how its job stands."""
         try:
-            store, folder = self._place(run)
+            store, folder = self.session.folder_of(run)
             with self.session.client.errors(f"Reading how far {run.run} is"):
-                return read_progress(store, folder)
+                return read_progress(store, folder.path)
         except MsgganError as error:
             self.voice.tell(error.message)
             return Progress()

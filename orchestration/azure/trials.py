@@ -19,21 +19,30 @@ from msggan.options import from_argv
 from msggan.tracking import reports_in
 from orchestration.azure.blobs import Store
 from orchestration.azure.history import Details, History, number_of
-from orchestration.azure.jobs import state_of
+from orchestration.azure.jobs import is_timeout, state_of
 from orchestration.azure.logs import JOB_LOG, LogReader, log_in
 from orchestration.azure.run_jobs import RunJobs
 from orchestration.azure.standing import reason_of
 from orchestration.azure.sweep_jobs import JOINT, switch
 from orchestration.data_source import DatastorePath
 from orchestration.early_stopping import reason_to_stop
-from orchestration.sweep import Trial, reached
-from orchestration.sweep_report import newest_grid
+from orchestration.sweep import CANCELLED, TRIALS_FOLDER, Trial, reached
 from orchestration.sweep_request import SweepRequest
 
 READ_AT_ONCE = 8
-TRIALS_FOLDER = "trials"
 ENDED_EARLY = "Azure ML ended it early."
+TIME_UP = "Its time was up: --timeout-hours."
 ERROR = "Error: "
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A trial as the service tells of it: its number, how its job and that of its sweep stand, and its settings."""
+
+    number: int
+    child: Details
+    parent: Details
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,24 +59,24 @@ class SweepReader:
 
         newest: how the sweep's newest job stands.
         """
-        begun = list(self._begun(jobs, newest))
+        begun = list(self.begun(jobs, newest))
         with ThreadPoolExecutor(READ_AT_ONCE) as threads:
-            trials = list(threads.map(lambda one: self._read(*one), begun))
-        return [self._judged(trial, trials, was_cancelled=one[1]) for trial, one in zip(trials, begun, strict=True)]
+            trials = list(threads.map(self._read, begun))
+        return [self._judged(trial, trials, one, begun) for trial, one in zip(trials, begun, strict=True)]
 
-    def _begun(self, jobs: RunJobs, newest: Details) -> Iterator[tuple[int, bool, Details, Mapping[str, Any]]]:
-        """Of each trial its number, whether its sweep was cancelled, how it stands and its settings."""
+    def begun(self, jobs: RunJobs, newest: Details) -> Iterator[Begun]:
+        """The trials that have begun, in order of their numbers, as the service tells of them. Raises MsgganError."""
         first = 0
         for job in jobs.jobs:
             parent = newest if job is jobs.newest else self.history.details(job.name)
             children = self.history.children(job.name)
             for child in children:
                 number = first + number_of(job.name, child.name)
-                told = settings_in(parent.tags.get(child.name, ""), self.request.space)
-                yield number, state_of(parent.status) in ("cancelled", "interrupted"), child, told
+                yield Begun(number, child, parent, settings_in(parent.tags.get(child.name, ""), self.request.space))
             first += max((number_of(job.name, child.name) + 1 for child in children), default=0)
 
-    def _read(self, number: int, _: bool, child: Details, settings: Mapping[str, Any]) -> Trial:
+    def _read(self, begun: Begun) -> Trial:
+        number, child = begun.number, begun.child
         place = self.place(child.name)
         with self.history.client.errors(f"Reading how far {child.name} is"):
             reports = reports_in(self.store.read(f"{place.path}metrics.jsonl") or b"")
@@ -76,7 +85,7 @@ class SweepReader:
             number=number,
             name=f"{self.folder.path.rstrip('/').rpartition('/')[2]}/{number}",
             state=state,
-            settings=dict(settings),
+            settings=dict(begun.settings),
             run_dir=place.uri,
             reason=self._why(child) if state in ("failed", "interrupted") else "",
             job_id=child.name,
@@ -86,13 +95,6 @@ class SweepReader:
     def place(self, child: str) -> DatastorePath:
         """The run folder of a trial."""
         return replace(self.folder, path=f"{self.folder.path.rstrip('/')}/{TRIALS_FOLDER}/{child}/")
-
-    def newest_grid(self, trial: Trial) -> bytes | None:
-        """The PNG file of a trial's last sample grid, in full resolution; None where there is none yet."""
-        folder = f"{self.place(str(trial.job_id)).path}samples/"
-        with self.history.client.errors(f"Fetching the samples of {trial.name}"):
-            newest = newest_grid(blob.name for blob in self.store.walk(folder))
-            return None if newest is None else self.store.read(f"{folder}{newest}")
 
     def _why(self, child: Details) -> str:
         """What the program said last of an error, or else what the service says."""
@@ -104,18 +106,34 @@ class SweepReader:
             said_last = []
         return " ".join(said_last or reason_of(child).split("\n"))
 
-    def _judged(self, trial: Trial, trials: Sequence[Trial], *, was_cancelled: bool) -> Trial:
-        """A trial with what the service does not tell: that it was ended early, or measured nothing."""
+    def _judged(self, trial: Trial, trials: Sequence[Trial], one: Begun, begun: Sequence[Begun]) -> Trial:
+        """A trial with what the service does not tell: why it was cancelled, or that it measured nothing."""
         if trial.state == "completed" and trial.objective is None:
             return replace(trial, state="failed", reason=f"It never logged {self.request.objective.metric}.")
-        stopping = self.request.early_stopping
-        if trial.state != "cancelled" or stopping.policy == "none":
+        if trial.state != "cancelled":
             return trial
-        own, *others = ([value for _, value in one.curve] for one in (trial, *_without(trial, trials)))
-        reason = reason_to_stop(stopping, self.request.objective, own, [other for other in others if other])
-        if reason or not was_cancelled:
-            return replace(trial, state="stopped", reason=reason or ENDED_EARLY)
-        return trial
+        reason = TIME_UP if is_timeout(one.child.error) else self._why_stopped(trial, trials)
+        if not reason and not ended_with_its_sweep(one, begun):
+            reason = CANCELLED if self.request.early_stopping.policy == "none" else ENDED_EARLY
+        return replace(trial, state="stopped", reason=reason) if reason else trial
+
+    def _why_stopped(self, trial: Trial, trials: Sequence[Trial]) -> str:
+        """Why the policy ends a trial, as far as its values tell now; empty where it does not."""
+        if self.request.early_stopping.policy == "none":
+            return ""
+        curves = {other.number: [value for _, value in other.curve] for other in trials}
+        own = curves.pop(trial.number)
+        others = [curve for curve in curves.values() if curve]
+        return reason_to_stop(self.request.early_stopping, self.request.objective, own, others)
+
+
+def ended_with_its_sweep(trial: Begun, begun: Sequence[Begun]) -> bool:
+    """Whether a trial was cancelled because its sweep was. One that began another trial later was not cancelled yet."""
+    if state_of(trial.parent.status) not in ("cancelled", "interrupted"):
+        return False
+    ended = trial.child.ended or ""
+    later = [other for other in begun if other.parent is trial.parent and (other.child.started or "") > ended]
+    return not (ended and later)
 
 
 def settings_in(tag: str, space: Sequence[str]) -> dict[str, Any]:
@@ -136,7 +154,3 @@ def settings_in(tag: str, space: Sequence[str]) -> dict[str, Any]:
 def _typed(name: str, value: Any) -> Any:
     kind = field_types()[name]
     return value == switch(name, True) if kind is bool else kind(value)
-
-
-def _without(trial: Trial, trials: Sequence[Trial]) -> list[Trial]:
-    return [other for other in trials if other is not trial]
