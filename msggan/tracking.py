@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -92,8 +92,16 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return reports_in(path.read_bytes()) if path.exists() else []
 
 
+def newest_values(reports: Iterable[Mapping[str, float]]) -> dict[str, float | None]:
+    """The last value of each metric, also of those that are measured now and then."""
+    values: dict[str, float | None] = {}
+    for report in reports:
+        values.update(report)
+    return values
+
+
 def reports_in(content: bytes) -> list[dict[str, float]]:
-    """Every whole report in the content of a `metrics.jsonl`, in order."""
+    """Every whole report in the content of a `metrics.jsonl`, or in the end of one, in order."""
     reports = []
     for line in content.decode("utf-8", errors="replace").splitlines():
         with suppress(ValueError):  # the process died while it wrote this line

@@ -9,14 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from msggan.config import TrainConfig
-from msggan.errors import RunFolderError, UsageError
+from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.options import to_argv
 from msggan.program import OUTPUT_VARIABLE
 from msggan.run_folder import RunFolder
@@ -88,7 +88,7 @@ class LocalSweeps:
         if there := folder.load():
             refuse_another_space(spec, there.planned, there.asked)
         with folder.owned():
-            note = noted(spec, folder.load())
+            note = noted(spec, folder.load(), self.tell)
             sweep = _Sweep(self, spec, folder, note)
             with _stopping() as stop:
                 sweep.run(stop)
@@ -204,17 +204,33 @@ class _Sweep:
         self.folder.save(self.note)
         from orchestration.sweep_draws import Study  # Optuna takes a second to load
 
+        spec = self.spec
         self.study = Study(
-            self.folder.database, self.spec.name, self.spec.space, self.spec.objective, self.spec.sampling_seed
+            self.folder.database,
+            spec.name,
+            spec.space,
+            spec.objective,
+            seed=spec.sampling_seed,
+            trials=self._begun(),
         )
         state, reason = "failed", "It ended in an error of its own."
         try:
             self._adopt()
             state, reason = self._work(stop)
+        except (OSError, MsgganError) as error:
+            state, reason = "interrupted", str(error).split("\n")[0]
+            raise
         finally:
             self._stop_all()
             self.note.state, self.note.reason, self.note.ended = state, reason, now()
-            self.folder.save(self.note)
+            with suppress(OSError):  # on a full disk the note stays that of a sweep which died
+                self.folder.save(self.note)
+
+    def _begun(self) -> list[Trial]:
+        """The trials up to the last that has begun, as they stand."""
+        trials = self.folder.read_trials(self.note)
+        begun = [trial.number for trial in trials if trial.state != "queued"]
+        return trials[: max(begun, default=-1) + 1]
 
     def _work(self, stop: _Stop) -> tuple[str, str]:
         """→ the state in which the sweep ends, and why."""
@@ -334,7 +350,8 @@ class _Sweep:
                 if outcome is not None:
                     if outcome.state == "cancelled":
                         outcome = Outcome("interrupted")
-                    self._note_end(number, outcome)
+                    with suppress(OSError, MsgganError):  # what ends the sweep may be a full disk
+                        self._note_end(number, outcome)
             time.sleep(LOOK_SECONDS)
 
 
@@ -376,10 +393,18 @@ def _stopping() -> Iterator[_Stop]:
 # --- What is noted of a sweep -----------------------------------------------------------------------------------------
 
 
-def noted(spec: SweepSpec, note: SweepNote | None) -> SweepNote:
-    """The note of a sweep that begins or goes on: all its trials, but for bayesian, drawn."""
+def noted(spec: SweepSpec, note: SweepNote | None, tell: Callable[[str], None]) -> SweepNote:
+    """The note of a sweep that begins or goes on: all its trials, but for bayesian, drawn.
+
+    Trials that failed are tried again: somebody has mended what ailed them, or hopes so.
+    """
     if note is None:
         note = SweepNote.of(spec, created=now(), threads=threads_each(spec.concurrent))
+    failed = [trial for trial in note.trials if trial.state == "failed"]
+    if failed:
+        tell("The trials that failed are tried again.")
+    for trial in failed:
+        trial.state, trial.reason = "interrupted", ""
     note.renew(spec)
     note.state, note.reason, note.ended = "running", "", None
     note.process, note.machine = os.getpid(), this_machine()

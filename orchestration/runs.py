@@ -13,7 +13,7 @@ from msggan.errors import RunFolderError
 from msggan.options import to_argv
 from msggan.run_folder import RunFolder
 from msggan.run_state import state_of
-from msggan.tracking import read_metrics
+from msggan.tracking import newest_values, read_metrics
 from orchestration.spec import GOES_ON, RunSpec, RunStatus
 from orchestration.sweep import SWEEP_NOTE, TRIALS_FOLDER, sweep_hint, trial_named, trial_path
 
@@ -68,9 +68,6 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
     if config is None or state is None:
         raise RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")
     reports = read_metrics(folder.metrics)
-    metrics: dict[str, float | None] = {}
-    for report in reports:
-        metrics.update(report)  # so that swd, which is measured now and then, is the last that was
     images_seen = max(state.images_seen, int(reports[-1]["images"]) if reports else 0)
     if trial := _trial_at(folder.path):
         name, above = trial
@@ -83,7 +80,7 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
         state=state.state,
         run_dir=str(folder),
         images_seen=images_seen,
-        metrics=metrics,
+        metrics=newest_values(reports),
         next=next_lines,
         images_total=round(config.kimg * 1000),
         created=state.created,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
+from msggan.errors import RunFolderError
 from orchestration.search_space import Choice, Dimension, SearchSpace
-from orchestration.sweep import MOST_TRIALS, Objective
+from orchestration.sweep import MOST_TRIALS, Objective, Trial
 
 STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.COMPLETE, "failed": TrialState.FAIL}
 MOST_DRAWS = 2**14  # of 1000 combinations the last one comes by some 7500, and seldom later
@@ -80,38 +84,65 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 class Study:
-    """The sweep in Optuna's database. Its trials have the sweep's numbers, and Bayesian sampling learns from them."""
+    """The sweep in Optuna's database. Its trials have the sweep's numbers, and Bayesian sampling learns from them.
 
-    def __init__(self, database: Path, name: str, space: SearchSpace, objective: Objective, seed: int) -> None:
+    All in the database follows from `trials`, those that have begun so far: it is made anew, whatever became of it.
+    Everything raises `RunFolderError` where the database cannot be written.
+    """
+
+    def __init__(
+        self,
+        database: Path,
+        name: str,
+        space: SearchSpace,
+        objective: Objective,
+        *,
+        seed: int,
+        trials: Sequence[Trial] = (),
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._distributions = distributions(space)
         self._seed = seed % SEEDS
-        self._study = optuna.create_study(
-            study_name=name,
-            storage=f"sqlite:///{database.as_posix()}",
-            direction=objective.direction,
-            load_if_exists=True,
-        )
+        self._database = database
+        with self._naming():
+            database.unlink(missing_ok=True)
+            self._study = optuna.create_study(
+                study_name=name, storage=f"sqlite:///{database.as_posix()}", direction=objective.direction
+            )
+        for number, trial in enumerate(trials):
+            self.begin(number, trial.settings)
+            if trial.state in STATES:
+                self.end(number, trial.state, trial.objective)
 
     def begin(self, number: int, settings: dict[str, Any]) -> None:
         """Notes that a trial runs, unless it is noted already."""
-        if number >= len(self._study.get_trials(deepcopy=False)):
-            self._study.add_trial(
-                create_trial(state=TrialState.RUNNING, params=settings, distributions=self._distributions)
-            )
+        with self._naming():
+            if number >= len(self._study.get_trials(deepcopy=False)):
+                self._study.add_trial(
+                    create_trial(state=TrialState.RUNNING, params=settings, distributions=self._distributions)
+                )
 
     def propose(self, number: int) -> dict[str, Any]:
         """The settings that look best after the trials that have ended; `number` makes the chance its own.
 
         In a space of choices they are others than those of every trial before, while there are others.
         """
-        before = self._study.get_trials(deepcopy=False)
-        if number < len(before):
-            return dict(before[number].params)
+        with self._naming():
+            before = self._study.get_trials(deepcopy=False)
         settings = self._untried(number, [trial.params for trial in before])
         self.begin(number, settings)
         return settings
+
+    def end(self, number: int, state: str, objective: float | None) -> None:
+        """Notes how a trial ended. state: completed, stopped or failed."""
+        with self._naming():
+            if self._study.get_trials(deepcopy=False)[number].state.is_finished():
+                return
+            if objective is None or state == "failed":
+                self._study.tell(number, state=TrialState.FAIL)
+            else:
+                self._study.tell(number, objective, state=STATES[state])
 
     def _untried(self, number: int, tried: list[dict[str, Any]]) -> dict[str, Any]:
         proposals = (self._proposal(number + attempt * MOST_TRIALS) for attempt in range(MOST_PROPOSALS))
@@ -129,14 +160,19 @@ class Study:
                 seed=self._seed + chance, n_startup_trials=max(4, 2 * len(self._distributions))
             ),
         )
-        study.add_trials(self._study.get_trials(deepcopy=False))
+        with self._naming():
+            study.add_trials(self._study.get_trials(deepcopy=False))
         return dict(study.ask(self._distributions).params)
 
-    def end(self, number: int, state: str, objective: float | None) -> None:
-        """Notes how a trial ended. state: completed, stopped or failed."""
-        if self._study.get_trials(deepcopy=False)[number].state.is_finished():
-            return
-        if objective is None:
-            self._study.tell(number, state=TrialState.FAIL)
-        else:
-            self._study.tell(number, objective if state != "failed" else None, state=STATES[state])
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """What goes wrong in the database names it: a full disk, or one that locks no files."""
+        try:
+            yield
+        except (OSError, SQLAlchemyError, StorageInternalError) as error:
+            cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+            reason = getattr(cause, "strerror", None) or str(getattr(cause, "orig", cause)).strip().split("\n")[0]
+            raise RunFolderError(
+                f"{self._database}: cannot be written ({reason}).",
+                "Free some space, or choose a --runs-dir on a disk of this machine. The same command goes on.",
+            ) from error

@@ -104,7 +104,9 @@ def next_of_sweep(status: SweepStatus, again: Sequence[str], runs_dir: str) -> l
 
 def has_more_to_do(status: SweepStatus) -> bool:
     """Whether the same command would go on."""
-    return status.state != "failed" and sum(trial.state in ENDED for trial in status.trials) < planned_of(status)
+    if status.state == "failed":
+        return status.target == "local"  # here failed trials are tried again
+    return sum(trial.state in ENDED for trial in status.trials) < planned_of(status)
 
 
 def planned_of(status: SweepStatus) -> int:

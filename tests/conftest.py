@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+MOUNT, UMOUNT = shutil.which("mount") or "/bin/mount", shutil.which("umount") or "/bin/umount"
 
 PROGRAMS = {
     "msggan-aml": ["-c", "from orchestration.cli import main; main()"],
@@ -70,6 +72,29 @@ def draw_tiny_images(folder: Path) -> Path:
 def tiny_images(tmp_path: Path) -> Path:
     """A folder `tiny` of 24 images of 8 x 8 pixels."""
     return draw_tiny_images(tmp_path / "tiny")
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A small disk of its own, in memory."""
+
+    path: Path
+
+    def resize(self, *, kib: int) -> None:
+        """Has room for so much from now on, what is on it included."""
+        subprocess.run([MOUNT, "-o", f"remount,size={kib}k", str(self.path)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk of two MiB, where this machine lets us mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = [MOUNT, "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    yield Disk(path)
+    subprocess.run([UMOUNT, "--lazy", str(path)], check=True)
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -271,6 +271,15 @@ def test_a_sweep_is_given_up_where_too_many_trials_fail(azure: AzureLocal, msgga
     assert ended.json["state"] == "failed"
     assert azure.job("find").status == "Canceled"
 
+    jobs = list(azure.cloud.jobs)
+    refused = msggan_aml(*words)
+    assert refused.exit_code == 2
+    assert "find: was given up, and would be at once: 1 of 4 trials failed" in refused.stderr
+    assert list(azure.cloud.jobs) == jobs
+    goes_on = msggan_aml(*words, "--most-failed", "0.5", "--detach")
+    assert goes_on.exit_code == 0, goes_on.stderr
+    assert azure.job("find-2").properties["limits"]["maxTotalTrials"] == 3
+
 
 def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msggan_aml: Command) -> None:
     """At first a generator of 8 px is farther from these images the faster it learns."""

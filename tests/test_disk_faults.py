@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import command_line, environment, run_in, wait_for
+from conftest import MOUNT, UMOUNT, Disk, command_line, environment, run_in, wait_for
 from test_trainer import OPTIONS, everything
 
 from msggan.checkpoint import newest_checkpoint
@@ -18,7 +16,6 @@ from msggan.tracking import read_metrics
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other ways to limit a disk")
 
-MOUNT, UMOUNT = shutil.which("mount") or "/bin/mount", shutil.which("umount") or "/bin/umount"
 WORDS = [*OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.25, "--sample-kimg", 0.5, "--metric-kimg", 0.75]
 LONG = [*OPTIONS, "--kimg", 1000, "--checkpoint-kimg", 0.1]
 
@@ -29,18 +26,6 @@ def whole(tiny_images: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "whole"
     assert run_in(tmp_path, "msggan.train", "--data", tiny_images, *WORDS, "--run-dir", folder).exit_code == 0
     return folder
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of two MiB, where this machine lets us mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = [MOUNT, "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a small disk; the limit on file size is tested beside this")
-    yield disk
-    subprocess.run([UMOUNT, "--lazy", str(disk)], check=True)
 
 
 def train(tiny_images: Path, run_dir: Path, *words: object, limit_kib: int | None = None) -> subprocess.Popen[str]:
@@ -85,12 +70,12 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_disk_that_fills_up_ends_training_with_the_files_name_and_nothing_is_missing_after(
-    tiny_images: Path, small_disk: Path
+    tiny_images: Path, small_disk: Disk
 ) -> None:
-    run_dir = small_disk / "run"
+    run_dir = small_disk.path / "run"
     process = train(tiny_images, run_dir, *LONG)
     wait_for(lambda: has_checkpoints(run_dir, 2), process)
-    stuffing = fill(small_disk)
+    stuffing = fill(small_disk.path)
     error = error_of(process)
     assert f"Error: {run_dir}" in error
     assert "No space left on device" in error
@@ -102,9 +87,9 @@ def test_a_disk_that_fills_up_ends_training_with_the_files_name_and_nothing_is_m
 
     stuffing.unlink()
     further = round(checkpoint.images_seen / 1000 + 0.5, 3)
-    for folder in (run_dir, small_disk / "undisturbed"):
+    for folder in (run_dir, small_disk.path / "undisturbed"):
         go_on(tiny_images, folder, *LONG, "--kimg", further)
-    assert everything(run_dir)[:2] == everything(small_disk / "undisturbed")[:2]
+    assert everything(run_dir)[:2] == everything(small_disk.path / "undisturbed")[:2]
 
 
 def test_a_limit_on_file_size_ends_training_with_the_files_name_and_nothing_is_missing_after(
@@ -131,24 +116,24 @@ def test_a_run_folder_that_is_removed_ends_training_and_is_not_made_anew(tiny_im
 
 
 def test_a_disk_that_may_only_be_read_ends_training_and_what_exists_stays_good(
-    tiny_images: Path, small_disk: Path
+    tiny_images: Path, small_disk: Disk
 ) -> None:
-    run_dir = small_disk / "run"
+    run_dir = small_disk.path / "run"
     process = train(tiny_images, run_dir, *LONG)
     wait_for(lambda: has_checkpoints(run_dir, 1), process)
     # Whoever holds a file open for writing, as the trainer its log, keeps the disk from this; a second mount does not.
-    remount = [MOUNT, "--bind", str(small_disk), str(small_disk)]
+    remount = [MOUNT, "--bind", str(small_disk.path), str(small_disk.path)]
     if subprocess.run(remount, capture_output=True, check=False).returncode:
         process.kill()
         pytest.skip("this machine lets nobody mount a folder again")
     try:
-        subprocess.run([MOUNT, "-o", "remount,bind,ro", str(small_disk)], check=True)
+        subprocess.run([MOUNT, "-o", "remount,bind,ro", str(small_disk.path)], check=True)
         error = error_of(process)
         assert "Read-only file system" in error
         assert newest_checkpoint(run_dir / "checkpoints")[0] is not None
     finally:
         process.kill()
-        subprocess.run([UMOUNT, "--lazy", str(small_disk)], check=True)
+        subprocess.run([UMOUNT, "--lazy", str(small_disk.path)], check=True)
 
 
 def test_samples_that_cannot_be_written_are_said_once_and_training_goes_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Ended, draw_tiny_images, run_in, started, stopped, wait_for
+from conftest import Disk, Ended, draw_tiny_images, run_in, started, stopped, wait_for
 
 from msggan.config import TrainConfig
 from msggan.run_folder import RunFolder
@@ -293,11 +294,34 @@ def test_a_sweep_whose_every_trial_fails_has_failed_and_says_why(run_program: Ru
 @pytest.mark.usefixtures("tiny_images")
 def test_a_sweep_of_which_too_many_trials_fail_is_given_up(run_program: Run) -> None:
     words = sweep("--over", "stddev_group=3,0,5", "--sampling", "grid", "--most-failed", "0.3", *SHORT)
-    for _ in range(2):  # the same command again begins no trial either
+    for _ in range(2):  # the same command tries just that one again
         ended = run_program(*words)
         assert (ended.exit_code, ended.json["state"]) == (1, "failed")
         assert ended.json["reason"].startswith("1 of 3 trials failed, most often so: --stddev-group 3: must divide")
         assert states(ended.json) == ["failed", "queued", "queued"]
+        assert ended.json["next"][0].startswith("msggan-aml sweep --data tiny --over stddev_group=3,0,5")
+    assert "The trials that failed are tried again." in ended.stderr
+
+
+def test_a_sweep_that_fails_on_a_full_disk_goes_on_when_there_is_space(
+    tiny_images: Path, tmp_path: Path, small_disk: Disk, run_program: Run
+) -> None:
+    """Whatever cannot be written, the sweep's own files or a trial's, is named, and nothing has to be begun anew."""
+    words = [*sweep(*TWO_RATES), "--runs-dir", str(small_disk.path / "runs")]
+    small_disk.resize(kib=60)
+    full = run_program(*words)
+    assert full.exit_code == 2
+    assert re.search(r"runs/s/\S+: cannot be written \(.*(full|No space left).*\)", full.json["error"]["message"])
+    small_disk.resize(kib=200)
+    fuller = run_program(*words)
+    assert (fuller.exit_code, fuller.json["state"]) == (1, "failed")
+    assert "the disk has 0 MiB free" in fuller.json["reason"]
+    small_disk.resize(kib=4096)
+    ended = run_program(*words)
+    assert ended.exit_code == 0, ended.stderr
+    assert values(ended.json) == values(run_program(*sweep(*TWO_RATES)).json)
+    for stderr in (full.stderr, fuller.stderr, ended.stderr):
+        assert "Traceback" not in stderr
 
 
 @pytest.mark.usefixtures("tiny_images")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msggan.config import TrainConfig
+from msggan.errors import RunFolderError
 from orchestration.search_space import Choice, Interval, read_space
-from orchestration.sweep import Objective
+from orchestration.sweep import Objective, Trial
 from orchestration.sweep_draws import Study, at, draw
 
 SPACE = read_space(["g_lr=0.001..0.1", "beta1", "mirror"], TrainConfig())
@@ -66,22 +68,21 @@ def test_the_middle_of_a_logarithmic_range_is_its_geometric_mean() -> None:
 
 
 def test_a_bayesian_trial_follows_from_those_before_it_alone(tmp_path: Path) -> None:
-    """A study that is opened again for each trial proposes what one that stays open does."""
-
-    def opened(name: str) -> Study:
-        return Study(tmp_path / f"{name}.db", "s", SPACE, Objective(), 3)
-
-    stays = opened("stays")
-    for number in range(8):
-        again = opened("again")
+    """A study that is made anew for each trial proposes what one that stays does, whatever its file has become."""
+    stays = Study(tmp_path / "stays.db", "s", SPACE, Objective(), seed=3)
+    trials: list[Trial] = []
+    for number, state in enumerate(["completed", "failed", "stopped", "completed", "interrupted", *["completed"] * 4]):
+        (tmp_path / "again.db").write_text("no database")
+        again = Study(tmp_path / "again.db", "s", SPACE, Objective(), seed=3, trials=trials)
         settings = stays.propose(number)
         assert again.propose(number) == settings
-        for study in (stays, again):
-            study.end(number, "completed", settings["g_lr"])
+        trials.append(Trial(number, f"s/{number}", state, settings, objective=settings["g_lr"]))
+        if state != "interrupted":
+            stays.end(number, state, settings["g_lr"])
 
 
 def test_bayesian_sampling_tries_no_combination_twice_while_there_are_others(tmp_path: Path) -> None:
-    study = Study(tmp_path / "s.db", "s", CHOICES, Objective(), 0)
+    study = Study(tmp_path / "s.db", "s", CHOICES, Objective(), seed=0)
     tried = []
     for number in range(12):
         tried.append(study.propose(number))
@@ -91,10 +92,17 @@ def test_bayesian_sampling_tries_no_combination_twice_while_there_are_others(tmp
 
 
 def test_a_trial_that_is_noted_twice_is_one_trial_with_its_settings(tmp_path: Path) -> None:
-    study = Study(tmp_path / "s.db", "s", SPACE, Objective(), 0)
+    study = Study(tmp_path / "s.db", "s", SPACE, Objective(), seed=0)
     (drawn,) = draw(SPACE, "random", 0, 1)
     for _ in range(2):
         study.begin(0, drawn)
         study.end(0, "completed", 1.0)
-    assert study.propose(0) == drawn
+    (trial,) = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's.db'}").trials
+    assert (trial.params, trial.value) == (drawn, 1.0)
     assert study.propose(1) != drawn
+
+
+def test_a_database_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.db").mkdir()
+    with pytest.raises(RunFolderError, match=r"s\.db: cannot be written \(Is a directory\)"):
+        Study(tmp_path / "s.db", "s", SPACE, Objective(), seed=0)

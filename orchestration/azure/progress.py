@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from msggan.tracking import newest_values, reports_in
 from orchestration.azure.blobs import Store
 
 # The last few hundred reports: every metric, those measured now and then too, has its newest value among them.
@@ -22,14 +23,7 @@ class Progress:
 
 def read_progress(store: Store, folder: str) -> Progress:
     """Of the run whose folder lies at this path of the datastore."""
-    metrics: dict[str, float | None] = {}
-    for line in (store.read(f"{folder.rstrip('/')}/metrics.jsonl", last_bytes=LAST_BYTES) or b"").splitlines():
-        try:
-            report = json.loads(line)
-        except ValueError:  # the first line is cut, the last may be half written
-            continue
-        if isinstance(report, dict):
-            metrics.update(report)
+    metrics = newest_values(reports_in(store.read(f"{folder.rstrip('/')}/metrics.jsonl", last_bytes=LAST_BYTES) or b""))
     seen = metrics.get("images")
     return Progress(None if seen is None else int(seen), _images_total(store, folder), metrics)
 

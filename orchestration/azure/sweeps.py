@@ -98,6 +98,11 @@ class AzureSweeps:
         if part is None:
             self.session.voice.tell(f"{spec.name} is complete: every trial has ended. A larger --trials goes on.")
             return self.report(self._status(before))
+        if failed := reasons_to_give_up(trials, request):
+            raise UsageError(
+                [f"{spec.name}: was given up, and would be at once: {why_given_up(failed, request.planned)}"],
+                "A larger --most-failed goes on with the trials that are left; another --name begins anew.",
+            )
         job = send_sweep(self.session.submission, spec, part, before, request)
         self.session.agreement.give()
         jobs = RunJobs(spec.name, (*before.jobs, job))
