@@ -204,17 +204,16 @@ class _Sweep:
         self.folder.save(self.note)
         from orchestration.sweep_draws import Study  # Optuna takes a second to load
 
-        spec = self.spec
-        self.study = Study(
-            self.folder.database,
-            spec.name,
-            spec.space,
-            spec.objective,
-            seed=spec.sampling_seed,
-            trials=self._begun(),
-        )
-        state, reason = "failed", "It ended in an error of its own."
+        spec, state, reason = self.spec, "failed", "It ended in an error of its own."
         try:
+            self.study = Study(
+                self.folder.database,
+                spec.name,
+                spec.space,
+                spec.objective,
+                seed=spec.sampling_seed,
+                trials=self._begun(),
+            )
             self._adopt()
             state, reason = self._work(stop)
         except (OSError, MsgganError) as error:

@@ -261,6 +261,12 @@ def test_a_failed_trial_says_why_and_the_sweep_goes_on(azure: AzureLocal, msggan
     assert (bad["state"], bad["settings"], good["state"]) == ("failed", {"stddev_group": 3}, "completed")
     assert "--stddev-group" in bad["reason"]
 
+    azure.fault("GET", "samples", times=10**6, status=403)
+    best = msggan_aml("sweep", "best", "find", "-o", "json")
+    assert best.exit_code == 0, best.stderr
+    assert best.json["best"] == good
+    assert "runs/find/report.html: cannot be written (Fetching the samples of find/0" in best.stderr
+
 
 @pytest.mark.usefixtures("_no_mlflow")
 def test_a_sweep_is_given_up_where_too_many_trials_fail(azure: AzureLocal, msggan_aml: Command) -> None:

@@ -12,6 +12,7 @@ from test_azure_jobs import BODY, SCOPE, SERVERLESS, SIZE, job_plan
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import from_argv
+from orchestration.azure.history import Details
 from orchestration.azure.sweep_jobs import (
     Part,
     azure_problems,
@@ -22,7 +23,7 @@ from orchestration.azure.sweep_jobs import (
     whole,
 )
 from orchestration.azure.sweep_submission import what_is_left
-from orchestration.azure.trials import settings_in
+from orchestration.azure.trials import Begun, ended_with_its_sweep, settings_in
 from orchestration.search_space import Choice, Interval, SearchSpace, read_space
 from orchestration.sweep import EarlyStopping, Objective, SweepSpec, Trial
 
@@ -239,3 +240,26 @@ def test_a_grid_goes_on_with_the_combinations_that_have_not_ended() -> None:
 )
 def test_the_settings_of_a_trial_are_read_from_its_tag(tag: str, settings: dict[str, Any]) -> None:
     assert settings_in(tag, ["g_lr=0.001..0.01", "mirror=true,false"]) == settings
+
+
+@pytest.mark.parametrize(
+    ("sweep", "next_began", "is_so"),
+    [
+        ("Running", None, False),
+        ("Completed", None, False),
+        ("CancelRequested", None, True),
+        ("Canceled", None, True),
+        ("Failed", None, True),
+        ("NotResponding", None, True),
+        ("Canceled", "2026-11-25T10:00:05Z", True),  # it ran beside this one
+        ("Canceled", "2026-11-25T10:00:15Z", False),
+    ],
+)
+def test_a_trial_is_cancelled_with_its_sweep_where_no_other_began_later(
+    sweep: str, next_began: str | None, is_so: bool
+) -> None:
+    parent, other = Details(sweep), Details("Canceled")
+    cancelled = Begun(0, Details("Canceled", ended="2026-11-25T10:00:10Z"), parent, {})
+    next_one = Begun(1, Details("Canceled", started=next_began, ended="2026-11-25T10:00:20Z"), parent, {})
+    of_another_job = Begun(2, Details("Running", started="2026-11-25T11:00:00Z"), other, {})
+    assert ended_with_its_sweep(cancelled, [cancelled, next_one, of_another_job]) is is_so

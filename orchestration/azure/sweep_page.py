@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from msggan.config import TrainConfig
+from msggan.errors import MsgganError
 from msggan.files import write_whole
 from msggan.options import to_argv
 from orchestration.azure.session import Session
@@ -41,8 +42,9 @@ def write_page(session: Session, status: SweepStatus) -> SweepStatus:
             note = {"scope": session.agreement.scope, "run": status.name}
             write_whole(page.with_name(COPY_NOTE), json.dumps(note).encode())
             write_report(page, status, space=read_space(status.space, TrainConfig()), facts=facts, grids=grids)
-    except OSError as error:
-        tell(f"{page}: cannot be written ({error.strerror or error}).")
+    except (OSError, MsgganError) as error:
+        reason = error.message if isinstance(error, MsgganError) else error.strerror or error
+        tell(f"{page}: cannot be written ({reason}).")
         return status
     tell(f"Report: {page}")
     return replace(status, report=str(page))

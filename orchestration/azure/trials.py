@@ -26,6 +26,7 @@ from orchestration.azure.standing import reason_of
 from orchestration.azure.sweep_jobs import JOINT, switch
 from orchestration.data_source import DatastorePath
 from orchestration.early_stopping import reason_to_stop
+from orchestration.spec import GOES_ON
 from orchestration.sweep import CANCELLED, TRIALS_FOLDER, Trial, reached
 from orchestration.sweep_request import SweepRequest
 
@@ -128,11 +129,11 @@ class SweepReader:
 
 
 def ended_with_its_sweep(trial: Begun, begun: Sequence[Begun]) -> bool:
-    """Whether a trial was cancelled because its sweep was. One that began another trial later was not cancelled yet."""
-    if state_of(trial.parent.status) not in ("cancelled", "interrupted"):
+    """Whether a trial was cancelled because its sweep ended. A sweep that began another trial later had not yet."""
+    sweep, ended = trial.parent, trial.child.ended
+    if sweep.status != "CancelRequested" and state_of(sweep.status) in (*GOES_ON, "completed"):
         return False
-    ended = trial.child.ended or ""
-    later = [other for other in begun if other.parent is trial.parent and (other.child.started or "") > ended]
+    later = [other for other in begun if other.parent is sweep and (other.child.started or "") > (ended or "")]
     return not (ended and later)
 
 
