@@ -265,7 +265,7 @@ def test_a_failed_trial_says_why_and_the_sweep_goes_on(azure: AzureLocal, msggan
     best = msggan_aml("sweep", "best", "find", "-o", "json")
     assert best.exit_code == 0, best.stderr
     assert best.json["best"] == good
-    assert "runs/find/report.html: cannot be written (Fetching the samples of find/0" in best.stderr
+    assert "runs/find/report.html: cannot be written (Fetching the samples of find/1" in best.stderr
 
 
 @pytest.mark.usefixtures("_no_mlflow")
