@@ -187,6 +187,12 @@ class AzureLocal:
             if not job.changed.wait_for(again, 60):
                 raise TimeoutError(f"job {name} did not come back: it is {job.status}")
 
+    def expire(self, name: str) -> None:
+        """From now on a running job is over its time limit."""
+        job = self.job(name)
+        job.wait_for("Running")
+        runner.expire(job)
+
     @property
     def container(self) -> str:
         """Where the default datastore keeps its blobs."""

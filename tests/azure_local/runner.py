@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -228,17 +229,16 @@ class Attempt:
         process = self.job.process
         assert process is not None
         limit_s = timeout_s(self.job.properties)
-        waited = 0.0
+        began = time.monotonic()
         while not self.job.cancelled.is_set() and not self.job.preempted.is_set():
             try:
                 self.job.exit_code = process.wait(SYNC_S)
                 return
             except subprocess.TimeoutExpired:
-                waited += SYNC_S
+                """It still runs."""
             self.carry()
-            if limit_s is not None and waited > limit_s:
-                self.job.error = job_error("UserError", f"The job exceeded its time limit of {limit_s:g} seconds.")
-                self.job.cancelled.set()
+            if limit_s is not None and time.monotonic() > began + limit_s:
+                expire(self.job)
 
     def kill(self) -> None:
         """Ends the process and all it started: with a warning where it is cancelled, without where it is preempted."""
@@ -300,6 +300,13 @@ def artifact_place(cloud: Cloud, run: str, path: str = "") -> Place:
 
 def experiment_id(name: str) -> str:
     return f"experiment-{name}"
+
+
+def expire(job: Job) -> None:
+    """A job's time is up: it is cancelled, with an error that says why."""
+    limit_s = timeout_s(job.properties) or 0
+    job.error = job_error("UserError", f"The job exceeded its time limit of {limit_s:g} seconds.")
+    job.cancelled.set()
 
 
 def timeout_s(properties: dict[str, Any]) -> float | None:

@@ -83,9 +83,7 @@ class Sweep:
             if self.job.cancelled.wait(WATCH_S):
                 return
             if limit_s is not None and time.monotonic() > began + limit_s:
-                message = f"The job exceeded its time limit of {limit_s:g} seconds."
-                self.job.error = runner.job_error("UserError", message)
-                self.job.cancelled.set()
+                runner.expire(self.job)
                 return
             self.note_best()
             self.judge()
