@@ -12,11 +12,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from msggan.program import OUTPUT_VARIABLE, Terminated, stopped
+from msggan.tracking_uri import TRACKING_VARIABLES, without_password
 from orchestration.errors import JobFailedError, ReportedError
+
+
+def mlflow_of(runs_dir: str | Path, tracking_uri: str | None) -> str:
+    """The MLflow that the runs in a folder are told to: what is set, `none` for none, by default a database there."""
+    return tracking_uri or f"sqlite:///{(Path(runs_dir) / 'mlflow.db').as_posix()}"
+
+
+def variables_of(mlflow: str, *, with_password: bool) -> dict[str, str]:
+    """What a run is told by its environment; an address that holds a password is nothing to be shown."""
+    is_shown = with_password or mlflow == without_password(mlflow)
+    return {OUTPUT_VARIABLE: "json", **({TRACKING_VARIABLES[0]: mlflow} if is_shown else {})}
 
 
 @dataclass(frozen=True)

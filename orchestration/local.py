@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from msggan.program import EXIT_CODES, OUTPUT_VARIABLE
+from msggan.program import EXIT_CODES
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, read_note
-from msggan.tracking_uri import TRACKING_VARIABLES, without_password
-from orchestration.child import Ending, follow, silent_death, start, told_by
+from orchestration.child import Ending, follow, mlflow_of, silent_death, start, told_by, variables_of
 from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError
 from orchestration.log_file import follow_lines, last_lines
@@ -55,7 +54,7 @@ class LocalTarget:
     @property
     def sweeps(self) -> LocalSweeps:
         """The sweeps on this machine, which live among the runs."""
-        from orchestration.local_sweep import LocalSweeps  # which starts its trials as this module does
+        from orchestration.local_sweep import LocalSweeps  # loaded when there is a question about one
 
         return LocalSweeps(self.runs_dir, self.python, self.tracking_uri, self.tell)
 
@@ -65,7 +64,7 @@ class LocalTarget:
         return {
             "target": self.name,
             "command": spec.command(data=str(spec.data), run_dir=run_dir, python=self.python),
-            "env": self.variables(with_password=False),
+            "env": variables_of(self.mlflow, with_password=False),
             "run_dir": run_dir,
         }
 
@@ -79,7 +78,7 @@ class LocalTarget:
         Raises MsgganError if the run cannot begin or fails.
         """
         plan = self.plan(spec)
-        environ = {**os.environ, **self.variables(with_password=True)}
+        environ = {**os.environ, **variables_of(self.mlflow, with_password=True)}
         if detach:
             return self._submit_detached(spec, plan["command"], environ)
         return self._built_run(spec, follow(plan["command"], environ))
@@ -131,11 +130,10 @@ class LocalTarget:
         """Where the run's generator lies on this machine: its folder."""
         return str(self._folder(name))
 
-    def variables(self, *, with_password: bool) -> dict[str, str]:
-        """What a run is told by its environment; an address that holds a password is nothing to be shown."""
-        uri = self.tracking_uri or f"sqlite:///{(Path(self.runs_dir) / 'mlflow.db').as_posix()}"
-        is_shown = with_password or uri == without_password(uri)
-        return {OUTPUT_VARIABLE: "json", **({TRACKING_VARIABLES[0]: uri} if is_shown else {})}
+    @property
+    def mlflow(self) -> str:
+        """The MLflow that runs are told to, `none` for none."""
+        return mlflow_of(self.runs_dir, self.tracking_uri)
 
     def _folder(self, name: str) -> RunFolder:
         return RunFolder(Path(self.runs_dir) / name)

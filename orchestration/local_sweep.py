@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.options import to_argv
-from msggan.program import OUTPUT_VARIABLE
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned
-from msggan.tracking_uri import PARENT_VARIABLE, TRACKING_VARIABLES
+from msggan.tracking_uri import PARENT_VARIABLE
+from orchestration.child import mlflow_of, variables_of
 from orchestration.copies import Tell, copy_run
 from orchestration.early_stopping import reason_to_stop
 from orchestration.errors import JobFailedError
-from orchestration.local import LocalTarget
 from orchestration.runs import DEFAULT_RUNS_DIR
 from orchestration.search_space import read_space
 from orchestration.spec import Download, RunSpec
@@ -64,7 +63,7 @@ class LocalSweeps:
         """What `submit_sweep` would start. Touches nothing."""
         settings = [] if spec.sampling == "bayesian" else _drawn(spec)
         shown = settings[0] if settings else dict.fromkeys(spec.space.names, "<chosen after the trials before>")
-        variables = LocalTarget(self.runs_dir, tracking_uri=self.tracking_uri).variables(with_password=False)
+        variables = variables_of(self.mlflow, with_password=False)
         command = self.trial_command(spec, 0, settings[0] if settings else {})
         return {
             "target": self.name,
@@ -93,7 +92,7 @@ class LocalSweeps:
             with _stopping() as stop:
                 sweep.run(stop)
         status = self.report(self.sweep_status(spec.name))
-        if problem := tell_mlflow(spec, status, tracking_uri=self.mlflow(), python=self.python):
+        if problem := tell_mlflow(spec, status, tracking_uri=self.mlflow, python=self.python):
             self.tell(problem)
         return status
 
@@ -169,12 +168,13 @@ class LocalSweeps:
 
     def trial_environment(self, folder: SweepFolder, note: SweepNote) -> dict[str, str]:
         """The variables of a trial's process."""
-        told = {TRACKING_VARIABLES[0]: self.mlflow(), PARENT_VARIABLE: os.path.abspath(folder.path)}
-        return {**os.environ, **_thread_variables(note.threads), OUTPUT_VARIABLE: "json", **told}
+        told = {**variables_of(self.mlflow, with_password=True), PARENT_VARIABLE: os.path.abspath(folder.path)}
+        return {**os.environ, **_thread_variables(note.threads), **told}
 
+    @property
     def mlflow(self) -> str:
         """The MLflow that the trials are told to, `none` for none."""
-        return self.tracking_uri or f"sqlite:///{(Path(self.runs_dir) / 'mlflow.db').as_posix()}"
+        return mlflow_of(self.runs_dir, self.tracking_uri)
 
     def _folder(self, name: str) -> SweepFolder:
         return SweepFolder(Path(self.runs_dir) / name)
