@@ -240,10 +240,9 @@ def status(*, run: str, target: str, flags: Flags, output: str) -> None:
 def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags, output: str) -> None:
     """Show the lines that a run, or a trial of a sweep, has written."""
     serving, name = find_target(run, target, flags, output, problems=tail_problems(tail))
-    shown = serving.status(name).name
     lines = serving.logs(name, tail=None if tail is None else int(tail), follow=follow)
     if output == "json":
-        print_json({"name": shown, "lines": list(lines)})
+        print_json({"name": run if trial_named(run) else name, "lines": list(lines)})
     else:
         echo(lines)
 

@@ -96,8 +96,13 @@ class LocalTarget:
         return read_status(name, str(self.runs_dir))
 
     def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
-        """The lines that a run has written; with `follow` also those it writes until its end."""
+        """The lines that a run has written; with `follow` also those it writes until its end.
+
+        Raises `RunFolderError` where there is no run, nor what one wrote that could not begin.
+        """
         folder = self._folder(name)
+        if not folder.log.is_file():
+            self.status(name)
         if not follow:
             return iter(last_lines(folder.log, tail))
         return follow_lines(folder.log, tail, goes_on=lambda: is_owned(folder))

@@ -65,11 +65,18 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
     if (folder.path / SWEEP_NOTE).is_file():
         raise RunFolderError(f"{folder}: holds a sweep, not a run.", sweep_hint(name))
     config, state = folder.load_config(), state_of(folder)
+    trial = _trial_at(folder.path)
+    if trial and (config is None or state is None):
+        sweep = trial[0].partition("/")[0]
+        raise RunFolderError(
+            f"{trial[0]}: has not begun to train.",
+            f"Its log: msggan-aml logs {trial[0]}. Its sweep: msggan-aml status {sweep}",
+        )
     if config is None or state is None:
         raise RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")
     reports = read_metrics(folder.metrics)
     images_seen = max(state.images_seen, int(reports[-1]["images"]) if reports else 0)
-    if trial := _trial_at(folder.path):
+    if trial:
         name, above = trial
         next_lines = next_of_trial(name, above, state.state)
     else:

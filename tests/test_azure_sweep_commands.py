@@ -260,6 +260,7 @@ def test_a_failed_trial_says_why_and_the_sweep_goes_on(azure: AzureLocal, msggan
     bad, good = by_number(ended.json)
     assert (bad["state"], bad["settings"], good["state"]) == ("failed", {"stddev_group": 3}, "completed")
     assert "--stddev-group" in bad["reason"]
+    assert "--stddev-group 3: must divide" in msggan_aml("logs", "find/0").stdout
 
     azure.fault("GET", "samples", times=10**6, status=403)
     best = msggan_aml("sweep", "best", "find", "-o", "json")

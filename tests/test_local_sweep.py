@@ -279,6 +279,9 @@ def test_a_failed_trial_says_why_and_the_sweep_goes_on(run_program: Run) -> None
     good, bad = by_number(ended.json)
     assert (good["state"], bad["state"]) == ("completed", "failed")
     assert "--stddev-group" in bad["reason"]
+    assert "--stddev-group 3: must divide" in run_program("msggan-aml", "logs", "s/1").stdout
+    no_run = run_program("msggan-aml", "status", "s/1")  # it could not begin: all there is of it is its log
+    assert no_run.stderr.startswith("Error: s/1: has not begun to train.\nIts log: msggan-aml logs s/1.")
     status = run_program("msggan-aml", "status", "s")
     assert status.stdout.splitlines()[1].split() == ["TRIAL", "STDDEV_GROUP", "SWD_8", "KIMG", "ENDED", "WHY"]
 
