@@ -13,7 +13,11 @@ from conftest import REPOSITORY, environment, run_in
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("first-run", "own-images", "reading-the-curves"))]
 PAGES += ["docs/never-lost.md", "docs/sweeps.md"]
-PYTHON = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+PYTHON = [
+    code
+    for page in ("README.md", "docs/sweeps.md")
+    for code in re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+]
 
 # What makes a command short enough for a test; of an option given twice the last counts.
 SMALL = ["--resolution", "8", "--latent-size", "8"]
@@ -63,7 +67,7 @@ def flowers(tmp_path: Path) -> Path:
 def test_the_pages_show_commands_and_python() -> None:
     assert {command.split()[1] for page in PAGES for command in commands_of(page)} >= SHOWN
     assert all(commands_of(page) for page in PAGES)
-    assert len(PYTHON) >= 3
+    assert len(PYTHON) >= 4
 
 
 SHOWN = {"submit", "sweep", "sample", "export", "pack", "status", "list", "logs", "cancel", "download", "config"}
@@ -79,8 +83,9 @@ def test_the_commands_of_a_page_do_what_they_say_one_after_the_other(flowers: Pa
 
 
 @pytest.mark.parametrize("code", PYTHON)
-def test_python_of_the_readme_runs(flowers: Path, code: str) -> None:
-    code = code.replace("resolution=32, kimg=20", "resolution=8, latent_size=8, kimg=0.05")
+def test_python_of_the_pages_runs(flowers: Path, code: str) -> None:
+    code = re.sub(r"resolution=32, kimg=\d+", "resolution=8, latent_size=8, kimg=0.05", code)
+    code = code.replace("trials=12", "trials=2")
     if "GAN_GEN_SHADOW_12.pth" in code:
         save_as_bmsg_gan(flowers / "GAN_GEN_SHADOW_12.pth")
     ended = subprocess.run(
