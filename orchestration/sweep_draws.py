@@ -11,8 +11,10 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from msggan.errors import RunFolderError
 from orchestration.search_space import Choice, Dimension, SearchSpace
@@ -107,9 +109,9 @@ class Study:
         self._database = database
         with self._naming():
             database.unlink(missing_ok=True)
-            self._study = optuna.create_study(
-                study_name=name, storage=f"sqlite:///{database.as_posix()}", direction=objective.direction
-            )
+            # Without a pool of connections none stays open, which nobody would close.
+            storage = RDBStorage(f"sqlite:///{database.as_posix()}", engine_kwargs={"poolclass": NullPool})
+            self._study = optuna.create_study(study_name=name, storage=storage, direction=objective.direction)
         for number, trial in enumerate(trials):
             self.begin(number, trial.settings)
             if trial.state in STATES:

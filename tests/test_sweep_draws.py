@@ -8,6 +8,8 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.storages import RDBStorage
+from sqlalchemy.pool import NullPool
 
 from msggan.config import TrainConfig
 from msggan.errors import RunFolderError
@@ -97,7 +99,8 @@ def test_a_trial_that_is_noted_twice_is_one_trial_with_its_settings(tmp_path: Pa
     for _ in range(2):
         study.begin(0, drawn)
         study.end(0, "completed", 1.0)
-    (trial,) = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's.db'}").trials
+    storage = RDBStorage(f"sqlite:///{tmp_path / 's.db'}", engine_kwargs={"poolclass": NullPool})
+    (trial,) = optuna.load_study(study_name="s", storage=storage).trials
     assert (trial.params, trial.value) == (drawn, 1.0)
     assert study.propose(1) != drawn
 
