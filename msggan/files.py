@@ -41,14 +41,14 @@ def aside_of(path: Path) -> Path:
 def put_in_place(aside: Path, path: Path) -> None:
     """Gives a file that is whole its name, in place of one that has it."""
     try:
-        aside.replace(path)
+        os.replace(aside, path)
     except OSError as error:
         if error.errno not in CANNOT_REPLACE or not path.exists():
             raise
         old = _old_of(path)
         old.unlink(missing_ok=True)
-        path.rename(old)
-        aside.rename(path)
+        os.rename(path, old)
+        os.rename(aside, path)
         old.unlink()
 
 
