@@ -87,7 +87,7 @@ def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None
     words = list(sys.argv[1:] if argv is None else argv)
     error: MsgganError
     try:
-        with _sigterm_as_exception():
+        with _signals_as_exceptions():
             return command.main(args=words, prog_name=name, standalone_mode=False) or 0
     except (MsgganError, click.ClickException, click.Abort, OSError, Terminated) as problem:
         error = _as_ours(problem)
@@ -145,21 +145,40 @@ def _as_ours(problem: BaseException) -> MsgganError:
     return stopped(KeyboardInterrupt, "Interrupted.")  # which click calls Abort
 
 
+def heed() -> None:
+    """Raises what a signal asked for since the program began, and a library lost: for loops that wait.
+
+    What a signal raises while an object is taken away (`__del__`) goes nowhere; Python only prints it.
+    """
+    if _asked_for:
+        raise _asked_for[0]
+
+
+_asked_for: list[type[BaseException]] = []
+
+
 @contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
+def _signals_as_exceptions() -> Iterator[None]:
     """SIGTERM unwinds the program as Ctrl-C does. The trainer puts its own, gentler handlers over this."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
-    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    _asked_for.clear()
+    # Where Ctrl-C is ignored, as in a shell's background, or somebody's own already, it stays so.
+    numbers = [signal.SIGTERM]
+    numbers += [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
+    before = {number: signal.signal(number, _raise) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _raise_terminated(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _raise(number: int, frame: FrameType | None) -> None:
+    stop = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    _asked_for.append(stop)
+    raise stop
 
 
 def _finite(content: Any) -> Any:
