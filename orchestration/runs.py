@@ -66,14 +66,12 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
         raise RunFolderError(f"{folder}: holds a sweep, not a run.", sweep_hint(name))
     config, state = folder.load_config(), state_of(folder)
     trial = _trial_at(folder.path)
-    if trial and (config is None or state is None):
-        sweep = trial[0].partition("/")[0]
-        raise RunFolderError(
-            f"{trial[0]}: has not begun to train.",
-            f"Its log: msggan-aml logs {trial[0]}. Its sweep: msggan-aml status {sweep}",
-        )
     if config is None or state is None:
-        raise RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")
+        raise (
+            _has_not_begun(trial[0])
+            if trial
+            else RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")
+        )
     reports = read_metrics(folder.metrics)
     images_seen = max(state.images_seen, int(reports[-1]["images"]) if reports else 0)
     if trial:
@@ -96,9 +94,14 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
     )
 
 
+def place_words(runs_dir: str) -> list[str]:
+    """What a command says of the folder of the runs: nothing of the one that is meant anyway."""
+    return ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
+
+
 def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) -> list[str]:
     """What to type next: to see a run that goes on, or stop it; pictures of a complete one; else the same run again."""
-    place = ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
+    place = place_words(runs_dir)
     if state == "running":
         verbs = (["logs", spec.name, "--follow"], ["cancel", spec.name])
         return [shlex.join(["msggan-aml", *verb, *place]) for verb in verbs]
@@ -120,7 +123,7 @@ def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
         verbs = [["sample", trial], ["submit", "--from-trial", trial]]
     else:
         verbs = [["logs", trial, "--tail", "40"]]
-    place = ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
+    place = place_words(runs_dir)
     return [shlex.join(["msggan-aml", *verb, *place]) for verb in verbs]
 
 
@@ -130,6 +133,13 @@ def _trial_at(folder: Path) -> tuple[str, str] | None:
     if folder.parent.name != TRIALS_FOLDER or not folder.name.isdecimal() or not (sweep / SWEEP_NOTE).is_file():
         return None
     return f"{sweep.name}/{int(folder.name)}", str(sweep.parent)
+
+
+def _has_not_begun(trial: str) -> RunFolderError:
+    sweep = trial.partition("/")[0]
+    return RunFolderError(
+        f"{trial}: has not begun to train.", f"Its log: msggan-aml logs {trial}. Its sweep: msggan-aml status {sweep}"
+    )
 
 
 def _what_there_is(named: str, names: list[str]) -> str:

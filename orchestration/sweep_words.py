@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestration.runs import DEFAULT_RUNS_DIR
+from orchestration.runs import place_words
 from orchestration.search_space import written
 from orchestration.spec import GOES_ON
 from orchestration.sweep import ENDED, Objective, SweepStatus, Trial
@@ -91,7 +91,7 @@ def sweep_row(status: SweepStatus) -> tuple[str, ...]:
 
 def next_of_sweep(status: SweepStatus, again: Sequence[str], runs_dir: str) -> list[str]:
     """What to type next: to train the best trial in full; to go on with a sweep that was stopped."""
-    place = ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
+    place = place_words(runs_dir)
     if status.state in GOES_ON:
         return [shlex.join(["msggan-aml", verb, status.name, *place]) for verb in ("status", "cancel")]
     lines = []

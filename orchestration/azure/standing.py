@@ -9,7 +9,7 @@ from orchestration.azure.history import Details
 from orchestration.azure.jobs import DATA_INPUT, exit_code_of, is_timeout, state_of
 from orchestration.azure.progress import Progress
 from orchestration.azure.run_jobs import RunJobs, created, portal_url
-from orchestration.runs import DEFAULT_RUNS_DIR, next_of_trial
+from orchestration.runs import next_of_trial, place_words
 from orchestration.spec import GOES_ON, RunStatus
 from orchestration.sweep import trial_named
 
@@ -63,7 +63,7 @@ def reason_of(details: Details) -> str:
 
 def next_commands(run: str, data: str, state: str, runs_dir: str) -> list[str]:
     """What to type next: to see a run that goes on, or stop it; to use a complete one; else the same run again."""
-    place = ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
+    place = place_words(runs_dir)
     if state in GOES_ON:
         verbs = (["logs", run, "--follow"], ["cancel", run])
     elif state == "completed":
