@@ -231,5 +231,18 @@ def test_every_public_name_can_be_had_and_is_listed(package: object) -> None:
     assert not hasattr(package, "nonsense")
 
 
+def test_the_installed_package_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    """As in the folder above a clone: a folder without `__init__.py` would do as a package, where there is no other."""
+    for name in ("msggan", "orchestration", "environments"):
+        (tmp_path / name).mkdir()
+    code = "import environments, msggan, orchestration; print(msggan.TrainConfig, environments.__file__)"
+    variables = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=variables, capture_output=True, encoding="utf-8", check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "None" not in ended.stdout
+
+
 def test_the_version_is_the_installed_one() -> None:
     assert msggan.__version__ == version("msggan")
