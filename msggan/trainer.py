@@ -458,17 +458,22 @@ class Stop:
 
 @contextmanager
 def _polite_stop() -> Iterator[Stop]:
-    """Within, Ctrl-C and SIGTERM ask for a stop after the step at hand; a second Ctrl-C stops at once."""
+    """Within, Ctrl-C and SIGTERM ask for a stop after the step at hand; a second Ctrl-C stops at once.
+
+    A signal that this process ignores stays ignored: a job in a script's background (`&`) ignores Ctrl-C.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread is sent signals
         return
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.state = "interrupted" if number == signal.SIGINT else "cancelled"
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.SIGINT in numbers:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:

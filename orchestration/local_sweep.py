@@ -371,7 +371,10 @@ class _Stop:
 
 @contextmanager
 def _stopping() -> Iterator[_Stop]:
-    """Within, Ctrl-C and SIGTERM ask the sweep to stop; a second one while it stops changes nothing."""
+    """Within, Ctrl-C and SIGTERM ask the sweep to stop; a second one while it stops changes nothing.
+
+    A signal that this process ignores stays ignored: a job in a script's background (`&`) ignores Ctrl-C.
+    """
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # handlers are the main thread's
@@ -381,7 +384,8 @@ def _stopping() -> Iterator[_Stop]:
     def ask(number: int, frame: FrameType | None) -> None:
         stop.ask(states[signal.Signals(number)])
 
-    before = {number: signal.signal(number, ask) for number in states}
+    numbers = [number for number in states if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:

@@ -127,10 +127,16 @@ def run_in(folder: Path, program: str, *words: object, **variables: str) -> Ende
 
 
 @contextmanager
-def started(folder: Path, program: str, *words: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """A program at work in a folder, in a process group of its own like a terminal's; none of it outlives the test."""
+def started(
+    folder: Path, program: str, *words: object, background: bool = False, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A program at work in a folder, in a process group of its own like a terminal's; none of it outlives the test.
+
+    background: it starts with SIGINT ignored, as a script's `command &` does.
+    """
+    deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"] if background else []
     with subprocess.Popen(
-        command_line(program, *words),
+        [*deaf, *command_line(program, *words)],
         cwd=folder,
         env=environment(**variables),
         stdout=subprocess.PIPE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from conftest import Ended, draw_tiny_images, environment, run_in, started, stop
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.options import Place
+from msggan.tracking import read_metrics
 from orchestration import LocalTarget, Run, RunSpec
 from orchestration.child import Ending
 from orchestration.errors import JobFailedError, ReportedError
@@ -446,6 +448,20 @@ def test_a_stopped_run_leaves_a_checkpoint_says_so_and_goes_on(
     assert again.exit_code == 0, again.stderr
     assert f"{seen / 1000:g} of {seen / 1000 + 0.04:g} kimg done" in again.stderr
     assert again.json["state"] == "completed"
+
+
+@posix
+@pytest.mark.usefixtures("tiny_images")
+def test_a_run_in_the_background_of_a_script_is_deaf_to_ctrl_c_and_not_to_sigterm(tmp_path: Path) -> None:
+    metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
+    words = ["submit", "--data", "tiny", *ENDLESS, "-o", "json"]
+    with started(tmp_path, "msggan-aml", *words, background=True) as process:
+        wait_for(lambda: read_metrics(metrics), process)
+        os.killpg(process.pid, signal.SIGINT)
+        lines = len(read_metrics(metrics)) + 3  # one that was stopped would write one more
+        wait_for(lambda: len(read_metrics(metrics)) >= lines, process)
+        ended = stopped(process, "SIGTERM")
+    assert (ended.exit_code, ended.json["state"]) == (6, "cancelled")
 
 
 # --- The beginning and the end of any program -------------------------------------------------------------------------

@@ -223,6 +223,15 @@ def test_a_sweep_that_cannot_be_read_hides_no_other(finished: tuple[Path, Ended]
 
 
 @pytest.mark.usefixtures("tiny_images")
+def test_a_sweep_in_the_background_of_a_script_is_deaf_to_ctrl_c(tmp_path: Path) -> None:
+    words = sweep("--over", "g_lr=0.001,0.01", "--sampling", "grid", *SMALL, "--kimg", "1")
+    with started(tmp_path, *words, background=True) as process:
+        wait_for(lambda: read_metrics(tmp_path / "runs/s/trials/000/metrics.jsonl"), process)
+        ended = stopped(process, "Ctrl-C")
+    assert (ended.exit_code, states(ended.json)) == (0, ["completed", "completed"])
+
+
+@pytest.mark.usefixtures("tiny_images")
 @pytest.mark.parametrize(("by", "sampling"), [("Ctrl-C", "random"), ("cancel", "sobol")])
 def test_a_sweep_stopped_and_continued_equals_one_that_ran_through(
     tmp_path: Path, run_program: Run, by: str, sampling: str
