@@ -74,7 +74,7 @@ def end_without_click(tracking_uri: str | None) -> None:
     except MissingPackagesError as error:
         sys.stderr.write(f"Error: {error.message}\n{error.hint}\n")
         if os.environ.get(OUTPUT_VARIABLE) == "json":
-            sys.stdout.write(json.dumps(error.as_json(), ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(error.as_json()) + "\n")
         sys.exit(error.exit_code)
 
 

@@ -5,6 +5,7 @@ stderr is for people. On `-o json` stdout carries one JSON object, the result or
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -84,6 +85,8 @@ def output_problems(output: str) -> list[str]:
 
 def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None = None) -> int:
     """Runs a command line to its exit code. The command returns its own, or raises MsgganError."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as Python's stderr: a locale may lack a character of a path's
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     error: MsgganError
     try:
@@ -112,8 +115,8 @@ def report(error: MsgganError, *, as_json: bool) -> None:
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """One line of JSON on stdout. Not-a-number and infinity, which JSON has no words for, become null."""
-    click.echo(json.dumps(_finite(content), ensure_ascii=False, allow_nan=False))
+    """One line of JSON on stdout, in ASCII, which every locale has. Not-a-number and infinity become null."""
+    click.echo(json.dumps(_finite(content), allow_nan=False))
 
 
 def asked_for_json(words: Sequence[str], environ: Mapping[str, str]) -> bool:

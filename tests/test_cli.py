@@ -501,6 +501,20 @@ def test_every_ending_has_its_exit_code_and_its_error(tmp_path: Path, body: str,
     assert "Error: " in ended.stderr
 
 
+def test_no_text_ends_a_program_for_want_of_a_character_in_the_locale() -> None:
+    body = "from msggan.program import print_json; click.echo('naïve → ×'); print_json({'name': 'naïve → ×'})"
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body)],
+        env=environment(PYTHONIOENCODING="latin-1"),
+        capture_output=True,
+        encoding="latin-1",
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    text, told = ended.stdout.splitlines()
+    assert (text, json.loads(told)) == ("naïve \\u2192 ×", {"name": "naïve → ×"})
+
+
 def test_numbers_that_json_cannot_say_become_null() -> None:
     from msggan.program import print_json
 
