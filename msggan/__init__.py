@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msggan.telemetry import turn_off_telemetry
+
 if TYPE_CHECKING:
     from msggan.checkpoint import load_generator
     from msggan.config import TrainConfig
@@ -23,6 +25,8 @@ _HOMES = {
     "Trainer": "msggan.trainer",
     "load_generator": "msggan.checkpoint",
 }
+
+turn_off_telemetry()  # at import: the packages below read it when they are imported
 
 
 def __getattr__(name: str) -> Any:

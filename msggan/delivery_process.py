@@ -25,13 +25,12 @@ STOPPED_PATIENCE_SECONDS = 5.0
 
 # What MLflow's client reads. It gives up early, since what failed is delivered later, once it is known what arrived.
 ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "OMP_NUM_THREADS": "1",
 }
-ALWAYS = ("MLFLOW_DISABLE_TELEMETRY", "OMP_NUM_THREADS")  # the others yield to what the person has set
+ALWAYS = ("OMP_NUM_THREADS",)  # the others yield to what the person has set
 
 
 class DeliveryProcess:

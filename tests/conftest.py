@@ -20,12 +20,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msggan.telemetry import SWITCHES
+
 pytest_plugins = ["azure_local.fixtures", "azure_commands"]
 
 # One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when
 # it is imported, which comes later.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.update(SWITCHES)
+
+# A script's `make test &` starts with Ctrl-C ignored, which all that the tests start would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MOUNT, UMOUNT = shutil.which("mount") or "/bin/mount", shutil.which("umount") or "/bin/umount"

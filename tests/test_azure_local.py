@@ -51,6 +51,7 @@ for word in sys.argv[3:]:
     elif word == "fail":
         sys.exit(3)
     else:
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         import mlflow
         from mlflow.entities import Metric
         metrics = [Metric("d_loss", step / 8, 1000 + step, step) for step in range(8)]

@@ -41,6 +41,7 @@ LIGHT_MODULES = [
     "msggan.run_state",
     "msggan.sample",
     "msggan.sample_options",
+    "msggan.telemetry",
     "msggan.tracking",
     "msggan.tracking_uri",
     "msggan.train",
@@ -93,6 +94,7 @@ GROUND_FLOOR = {
     "msggan.run_folder",
     "msggan.run_state",
     "msggan.sample_options",
+    "msggan.telemetry",
     "msggan.tracking",
     "msggan.tracking_uri",
 }

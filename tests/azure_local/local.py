@@ -134,8 +134,6 @@ class AzureLocal:
             "CURL_CA_BUNDLE": certificate,
             "SSL_CERT_FILE": certificate,
             "AZUREML_CURRENT_CLOUD": "AzureCloud",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "DO_NOT_TRACK": "true",
         }
 
     # What a test turns
