@@ -61,6 +61,13 @@ class Ended:
         return told
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _jupyter_away_from_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The home folder may be read-only, or have kernels and start-up files of its own."""
+    place = str(tmp_path_factory.mktemp("jupyter"))
+    os.environ.update(IPYTHONDIR=place, JUPYTER_CONFIG_DIR=place, JUPYTER_DATA_DIR=place)
+
+
 def draw_tiny_images(folder: Path) -> Path:
     """24 different PNGs of 8 x 8 pixels: a coloured square on a coloured ground."""
     folder.mkdir()

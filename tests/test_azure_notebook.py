@@ -50,7 +50,7 @@ def test_from_images_to_pictures_in_a_notebook(azure: AzureLocal, tmp_path: Path
         for long, short in SHORT.items():
             cell.source = cell.source.replace(long, short)
     client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
-    client.execute(env=environment(IPYTHONDIR=str(folder / ".ipython"), **azure.variables))
+    client.execute(env=environment(**azure.variables))
 
     assert result(notebook, "settings.workspace") == "('msggan-ws', 'msggan-gpu')"
     assert re.match(r"\('\w+',\s*'https://ml\.azure\.com/runs/flowers", result(notebook, "submit("))

@@ -54,7 +54,7 @@ def run_notebook(
     resources = {"metadata": {"path": str(folder)}}
     client = Client(notebook, kernel_name="python3", resources=resources)
     client.updates, client.on_message = Counter(), on_message
-    client.execute(env=environment(IPYTHONDIR=str(folder / ".ipython")))
+    client.execute(env=environment())
     return client.updates
 
 
