@@ -2,7 +2,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable ".[dev]"
+# Where the home folder cannot be written, as in some containers, uv and npm find no place for their caches.
+NO_HOME := $(shell test -w "$$HOME" || echo yes)
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint constraints.txt \
+	$(if $(NO_HOME),--no-cache) --editable ".[dev]"
+# A company's TLS proxy signs with a certificate that the system trusts: uv is to trust the system, not a list of its own.
+export UV_SYSTEM_CERTS ?= true
 # Its name changes with what it was made from, so that a second make starts at once and a changed one installs again.
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
@@ -50,7 +55,8 @@ azure-local: $(INSTALLED) $(AZURITE)
 
 # Without Node.js, or where npm's registry cannot be reached, the tests that need it say so and are skipped.
 $(AZURITE):
-	npm ci --prefix tests/azure_local --no-audit --no-fund --loglevel=error && touch $@ \
+	npm ci --prefix tests/azure_local --no-audit --no-fund --loglevel=error $(if $(NO_HOME),--cache .venv/npm) \
+		&& touch $@ \
 		|| echo "Azurite is not installed: the tests of Azure will be skipped."
 
 check: $(INSTALLED)
