@@ -63,14 +63,6 @@ def test_mlflow_and_onnxruntime_collect_nothing_and_leave_no_identity_at_home(tm
     assert list((tmp_path / "home").rglob("*")) == []
 
 
-def test_a_run_that_mlflow_is_told_of_leaves_no_identity_at_home(tiny_images: Path, tmp_path: Path) -> None:
-    words = ["submit", "--target", "local", "--data", tiny_images, "--name", "one", "--kimg", 0.008, "--batch-size", 4]
-    small = ["--resolution", 8, "--latent-size", 8, "--device", "cpu"]
-    subprocess.run(command_line("msggan-aml", *words, *small), cwd=tmp_path, env=login(tmp_path / "home"), check=True)
-    assert (tmp_path / "runs" / "mlflow.db").exists()
-    assert list((tmp_path / "home").rglob("*")) == []
-
-
 @pytest.mark.skipif(os.name == "nt", reason="the Azure CLI here is a shell script")
 def test_the_azure_cli_that_signs_us_in_collects_nothing(tmp_path: Path) -> None:
     az = tmp_path / "bin" / "az"
