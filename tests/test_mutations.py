@@ -94,8 +94,8 @@ def test_a_spoilt_image_is_used_or_named(tmp_path: Path, kind: str) -> None:
     dataset = ImageDataset(find_images(tmp_path), resolution=8, background="white", workers=1)
     assert dataset.training + dataset.held_back + len(dataset.skipped) == 201
     assert dataset.skipped
-    assert all(reason and "\n" not in reason for _, reason in dataset.skipped)
-    assert "good.png" not in [name for name, _ in dataset.skipped]
+    assert all(reason and "\n" not in reason for _, reason, _ in dataset.skipped)
+    assert "good.png" not in [name for name, _, _ in dataset.skipped]
 
 
 def test_a_spoilt_pack_is_refused_by_name_before_training(tmp_path: Path) -> None:

@@ -358,8 +358,7 @@ def test_both_commands_make_the_same_pack(run_program: RunProgram, tmp_path: Pat
         assert ended.stderr.splitlines() == [
             "Reading 26 images",
             "Writing 24 images",
-            "Left out: broken.png (empty)",
-            "Left out: letter.jpg (not a readable JPEG, PNG, WebP, BMP, GIF or TIFF image)",
+            "Skipped 2 unreadable images: broken.png (empty); letter.jpg (not an image in a format that can be read).",
         ]
     assert Pack(tmp_path / "b.safetensors").contents == Contents(4, "grey", 24, 0)
 

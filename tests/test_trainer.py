@@ -275,7 +275,7 @@ def test_what_could_not_be_used_is_named_at_the_end(tiny_images: Path, tmp_path:
     ours = trainer(tiny_images, tmp_path / "run")
     ours.run()
     last = said(ours).splitlines()
-    assert any(line.startswith("1 images could not be used: broken.jpg") for line in last[-3:])
+    assert any(line.startswith("Skipped 1 unreadable image: broken.jpg (") for line in last[-3:])
 
 
 # Real photographs
