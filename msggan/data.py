@@ -13,33 +13,63 @@ import os
 import statistics
 import threading
 import zipfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
+from msggan.colour import (
+    Brightness,
+    ToSrgb,
+    White,
+    as_eight_bit,
+    choose_white,
+    deep_values,
+    describe_white,
+    high_bytes_only,
+    measure_brightness,
+    swap_bytes,
+    to_srgb,
+)
 from msggan.errors import DataError
 from msggan.randomness import mirrored, order
+from msggan.run_folder import marks_run
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMAT_OF_SUFFIX = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF"),
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".avif": "AVIF",
+}
+ALWAYS_READABLE = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+TO_READ_THEM = {"AVIF": "upgrade Pillow to read them", "HEIF": "install pillow-heif to read them"}
+LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")  # besides hidden files
+RUN_FOLDER = "a run folder"
+NAMES_LISTED = 10
 MEMORY_BUDGET_BYTES = 4 * 2**30  # decoded images kept in memory; the ones past it are decoded whenever they are shown
 LARGEST_FILE_BYTES = 2**30  # a larger one is no photograph; in a zip it is a bomb
+LARGEST_PIXELS = 2**28  # 1 GiB decoded; phones take photographs of 200 million pixels
+DECODING_BYTES = 2**30  # of images that are being decoded at the same time, however many threads there are
 HELD_BACK_ONE_IN = 10
 HELD_BACK_AT_LEAST = 32  # fewer say nothing about a distribution, and a small dataset needs every image
 HEADERS_READ = 256  # enough for the median of any dataset
 BATCHES_AHEAD = 3
 WHAT_TO_GIVE = "Give --data a folder of images, a .zip of them, or what msggan-aml pack made of them."
 
+Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -90,17 +120,51 @@ def pyramid(images: torch.Tensor) -> list[torch.Tensor]:
 
 
 class Skipped(NamedTuple):
-    """A file that was left out, and why in a few words."""
+    """A file or run folder that was left out, and why in a few words.
+
+    kind: the suffix of a file that was not tried, because files of its kind are not images or cannot be read here.
+    """
 
     name: str
     reason: str
+    kind: str | None = None
+
+
+def describe_skipped(skipped: Sequence[Skipped]) -> list[str]:
+    """Sentences for people: how many run folders and files were left out, and why."""
+    runs = [each.name for each in skipped if each.reason == RUN_FOLDER]
+    kinds = Counter((each.kind, each.reason) for each in skipped if each.kind is not None)
+    broken = [f"{each.name} ({each.reason})" for each in skipped if each.kind is None and each.reason != RUN_FOLDER]
+    by_count = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    counted = ", ".join(
+        f"{count} {kind or 'without a suffix'}{f' ({reason})' if reason else ''}" for (kind, reason), count in by_count
+    )
+    return [
+        *([f"Skipped {_count(len(runs), 'run folder')}: {_listed(runs, ', ')}."] if runs else []),
+        *([f"Skipped {_count(kinds.total(), 'file')}: {counted}."] if kinds else []),
+        *([f"Skipped {_count(len(broken), 'unreadable image')}: {_listed(broken, '; ')}."] if broken else []),
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _listed(names: Sequence[str], separator: str) -> str:
+    more = [f"and {len(names) - NAMES_LISTED} more"] if len(names) > NAMES_LISTED else []
+    return separator.join([*names[:NAMES_LISTED], *more])
 
 
 class _Decoded(NamedTuple):
-    """pixels: (3, R, R) uint8. shorter_side: of the image as it was stored."""
+    """pixels: (3, R, R) uint8. shorter_side: of the image as it was stored.
+
+    brightness: of an image of more than 8 bits a channel. is_converted: whether its ICC profile was not sRGB.
+    """
 
     pixels: np.ndarray
     shorter_side: int
+    brightness: Brightness | None
+    is_converted: bool
 
 
 @dataclass(frozen=True)
@@ -110,6 +174,8 @@ class _Entry:
     file: ImageFile
     digest: bytes
     shorter_side: int
+    brightness: Brightness | None
+    is_converted: bool
     pixels: np.ndarray | None
 
 
@@ -117,8 +183,9 @@ class Dataset:
     """Square uint8 images of one resolution, divided into training images and held back ones by their content.
 
     training, held_back: how many there are of each. fingerprint: a hex digest of the contents and of nothing else.
-    skipped: the files left out, by name. enlarged: how many images are smaller than the resolution. in_memory: whether
-    showing an image costs nothing but a copy.
+    skipped: the files and run folders left out, by name. notes: sentences on how the images were decoded, where that is
+    not plain. enlarged: how many images are smaller than the resolution. in_memory: whether showing an image costs
+    nothing but a copy.
     """
 
     def __init__(
@@ -129,6 +196,7 @@ class Dataset:
         enlarged: int,
         in_memory: bool,
         skipped: Sequence[Skipped] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         """digests: SHA-256 of each image's file, in ascending order."""
         self.digests = digests
@@ -136,6 +204,7 @@ class Dataset:
         self.enlarged = enlarged
         self.in_memory = in_memory
         self.skipped = skipped
+        self.notes = notes
         self._training, self._held_back = _divided(digests)
         self.training = len(self._training)
         self.held_back = len(self._held_back)
@@ -148,9 +217,12 @@ class Dataset:
         """(N, 3, R, R) uint8: the training images of these indices. Raises DataError if a file changed or vanished."""
         return self.rows([self._training[index] for index in indices])
 
-    def held_back_images(self) -> torch.Tensor:
-        """(M, 3, R, R) uint8: every image held back. Raises DataError if a file changed or vanished."""
-        return self.rows(self._held_back)
+    def held_back_images(self, at_most: int | None = None) -> torch.Tensor:
+        """(M, 3, R, R) uint8: the images held back, or the first `at_most` of them. No other image is decoded.
+
+        Raises DataError if a file changed or vanished.
+        """
+        return self.rows(self._held_back[:at_most])
 
     def rows(self, numbers: Sequence[int]) -> torch.Tensor:
         """(N, 3, R, R) uint8: the images of these digests, by their numbers."""
@@ -162,45 +234,82 @@ class ImageDataset(Dataset):
 
     def __init__(
         self,
-        files: Sequence[ImageFile],
+        found: Found,
         *,
         resolution: int,
         background: str = "white",
         workers: int = 0,
         memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Reads and decodes every file once, in `workers` threads (0: one a core, at most 8).
 
-        progress(done, total) is called after each file, from the calling thread. Raises DataError if no image is left.
+        Files of more than 8 bits a channel are decoded once more where their white, which is known when all have been
+        read, is not the largest value of their type. progress(done, total) is called after each file, from the calling
+        thread. Raises DataError if no image is left.
         """
         self.resolution = resolution
-        self._background = background
+        self._decoder = Decoder(resolution, background)
         self._workers = workers or min(8, os.cpu_count() or 1)
         self._kept = memory_budget_bytes // (3 * resolution**2)
 
         entries: list[_Entry] = []
         skipped: list[Skipped] = []
-        with closing(_in_threads(self._look_at, enumerate(files), workers=self._workers)) as looked_at:
-            for done, outcome in enumerate(looked_at, start=1):
-                if isinstance(outcome, Skipped):
-                    skipped.append(outcome)
-                else:
-                    entries.append(outcome)
-                if progress is not None:
-                    progress(done, len(files))
+        for outcome in self._each(self._look_at, list(enumerate(found.files)), progress):
+            if isinstance(outcome, Skipped):
+                skipped.append(outcome)
+            else:
+                entries.append(outcome)
         skipped.sort()
         if not entries:
-            raise _no_readable_image(files, skipped)
+            raise _no_readable_image(found.files, skipped)
 
+        white, notes = self._choose_white(entries)
+        if white != self._decoder.white:
+            self._decoder = replace(self._decoder, white=white)
+            entries = self._decoded_anew(entries, progress, total=len(found.files))
         self._entries = sorted(entries, key=lambda entry: (entry.digest, entry.file.name))
         super().__init__(
             [entry.digest for entry in self._entries],
             resolution=resolution,
             enlarged=sum(entry.shorter_side < resolution for entry in entries),
             in_memory=all(entry.pixels is not None for entry in entries),
-            skipped=skipped,
+            skipped=[*found.skipped, *skipped],
+            notes=notes,
         )
+
+    def _each(
+        self, work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None, *, total: int = 0
+    ) -> Iterator[Result]:
+        """work(item) of each, in threads. progress is told of `total` files, which end with these."""
+        total = total or len(items)
+        with closing(_in_threads(work, items, workers=self._workers)) as results:
+            for done, result in enumerate(results, start=1 + total - len(items)):
+                yield result
+                if progress is not None:
+                    progress(done, total)
+
+    def _choose_white(self, entries: Sequence[_Entry]) -> tuple[White, list[str]]:
+        """The white of all images of more than 8 bits a channel, and sentences on how images were decoded."""
+        measured = [entry.brightness for entry in entries if entry.brightness is not None]
+        white = choose_white(measured)
+        converted = sum(entry.is_converted for entry in entries)
+        notes = describe_white(measured, white)
+        if converted:
+            notes.append(f"{_count(converted, 'image')} converted to sRGB from another ICC profile.")
+        return white, notes
+
+    def _decoded_anew(self, entries: Sequence[_Entry], progress: Progress | None, *, total: int) -> list[_Entry]:
+        """The same entries, those of more than 8 bits a channel with the pixels that they have by the chosen white."""
+        outdated = [
+            number for number, entry in enumerate(entries) if entry.brightness is not None and entry.pixels is not None
+        ]
+        without_pixels = [replace(entries[number], pixels=None) for number in outdated]
+        entries = list(entries)
+        pixels = self._each(self._pixels, without_pixels, progress, total=total)
+        for number, entry, decoded in zip(outdated, without_pixels, pixels, strict=True):
+            entries[number] = replace(entry, pixels=decoded)
+        return entries
 
     def rows(self, numbers: Sequence[int]) -> torch.Tensor:
         entries = [self._entries[number] for number in numbers]
@@ -216,11 +325,18 @@ class ImageDataset(Dataset):
         number, file = numbered
         try:
             content = file.read()
-            decoded = _decoded(content, self.resolution, self._background)
+            decoded = self._decoder.decode(content)
         except DataError as refused:
             return Skipped(file.name, refused.message)
         pixels = decoded.pixels if number < self._kept else None
-        return _Entry(file, hashlib.sha256(content).digest(), decoded.shorter_side, pixels)
+        return _Entry(
+            file,
+            hashlib.sha256(content).digest(),
+            decoded.shorter_side,
+            decoded.brightness,
+            decoded.is_converted,
+            pixels,
+        )
 
     def _pixels(self, entry: _Entry) -> np.ndarray:
         """(3, R, R) uint8."""
@@ -233,7 +349,7 @@ class ImageDataset(Dataset):
             raise DataError(f"{entry.file} cannot be read any more: {refused.message}.", hint) from refused
         if hashlib.sha256(content).digest() != entry.digest:
             raise DataError(f"{entry.file} changed since it was first read.", hint)
-        return decode(content, self.resolution, self._background)
+        return self._decoder.decode(content).pixels
 
 
 def _divided(digests: Sequence[bytes]) -> tuple[Sequence[int], Sequence[int]]:
@@ -248,10 +364,10 @@ def _divided(digests: Sequence[bytes]) -> tuple[Sequence[int], Sequence[int]]:
 
 def _no_readable_image(files: Sequence[ImageFile], skipped: Sequence[Skipped]) -> DataError:
     place = f" in {files[0].source}" if files else ""
-    first = "".join(f"\n  {name}: {reason}" for name, reason in skipped[:3])
+    first = "".join(f"\n  {each.name}: {each.reason}" for each in skipped[:3])
     return DataError(
         f"no readable image{place}, of {len(files)} tried.{first}",
-        "Give --data a folder or zip of JPEG, PNG, WebP, BMP, GIF or TIFF images that an image viewer opens.",
+        "Give --data a folder or zip of images that an image viewer opens.",
     )
 
 
@@ -259,6 +375,8 @@ class _Source(Protocol):
     """Where image files lie; its text is the path people know it by."""
 
     def read(self, name: str) -> bytes: ...
+
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]: ...
 
 
 @dataclass(frozen=True)
@@ -275,22 +393,51 @@ class ImageFile:
         """The file's bytes. Raises DataError, whose message is the reason in a few words."""
         return self.source.read(self.name)
 
+    def open(self) -> AbstractContextManager[IO[bytes]]:
+        """The file as a stream that can seek, so that its header can be read alone. Raises DataError as `read` does."""
+        return self.source.open(self.name)
 
-def find_images(path: str | Path) -> list[ImageFile]:
+
+class Found(NamedTuple):
+    """What lies in a folder or zip: the files that are images by their names, and what was left out; both by name."""
+
+    files: Sequence[ImageFile]
+    skipped: Sequence[Skipped] = ()
+
+
+def find_images(path: str | Path) -> Found:
     """The files of a folder tree or a zip that are images by their names, sorted by name.
 
-    What systems leave behind (hidden files, `._x.jpg`, `__MACOSX`) and what is no image is passed over. Raises
-    DataError if there is no such place, it cannot be read, or it holds no image.
+    Run folders are left out whole: pictures of a run are no training images. Files of other kinds are left out too;
+    what systems leave behind (hidden files, `._x.jpg`, `__MACOSX`, `Thumbs.db`) is not mentioned. Raises DataError if
+    there is no such place, it cannot be read, it is a run folder itself, or it holds no image.
     """
     source = _opened(Path(path))
-    files = sorted((ImageFile(name, source) for name in source.names() if _is_image(name)), key=lambda file: file.name)
+    names = sorted(name for name in source.names() if not _is_left_by_system(name))
+    runs = _run_folders(names, source)
+    if "." in runs:
+        raise DataError(
+            f"--data {path}: is a run folder. Its pictures are not used as training images.",
+            "Give the folder of the images that you want to train on.",
+        )
+    skipped = [Skipped(run, RUN_FOLDER) for run in sorted(runs)]
+    files = []
+    for name in names:
+        if runs and any(str(parent) in runs for parent in _path_in(name).parents):
+            continue
+        suffix = _path_in(name).suffix.lower()
+        if FORMAT_OF_SUFFIX.get(suffix) in readable_formats():
+            files.append(ImageFile(name, source))
+        else:
+            skipped.append(Skipped(name, TO_READ_THEM.get(FORMAT_OF_SUFFIX.get(suffix, ""), ""), suffix))
     if not files:
         raise DataError(
-            f"--data {path}: no image in it.", f"Images are files that end in {', '.join(sorted(SUFFIXES))}."
+            " ".join([f"--data {path}: no image in it.", *describe_skipped(skipped)]),
+            f"Images are files that end in {', '.join(sorted(FORMAT_OF_SUFFIX))}.",
         )
     if isinstance(source, _Zip):
         source.refuse_encrypted(file.name for file in files)
-    return files
+    return Found(files, skipped)
 
 
 def median_shorter_side(files: Sequence[ImageFile]) -> int:
@@ -299,7 +446,8 @@ def median_shorter_side(files: Sequence[ImageFile]) -> int:
     sides, skipped = [], []
     for file in asked:
         try:
-            sides.append(_shorter_side(file.read()))
+            with file.open() as stream, _refusals():
+                sides.append(min(_opened_image(stream).size))
         except DataError as refused:
             skipped.append(Skipped(file.name, refused.message))
     if not sides:
@@ -307,11 +455,42 @@ def median_shorter_side(files: Sequence[ImageFile]) -> int:
     return statistics.median_low(sides)
 
 
-def _is_image(name: str) -> bool:
-    # Zips made on Windows may have backslashes.
-    path = PurePosixPath(name.replace("\\", "/"))
+def _path_in(name: str) -> PurePosixPath:
+    return PurePosixPath(name.replace("\\", "/"))  # zips made on Windows may have backslashes
+
+
+def _is_left_by_system(name: str) -> bool:
+    path = _path_in(name)
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in SUFFIXES
+    return hidden or path.name.lower() in LEFT_BY_SYSTEMS
+
+
+def _run_folders(names: Iterable[str], source: _Source) -> set[str]:
+    """The outermost folders that hold a run, "." for the top."""
+    marked = {_path_in(name).parent for name in names if marks_run(_path_in(name).name, partial(source.read, name))}
+    return {str(folder) for folder in marked if not marked.intersection(folder.parents)}
+
+
+@lru_cache(maxsize=1)
+def readable_formats() -> tuple[str, ...]:
+    """The formats that this process can read, by Pillow's names.
+
+    The first call prepares Pillow, for the whole process: it registers the HEIF plug-in where that is installed, and
+    raises the limit of an image's pixels to ours.
+    """
+    formats = list(ALWAYS_READABLE)
+    if "avif" in features.modules and features.check("avif"):
+        formats.append("AVIF")
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        pass
+    else:
+        register_heif_opener()
+        formats.append("HEIF")
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, LARGEST_PIXELS)
+    return tuple(formats)
 
 
 def _opened(path: Path) -> _Folder | _Zip:
@@ -341,6 +520,15 @@ class _Folder:
             return path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})") from error
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        try:
+            stream = (self.path / name).open("rb")
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror})") from error
+        with stream:
+            yield stream
 
     def names(self) -> Iterator[str]:
         seen: set[tuple[int, int]] = set()
@@ -400,10 +588,15 @@ class _Zip:
                 )
 
     def read(self, name: str) -> bytes:
+        with self.open(name) as stream:
+            return stream.read()
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
         try:
             _refuse_larger(self._archive.getinfo(name).file_size)
-            with self._turn:
-                return self._archive.read(name)
+            with self._turn, self._archive.open(name) as stream:
+                yield stream
         except DataError:
             raise
         except NotImplementedError as error:
@@ -425,27 +618,70 @@ def _refuse_larger(size_bytes: int) -> None:
         raise DataError(f"larger than {LARGEST_FILE_BYTES // 2**30} GiB")
 
 
-def decode(content: bytes, resolution: int, background: str = "white") -> np.ndarray:
-    """(3, R, R) uint8 RGB from a file's bytes: turned as EXIF says, laid on the background, cropped to the middle.
+class _Room:
+    """Lets threads decode images at the same time as long as these fit into so many bytes; one alone may be larger."""
 
-    Of several frames or pages it is the first. Raises DataError, whose message is the reason in a few words.
-    """
-    return _decoded(content, resolution, background).pixels
+    def __init__(self, size_bytes: int) -> None:
+        self._size = self._free = size_bytes
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, size_bytes: int) -> Iterator[None]:
+        needed = min(size_bytes, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= needed)
+            self._free -= needed
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += needed
+                self._changed.notify_all()
 
 
-def _decoded(content: bytes, resolution: int, background: str) -> _Decoded:
-    with _refusals():
-        image = _opened_image(content)
-        shorter_side = min(image.size)
-        # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the resolution leaves Lanczos its work.
-        image.draft(None, (2 * resolution, 2 * resolution))  # None: keep the mode
-        image.load()
-        return _Decoded(_square(as_rgb(_upright(image), background), resolution), shorter_side)
+@dataclass(frozen=True)
+class Decoder:
+    """How files become the images of a dataset. Several threads may use it at once, also in memory that is bounded."""
 
+    resolution: int
+    background: str = "white"
+    white: White = field(default_factory=White)
+    room: _Room = field(default_factory=lambda: _Room(DECODING_BYTES), compare=False)
 
-def _shorter_side(content: bytes) -> int:
-    with _refusals():
-        return min(_opened_image(content).size)
+    def decode(self, content: bytes) -> _Decoded:
+        """A file's image: turned as EXIF says, in sRGB, laid on the background, cropped to the middle, resized.
+
+        Of several frames or pages it is the first. Raises DataError, whose message is the reason in a few words.
+        """
+        with _refusals():
+            image = _opened_image(BytesIO(content))
+            shorter_side = min(image.size)
+            # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the resolution leaves Lanczos its work.
+            image.draft(None, (2 * self.resolution, 2 * self.resolution))  # None: keep the mode
+            low_bytes = None
+            if high_bytes_only(image):
+                low_bytes = swap_bytes(_opened_image(BytesIO(content)))
+            with self.room.taken(image.width * image.height * (4 if low_bytes is None else 16)):
+                image.load()
+                rgb, brightness, is_converted = self.as_rgb(_upright(image), low_bytes and _upright(low_bytes))
+                return _Decoded(_square(rgb, self.resolution), shorter_side, brightness, is_converted)
+
+    def as_rgb(
+        self, image: Image.Image, low_bytes: Image.Image | None = None
+    ) -> tuple[Image.Image, Brightness | None, bool]:
+        """An image of any mode as RGB; its brightness if it has more than 8 bits a channel; whether it was converted.
+
+        low_bytes: the low bytes of an image of 16 bits a channel, where `image` has only the high ones.
+        """
+        profile, brightness = image.info.get("icc_profile"), None
+        values = deep_values(image, low_bytes)
+        if values is not None:
+            brightness = measure_brightness(values)
+            image = as_eight_bit(values, self.white, image.info.get("transparency"))
+        conversion = to_srgb(profile) if profile else None
+        if conversion is not None and not conversion.fits(image):
+            conversion = None
+        return _on_background(image, self.background, conversion), brightness, conversion is not None
 
 
 @contextmanager
@@ -457,65 +693,57 @@ def _refusals() -> Iterator[None]:
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
         if isinstance(error, Image.DecompressionBombError):
-            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            raise DataError(f"decompression bomb: more than {limit // 10**6} million pixels") from error
+            raise _too_large() from error
         if isinstance(error, MemoryError):
             raise DataError("needs more memory than there is") from error
         cut_off = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise DataError("truncated" if cut_off else "damaged") from error
 
 
-def _opened_image(content: bytes) -> Image.Image:
-    """The image with its header read and its pixels not yet decoded; no format but these six is tried."""
-    if not content:
+def _too_large() -> DataError:
+    return DataError(f"more than {LARGEST_PIXELS // 10**6} million pixels")
+
+
+def _opened_image(stream: IO[bytes]) -> Image.Image:
+    """The image with its header read and its pixels not yet decoded; no other formats are tried."""
+    if not stream.read(1):
         raise DataError("empty")
+    stream.seek(0)
     try:
-        return Image.open(BytesIO(content), formats=FORMATS)
+        image = Image.open(stream, formats=readable_formats())
     except UnidentifiedImageError as error:
-        raise DataError("not a readable JPEG, PNG, WebP, BMP, GIF or TIFF image") from error
+        raise DataError("not an image in a format that can be read") from error
+    if image.width * image.height > LARGEST_PIXELS:
+        raise _too_large()
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as EXIF says; as it is stored where EXIF is damaged, for the pixels may still be good."""
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF raises whatever its first wrong field leads to
         return image
 
 
-def as_rgb(image: Image.Image, background: str) -> Image.Image:
-    """An image of any mode as RGB, laid on the background where it is transparent."""
-    image = _eight_bit(image)
+def _on_background(image: Image.Image, background: str, conversion: ToSrgb | None) -> Image.Image:
+    """An image of 8 bits a channel as RGB in sRGB, laid on the background where it is transparent."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    named = image.info.get("transparency")
-    if isinstance(named, tuple) and max(named) > 255:  # of a 16-bit PNG, whose pixels Pillow has cut to 8 bit
-        image.info["transparency"] = tuple(value >> 8 for value in named)
+        if conversion is not None:
+            return conversion(image)
+        return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy it
     if image.mode == "La":  # has no way to RGBA but this
         image = image.convert("LA")
     layer = image.convert("RGBA")
+    if conversion is not None:
+        alpha = layer.getchannel("A")
+        layer = conversion(layer.convert("RGB"))
+        layer.putalpha(alpha)
     canvas = Image.new("RGBA", layer.size, background)
     canvas.alpha_composite(layer)
     return canvas.convert("RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bit as L, or as LA where one grey is named transparent; other modes as they are.
-
-    Whole numbers are 16 bit (65535 is white) unless mode I stays within 255; floats are in [0, 1] unless they exceed 1.
-    """
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    if image.mode == "F":
-        scale = 255.0 if values.max() <= 1 else 1.0
-    else:
-        scale = 1 / 257 if image.mode != "I" or values.max() > 255 else 1.0
-    grey = Image.fromarray(np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8))
-    named = image.info.get("transparency")
-    if named is None:
-        return grey
-    return Image.merge("LA", (grey, Image.fromarray(np.where(values == named, 0, 255).astype(np.uint8))))
 
 
 def _square(image: Image.Image, resolution: int) -> np.ndarray:

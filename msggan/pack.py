@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from msggan.options import data_option, data_problems
 from msggan.pack_options import PackOptions, pack_options, parse_pack, show_pack
 from msggan.program import output_option, output_problems, run_program
-
-if TYPE_CHECKING:
-    from msggan.data import Skipped
-
-SKIPPED_IMAGES_NAMED = 10
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,23 +34,23 @@ def pack(*, data: str | None, out: str | None, output: str, **texts: Any) -> int
 def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     """Packs the images at `data`, and tells what has been made. Raises DataError; then nothing is left behind."""
     from msggan.config import resolve
-    from msggan.data import ImageDataset, find_images, median_shorter_side
+    from msggan.data import ImageDataset, describe_skipped, find_images, median_shorter_side
     from msggan.errors import DataError
     from msggan.pack_file import ensure_writable, is_pack, write_pack
 
     if is_pack(data):
         raise DataError(f"{data}: is a pack already.", f"Train on it: msggan-aml submit --data {data}")
     try:
-        files = find_images(data)
+        found = find_images(data)
     except DataError as error:  # msggan-aml calls it FOLDER
         raise DataError(error.message.removeprefix("--data "), error.hint) from error
-    side = median_shorter_side(files)
+    side = options.config.resolution or median_shorter_side(found.files)  # headers are read only where they decide
     ensure_writable(Path(out))  # before an hour of decoding and not after
     # As training on a GPU would choose: a pack is made once, and most often for a faster machine than this.
     config = resolve(options.config, shorter_side_px=side, device="cuda", has_fast_bfloat16=False)
-    with _bar(f"Reading {len(files)} images", len(files)) as progress:
+    with _bar(f"Reading {len(found.files)} images", len(found.files)) as progress:
         dataset = ImageDataset(
-            files,
+            found,
             resolution=config.resolution,
             background=config.background,
             workers=options.workers,
@@ -63,7 +58,8 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
         )
     with _bar(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
         contents = write_pack(Path(out), dataset, background=config.background, progress=progress)
-    _name_skipped(dataset.skipped)
+    for sentence in [*dataset.notes, *describe_skipped(dataset.skipped)]:
+        click.echo(sentence, err=True)
     return {
         "path": out,
         "images": contents.images,
@@ -78,13 +74,6 @@ def _bar(label: str, length: int) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, moved by calling progress(done, total)."""
     with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
         yield lambda done, total: bar.update(done - bar.pos)
-
-
-def _name_skipped(skipped: Sequence[Skipped]) -> None:
-    for name, reason in skipped[:SKIPPED_IMAGES_NAMED]:
-        click.echo(f"Left out: {name} ({reason})", err=True)
-    if len(skipped) > SKIPPED_IMAGES_NAMED:
-        click.echo(f"and {len(skipped) - SKIPPED_IMAGES_NAMED} more.", err=True)
 
 
 def main() -> None:

@@ -37,12 +37,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Contents:
-    """What a pack says of itself. enlarged: how many of the images were smaller than the resolution."""
+    """What a pack says of itself. enlarged: how many of the images were smaller than the resolution.
+
+    notes: lines on how the images were decoded. Packs of plain images, and older ones, have none in their header.
+    """
 
     resolution: int
     background: str
     images: int
     enlarged: int
+    notes: str = ""
 
     @property
     def image_bytes(self) -> int:
@@ -56,6 +60,8 @@ class Contents:
     def header(self, checksum: str) -> bytes:
         """The file up to its data: the header's length in 8 bytes, and the header."""
         metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "sha256": checksum}
+        if not self.notes:
+            del metadata["notes"]
         digests_end = 32 * self.images
         content = {
             "__metadata__": {name: str(value) for name, value in metadata.items()},  # safetensors knows only texts
@@ -79,7 +85,8 @@ def write_pack(path: Path, dataset: Dataset, *, background: str, progress: Progr
 
     progress(done, total) is called as the images are written. Raises DataError where the file cannot be written.
     """
-    contents = Contents(dataset.resolution, background, len(dataset.digests), dataset.enlarged)
+    notes = "\n".join(dataset.notes)
+    contents = Contents(dataset.resolution, background, len(dataset.digests), dataset.enlarged, notes)
     hint = f"It takes {contents.data_bytes / 2**20:.0f} MiB. Free some space, or write it elsewhere."
     with _written_aside(path, hint) as aside:
         with aside.open("wb") as file:
@@ -226,6 +233,7 @@ class PackedDataset(Dataset):
             resolution=contents.resolution,
             enlarged=contents.enlarged,
             in_memory=False,
+            notes=contents.notes.splitlines(),
         )
 
     def rows(self, numbers: Sequence[int]) -> torch.Tensor:
@@ -250,7 +258,11 @@ def _read_header(path: Path) -> tuple[bytes, Contents]:
                 "Use the msggan that made it, or pack the images again with this one.",
             )
         contents = Contents(
-            int(metadata["resolution"]), metadata["background"], int(metadata["images"]), int(metadata["enlarged"])
+            int(metadata["resolution"]),
+            metadata["background"],
+            int(metadata["images"]),
+            int(metadata["enlarged"]),
+            metadata.get("notes", ""),
         )
         ImageColor.getrgb(contents.background)  # raises ValueError where it is no colour
         good = contents.images > 0 and contents.header(metadata["sha256"]) == length + text

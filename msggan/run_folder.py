@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msggan.config import TrainConfig, changed_for_resume, flag
-from msggan.errors import RunFolderError, UsageError
+from msggan.errors import DataError, RunFolderError, UsageError
 from msggan.files import recover, write_whole
 
 if TYPE_CHECKING:
@@ -107,6 +108,21 @@ class RunFolder:
                 f"{needed / 2**20:.0f} MiB.",
                 "Free some space or choose a folder on another disk.",
             )
+
+
+def marks_run(name: str, read: Callable[[], bytes]) -> bool:
+    """Whether a file of this name, whose content `read` returns, makes the folder it is in a run folder.
+
+    Other programs have a config.json too. A folder of weights alone counts: `generated` in it holds their pictures.
+    """
+    keys = {"config.json": {"format_version", "latent_size"}, "run.json": {"state", "images_seen"}}
+    if name not in keys:
+        return name == "generator.safetensors"
+    try:
+        content = json.loads(read())
+    except (DataError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and keys[name] <= content.keys()
 
 
 def _ensure_content(path: Path, content: bytes) -> None:

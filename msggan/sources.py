@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from msggan.data import Dataset, ImageDataset, ImageFile, find_images, median_shorter_side
+from msggan.data import Dataset, Found, ImageDataset, find_images, median_shorter_side
 from msggan.pack_file import Pack, is_pack
 
 
@@ -32,21 +32,21 @@ class Source(Protocol):
 class ImageFiles:
     """Images that are yet to be decoded."""
 
-    def __init__(self, files: Sequence[ImageFile]) -> None:
-        self.files = files
+    def __init__(self, found: Found) -> None:
+        self.found = found
 
     @property
     def settled(self) -> Mapping[str, Any]:
         return {}
 
     def median_shorter_side(self) -> int:
-        return median_shorter_side(self.files)
+        return median_shorter_side(self.found.files)
 
     def dataset(
         self, *, resolution: int, background: str, workers: int = 0, progress: Callable[[int, int], None] | None = None
     ) -> ImageDataset:
         return ImageDataset(
-            self.files, resolution=resolution, background=background, workers=workers, progress=progress
+            self.found, resolution=resolution, background=background, workers=workers, progress=progress
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from msggan.checkpoint import newest_checkpoint
 from msggan.checkpoint_writer import CheckpointWriter
 from msggan.config import TrainConfig, resolve, said
-from msggan.data import SampleStream, to_float
+from msggan.data import SampleStream, describe_skipped, to_float
 from msggan.device import choose_device, has_fast_bfloat16
 from msggan.errors import DataError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import sliced_wasserstein
@@ -37,7 +37,7 @@ from msggan.tracking import Tracker
 
 REPORT_IMAGES = 250
 MEASURED_IMAGES_AT_MOST = 512
-SKIPPED_IMAGES_NAMED = 10
+IMAGES_NEEDED = 200  # with fewer, training runs and its results are poor
 DROPPED_AT_MOST = 10
 
 
@@ -131,12 +131,16 @@ class Trainer:
         if is_owned(self.folder):  # before images are read, which may take minutes
             raise taken(self.folder)
         self.folder.recover()
+        if self.folder.path.resolve() == Path(data).resolve():
+            raise DataError(
+                f"--run-dir {run_dir}: is the folder of the images.", "Give a folder of its own, which may lie in it."
+            )
         self.device = choose_device(device)
         self.data = data
         source = open_source(data)
         self.config = self.folder.continued(config) or resolve(
             TrainConfig(**{**source.settled, **said(config)}),
-            shorter_side_px=source.median_shorter_side(),
+            shorter_side_px=config.resolution or source.median_shorter_side(),  # read only where it decides
             device=self.device.type,
             has_fast_bfloat16=has_fast_bfloat16(self.device),
         )
@@ -263,7 +267,7 @@ class Trainer:
     def _measure(self) -> dict[str, float]:
         """swd against the held-back images, or against training images where none are held back."""
         if self.dataset.held_back:
-            reals = self.dataset.held_back_images()[:MEASURED_IMAGES_AT_MOST]
+            reals = self.dataset.held_back_images(MEASURED_IMAGES_AT_MOST)
         else:
             reals = self.dataset.images(range(min(self.dataset.training, MEASURED_IMAGES_AT_MOST)))
         fixed = latents(self.config.seed, range(len(reals)), self.config.latent_size, Purpose.METRIC)
@@ -299,6 +303,7 @@ class Trainer:
         state = {
             "data_fingerprint": self.dataset.fingerprint,
             "data_images": self.dataset.training + self.dataset.held_back,
+            "data_notes": list(self.dataset.notes),
             "interval": self.interval.plain(),
             "seconds": self.seconds,
             "dropped_updates": int(self.adversaries.dropped),
@@ -317,10 +322,21 @@ class Trainer:
 
     def _check_images(self) -> None:
         training, batch_size = self.dataset.training, self.config.batch_size
+        self._say_each([*describe_skipped(self.dataset.skipped), *self.dataset.notes])
+        if training == 1:
+            raise DataError(
+                f"--data {self.data}: 1 image is not enough to train on.",
+                f"Add images of the same kind of thing: {IMAGES_NEEDED} are a beginning.",
+            )
         if training < batch_size:
             raise DataError(
                 f"--data {self.data}: {training} images to train on are fewer than --batch-size {batch_size}.",
-                f"Add images, or try --batch-size {1 << (training.bit_length() - 1)}.",
+                f"Add images: {IMAGES_NEEDED} are a beginning. Only to see it run, use --batch-size "
+                f"{1 << (training.bit_length() - 1)}.",
+            )
+        if training < IMAGES_NEEDED:
+            self.progress.say(
+                f"{training} images are few: the generator may copy them. {IMAGES_NEEDED} or more give varied results."
             )
         held_back = f"{self.dataset.held_back} more are held back to measure with"
         if not self.dataset.held_back:
@@ -358,6 +374,8 @@ class Trainer:
                 f"({state['data_images']} then, {self.dataset.training + self.dataset.held_back} now).",
                 "Bring those images back to go on, or give another name or run folder to begin with these.",
             )
+        if state.get("data_notes", []) != list(self.dataset.notes):
+            self.progress.say("So far, this run was trained on images that were decoded differently.")
         self.adversaries.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
         self.interval = Interval(**state["interval"])
         self.seconds = state["seconds"]
@@ -369,11 +387,7 @@ class Trainer:
         self.progress.close()
         self._end(state)
         self._say_each(self.tracker.close(state))
-        skipped = self.dataset.skipped
-        if skipped:
-            named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:SKIPPED_IMAGES_NAMED])
-            more = f"; and {len(skipped) - SKIPPED_IMAGES_NAMED} more" if len(skipped) > SKIPPED_IMAGES_NAMED else ""
-            self.progress.say(f"{len(skipped)} images could not be used: {named}{more}.")
+        self._say_each(describe_skipped(self.dataset.skipped))
         grids = find_samples(self.folder.samples)
         look = f" Look at {grids[max(grids)][-1]}." if grids else ""
         again = [sys.executable, "-m", "msggan.train", "--data", str(self.data), "--run-dir", str(self.folder)]

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 import msggan
 from msggan.config import TrainConfig
+from msggan.data import FORMAT_OF_SUFFIX
 from msggan.errors import UsageError
 from msggan.options import Place
+from orchestration.azure.data import IMAGES
 from orchestration.azure.jobs import (
     LONGEST_TAG,
     MOST_TAGS,
@@ -262,3 +264,7 @@ def test_a_time_limit_is_sent_to_the_second(hours: float) -> None:
     from azure_local.runner import timeout_s
 
     assert timeout_s(build_body(job_plan(timeout_hours=hours), SCOPE)["properties"]) == max(1, round(hours * 3600))
+
+
+def test_a_folder_in_azure_is_looked_through_for_every_kind_of_image_that_a_job_reads() -> None:
+    assert set(IMAGES) == {suffix for suffix, name in FORMAT_OF_SUFFIX.items() if name != "HEIF"}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
+import sys
 import threading
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -18,17 +21,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms, features
 
+from msggan.colour import INTEGER_WHITES, choose_white
 from msggan.data import (
     HELD_BACK_AT_LEAST,
+    Dataset,
+    Decoder,
+    Found,
     ImageDataset,
     SampleStream,
-    as_rgb,
-    decode,
+    _Room,
+    describe_skipped,
     find_images,
     median_shorter_side,
     pyramid,
+    readable_formats,
     to_float,
 )
 from msggan.errors import DataError
@@ -36,13 +44,22 @@ from msggan.randomness import mirrored, order
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-UNREADABLE = "not a readable JPEG, PNG, WebP, BMP, GIF or TIFF image"
+UNREADABLE = "not an image in a format that can be read"
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def decode(content: bytes, resolution: int, background: str = "white") -> np.ndarray:
+    """(3, R, R) uint8."""
+    return Decoder(resolution, background).decode(content).pixels
+
+
+def as_rgb(image: Image.Image, background: str) -> Image.Image:
+    return Decoder(4, background).as_rgb(image)[0]
 
 
 def plain(colour: tuple[int, ...] | int = RED, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
@@ -86,7 +103,7 @@ def loaded(path: Path, resolution: int = 4, **options: object) -> ImageDataset:
 
 
 def names_of(path: Path) -> list[str]:
-    return [file.name for file in find_images(path)]
+    return [file.name for file in find_images(path).files]
 
 
 def every_image(dataset: ImageDataset) -> torch.Tensor:
@@ -103,6 +120,38 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG whose header promises what its pixels do not hold."""
     return png((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")))
+
+
+def deep_png(values: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 16 bits a channel, from (H, W, C) whole numbers: grey, RGB or RGBA."""
+    height, width, channels = values.shape
+    kind = {1: 0, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    return png((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)))
+
+
+def deep_tiff(values: np.ndarray, order: str, *, compressed: bool) -> bytes:
+    """A TIFF of 16 bits a channel, from (H, W, 3) whole numbers; order: < or >, of its bytes."""
+    height, width, _ = values.shape
+    strip = values.astype(order + "u2").tobytes()
+    strip = zlib.compress(strip) if compressed else strip
+    bits_at = 8 + 2 + 10 * 12 + 4
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, bits_at),
+        (259, 4, 1, 8 if compressed else 1),
+        (262, 4, 1, 2),
+        (273, 4, 1, bits_at + 6),
+        (277, 4, 1, 3),
+        (278, 4, 1, height),
+        (279, 4, 1, len(strip)),
+        (284, 4, 1, 1),
+    ]
+    directory = struct.pack(order + "H", len(tags)) + b"".join(struct.pack(order + "HHII", *tag) for tag in tags)
+    begin = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    return begin + directory + bytes(4) + struct.pack(order + "HHH", 16, 16, 16) + strip
 
 
 def with_lost_note(content: bytes) -> bytes:
@@ -162,13 +211,13 @@ def test_the_first_frame_or_page_counts(kind: str) -> None:
         ("I;16", 257 * 40, (40, 40, 40)),
         ("I;16B", 257 * 40, (40, 40, 40)),
         ("I;16L", 257 * 40, (40, 40, 40)),
-        ("I", 200, (200, 200, 200)),
+        ("I", 200, (1, 1, 1)),
         ("I", 257 * 40, (40, 40, 40)),
         ("I", 70000, WHITE),
         ("I", -5, (0, 0, 0)),
         ("F", 1.0, WHITE),
         ("F", 0.2, (51, 51, 51)),
-        ("F", 200.0, (200, 200, 200)),
+        ("F", 200.0, WHITE),
         ("F", 1000.0, WHITE),
         ("F", float("nan"), (0, 0, 0)),
     ],
@@ -215,13 +264,20 @@ def test_a_png_can_name_one_colour_transparent(mode: str, colour: int, named: in
     assert only_colour(decode(saved(plain(colour, mode=mode)), 4, "#0000ff")) != BLUE
 
 
-@pytest.mark.parametrize("transparent", [False, True])
-def test_a_png_of_16_bit_a_channel_keeps_its_colour(transparent: bool) -> None:
-    pixel = struct.pack(">HHH", 0x1234, 0xABCD, 0xFF00)
-    header = (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
-    pixels = (b"IDAT", zlib.compress((b"\0" + pixel * 4) * 4))
-    content = png(header, (b"tRNS", pixel), pixels) if transparent else png(header, pixels)
-    assert only_colour(decode(content, 4)) == (WHITE if transparent else (0x12, 0xAB, 0xFF))
+@pytest.mark.parametrize(
+    ("transparent", "expected"),
+    [
+        (None, (0x12, 0xAB, 0xFE)),
+        ((0x1234, 0xABCD, 0xFF00), WHITE),
+        ((0x1234, 0xABCC, 0xFF00), (0x12, 0xAB, 0xFE)),  # the same in its high bytes only
+    ],
+)
+def test_a_png_of_16_bit_a_channel_keeps_its_colour_unless_exactly_that_is_transparent(
+    transparent: tuple[int, ...] | None, expected: tuple[int, ...]
+) -> None:
+    pixels = np.full((4, 4, 3), (0x1234, 0xABCD, 0xFF00))
+    chunks = [(b"tRNS", struct.pack(">HHH", *transparent))] if transparent else []
+    assert only_colour(decode(deep_png(pixels, *chunks), 4)) == expected
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -278,6 +334,248 @@ def test_a_big_jpeg_decoded_faster_looks_as_if_decoded_in_full() -> None:
     assert np.abs(difference).max() <= 8
 
 
+@pytest.mark.parametrize("size", [(9, 8), (8, 9), (11, 8)])
+def test_an_odd_rest_is_cropped_alike_on_both_sides(size: tuple[int, int]) -> None:
+    image = noise(3, size)
+    turned = decode(saved(image.rotate(180)), 8)
+    np.testing.assert_array_equal(turned, decode(saved(image), 8)[:, ::-1, ::-1])
+
+
+# More than 8 bits a channel
+
+
+def grey_tiff(value: float, kind: str, largest: float | None = None) -> bytes:
+    """40 x 40 pixels of one value, and one pixel of another."""
+    values = np.full((40, 40), value, kind)
+    values[7, 9] = value if largest is None else largest
+    return saved(Image.fromarray(values), "TIFF")
+
+
+@pytest.mark.parametrize(
+    ("white", "half", "kind"),
+    [
+        *((2**bits - 1, 2 ** (bits - 1) - 1, "u2") for bits in (8, 10, 12, 14, 16)),
+        *((2**bits - 1, 2 ** (bits - 1) - 2 ** (bits - 9), "i4") for bits in (10, 16, 24, 31)),
+        *((white, 0.498 * white, "f4") for white in (1, 255, 65535)),
+    ],
+)
+@pytest.mark.parametrize("stray", [False, True])
+def test_one_white_is_chosen_for_all_images_and_one_pixel_does_not_change_it(
+    tmp_path: Path, white: int, half: float, kind: str, stray: bool
+) -> None:
+    """Half of white alone would be white in a file by itself, at one bit less."""
+    largest = np.finfo(kind).max if kind == "f4" else np.iinfo(kind).max
+    images = {"white.tif": grey_tiff(white, kind), "half.tif": grey_tiff(half, kind, largest if stray else None)}
+    dataset = loaded(fill(tmp_path, images | {"8 bit.png": saved(plain(3, mode="L"))}), resolution=40)
+    assert sorted(int(image[0].float().median()) for image in dataset.images(range(3))) == [3, 127, 255]
+    numbers = "floating-point numbers" if kind == "f4" else "16-bit or 32-bit integers"
+    assert dataset.notes == [f"2 images of {numbers}: the value {white} is white, and larger ones too."]
+
+
+def test_8_bit_images_need_no_choice_and_no_note(tmp_path: Path) -> None:
+    assert loaded(fill(tmp_path, numbered(3))).notes == []
+
+
+@given(bits=st.sampled_from([8, 10, 12, 14, 16]), seed=st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_white_is_the_largest_value_of_the_bits_that_the_images_use(bits: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 2**bits, (30, 30, 1))
+    _, brightness, _ = Decoder(4).as_rgb(Image.open(BytesIO(deep_png(values))))
+    assert brightness is not None
+    assert choose_white([brightness]).integer == 2**bits - 1
+    assert 2**bits - 1 in INTEGER_WHITES
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        deep_png,
+        lambda values: deep_png(np.concatenate([values, np.full((8, 8, 1), 65535)], axis=2)),
+        *(
+            lambda values, order=order, compressed=compressed: deep_tiff(values, order, compressed=compressed)
+            for order in "<>"
+            for compressed in (False, True)
+        ),
+    ],
+)
+def test_16_bit_colour_is_decoded_from_all_its_bits(tmp_path: Path, content: Callable[[np.ndarray], bytes]) -> None:
+    values = np.random.default_rng(1).integers(0, 4096, (8, 8, 3))
+    dataset = loaded(fill(tmp_path, {"x." + ("png" if b"PNG" in content(values)[:8] else "tif"): content(values)}), 8)
+    expected = np.rint(values * (255 / 4095)).astype(np.uint8).transpose(2, 0, 1)
+    np.testing.assert_array_equal(dataset.images([0])[0].numpy(), expected)
+
+
+def test_16_bit_colour_is_turned_by_exif_too() -> None:
+    values = np.random.default_rng(2).integers(0, 65536, (8, 8, 3))
+    exif = note_and_orientation().tobytes().removeprefix(b"Exif\0\0")  # orientation 6: shown turned clockwise
+    turned, upright = deep_png(values, (b"eXIf", exif)), deep_png(np.rot90(values, -1))
+    np.testing.assert_array_equal(decode(turned, 8), decode(upright, 8))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_the_chosen_white_holds_past_the_memory_budget_too_and_progress_ends_at_the_number_of_files(
+    tmp_path: Path, kept: int
+) -> None:
+    images = {f"{number}.png": deep_png(np.full((8, 8, 1), 4095 - number)) for number in range(3)}
+    path, steps = fill(tmp_path, images | numbered(1)), list[tuple[int, int]]()
+    dataset = loaded(path, memory_budget_bytes=kept * 48, progress=lambda *step: steps.append(step))
+    assert torch.equal(every_image(dataset), every_image(loaded(path)))
+    assert int(dataset.images(range(4)).amax(dim=(1, 2, 3)).min()) > 200
+    assert steps[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert steps[-1] == (4, 4)
+
+
+# ICC profiles
+
+
+def icc_profile(space: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr") -> bytes:
+    """A profile of version 4 with these tags, and the white point and connection space that all have."""
+    tags = {b"wtpt": xyz(0.9642, 1, 0.8249), **tags}
+    offset, directory, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, content in tags.items():
+        directory += name + struct.pack(">II", offset + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    size = offset + len(body)
+    connection = b"Lab " if b"A2B0" in tags else b"XYZ "
+    header = struct.pack(">I4sI4s4s4s12x4s", size, bytes(4), 0x04000000, kind, space, connection, b"acsp").ljust(
+        68, b"\0"
+    )
+    header += struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)  # D50
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + directory + body
+
+
+def xyz(*values: float) -> bytes:
+    return b"XYZ " + bytes(4) + struct.pack(">iii", *(round(65536 * value) for value in values))
+
+
+def curve(*parameters: float) -> bytes:
+    """y = (a x + b) ** g, and c x below d, of (g, a, b, c, d)."""
+    return b"para" + bytes(4) + struct.pack(">HH5i", 3, 0, *(round(65536 * value) for value in parameters))
+
+
+SRGB_CURVE = curve(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+LINEAR_CURVE = curve(1, 1, 0, 1, 0)
+
+
+def rgb_profile(*primaries: tuple[float, float, float]) -> bytes:
+    """Primaries in XYZ, adapted to D50, and the curve of sRGB."""
+    colorants = {name: xyz(*primary) for name, primary in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True)}
+    return icc_profile(b"RGB ", colorants | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), SRGB_CURVE))
+
+
+DISPLAY_P3 = rgb_profile((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407))
+SRGB_WRITTEN_ANEW = rgb_profile((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141))
+# From linear Display P3 to linear sRGB, both with white D65: as CSS Color 4 has it.
+P3_TO_SRGB = np.array([[1.2249402, -0.2249402, 0], [-0.0420570, 1.0420570, 0], [-0.0196376, -0.0786361, 1.0982736]])
+
+
+def as_in_srgb(colour: tuple[int, int, int]) -> np.ndarray:
+    """Of a colour in Display P3, computed by hand."""
+    stored = np.array(colour) / 255
+    linear = P3_TO_SRGB @ np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear, 0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("colour", [(200, 100, 50), (60, 180, 90), (30, 60, 220), (128, 128, 128), (255, 0, 0)])
+def test_a_colour_of_display_p3_becomes_the_same_colour_of_srgb(kind: str, colour: tuple[int, int, int]) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    content = saved(plain(colour), kind, icc_profile=DISPLAY_P3, **options)
+    assert np.abs(decode(content, 4).reshape(3, -1).T - as_in_srgb(colour)).max() <= (3 if kind == "JPEG" else 1.5)
+
+
+def test_a_profile_holds_for_transparent_images_and_palettes_and_not_for_the_background() -> None:
+    expected = as_in_srgb((200, 100, 50))
+    palette = plain(0, mode="P")
+    palette.putpalette([200, 100, 50])
+    for image in (plain((200, 100, 50, 255), mode="RGBA"), palette):
+        assert np.abs(only_colour(decode(saved(image, icc_profile=DISPLAY_P3), 4)) - expected).max() <= 1.5
+    clear = saved(plain((200, 100, 50, 0), mode="RGBA"), icc_profile=DISPLAY_P3)
+    assert only_colour(decode(clear, 4, "#336699")) == (0x33, 0x66, 0x99)
+
+
+def test_16_bit_colour_has_its_profile_too() -> None:
+    values = np.full((8, 8, 3), (200, 100, 50)) * 257
+    profile = b"P3\0\0" + zlib.compress(DISPLAY_P3)
+    content = deep_png(values, (b"iCCP", profile))
+    assert np.abs(only_colour(decode(content, 4)) - as_in_srgb((200, 100, 50))).max() <= 1.5
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_grey_profile_is_used(mode: str) -> None:
+    linear = icc_profile(b"GRAY", {b"kTRC": LINEAR_CURVE})
+    half = plain((128, 255) if mode == "LA" else 128, mode=mode)
+    assert np.abs(np.array(only_colour(decode(saved(half, icc_profile=linear), 4))) - 188).max() <= 1  # 0.502 linear
+
+
+def test_a_cmyk_profile_is_used() -> None:
+    """Of a press on which cyan alone is grey of L* 50, any other ink black, and paper white."""
+    lightness = [255 if inks == 0 else 127 if inks == 8 else 0 for inks in range(16)]  # the first ink varies slowest
+    lookup = bytes(value for light in lightness for value in (light, 128, 128))
+    identity = struct.pack(">9i", *(0x10000 if place % 4 == 0 else 0 for place in range(9)))
+    ramps = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + 4 * ramps + lookup + 3 * ramps
+    profile = icc_profile(b"CMYK", {b"A2B0": table}, kind=b"prtr")
+    for inks, grey in (((0, 0, 0, 0), 255), ((255, 0, 0, 0), 119), ((0, 255, 0, 0), 0)):
+        content = saved(plain(inks, mode="CMYK"), "TIFF", icc_profile=profile)
+        assert np.abs(decode(content, 4).astype(int) - grey).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        SRGB_WRITTEN_ANEW,
+        b"damaged",
+        DISPLAY_P3[:200],
+        icc_profile(b"GRAY", {b"kTRC": LINEAR_CURVE}),  # of another kind of image
+        icc_profile(b"XYZ ", {}),
+    ],
+    ids=["sRGB", "sRGB by another program", "damaged", "cut", "grey", "foreign"],
+)
+def test_with_the_profile_of_srgb_or_none_that_can_be_used_pixels_stay_as_they_are(profile: bytes) -> None:
+    image = noise(3, (8, 8))
+    np.testing.assert_array_equal(decode(saved(image, icc_profile=profile), 8), np.asarray(image).transpose(2, 0, 1))
+
+
+def test_converted_images_are_counted(tmp_path: Path) -> None:
+    images = {f"{number}.png": saved(noise(number), icc_profile=DISPLAY_P3) for number in range(2)}
+    dataset = loaded(fill(tmp_path, images | numbered(3)))
+    assert dataset.notes == ["2 images converted to sRGB from another ICC profile."]
+
+
+# Large images
+
+
+def test_a_photograph_of_200_million_pixels_is_no_bomb(tmp_path: Path) -> None:
+    fill(tmp_path, {"phone.png": png_of_size(16320, 12240), "bomb.png": png_of_size(30000, 30000)})
+    assert median_shorter_side(find_images(tmp_path).files) == 12240
+
+
+def test_images_that_do_not_fit_into_memory_together_are_decoded_one_after_another() -> None:
+    room, entered = _Room(100), threading.Event()
+
+    def enter(size_bytes: int) -> threading.Thread:
+        def take() -> None:
+            with room.taken(size_bytes):
+                entered.set()
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        return thread
+
+    with room.taken(60):
+        enter(40).join()
+        entered.clear()
+        too_large = enter(10**9)  # larger than the room: waits until nothing else is in it
+        assert not entered.wait(0.1)
+    too_large.join()
+    assert entered.is_set()
+    with room.taken(100):
+        pass
+
+
 # What cannot be decoded
 
 
@@ -290,7 +588,8 @@ def test_a_big_jpeg_decoded_faster_looks_as_if_decoded_in_full() -> None:
         (saved(noise(1))[:-200], "truncated"),
         (saved(noise(1), "JPEG")[:300], "truncated"),
         (saved(noise(1, (300, 300)), "JPEG")[:-800], "truncated"),
-        (png_of_size(20000, 20000), "decompression bomb: more than 178 million pixels"),
+        (png_of_size(20000, 20000), "more than 268 million pixels"),
+        (png_of_size(60000, 60000), "more than 268 million pixels"),
         (b"BM" + bytes(60), "damaged"),
         (b"II*\0" + b"\xff" * 60, UNREADABLE),
     ],
@@ -360,7 +659,17 @@ def test_a_tiff_decodes_as_pillow_decodes_it(mode: str, options: dict[str, objec
 # Which files are found
 
 
-LEFT_BEHIND = ("._a.jpg", "__MACOSX/a.jpg", "__MACOSX/._a.jpg", ".DS_Store", ".hidden.png", ".git/a.png", "notes.txt")
+LEFT_BEHIND = (
+    "Thumbs.db",
+    "deep/desktop.ini",
+    "._a.jpg",
+    "__MACOSX/a.jpg",
+    "__MACOSX/._a.jpg",
+    ".DS_Store",
+    ".hidden.png",
+    ".git/a.png",
+    "notes.txt",
+)
 
 
 @pytest.mark.parametrize("place", ["folder", "zip"])
@@ -369,7 +678,99 @@ def test_images_are_found_by_suffix_and_what_systems_leave_behind_is_passed_over
     contents = dict.fromkeys([*wanted, *LEFT_BEHIND, "jpg", "a.svg"], b"content")
     path = fill(tmp_path / "x", contents) if place == "folder" else zipped(tmp_path / "x.zip", contents)
     assert names_of(path) == sorted(wanted)
-    assert all(file.read() == b"content" for file in find_images(path))
+    assert all(file.read() == b"content" for file in find_images(path).files)
+
+
+@pytest.mark.parametrize("place", ["folder", "zip"])
+def test_files_of_other_kinds_are_counted_by_kind(tmp_path: Path, place: str) -> None:
+    contents = dict.fromkeys(["a.MP4", "sub/b.mp4", "c.txt", "README", *LEFT_BEHIND], b"")
+    contents |= {"broken.png": b"", "sub/cut.png": saved(noise(1))[:-200]} | numbered(2)
+    path = fill(tmp_path / "x", contents) if place == "folder" else zipped(tmp_path / "x.zip", contents)
+    assert describe_skipped(loaded(path).skipped) == [
+        "Skipped 5 files: 2 .mp4, 2 .txt, 1 without a suffix.",
+        "Skipped 2 unreadable images: broken.png (empty); sub/cut.png (truncated).",
+    ]
+
+
+def test_of_many_unreadable_images_the_first_are_named(tmp_path: Path) -> None:
+    dataset = loaded(fill(tmp_path, {f"x{number:02d}.png": b"" for number in range(12)} | numbered(1)))
+    (sentence,) = describe_skipped(dataset.skipped)
+    assert sentence.startswith("Skipped 12 unreadable images: x00.png (empty); x01.png (empty); ")
+    assert sentence.endswith("x09.png (empty); and 2 more.")
+
+
+@pytest.mark.skipif("avif" not in features.modules or not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read(tmp_path: Path) -> None:
+    path = fill(tmp_path, {"a.AVIF": saved(plain((250, 128, 10)), "AVIF", quality=95)})
+    assert (loaded(path).images([0]).reshape(3, -1).T - torch.tensor([250, 128, 10])).abs().max() <= 5
+
+
+def test_heic_is_read_where_its_plug_in_is_installed(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    assert "HEIF" in readable_formats()
+    heif.from_pillow(plain((250, 128, 10), (64, 64))).save(tmp_path / "a.heic", quality=100)
+    assert (loaded(tmp_path).images([0]).reshape(3, -1).T - torch.tensor([250, 128, 10])).abs().max() <= 5
+
+
+def test_heic_without_the_plug_in_is_counted_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it fails
+    readable_formats.cache_clear()
+    try:
+        fill(tmp_path, {"a.heic": b"", "b.HEIF": b"", "c.heic": b"", "d.txt": b""})
+        with pytest.raises(DataError) as refused:
+            find_images(tmp_path)
+        assert refused.value.message == (
+            f"--data {tmp_path}: no image in it. Skipped 4 files: 2 .heic (install pillow-heif to read them), "
+            "1 .heif (install pillow-heif to read them), 1 .txt."
+        )
+        assert loaded(fill(tmp_path, numbered(2))).training == 2
+    finally:
+        readable_formats.cache_clear()
+
+
+# Run folders among images
+
+CONFIG = json.dumps({"format_version": 1, "latent_size": 64, "resolution": 32}).encode()
+STATE = json.dumps({"state": "running", "images_seen": 0}).encode()
+
+
+def run_at(folder: str, **marks: bytes) -> dict[str, bytes]:
+    marks = marks or {"config.json": CONFIG}
+    pictures = ("samples/000000250_8px.png", "generated/grid.png")
+    return {f"{folder}/{name}": content for name, content in ({**dict.fromkeys(pictures, b"")} | marks).items()}
+
+
+@pytest.mark.parametrize("place", ["folder", "zip"])
+def test_a_folder_that_holds_a_run_is_left_out_whole(tmp_path: Path, place: str) -> None:
+    contents = {
+        **numbered(2),
+        "plants/config.json": b'{"model_type": "vit"}',  # of another program
+        "plants/run.json": b"[]",
+        "plants/broken/config.json": b"{" * 100000,
+        "plants/generated/a.png": b"",
+        **run_at("runs/one"),
+        **run_at("runs/one/copy"),
+        **run_at("runs/sweep/trials/3", **{"run.json": STATE}),
+        **run_at("deep/er/weights", **{"generator.safetensors": b""}),
+    }
+    path = fill(tmp_path / "x", contents) if place == "folder" else zipped(tmp_path / "x.zip", contents)
+    found = find_images(path)
+    assert [file.name for file in found.files] == ["0000.png", "0001.png", "plants/generated/a.png"]
+    assert describe_skipped(found.skipped) == [
+        "Skipped 3 run folders: deep/er/weights, runs/one, runs/sweep/trials/3.",
+        "Skipped 3 files: 3 .json.",
+    ]
+
+
+@pytest.mark.parametrize("place", ["folder", "zip"])
+@pytest.mark.parametrize("mark", [{"config.json": CONFIG}, {"run.json": STATE}, {"generator.safetensors": b""}])
+def test_a_run_folder_is_refused_as_data(tmp_path: Path, place: str, mark: dict[str, bytes]) -> None:
+    contents = {"samples/000000250_8px.png": b"", "photo.png": saved(plain()), **mark}
+    path = fill(tmp_path / "x", contents) if place == "folder" else zipped(tmp_path / "x.zip", contents)
+    with pytest.raises(DataError, match="is a run folder"):
+        find_images(path)
 
 
 def test_links_are_followed_and_their_loops_end(tmp_path: Path) -> None:
@@ -436,7 +837,7 @@ def encrypted_zip(path: Path) -> Path:
     [
         (not_there, "no such folder, zip or pack."),
         (empty, "no image in it."),
-        (without_images, "no image in it."),
+        (without_images, "no image in it. Skipped 1 file: 1 .txt."),
         (empty_zip, "no image in it."),
         (text_file, "neither a folder, a zip nor a pack."),
         (cut_zip, "a damaged zip."),
@@ -471,13 +872,36 @@ def test_an_unreadable_folder_is_named(tmp_path: Path) -> None:
 def test_the_median_shorter_side_needs_headers_only(tmp_path: Path) -> None:
     sizes = [(10000, 9999), (64, 48), (30, 90)]
     fill(tmp_path, {f"{number}.png": png_of_size(*size) for number, size in enumerate(sizes)} | {"x.png": b"broken"})
-    assert median_shorter_side(find_images(tmp_path)) == 48
+    assert median_shorter_side(find_images(tmp_path).files) == 48
+
+
+def test_the_median_of_an_even_count_is_the_lower_of_the_middle_two(tmp_path: Path) -> None:
+    fill(tmp_path, {f"{side}.png": png_of_size(side, 100) for side in (10, 20, 31, 40)})
+    assert median_shorter_side(find_images(tmp_path).files) == 20
+
+
+@pytest.mark.parametrize("place", ["folder", "zip"])
+def test_of_a_large_file_only_the_header_is_read(tmp_path: Path, place: str) -> None:
+    content = png_of_size(64, 48) + bytes(2**26)
+    path = (
+        fill(tmp_path / "x", {"a.png": content})
+        if place == "folder"
+        else zipped(tmp_path / "x.zip", {"a.png": content})
+    )
+    files = find_images(path).files
+    tracemalloc.start()
+    try:
+        assert median_shorter_side(files) == 48
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**22
 
 
 def test_the_median_shorter_side_of_broken_files_is_an_error(tmp_path: Path) -> None:
     fill(tmp_path, {"x.png": b"broken", "y.png": b""})
     with pytest.raises(DataError, match=f"(?s)no readable image in {tmp_path}.*y.png: empty"):
-        median_shorter_side(find_images(tmp_path))
+        median_shorter_side(find_images(tmp_path).files)
 
 
 # The dataset
@@ -509,11 +933,11 @@ def test_broken_files_are_skipped_and_named_by_name(tmp_path: Path) -> None:
     bad = {"3.png": b"", "2.png": sound[:-200], "4.jpg": png_of_size(30000, 30000), "1.gif": b"GIF89a" + bytes(9)}
     steps: list[tuple[int, int]] = []
     dataset = loaded(fill(tmp_path, bad | numbered(3)), progress=lambda done, total: steps.append((done, total)))
-    assert dataset.skipped == [
+    assert [(name, reason) for name, reason, _ in dataset.skipped] == [
         ("1.gif", UNREADABLE),
         ("2.png", "truncated"),
         ("3.png", "empty"),
-        ("4.jpg", "decompression bomb: more than 178 million pixels"),
+        ("4.jpg", "more than 268 million pixels"),
     ]
     assert len(dataset) == dataset.training == 3
     assert steps == [(done, 7) for done in range(1, 8)]
@@ -524,15 +948,15 @@ def test_a_member_damaged_in_its_zip_is_skipped(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[60] ^= 255  # within the first member's data
     path.write_bytes(content)
-    assert loaded(path).skipped == [("0000.png", "damaged in the zip")]
+    assert loaded(path).skipped == [("0000.png", "damaged in the zip", None)]
 
 
 def test_nothing_decodable_is_an_error_that_names_the_first_files(tmp_path: Path) -> None:
     files = find_images(fill(tmp_path, {"a.png": b"letter", "b.jpg": b""}))
-    with pytest.raises(DataError, match=f"(?s)no readable image in {tmp_path}.*a.png: not a .*b.jpg: empty"):
+    with pytest.raises(DataError, match=f"(?s)no readable image in {tmp_path}.*a.png: not an .*b.jpg: empty"):
         ImageDataset(files, resolution=4)
     with pytest.raises(DataError, match="no readable image"):
-        ImageDataset([], resolution=4)
+        ImageDataset(Found([]), resolution=4)
 
 
 def test_an_exception_in_progress_ends_the_threads(tmp_path: Path) -> None:
@@ -566,6 +990,27 @@ def test_none_is_held_back_where_it_would_be_too_few(tmp_path: Path) -> None:
     dataset = loaded(zipped(tmp_path / "x.zip", numbered(150)))
     assert (dataset.training, dataset.held_back) == (150, 0)
     assert dataset.held_back_images().shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize(("tenths", "held_back"), [(31, 0), (32, 32), (33, 33)])
+def test_thirty_two_images_are_enough_to_be_held_back(tenths: int, held_back: int) -> None:
+    starts = [10 * number for number in range(tenths)] + [10 * number + 1 for number in range(300)]
+    dataset = Dataset(
+        [start.to_bytes(8, "big") + bytes(24) for start in starts], resolution=4, enlarged=0, in_memory=True
+    )
+    assert (dataset.training, dataset.held_back) == (300 + tenths - held_back, held_back)
+
+
+def test_only_as_many_held_back_images_are_decoded_as_are_asked_for(tmp_path: Path) -> None:
+    dataset = loaded(fill(tmp_path, numbered(450)), memory_budget_bytes=0)
+    whole = dataset.held_back_images()
+    assert len(whole) == dataset.held_back >= HELD_BACK_AT_LEAST
+    for number in dataset._held_back[5:]:
+        (tmp_path / dataset._entries[number].file.name).unlink()
+    assert torch.equal(dataset.held_back_images(5), whole[:5])
+    assert torch.equal(dataset.held_back_images(0), whole[:0])
+    with pytest.raises(DataError, match="cannot be read any more"):
+        dataset.held_back_images(6)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -109,6 +109,49 @@ def test_a_pack_has_the_order_the_division_and_the_fingerprint_of_its_images(tmp
     assert torch.equal(ours.held_back_images(), files.held_back_images())
 
 
+@pytest.fixture
+def deep_images(tiny: Path, tmp_path: Path) -> Path:
+    """24 images of 8 bits, and 8 of 12 bits in 16."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "deep"))
+    for number in range(8):
+        values = np.random.default_rng(number).integers(0, 4096, (8, 8), dtype=np.uint16)
+        Image.fromarray(values).save(folder / f"deep {number}.png")
+    return folder
+
+
+WHITE_NOTE = "8 images of 16-bit or 32-bit integers: the value 4095 is white, and larger ones too."
+
+
+def test_a_pack_holds_the_pixels_and_the_notes_of_images_of_more_than_8_bits(
+    deep_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ImageDataset(find_images(deep_images), resolution=8)
+    ours = opened(packed(deep_images, tmp_path / "x.safetensors"))
+    assert torch.equal(ours.images(range(32)), files.images(range(32)))
+    assert list(ours.notes) == files.notes == [WHITE_NOTE]
+    assert WHITE_NOTE in capsys.readouterr().err
+
+
+def test_a_resume_says_when_images_are_decoded_otherwise_than_so_far(deep_images: Path, tmp_path: Path) -> None:
+    files = ImageDataset(find_images(deep_images), resolution=8)
+    files.notes = []  # as a version that chose no white has left them
+    write_pack(tmp_path / "old.safetensors", files, background="white")
+    told = []
+    for kimg, data in ((0.02, tmp_path / "old.safetensors"), (0.04, deep_images), (0.06, deep_images)):
+        ours = trainer(data, tmp_path / "run", kimg=kimg)
+        ours.run()
+        told.append("decoded differently" in ours.progress.stream.getvalue())  # type: ignore[attr-defined]
+    assert told == [False, True, False]
+
+
+def test_a_pack_of_plain_images_has_the_header_that_it_always_had(tiny_pack: Path) -> None:
+    text = tiny_pack.read_bytes()[8:]
+    assert text.startswith(
+        b'{"__metadata__":{"format":"msggan-pack","format_version":"1","resolution":"8","background":"white",'
+        b'"images":"24","enlarged":"0","sha256":"'
+    )
+
+
 def test_no_image_is_held_back_of_few(tiny_pack: Path) -> None:
     assert opened(tiny_pack).held_back_images().shape == (0, 3, 8, 8)
 
@@ -344,22 +387,22 @@ def test_a_flipped_bit_anywhere_is_found_before_training(tiny_pack: Path, tmp_pa
 
 def test_both_commands_make_the_same_pack(run_program: RunProgram, tmp_path: Path, tiny: Path) -> None:
     shutil.copytree(tiny, tmp_path / "images")
-    for name, content in SKIPPED.items():
+    for name, content in {**SKIPPED, "film.mp4": b""}.items():
         (tmp_path / "images" / name).write_bytes(content)
     words = ["--resolution", "4", "--background", "grey", "--workers", "2", "-o", "json"]
     ours = run_program("msggan-aml", "pack", "images", "deep/er/a.safetensors", *words)
     theirs = run_program("msggan.pack", "--data", "images", "--out", "b.safetensors", *words)
     content = (tmp_path / "deep" / "er" / "a.safetensors").read_bytes()
     assert content == (tmp_path / "b.safetensors").read_bytes()
-    expected = {"images": 24, "bytes": len(content), "resolution": 4, "skipped": 2}
+    expected = {"images": 24, "bytes": len(content), "resolution": 4, "skipped": 3}
     assert ours.json == {"path": "deep/er/a.safetensors", **expected}
     assert theirs.json == {"path": "b.safetensors", **expected}
     for ended in (ours, theirs):
         assert ended.stderr.splitlines() == [
             "Reading 26 images",
             "Writing 24 images",
-            "Left out: broken.png (empty)",
-            "Left out: letter.jpg (not a readable JPEG, PNG, WebP, BMP, GIF or TIFF image)",
+            "Skipped 1 file: 1 .mp4.",
+            "Skipped 2 unreadable images: broken.png (empty); letter.jpg (not an image in a format that can be read).",
         ]
     assert Pack(tmp_path / "b.safetensors").contents == Contents(4, "grey", 24, 0)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import save_images
 from conftest import command_line, environment, run_in
 from kills import everything, kill_and_start_again
 from safetensors.torch import load_file
@@ -243,6 +244,62 @@ def test_fewer_images_than_the_batch_are_refused_with_a_batch_that_fits(tiny_ima
     assert not (tmp_path / "run").exists()
 
 
+def test_one_image_is_refused_with_how_many_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 image is not enough to train on\.\n.*200 are a beginning\.$"):
+        trainer(save_images(tmp_path / "one", 1, 8), tmp_path / "run", batch_size=1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("count", "are_few"), [(199, True), (200, False)])
+def test_few_images_are_warned_of(tmp_path: Path, count: int, are_few: bool) -> None:
+    ours = trainer(save_images(tmp_path / "images", count, 4), tmp_path / "run", resolution=4)
+    assert (f"{count} images are few" in said(ours)) == are_few
+
+
+def test_a_run_folder_among_the_images_does_not_become_data(tiny_images: Path, tmp_path: Path) -> None:
+    run_dir = tiny_images / "runs" / "one"
+    first = trainer(tiny_images, run_dir, kimg=0.04)
+    first.run()
+    assert list(run_dir.glob("samples/*.png"))
+    shutil.copytree(run_dir, tiny_images / "one-run")
+    again = trainer(tiny_images, run_dir, kimg=0.08)
+    assert again.run().images_seen == 80
+    assert again.dataset.fingerprint == first.dataset.fingerprint
+    assert "Skipped 2 run folders: one-run, runs/one." in said(again)
+    assert "Skipped" not in said(first)
+
+
+def test_the_folder_of_the_images_cannot_be_the_run_folder(tiny_images: Path) -> None:
+    before = digest_of(tiny_images)
+    with pytest.raises(DataError, match="tiny: is the folder of the images"):
+        trainer(tiny_images, tiny_images / ".." / "tiny")
+    assert digest_of(tiny_images) == before
+
+
+@pytest.mark.parametrize(("options", "tried"), [({"resolution": None}, 150), ({"resolution": 8}, 300)])
+def test_a_resolution_that_is_given_needs_no_look_at_headers(
+    tmp_path: Path, options: dict[str, Any], tried: int
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(300):  # of which every other one is asked for its size
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=f"no readable image in .*, of {tried} tried"):
+        trainer(tmp_path / "images", tmp_path / "run", **options)
+
+
+def test_files_of_other_kinds_are_named_before_training_and_before_a_complaint(
+    tiny_images: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        (tiny_images / f"{number}.mp4").touch()
+    ours = trainer(tiny_images, tmp_path / "run")
+    assert said(ours).splitlines()[0] == "Skipped 3 files: 3 .mp4."
+    messages = io.StringIO()
+    with pytest.raises(DataError, match="fewer than --batch-size 32"):
+        Trainer(TrainConfig(batch_size=32), data=tiny_images, run_dir=tmp_path / "other", messages=messages)
+    assert messages.getvalue().startswith("Skipped 3 files: 3 .mp4.\n")
+
+
 def test_a_run_folder_that_cannot_be_made_is_refused(tiny_images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("I was here first.")
     with pytest.raises(RunFolderError, match="file/run: cannot be written"):
@@ -275,7 +332,7 @@ def test_what_could_not_be_used_is_named_at_the_end(tiny_images: Path, tmp_path:
     ours = trainer(tiny_images, tmp_path / "run")
     ours.run()
     last = said(ours).splitlines()
-    assert any(line.startswith("1 images could not be used: broken.jpg") for line in last[-3:])
+    assert any(line.startswith("Skipped 1 unreadable image: broken.jpg (") for line in last[-3:])
 
 
 # Real photographs

@@ -23,7 +23,9 @@ from orchestration.spec import RunSpec
 from orchestration.voice import Voice
 
 PACK_MARK = b'"msggan-pack"'  # stands in the first bytes of every pack
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", *(".zip", PACK_SUFFIX))
+# What msggan.data reads in a job. HEIC is not among it: the environments do not have its plug-in.
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (*IMAGES, ".zip", PACK_SUFFIX)
 NAMES_LOOKED_AT = 1000
 
 OpenStore = Callable[[str | None], Store]
