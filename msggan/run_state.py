@@ -92,10 +92,11 @@ def state_of(folder: RunFolder) -> RunState | None:
 
 
 def read_note(folder: RunFolder) -> RunState | None:
-    """What `run.json` says, None where there is none or it is no longer readable."""
+    """What `run.json` says, None where there is none or it cannot be read. Fields of a newer version are ignored."""
     try:
-        return RunState(**json.loads(folder.state.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        values = json.loads(folder.state.read_bytes())
+        return RunState(**{name: value for name, value in values.items() if name in RunState.__dataclass_fields__})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

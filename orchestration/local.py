@@ -84,11 +84,17 @@ class LocalTarget:
         return self._built_run(spec, follow(plan["command"], environ))
 
     def runs(self) -> list[RunStatus]:
-        """Every run, the newest first. A folder that cannot be read is left out."""
+        """Every run, the newest first; also tells which configurations and records cannot be read."""
         found = []
         for name in run_names(str(self.runs_dir)):
-            with suppress(MsgganError):
-                found.append(self.status(name))
+            try:
+                run = self.status(name)
+            except MsgganError as error:
+                self.tell(error.message)
+                continue
+            found.append(run)
+            if run.images_total is None:
+                self.tell(run.reason)
         return sorted(found, key=lambda run: run.created or "", reverse=True)
 
     def status(self, name: str) -> RunStatus:
@@ -161,7 +167,10 @@ class LocalTarget:
             ending = Ending(child.returncode, result.read(), wrote_to_stderr=False)
         if is_new and not folder.config.exists():
             _remove_traces(folder)
-        return self._built_run(spec, ending)
+        run = self._built_run(spec, ending)
+        if run.notice:
+            self.tell(run.notice)
+        return run
 
     def _built_run(self, spec: RunSpec, ending: Ending) -> Run:
         return build_run(spec, str(self._folder(spec.name)), ending, runs_dir=str(self.runs_dir))
@@ -179,6 +188,7 @@ def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> 
             images_seen=told["images_seen"],
             metrics=told["metrics"],
             next=next_commands(spec, runs_dir, told["state"], told["images_seen"]),
+            notice=told.get("notice", ""),
         )
     if ending.terminated_by_us:  # SIGTERM came before the child could have answered it
         again = next_commands(spec, runs_dir, "cancelled", 0)
