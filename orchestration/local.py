@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.program import EXIT_CODES
 from msggan.run_folder import RunFolder
-from msggan.run_state import is_owned, read_note
+from msggan.run_state import is_owned, read_note, terminate_holder
 from orchestration.child import Ending, follow, mlflow_of, silent_death, start, told_by, variables_of
 from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError
@@ -121,8 +120,11 @@ class LocalTarget:
             raise UsageError([f"{status.name}: is not running but {status.state}."])
         if note.machine != platform.node():
             raise RunFolderError(f"{folder}: is being trained on {note.machine}.", "Cancel it there.")
-        with suppress(ProcessLookupError):  # it has just ended
-            os.kill(note.process, signal.SIGTERM)
+        if not terminate_holder(folder.lock, note.process) and is_owned(folder):
+            raise RunFolderError(
+                f"{folder}: is being trained, but process {note.process} of this machine has nothing to do with it.",
+                f"Cancel it on the machine that trains it, which calls itself {note.machine} too.",
+            )
         _wait_for_end(folder, note.process)
         return self.status(name)
 
