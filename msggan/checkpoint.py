@@ -21,9 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msggan.errors import CheckpointError
+from msggan.errors import CheckpointError, UsageError
 from msggan.files import aside_of, naming, put_in_place, sync, write_whole
 from msggan.networks import Generator
+from msggan.run_folder import stored_fields
 
 FORMAT_VERSION = 1
 CHECKPOINTS_KEPT = 3
@@ -64,13 +65,17 @@ def load_generator(source: str | Path) -> Generator:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file.", "Name a run folder, or the generator.safetensors in it.")
     try:
-        config = _config_of_generator(path)
+        config = stored_fields(_config_of_generator(path), needed=("resolution", "latent_size", "equalized"))
         tensors = load_file(path)
         generator = Generator(
             depth=int(config["resolution"]).bit_length() - 2,
             latent_size=config["latent_size"],
             equalized=config["equalized"],
         )
+    except UsageError as error:
+        raise CheckpointError(
+            f"{path}: the configuration in it cannot be read: {error.message}.", "Use the msggan that trained it."
+        ) from error
     except UNREADABLE as error:
         raise CheckpointError(
             f"{path}: is not a whole generator.safetensors ({reason_of(error)}).",

@@ -61,6 +61,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# The intervals that follow --kimg: a twentieth of it, at least 1 and at most so many thousand images.
+INTERVALS: Mapping[str, float] = {"sample_kimg": math.inf, "metric_kimg": math.inf, "checkpoint_kimg": 20.0}
+
+
 class Range(NamedTuple):
     """Numbers from `low` to `high`; `low` itself counts only where `low_included`."""
 
@@ -108,13 +112,16 @@ def option(
     pattern: str = "",
     pattern_in_words: str = "",
     may_change: bool = False,
+    absent: Any = None,
     sweep: Sweep | None = None,
 ) -> Any:
     """A field that is also a command-line option.
 
     Every field starts as None, "not said". `default` is what `resolve` falls back to when neither the person nor the
-    recipe says; `may_change` marks what a resumed run may be given anew; a field without `sweep` cannot be swept: it
-    says how long, on what or how exactly a run is measured, so that its values could not be compared.
+    recipe says; `may_change` marks what a resumed run may be given anew; `absent` is the value that versions before the
+    field behaved as, for a stored configuration without it, and None where every version has the field; a field without
+    `sweep` cannot be swept: it says how long, on what or how exactly a run is measured, so that its values could not be
+    compared.
     """
     metadata = {
         "help": help,
@@ -125,6 +132,7 @@ def option(
         "pattern": pattern,
         "pattern_in_words": pattern_in_words,
         "may_change": may_change,
+        "absent": absent,
         "sweep": sweep,
     }
     return field(default=None, metadata=metadata)
@@ -403,10 +411,15 @@ def resolve(config: TrainConfig, *, shorter_side_px: int, device: str, has_fast_
         filled["ema_half_life_kimg"] = filled["batch_size"] * math.log(0.5) / math.log(BMSG_EMA_DECAY) / 1000
     if filled["precision"] == "auto":
         filled["precision"] = "bfloat16" if has_fast_bfloat16 else "float32"
-    for name, most in (("sample_kimg", math.inf), ("metric_kimg", math.inf), ("checkpoint_kimg", 20.0)):
+    for name in INTERVALS:
         if filled[name] is None:
-            filled[name] = min(max(1.0, filled["kimg"] / 20), most)
+            filled[name] = interval_kimg(name, filled["kimg"])
     return TrainConfig(**filled)
+
+
+def interval_kimg(name: str, kimg: float) -> float:
+    """The default of an interval, in thousands of images, for a run of `kimg` thousand images."""
+    return min(max(1.0, kimg / 20), INTERVALS[name])
 
 
 def said(config: TrainConfig) -> dict[str, Any]:
@@ -415,7 +428,10 @@ def said(config: TrainConfig) -> dict[str, Any]:
 
 
 def changed_for_resume(stored: TrainConfig, asked: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The stored configuration with what may change taken from `asked`, and the names of fields that may not."""
+    """The stored configuration with what may change taken from `asked`, and the names of fields that may not.
+
+    An interval with the default value for the stored --kimg gets the default value for the new one.
+    """
     wanted = said(asked)
     if wanted.get("precision") == "auto":
         del wanted["precision"]  # what `auto` chose the first time is kept
@@ -425,4 +441,10 @@ def changed_for_resume(stored: TrainConfig, asked: TrainConfig) -> tuple[TrainCo
         if spec.name in wanted and not spec.metadata["may_change"] and wanted[spec.name] != getattr(stored, spec.name)
     ]
     allowed = {name: value for name, value in wanted.items() if name not in refused}
-    return replace(stored, **allowed), refused
+    kimg = allowed.get("kimg", stored.kimg)
+    defaults = {
+        name: interval_kimg(name, kimg)
+        for name in INTERVALS
+        if getattr(stored, name) == interval_kimg(name, stored.kimg)
+    }
+    return replace(stored, **{**defaults, **allowed}), refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ class Delivered:
     """One run in one MLflow, and how far it has been told.
 
     tracking_uri: without a password. name: of the run folder; a copy of the folder under another name is another run.
-    delivered_…images: the images seen at the last report and at the last sample grid that MLflow has.
+    delivered_…images: the images seen at the last report and at the last sample grid that MLflow has. ended: the
+    state in which the run ended, once MLflow has that and the last files; empty while it goes on.
     """
 
     tracking_uri: str
@@ -30,6 +31,7 @@ class Delivered:
     run_id: str
     delivered_images: int = NOTHING
     delivered_sample_images: int = NOTHING
+    ended: str = ""
 
     def save(self, path: Path) -> None:
         write_whole(path, json.dumps(asdict(self), indent=2).encode())
@@ -39,7 +41,8 @@ def load_delivered(path: Path, *, tracking_uri: str, name: str) -> Delivered | N
     """What was delivered of this run to this MLflow; None if nothing was, or if the file cannot be read."""
     try:
         values = json.loads(path.read_bytes())
-        found = Delivered(**{spec.name: values[spec.name] for spec in fields(Delivered)})
+        found = Delivered(**{spec.name: values[spec.name] for spec in fields(Delivered) if spec.name != "ended"})
+        found = replace(found, ended=values.get("ended", ""))  # older versions did not record it
     except (OSError, ValueError, KeyError, TypeError):
         return None
     good = all(isinstance(number, int) for number in (found.delivered_images, found.delivered_sample_images))

@@ -146,6 +146,8 @@ class Delivery:
         finally:
             if final_state:  # a store that takes no files takes this
                 run.end(final_state)
+        if final_state:
+            self._note(replace(self.reached, ended=final_state))
 
     def _tell_problem(self, problem: DeliveryError) -> None:
         news = {"problem": problem.reason}
@@ -185,7 +187,7 @@ class Delivery:
                 reached = replace(reached, delivered_images=images)
         else:
             run = begin_run(client, self.uri, self._name_there())
-        self.reached = replace(reached, experiment_id=run.experiment_id, run_id=run.run_id)
+        self.reached = replace(reached, experiment_id=run.experiment_id, run_id=run.run_id, ended="")
         self.reached.save(self.cursor)
         self.reports = Reports(self.folder.metrics)
         self.description = [self.folder.path / name for name in DESCRIPTION]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from msggan.html import bar, escaped
-from msggan.progress import Progress
+from msggan.progress import Progress, without_log
 from msggan.run import overview
 from msggan.run_folder import RunFolder
 
@@ -22,7 +22,7 @@ def choose_progress(folder: RunFolder, *, total_images: int, stream: TextIO | No
     """A display in a notebook, unless a stream was named; lines elsewhere."""
     if stream is None and in_notebook():
         return NotebookProgress(folder, total_images=total_images)
-    return Progress(total_images=total_images, stream=stream)
+    return Progress(total_images=total_images, stream=without_log(stream or sys.stderr, folder.log))
 
 
 def in_notebook() -> bool:

@@ -43,13 +43,9 @@ class Progress:
             self._write_log(self.log)
 
     def open_log(self, path: Path) -> None:
-        """Keeps all lines in a file too, those said so far included, unless the stream is that file already."""
-        log = path.open("a", encoding="utf-8", buffering=1)
-        if _is_same_file(self.stream, log):
-            log.close()
-            return
-        self.log = log
-        self._write_log(log)
+        """Keeps all lines in a file too, those said so far included."""
+        self.log = path.open("a", encoding="utf-8", buffering=1)
+        self._write_log(self.log)
 
     def close_log(self) -> None:
         log, self.log = self.log, None
@@ -112,11 +108,12 @@ class Progress:
             self.not_yet_logged.clear()
 
 
-def _is_same_file(stream: TextIO, log: TextIO) -> bool:
-    try:
-        return os.path.sameopenfile(stream.fileno(), log.fileno())
-    except (OSError, ValueError, AttributeError):  # a stream in memory has no file
-        return False
+def without_log(stream: TextIO, log: Path) -> TextIO:
+    """The stream; nowhere if it is the log file, which then gets each line once, and none before the run begins."""
+    with suppress(OSError, ValueError, AttributeError):  # no log yet; a stream in memory has no file
+        if os.path.samestat(os.fstat(stream.fileno()), log.stat()):
+            return Path(os.devnull).open("w", encoding="utf-8")
+    return stream
 
 
 def duration(seconds: float) -> str:

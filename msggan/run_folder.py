@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msggan.config import TrainConfig, changed_for_resume, flag
 from msggan.errors import DataError, RunFolderError, UsageError
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT_VERSION = 1
+UNREADABLE_HINT = (
+    "Use the msggan that began this run, restore the file from a copy, or give another name or run folder."
+)
 
 
 class RunFolder:
@@ -49,11 +52,14 @@ class RunFolder:
             values = json.loads(self.config.read_bytes())
             version = values.pop("format_version")
             if version == FORMAT_VERSION:
-                return TrainConfig(**values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+                return TrainConfig(**stored_fields(values))
+        except UsageError as error:
             raise RunFolderError(
-                f"{self.config}: is not a configuration that msggan wrote.",
-                "Give another name or run folder, or bring the file back from a copy.",
+                f"{self.config}: cannot be read: {error.message.rstrip('.')}.", UNREADABLE_HINT
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(
+                f"{self.config}: is not a configuration that msggan wrote.", UNREADABLE_HINT
             ) from error
         raise RunFolderError(
             f"{self.config}: was written by another version of msggan (format {version}, this one has "
@@ -123,6 +129,23 @@ def marks_run(name: str, read: Callable[[], bytes]) -> bool:
     except (DataError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and keys[name] <= content.keys()
+
+
+def stored_fields(values: Mapping[str, Any], *, needed: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a stored configuration; those that its version did not have yet get the value it behaved as.
+
+    needed: the fields that must be there, by default all. Raises `UsageError` naming the fields that are missing or not
+    known to this version.
+    """
+    older = {spec.name: spec.metadata["absent"] for spec in fields(TrainConfig)}
+    found = {**{name: value for name, value in older.items() if value is not None}, **values}
+    unknown = [repr(name) for name in values if name not in older]
+    missing = [repr(name) for name in needed or older if found.get(name) is None]
+    problems = [f"unknown field {', '.join(unknown)}, written by a newer msggan"] if unknown else []
+    problems += [f"missing field {', '.join(missing)}"] if missing else []
+    if problems:
+        raise UsageError(["; ".join(problems)])
+    return found
 
 
 def _ensure_content(path: Path, content: bytes) -> None:

@@ -10,10 +10,15 @@ import errno
 import json
 import os
 import platform
+import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from glob import glob
+from pathlib import Path
 from uuid import uuid4
 
 from filelock import FileLock, SoftFileLock, Timeout
@@ -92,10 +97,11 @@ def state_of(folder: RunFolder) -> RunState | None:
 
 
 def read_note(folder: RunFolder) -> RunState | None:
-    """What `run.json` says, None where there is none or it is no longer readable."""
+    """What `run.json` says, None where there is none or it cannot be read. Fields of a newer version are ignored."""
     try:
-        return RunState(**json.loads(folder.state.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        values = json.loads(folder.state.read_bytes())
+        return RunState(**{name: value for name, value in values.items() if name in RunState.__dataclass_fields__})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -130,6 +136,40 @@ def is_owned(folder: RunFolder) -> bool:
         return False
     lock.release()
     return False
+
+
+def terminate_holder(lock: Path, process: int) -> bool:
+    """Sends SIGTERM to a process that has the lock file open; → whether it has, and was there to be sent it.
+
+    A process number alone may belong to a program that has nothing to do with the run: another machine or container may
+    have the same name, and a number is given anew when its process has ended.
+    """
+    if not _has_open(process, lock):
+        return False
+    with suppress(ProcessLookupError):  # it has just ended
+        os.kill(process, signal.SIGTERM)
+        return True
+    return False
+
+
+def _has_open(process: int, path: Path) -> bool:
+    """Whether a process of this machine has the file open: from /proc where there is one, else from POSIX's fuser."""
+    if os.path.isdir("/proc/self/fd"):
+        return any(_is_same_file(link, path) for link in glob(f"/proc/{process}/fd/*"))
+    fuser = shutil.which("fuser", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    return fuser is not None and process in _processes_with(fuser, path)
+
+
+def _processes_with(fuser: str, path: Path) -> list[int]:
+    told = subprocess.run([fuser, str(path)], capture_output=True, encoding="utf-8", check=False)  # noqa: S603 - as a list
+    return [int(word) for word in told.stdout.split()]
+
+
+def _is_same_file(one: str, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # closed since, or of another kind
+        return False
 
 
 def _acquire(lock: FileLock, *, patience_seconds: float) -> None:

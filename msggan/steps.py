@@ -69,6 +69,7 @@ class Adversaries:
         A network whose loss or gradient is not finite stays as it is, its optimizer too. `dropped` counts the steps in
         which that happened, `dropped_in_a_row` those since the last one that was whole, `most_dropped_in_a_row` the
         longest such row; all stay on the device. The average goes on, towards the generator as it is.
+        An exception in between leaves half a step done: `load` or `reset` makes these networks usable again.
         """
         real_pyramid = pyramid(self._on_device(reals))
         fake_pyramid = self.generator(latents.to(self.device, self.compute_dtype))
@@ -102,7 +103,24 @@ class Adversaries:
                     # In the parameter's own memory layout, which the fused step counts on.
                     like = parameter if saved.ndim else saved.to(self.device)
                     optimizer.state[parameter][moment] = torch.empty_like(like, requires_grad=False).copy_(saved)
+        self._between_steps(images_seen)
+
+    def reset(self) -> None:
+        """Puts everything back to before the first step, in the same modules."""
+        if self.discriminator_optimizer.state:  # filled by the first step, at once
+            initial = Adversaries(self.config, self.device)
+            for (_, network), (_, untrained) in zip(self._networks(), initial._networks(), strict=True):
+                network.load_state_dict(untrained.state_dict())
+            for _, _, optimizer in self._optimized():
+                optimizer.state.clear()
+        self._between_steps(0)
+
+    def _between_steps(self, images_seen: int) -> None:
+        """Clears what a step that was interrupted may have left. No update counts as dropped."""
         self.images_seen = images_seen
+        self.discriminator.requires_grad_(True)
+        for count in (self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row):
+            count.zero_()
 
     def checkpoint_bytes(self) -> int:
         """The size on disk of what `tensors` gives after the first step."""

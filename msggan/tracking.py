@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from msggan.delivered import is_point, load_delivered, undelivered
+from msggan.delivered import Delivered, is_point, load_delivered, undelivered
 from msggan.delivery_process import DeliveryProcess
 from msggan.files import naming, write_whole
 from msggan.tracking_uri import from_anywhere, look_with, without_password
@@ -66,12 +66,22 @@ class Tracker:
         said = delivery.news() + delivery.leave(state, wait=wait)
         return said + self._shortfall(delivery.problem) if wait else said
 
+    def is_delivered(self, state: str) -> bool:
+        """Whether MLflow has all of a run that ended in `state`, or there is no MLflow to tell."""
+        if self.tracking_uri is None:
+            return True
+        known = self._known()
+        return known is not None and known.ended == state and not undelivered(read_metrics(self.path), known)
+
+    def _known(self) -> Delivered | None:
+        return load_delivered(self.path.with_name("mlflow.json"), **self._identity())
+
     def _shortfall(self, problem: str) -> list[str]:
         """What MLflow did not get, in one line; nothing where it got all."""
         where = without_password(self.tracking_uri or "")
         reports = read_metrics(self.path)
         points = sum(map(is_point, reports))
-        missing = undelivered(reports, load_delivered(self.path.with_name("mlflow.json"), **self._identity()))
+        missing = undelivered(reports, self._known())
         again = "the same command again delivers them."
         if missing:
             reason = problem or "it was too slow"

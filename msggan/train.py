@@ -71,7 +71,7 @@ def train(
     )
     result = trainer.run()
     show(result, output)
-    return EXIT_CODES[result.state]
+    return 0 if result.notice else EXIT_CODES[result.state]
 
 
 def run_dir_problems(run_dir: str | None) -> list[str]:
@@ -80,15 +80,14 @@ def run_dir_problems(run_dir: str | None) -> list[str]:
 
 def show(result: RunResult, output: str) -> None:
     if output == "json":
-        print_json(
-            {
-                "state": result.state,
-                "run_dir": str(result.run_dir),
-                "images_seen": result.images_seen,
-                "metrics": result.metrics,
-                "next": result.next,
-            }
-        )
+        told = {
+            "state": result.state,
+            "run_dir": str(result.run_dir),
+            "images_seen": result.images_seen,
+            "metrics": result.metrics,
+            "next": result.next,
+        }
+        print_json({**told, "notice": result.notice} if result.notice else told)
         return
     click.echo(f"{result.state.capitalize()} after {result.images_seen} images. Samples: {result.run_dir / 'samples'}")
     for line in result.next:

@@ -30,7 +30,7 @@ from msggan.pictures import find_samples, generate, write_samples
 from msggan.randomness import Purpose, latents
 from msggan.run import Run
 from msggan.run_folder import RunFolder
-from msggan.run_state import RunState, begin, end, ensure_ours, is_owned, owned, taken
+from msggan.run_state import RunState, begin, end, ensure_ours, is_owned, owned, read_note, taken
 from msggan.sources import open_source
 from msggan.steps import Adversaries
 from msggan.tracking import Tracker
@@ -43,13 +43,17 @@ DROPPED_AT_MOST = 10
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. state: completed, interrupted (Ctrl-C) or cancelled (SIGTERM)."""
+    """How a run ended. state: completed, interrupted (Ctrl-C) or cancelled (SIGTERM).
+
+    notice: empty, or that there was nothing to do; the state is then the one that was recorded before, also `failed`.
+    """
 
     state: str
     run_dir: Path
     images_seen: int
     metrics: dict[str, float]
     next: list[str] = field(default_factory=list)
+    notice: str = ""
 
     def _repr_html_(self) -> str:
         return Run(self.run_dir)._repr_html_()
@@ -185,13 +189,25 @@ class Trainer:
         return self.adversaries.images_seen
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
-        """One step by hand: reals (N, 3, R, R) float in [-1, 1], latents (N, L) of norm √L → d_loss and g_loss."""
+        """One step by hand: reals (N, 3, R, R) float in [-1, 1], latents (N, L) of norm √L → d_loss and g_loss.
+
+        It is not part of the run: `run` starts from what is in the run folder.
+        """
         return self.adversaries.step(reals, latents)
 
     def run(self) -> RunResult:
-        """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Run again, it goes on from there."""
+        """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Called again, it goes on from there.
+
+        It always starts from the newest checkpoint in the run folder, however an earlier call ended. Where that has
+        reached --kimg already, it writes nothing and returns the recorded state with a `notice`.
+        """
+        self.state = None
         with _polite_stop() as stop, owned(self.folder), self._recorded():
-            self._begin_or_resume()
+            self._resume()
+            recorded = self._recorded_end()
+            if recorded is not None:
+                return self._leave_as_recorded(recorded)
+            self._begin()
             with self._tracked(), self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
                 try:
                     self._train(batches, stop)
@@ -345,10 +361,8 @@ class Trainer:
         if self.dataset.enlarged:
             self.progress.say(f"{self.dataset.enlarged} of the images were smaller than that and have been enlarged.")
 
-    def _begin_or_resume(self) -> None:
+    def _begin(self) -> None:
         networks = {"generator": self.generator, "discriminator": self.discriminator}
-        if not self.images_seen:
-            self._resume()
         self.folder.prepare(self.config, networks, checkpoint_bytes=self.adversaries.checkpoint_bytes())
         self.state = begin(self.folder, data=str(self.data), images_seen=self.images_seen)
         self.tracker.forget_after(self.images_seen)
@@ -362,10 +376,15 @@ class Trainer:
         )
 
     def _resume(self) -> None:
+        """Makes the networks and counts those of the newest checkpoint, or of the beginning where there is none."""
+        with suppress(Exception):  # how an earlier call ended does not matter: the disk says what was saved
+            self.writer.finish()
         checkpoint, damaged = newest_checkpoint(self.folder.checkpoints)
         for path, reason in damaged:
             self.progress.say(f"{path}: damaged ({reason}); using the one before.")
         if checkpoint is None:
+            self.adversaries.reset()
+            self.interval, self.seconds, self.saved_images = Interval(), 0.0, 0
             return
         state = checkpoint.state
         if state["data_fingerprint"] != self.dataset.fingerprint:
@@ -383,21 +402,42 @@ class Trainer:
         self.adversaries.dropped_in_a_row.fill_(state.get("dropped_in_a_row", 0))
         self.saved_images = checkpoint.images_seen
 
+    def _recorded_end(self) -> RunState | None:
+        """How the run has ended where there is nothing left to train, else None."""
+        recorded, stored = read_note(self.folder), self.folder.load_config()
+        if recorded is None or stored is None or not self._finished():
+            return None
+        # Else its process died after the last checkpoint, before it recorded the end.
+        is_recorded = recorded.state == "completed" or self.config.kimg < stored.kimg
+        return recorded if is_recorded else None
+
+    def _leave_as_recorded(self, recorded: RunState) -> RunResult:
+        """Writes nothing, unless MLflow lacks a part of the run, which it then gets."""
+        look = _where_to_look(self.folder)
+        notice = f"Nothing to do: {self.folder} has {self.images_seen / 1000:g} kimg.{look} Give a larger --kimg."
+        self.progress.say(notice)
+        if not self.tracker.is_delivered(recorded.state):
+            self._say_each(self.tracker.begin() + self.tracker.close(recorded.state))
+        self.progress.close()
+        self.metrics = self.tracker.newest()
+        return self._result(recorded.state, notice)
+
     def _leave(self, state: str) -> RunResult:
         self.progress.close()
         self._end(state)
         self._say_each(self.tracker.close(state))
         self._say_each(describe_skipped(self.dataset.skipped))
-        grids = find_samples(self.folder.samples)
-        look = f" Look at {grids[max(grids)][-1]}." if grids else ""
-        again = [sys.executable, "-m", "msggan.train", "--data", str(self.data), "--run-dir", str(self.folder)]
+        kimg, look = f"{self.images_seen / 1000:g} kimg", _where_to_look(self.folder)
         if state == "completed":
-            self.progress.say(f"Done: {self.images_seen / 1000:g} kimg.{look} A larger --kimg goes on from here.")
-            return RunResult(state, self.folder.path, self.images_seen, self.metrics)
-        self.progress.say(
-            f"Stopped after {self.images_seen / 1000:g} kimg.{look} The same command again goes on from here."
-        )
-        return RunResult(state, self.folder.path, self.images_seen, self.metrics, [shlex.join(again)])
+            self.progress.say(f"Done: {kimg}.{look} A larger --kimg goes on from here.")
+        else:
+            self.progress.say(f"Stopped after {kimg}.{look} The same command again goes on from here.")
+        return self._result(state)
+
+    def _result(self, state: str, notice: str = "") -> RunResult:
+        again = [sys.executable, "-m", "msggan.train", "--data", str(self.data), "--run-dir", str(self.folder)]
+        following = [] if state == "completed" else [shlex.join(again)]
+        return RunResult(state, self.folder.path, self.images_seen, self.metrics, following, notice)
 
     def _say_each(self, lines: list[str]) -> None:
         for line in lines:
@@ -461,6 +501,12 @@ class Trainer:
             ) from error
         finally:
             self.progress.close()
+
+
+def _where_to_look(folder: RunFolder) -> str:
+    """A sentence that names the newest samples, empty where there are none."""
+    grids = find_samples(folder.samples)
+    return f" Look at {grids[max(grids)][-1]}." if grids else ""
 
 
 @dataclass

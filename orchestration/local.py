@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.program import EXIT_CODES
 from msggan.run_folder import RunFolder
-from msggan.run_state import is_owned, read_note
+from msggan.run_state import is_owned, read_note, terminate_holder
 from orchestration.child import Ending, follow, mlflow_of, silent_death, start, told_by, variables_of
 from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError
@@ -84,11 +83,17 @@ class LocalTarget:
         return self._built_run(spec, follow(plan["command"], environ))
 
     def runs(self) -> list[RunStatus]:
-        """Every run, the newest first. A folder that cannot be read is left out."""
+        """Every run, the newest first; also tells which configurations and records cannot be read."""
         found = []
         for name in run_names(str(self.runs_dir)):
-            with suppress(MsgganError):
-                found.append(self.status(name))
+            try:
+                run = self.status(name)
+            except MsgganError as error:
+                self.tell(error.message)
+                continue
+            found.append(run)
+            if run.images_total is None:
+                self.tell(run.reason)
         return sorted(found, key=lambda run: run.created or "", reverse=True)
 
     def status(self, name: str) -> RunStatus:
@@ -115,8 +120,11 @@ class LocalTarget:
             raise UsageError([f"{status.name}: is not running but {status.state}."])
         if note.machine != platform.node():
             raise RunFolderError(f"{folder}: is being trained on {note.machine}.", "Cancel it there.")
-        with suppress(ProcessLookupError):  # it has just ended
-            os.kill(note.process, signal.SIGTERM)
+        if not terminate_holder(folder.lock, note.process) and is_owned(folder):
+            raise RunFolderError(
+                f"{folder}: is being trained, but process {note.process} of this machine has nothing to do with it.",
+                f"Cancel it on the machine that trains it, which calls itself {note.machine} too.",
+            )
         _wait_for_end(folder, note.process)
         return self.status(name)
 
@@ -161,7 +169,10 @@ class LocalTarget:
             ending = Ending(child.returncode, result.read(), wrote_to_stderr=False)
         if is_new and not folder.config.exists():
             _remove_traces(folder)
-        return self._built_run(spec, ending)
+        run = self._built_run(spec, ending)
+        if run.notice:
+            self.tell(run.notice)
+        return run
 
     def _built_run(self, spec: RunSpec, ending: Ending) -> Run:
         return build_run(spec, str(self._folder(spec.name)), ending, runs_dir=str(self.runs_dir))
@@ -179,6 +190,7 @@ def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> 
             images_seen=told["images_seen"],
             metrics=told["metrics"],
             next=next_commands(spec, runs_dir, told["state"], told["images_seen"]),
+            notice=told.get("notice", ""),
         )
     if ending.terminated_by_us:  # SIGTERM came before the child could have answered it
         again = next_commands(spec, runs_dir, "cancelled", 0)

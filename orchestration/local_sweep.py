@@ -19,7 +19,7 @@ from msggan.config import TrainConfig
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.options import to_argv
 from msggan.run_folder import RunFolder
-from msggan.run_state import is_owned
+from msggan.run_state import is_owned, terminate_holder
 from msggan.tracking_uri import PARENT_VARIABLE
 from orchestration.child import mlflow_of, variables_of
 from orchestration.copies import Tell, copy_run
@@ -154,7 +154,11 @@ class LocalSweeps:
             raise UsageError([f"{name}: is not running but {status.state}."])
         if note.machine != this_machine():
             raise RunFolderError(f"{folder}: runs on {note.machine}.", "Cancel it there.")
-        os.kill(note.process, signal.SIGTERM)
+        if not terminate_holder(folder.lock, note.process) and folder.is_owned():
+            raise RunFolderError(
+                f"{folder}: is at work, but process {note.process} of this machine has nothing to do with it.",
+                f"Cancel it on the machine where it runs, which calls itself {note.machine} too.",
+            )
         give_up = time.monotonic() + STOPS_WITHIN_SECONDS
         while folder.is_owned():
             if time.monotonic() > give_up:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from msggan.config import TrainConfig
+from msggan.config import TrainConfig, said
 from msggan.errors import RunFolderError
 from msggan.options import to_argv
-from msggan.run_folder import RunFolder
+from msggan.run_folder import UNREADABLE_HINT, RunFolder
 from msggan.run_state import state_of
 from msggan.tracking import newest_values, read_metrics
 from orchestration.spec import GOES_ON, RunSpec, RunStatus
@@ -60,23 +59,26 @@ def run_names(runs_dir: str) -> list[str]:
 
 
 def read_status(name: str, runs_dir: str) -> RunStatus:
-    """How the run in `runs_dir`/NAME stands. Raises `RunFolderError` where there is none."""
+    """How the run in `runs_dir`/NAME stands. Raises `RunFolderError` where there is none.
+
+    One whose configuration cannot be read has the state that was recorded, and the reason says what is wrong.
+    """
     folder = RunFolder(Path(runs_dir) / name)
     if (folder.path / SWEEP_NOTE).is_file():
         raise RunFolderError(f"{folder}: holds a sweep, not a run.", sweep_hint(name))
-    config, state = folder.load_config(), state_of(folder)
-    trial = _trial_at(folder.path)
-    if config is None or state is None:
-        raise (
-            _has_not_begun(trial[0])
-            if trial
-            else RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")
-        )
+    trial, state = _trial_at(folder.path), state_of(folder)
+    config, problem = _config_or_problem(folder)
+    if state is None and folder.state.exists():
+        problem = problem or RunFolderError(f"{folder.state}: is not a record that msggan wrote.", UNREADABLE_HINT)
+    if state is None or (config is None and problem is None):
+        raise problem or _has_not_begun(folder, trial)
     reports = read_metrics(folder.metrics)
     images_seen = max(state.images_seen, int(reports[-1]["images"]) if reports else 0)
     if trial:
         name, above = trial
         next_lines = next_of_trial(name, above, state.state)
+    elif problem and state.state != "running":
+        next_lines = []  # nothing here can go on with it
     else:
         next_lines = next_commands(RunSpec(TrainConfig(), state.data, name), runs_dir, state.state, images_seen)
     return RunStatus(
@@ -87,11 +89,19 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
         images_seen=images_seen,
         metrics=newest_values(reports),
         next=next_lines,
-        images_total=round(config.kimg * 1000),
+        images_total=round(config.kimg * 1000) if config else None,
         created=state.created,
         ended=state.ended,
-        reason=state.reason,
+        reason="\n".join(filter(None, [state.reason, str(problem or "")])),
     )
+
+
+def _config_or_problem(folder: RunFolder) -> tuple[TrainConfig | None, RunFolderError | None]:
+    """The configuration of the run in a folder, or why it cannot be read; neither where there is none."""
+    try:
+        return folder.load_config(), None
+    except RunFolderError as error:
+        return None, error
 
 
 def place_words(runs_dir: str) -> list[str]:
@@ -106,13 +116,18 @@ def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) ->
         verbs = (["logs", spec.name, "--follow"], ["cancel", spec.name])
         return [shlex.join(["msggan-aml", *verb, *place]) for verb in verbs]
     again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, *place]
-    if state != "completed":
-        return [shlex.join([*again, *to_argv(spec.config), *spec.place.to_argv()])]
-    longer = replace(spec.config, kimg=2 * (spec.config.kimg or images_seen / 1000))
-    return [
-        shlex.join(["msggan-aml", "sample", spec.name, *place]),
-        shlex.join([*again, *to_argv(longer), *spec.place.to_argv()]),
-    ]
+    kimg = _kimg_to_go_on(spec.config.kimg or 0, state, images_seen)
+    config = TrainConfig(**{**said(spec.config), "kimg": kimg})
+    resume = shlex.join([*again, *to_argv(config), *spec.place.to_argv()])
+    look = [shlex.join(["msggan-aml", "sample", spec.name, *place])] if state == "completed" else []
+    return [*look, resume]
+
+
+def _kimg_to_go_on(kimg: float, state: str, images_seen: int) -> float | None:
+    """The --kimg with which a run trains on. None: the one it was begun with, which it has not reached."""
+    if state == "completed":
+        return 2 * kimg if 2000 * kimg > images_seen else 2 * images_seen / 1000
+    return kimg if 1000 * kimg > images_seen else None
 
 
 def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
@@ -135,10 +150,13 @@ def _trial_at(folder: Path) -> tuple[str, str] | None:
     return f"{sweep.name}/{int(folder.name)}", str(sweep.parent)
 
 
-def _has_not_begun(trial: str) -> RunFolderError:
-    sweep = trial.partition("/")[0]
+def _has_not_begun(folder: RunFolder, trial: tuple[str, str] | None) -> RunFolderError:
+    if trial is None:
+        return RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")
+    name, _ = trial
+    sweep = name.partition("/")[0]
     return RunFolderError(
-        f"{trial}: has not begun to train.", f"Its log: msggan-aml logs {trial}. Its sweep: msggan-aml status {sweep}"
+        f"{name}: has not begun to train.", f"Its log: msggan-aml logs {name}. Its sweep: msggan-aml status {sweep}"
     )
 
 

@@ -42,7 +42,10 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """What became of a run, in the words that scripts read."""
+    """What became of a run, in the words that scripts read.
+
+    notice: for people. That there was nothing to do, and the run stands as it was recorded before; else empty.
+    """
 
     name: str
     target: str
@@ -53,14 +56,15 @@ class Run:
     images_seen: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     next: list[str] = field(default_factory=list)
+    notice: str = ""
 
     @property
     def exit_code(self) -> int:
-        """What `submit` ends with: a run that goes on without it is no failure."""
-        return EXIT_CODES.get(self.state, 0)
+        """What `submit` ends with: neither a run that goes on without it nor one with nothing to do is a failure."""
+        return 0 if self.notice else EXIT_CODES.get(self.state, 0)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "notice"}
 
 
 @dataclass(frozen=True)

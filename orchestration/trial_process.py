@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import signal
 import subprocess
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
 from msggan.errors import MsgganError
 from msggan.program import EXIT_CODES
 from msggan.run_folder import RunFolder
-from msggan.run_state import is_owned, read_note, state_of
+from msggan.run_state import is_owned, read_note, state_of, terminate_holder
 from orchestration.child import Ending, silent_death, start, told_by
 
 NEEDS_LESS_MEMORY = "A smaller --batch-size, --resolution or --concurrent needs less memory."
@@ -71,8 +69,7 @@ class AdoptedTrial:
     def stop(self) -> None:
         note = read_note(self._folder)
         if note is not None and note.state == "running" and note.machine == platform.node():
-            with suppress(ProcessLookupError):  # it has just ended
-                os.kill(note.process, signal.SIGTERM)
+            terminate_holder(self._folder.lock, note.process)
 
 
 def _outcome_of(ending: Ending) -> Outcome:

@@ -56,6 +56,12 @@ def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: 
     assert (again.exit_code, again.json["state"], list(azure.cloud.jobs)) == (0, "completed", ["tiny"])
     assert "are in the datastore workspaceblobstore already" in again.stderr
 
+    for more in ([], ["--kimg", "0.02"], ["--detach"]):
+        again = msggan_aml("submit", "--data", "tiny", *SMALL, "--num-samples", "9", *more, "-o", "json")
+        assert (again.exit_code, again.json["state"], list(azure.cloud.jobs)) == (0, "completed", ["tiny"])
+        assert again.stderr.count("Nothing to do: tiny has trained this long already.") == 1
+        assert again.json["images_seen"] == 40
+
     status = msggan_aml("status", "tiny", "-o", "json").json
     assert status.keys() == STATUS_KEYS
     assert (status["state"], status["images_seen"], status["images_total"]) == ("completed", 40, 40)
@@ -136,6 +142,10 @@ def test_ctrl_c_leaves_the_run_to_itself_and_logs_follow_it_to_its_end(
     assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
     followed = msggan_aml("logs", "tiny", "--follow")
     assert followed.stdout.splitlines() == azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
+
+    # As far as a smaller --kimg it is trained already; it stays what it is.
+    smaller = msggan_aml("submit", "--data", "tiny", *WHAT, "--kimg", "0.004", "-o", "json")
+    assert (smaller.exit_code, smaller.json["state"], list(azure.cloud.jobs)) == (0, "cancelled", ["tiny"])
 
     # The same command goes on from the last checkpoint, as a job of its own.
     going_on = msggan_aml("submit", "--data", "tiny", *ENDLESS, "--detach", "-o", "json")

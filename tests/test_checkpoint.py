@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -210,6 +212,16 @@ def test_a_json_file_that_was_edited_by_hand_is_passed_over(tmp_path: Path) -> N
     assert damaged == [(path, "its checksum does not match")]
 
 
+def test_a_checkpoint_of_another_format_is_passed_over(tmp_path: Path) -> None:
+    """Whole, with a checksum that matches: what it holds may mean something else."""
+    path = save(tmp_path, 8)
+    body = {**json.loads(path.read_text()), "format_version": 2}
+    del body["sha256"]
+    checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**body, "sha256": checksum}))
+    assert newest_checkpoint(tmp_path) == (None, [(path, "it has format version 2")])
+
+
 def test_several_damaged_ones_are_all_named_newest_first(tmp_path: Path) -> None:
     paths = save_run(tmp_path, 8, 16, 24)
     truncate(paths[1])
@@ -326,6 +338,38 @@ def test_pruning_counts_and_touches_checkpoints_only(tmp_path: Path, name: str) 
 # Files at once
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: save(folder, 8),
+        lambda folder: save_generator(folder / "generator.safetensors", TENSORS, {}),
+        lambda folder: write_whole(folder / "config.json", b"content"),
+    ],
+    ids=["checkpoint", "generator", "file"],
+)
+def test_all_of_a_file_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
+) -> None:
+    """What the operating system is asked for, in order: a power cut leaves a name with content, or no name."""
+    synced: dict[int, int] = {}  # by inode: the size that has reached the disk
+    named = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    def recorded_replace(source: Path, target: Path) -> None:
+        assert synced.get(source.stat().st_ino) == source.stat().st_size, target.name
+        replace(source, target)
+        named.append(target.name)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    write(tmp_path)
+    assert sorted(named) == kept(tmp_path) != []
+
+
 def test_a_file_is_replaced_at_once_and_nothing_left_aside(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     for content in (b"old", b"new and longer", b""):
@@ -437,6 +481,25 @@ def test_weights_with_a_foreign_configuration_are_refused(tmp_path: Path, metada
     path = tmp_path / "generator.safetensors"
     rewritten(path, Generator(2, 16).state_dict(), metadata)
     with pytest.raises(CheckpointError, match=r"generator\.safetensors"):
+        load_generator(path)
+
+
+@pytest.mark.parametrize("name", CONFIG)
+def test_a_generator_without_a_field_that_it_needs_is_refused_by_the_fields_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "generator.safetensors"
+    config = {key: value for key, value in asdict(small_config(latent_size=16)).items() if key != name}
+    save_generator(path, Generator(2, 16).state_dict(), config)
+    with pytest.raises(CheckpointError) as refused:
+        load_generator(path)
+    assert refused.value.message == f"{path}: the configuration in it cannot be read: missing field '{name}'."
+
+
+def test_a_generator_of_a_newer_version_is_refused_by_the_name_of_what_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "generator.safetensors"
+    save_generator(path, Generator(2, 16).state_dict(), {**asdict(small_config(latent_size=16)), "attention": True})
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read: unknown field 'attention', written by a newer msggan\.\nUse the"
+    ):
         load_generator(path)
 
 

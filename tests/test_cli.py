@@ -26,6 +26,7 @@ from orchestration import LocalTarget, Run, RunSpec
 from orchestration.child import Ending
 from orchestration.errors import JobFailedError, ReportedError
 from orchestration.local import build_run
+from orchestration.runs import next_commands
 from orchestration.spec import default_name, name_problems
 from orchestration.targets import choose
 from orchestration.terminal import as_typed
@@ -285,11 +286,33 @@ def test_a_result_becomes_a_run_with_the_childs_exit_code(state: str, status: in
     [
         ("completed", ["sample one", "submit --data images --name one --kimg 8.0"]),
         ("interrupted", ["submit --data images --name one"]),
+        ("cancelled", ["submit --data images --name one"]),
+        ("failed", ["submit --data images --name one"]),
+        ("running", ["logs one --follow", "cancel one"]),
     ],
 )
 def test_what_to_type_next_goes_on_with_the_run(state: str, commands: list[str]) -> None:
-    told = {"state": state, "run_dir": "runs/one", "images_seen": 4000, "metrics": {}, "next": []}
-    assert ended(0, json.dumps(told)).next == [f"msggan-aml {command}" for command in commands]
+    assert next_commands(SPEC, "runs", state, 4000) == [f"msggan-aml {command}" for command in commands]
+
+
+@pytest.mark.parametrize(
+    ("state", "asked_kimg", "images_seen", "next_kimg"),
+    [
+        ("completed", 4, 4000, "8.0"),
+        ("completed", 1.5, 1504, "3.0"),  # the last batch goes beyond
+        ("completed", 0.2, 60_000, "120.0"),  # it was that far before
+        ("cancelled", 4, 1000, "4.0"),
+        ("cancelled", 0.2, 1000, None),  # on to the --kimg that it was begun with
+        ("failed", 4, 4000, None),  # its last checkpoint could not be written
+    ],
+)
+def test_the_next_command_always_trains_on(
+    state: str, asked_kimg: float, images_seen: int, next_kimg: str | None
+) -> None:
+    spec = RunSpec(TrainConfig(kimg=asked_kimg), "images", "one")
+    words = next_commands(spec, "runs", state, images_seen)[-1].split()
+    assert words[:2] == ["msggan-aml", "submit"]
+    assert (words[words.index("--kimg") + 1] if "--kimg" in words else None) == next_kimg
 
 
 def test_a_program_that_the_shell_does_not_find_is_shown_by_its_path(tmp_path: Path) -> None:

@@ -201,13 +201,31 @@ def test_a_recipe_fills_only_what_was_not_said(recipe: str) -> None:
 
 @given(configs())
 def test_a_resumed_run_takes_what_may_change_and_names_what_may_not(asked: TrainConfig) -> None:
-    stored = resolved(TrainConfig())
+    stored = resolved(TrainConfig(kimg=30, sample_kimg=7, metric_kimg=8, checkpoint_kimg=9))
     config, refused = changed_for_resume(stored, asked)
     for name in NAMES:
         old, new = getattr(stored, name), getattr(asked, name)
         differs = new is not None and new != old and (name, new) != ("precision", "auto")
         assert (name in refused) == (differs and name not in RESUMABLE)
         assert getattr(config, name) == (new if differs and name in RESUMABLE else old)
+
+
+@given(configs(), st.floats(0.001, 10_000))
+def test_the_intervals_of_a_resumed_run_follow_kimg_unless_they_were_given(asked: TrainConfig, kimg: float) -> None:
+    """One that was given the default value by name is taken for the default: only the values are stored."""
+    stored, problems = attempt(lambda: resolved(asked))
+    assume(not problems)
+    assert stored is not None
+    config, _ = changed_for_resume(stored, TrainConfig(kimg=kimg))
+    default, anew = resolved(TrainConfig(kimg=stored.kimg)), resolved(TrainConfig(kimg=kimg))
+    for name in ("sample_kimg", "metric_kimg", "checkpoint_kimg"):
+        is_default = getattr(stored, name) == getattr(default, name)
+        assert getattr(config, name) == getattr(anew if is_default else stored, name)
+
+
+def test_a_first_look_that_becomes_a_long_run_is_not_measured_a_thousand_times() -> None:
+    long, _ = changed_for_resume(resolved(TrainConfig(kimg=0.05, sample_kimg=0.01)), TrainConfig(kimg=1000))
+    assert (long.sample_kimg, long.metric_kimg, long.checkpoint_kimg) == (0.01, 50, 20)
 
 
 @given(configs())

@@ -507,6 +507,29 @@ def test_without_an_address_there_is_no_process(tmp_path: Path) -> None:
     assert (tracker.begin(), tracker.news(), tracker.close("completed")) == ([], [], [])
 
 
+def test_a_run_is_delivered_when_mlflow_has_its_end_too(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    tracker = Tracker(run.metrics, tracking_uri=database)
+    assert not tracker.is_delivered("completed")
+    delivered(run, database)
+    assert tracker.is_delivered("completed")
+    assert not tracker.is_delivered("failed")
+    assert not Tracker(run.metrics, tracking_uri="sqlite:///other.db").is_delivered("completed")
+    assert Tracker(run.metrics).is_delivered("completed"), "there is none to tell"
+    known = load_delivered(run.path / "mlflow.json", tracking_uri=database, name="run")
+    reported(run, 16)
+    assert not tracker.is_delivered("completed")
+    assert Delivery(run, database, lambda news: None).attempt()  # it goes on
+    assert not tracker.is_delivered("completed")
+    older = {
+        name: value for name, value in json.loads((run.path / "mlflow.json").read_text()).items() if name != "ended"
+    }
+    (run.path / "mlflow.json").write_text(json.dumps(older))
+    assert reached(run, database) == 16
+    assert known is not None
+    assert known.run_id == the_run(database).info.run_id
+
+
 # An MLflow that does not take it
 
 

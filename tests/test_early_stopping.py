@@ -22,6 +22,8 @@ curves = st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=5), min_si
 def test_it_decides_at_multiples_of_the_interval_from_the_delay_on() -> None:
     assert list(decisions(EarlyStopping("median", interval=2, delay=5), 0, 9)) == [6, 8]
     assert list(decisions(EarlyStopping("median"), 3, 5)) == [4, 5]
+    assert list(decisions(EarlyStopping("median", delay=3), 0, 5)) == [3, 4, 5], "the delay itself is the first"
+    assert list(decisions(EarlyStopping("median", interval=2, delay=4), 0, 6)) == [4, 6]
 
 
 def test_the_median_policy_compares_the_best_value_with_the_median_of_the_running_averages() -> None:
@@ -69,8 +71,8 @@ def test_the_best_trial_is_never_stopped(found: list[list[float]], policy: Early
 
 
 READINGS = [
-    (EarlyStopping("median", interval=2, delay=3), {"policyType": "MedianStopping"}),
-    (EarlyStopping("bandit", interval=2, delay=3, slack_factor=0.2), {"policyType": "Bandit", "slackFactor": 0.2}),
+    (EarlyStopping("median", interval=2, delay=4), {"policyType": "MedianStopping"}),
+    (EarlyStopping("bandit", interval=2, delay=2, slack_factor=0.2), {"policyType": "Bandit", "slackFactor": 0.2}),
     (EarlyStopping("bandit", interval=2, delay=3, slack_amount=4.0), {"policyType": "Bandit", "slackAmount": 4.0}),
     (
         EarlyStopping("truncation", interval=2, delay=3, percentage=40),

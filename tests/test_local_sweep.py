@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -20,12 +21,15 @@ import pytest
 from conftest import Disk, Ended, draw_tiny_images, run_in, started, stopped, wait_for
 
 from msggan.config import TrainConfig
+from msggan.errors import RunFolderError
 from msggan.run_folder import RunFolder
-from msggan.run_state import is_owned
+from msggan.run_state import begin, is_owned, owned
 from msggan.tracking import read_metrics
 from orchestration.local_sweep import LocalSweeps
 from orchestration.search_space import SearchSpace, read_space
 from orchestration.sweep import CANCELLED, SweepSpec
+from orchestration.sweep_folder import SweepFolder, SweepNote, TrialNote
+from orchestration.trial_process import AdoptedTrial, Outcome
 
 SMALL = ["--resolution", "8", "--latent-size", "8", "--seed", "1"]
 SHORT = [*SMALL, "--kimg", "0.02"]
@@ -277,6 +281,45 @@ def test_a_trial_left_behind_by_a_killed_sweep_is_taken_over(tmp_path: Path, run
     assert continued.exit_code == 0, continued.stderr
     assert [trial["state"] for trial in by_number(continued.json)] == ["completed", "completed"]
     assert first.log.read_text().count("Training ") == 1, "it was not begun a second time"
+
+
+def test_what_a_killed_sweep_and_its_trials_left_as_running_is_interrupted(tmp_path: Path) -> None:
+    """One trial whose process had begun and was killed, one whose had not begun yet, and one that never started."""
+    config = TrainConfig(resolution=8, latent_size=8, seed=1, kimg=0.02)
+    spec = two_rates(read_space(["g_lr=0.001,0.003,0.01"], config), trials=3)
+    folder = SweepFolder(tmp_path / "runs" / "s")
+    note = SweepNote.of(spec, created="2026-01-01T00:00:00Z", threads=1)
+    note.trials = [TrialNote({"g_lr": 0.001}, "running"), TrialNote({"g_lr": 0.003}, "running"), TrialNote({"g_lr": 1})]
+    with owned(folder.trial(0)):
+        begin(folder.trial(0), data="tiny", images_seen=8)
+    folder.save(note)
+    status = LocalSweeps(tmp_path / "runs").sweep_status("s")
+    assert (status.state, states(status.as_json())) == ("interrupted", ["interrupted", "interrupted", "queued"])
+    outcome = AdoptedTrial(folder.trial(0)).outcome()
+    assert outcome is not None
+    assert outcome.state == "interrupted"
+    assert AdoptedTrial(folder.trial(1)).outcome() == Outcome("interrupted")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
+def test_cancel_leaves_processes_alone_that_are_not_the_sweeps(tmp_path: Path) -> None:
+    """As where a machine of the same name runs it, or the recorded number belongs to another program by now."""
+    folder = SweepFolder(tmp_path / "runs" / "s")
+    note = SweepNote.of(two_rates(), created="2026-01-01T00:00:00Z", threads=1)
+    trial = folder.trial(0)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as unrelated:
+        try:
+            with folder.owned(), owned(trial):
+                note.process, note.machine = unrelated.pid, platform.node()
+                folder.save(note)
+                with pytest.raises(RunFolderError, match=f"process {unrelated.pid} of this machine has nothing to do"):
+                    LocalSweeps(tmp_path / "runs").cancel_sweep("s")
+                begin(trial, data="tiny", images_seen=8)
+                trial.state.write_text(json.dumps({**json.loads(trial.state.read_text()), "process": unrelated.pid}))
+                AdoptedTrial(trial).stop()
+            assert unrelated.poll() is None
+        finally:
+            unrelated.kill()
 
 
 @pytest.mark.usefixtures("tiny_images")

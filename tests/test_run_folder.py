@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import small_config
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -151,17 +153,67 @@ def test_all_differences_are_named_at_once(tmp_path: Path) -> None:
         b'"text"',
         b"{}",
         b"\xff\xfe",
-        b'{"format_version": 1, "no_such_field": 3}',
-        b'{"format_version": 1, "resolution": 33}',
-        b'{"format_version": 1, "resolution": "32"}',
+        b'{"format_version": 1, "resolution": [32]}',
+        b'{"no_such_field": 1}',
     ],
 )
 def test_a_configuration_that_msggan_did_not_write_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
     folder = RunFolder(tmp_path)
     folder.config.write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"config\.json: is not a configuration that msggan wrote"):
+    with pytest.raises(
+        RunFolderError, match=r"config\.json: (is not a configuration that msggan wrote|cannot be read)"
+    ):
         folder.load_config()
     assert folder.config.read_bytes() == content
+
+
+@pytest.mark.parametrize("value", [33, "32", [32]])
+def test_a_stored_value_that_cannot_be_is_named(tmp_path: Path, value: object) -> None:
+    folder = stored(tmp_path, {**asdict(small_config()), "resolution": value})
+    with pytest.raises(RunFolderError, match=r"config\.json: cannot be read: --resolution .+: must be "):
+        folder.load_config()
+
+
+def stored(path: Path, values: Mapping[str, object]) -> RunFolder:
+    folder = RunFolder(path)
+    folder.config.write_text(json.dumps({"format_version": 1, **values}))
+    return folder
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in fields(TrainConfig)])
+@pytest.mark.parametrize("as_null", [False, True])
+def test_a_field_that_all_versions_have_is_missed_by_name(tmp_path: Path, name: str, as_null: bool) -> None:
+    values = asdict(small_config())
+    values[name] = None
+    folder = stored(tmp_path, values if as_null else {key: value for key, value in values.items() if key != name})
+    with pytest.raises(RunFolderError) as refused:
+        folder.load_config()
+    assert refused.value.message == f"{folder.config}: cannot be read: missing field '{name}'."
+
+
+@pytest.mark.parametrize("spec", fields(TrainConfig), ids=lambda spec: str(spec.name))
+def test_a_field_that_an_older_version_did_not_have_gets_the_value_that_version_behaved_as(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: Field[Any]
+) -> None:
+    config = small_config()
+    before = getattr(config, spec.name)
+    monkeypatch.setattr(spec, "metadata", {**spec.metadata, "absent": before})
+    older = {key: value for key, value in asdict(config).items() if key != spec.name}
+    assert stored(tmp_path, older).load_config() == config
+
+
+@given(
+    st.dictionaries(st.text().filter(lambda name: name not in OTHERS.keys() | MAY_CHANGE), st.integers(), min_size=1)
+)
+def test_fields_of_a_newer_version_are_named(tmp_path_factory: pytest.TempPathFactory, more: dict[str, int]) -> None:
+    assume("format_version" not in more)
+    folder = stored(tmp_path_factory.getbasetemp(), {**asdict(small_config()), **more})
+    with pytest.raises(RunFolderError) as refused:
+        folder.load_config()
+    names = ", ".join(map(repr, more))
+    assert (
+        refused.value.message == f"{folder.config}: cannot be read: unknown field {names}, written by a newer msggan."
+    )
 
 
 def test_a_configuration_of_another_version_is_refused_as_that(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from conftest import environment, wait_for
 
 from msggan.errors import RunFolderError
 from msggan.run_folder import RunFolder
-from msggan.run_state import DIED, begin, end, is_owned, owned, read_note, state_of
+from msggan.run_state import DIED, begin, end, is_owned, owned, read_note, state_of, terminate_holder
 
 # A process that owns the run in its first argument until it is killed.
 OWNER = """
@@ -91,6 +93,39 @@ def test_a_run_whose_process_was_killed_is_interrupted_and_free(folder: RunFolde
     assert state.ended is not None
     with owned(folder):
         assert read_note(folder) == state, "the next owner is not taken for the dead one"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
+@pytest.mark.parametrize("by", ["/proc", "fuser"])
+def test_only_the_process_that_has_the_lock_is_terminated(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """fuser tells where there is no /proc, as on macOS."""
+    if by == "fuser":
+        if shutil.which("fuser") is None:
+            pytest.skip("this machine has no fuser")
+        monkeypatch.setattr(os.path, "isdir", lambda path: False)
+    elif not Path("/proc/self/fd").is_dir():
+        pytest.skip("this machine has no /proc")
+    unrelated = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(folder)], env=environment()) as owner, unrelated:
+        try:
+            wait_for(lambda: read_note(folder), owner)
+            assert not terminate_holder(folder.lock, unrelated.pid)
+            assert terminate_holder(folder.lock, owner.pid)
+            assert owner.wait() == -signal.SIGTERM
+            assert not terminate_holder(folder.lock, owner.pid)
+            assert unrelated.poll() is None
+        finally:
+            owner.kill()
+            unrelated.kill()
+
+
+def test_what_a_newer_version_notes_besides_is_ignored(folder: RunFolder) -> None:
+    with owned(folder):
+        begun = begin(folder, data="images", images_seen=0)
+        folder.state.write_text(json.dumps({**json.loads(folder.state.read_text()), "speed": 12}))
+        assert read_note(folder) == begun
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"state": "running"}', b"\xff"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,148 @@ def test_a_finished_run_can_be_made_longer(tiny_images: Path, tmp_path: Path) ->
     assert f"Look at {tmp_path / 'run' / 'samples' / '000000080_8px.png'}." in said(again)
     assert trainer(tiny_images, tmp_path / "run", kimg=0.12).run().images_seen == 120
     assert everything(tmp_path / "run")[0] == everything(tmp_path / "whole")[0]
+
+
+MOMENTS = {
+    "before the discriminator's update": "discriminator_optimizer.step_if_finite",
+    "between the two networks": "_generator_step",
+    "before the images are counted": "_count_dropped",
+    "before the average": "_average",
+}
+
+
+def interrupt_once(ours: Trainer, moment: str, *, step: int, by: type[BaseException]) -> None:
+    """In that step, at that moment, an exception comes up; not again."""
+    *owners, name = MOMENTS[moment].split(".")
+    owner: Any = ours.adversaries
+    for attribute in owners:
+        owner = getattr(owner, attribute)
+    plain, calls = getattr(owner, name), itertools.count()
+
+    def interrupted(*args: Any) -> Any:
+        if next(calls) == step:
+            raise by
+        return plain(*args)
+
+    setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("precision", "moment", "step", "by"),
+    [
+        *[(precision, moment, 7, KeyboardInterrupt) for precision in ("float32", "float64") for moment in MOMENTS],
+        ("float32", "between the two networks", 0, KeyboardInterrupt),
+        ("float32", "between the two networks", 7, MemoryError),
+    ],
+)
+def test_run_after_a_step_that_was_interrupted_equals_never_stopping(
+    tiny_images: Path, tmp_path: Path, *, precision: str, moment: str, step: int, by: type[BaseException]
+) -> None:
+    options = {"precision": precision, "kimg": 0.06, "checkpoint_kimg": 0.02, "sample_kimg": 0.04, "metric_kimg": 0.02}
+    trainer(tiny_images, tmp_path / "whole", **options).run()
+    ours = trainer(tiny_images, tmp_path / "run", **options)
+    generator = ours.ema
+    interrupt_once(ours, moment, step=step, by=by)
+    with pytest.raises(TrainingError if by is MemoryError else by):
+        ours.run()
+    assert ours.run().state == "completed"
+    assert everything(tmp_path / "run") == everything(tmp_path / "whole")
+    assert ours.ema is generator, "who holds a network has the trained one"
+
+
+def test_steps_by_hand_are_not_part_of_the_run(tiny_images: Path, tmp_path: Path) -> None:
+    trainer(tiny_images, tmp_path / "whole").run()
+    ours = trainer(tiny_images, tmp_path / "run")
+    for _ in range(2):
+        ours.step(torch.zeros(4, 3, 8, 8), torch.ones(4, 8))
+    ours.run()
+    assert everything(tmp_path / "run") == everything(tmp_path / "whole")
+
+
+def test_run_after_the_last_checkpoint_could_not_be_written_writes_it(tiny_images: Path, tmp_path: Path) -> None:
+    trainer(tiny_images, tmp_path / "whole").run()
+    ours = trainer(tiny_images, tmp_path / "run")
+    ours.folder.path.mkdir()
+    ours.folder.checkpoints.write_text("A file where the folder is to be.")
+    with pytest.raises(TrainingError, match="checkpoints"):
+        ours.run()
+    ours.folder.checkpoints.unlink()
+    assert (ours.run().state, ours.run().notice[:13]) == ("completed", "Nothing to do")
+    assert everything(tmp_path / "run") == everything(tmp_path / "whole")
+
+
+def test_how_an_earlier_run_ended_does_not_end_the_next(tiny_images: Path, tmp_path: Path) -> None:
+    """A checkpoint that could not be written, in a run that was interrupted before it could say so."""
+    ours = trainer(tiny_images, tmp_path / "run", checkpoint_kimg=0.02)
+    ours.folder.path.mkdir()
+    ours.folder.checkpoints.write_text("A file where the folder is to be.")
+    stop_at(ours, 24)
+    ours.folder.checkpoints.unlink()
+    del ours.adversaries.step
+    assert ours.run().state == "completed"
+
+
+# Nothing to do
+
+
+def fingerprint_of(path: Path) -> dict[str, tuple[bytes, int]]:
+    """The content of each file and when it was last written."""
+    return {str(file.relative_to(path)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files_in(path)}
+
+
+def files_in(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("kimg", [None, 0.04])
+def test_a_finished_run_is_left_as_it_is(tiny_images: Path, tmp_path: Path, kimg: float | None) -> None:
+    run_dir = tmp_path / "run"
+    finished = trainer(tiny_images, run_dir)
+    expected = finished.run()
+    before = fingerprint_of(run_dir)
+    config = TrainConfig(kimg=kimg, num_samples=9) if kimg else TrainConfig()
+    again = Trainer(config, data=tiny_images, run_dir=run_dir, messages=io.StringIO())
+    result = again.run()
+    look = run_dir / "samples" / "000000080_8px.png"
+    notice = f"Nothing to do: {run_dir} has 0.08 kimg. Look at {look}. Give a larger --kimg."
+    assert result == replace(expected, notice=notice)
+    assert said(again).splitlines()[-1] == notice
+    assert fingerprint_of(run_dir) == before
+    for name, tensor in again.adversaries.tensors().items():
+        assert torch.equal(tensor, finished.adversaries.tensors()[name]), name
+
+
+@pytest.mark.parametrize("state", ["cancelled", "failed"])
+def test_a_run_that_was_stopped_later_than_asked_for_keeps_its_record_and_its_length(
+    tiny_images: Path, tmp_path: Path, state: str
+) -> None:
+    run_dir = tmp_path / "run"
+    ours = trainer(tiny_images, run_dir, checkpoint_kimg=0.02)
+    stop_at(ours, 48)
+    note = run_dir / "run.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "state": state, "reason": "because"}))
+    before = fingerprint_of(run_dir)
+    result = trainer(tiny_images, run_dir, kimg=0.04).run()
+    assert (result.state, result.images_seen) == (state, 40)
+    assert result.notice.startswith(f"Nothing to do: {run_dir} has 0.04 kimg.")
+    assert fingerprint_of(run_dir) == before
+    (again,) = result.next
+    assert again.endswith(f"-m msggan.train --data {tiny_images} --run-dir {run_dir}")
+    assert Trainer(TrainConfig(), data=tiny_images, run_dir=run_dir).run().images_seen == 80
+
+
+def test_a_run_that_died_before_it_recorded_its_end_is_completed(tiny_images: Path, tmp_path: Path) -> None:
+    trainer(tiny_images, tmp_path / "run").run()
+    note = tmp_path / "run" / "run.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "state": "running", "ended": None}))
+    result = trainer(tiny_images, tmp_path / "run").run()
+    assert (result.state, result.images_seen, result.notice) == ("completed", 80, "")
+    assert json.loads(note.read_text())["state"] == "completed"
+
+
+def test_a_run_that_is_made_longer_is_not_measured_more_often(tiny_images: Path, tmp_path: Path) -> None:
+    trainer(tiny_images, tmp_path / "run", kimg=0.02).run()
+    assert trainer(tiny_images, tmp_path / "run", kimg=1000).config.metric_kimg == 50
 
 
 def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tiny_images: Path, tmp_path: Path) -> None:

@@ -169,6 +169,24 @@ def test_a_detached_run_is_running_until_it_is_cancelled(place: Path) -> None:
         assert (twice.exit_code, twice.json["error"]["message"]) == (2, "long: is not running but cancelled.")
 
 
+def test_cancel_leaves_a_process_alone_that_does_not_train_the_run(place: Path) -> None:
+    """As where a machine of the same name trains it, or the recorded number belongs to another program by now."""
+    unrelated = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with endless(place, "elsewhere"), unrelated:
+        note = place / "runs" / "elsewhere" / "run.json"
+        recorded = note.read_text()
+        try:
+            note.write_text(json.dumps({**json.loads(recorded), "process": unrelated.pid}))
+            refused = msggan_aml(place, "cancel", "elsewhere", "-o", "json")
+            assert (refused.exit_code, refused.json["error"]["code"]) == (2, "run_folder")
+            assert f"process {unrelated.pid} of this machine has nothing to do with it" in refused.stderr
+            assert unrelated.poll() is None
+            assert msggan_aml(place, "status", "elsewhere", "-o", "json").json["state"] == "running"
+        finally:
+            unrelated.kill()
+            note.write_text(recorded)
+
+
 def test_a_run_whose_process_was_killed_is_interrupted_and_goes_on(place: Path) -> None:
     with endless(place, "killed") as submitted:
         note = read_note(RunFolder(place / "runs" / "killed"))
@@ -192,6 +210,95 @@ def test_a_detached_run_that_cannot_begin_is_told_of_and_leaves_nothing(place: P
     assert (refused.exit_code, refused.json["error"]["code"]) == (2, "data")
     assert refused.stderr.count("Error: ") == 1
     assert not (place / "runs" / "empty").exists()
+
+
+def test_a_detached_run_that_cannot_begin_keeps_a_log_that_was_there_before(place: Path) -> None:
+    (place / "none").mkdir()
+    log = place / "runs" / "none" / "log.txt"
+    log.parent.mkdir()
+    log.write_text("from before\n")
+    assert msggan_aml(place, "submit", "--data", "none", *SMALL, "--detach").exit_code == 2
+    assert log.read_text().startswith("from before\n")
+    shutil.rmtree(log.parent)
+
+
+# Nothing to do
+
+
+def changes_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """The content of each file and when it was last written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_submitting_a_finished_run_changes_no_file_and_says_so(tmp_path: Path) -> None:
+    draw_tiny_images(tmp_path / "tiny")
+    words = ["submit", "--data", "tiny", *SMALL]
+    assert run_in(tmp_path, "msggan-aml", *words, MSGGAN_TRACKING_URI="").exit_code == 0
+    before = changes_of(tmp_path / "runs")
+    assert "mlflow.db" in before
+    for more in ([], ["--detach"], ["--kimg", "0.02", "--detach"]):
+        again = run_in(tmp_path, "msggan-aml", *words, *more, "-o", "json", MSGGAN_TRACKING_URI="")
+        assert again.exit_code == 0, again.stderr
+        assert again.stderr.count("Nothing to do: runs/tiny has 0.04 kimg.") == 1
+        assert (again.json["state"], again.json["images_seen"]) == ("completed", 40)
+        assert again.json.keys() == RUN_KEYS
+        assert "--kimg 0.08" in again.json["next"][1]
+        assert changes_of(tmp_path / "runs") == before
+
+    other = f"sqlite:///{tmp_path / 'other.db'}"  # has nothing of the run yet
+    assert run_in(tmp_path, "msggan-aml", *words, "--tracking-uri", other).exit_code == 0
+    after = changes_of(tmp_path / "runs")
+    assert {name for name in after if before.get(name) != after[name]} == {"tiny/mlflow.json"}
+    assert [run["name"] for run in tracked_runs(other)] == ["tiny"]
+
+
+def test_a_cancelled_run_is_not_called_complete_by_a_smaller_kimg(place: Path) -> None:
+    with endless(place, "stopped"):
+        cancelled = msggan_aml(place, "cancel", "stopped", "-o", "json").json
+        before = changes_of(place / "runs" / "stopped")
+        again = msggan_aml(place, "submit", "--data", "tiny", "--name", "stopped", "--kimg", "0.004", "-o", "json")
+        assert (again.exit_code, again.json["state"]) == (0, "cancelled")
+        assert again.json["images_seen"] == cancelled["images_seen"]
+        assert again.json["next"] == ["msggan-aml submit --data tiny --name stopped"], "up to its own --kimg"
+        assert changes_of(place / "runs" / "stopped") == before
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"attention": True}, "unknown field 'attention', written by a newer msggan."),
+        ({"mirror": None}, "missing field 'mirror'."),
+    ],
+)
+def test_a_run_of_another_version_is_listed_and_told_with_what_is_wrong(
+    tmp_path: Path, place: Path, change: dict[str, object], reason: str
+) -> None:
+    shutil.copytree(place / "runs" / "tiny", tmp_path / "runs" / "other")
+    config = tmp_path / "runs" / "other" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    message = f"runs/other/config.json: cannot be read: {reason}"
+    listed = msggan_aml(tmp_path, "list", "-o", "json")
+    (run,) = listed.json["runs"]
+    assert (run["name"], run["state"], run["images_seen"], run["images_total"]) == ("other", "completed", 40, None)
+    assert run["reason"].startswith(message)
+    assert message in listed.stderr
+    status = msggan_aml(tmp_path, "status", "other")
+    assert message in status.stdout
+    assert "Next:" not in status.stdout
+    refused = msggan_aml(tmp_path, "submit", "--data", place / "tiny", "--name", "other", "--kimg", "9", "-o", "json")
+    assert (refused.exit_code, refused.json["error"]["message"]) == (2, message)
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, place: Path) -> None:
+    shutil.copytree(place / "runs" / "tiny", tmp_path / "runs" / "other")
+    (tmp_path / "runs" / "other" / "run.json").write_text("{")
+    message = "runs/other/run.json: is not a record that msggan wrote."
+    assert message in msggan_aml(tmp_path, "status", "other").stderr
+    assert message in msggan_aml(tmp_path, "list").stderr
 
 
 # Copying out

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from msggan.config import TrainConfig
 from msggan.errors import MsgganError, UsageError
 from msggan.program import Terminated, stopped
 from msggan.run_folder import RunFolder
@@ -33,6 +34,19 @@ Build = Callable[[JobPlan], Any]
 
 
 @dataclass(frozen=True)
+class Begun:
+    """The configuration that a run has, and the one that it would go on with."""
+
+    stored: TrainConfig
+    continued: TrainConfig
+
+    def as_begun(self, spec: RunSpec) -> RunSpec:
+        """The run with its resolution and background as when it began."""
+        config = replace(spec.config, resolution=self.stored.resolution, background=self.stored.background)
+        return replace(spec, config=config)
+
+
+@dataclass(frozen=True)
 class Submission:
     """What is needed to send a run. environment(): resolves the job's environment to its id."""
 
@@ -43,19 +57,19 @@ class Submission:
     environment: Environment
 
     def send(self, spec: RunSpec, run: RunJobs, *, build: Build = build_job, also: Sequence[str] = ()) -> Any:
-        """The run's new job; its newest one, where that has completed this very command. Raises MsgganError.
+        """The run's new job; its newest one, where nothing is left to train. Raises MsgganError.
 
         build(plan): the job as the SDK takes it. also: what was asked beyond the run's own command.
         """
         refuse_if_running(run)
         as_user = self._check_machines()
         store = self.open_store(self.settings.datastore)
-        as_begun = self._as_begun(spec, store)
+        begun = self._begun(spec, store)
+        as_begun = spec if begun is None else begun.as_begun(spec)
         environment = self.environment()  # which may be refused, before a hundred thousand images are packed
         data = bring_data(as_begun, store, self.client, self.open_store, self.voice)
         tags = build_tags(spec.name, configuration_hash(spec, data, also), Path.cwd())
-        if is_done(run, tags[CONFIGURATION_TAG]):
-            self.voice.tell(f"{spec.name} is complete: this command has nothing left to do. A larger --kimg goes on.")
+        if is_done(run, tags[CONFIGURATION_TAG]) or (begun and self._is_trained(run, begun, store)):
             return run.newest
         with staged() as snapshot:
             self.voice.tell(f"Code: the msggan package, {snapshot}; nothing else of this folder goes.")
@@ -99,20 +113,29 @@ class Submission:
             )
         return cluster
 
-    def _as_begun(self, spec: RunSpec, store: Store) -> RunSpec:
-        """The run with its resolution and background as when it began. Raises RunFolderError for another one."""
+    def _begun(self, spec: RunSpec, store: Store) -> Begun | None:
+        """The configurations of a run that has begun, None for a new one. Raises RunFolderError for another one."""
         folder = run_folder(store.datastore, spec.name)
         with self.client.errors(f"Looking into {folder.uri}"):
-            stored = store.read(f"{folder.path}config.json")
-        if stored is None:
-            return spec
+            content = store.read(f"{folder.path}config.json")
+        if content is None:
+            return None
         with TemporaryDirectory(prefix="msggan-config-") as name:
             here = RunFolder(Path(name) / spec.name)
             here.path.mkdir()
-            here.config.write_bytes(stored)
-            begun = here.continued(spec.config) or spec.config
-        config = replace(spec.config, resolution=begun.resolution, background=begun.background)
-        return replace(spec, config=config)
+            here.config.write_bytes(content)
+            stored, continued = here.load_config(), here.continued(spec.config)
+        return Begun(stored, continued) if stored and continued else None
+
+    def _is_trained(self, run: RunJobs, begun: Begun, store: Store) -> bool:
+        """Whether the run has a checkpoint as far as it is asked to train, and no job would change what it is."""
+        if run.newest is None or not (run.newest.status == "Completed" or begun.continued.kimg < begun.stored.kimg):
+            return False
+        folder = run_folder(store.datastore, run.run)
+        with self.client.errors(f"Looking into {folder.uri}"):
+            names = [blob.name for blob in store.walk(f"{folder.path}checkpoints/")]
+        reached = [int(stem) for stem, _, kind in (name.partition(".") for name in names) if kind == "json"]
+        return max(reached, default=-1) >= 1000 * begun.continued.kimg
 
     def _put(self, plan: JobPlan, build: Build) -> Any:
         """Sends the job. After an error it is looked for: there is one job, or none, or who reads it knows no more."""

@@ -6,7 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,8 +86,12 @@ class AzureTarget:
         before = find_jobs(self.session.client, spec.name)
         refuse_sweep(before)
         job = self.session.submission.send(spec, before)
+        if job is before.newest:
+            notice = f"Nothing to do: {spec.name} has trained this long already. Give a larger --kimg."
+            self.voice.tell(notice)
+            return replace(self._status(before).as_submitted(), notice=notice)
         self.session.agreement.give()
-        run = RunJobs(spec.name, (*before.jobs, job)) if job is not before.newest else before
+        run = RunJobs(spec.name, (*before.jobs, job))
         self.voice.tell(f"Job {job.name}: {portal_url(job)}")
         if detach:
             return self._status(run, details=self._details_or_less(job), with_progress=False).as_submitted()
