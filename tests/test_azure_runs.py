@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from azure.storage.blob import ContainerClient
 from azure_commands import Command
 from azure_local import AzureLocal
 from azure_local.cloud import BLOB_CONTAINER, Version, now
+
+from orchestration.azure import blobs
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
@@ -26,6 +30,7 @@ DATASTORE = "azureml://datastores/workspaceblobstore/paths/"
 BLOBS = f"https://msgganstore.blob.core.windows.net/{BLOB_CONTAINER}/"
 SIZE = "Standard_NC4as_T4_v3"
 STD_LOG = "user_logs/std_log.txt"
+GENERATOR = "generator.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,39 +99,117 @@ def test_a_long_list_is_read_page_by_page_and_told_up_to_a_limit(azure: AzureLoc
     assert [request.query["tag"] for request in listed] == ["msggan.run"] * 9 + ["msggan.sweep"]
 
 
-@pytest.mark.usefixtures("_no_waiting")
-def test_a_download_that_was_cut_goes_on_where_it_ended(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
-    content = {"a.json": b"{}", "generator.safetensors": os.urandom(36 << 20), "samples/1.png": b"picture"}
+RANGE = 1 << 10  # bytes that a download asks for at a time in these tests; the SDK's own is 32 MiB
+
+
+@pytest.fixture
+def _small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small blobs are downloaded in several ranges, as large ones are."""
+    sizes = {"max_single_get_size": RANGE, "max_chunk_get_size": RANGE}
+    monkeypatch.setattr(blobs, "ContainerClient", partial(ContainerClient, **sizes))
+
+
+def add_old_run(azure: AzureLocal, content: dict[str, bytes]) -> None:
+    """A completed run `old` with these files."""
     for name, data in content.items():
         azure.put_blob(f"msggan/runs/old/{name}", data)
     output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/old/"}
     azure.add_ended_job("old", tags={"msggan.run": "old"}, outputs={"run": output})
-    # The SDK fetches 32 MiB first: the connection is cut at what follows, as often as it tries.
-    azure.fault("GET", "generator.safetensors", nth=2, times=20, drop="before")
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+def test_a_download_that_was_cut_goes_on_where_it_ended(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    content = {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE), "samples/1.png": b"picture"}
+    add_old_run(azure, content)
+    azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
     cut = msggan_aml("download", "old", "-o", "json")
     assert cut.exit_code == 1
     assert "Downloading generator.safetensors" in cut.stderr
     (part,) = (place / "old").glob("*.part")
-    assert part.read_bytes() == content["generator.safetensors"][: part.stat().st_size]
-    assert part.stat().st_size >= 32 << 20
-    assert not (place / "old" / "generator.safetensors").exists()
+    assert part.read_bytes() == content[GENERATOR][: 2 * RANGE]
+    assert not (place / "old" / GENERATOR).exists()
 
     azure.faults.clear()
-    had, before = part.stat().st_size, len(azure.requests)
+    before = len(azure.requests)
     whole = msggan_aml("download", "old", "-o", "json")
     assert whole.exit_code == 0, whole.stderr
     assert whole.json == {"files": 3, "bytes": sum(map(len, content.values())), "path": "old"}
-    assert {
-        path.relative_to(place / "old").as_posix(): path.read_bytes()
-        for path in (place / "old").rglob("*")
-        if path.is_file()
-    } == content
+    assert files_in(place / "old") == content
     fetched = [
         (request.path.rpartition("/")[2], request.headers.get("x-ms-range", "").partition("-")[0])
         for request in azure.requests[before:]
         if request.method == "GET" and "/msggan/runs/old/" in request.path
     ]
-    assert fetched == [("generator.safetensors", f"bytes={had}"), ("1.png", "bytes=0")]
+    assert fetched == [(GENERATOR, "bytes=2048"), (GENERATOR, "bytes=3072"), ("1.png", "bytes=0")]
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+@pytest.mark.parametrize(
+    ("is_resumed", "at_range", "ranges"), [(False, 1, 3), (False, 2, 4), (True, 1, 4), (True, 1, 5), (True, 2, 3)]
+)
+def test_a_file_that_changes_while_it_is_downloaded_is_of_one_version(
+    azure: AzureLocal, place: Path, msggan_aml: Command, *, is_resumed: bool, at_range: int, ranges: int
+) -> None:
+    """It changes before the first or the second request, to a content that is shorter, longer or of the same size."""
+    older, newer = os.urandom(4 * RANGE), os.urandom(ranges * RANGE)
+    add_old_run(azure, {GENERATOR: older})
+    if is_resumed:
+        azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
+        assert msggan_aml("download", "old").exit_code == 1
+        azure.faults.clear()
+    azure.fault("GET", GENERATOR, nth=at_range, meanwhile=lambda: azure.put_blob(f"msggan/runs/old/{GENERATOR}", newer))
+    ended = msggan_aml("download", "old", "-o", "json")
+    assert ended.exit_code == 0, ended.stderr
+    assert files_in(place / "old") == {GENERATOR: newer}
+    assert ended.json == {"files": 1, "bytes": len(newer), "path": "old"}
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+@pytest.mark.parametrize("newer", [b"newer", None])
+def test_no_part_is_left_of_a_file_that_changed_or_went_between_two_downloads(
+    azure: AzureLocal, place: Path, msggan_aml: Command, newer: bytes | None
+) -> None:
+    add_old_run(azure, {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
+    azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
+    assert msggan_aml("download", "old").exit_code == 1
+    azure.faults.clear()
+    azure.delete_blob(f"msggan/runs/old/{GENERATOR}")
+    if newer is not None:
+        azure.put_blob(f"msggan/runs/old/{GENERATOR}", newer)
+    assert msggan_aml("download", "old").exit_code == 0
+    assert files_in(place / "old") == {"a.json": b"{}"} | ({} if newer is None else {GENERATOR: newer})
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+def test_a_file_that_changes_at_every_read_is_given_up_and_left_out(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    add_old_run(azure, {GENERATOR: os.urandom(2 * RANGE)})
+
+    def change() -> None:
+        azure.put_blob(f"msggan/runs/old/{GENERATOR}", os.urandom(2 * RANGE))
+
+    azure.fault("GET", GENERATOR, times=10**6, meanwhile=change)
+    ended = msggan_aml("download", "old")
+    assert ended.exit_code == 1
+    assert "generator.safetensors: changes faster than it can be read.\nDownload it again later." in ended.stderr
+    assert files_in(place / "old") == {}
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+def test_a_file_that_the_run_takes_away_meanwhile_is_left_out(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    add_old_run(azure, {"a.json": b"{}", "checkpoints/1.json": b"{1}"})
+    azure.fault("GET", "checkpoints/1", meanwhile=lambda: azure.delete_blob("msggan/runs/old/checkpoints/1.json"))
+    ended = msggan_aml("download", "old", "-o", "json")
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.json == {"files": 1, "bytes": 2, "path": "old"}
+    assert files_in(place / "old") == {"a.json": b"{}"}
 
 
 @pytest.mark.usefixtures("_no_waiting")
