@@ -14,7 +14,7 @@ from azure_commands import Command
 from azure_local import AzureLocal
 from azure_local.cloud import BLOB_CONTAINER, Version, now
 
-from orchestration.azure import blobs
+from orchestration.azure import blobs, following
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
@@ -214,14 +214,15 @@ def test_a_file_that_the_run_takes_away_meanwhile_is_left_out(
 
 @pytest.mark.usefixtures("_no_waiting")
 def test_a_log_is_followed_through_a_busy_service_and_cut_connections(
-    azure: AzureLocal, images: str, msggan_aml: Command
+    azure: AzureLocal, images: str, msggan_aml: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(following, "PAUSES_S", (0.1,))
     azure.hold_jobs("no node is free")
     sent = msggan_aml("submit", "--data", DATASTORE + images, *SMALL, "--detach", "--yes", "-o", "json")
     assert sent.exit_code == 0, sent.stderr
     azure.release_jobs()
     struck = [
-        azure.fault("GET", "images/details", nth=3, times=9, status=503),
+        azure.fault("GET", "images/details", nth=3, times=9, status=429),
         azure.fault("GET", "images/details", nth=13, times=9, drop="before"),
         azure.fault("GET", "std_log.txt", nth=1, times=6, status=503),
         azure.fault("GET", "std_log.txt", nth=8, times=6, drop="after"),
@@ -233,4 +234,4 @@ def test_a_log_is_followed_through_a_busy_service_and_cut_connections(
     assert followed.stdout.splitlines() == written
     assert any("Training" in line for line in written)
     assert azure.job("images").status == "Completed"
-    assert followed.stderr.count("goes on, and is looked for until it answers") >= 1
+    assert followed.stderr.count("goes on, and is looked for until it answers") == len(["busy", "cut"])
