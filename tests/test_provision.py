@@ -162,7 +162,9 @@ def test_what_is_made_is_kept_changed_refused_and_deleted(azure: AzureLocal, pro
     assert azure.blob("images/precious.png") == b"1"
     assert azure.cloud.blobs.exists("otherstore", "images")
     azure.recording.clear()
-    assert set(actions(provision("--delete", "--yes", "-o", "json", *STORE)).values()) == {"keep"}
+    nothing = provision("--delete", "--yes", "-o", "json", *STORE)
+    assert (nothing.exit_code, nothing.json) == (0, {"plan": [], "applied": True})
+    assert nothing.stderr.splitlines()[1:] == ["Nothing to delete."]
     assert changing(azure) == []
 
     back = provision("--yes", "-o", "json", *STORE)
@@ -224,9 +226,24 @@ def test_on_a_terminal_it_asks(
 def test_clusters_and_datastores_of_others_are_left_alone(azure: AzureLocal, provision: Provision) -> None:
     azure.add_cluster("msggan-gpu")
     ended = provision("--delete", "--yes", "-o", "json", "--datastore", "workspaceblobstore")
-    assert set(actions(ended).values()) == {"keep"}
+    assert actions(ended) == {"compute": "keep", "datastore": "keep"}
+    assert ended.stderr.splitlines()[1:] == [
+        "  keep compute msggan-gpu: was not made by msggan-aml provision",
+        "  keep datastore workspaceblobstore: was not made by msggan-aml provision",
+        "Nothing to delete.",
+    ]
     assert list(azure.cloud.computes) == ["msggan-gpu"]
     assert "workspaceblobstore" in azure.cloud.datastores
+
+
+@pytest.mark.parametrize("words", [(), STORE])
+def test_where_nothing_was_made_there_is_nothing_to_delete(
+    azure: AzureLocal, provision: Provision, words: tuple[str, ...]
+) -> None:
+    ended = provision("--delete", *words)
+    assert (ended.exit_code, ended.stdout) == (0, "Nothing to delete.\n")
+    assert provision("--delete", "--dry-run", "-o", "json", *words).json == {"plan": [], "applied": False}
+    assert changing(azure) == []
 
 
 def test_a_default_that_would_change_a_cluster_of_others_is_named(azure: AzureLocal, provision: Provision) -> None:

@@ -353,10 +353,8 @@ def delete_cluster(client: Client, name: str, tell: Callable[[str], None]) -> No
         _await(client.ml.compute.begin_delete(name), doing, tell)
 
 
-def plan_cluster_deletion(name: str, there: Compute | None) -> Item:
+def plan_cluster_deletion(name: str, there: Compute) -> Item:
     """Whether the cluster goes: only one that was made here does. Pure."""
-    if there is None:
-        return Item(KIND, name, "keep", reason="is not there")
     if not isinstance(there, AmlCompute) or not is_ours(there.tags):
         return Item(KIND, name, "keep", reason="was not made by msggan-aml provision")
     return Item(KIND, name, "delete", reason="jobs that wait for it or run on it end")

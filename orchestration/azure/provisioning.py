@@ -153,24 +153,21 @@ def _environment_step(client: Client, recipe: environment.Recipe) -> Step:
 
 
 def plan_deletion(client: Client, settings: Settings) -> Plan:
-    """What of all that was made here is there. Only reads."""
+    """What is to be done about each thing of these names that is there; what is not there is not in the plan. Only
+    reads.
+    """
+    steps = []
+    if (cluster := compute.read_cluster(client, settings.compute)) is not None:
+        item = compute.plan_cluster_deletion(settings.compute, cluster)
+        steps.append(Step(item, lambda tell: compute.delete_cluster(client, settings.compute, tell)))
     name = settings.datastore
-    store = datastore.read_datastore(client, name) if name is not None else None
-    versions = environment.read_ours(client)
-    cluster = compute.plan_cluster_deletion(settings.compute, compute.read_cluster(client, settings.compute))
-    return Plan(
-        (
-            Step(cluster, lambda tell: compute.delete_cluster(client, settings.compute, tell)),
-            Step(
-                datastore.plan_datastore_deletion(name, store),
-                lambda tell: datastore.delete_datastore(client, str(name)),
-            ),
-            Step(
-                environment.plan_environment_deletion(versions),
-                lambda tell: environment.archive_environments(client, versions),
-            ),
-        )
-    )
+    if name is not None and (store := datastore.read_datastore(client, name)) is not None:
+        item = datastore.plan_datastore_deletion(name, store)
+        steps.append(Step(item, lambda tell: datastore.delete_datastore(client, name)))
+    if versions := environment.read_ours(client):
+        item = environment.plan_environment_deletion(versions)
+        steps.append(Step(item, lambda tell: environment.archive_environments(client, versions)))
+    return Plan(tuple(steps))
 
 
 # --- Doing ------------------------------------------------------------------------------------------------------------
