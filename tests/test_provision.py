@@ -395,6 +395,21 @@ def test_too_small_a_quota_is_told_before_anything_is_made(azure: AzureLocal, pr
     assert changing(azure) == []
 
 
+@pytest.mark.parametrize(
+    ("there", "wanted", "cores", "exit_code"), [(1, 3, 8, 0), (1, 4, 11, 5), (1, 4, 12, 0), (4, 4, 0, 0), (4, 1, 0, 0)]
+)
+def test_a_cluster_that_grows_needs_quota_for_the_machines_that_are_added(
+    azure: AzureLocal, provision: Provision, *, there: int, wanted: int, cores: int, exit_code: int
+) -> None:
+    azure.add_cluster("msggan-gpu", max_nodes=there)
+    azure.cloud.quotas["Standard NCASv3_T4 Family"] = cores
+    ended = provision("--dry-run", "-o", "json", "--max-nodes", str(wanted))
+    assert ended.exit_code == exit_code, ended.stderr
+    if exit_code:
+        assert ended.json["error"]["message"].startswith("3 machines Standard_NC4as_T4_v3 would need 12 cores of the ")
+        assert "--max-nodes 3 would fit." in ended.json["error"]["hint"]
+
+
 def test_a_name_taken_by_another_kind_of_compute_is_refused(azure: AzureLocal, provision: Provision) -> None:
     azure.add_compute_instance("gpu")
     azure.add_compute_instance("gpu-2")

@@ -145,14 +145,17 @@ def _others(asked: str, by_name: Mapping[str, Size], setting: str) -> str:
     return f"{words}: {', '.join(size.in_words for size in sizes)}. Say it with {flag(setting)}." if sizes else ""
 
 
-def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority: bool) -> None:
-    """Raises QuotaError where so many machines of this size would be more than the subscription may have."""
+def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority: bool, there: int = 0) -> None:
+    """Raises QuotaError where so many machines of this size would be more than the subscription may have.
+
+    there: how many machines the cluster may have already, beside which `nodes` are to come.
+    """
     needed = size.cores * nodes
     for quota in quotas:
         if not _counts(quota, size, low_priority=low_priority) or quota.limit < 0 or quota.used + needed <= quota.limit:
             continue
         fitting = max(0, quota.limit - quota.used) // size.cores if size.cores else 0
-        fewer = f"\n--max-nodes {fitting} would fit." if fitting else ""
+        fewer = f"\n--max-nodes {there + fitting} would fit." if fitting else ""
         raise QuotaError(
             f"{nodes} machine{'s' if nodes > 1 else ''} {size.name} would need {needed} cores of {quota_words(quota)}.",
             how_to_get_quota() + fewer,

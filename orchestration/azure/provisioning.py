@@ -88,17 +88,17 @@ def _compute_step(client: Client, settings: Settings) -> Step:
     item = compute.plan_cluster(settings, compute.read_cluster(client, settings.compute), size)
     if item.action == "refuse":
         return Step(_with_hint(item, compute.hint_of_refusal(client, settings.compute)))
-    nodes = _additional_nodes(item)
-    if nodes > 0:
+    there, wanted = _most_nodes(item)
+    if wanted > there:
         quotas = compute.read_quotas(client, location)
-        compute.check_quota(size, nodes, quotas, low_priority=settings.low_priority)
+        compute.check_quota(size, wanted - there, quotas, low_priority=settings.low_priority, there=there)
     return Step(item, lambda tell: compute.ensure_cluster(client, settings, location, tell))
 
 
-def _additional_nodes(item: Item) -> int:
-    """By how many machines the cluster may become larger."""
+def _most_nodes(item: Item) -> tuple[int, int]:
+    """How many machines the cluster may have so far, and how many it is to have; (0, 0) where that does not change."""
     change = item.changes.get("max_nodes")
-    return change["to"] - (change["from"] or 0) if change else 0
+    return (change["from"] or 0, change["to"]) if change else (0, 0)
 
 
 def _with_hint(item: Item, hint: str) -> Item:
