@@ -13,8 +13,10 @@ from azure.storage.blob import ContainerClient
 from azure_commands import Command
 from azure_local import AzureLocal
 from azure_local.cloud import BLOB_CONTAINER, Version, now
+from azure_local.jobs_state import Job
 
 from orchestration.azure import blobs, following
+from orchestration.azure.progress import LAST_BYTES
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
@@ -97,6 +99,109 @@ def test_a_long_list_is_read_page_by_page_and_told_up_to_a_limit(azure: AzureLoc
     assert "There are more than these 50 runs; the older ones are in the portal." in told.stderr
     listed = [request for request in azure.made("GET", "/jobs") if request.path.endswith("/jobs")]
     assert [request.query["tag"] for request in listed] == ["msggan.run"] * 9 + ["msggan.sweep"]
+
+
+def add_jobs(azure: AzureLocal, run: str, **statuses: str) -> list[Job]:
+    """The past jobs of a run by name, a minute after each other, each with two lines of log."""
+    output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/{run}/"}
+    jobs = []
+    for minute, (name, status) in enumerate(statuses.items()):
+        job = azure.add_ended_job(name.replace("_", "-"), status, tags={"msggan.run": run}, outputs={"run": output})
+        job.created, job.ended = f"2026-01-01T00:{minute:02d}:00.000000Z", f"2026-01-01T00:{minute:02d}:30.123456Z"
+        azure.put_artifact(job.name, STD_LOG, f"{job.name} began\n{job.name} ended\n".encode())
+        jobs.append(job)
+    return jobs
+
+
+def test_the_jobs_of_a_run_are_one_run_with_the_logs_of_all(azure: AzureLocal, msggan_aml: Command) -> None:
+    jobs = add_jobs(azure, "old", old="Failed", old_2="Canceled", old_4="Completed")
+    add_jobs(azure, "of-somebody-else", old_3="Failed")  # which has taken the name
+    told = msggan_aml("status", "old", "-o", "json").json
+    assert (told["state"], told["job_id"]) == ("completed", "old-4")
+    assert (told["created"], told["ended"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:02:30Z")
+    lines = [f"{job.name} {what}" for job in jobs for what in ("began", "ended")]
+    assert msggan_aml("logs", "old", "-o", "json").json["lines"] == lines
+    assert msggan_aml("logs", "old", "--tail", "3").stdout.splitlines() == lines[-3:]
+    assert msggan_aml("logs", "old", "--follow").stdout.splitlines() == lines
+    azure.add_ended_job("sweep", tags={"msggan.run": "sweep", "msggan.sweep": "sweep"})
+    listed = msggan_aml("list", "-o", "json").json["runs"]
+    assert [(run["name"], run["job_id"]) for run in listed if run["name"] == "old"] == [("old", "old-4")]
+    assert "sweep" not in [run["name"] for run in listed]
+
+
+def test_of_a_run_that_goes_on_the_lines_of_its_jobs_before_are_shown_unless_the_tail_is_asked_for(
+    azure: AzureLocal, msggan_aml: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PAUSES_S", (0,))
+    _, newest = add_jobs(azure, "old", old="Failed", old_2="Running")
+
+    def end() -> None:
+        newest.status = "Completed"
+
+    for words, lines in (
+        ([], ["old began", "old ended", "old-2 began", "old-2 ended"]),
+        (["--tail", "1"], ["old-2 ended"]),
+    ):
+        newest.status = "Running"
+        azure.fault("GET", "old-2/details", nth=2, meanwhile=end)
+        followed = msggan_aml("logs", "old", "--follow", *words)
+        assert followed.exit_code == 0, followed.stderr
+        assert followed.stdout.splitlines() == lines
+        azure.faults.clear()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "state", "reason", "verb"),
+    [
+        (
+            "Canceled",
+            "The job exceeded its time limit of 1 seconds.",
+            "failed",
+            "Give it longer: --timeout-hours.",
+            "logs",
+        ),
+        ("Canceled", "Somebody did.", "cancelled", "", "logs"),
+        ("Failed", "Execution failed. User process exited with status code 7.", "failed", "exit code 7", "logs"),
+        ("NotResponding", "", "interrupted", "", "logs"),
+        ("Completed", "", "completed", "", "sample"),
+        ("CancelRequested", "", "running", "", "logs"),
+        ("SomethingNew", "", "running", "", "logs"),
+    ],
+)
+def test_how_a_job_stands_is_said_in_our_words(
+    azure: AzureLocal, msggan_aml: Command, *, status: str, error: str, state: str, reason: str, verb: str
+) -> None:
+    (job,) = add_jobs(azure, "old", old=status)
+    job.error = {"code": "UserError", "message": error} if error else None
+    told = msggan_aml("status", "old", "-o", "json").json
+    assert told["state"] == state
+    assert reason in told["reason"]
+    assert bool(told["reason"]) is bool(reason)
+    assert (told["ended"] is None) is (state == "running")
+    assert told["next"][0].startswith(f"msggan-aml {verb} old")
+    assert told["next"][0].endswith("--follow") is (state == "running")
+
+
+def test_how_far_a_run_is_is_read_from_the_end_of_its_reports(azure: AzureLocal, msggan_aml: Command) -> None:
+    report = '{{"images": {}, "d_loss": 1.5, "note": "{}"}}\n'
+    long = "".join(report.format(number, "x" * 1000) for number in range(1000))
+    add_old_run(azure, {"metrics.jsonl": long.encode(), "config.json": b'{"kimg": 1.001}'})
+    told = msggan_aml("status", "old", "-o", "json").json
+    assert (told["images_seen"], told["images_total"], told["metrics"]["d_loss"]) == (999, 1001, 1.5)
+    (read,) = [
+        request for request in azure.made("GET", "runs/old/metrics.jsonl") if request.host.startswith("msgganstore")
+    ]
+    assert read.headers["x-ms-range"].startswith(f"bytes={len(long) - LAST_BYTES}-")
+    azure.put_blob("msggan/runs/old/config.json", b"{")
+    assert msggan_aml("status", "old", "-o", "json").json["images_total"] is None
+
+
+def test_a_run_whose_storage_does_not_open_says_how_its_job_stands(azure: AzureLocal, msggan_aml: Command) -> None:
+    add_old_run(azure, {"metrics.jsonl": b'{"images": 40}\n'})
+    azure.cloud.shared_keys, azure.cloud.blob_role = False, None
+    told = msggan_aml("status", "old", "-o", "json")
+    assert (told.exit_code, told.json["state"], told.json["images_seen"]) == (0, "completed", None)
+    assert "KeyBasedAuthenticationNotPermitted" in told.stderr
 
 
 RANGE = 1 << 10  # bytes that a download asks for at a time in these tests; the SDK's own is 32 MiB

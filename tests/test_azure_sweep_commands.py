@@ -80,6 +80,7 @@ def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan
     assert [trial["objective"] for trial in status["trials"]] == sorted(trial["objective"] for trial in trials)
     for number in range(3):
         assert f"Trial {number} of 3: g_lr=" in found.stderr
+    assert sum(line.startswith("Trial ") for line in found.stderr.splitlines()) == 3  # each once, at whichever look
     page = (place / "runs" / "find" / "report.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 3
 
@@ -194,11 +195,19 @@ def _the_same_again_is_complete_and_more_trials_go_on(
 
 
 @pytest.mark.usefixtures("_no_mlflow")
-def test_a_grid_goes_on_with_just_the_combinations_that_are_left(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_a_grid_goes_on_with_just_the_combinations_that_are_left_wherever_the_images_lie(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
     grid = ["--over", "loss=hinge,relativistic-hinge", "--over", "mirror", "--sampling", "grid", *SHORT]
     begun = msggan_aml(*sweep(*grid, "--trials", "3", "--concurrent", "3"))
     assert begun.exit_code == 0, begun.stderr
-    ended = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3"))
+    (place / "tiny" / "00.png").rename(place / "00.png")
+    other = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3"))
+    assert other.exit_code == 2
+    assert "--data tiny: the sweep find is on other images" in other.stderr
+    (place / "00.png").rename(place / "tiny" / "00.png")
+    (place / "tiny").rename(place / "elsewhere")
+    ended = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3", "--data", "elsewhere"))
     assert ended.exit_code == 0, ended.stderr
     tried = [trial["settings"] for trial in by_number(ended.json)]
     assert tried == [

@@ -225,6 +225,10 @@ class AzureLocal:
         """A job's log or artifact, empty if there is none yet."""
         return self._read(ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{job}/{name}") or b""
 
+    def put_artifact(self, job: str, name: str, data: bytes) -> None:
+        """Writes a job's log or artifact, past the network."""
+        self._blobs.write(self.cloud.account, ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{job}/{name}", data)
+
     def _read(self, container: str, path: str) -> bytes | None:
         if path not in self._blobs.names(self.cloud.account, container, path):
             return None
