@@ -28,6 +28,7 @@ from orchestration.azure.jobs import (
     has_ended,
     is_timeout,
     job_name,
+    plan_problems,
     run_folder,
     state_of,
 )
@@ -167,6 +168,8 @@ def test_all_that_the_service_would_refuse_is_told_at_once() -> None:
     with pytest.raises(UsageError, match="one of the two"):
         build_job(job_plan(compute=None))
     build_job(job_plan(tags={str(number): "x" * LONGEST_TAG for number in range(MOST_TAGS)}))
+    for tags in ({"long": "x" * (LONGEST_TAG + 1)}, {str(number): "x" for number in range(MOST_TAGS + 1)}):
+        assert plan_problems(job_plan(tags=tags)) == ["A job may have 50 tags of 256 characters."]
 
 
 # --- Names and words --------------------------------------------------------------------------------------------------
@@ -185,16 +188,26 @@ def test_a_configuration_is_known_again_by_what_is_asked_and_not_by_where_the_im
         configuration_hash(RunSpec(TrainConfig(resolution=8, kimg=3), "flowers", "flowers", SPEC.place), data),
         configuration_hash(RunSpec(SPEC.config, "flowers", "roses", SPEC.place), data),
         configuration_hash(SPEC, JobData("azureml:flowers:3", "uri_file")),
+        configuration_hash(SPEC, data, ["a sweep over g_lr"]),
     ]
-    assert len({known, *others}) == 4
+    assert len({known, *others}) == 5
 
 
-def test_a_state_that_is_new_to_us_goes_on() -> None:
-    words = ["Queued", "Starting", "Finalizing", "Completed", "Failed", "Canceled", "NotResponding", "Pondering"]
-    assert [state_of(word) for word in words] == [
-        *("queued", "preparing", "running", "completed", "failed", "cancelled", "interrupted", "running")
-    ]
-    assert [word for word in words if has_ended(word)] == ["Completed", "Failed", "Canceled", "NotResponding"]
+def test_the_states_of_the_service_have_our_words_and_one_that_is_new_to_us_goes_on() -> None:
+    words = {
+        "queued": ["NotStarted", "Queued", "Provisioning", "Scheduled", "Paused"],
+        "preparing": ["Starting", "Preparing"],
+        "running": ["Running", "Finalizing", "CancelRequested", "Pondering"],
+        "completed": ["Completed"],
+        "failed": ["Failed"],
+        "cancelled": ["Canceled"],
+        "interrupted": ["NotResponding"],
+    }
+    assert {state: list(map(state_of, said)) for state, said in words.items()} == {
+        state: [state] * len(said) for state, said in words.items()
+    }
+    every = [word for said in words.values() for word in said]
+    assert [word for word in every if has_ended(word)] == ["Completed", "Failed", "Canceled", "NotResponding"]
 
 
 @pytest.mark.parametrize(
