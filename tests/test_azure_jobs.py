@@ -33,6 +33,7 @@ from orchestration.azure.jobs import (
     state_of,
 )
 from orchestration.azure.snapshot import staged
+from orchestration.azure.uploads import hash_of
 from orchestration.spec import RunSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -251,6 +252,12 @@ def test_the_snapshot_is_the_package_and_nothing_else_and_the_same_twice(
         assert str(one) == f"{len(expected)} files, {size / 1024:.0f} KiB"
         folders = [one.folder, other.folder]
     assert not [folder for folder in folders if folder.exists()]
+
+
+def test_the_hash_of_files_is_of_their_paths_and_contents_in_whatever_order() -> None:
+    files = [{"a": b"bc"}, {"ab": b"c"}, {"a": b"b", "c": b""}, {"abc": b""}, {}]
+    assert len({hash_of(one) for one in files}) == len(files)
+    assert hash_of({"a": b"1", "b": b"2"}) == hash_of({"b": b"2", "a": b"1"})
 
 
 def test_what_lies_in_a_package_s_folder_without_being_of_it_stays(

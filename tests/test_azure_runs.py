@@ -99,6 +99,10 @@ def test_a_long_list_is_read_page_by_page_and_told_up_to_a_limit(azure: AzureLoc
     assert "There are more than these 50 runs; the older ones are in the portal." in told.stderr
     listed = [request for request in azure.made("GET", "/jobs") if request.path.endswith("/jobs")]
     assert [request.query["tag"] for request in listed] == ["msggan.run"] * 9 + ["msggan.sweep"]
+    for number in range(10):
+        del azure.cloud.jobs[f"old-{number}"]
+    all_of_them = msggan_aml("list", "-o", "json")
+    assert (all_of_them.json, "There are more" in all_of_them.stderr) == (told.json, False)
 
 
 def add_jobs(azure: AzureLocal, run: str, **statuses: str) -> list[Job]:
@@ -315,6 +319,63 @@ def test_a_file_that_the_run_takes_away_meanwhile_is_left_out(
     assert ended.exit_code == 0, ended.stderr
     assert ended.json == {"files": 1, "bytes": 2, "path": "old"}
     assert files_in(place / "old") == {"a.json": b"{}"}
+
+
+def test_what_a_run_did_not_write_whole_or_for_people_is_not_downloaded(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    kept = {"a.json": b"{}", "samples/1.png": b"picture"}
+    left = ["run.lock", "a.json.part", ".amlignore", "samples/.thumbnail.png", ".cache/x"]
+    add_old_run(azure, {**kept, **dict.fromkeys(left, b"1")})
+    container = azure.cloud.blobs.container(azure.cloud.account, azure.container)
+    container.upload_blob(
+        "msggan/runs/old/samples", b"", metadata={"hdi_isfolder": "true"}
+    )  # how a mount marks folders
+    ended = msggan_aml("download", "old", "-o", "json")
+    assert ended.exit_code == 0, ended.stderr
+    assert files_in(place / "old") == kept
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+def test_a_download_goes_on_with_no_other_run_s_files(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    add_old_run(azure, {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
+    azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
+    assert msggan_aml("download", "old").exit_code == 1
+    azure.faults.clear()
+    add_jobs(azure, "another", another="Completed")
+    azure.put_blob("msggan/runs/another/a.json", b"[]")
+    refused = msggan_aml("download", "another", "--out", "old")
+    assert refused.exit_code == 2
+    assert (place / "old" / "a.json").read_bytes() == b"{}"
+
+    (part,) = (place / "old").glob("*.part")
+    part.write_bytes(bytes(5 * RANGE))  # longer than the file: it cannot be of it
+    spoilt = msggan_aml("download", "old")
+    assert spoilt.exit_code == 1
+    assert "generator.safetensors: 5120 bytes came instead of 4096.\nDownload it again." in spoilt.stderr
+    assert msggan_aml("download", "old").exit_code == 0
+    assert files_in(place / "old").keys() == {"a.json", GENERATOR}
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize(("becomes", "exit_code"), [("Completed", 0), ("Running", 1)])
+def test_a_job_that_ends_by_itself_while_it_is_cancelled_stands_as_it_ended(
+    azure: AzureLocal, msggan_aml: Command, becomes: str, exit_code: int
+) -> None:
+    (job,) = add_jobs(azure, "old", old="Running")
+
+    def end() -> None:
+        job.status = becomes
+
+    azure.fault("POST", "/jobs/old/cancel", status=400, meanwhile=end)
+    ended = msggan_aml("cancel", "old", "-o", "json")
+    assert ended.exit_code == exit_code, ended.stderr
+    if exit_code:
+        assert ended.json["error"]["message"].startswith("Cancelling old: ")
+    else:
+        assert ended.json["state"] == "completed"
+    refused = msggan_aml("cancel", "old") if becomes == "Completed" else None
+    assert refused is None or (refused.exit_code, "old: is not running but completed." in refused.stderr) == (2, True)
 
 
 @pytest.mark.usefixtures("_no_waiting")

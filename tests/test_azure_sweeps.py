@@ -255,6 +255,7 @@ def test_the_settings_of_a_trial_are_read_from_its_tag(tag: str, settings: dict[
         ("Failed", None, True),
         ("NotResponding", None, True),
         ("Canceled", "2026-11-25T10:00:05Z", True),  # it ran beside this one
+        ("Canceled", "2026-11-25T10:00:10Z", True),
         ("Canceled", "2026-11-25T10:00:15Z", False),
     ],
 )
