@@ -370,7 +370,8 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
         return provisioning.plan_provisioning(client, settings, os.environ)
 
     plan = read_plan()
-    for line in provisioning.plan_lines(plan.items):
+    nothing = ["Nothing to delete."] if delete and not plan.to_do else []
+    for line in [*provisioning.plan_lines(plan.items), *nothing]:
         (tell if output == "json" else click.echo)(line)
     refusal = plan.refusal
     if refusal:

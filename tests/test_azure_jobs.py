@@ -30,10 +30,12 @@ from orchestration.azure.jobs import (
     has_ended,
     is_timeout,
     job_name,
+    plan_problems,
     run_folder,
     state_of,
 )
 from orchestration.azure.snapshot import staged
+from orchestration.azure.uploads import hash_of
 from orchestration.spec import RunSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -169,6 +171,8 @@ def test_all_that_the_service_would_refuse_is_told_at_once() -> None:
     with pytest.raises(UsageError, match="one of the two"):
         build_job(job_plan(compute=None))
     build_job(job_plan(tags={str(number): "x" * LONGEST_TAG for number in range(MOST_TAGS)}))
+    for tags in ({"long": "x" * (LONGEST_TAG + 1)}, {str(number): "x" for number in range(MOST_TAGS + 1)}):
+        assert plan_problems(job_plan(tags=tags)) == ["A job may have 50 tags of 256 characters."]
 
 
 # --- Names and words --------------------------------------------------------------------------------------------------
@@ -187,16 +191,26 @@ def test_a_configuration_is_known_again_by_what_is_asked_and_not_by_where_the_im
         configuration_hash(RunSpec(TrainConfig(resolution=8, kimg=3), "flowers", "flowers", SPEC.place), data),
         configuration_hash(RunSpec(SPEC.config, "flowers", "roses", SPEC.place), data),
         configuration_hash(SPEC, JobData("azureml:flowers:3", "uri_file")),
+        configuration_hash(SPEC, data, ["a sweep over g_lr"]),
     ]
-    assert len({known, *others}) == 4
+    assert len({known, *others}) == 5
 
 
-def test_a_state_that_is_new_to_us_goes_on() -> None:
-    words = ["Queued", "Starting", "Finalizing", "Completed", "Failed", "Canceled", "NotResponding", "Pondering"]
-    assert [state_of(word) for word in words] == [
-        *("queued", "preparing", "running", "completed", "failed", "cancelled", "interrupted", "running")
-    ]
-    assert [word for word in words if has_ended(word)] == ["Completed", "Failed", "Canceled", "NotResponding"]
+def test_the_states_of_the_service_have_our_words_and_one_that_is_new_to_us_goes_on() -> None:
+    words = {
+        "queued": ["NotStarted", "Queued", "Provisioning", "Scheduled", "Paused"],
+        "preparing": ["Starting", "Preparing"],
+        "running": ["Running", "Finalizing", "CancelRequested", "Pondering"],
+        "completed": ["Completed"],
+        "failed": ["Failed"],
+        "cancelled": ["Canceled"],
+        "interrupted": ["NotResponding"],
+    }
+    assert {state: list(map(state_of, said)) for state, said in words.items()} == {
+        state: [state] * len(said) for state, said in words.items()
+    }
+    every = [word for said in words.values() for word in said]
+    assert [word for word in every if has_ended(word)] == ["Completed", "Failed", "Canceled", "NotResponding"]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +254,12 @@ def test_the_snapshot_is_the_package_and_nothing_else_and_the_same_twice(
         assert str(one) == f"{len(expected)} files, {size / 1024:.0f} KiB"
         folders = [one.folder, other.folder]
     assert not [folder for folder in folders if folder.exists()]
+
+
+def test_the_hash_of_files_is_of_their_paths_and_contents_in_whatever_order() -> None:
+    files = [{"a": b"bc"}, {"ab": b"c"}, {"a": b"b", "c": b""}, {"abc": b""}, {}]
+    assert len({hash_of(one) for one in files}) == len(files)
+    assert hash_of({"a": b"1", "b": b"2"}) == hash_of({"b": b"2", "a": b"1"})
 
 
 def test_what_lies_in_a_package_s_folder_without_being_of_it_stays(

@@ -1,4 +1,7 @@
-"""Does a log that grows come line by line, none lost and none twice, however it is cut and whatever breaks?"""
+"""Does a log that grows come line by line, none lost and none twice, however it is cut and whatever breaks?
+
+And is a job followed to its end, with what becomes of it told once?
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from azure.core.exceptions import HttpResponseError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orchestration.azure import logs
-from orchestration.azure.history import build_details
+from msggan.errors import MsgganError
+from orchestration.azure import following, logs
+from orchestration.azure.client import azure_errors
+from orchestration.azure.following import Watch
+from orchestration.azure.history import Details, build_details
 from orchestration.azure.logs import BUILD_LOG, JOB_LOG, LogReader, log_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -158,3 +165,104 @@ def test_the_log_of_a_job_is_its_first_process_s(names: list[str], found: str | 
     assert log_in(details, JOB_LOG) == (f"https://{found}" if found else None)
     built = [name for name in names if "build" in name]
     assert log_in(details, BUILD_LOG) == (f"https://{built[0]}" if built else None)
+
+
+# --- Following a job --------------------------------------------------------------------------------------------------
+
+
+class Job:
+    """A job that is looked at: each look takes the next of `looks`, the last one again and again.
+
+    A look is the service's word for the state, alone, with warnings, or with what the log holds by then; or a status
+    with which the service refuses to answer. number: how many looks there were.
+    """
+
+    def __init__(self, log: Log, *looks: str | int | tuple[str, bytes] | tuple[str, str]) -> None:
+        turn_to(log)
+        self.log, self.looks, self.number = log, looks, 0
+
+    def look(self) -> Details:
+        look = self.looks[min(self.number, len(self.looks) - 1)]
+        self.number += 1
+        if isinstance(look, int):
+            refusal = HttpResponseError("Not now")
+            refusal.status_code = look
+            with azure_errors("Looking"):
+                raise refusal
+        status, more = look if isinstance(look, tuple) else (look, "")
+        if isinstance(more, bytes):
+            self.log.content = more
+            return Details(status, logs={"user_logs/std_log.txt": self.log.url})
+        return Details(status, warnings=(more,) if more else ())
+
+    def watch(self, told: list[str], *, tail: int | None = None) -> Watch:
+        return Watch("job", self.look, told.append, wait_factor_s=0, tail=tail)
+
+
+@pytest.fixture
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "PAUSES_S", (0,))
+    monkeypatch.setattr(following, "LAST_LINES_S", 0)
+
+
+@pytest.mark.usefixtures("_no_pauses")
+def test_what_becomes_of_a_job_is_told_once_however_often_it_is_looked_at(log: Log) -> None:
+    waiting = [("Queued", "no node is free")] * 3 + [("Queued", "no quota is left")] * 2
+    at_work = ["Starting", "Preparing", "Running", "Running", "Queued", "Queued", "Running", "Running", "Finalizing"]
+    told: list[str] = []
+    assert list(Job(log, *waiting, *at_work, "Completed").watch(told).lines()) == []
+    preparing = "job: gets its machine ready: the environment, the images"
+    assert told == [
+        "job: waits for a machine; no node is free",
+        "job: waits for a machine; no quota is left",
+        preparing,
+        "job: runs",
+        "job: its machine was taken away (time 1 that is seen here). It starts again by itself, from its last "
+        "checkpoint.",
+        "job: waits for a machine",
+        "job: runs",
+    ]
+
+
+@pytest.mark.usefixtures("_no_pauses")
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_job_is_followed_through_a_busy_service_which_is_told_once_each_time(log: Log, status: int) -> None:
+    told: list[str] = []
+    looks = ["Running", status, status, status, "Running", status, ("Completed", b"done\n")]
+    assert list(Job(log, *looks).watch(told).lines()) == ["done"]
+    busy = (
+        f"Azure is busy or broken: status {status}, again and again. job goes on, and is looked for until it answers."
+    )
+    assert told == ["job: runs", f"Looking: Not now. {busy}", f"Looking: Not now. {busy}"]
+
+
+@pytest.mark.usefixtures("_no_pauses")
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409])
+def test_a_job_that_may_not_be_looked_at_is_not_followed(log: Log, status: int) -> None:
+    with pytest.raises(MsgganError, match="Looking: Not now"):
+        list(Job(log, "Running", status, "Completed").watch([]).lines())
+
+
+@pytest.mark.usefixtures("_no_pauses")
+@pytest.mark.parametrize("seen", [("Running", b"1\n"), "Running"])
+def test_lines_that_are_carried_to_the_log_after_the_end_are_shown(log: Log, seen: str | tuple[str, bytes]) -> None:
+    job = Job(log, seen, ("Completed", b"1\n") if isinstance(seen, tuple) else "Completed", ("Completed", b"1\n2\n3"))
+    assert list(job.watch([]).lines()) == ["1", "2", "3"]
+    assert job.number == 3
+
+
+@pytest.mark.usefixtures("_no_pauses")
+def test_a_log_that_cannot_be_read_at_the_end_is_asked_for_again(log: Log) -> None:
+    job = Job(log, ("Completed", b"1\n2"))
+    log.faults = [403, 403, "cut"]
+    assert list(job.watch([]).lines()) == ["1", "2"]
+    log.faults = [403] * 10**3
+    assert list(job.watch([]).lines()) == []  # it is given up
+
+
+@pytest.mark.usefixtures("_no_pauses")
+@pytest.mark.parametrize("before", [[], ["Queued", "Running"]])
+def test_the_tail_is_of_the_first_lines_alone(log: Log, before: list[str]) -> None:
+    written = [b"1\n2\n3\n", b"1\n2\n3\n4\n5\n6\n7\n", b"1\n2\n3\n4\n5\n6\n7\n8\n9\n10"]
+    job = Job(log, *before, *(("Running", content) for content in written[:-1]), ("Completed", written[-1]))
+    assert list(job.watch([], tail=2).lines()) == ["2", "3", "4", "5", "6", "7", "8", "9", "10"]

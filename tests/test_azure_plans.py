@@ -140,7 +140,8 @@ def test_only_a_cluster_that_was_made_here_is_deleted() -> None:
     assert plan_cluster_deletion("gpu", cluster(tags={"msggan": "provisioned"})).action == "delete"
     assert plan_cluster_deletion("gpu", cluster(tags={"msggan": "mine"})).action == "keep"
     assert plan_cluster_deletion("gpu", cluster()).action == "keep"
-    assert plan_cluster_deletion("gpu", None).action == "keep"
+    instance = ComputeInstance(name="gpu", tags={"msggan": "provisioned"})
+    assert plan_cluster_deletion("gpu", instance).action == "keep"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,6 @@ def test_only_a_datastore_that_was_made_here_is_deleted() -> None:
     assert plan_datastore_deletion("msggan", ours).action == "delete"
     ours.tags = {}
     assert plan_datastore_deletion("msggan", ours).action == "keep"
-    assert plan_datastore_deletion(None, None).action == "keep"
 
 
 def test_one_secret_at_most_is_taken_and_none_is_printed() -> None:

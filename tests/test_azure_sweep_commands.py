@@ -15,8 +15,11 @@ from azure_local import AzureLocal
 from conftest import Ended, run_in, started, stopped, wait_for
 
 from msggan import load_generator
+from msggan.config import TrainConfig
+from orchestration.search_space import read_space
 from orchestration.settings import read_settings
-from orchestration.sweep import CANCELLED
+from orchestration.sweep import CANCELLED, EarlyStopping, SweepSpec
+from orchestration.sweep_request import SweepRequest
 from orchestration.voice import Voice
 
 pytestmark = [
@@ -80,6 +83,7 @@ def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan
     assert [trial["objective"] for trial in status["trials"]] == sorted(trial["objective"] for trial in trials)
     for number in range(3):
         assert f"Trial {number} of 3: g_lr=" in found.stderr
+    assert sum(line.startswith("Trial ") for line in found.stderr.splitlines()) == 3  # each once, at whichever look
     page = (place / "runs" / "find" / "report.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 3
 
@@ -194,11 +198,19 @@ def _the_same_again_is_complete_and_more_trials_go_on(
 
 
 @pytest.mark.usefixtures("_no_mlflow")
-def test_a_grid_goes_on_with_just_the_combinations_that_are_left(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_a_grid_goes_on_with_just_the_combinations_that_are_left_wherever_the_images_lie(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
     grid = ["--over", "loss=hinge,relativistic-hinge", "--over", "mirror", "--sampling", "grid", *SHORT]
     begun = msggan_aml(*sweep(*grid, "--trials", "3", "--concurrent", "3"))
     assert begun.exit_code == 0, begun.stderr
-    ended = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3"))
+    (place / "tiny" / "00.png").rename(place / "00.png")
+    other = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3"))
+    assert other.exit_code == 2
+    assert "--data tiny: the sweep find is on other images" in other.stderr
+    (place / "00.png").rename(place / "tiny" / "00.png")
+    (place / "tiny").rename(place / "elsewhere")
+    ended = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3", "--data", "elsewhere"))
     assert ended.exit_code == 0, ended.stderr
     tried = [trial["settings"] for trial in by_number(ended.json)]
     assert tried == [
@@ -348,6 +360,42 @@ def test_every_trial_is_found_however_many_there_are(
     assert [child.name for child in found] == [f"many_{number}" for number in range(120)]
     assert [child.status for child in found] == ["Completed", "Failed"] * 60
     assert len(azure.made("GET", "/runs/many/children")) == 3
+
+
+@pytest.mark.parametrize(("policy", "reason"), [("none", CANCELLED), ("median", "Azure ML ended it early.")])
+def test_how_a_trial_ended_is_read_from_the_service_its_log_and_its_reports(
+    azure: AzureLocal, msggan_aml: Command, policy: str, reason: str
+) -> None:
+    config = TrainConfig(resolution=8)
+    stopping = EarlyStopping(policy)
+    spec = SweepSpec(
+        config, "tiny", "find", read_space(("g_lr=0.001..0.01",), config), trials=7, early_stopping=stopping
+    )
+    azure.put_blob("msggan/runs/find/sweep.json", SweepRequest.of(spec).to_bytes())
+    output = {"run": {"jobOutputType": "uri_folder", "uri": f"{RUNS}find/"}}
+    for name, status in (("find", "Completed"), ("find-2", "Running")):
+        azure.add_ended_job(name, status, tags={"msggan.run": "find", "msggan.sweep": "find"}, outputs=output)
+    states = ["Completed", "Completed", "Canceled", "Canceled", "Failed", "NotResponding"]
+    names = [*((f"find_{number}", status) for number, status in enumerate(states)), ("find-2_0", "Running")]
+    for name, status in names:
+        azure.add_ended_job(name, status).parent = name.rpartition("_")[0]
+        azure.job(name.rpartition("_")[0]).add_tags({name: '{"g_lr": 0.002}'})
+    azure.put_blob("msggan/runs/find/trials/find_0/metrics.jsonl", b'{"images": 40, "swd": 3.5}\n')
+    azure.job("find_2").error = {"code": "UserError", "message": "The job exceeded its time limit of 60 seconds."}
+    azure.put_artifact("find_4", "user_logs/std_log.txt", b"Training\nError: Out of memory.\nMore.")
+    trials = by_number(msggan_aml("status", "find", "-o", "json").json)
+    assert [(trial["number"], trial["job_id"], trial["state"], trial["reason"]) for trial in trials] == [
+        (0, "find_0", "completed", ""),
+        (1, "find_1", "failed", "It never logged swd."),
+        (2, "find_2", "stopped", "Its time was up: --timeout-hours."),
+        (3, "find_3", "stopped", reason),
+        (4, "find_4", "failed", "Out of memory."),
+        (5, "find_5", "interrupted", ""),
+        (6, "find-2_0", "running", ""),
+    ]
+    assert [trial["objective"] for trial in trials] == [3.5, *[None] * 6]
+    assert {trial["settings"]["g_lr"] for trial in trials} == {0.002}
+    assert trials[6]["run_dir"] == f"{RUNS}find/trials/find-2_0/"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,10 +23,12 @@ from orchestration.azure.sweep_jobs import (
     trial_command,
     whole,
 )
+from orchestration.azure.sweep_standing import reasons_to_give_up, standing
 from orchestration.azure.sweep_submission import what_is_left
 from orchestration.azure.trials import Begun, ended_with_its_sweep, settings_in
 from orchestration.search_space import Choice, Interval, SearchSpace, read_space
 from orchestration.sweep import EarlyStopping, Objective, SweepSpec, Trial
+from orchestration.sweep_request import SweepRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -252,6 +255,7 @@ def test_the_settings_of_a_trial_are_read_from_its_tag(tag: str, settings: dict[
         ("Failed", None, True),
         ("NotResponding", None, True),
         ("Canceled", "2026-11-25T10:00:05Z", True),  # it ran beside this one
+        ("Canceled", "2026-11-25T10:00:10Z", True),
         ("Canceled", "2026-11-25T10:00:15Z", False),
     ],
 )
@@ -263,3 +267,57 @@ def test_a_trial_is_cancelled_with_its_sweep_where_no_other_began_later(
     next_one = Begun(1, Details("Canceled", started=next_began, ended="2026-11-25T10:00:20Z"), parent, {})
     of_another_job = Begun(2, Details("Running", started="2026-11-25T11:00:00Z"), other, {})
     assert ended_with_its_sweep(cancelled, [cancelled, next_one, of_another_job]) is is_so
+
+
+# --- How a sweep stands -----------------------------------------------------------------------------------------------
+
+
+def request_of(trials: int, most_failed: float) -> SweepRequest:
+    return SweepRequest.of(replace(sweep_spec("g_lr=0.001..0.01", trials=trials), most_failed=most_failed))
+
+
+@pytest.mark.parametrize(
+    ("most_failed", "states", "given_up"),
+    [
+        (0.5, ["failed", "failed", "completed", "running"], False),
+        (0.5, ["failed", "failed", "failed", "running"], True),
+        (0.0, ["completed", "completed", "failed"], True),
+        (0.0, ["completed", "completed", "stopped"], False),
+        (1.0, ["failed", "failed", "failed", "running"], False),
+        (1.0, ["failed", "failed", "failed", "failed"], True),
+    ],
+)
+def test_a_sweep_is_given_up_where_more_trials_failed_than_may_or_all(
+    most_failed: float, states: list[str], given_up: bool
+) -> None:
+    trials = [replace(ended_trial(number, state), reason="no memory") for number, state in enumerate(states)]
+    failed = ["no memory"] * states.count("failed")
+    assert reasons_to_give_up(trials, request_of(4, most_failed)) == (failed if given_up else [])
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "states", "state", "reason"),
+    [
+        ("Running", "", ["failed", "failed"], "running", ""),
+        ("Canceled", "", ["failed", "failed"], "failed", "2 of 2 trials failed"),
+        ("Canceled", "", ["completed", "cancelled"], "cancelled", ""),
+        ("Completed", "", ["completed", "failed"], "completed", ""),
+        (
+            "Canceled",
+            "The job exceeded its time limit.",
+            ["failed", "failed"],
+            "completed",
+            "Its time was up after 2 of",
+        ),
+        ("CancelRequested", "The job exceeded its time limit.", ["completed", "running"], "running", ""),
+        ("Failed", "Broken.", ["completed", "completed"], "failed", "Broken."),
+    ],
+)
+def test_a_sweep_stands_as_its_job_does_unless_its_time_was_up_or_too_much_failed(
+    *, status: str, error: str, states: list[str], state: str, reason: str
+) -> None:
+    trials = [replace(ended_trial(number, one), reason="no memory") for number, one in enumerate(states)]
+    told, why = standing(Details(status, error=error), trials, request_of(2, 0.5))
+    assert told == state
+    assert why.startswith(reason)
+    assert bool(why) is bool(reason)

@@ -162,7 +162,9 @@ def test_what_is_made_is_kept_changed_refused_and_deleted(azure: AzureLocal, pro
     assert azure.blob("images/precious.png") == b"1"
     assert azure.cloud.blobs.exists("otherstore", "images")
     azure.recording.clear()
-    assert set(actions(provision("--delete", "--yes", "-o", "json", *STORE)).values()) == {"keep"}
+    nothing = provision("--delete", "--yes", "-o", "json", *STORE)
+    assert (nothing.exit_code, nothing.json) == (0, {"plan": [], "applied": True})
+    assert nothing.stderr.splitlines()[1:] == ["Nothing to delete."]
     assert changing(azure) == []
 
     back = provision("--yes", "-o", "json", *STORE)
@@ -224,9 +226,24 @@ def test_on_a_terminal_it_asks(
 def test_clusters_and_datastores_of_others_are_left_alone(azure: AzureLocal, provision: Provision) -> None:
     azure.add_cluster("msggan-gpu")
     ended = provision("--delete", "--yes", "-o", "json", "--datastore", "workspaceblobstore")
-    assert set(actions(ended).values()) == {"keep"}
+    assert actions(ended) == {"compute": "keep", "datastore": "keep"}
+    assert ended.stderr.splitlines()[1:] == [
+        "  keep compute msggan-gpu: was not made by msggan-aml provision",
+        "  keep datastore workspaceblobstore: was not made by msggan-aml provision",
+        "Nothing to delete.",
+    ]
     assert list(azure.cloud.computes) == ["msggan-gpu"]
     assert "workspaceblobstore" in azure.cloud.datastores
+
+
+@pytest.mark.parametrize("words", [(), STORE])
+def test_where_nothing_was_made_there_is_nothing_to_delete(
+    azure: AzureLocal, provision: Provision, words: tuple[str, ...]
+) -> None:
+    ended = provision("--delete", *words)
+    assert (ended.exit_code, ended.stdout) == (0, "Nothing to delete.\n")
+    assert provision("--delete", "--dry-run", "-o", "json", *words).json == {"plan": [], "applied": False}
+    assert changing(azure) == []
 
 
 def test_a_default_that_would_change_a_cluster_of_others_is_named(azure: AzureLocal, provision: Provision) -> None:
@@ -376,6 +393,21 @@ def test_too_small_a_quota_is_told_before_anything_is_made(azure: AzureLocal, pr
     assert few.exit_code == 5
     assert "--max-nodes 2 would fit." in few.stderr
     assert changing(azure) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "cores", "exit_code"), [(1, 3, 8, 0), (1, 4, 11, 5), (1, 4, 12, 0), (4, 4, 0, 0), (4, 1, 0, 0)]
+)
+def test_a_cluster_that_grows_needs_quota_for_the_machines_that_are_added(
+    azure: AzureLocal, provision: Provision, *, there: int, wanted: int, cores: int, exit_code: int
+) -> None:
+    azure.add_cluster("msggan-gpu", max_nodes=there)
+    azure.cloud.quotas["Standard NCASv3_T4 Family"] = cores
+    ended = provision("--dry-run", "-o", "json", "--max-nodes", str(wanted))
+    assert ended.exit_code == exit_code, ended.stderr
+    if exit_code:
+        assert ended.json["error"]["message"].startswith("3 machines Standard_NC4as_T4_v3 would need 12 cores of the ")
+        assert "--max-nodes 3 would fit." in ended.json["error"]["hint"]
 
 
 def test_a_name_taken_by_another_kind_of_compute_is_refused(azure: AzureLocal, provision: Provision) -> None:

@@ -48,8 +48,9 @@ class Store:
     def walk(self, folder: str) -> Iterator[Blob]:
         """The same as they come, a page at a time."""
         prefix = folder if not folder or folder.endswith("/") else f"{folder}/"
-        for found in self.container.list_blobs(name_starts_with=prefix):
+        for found in self.container.list_blobs(name_starts_with=prefix, include=["metadata"]):
             name = found.name.removeprefix(prefix)
+            # A mount keeps an empty blob for each folder, which only its metadata tells from a file.
             if name and not (found.metadata or {}).get("hdi_isfolder"):
                 yield Blob(name, found.size, found.etag)
 

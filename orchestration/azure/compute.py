@@ -145,14 +145,17 @@ def _others(asked: str, by_name: Mapping[str, Size], setting: str) -> str:
     return f"{words}: {', '.join(size.in_words for size in sizes)}. Say it with {flag(setting)}." if sizes else ""
 
 
-def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority: bool) -> None:
-    """Raises QuotaError where so many machines of this size would be more than the subscription may have."""
+def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority: bool, there: int = 0) -> None:
+    """Raises QuotaError where so many machines of this size would be more than the subscription may have.
+
+    there: how many machines the cluster may have already, beside which `nodes` are to come.
+    """
     needed = size.cores * nodes
     for quota in quotas:
         if not _counts(quota, size, low_priority=low_priority) or quota.limit < 0 or quota.used + needed <= quota.limit:
             continue
         fitting = max(0, quota.limit - quota.used) // size.cores if size.cores else 0
-        fewer = f"\n--max-nodes {fitting} would fit." if fitting else ""
+        fewer = f"\n--max-nodes {there + fitting} would fit." if fitting else ""
         raise QuotaError(
             f"{nodes} machine{'s' if nodes > 1 else ''} {size.name} would need {needed} cores of {quota_words(quota)}.",
             how_to_get_quota() + fewer,
@@ -353,10 +356,8 @@ def delete_cluster(client: Client, name: str, tell: Callable[[str], None]) -> No
         _await(client.ml.compute.begin_delete(name), doing, tell)
 
 
-def plan_cluster_deletion(name: str, there: Compute | None) -> Item:
+def plan_cluster_deletion(name: str, there: Compute) -> Item:
     """Whether the cluster goes: only one that was made here does. Pure."""
-    if there is None:
-        return Item(KIND, name, "keep", reason="is not there")
     if not isinstance(there, AmlCompute) or not is_ours(there.tags):
         return Item(KIND, name, "keep", reason="was not made by msggan-aml provision")
     return Item(KIND, name, "delete", reason="jobs that wait for it or run on it end")

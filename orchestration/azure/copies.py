@@ -10,7 +10,7 @@ from pathlib import Path
 from azure.core.exceptions import ResourceModifiedError, ResourceNotFoundError
 
 from msggan.errors import CheckpointError
-from msggan.files import write_whole
+from msggan.files import put_in_place, sync, write_whole
 from orchestration.azure.blobs import Blob, Store, Tell
 from orchestration.azure.client import Client
 from orchestration.copies import refuse_to_overwrite
@@ -19,6 +19,7 @@ from orchestration.spec import Download
 
 GENERATOR = "generator.safetensors"
 NOTE = ".msggan-download.json"  # what of an unfinished download is here; gone when all is
+PARTS = "*.0x*.part"  # names end with the version's ETag, so that a part is completed from the same version only
 LEFT_OUT = ("run.lock", NOTE)
 TRIES = 5  # of a file that changes while it is read
 
@@ -84,6 +85,8 @@ class _Copy:
             size = self._bring(blob)
             if size is not None:
                 files, sizes = files + 1, sizes + size
+        for part in self.to.rglob(PARTS):  # of a version, or a file, that is no longer in the run
+            part.unlink()
         (self.to / NOTE).unlink(missing_ok=True)
         return Download(files, sizes, str(self.to))
 
@@ -111,13 +114,15 @@ class _Copy:
                 with self.client.errors(f"Downloading {blob.name}"), aside.open("ab") as file:
                     self._moved(file.tell())
                     self.store.append_to(file, self.folder, blob, self._moved)
+                    file.flush()
+                    sync(file.fileno())
                 size = aside.stat().st_size
                 if size != blob.size:
                     aside.unlink()
                     raise AzureServiceError(
                         f"{blob.name}: {size} bytes came instead of {blob.size}.", "Download it again."
                     )
-                aside.replace(path)
+                put_in_place(aside, path)
                 return blob
             except AzureServiceError as error:
                 if not isinstance(error.__cause__, ResourceModifiedError | ResourceNotFoundError):

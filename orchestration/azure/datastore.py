@@ -132,12 +132,8 @@ def with_credentials(item: Item, secret: Secret) -> Item:
     return Item(item.kind, item.name, "change", changes, costs=item.costs)
 
 
-def plan_datastore_deletion(name: str | None, there: Datastore | None) -> Item:
+def plan_datastore_deletion(name: str, there: Datastore) -> Item:
     """Whether the datastore goes, which is a name for a place; what lies there stays in any case. Pure."""
-    if name is None:
-        return Item(KIND, "the workspace's own", "keep", reason="was not made by msggan-aml provision")
-    if there is None:
-        return Item(KIND, name, "keep", reason="is not there")
     if not isinstance(there, AzureBlobDatastore) or not is_ours(there.tags):
         return Item(KIND, name, "keep", reason="was not made by msggan-aml provision")
     reason = f"only the name goes: what lies in {there.account_name}/{there.container_name} stays"

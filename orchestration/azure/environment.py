@@ -256,9 +256,10 @@ def read_ours(client: Client) -> list[str]:
 
 
 def plan_environment_deletion(versions: list[str]) -> Item:
-    """What becomes of our environment: Azure ML archives environments, and jobs of the past keep theirs. Pure."""
-    if not versions:
-        return Item(KIND, NAME, "keep", reason="is not there")
+    """What becomes of our environment: Azure ML archives environments, and jobs of the past keep theirs. Pure.
+
+    versions: at least one.
+    """
     many = f"{len(versions)} version{'s' if len(versions) > 1 else ''}"
     return Item(KIND, NAME, "delete", reason=f"{many}; Azure ML keeps them in its archive, where they cost nothing")
 

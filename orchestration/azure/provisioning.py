@@ -88,17 +88,17 @@ def _compute_step(client: Client, settings: Settings) -> Step:
     item = compute.plan_cluster(settings, compute.read_cluster(client, settings.compute), size)
     if item.action == "refuse":
         return Step(_with_hint(item, compute.hint_of_refusal(client, settings.compute)))
-    nodes = _additional_nodes(item)
-    if nodes > 0:
+    there, wanted = _most_nodes(item)
+    if wanted > there:
         quotas = compute.read_quotas(client, location)
-        compute.check_quota(size, nodes, quotas, low_priority=settings.low_priority)
+        compute.check_quota(size, wanted - there, quotas, low_priority=settings.low_priority, there=there)
     return Step(item, lambda tell: compute.ensure_cluster(client, settings, location, tell))
 
 
-def _additional_nodes(item: Item) -> int:
-    """By how many machines the cluster may become larger."""
+def _most_nodes(item: Item) -> tuple[int, int]:
+    """How many machines the cluster may have so far, and how many it is to have; (0, 0) where that does not change."""
     change = item.changes.get("max_nodes")
-    return change["to"] - (change["from"] or 0) if change else 0
+    return (change["from"] or 0, change["to"]) if change else (0, 0)
 
 
 def _with_hint(item: Item, hint: str) -> Item:
@@ -153,24 +153,21 @@ def _environment_step(client: Client, recipe: environment.Recipe) -> Step:
 
 
 def plan_deletion(client: Client, settings: Settings) -> Plan:
-    """What of all that was made here is there. Only reads."""
+    """What is to be done about each thing of these names that is there; what is not there is not in the plan. Only
+    reads.
+    """
+    steps = []
+    if (cluster := compute.read_cluster(client, settings.compute)) is not None:
+        item = compute.plan_cluster_deletion(settings.compute, cluster)
+        steps.append(Step(item, lambda tell: compute.delete_cluster(client, settings.compute, tell)))
     name = settings.datastore
-    store = datastore.read_datastore(client, name) if name is not None else None
-    versions = environment.read_ours(client)
-    cluster = compute.plan_cluster_deletion(settings.compute, compute.read_cluster(client, settings.compute))
-    return Plan(
-        (
-            Step(cluster, lambda tell: compute.delete_cluster(client, settings.compute, tell)),
-            Step(
-                datastore.plan_datastore_deletion(name, store),
-                lambda tell: datastore.delete_datastore(client, str(name)),
-            ),
-            Step(
-                environment.plan_environment_deletion(versions),
-                lambda tell: environment.archive_environments(client, versions),
-            ),
-        )
-    )
+    if name is not None and (store := datastore.read_datastore(client, name)) is not None:
+        item = datastore.plan_datastore_deletion(name, store)
+        steps.append(Step(item, lambda tell: datastore.delete_datastore(client, name)))
+    if versions := environment.read_ours(client):
+        item = environment.plan_environment_deletion(versions)
+        steps.append(Step(item, lambda tell: environment.archive_environments(client, versions)))
+    return Plan(tuple(steps))
 
 
 # --- Doing ------------------------------------------------------------------------------------------------------------

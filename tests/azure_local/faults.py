@@ -1,9 +1,10 @@
-"""What goes wrong on purpose? A status, a cut connection or a delay, at the n-th request that matches."""
+"""What goes wrong on purpose? A status, a cut connection, a delay or a change, at the n-th request that matches."""
 
 from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .messages import Request
@@ -13,7 +14,8 @@ from .messages import Request
 class Fault:
     """Happens to requests number `nth` … `nth + times - 1` whose method and URL (host, path, query) match.
 
-    `drop` cuts the connection "before" the request was acted on, or "after". `delay` seconds pass before acting.
+    `drop` cuts the connection "before" the request was acted on, or "after". `delay` seconds pass before acting, and
+    `meanwhile` is called: it may change what the request is about.
     `status` answers without acting; Retry-After goes with it where `retry_after` is given.
     """
 
@@ -26,6 +28,7 @@ class Fault:
     code: str = "InjectedFault"
     drop: str | None = None
     delay: float = 0
+    meanwhile: Callable[[], object] = lambda: None
     matched: int = field(default=0, init=False)  # how many requests matched so far
     happened: int = field(default=0, init=False)  # how often it struck
 

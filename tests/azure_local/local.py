@@ -6,6 +6,7 @@ import json
 import secrets
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -156,9 +157,10 @@ class AzureLocal:
         code: str = "InjectedFault",
         drop: str | None = None,
         delay: float = 0,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> Fault:
         """Makes requests that match fail, from the nth on, `times` times; see faults.Fault."""
-        return self.faults.add(Fault(method, pattern, nth, times, status, retry_after, code, drop, delay))
+        return self.faults.add(Fault(method, pattern, nth, times, status, retry_after, code, drop, delay, meanwhile))
 
     def hold_jobs(self, reason: str = "Not enough nodes are free in the cluster.") -> None:
         """From now on jobs stay queued, until `release_jobs`."""
@@ -205,6 +207,10 @@ class AzureLocal:
         """Writes into the default datastore, past the network."""
         self._blobs.write(self.cloud.account, BLOB_CONTAINER, path, data)
 
+    def delete_blob(self, path: str) -> None:
+        """Takes away what the default datastore has at a path, past the network."""
+        self._blobs.container(self.cloud.account, BLOB_CONTAINER).delete_blob(path)
+
     def blob(self, path: str) -> bytes | None:
         """What the default datastore has at a path, None if nothing."""
         return self._read(BLOB_CONTAINER, path)
@@ -216,6 +222,10 @@ class AzureLocal:
     def artifact(self, job: str, name: str) -> bytes:
         """A job's log or artifact, empty if there is none yet."""
         return self._read(ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{job}/{name}") or b""
+
+    def put_artifact(self, job: str, name: str, data: bytes) -> None:
+        """Writes a job's log or artifact, past the network."""
+        self._blobs.write(self.cloud.account, ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{job}/{name}", data)
 
     def _read(self, container: str, path: str) -> bytes | None:
         if path not in self._blobs.names(self.cloud.account, container, path):

@@ -94,6 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.faults.of(request)
         if fault is not None:
             time.sleep(fault.delay)
+            fault.meanwhile()
         if fault is not None and fault.drop == "before":
             self._cut(recorded)
             return
