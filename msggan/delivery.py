@@ -212,7 +212,10 @@ class Delivery:
         return run
 
     def _name_there(self) -> str:
-        return self.name if self.sweep is None else f"{self.sweep.resolve().name}/{self.name}"
+        """A trial is called as in commands, `find/3`, and not by its folder, `trials/003`."""
+        if self.sweep is None:
+            return self.name
+        return f"{self.sweep.resolve().name}/{int(self.name) if self.name.isdecimal() else self.name}"
 
     def _describe(self, run: MlflowRun, parent: dict[str, str]) -> None:
         tags = {"msggan.version": version("msggan"), "msggan.run_dir": str(self.folder.path.resolve())}

@@ -75,13 +75,13 @@ def test_a_sweep_is_one_run_with_its_result_and_its_trials_nested(
     words = ["--over", "g_lr=0.001..0.01", "--sampling", "sobol"]
     first = run_program(*sweep(*words, "--trials", "1"), MSGGAN_TRACKING_URI=database)
     assert first.exit_code == 0, first.stderr
-    assert set(by_name(database)) == {"find", "find/000"}
+    assert set(by_name(database)) == {"find", "find/0"}
 
     ended = run_program(*sweep(*words, "--trials", "2"), MSGGAN_TRACKING_URI=database)
     assert ended.exit_code == 0, ended.stderr
     assert "does not have the sweep's result" not in first.stderr + ended.stderr
     there = by_name(database)
-    assert set(there) == {"find", "find/000", "find/001"}
+    assert set(there) == {"find", "find/0", "find/1"}
     parent, best = there.pop("find"), ended.json["best"]
     assert {run.data.tags[PARENT] for run in there.values()} == {parent.info.run_id}
     assert {run.info.status for run in there.values()} == {"FINISHED"}
@@ -171,8 +171,8 @@ def test_a_parent_that_was_deleted_is_made_anew(database: str, folder: Path) -> 
     MlflowClient(database).delete_run(by_name(database)["find"].info.run_id)
     delivered(trial, database)
     there = by_name(database)
-    assert set(there) == {"find", "find/000"}
-    assert there["find/000"].data.tags[PARENT] == there["find"].info.run_id
+    assert set(there) == {"find", "find/0"}
+    assert there["find/0"].data.tags[PARENT] == there["find"].info.run_id
 
 
 def test_a_trial_that_was_told_alone_before_is_nested_when_it_goes_on(
