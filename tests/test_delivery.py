@@ -673,8 +673,10 @@ def test_a_training_that_was_killed_goes_on_with_each_step_once(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        wait_for(lambda: list(run.checkpoints.glob("*.json")) and (reached(run, database) or 0) > 0)
-        process.kill()
+        try:
+            wait_for(lambda: list(run.checkpoints.glob("*.json")) and (reached(run, database) or 0) > 0)
+        finally:
+            process.kill()
     so_far = read_metrics(run.metrics)[-1]["images"]
     wait_for(lambda: the_run(database).info.status == "FAILED")
 

@@ -22,6 +22,7 @@ curves = st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=5), min_si
 def test_it_decides_at_multiples_of_the_interval_from_the_delay_on() -> None:
     assert list(decisions(EarlyStopping("median", interval=2, delay=5), 0, 9)) == [6, 8]
     assert list(decisions(EarlyStopping("median"), 3, 5)) == [4, 5]
+    assert list(decisions(EarlyStopping("median", delay=3), 0, 4)) == [3, 4], "the delay is itself a decision"
 
 
 def test_the_median_policy_compares_the_best_value_with_the_median_of_the_running_averages() -> None:

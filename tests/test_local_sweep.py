@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -21,11 +22,12 @@ from conftest import Disk, Ended, draw_tiny_images, run_in, started, stopped, wa
 
 from msggan.config import TrainConfig
 from msggan.run_folder import RunFolder
-from msggan.run_state import is_owned
+from msggan.run_state import begin, is_owned, owned
 from msggan.tracking import read_metrics
 from orchestration.local_sweep import LocalSweeps
 from orchestration.search_space import SearchSpace, read_space
-from orchestration.sweep import CANCELLED, SweepSpec
+from orchestration.sweep import CANCELLED, Objective, SweepSpec, reached
+from orchestration.sweep_folder import DIED, SweepFolder, SweepNote, TrialNote
 
 SMALL = ["--resolution", "8", "--latent-size", "8", "--seed", "1"]
 SHORT = [*SMALL, "--kimg", "0.02"]
@@ -251,6 +253,31 @@ def test_a_sweep_that_cannot_be_read_hides_no_other(finished: tuple[Path, Ended]
     assert listed.exit_code == 0
     assert [found["name"] for found in listed.json["sweeps"]] == ["s"]
     assert "runs/cut/sweep.json: is no sweep that msggan wrote." in listed.stderr
+
+
+def test_a_sweep_and_a_trial_whose_processes_are_gone_are_interrupted(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "s")
+    request = SweepNote.of(two_rates(), created="2026-11-26T10:00:00Z", threads=1)
+    request.trials = [TrialNote({"g_lr": 0.001}, "running"), TrialNote({"g_lr": 0.01}, "running")]
+    folder.path.mkdir()
+    folder.save(request)
+    trial = folder.trial(1)
+    trial.path.mkdir(parents=True)
+    with owned(trial):  # one of the trials goes on without its sweep
+        begin(trial, data="tiny", images_seen=0)
+        status = LocalSweeps(tmp_path).sweep_status("s")
+        assert (status.state, status.reason) == ("interrupted", DIED)
+        assert [(one.number, one.state) for one in status.trials] == [(0, "interrupted"), (1, "running")]
+    assert states(LocalSweeps(tmp_path).sweep_status("s").as_json()) == ["interrupted", "interrupted"]
+
+
+def test_a_trial_has_reached_the_best_of_its_finite_measurements() -> None:
+    reports = [{"images": images, "swd": swd} for images, swd in ((8, 50.0), (16, math.nan), (24, 20.0), (32, 30.0))]
+    reports += [{"images": 40, "d_loss": 1.0}]
+    curve = ((8, 50.0), (24, 20.0), (32, 30.0))
+    assert reached(reports, Objective()) == {"curve": curve, "objective": 20.0, "images_seen": 40}
+    assert reached(reports, Objective("swd", "maximize"))["objective"] == 50.0
+    assert reached([], Objective()) == {"curve": (), "objective": None, "images_seen": None}
 
 
 @pytest.mark.usefixtures("tiny_images")
