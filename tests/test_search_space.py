@@ -33,6 +33,7 @@ def complaints(*texts: str, config: TrainConfig = ANY) -> list[str]:
         ("--g-lr=0.001..0.01", Interval("g_lr", 0.001, 0.01, log=True)),
         ("beta2=0.9..0.99", Interval("beta2", 0.9, 0.99, log=False)),
         ("batch_size=4..20", Choice("batch_size", (4, 8, 16))),
+        ("batch_size=5..16", Choice("batch_size", (8, 16))),
         ("batch-size=6,12", Choice("batch_size", (6, 12))),
         ("seed=0..3", Choice("seed", (0, 1, 2, 3))),
         ("penalty_interval=1..16", Choice("penalty_interval", (1, 2, 4, 8, 16))),
