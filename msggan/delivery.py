@@ -34,12 +34,14 @@ from msggan.mlflow_run import (
     begin_run,
     connect,
     find_run,
+    milliseconds,
     params_of,
     rows_of,
     tags_of,
 )
 from msggan.parent_run import parent_run
 from msggan.run_folder import RunFolder
+from msggan.run_state import read_note
 from msggan.tracking_uri import PARENT_VARIABLE, sqlite_file, without_password
 
 INTERVAL_SECONDS = 5.0
@@ -66,6 +68,7 @@ class Reports:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
+        self.newest_ms = 0  # when the last report was made
 
     def new(self) -> list[tuple[dict[str, Any], int]]:
         """The reports since the last time, each with the time it was made, in milliseconds since 1970.
@@ -83,6 +86,7 @@ class Reports:
         self._offset += len(whole)
         reports = list(_points(whole))
         newest = _seconds(reports[-1]) if reports else 0.0
+        self.newest_ms = round(1000 * written) if reports else self.newest_ms
         return [(report, round(1000 * (written - max(0.0, newest - _seconds(report))))) for report in reports]
 
 
@@ -116,10 +120,13 @@ class Delivery:
         self.reports = Reports(folder.metrics)
         self.problem = ""  # how the line began that was said of it
 
-    def attempt(self, final_state: str = "") -> bool:
-        """Delivers what is new, at the end all, and tells of it. → whether everything went well."""
+    def attempt(self, final_state: str = "", *, heard_ms: int | None = None) -> bool:
+        """Delivers what is new, at the end all, and tells of it. → whether everything went well.
+
+        heard_ms: when this process heard of the run's end, in milliseconds since 1970. None: now.
+        """
         try:
-            self._deliver(final_state)
+            self._deliver(final_state, heard_ms)
         except DeliveryError as problem:
             self._tell_problem(problem)
             return False
@@ -130,7 +137,7 @@ class Delivery:
         self.tell(news)
         return True
 
-    def _deliver(self, final_state: str) -> None:
+    def _deliver(self, final_state: str, heard_ms: int | None) -> None:
         try:
             run = self.run = self.run or self._connect(final_state)
             self._deliver_reports(run)
@@ -145,9 +152,15 @@ class Delivery:
                 run.keep_file(self.folder.metrics)
         finally:
             if final_state:  # a store that takes no files takes this
-                run.end(final_state)
+                run.end(final_state, self._ended_ms(final_state, heard_ms))
         if final_state:
             self._note(replace(self.reached, ended=final_state))
+
+    def _ended_ms(self, final_state: str, heard_ms: int | None) -> int | None:
+        """When the training ended, as `run.json` has it. A run that fails or dies has not noted its end yet."""
+        note = read_note(self.folder)
+        noted = milliseconds(note.ended) if note is not None and note.state == final_state else None
+        return heard_ms if noted is None else max(noted, self.reports.newest_ms)
 
     def _tell_problem(self, problem: DeliveryError) -> None:
         news = {"problem": problem.reason}
@@ -186,7 +199,9 @@ class Delivery:
             else:
                 reached = replace(reached, delivered_images=images)
         else:
-            run = begin_run(client, self.uri, self._name_there())
+            note = read_note(self.folder)
+            started_ms = None if note is None else milliseconds(note.created)
+            run = begin_run(client, self.uri, self._name_there(), started_ms=started_ms)
         self.reached = replace(reached, experiment_id=run.experiment_id, run_id=run.run_id, ended="")
         self.reached.save(self.cursor)
         self.reports = Reports(self.folder.metrics)
@@ -199,7 +214,10 @@ class Delivery:
         return run
 
     def _name_there(self) -> str:
-        return self.name if self.sweep is None else f"{self.sweep.resolve().name}/{self.name}"
+        """A trial is called as in commands, `find/3`, and not by its folder, `trials/003`."""
+        if self.sweep is None:
+            return self.name
+        return f"{self.sweep.resolve().name}/{int(self.name) if self.name.isdecimal() else self.name}"
 
     def _describe(self, run: MlflowRun, parent: dict[str, str]) -> None:
         tags = {"msggan.version": version("msggan"), "msggan.run_dir": str(self.folder.path.resolve())}
@@ -269,10 +287,10 @@ def main() -> None:
         os.nice(10)
     tell = _channel()
     ended = threading.Event()
-    state: list[str] = []
+    end: list[tuple[str, int]] = []
 
     def listen() -> None:
-        state.append(sys.stdin.readline().strip() or "died")
+        end.append((sys.stdin.readline().strip() or "died", _now_ms()))
         ended.set()
 
     threading.Thread(target=listen, daemon=True).start()
@@ -286,7 +304,7 @@ def main() -> None:
                 tell({})  # from the first sign on, slowness is the server's; making a database here is part of starting
             delivery = Delivery(folder, uri, tell)
             keep_delivering(delivery, ended)
-            finish(delivery, state[0])
+            finish(delivery, *end[0])
     except Timeout:
         raise SystemExit(1) from None
 
@@ -299,16 +317,20 @@ def keep_delivering(delivery: Delivery, ended: threading.Event) -> None:
         pause = INTERVAL_SECONDS if went_well else min(max(2 * pause, INTERVAL_SECONDS), LONGEST_PAUSE_SECONDS)
 
 
-def finish(delivery: Delivery, state: str) -> None:
+def finish(delivery: Delivery, state: str, heard_ms: int) -> None:
     """Delivers the rest and how the run ended, if that can be done soon."""
     too_late = threading.Timer(LAST_SECONDS, os._exit, [1])
     too_late.daemon = True
     too_late.start()
     for tries_left in reversed(range(LAST_TRIES)):
-        if delivery.attempt(state):
+        if delivery.attempt(state, heard_ms=heard_ms):
             return
         if tries_left:
             time.sleep(LAST_PAUSE_SECONDS)
+
+
+def _now_ms() -> int:
+    return round(1000 * time.time())
 
 
 def _channel() -> Tell:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,12 +111,12 @@ class MlflowRun:
         with explained(self.uri):
             self._client.log_artifact(self.run_id, str(path), folder)
 
-    def end(self, state: str) -> None:
-        """state: one of STATUSES."""
+    def end(self, state: str, ended_ms: int | None) -> None:
+        """state: one of STATUSES. ended_ms: when the training ended, in milliseconds since 1970. None: now."""
         if self.given:
             return
         with explained(self.uri):
-            self._client.set_terminated(self.run_id, STATUSES[state])
+            self._client.set_terminated(self.run_id, STATUSES[state], end_time=ended_ms)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -131,11 +132,15 @@ def connect(uri: str) -> MlflowClient:
         return MlflowClient(uri)
 
 
-def begin_run(client: MlflowClient, uri: str, name: str) -> MlflowRun:
-    """A new run of this name in the experiment that MLFLOW_EXPERIMENT_NAME names, by default `msggan`."""
+def begin_run(client: MlflowClient, uri: str, name: str, *, started_ms: int | None) -> MlflowRun:
+    """A new run of this name in the experiment that MLFLOW_EXPERIMENT_NAME names, by default `msggan`.
+
+    started_ms: when the training began, in milliseconds since 1970. None: now.
+    """
     with explained(uri):
         experiment_id = _experiment(client, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
-        return MlflowRun(uri, client, client.create_run(experiment_id, run_name=name), given=False)
+        run = client.create_run(experiment_id, start_time=started_ms, run_name=name)
+        return MlflowRun(uri, client, run, given=False)
 
 
 def find_run(client: MlflowClient, uri: str, run_id: str, *, given: bool) -> MlflowRun | None:
@@ -150,6 +155,18 @@ def find_run(client: MlflowClient, uri: str, run_id: str, *, given: bool) -> Mlf
                 return None
             raise
     return MlflowRun(uri, client, run, given=given) if run.info.lifecycle_stage == "active" else None
+
+
+def milliseconds(moment: object) -> int | None:
+    """A moment of `run.json` or `sweep.json` in milliseconds since 1970, None if it cannot be read.
+
+    moment: in UTC, ISO 8601, to the second.
+    """
+    try:
+        read = datetime.strptime(str(moment), "%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        return None
+    return round(1000 * read.replace(tzinfo=timezone.utc).timestamp())
 
 
 def rows_of(report: Mapping[str, Any], *, timestamp_ms: int) -> list[Metric]:

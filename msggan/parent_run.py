@@ -1,8 +1,8 @@
 """Which run in MLflow are the trials of a sweep nested in? `python -m msggan.parent_run FOLDER` tells it its result.
 
 The sweep's folder keeps which run it is in `mlflow.json`, as a run's folder does. The result comes as JSON on stdin:
-`state`, one of STATUSES; `params`, `metrics` and `tags` by their names; `files`. The address comes in
-MLFLOW_TRACKING_URI. The exit code is 0, or 1 with `{"problem": …}` as stdout's last line.
+`state`, one of STATUSES; `ended`, in UTC, ISO 8601; `params`, `metrics` and `tags` by their names; `files`. The address
+comes in MLFLOW_TRACKING_URI. The exit code is 0, or 1 with `{"problem": …}` as stdout's last line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from msggan.delivered import Delivered, alone, load_delivered
-from msggan.mlflow_run import DeliveryError, MlflowRun, begin_run, connect, find_run
+from msggan.mlflow_run import DeliveryError, MlflowRun, begin_run, connect, find_run, milliseconds
 from msggan.tracking_uri import without_password
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def parent_run(client: MlflowClient, uri: str, folder: Path, *, goes_on: bool) -
         known = load_delivered(cursor, tracking_uri=without_password(uri), name=name)
         run = find_run(client, uri, known.run_id, given=False) if known else None
         if run is None:
-            run = begin_run(client, uri, name)
+            run = begin_run(client, uri, name, started_ms=_started_ms(folder))
             Delivered(without_password(uri), name, run.experiment_id, run.run_id).save(cursor)
             goes_on = True
         if goes_on:
@@ -56,7 +56,15 @@ def tell_result(uri: str, folder: Path, result: Mapping[str, Any]) -> None:
         for path in result["files"]:
             run.keep_file(Path(path))
     finally:
-        run.end(result["state"])
+        run.end(result["state"], milliseconds(result["ended"]))
+
+
+def _started_ms(folder: Path) -> int | None:
+    """When the sweep began, in milliseconds since 1970; None if its folder does not say."""
+    try:
+        return milliseconds(json.loads((folder / "sweep.json").read_bytes())["created"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

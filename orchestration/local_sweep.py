@@ -28,7 +28,7 @@ from orchestration.errors import JobFailedError
 from orchestration.runs import DEFAULT_RUNS_DIR
 from orchestration.search_space import read_space
 from orchestration.spec import Download, RunSpec
-from orchestration.sweep import CANCELLED, ENDED, SweepSpec, SweepStatus, Trial, best_of, sorted_trials, why_given_up
+from orchestration.sweep import CANCELLED, ENDED, SweepSpec, SweepStatus, Trial, sorted_trials, why_given_up
 from orchestration.sweep_delivery import tell_mlflow
 from orchestration.sweep_folder import SweepFolder, SweepNote, TrialNote, now, sweep_names, this_machine
 from orchestration.sweep_report import write_report
@@ -323,8 +323,7 @@ class _Sweep:
             self.study.end(number, noted.state, trial.objective)
         self.folder.save(self.note)
         trials = self.folder.read_trials(self.note)
-        best = best_of(trials, self.spec.objective)
-        self.here.tell(trial_line(trials[number], self.note.planned, self.spec.objective, best))
+        self.here.tell(trial_line(trials[number], trials, self.note.planned, self.spec.objective))
 
     def _judge(self, number: int, process: TrialProcess | AdoptedTrial) -> None:
         """Stops a trial by the policy. It is noted first: whoever continues the sweep knows."""

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from msggan.config import TrainConfig, resolve
 from msggan.program import EXIT_CODES, OUTPUT_VARIABLE
+from msggan.progress import duration
 from msggan.run_folder import RunFolder
 from msggan.run_state import RunState, read_note
 from msggan.tracking import read_metrics
@@ -121,15 +122,19 @@ class Rehearsal:
 
 
 def outlook_lines(outlook: Outlook) -> list[str]:
-    most, minutes = outlook.checkpoint_images, outlook.minutes_at_most
+    most, seconds = outlook.checkpoint_images, 60 * outlook.minutes_at_most
     lines = [
         f"The run asked for saves itself every {most / 1000:g} kimg. At {outlook.images_per_second:.0f} images/s, as "
-        f"here, one loss costs it {most / 2:.0f} images ({minutes / 2:.1f} min) on average and {most} ({minutes:.1f} "
-        "min) at most, and the start."
+        f"here, one loss costs it {most / 2:.0f} images ({_time(seconds / 2)}) on average and {most} "
+        f"({_time(seconds)}) at most, and the start."
     ]
     if outlook.checkpoint_kimg is not None:
         lines.append(f"--checkpoint-kimg {outlook.checkpoint_kimg:g} would make that {MINUTES_HINTED} min or so.")
     return lines
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else "less than 1 s"
 
 
 def rehearsal_problems(data: str | None, *, dry_run: bool, detach: bool) -> list[str]:

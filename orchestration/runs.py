@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +15,7 @@ from msggan.run_folder import UNREADABLE_HINT, RunFolder
 from msggan.run_state import state_of
 from msggan.tracking import newest_values, read_metrics
 from orchestration.spec import GOES_ON, RunSpec, RunStatus
-from orchestration.sweep import SWEEP_NOTE, TRIALS_FOLDER, sweep_hint, trial_named, trial_path
+from orchestration.sweep import SWEEP_NOTE, TRIALS_FOLDER, sweep_hint, trial_path
 
 RUNS_NAMED = 8
 DEFAULT_RUNS_DIR = "runs"
@@ -24,13 +25,27 @@ COPY_NOTE = "azure.json"  # beside what was brought here of a run on Azure: whic
 def find_run(named: str, runs_dir: str) -> str | None:
     """The folder of what is named, None where there is none.
 
-    That is the run NAME in `runs_dir`, or else what lies at that path, or the trial of a sweep that SWEEP/NUMBER names.
+    That is the run NAME in `runs_dir`, or else what lies at that path, or a sweep's trial, as `find_trial` finds it.
     """
-    trial = trial_named(named)
-    of_trial = [str(trial_path(Path(runs_dir) / trial[0], trial[1]))] if trial else []
+    trial = find_trial(named, runs_dir)
+    of_trial = [str(trial_path(*trial))] if trial else []
     for path in (os.path.join(runs_dir, named), named, *of_trial):
         if named and os.path.exists(path):
             return path
+    return None
+
+
+def find_trial(named: str, runs_dir: str) -> tuple[Path, int] | None:
+    """The folder of the sweep and the number of the trial that is named, None where there is no such sweep.
+
+    named: SWEEP/NUMBER or SWEEP/trials/NUMBER. SWEEP: its name in `runs_dir` or the path of its folder.
+    """
+    path = Path(named)
+    sweep = path.parent.parent if path.parent.name == TRIALS_FOLDER else path.parent
+    if re.fullmatch(r"[0-9]{1,4}", path.name) and sweep.name:
+        for folder in (Path(runs_dir) / sweep, sweep):
+            if (folder / SWEEP_NOTE).is_file():
+                return folder, int(path.name)
     return None
 
 
@@ -38,10 +53,12 @@ def run_problems(named: str, runs_dir: str) -> list[str]:
     """Every complaint about what names a run."""
     if find_run(named, runs_dir) is not None:
         return []
-    trial = trial_named(named)
-    if trial and os.path.exists(os.path.join(runs_dir, trial[0], SWEEP_NOTE)):
-        return [f"{trial[0]}: no trial {trial[1]} has begun. See its trials: msggan-aml status {trial[0]}"]
-    return [f"No run {named!r} in {runs_dir}, and no such folder. {_what_there_is(named, run_names(runs_dir))}"]
+    if trial := find_trial(named, runs_dir):
+        folder, number = trial
+        sweep = shlex.join(["msggan-aml", "status", folder.name, *place_words(str(folder.parent))])
+        return [f"{folder.name}: no trial {number} has begun. See its trials: {sweep}"]
+    names = names_in(runs_dir, "config.json", SWEEP_NOTE)
+    return [f"No run {named!r} in {runs_dir}, and no such folder. {_what_there_is(named, names)}"]
 
 
 def is_copy(folder: str | Path) -> bool:
@@ -51,11 +68,16 @@ def is_copy(folder: str | Path) -> bool:
 
 def run_names(runs_dir: str) -> list[str]:
     """The runs in a folder, in order of their names."""
+    return names_in(runs_dir, "config.json")
+
+
+def names_in(runs_dir: str, *files: str) -> list[str]:
+    """The folders in `runs_dir` that hold one of these files, in order of their names."""
     try:
         names = os.listdir(runs_dir)
     except OSError:
         return []
-    return sorted(name for name in names if os.path.isfile(os.path.join(runs_dir, name, "config.json")))
+    return sorted(name for name in names if any(os.path.isfile(os.path.join(runs_dir, name, file)) for file in files))
 
 
 def read_status(name: str, runs_dir: str) -> RunStatus:
@@ -144,10 +166,12 @@ def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
 
 def _trial_at(folder: Path) -> tuple[str, str] | None:
     """SWEEP/NUMBER and the folder of the runs, where `folder` is that of a sweep's trial."""
-    sweep = folder.parent.parent
-    if folder.parent.name != TRIALS_FOLDER or not folder.name.isdecimal() or not (sweep / SWEEP_NOTE).is_file():
+    whole = Path(os.path.abspath(folder))
+    sweep = whole.parent.parent
+    if whole.parent.name != TRIALS_FOLDER or not whole.name.isdecimal() or not (sweep / SWEEP_NOTE).is_file():
         return None
-    return f"{sweep.name}/{int(folder.name)}", str(sweep.parent)
+    runs_dir = sweep.parent if folder.is_absolute() else os.path.relpath(sweep.parent)
+    return f"{sweep.name}/{int(whole.name)}", str(runs_dir)
 
 
 def _has_not_begun(folder: RunFolder, trial: tuple[str, str] | None) -> RunFolderError:

@@ -177,6 +177,11 @@ class SweepStatus:
     def best(self) -> Trial | None:
         return best_of(self.trials, self.objective)
 
+    @property
+    def warnings(self) -> list[str]:
+        """Why the best trial may be no better than the others; empty where it clearly is, or where there is none."""
+        return warnings_about(self.trials, self.objective)
+
     def trial(self, number: int) -> Trial:
         """The trial of this number. Raises `UsageError` where there is none."""
         found = [trial for trial in self.trials if trial.number == number]
@@ -197,7 +202,7 @@ class SweepStatus:
 
     def as_json(self) -> dict[str, Any]:
         content = asdict(self)
-        return {**content, "best": None if self.best is None else asdict(self.best)}
+        return {**content, "best": None if self.best is None else asdict(self.best), "warnings": self.warnings}
 
 
 def sorted_trials(trials: Iterable[Trial], objective: Objective) -> list[Trial]:
@@ -207,10 +212,94 @@ def sorted_trials(trials: Iterable[Trial], objective: Objective) -> list[Trial]:
     )
 
 
+def ranked_trials(trials: Iterable[Trial], objective: Objective) -> list[Trial]:
+    """The trials that have a finite value and did not fail, from the best to the worst."""
+    able = [trial for trial in trials if math.isfinite(objective.sort_key(trial.objective)) and trial.state != "failed"]
+    return sorted_trials(able, objective)
+
+
 def best_of(trials: Iterable[Trial], objective: Objective) -> Trial | None:
     """The best trial that has a finite value and did not fail."""
-    able = [trial for trial in trials if math.isfinite(objective.sort_key(trial.objective)) and trial.state != "failed"]
-    return sorted_trials(able, objective)[0] if able else None
+    return next(iter(ranked_trials(trials, objective)), None)
+
+
+# --- Whether the best trial is better than the others -----------------------------------------------------------------
+
+# docs/sweeps.md has the measurements behind both.
+FEWEST_KIMG = 5  # in shorter trainings swd ranked the settings the other way round
+SEED_SHARE = 0.1  # the share of swd by which another seed changes it
+
+
+def warnings_about(trials: Sequence[Trial], objective: Objective) -> list[str]:
+    """Why the best trial may be no better than the others, a sentence each."""
+    ranked = ranked_trials(trials, objective)
+    if not ranked:
+        return []
+    is_distance = objective.metric.startswith("swd") and objective.direction == "minimize"
+    warnings = _training_warnings(ranked[0], objective.metric) if is_distance else []
+    if "seed" in ranked[0].settings:
+        return warnings + _seed_warnings(ranked, objective)
+    return warnings + (_spread_warnings(ranked, objective) if is_distance else [])
+
+
+def _training_warnings(best: Trial, metric: str) -> list[str]:
+    """Complaints about a best trial that was too short, or whose distance to the images has not fallen."""
+    warnings = []
+    kimg = (best.images_seen or 0) / 1000
+    if kimg < FEWEST_KIMG:
+        warnings.append(
+            f"Trial {best.number} has trained only {kimg:g} kimg. Below {FEWEST_KIMG} kimg {metric} often ranks "
+            "settings in the wrong order: use a larger --kimg."
+        )
+    values = [value for _, value in best.curve]
+    if len(values) == 1:
+        warnings.append(
+            f"Trial {best.number} has measured {metric} only once, which does not show whether training lowers it: use "
+            "a smaller --metric-kimg."
+        )
+    elif values and min(values) > (1 - SEED_SHARE) * values[0]:
+        warnings.append(
+            f"Training has not clearly lowered {metric} of trial {best.number}: it was {values[0]:.4g} when it was "
+            f"first measured and is {min(values):.4g} at best."
+        )
+    return warnings
+
+
+def _spread_warnings(ranked: Sequence[Trial], objective: Objective) -> list[str]:
+    """A complaint where all trials lie so close together that the seed alone may have ordered them."""
+    best, worst = ranked[0].objective or 0.0, ranked[-1].objective or 0.0
+    if len(ranked) == 1 or best <= (1 - SEED_SHARE) * worst:
+        return []
+    return [
+        f"All trials lie between {objective.metric} {best:.4g} and {worst:.4g}. Another seed alone can change it as "
+        "much: search it too, with --over seed=0,1."
+    ]
+
+
+def _seed_warnings(ranked: Sequence[Trial], objective: Objective) -> list[str]:
+    """A complaint where other settings come closer to the best trial than its own do with another seed."""
+    best = ranked[0]
+    rival = next((trial for trial in ranked if _without_seed(trial) != _without_seed(best)), None)
+    if rival is None:
+        return []
+    spread = max(_spread_of_seeds(trial, ranked) for trial in (best, rival))
+    behind = abs((rival.objective or 0.0) - (best.objective or 0.0))
+    if behind > spread or not spread:
+        return []
+    return [
+        f"Trial {rival.number} has other settings and is only {behind:.4g} behind trial {best.number} in "
+        f"{objective.metric}, while another seed alone changes it by {spread:.4g}."
+    ]
+
+
+def _without_seed(trial: Trial) -> dict[str, Any]:
+    return {name: value for name, value in trial.settings.items() if name != "seed"}
+
+
+def _spread_of_seeds(trial: Trial, trials: Sequence[Trial]) -> float:
+    """How far apart the values of a trial and of those lie that have its settings and another seed."""
+    values = [other.objective or 0.0 for other in trials if _without_seed(other) == _without_seed(trial)]
+    return max(values) - min(values)
 
 
 def trial_named(text: str) -> tuple[str, int] | None:

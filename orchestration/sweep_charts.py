@@ -11,6 +11,7 @@ from orchestration.search_space import Dimension, Interval, written
 from orchestration.sweep import Trial
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 30, 14, 38
+WIDE, NARROW = (1000, 380), (420, 270)  # width and height of a chart across the page, and of one that fits a phone
 # Ends of a scale whose values lie further apart than this ratio would hide the small ones if it were even.
 RATIO_FOR_LOG = 100
 LARGEST_DRAWN = 1e150  # beyond it a difference of two values may not be finite
@@ -55,13 +56,16 @@ def drawable(value: float | None) -> bool:
     return value is not None and abs(value) < LARGEST_DRAWN  # NaN is not
 
 
-def curves(trials: Sequence[Trial], best: Trial | None, metric: str) -> str:
-    """The objective of each trial against thousands of images, the best one last and over the others; or nothing."""
+def curves(trials: Sequence[Trial], best: Trial | None, metric: str, *, size: tuple[int, int] = WIDE) -> str:
+    """The objective of each trial against thousands of images, the best one last and over the others; or nothing.
+
+    size: width and height in pixels, at which the labels are 12 px high. A narrower page shrinks both.
+    """
     lines = {trial.number: _points(trial) for trial in trials}
     points = [point for line in lines.values() for point in line]
     if not points:
         return ""
-    width, height = 1000, 380
+    width, height = size
     across = Scale(min(x for x, _ in points), max(x for x, _ in points), LEFT, width - RIGHT)
     up = _upwards([y for _, y in points], height)
     best_number = None if best is None else best.number
@@ -86,7 +90,7 @@ def against(dimension: Dimension, trials: Sequence[Trial], best: Trial | None, m
     able = [trial for trial in trials if drawable(trial.objective) and _has(dimension, trial)]
     if not able:
         return ""
-    width, height = 420, 270
+    width, height = NARROW
     up = _upwards([trial.objective for trial in able if trial.objective is not None], height)
     across = _across(dimension, width)
     best_number = None if best is None else best.number

@@ -31,6 +31,7 @@ def sweep_result(spec: SweepSpec, status: SweepStatus) -> dict[str, Any]:
     objective, best = spec.objective, status.best
     return {
         "state": status.state,
+        "ended": status.ended,
         "params": {
             **{f"over.{dimension.name}": str(dimension).partition("=")[2] for dimension in spec.space.dimensions},
             "sampling": spec.sampling,

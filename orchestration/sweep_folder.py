@@ -6,7 +6,6 @@ so that a sweep whose process is killed can be continued. The trials' numbers ar
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from msggan.files import write_whole
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, state_of
 from msggan.tracking import read_metrics
+from orchestration.runs import names_in
 from orchestration.sweep import SWEEP_NOTE, Trial, reached, trial_path
 from orchestration.sweep_report import newest_grid
 from orchestration.sweep_request import SweepRequest, read_request
@@ -162,11 +162,7 @@ def _living_state(noted: TrialNote, folder: RunFolder) -> str:
 
 def sweep_names(runs_dir: str) -> list[str]:
     """The sweeps in a folder, in order of their names."""
-    try:
-        names = os.listdir(runs_dir)
-    except OSError:
-        return []
-    return sorted(name for name in names if os.path.isfile(os.path.join(runs_dir, name, SWEEP_NOTE)))
+    return names_in(runs_dir, SWEEP_NOTE)
 
 
 def now() -> str:

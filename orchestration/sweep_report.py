@@ -13,7 +13,7 @@ from msggan.files import write_whole
 from msggan.html import embedded, escaped
 from orchestration.search_space import SearchSpace, written
 from orchestration.sweep import Objective, SweepStatus, Trial, sorted_trials
-from orchestration.sweep_charts import against, curves, drawable
+from orchestration.sweep_charts import NARROW, WIDE, against, curves, drawable
 
 # The page may fetch nothing, so that nothing in it can tell anyone that it was opened.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -49,10 +49,11 @@ def newest_grid(names: Iterable[str]) -> str | None:
 
 def report(status: SweepStatus, *, space: SearchSpace, facts: Mapping[str, str], grids: Mapping[int, Path]) -> str:
     """The page as text; see `write_report`."""
-    trials, best = sorted_trials(status.trials, status.objective), status.best
+    trials = sorted_trials(status.trials, status.objective)
+    best = None if status.warnings else status.best  # what may be chance is not marked as the best
     body = [
         _heading(status, facts),
-        _answer(status, best),
+        _answer(status),
         _contact_sheet(trials, best, status.objective, space, grids),
         _curves(trials, best, status.objective),
         _plots(trials, best, status.objective, space),
@@ -97,18 +98,35 @@ def _definitions(said: Mapping[str, str]) -> str:
     return f"<dl>{pairs}</dl>\n"
 
 
-def _answer(status: SweepStatus, best: Trial | None) -> str:
-    if best is None:
+def _answer(status: SweepStatus) -> str:
+    if status.best is None:
         said = _no_answer(status)
+    elif status.warnings:
+        said = _unclear_answer(status, status.best)
     else:
+        best = status.best
         said = (
             f"<p><strong>Trial {best.number} is the best: {escaped(_reached(best, status.objective))}</strong> "
-            f'<span class="faint">({_better(status.objective)})</span></p>\n'
-            f"{_definitions({name: written(value) for name, value in best.settings.items()})}"
+            f'<span class="faint">({_better(status.objective)})</span></p>\n{_settings_of(best)}'
         )
     commands = "".join(f"<pre>{escaped(command)}</pre>\n" for command in status.next)
     then = f"<p>What to type next:</p>\n{commands}" if commands else ""
     return f'<section class="answer">\n{said}{then}</section>\n'
+
+
+def _unclear_answer(status: SweepStatus, first: Trial) -> str:
+    """What is said of a sweep whose first trial may be first by chance."""
+    reasons = "".join(f"<p>{escaped(warning)}</p>\n" for warning in status.warnings)
+    reached = escaped(_reached(first, status.objective))
+    return (
+        f"<p><strong>No trial is clearly the best.</strong></p>\n{reasons}"
+        f"<p>Trial {first.number} comes first: {reached} "
+        f'<span class="faint">({_better(status.objective)})</span>. Compare the samples.</p>\n{_settings_of(first)}'
+    )
+
+
+def _settings_of(trial: Trial) -> str:
+    return _definitions({name: written(value) for name, value in trial.settings.items()})
 
 
 def _no_answer(status: SweepStatus) -> str:
@@ -197,13 +215,15 @@ def _instead(*said: str) -> str:
 
 
 def _curves(trials: Sequence[Trial], best: Trial | None, objective: Objective) -> str:
-    svg = curves(trials, best, objective.metric)
-    if not svg:
+    sizes = {"wide": WIDE, "narrow": NARROW}  # the page shows the one that fits
+    drawn = {kind: curves(trials, best, objective.metric, size=size) for kind, size in sizes.items()}
+    if not any(drawn.values()):
         return ""
-    note = f"A line a trial; {_better(objective)}."
+    note = f"One line per trial; {_better(objective)}."
     note += "" if best is None else f" Trial {best.number}, the best, stands out."
     title = f"<h2>{escaped(objective.metric)} during training</h2>\n"
-    return f'{title}<p class="faint">{note}</p>\n<div class="wide" tabindex="0">{svg}</div>\n'
+    charts = "".join(f'<div class="{kind}">{svg}</div>\n' for kind, svg in drawn.items())
+    return f'{title}<p class="faint">{note}</p>\n{charts}'
 
 
 def _plots(trials: Sequence[Trial], best: Trial | None, objective: Objective, space: SearchSpace) -> str:
@@ -215,9 +235,8 @@ def _plots(trials: Sequence[Trial], best: Trial | None, objective: Objective, sp
     counted = "1 trial without a value is" if missing == 1 else f"{missing} trials without a value are"
     note = f" {counted} not drawn." if missing else ""
     title = f"<h2>{escaped(objective.metric)} against each swept value</h2>\n"
-    return (
-        f'{title}<p class="faint">A dot a trial; {_better(objective)}.{note}</p>\n<div class="plots">\n{plots}</div>\n'
-    )
+    note = f'<p class="faint">One dot per trial; {_better(objective)}.{note}</p>\n'
+    return f'{title}{note}<div class="plots">\n{plots}</div>\n'
 
 
 # --- The table --------------------------------------------------------------------------------------------------------

@@ -9,15 +9,16 @@ from typing import Any
 from orchestration.runs import place_words
 from orchestration.search_space import written
 from orchestration.spec import GOES_ON
-from orchestration.sweep import ENDED, Objective, SweepStatus, Trial
+from orchestration.sweep import ENDED, Objective, SweepStatus, Trial, best_of
 from orchestration.words import columns
 
 LONGEST_REASON = 80
 
 
-def trial_line(trial: Trial, planned: int, objective: Objective, best: Trial | None) -> str:
-    """What is told when a trial has ended."""
-    parts = [f"Trial {trial.number} of {planned}: {settings_in_words(trial.settings)}: {trial.state}"]
+def trial_line(trial: Trial, trials: Sequence[Trial], planned: int, objective: Objective) -> str:
+    """The line for a trial that has ended. trials: all of the sweep, as they stand. planned: how many there will be."""
+    best, ended = best_of(trials, objective), sum(other.state in ENDED for other in trials)
+    parts = [f"Trial {trial.number} ({ended} of {planned} ended): {settings_in_words(trial.settings)}: {trial.state}"]
     if trial.objective is not None:
         parts.append(f"{objective.metric} {number_in_words(trial.objective)}")
     if trial.reason:
@@ -53,9 +54,11 @@ def sweep_lines(status: SweepStatus) -> list[str]:
     lines += trial_table(status)
     if status.best is not None:
         best = status.best
+        lines += [f"Warning: {warning}" for warning in status.warnings]
         lines.append(
-            f"Best: trial {best.number}, {settings_in_words(best.settings)}, "
-            f"{status.objective.metric} {number_in_words(best.objective)}. Samples: {best.run_dir}/samples"
+            f"{'No clear best. First is' if status.warnings else 'Best:'} trial {best.number}, "
+            f"{settings_in_words(best.settings)}, {status.objective.metric} {number_in_words(best.objective)}. "
+            f"Samples: {best.run_dir}/samples"
         )
     if status.report:
         lines.append(f"Report: {status.report}")

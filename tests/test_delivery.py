@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from msggan.config import TrainConfig, resolve
 from msggan.delivered import load_delivered
 from msggan.delivery import Delivery
 from msggan.run_folder import RunFolder
+from msggan.run_state import RunState, read_note
 from msggan.tracking import Tracker, read_metrics
 
 with warnings.catch_warnings():
@@ -116,6 +118,16 @@ def reported(run: RunFolder, *images: int) -> None:
     tracker = Tracker(run.metrics)
     for count in images:
         tracker.report(report_at(count, **({"swd": 300.0 + count, "swd_8": 1.0} if count % 16 == 0 else {})))
+
+
+def noted(run: RunFolder, state: str, *, created: str, ended: str | None = None) -> None:
+    """Writes `run.json`, as a trainer does when it begins and when it ends."""
+    note = RunState(state=state, data="/flowers", process=1, machine="m", created=created, ended=ended)
+    run.state.write_text(json.dumps(asdict(note)))
+
+
+def utc_ms(moment: str) -> int:
+    return round(1000 * datetime.strptime(moment, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp())
 
 
 def sampled(run: RunFolder, images: int) -> None:
@@ -305,6 +317,50 @@ def test_points_stand_at_the_times_their_reports_were_made(database: str, tmp_pa
     delivered(run, database)
     points = MlflowClient(database).get_metric_history(the_run(database).info.run_id, "d_loss")
     assert [point.timestamp for point in points] == [1_699_999_996_000, 1_699_999_997_000, 1_700_000_000_000]
+
+
+def test_a_run_starts_and_ends_when_its_training_did(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 100, 200)
+    os.utime(run.metrics, (1_700_000_035.5, 1_700_000_035.5))
+    noted(run, "interrupted", created="2023-11-14T22:13:20Z", ended="2023-11-14T22:13:56Z")
+    delivered(run, database, "interrupted")
+    info = the_run(database).info
+    assert (info.start_time, info.end_time) == (1_700_000_000_000, 1_700_000_036_000)
+
+    noted(run, "completed", created="2023-11-14T22:13:20Z", ended="2023-11-14T23:00:00Z")
+    delivered(run, database)
+    info = the_run(database).info
+    assert (info.start_time, info.end_time) == (1_700_000_000_000, utc_ms("2023-11-14T23:00:00Z"))
+
+
+def test_a_run_does_not_end_before_its_last_report(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 100)
+    os.utime(run.metrics, (1_700_000_036.5, 1_700_000_036.5))
+    noted(run, "completed", created="2023-11-14T22:13:20Z", ended="2023-11-14T22:13:56Z")
+    delivered(run, database)
+    assert the_run(database).info.end_time == 1_700_000_036_500
+
+
+@pytest.mark.parametrize("state", ["failed", "died"])
+def test_a_run_without_a_noted_end_ends_when_its_delivery_heard_of_it(
+    database: str, tmp_path: Path, state: str
+) -> None:
+    run = a_run(tmp_path / "run", 100)
+    noted(run, "running", created="2023-11-14T22:13:20Z")
+    assert Delivery(run, database, lambda news: None).attempt(state, heard_ms=4_000_000_000_000)
+    assert the_run(database).info.end_time == 4_000_000_000_000
+
+
+@pytest.mark.parametrize("created", ["yesterday", None])
+def test_a_beginning_that_cannot_be_read_is_when_the_delivery_began(
+    database: str, tmp_path: Path, created: Any
+) -> None:
+    run = a_run(tmp_path / "run", 100)
+    noted(run, "completed", created=created, ended=created)
+    before = round(1000 * time.time())
+    delivered(run, database)
+    info = the_run(database).info
+    assert before <= info.start_time <= info.end_time
 
 
 def test_a_databases_files_lie_beside_it(database: str, tmp_path: Path) -> None:
@@ -640,8 +696,10 @@ def test_a_training_that_was_killed_goes_on_with_each_step_once(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        wait_for(lambda: list(run.checkpoints.glob("*.json")) and (reached(run, database) or 0) > 0)
-        process.kill()
+        try:
+            wait_for(lambda: list(run.checkpoints.glob("*.json")) and (reached(run, database) or 0) > 0)
+        finally:
+            process.kill()
     so_far = read_metrics(run.metrics)[-1]["images"]
     wait_for(lambda: the_run(database).info.status == "FAILED")
 
@@ -652,6 +710,11 @@ def test_a_training_that_was_killed_goes_on_with_each_step_once(
     assert "MLflow:" not in ended.stderr
     there = the_run(database)
     assert (there.info.run_name, there.info.status) == ("run", "FINISHED")
+    note = read_note(run)
+    assert note is not None
+    assert note.ended is not None
+    assert there.info.start_time == utc_ms(note.created)
+    assert utc_ms(note.ended) <= there.info.end_time < utc_ms(note.ended) + 1000
     for name in ("d_loss", "g_loss", "swd"):
         assert curves_at(database, there)[name] == curves_in(run)[name]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -27,8 +28,8 @@ from msggan.run_state import begin, is_owned, owned
 from msggan.tracking import read_metrics
 from orchestration.local_sweep import LocalSweeps
 from orchestration.search_space import SearchSpace, read_space
-from orchestration.sweep import CANCELLED, SweepSpec
-from orchestration.sweep_folder import SweepFolder, SweepNote, TrialNote
+from orchestration.sweep import CANCELLED, Objective, SweepSpec, reached
+from orchestration.sweep_folder import DIED, SweepFolder, SweepNote, TrialNote
 from orchestration.trial_process import AdoptedTrial, Outcome
 
 SMALL = ["--resolution", "8", "--latent-size", "8", "--seed", "1"]
@@ -87,6 +88,9 @@ def test_a_sweep_ends_with_its_best_trial_which_submit_trains_on(finished: tuple
     assert told["report"] == "runs/s/report.html"
     page = (folder / "runs" / "s" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
+    assert told["warnings"][0].startswith(f"Trial {told['best']['number']} has trained only 0.02 kimg. ")
+    assert "No trial is clearly the best." in page
+    assert "is the best:" not in page
 
     longer = run_program("msggan-aml", "submit", "--from-trial", "s", "--kimg", "0.04", "-o", "json")
     assert longer.exit_code == 0, longer.stderr
@@ -165,6 +169,32 @@ def test_a_trial_is_named_as_a_run_is(finished: tuple[Path, Ended]) -> None:
     assert run_program("cancel", "s/1").stderr.startswith("Error: s/1: is not running but completed.")
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["runs/s/1", "runs/s/001", "runs/s/trials/1", "./runs/s/trials/001/", "s/trials/1", "s/001", "{folder}/runs/s/1"],
+)
+def test_a_trial_is_found_by_its_path_with_or_without_zeros(finished: tuple[Path, Ended], path: str) -> None:
+    folder, _ = finished
+    named = path.format(folder=folder)
+    found = run_in(folder, "msggan-aml", "status", named, "-o", "json").json
+    assert (found["name"], found["run_dir"], found["next"][0]) == ("s/1", "runs/s/trials/001", "msggan-aml sample s/1")
+
+
+def test_logs_and_sample_take_a_trials_path(finished: tuple[Path, Ended]) -> None:
+    folder, _ = finished
+    log = (folder / "runs/s/trials/001/log.txt").read_text()
+    assert run_in(folder, "msggan-aml", "logs", "runs/s/1").stdout == log
+    made = run_in(folder, "msggan-aml", "sample", "runs/s/1", "--num", "1", "--out", "by-path", "-o", "json").json
+    assert (folder / made["files"][0]).is_file()
+
+
+def test_a_trial_is_named_in_full_from_within_its_sweep(finished: tuple[Path, Ended]) -> None:
+    folder, _ = finished
+    told = run_in(folder / "runs" / "s", "msggan-aml", "status", "trials/001", "-o", "json").json
+    assert told["name"] == "s/1"
+    assert told["next"][0] == "msggan-aml sample s/1 --runs-dir .."
+
+
 @pytest.mark.usefixtures("tiny_images")
 def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_path: Path, run_program: Run) -> None:
     words = sweep("--over", "g_lr=0.001,0.002", "--sampling", "grid", *SMALL, "--kimg", "1000000")
@@ -187,6 +217,8 @@ def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_
     ("words", "complaint"),
     [
         (["logs", "s/9"], "s: no trial 9 has begun. See its trials: msggan-aml status s"),
+        (["logs", "runs/s/trials/009"], "s: no trial 9 has begun. See its trials: msggan-aml status s"),
+        (["status", "ss"], "No run 'ss' in runs, and no such folder. Did you mean s?"),
         (["submit", "--data", "tiny", "--name", "s"], "--from-trial s trains its best trial in full."),
         (["submit", "--from-trial", "nosuch"], "No sweep 'nosuch' in runs.\nSee what there is: msggan-aml list"),
         (["submit", "--from-trial", "s/99"], "s: has no trial 99; its trials are 0 to 1."),
@@ -224,6 +256,31 @@ def test_a_sweep_that_cannot_be_read_hides_no_other(finished: tuple[Path, Ended]
     assert listed.exit_code == 0
     assert [found["name"] for found in listed.json["sweeps"]] == ["s"]
     assert "runs/cut/sweep.json: is no sweep that msggan wrote." in listed.stderr
+
+
+def test_a_sweep_and_a_trial_whose_processes_are_gone_are_interrupted(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "s")
+    request = SweepNote.of(two_rates(), created="2026-11-26T10:00:00Z", threads=1)
+    request.trials = [TrialNote({"g_lr": 0.001}, "running"), TrialNote({"g_lr": 0.01}, "running")]
+    folder.path.mkdir()
+    folder.save(request)
+    trial = folder.trial(1)
+    trial.path.mkdir(parents=True)
+    with owned(trial):  # one of the trials goes on without its sweep
+        begin(trial, data="tiny", images_seen=0)
+        status = LocalSweeps(tmp_path).sweep_status("s")
+        assert (status.state, status.reason) == ("interrupted", DIED)
+        assert [(one.number, one.state) for one in status.trials] == [(0, "interrupted"), (1, "running")]
+    assert states(LocalSweeps(tmp_path).sweep_status("s").as_json()) == ["interrupted", "interrupted"]
+
+
+def test_a_trial_has_reached_the_best_of_its_finite_measurements() -> None:
+    reports = [{"images": images, "swd": swd} for images, swd in ((8, 50.0), (16, math.nan), (24, 20.0), (32, 30.0))]
+    reports += [{"images": 40, "d_loss": 1.0}]
+    curve = ((8, 50.0), (24, 20.0), (32, 30.0))
+    assert reached(reports, Objective()) == {"curve": curve, "objective": 20.0, "images_seen": 40}
+    assert reached(reports, Objective("swd", "maximize"))["objective"] == 50.0
+    assert reached([], Objective()) == {"curve": (), "objective": None, "images_seen": None}
 
 
 @pytest.mark.usefixtures("tiny_images")

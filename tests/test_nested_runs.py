@@ -12,7 +12,7 @@ from conftest import Ended
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from test_delivery import _own_environment as own_environment  # noqa: F401 - a fixture
-from test_delivery import a_run, database, delivered, empty_database, free_port, runs_at  # noqa: F401
+from test_delivery import a_run, database, delivered, empty_database, free_port, runs_at, utc_ms  # noqa: F401
 
 from msggan.mlflow_run import DeliveryError, connect
 from msggan.parent_run import parent_run, tell_result
@@ -52,7 +52,15 @@ def a_trial(folder: Path, number: int) -> RunFolder:
 
 
 def a_result(state: str = "completed", **more: Any) -> dict[str, Any]:
-    return {"state": state, "params": {}, "metrics": {}, "tags": {}, "files": [], **more}
+    return {
+        "state": state,
+        "ended": "2023-11-14T22:13:20Z",
+        "params": {},
+        "metrics": {},
+        "tags": {},
+        "files": [],
+        **more,
+    }
 
 
 # By the command line
@@ -67,16 +75,19 @@ def test_a_sweep_is_one_run_with_its_result_and_its_trials_nested(
     words = ["--over", "g_lr=0.001..0.01", "--sampling", "sobol"]
     first = run_program(*sweep(*words, "--trials", "1"), MSGGAN_TRACKING_URI=database)
     assert first.exit_code == 0, first.stderr
-    assert set(by_name(database)) == {"find", "find/000"}
+    assert set(by_name(database)) == {"find", "find/0"}
 
     ended = run_program(*sweep(*words, "--trials", "2"), MSGGAN_TRACKING_URI=database)
     assert ended.exit_code == 0, ended.stderr
     assert "does not have the sweep's result" not in first.stderr + ended.stderr
     there = by_name(database)
-    assert set(there) == {"find", "find/000", "find/001"}
+    assert set(there) == {"find", "find/0", "find/1"}
     parent, best = there.pop("find"), ended.json["best"]
     assert {run.data.tags[PARENT] for run in there.values()} == {parent.info.run_id}
     assert {run.info.status for run in there.values()} == {"FINISHED"}
+    begun, done = utc_ms(ended.json["created"]), utc_ms(ended.json["ended"])
+    assert (parent.info.start_time, parent.info.end_time) == (begun, done)
+    assert all(begun <= run.info.start_time < run.info.end_time < done + 1000 for run in there.values())
     assert parent.info.status == "FINISHED"
     assert PARENT not in parent.data.tags
     assert parent.data.params["over.g_lr"] == "0.001..0.01"
@@ -160,8 +171,8 @@ def test_a_parent_that_was_deleted_is_made_anew(database: str, folder: Path) -> 
     MlflowClient(database).delete_run(by_name(database)["find"].info.run_id)
     delivered(trial, database)
     there = by_name(database)
-    assert set(there) == {"find", "find/000"}
-    assert there["find/000"].data.tags[PARENT] == there["find"].info.run_id
+    assert set(there) == {"find", "find/0"}
+    assert there["find/0"].data.tags[PARENT] == there["find"].info.run_id
 
 
 def test_a_trial_that_was_told_alone_before_is_nested_when_it_goes_on(

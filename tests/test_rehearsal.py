@@ -190,3 +190,18 @@ def test_a_smaller_interval_is_hinted_where_a_loss_costs_more_than_ten_minutes(
     assert outlook.checkpoint_kimg == hinted
     said = any("--checkpoint-kimg" in line for line in Rehearsal((), (), outlook).as_lines())
     assert said == (hinted is not None)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_images", "costs"),
+    [
+        (30, "less than 1 s) on average and 30 (less than 1 s)"),
+        (2000, "10 s) on average and 2000 (20 s)"),
+        (20000, "2 min) on average and 20000 (3 min)"),
+        (720000, "60 min) on average and 720000 (2 h 00 min)"),
+    ],
+)
+def test_what_a_loss_costs_is_told_in_a_unit_that_fits(checkpoint_images: int, costs: str) -> None:
+    lines = Rehearsal((), (), Outlook(checkpoint_images, images_per_second=100.0)).as_lines()
+    assert any(costs in line for line in lines)
+    assert not any("0.0 min" in line for line in lines)

@@ -33,8 +33,11 @@ def complaints(*texts: str, config: TrainConfig = ANY) -> list[str]:
         ("--g-lr=0.001..0.01", Interval("g_lr", 0.001, 0.01, log=True)),
         ("beta2=0.9..0.99", Interval("beta2", 0.9, 0.99, log=False)),
         ("batch_size=4..20", Choice("batch_size", (4, 8, 16))),
+        ("batch_size=5..16", Choice("batch_size", (8, 16))),
         ("batch-size=6,12", Choice("batch_size", (6, 12))),
         ("seed=0..3", Choice("seed", (0, 1, 2, 3))),
+        ("penalty_interval=1..16", Choice("penalty_interval", (1, 2, 4, 8, 16))),
+        ("penalty_interval=1,4", Choice("penalty_interval", (1, 4))),
         ("mirror", Choice("mirror", (True, False))),
         ("equalized=false,true", Choice("equalized", (False, True))),
         ("loss=hinge,wgan-gp", Choice("loss", ("hinge", "wgan-gp"))),
@@ -44,7 +47,7 @@ def test_a_dimension_is_read_by_the_nature_of_its_field(text: str, dimension: Ch
     assert read_space([text], ANY) == SearchSpace((dimension,))
 
 
-@pytest.mark.parametrize("name", [name for name in SWEEPABLE if name != "seed"])
+@pytest.mark.parametrize("name", [name for name in SWEEPABLE if name not in ("seed", "penalty_interval")])
 def test_every_field_with_a_range_of_its_own_can_be_swept_and_written_again(name: str) -> None:
     space = read_space([name], ANY)
     assert read_space(space.as_texts(), ANY) == space
@@ -56,6 +59,22 @@ def test_an_interval_that_is_written_reads_back_to_itself_to_twelve_digits(low: 
     assert isinstance(dimension, Interval)
     assert read_space([str(dimension)], ANY).dimensions == (dimension,)
     assert (dimension.low, dimension.high) == (float(f"{low:.12g}"), float(f"{high:.12g}"))
+
+
+@pytest.mark.parametrize(("interval", "drift"), [(1, 1.0), (4, 0.5), (16, 0.25)])
+def test_a_larger_penalty_interval_weakens_a_penalty_under_adam(interval: int, drift: float) -> None:
+    """Why `penalty_interval` has no range of its own: it trades strength for speed, by one over its square root.
+
+    A penalty that outweighs the rest, with Adam as the recipes set it: the mean step, in learning rates.
+    """
+    steps, rate = 4096, 0.001
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([weight], lr=rate, betas=(0.0, 0.99))
+    for step in range(steps):
+        rest = 1.0 if step % 2 else -1.0
+        weight.grad = torch.full_like(weight, rest + (1000.0 * interval if step % interval == 0 else 0.0))
+        adam.step()
+    assert -weight.item() / (steps * rate) == pytest.approx(drift, rel=0.05)
 
 
 def test_the_combinations_of_a_grid_change_the_last_field_fastest() -> None:
@@ -82,6 +101,7 @@ def test_the_combinations_of_a_grid_change_the_last_field_fastest() -> None:
         ("g_lr=0.1,,0.2", "has an empty value"),
         ("seed=1,1", "names a value twice"),
         ("seed", "has no range of its own"),
+        ("penalty_interval", "has no range of its own; name its values, as in penalty_interval=1,2,3."),
         ("r1_gamma=0..10", "begins above 0"),
         ("loss=hinge..wgan-gp", "is no number"),
         ("loss=hinge,nonsense", "is not one of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import optuna
@@ -81,6 +82,24 @@ def test_a_bayesian_trial_follows_from_those_before_it_alone(tmp_path: Path) -> 
         trials.append(Trial(number, f"s/{number}", state, settings, objective=settings["g_lr"]))
         if state != "interrupted":
             stays.end(number, state, settings["g_lr"])
+
+
+def test_bayesian_sampling_looks_where_the_objective_was_better(tmp_path: Path) -> None:
+    drawn = draw(SPACE, "random", 0, 16)
+    trials = [Trial(n, f"s/{n}", "completed", one, objective=math.log(one["g_lr"])) for n, one in enumerate(drawn)]
+    rates = {
+        direction: Study(
+            tmp_path / f"{direction}.db", "s", SPACE, Objective("swd", direction), seed=0, trials=trials
+        ).propose(16)["g_lr"]
+        for direction in ("minimize", "maximize")
+    }
+    assert rates["minimize"] < 0.01 < rates["maximize"], "the middle of the range is 0.01"
+
+
+def test_bayesian_trials_that_begin_at_once_are_not_the_same(tmp_path: Path) -> None:
+    study = Study(tmp_path / "s.db", "s", SPACE, Objective(), seed=0)
+    rates = [study.propose(number)["g_lr"] for number in range(6)]
+    assert len(set(rates)) == 6
 
 
 def test_bayesian_sampling_tries_no_combination_twice_while_there_are_others(tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ from orchestration.sweep import (
     SweepSpec,
     SweepStatus,
     Trial,
-    best_of,
     sorted_trials,
     trial_named,
     why_given_up,
@@ -193,10 +192,10 @@ class AzureSweeps:
             if not will_pass(error):
                 raise
             return []  # the next look finds them
-        request, best = reader.request, best_of(trials, reader.request.objective)
+        request = reader.request
         for trial in trials:
             if trial.job_id in ended - told:
-                self.session.voice.tell(trial_line(trial, request.planned, request.objective, best))
+                self.session.voice.tell(trial_line(trial, trials, request.planned, request.objective))
         told |= ended
         return trials
 
