@@ -201,7 +201,6 @@ class Trainer:
         It always starts from the newest checkpoint in the run folder, however an earlier call ended. Where that has
         reached --kimg already, it writes nothing and returns the recorded state with a `notice`.
         """
-        self.state = None
         with _polite_stop() as stop, owned(self.folder), self._recorded():
             self._resume()
             recorded = self._recorded_end()
@@ -379,6 +378,7 @@ class Trainer:
         """Makes the networks and counts those of the newest checkpoint, or of the beginning where there is none."""
         with suppress(Exception):  # how an earlier call ended does not matter: the disk says what was saved
             self.writer.finish()
+        self.state = None
         checkpoint, damaged = newest_checkpoint(self.folder.checkpoints)
         for path, reason in damaged:
             self.progress.say(f"{path}: damaged ({reason}); using the one before.")
@@ -415,6 +415,7 @@ class Trainer:
         """Writes nothing, unless MLflow lacks a part of the run, which it then gets."""
         look = _where_to_look(self.folder)
         notice = f"Nothing to do: {self.folder} has {self.images_seen / 1000:g} kimg.{look} Give a larger --kimg."
+        self.progress.close_log()  # a notebook shows what follows where `run` was called
         self.progress.say(notice)
         if not self.tracker.is_delivered(recorded.state):
             self._say_each(self.tracker.begin() + self.tracker.close(recorded.state))
