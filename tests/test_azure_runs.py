@@ -15,8 +15,11 @@ from azure_local import AzureLocal
 from azure_local.cloud import BLOB_CONTAINER, Version, now
 from azure_local.jobs_state import Job
 
+from msggan.config import TrainConfig
 from orchestration.azure import blobs, following
 from orchestration.azure.progress import LAST_BYTES
+from orchestration.settings import read_settings
+from orchestration.spec import RunSpec
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
@@ -334,6 +337,20 @@ def test_what_a_run_did_not_write_whole_or_for_people_is_not_downloaded(
     ended = msggan_aml("download", "old", "-o", "json")
     assert ended.exit_code == 0, ended.stderr
     assert files_in(place / "old") == kept
+
+
+@pytest.mark.usefixtures("msggan_aml")
+def test_a_folder_that_a_mount_has_marked_is_a_folder_of_images(azure: AzureLocal, images: str, place: Path) -> None:
+    from orchestration.azure.data import bring_data
+    from orchestration.azure.jobs import JobData
+    from orchestration.azure.session import Session
+
+    container = azure.cloud.blobs.container(azure.cloud.account, azure.container)
+    container.upload_blob(images.rstrip("/"), b"", metadata={"hdi_isfolder": "true"})
+    session = Session(read_settings({}, folder=place, environ=os.environ))
+    spec = RunSpec(TrainConfig(), DATASTORE + images.rstrip("/"), "images")
+    brought = bring_data(spec, session.store(None), session.client, session.store, session.voice)
+    assert brought == JobData(spec.data, "uri_folder")
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")

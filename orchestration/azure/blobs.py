@@ -11,7 +11,7 @@ from typing import IO, Any
 from azure.ai.ml.entities import NoneCredentialConfiguration
 from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
-from azure.storage.blob import ContainerClient, LinearRetry
+from azure.storage.blob import BlobProperties, ContainerClient, LinearRetry
 
 from msggan.errors import UsageError
 from orchestration.azure.client import Client, error_code
@@ -50,16 +50,16 @@ class Store:
         prefix = folder if not folder or folder.endswith("/") else f"{folder}/"
         for found in self.container.list_blobs(name_starts_with=prefix, include=["metadata"]):
             name = found.name.removeprefix(prefix)
-            # A mount keeps an empty blob for each folder, which only its metadata tells from a file.
-            if name and not (found.metadata or {}).get("hdi_isfolder"):
+            if name and not _is_folder(found):
                 yield Blob(name, found.size, found.etag)
 
     def size_of(self, path: str) -> int | None:
         """How many bytes a blob has, None where there is none."""
         try:
-            return int(self.container.get_blob_client(path).get_blob_properties().size)
+            found = self.container.get_blob_client(path).get_blob_properties()
         except ResourceNotFoundError:
             return None
+        return None if _is_folder(found) else int(found.size)
 
     def read(self, path: str, *, last_bytes: int | None = None) -> bytes | None:
         """A blob's content, or just its end; None where there is none."""
@@ -103,6 +103,11 @@ class Store:
         for chunk in stream.chunks():
             file.write(chunk)
             tell(len(chunk))
+
+
+def _is_folder(blob: BlobProperties) -> bool:
+    """Whether a blob is the empty one that a mount keeps for a folder, which only its metadata tells from a file."""
+    return bool((blob.metadata or {}).get("hdi_isfolder"))
 
 
 def open_store(client: Client, datastore: str | None) -> Store:
