@@ -428,6 +428,15 @@ def test_points_arrive_once_where_it_was_not_noted_that_they_had_arrived(databas
     assert curves_at(database, the_run(database)) == curves_in(run)
 
 
+def test_a_report_whose_loss_was_not_finite_arrives_once_too(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    Tracker(run.metrics).report({name: value for name, value in report_at(16).items() if name != "d_loss"})
+    delivered(run, database, "interrupted")
+    reported(run, 24)
+    delivered(run, database)
+    assert curves_at(database, the_run(database)) == curves_in(run)
+
+
 def test_a_run_that_was_deleted_there_begins_anew_from_the_start(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8, 16)
     sampled(run, 8)
