@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torchvision.utils import make_grid
 
 from msggan.files import write_whole
+from msggan.networks import Generator
+from msggan.truncation import TruncatedGenerator
+
+Network = Generator | TruncatedGenerator
 
 SHEET_COLUMNS = 8
 PADDING_PX = 2
-CHUNK = 64
+CHUNK = 64  # images that are computed at a time, fewer where they have more pixels than this together
+PIXELS_AT_A_TIME = 2**18
 # Smaller pictures are enlarged by a whole factor: players smear them, and video has colour at every second pixel only.
 LEAST_SIDE_PX = 256
 
 
-@torch.no_grad()
-def generate(generator: nn.Module, latents: Tensor, *, chunk: int = CHUNK) -> list[Tensor]:
-    """latents: (N, L) → the pyramid as pixels, coarse to fine: (N, 3, r, r) uint8 on the CPU, in bounded memory.
+def generate(generator: Network, latents: Tensor, *, chunk: int | None = None) -> list[Tensor]:
+    """latents: (N, L) → the pyramid as pixels, coarse to fine: (N, 3, r, r) uint8 on the CPU.
 
-    chunk: how many images are computed at once. The last bits of an image depend on how many are computed beside it;
-    with a chunk of 1 its bytes depend on nothing but its latent.
+    On the generator's device there are never more than `chunk` images; by default as many as have 2^18 pixels together,
+    at most 64: 64 up to 64², 16 of 128², 1 from 512² on. The CPU holds the pixels of all, twice for a moment.
+
+    The last bits of an image depend on how many are computed beside it; with a chunk of 1 its bytes depend on nothing
+    but its latent.
     """
+    parts = generate_parts(generator, latents, chunk=chunk)
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def generate_parts(generator: Network, latents: Tensor, *, chunk: int | None = None) -> Iterator[list[Tensor]]:
+    """The pyramids of `generate`, one chunk after another, for images that need not be in memory together."""
     weight = next(generator.parameters())
-    chunks = [generator(part.to(weight)) for part in latents.split(chunk)]
-    return [torch.cat([to_pixels(images).cpu() for images in level]) for level in zip(*chunks, strict=True)]
+    finest_px = 2 << generator.depth
+    for part in latents.split(chunk or max(1, min(CHUNK, PIXELS_AT_A_TIME // finest_px**2))):
+        yield [to_pixels(images).cpu() for images in generator(part.to(weight))]
 
 
 def to_pixels(images: Tensor) -> Tensor:

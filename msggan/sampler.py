@@ -12,7 +12,7 @@ from typing import TextIO, TypeVar
 import click
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from msggan.checkpoint import load_generator
 from msggan.device import choose_device
@@ -21,6 +21,7 @@ from msggan.films import frames_between, size_of_all, slides, write_film
 from msggan.pictures import (
     PADDING_PX,
     SHEET_COLUMNS,
+    Network,
     all_scales_sheet,
     enlargement,
     find_samples,
@@ -170,7 +171,7 @@ class Sampler:
 class Painter:
     """A trained network that makes pictures one at a time, so that what else is made leaves no trace in them."""
 
-    network: nn.Module
+    network: Network
     latent_size: int
     scales: list[int]
 
@@ -178,7 +179,7 @@ class Painter:
     def load(cls, source: Path, *, truncation: float, device: str) -> Painter:
         """Raises `CheckpointError` where there are no good weights, `UsageError` where there is no such device."""
         generator = load_generator(source).to(choose_device(device))
-        network = generator if truncation == 1 else TruncatedGenerator(generator, truncation)
+        network: Network = generator if truncation == 1 else TruncatedGenerator(generator, truncation)
         return cls(network, generator.latent_size, [4 << level for level in range(generator.depth)])
 
     def latent(self, seed: int) -> Tensor:

@@ -23,10 +23,10 @@ from msggan.config import TrainConfig, resolve, said
 from msggan.data import SampleStream, to_float
 from msggan.device import choose_device, has_fast_bfloat16
 from msggan.errors import DataError, RunFolderError, SupersededError, TrainingError
-from msggan.metrics import sliced_wasserstein
+from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
 from msggan.notebook import choose_progress
-from msggan.pictures import find_samples, generate, write_samples
+from msggan.pictures import find_samples, generate, generate_parts, write_samples
 from msggan.randomness import Purpose, latents
 from msggan.run import Run
 from msggan.run_folder import RunFolder
@@ -261,13 +261,20 @@ class Trainer:
             self.samples_fail = True
 
     def _measure(self) -> dict[str, float]:
-        """swd against the held-back images, or against training images where none are held back."""
+        """swd against the held-back images, or against training images where none are held back.
+
+        Of what is generated and of the pyramids of both, no more than a part is in memory at a time.
+        """
         if self.dataset.held_back:
             reals = self.dataset.held_back_images()[:MEASURED_IMAGES_AT_MOST]
         else:
             reals = self.dataset.images(range(min(self.dataset.training, MEASURED_IMAGES_AT_MOST)))
         fixed = latents(self.config.seed, range(len(reals)), self.config.latent_size, Purpose.METRIC)
-        return sliced_wasserstein(reals, generate(self.ema, fixed)[-1])
+        real, fake = (Patches(len(reals), self.config.resolution, device=self.device) for _ in range(2))
+        real.add(reals)
+        for pyramid in generate_parts(self.ema, fixed):
+            fake.add(pyramid[-1])
+        return distances(real, fake)
 
     def _report(self, measured: dict[str, float]) -> None:
         self.seconds += self.interval.seconds

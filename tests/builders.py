@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,14 @@ def save_run(folder: Path, *, depth: int = 3, equalized: bool = True, samples: i
         drawn = latents(index, range(9), 8)
         write_samples(folder / "samples", 1000 * index, generate(generator, drawn))
     return folder
+
+
+def peak_growth_mib(before: str, measured: str) -> float:
+    """How much memory a statement needs beyond what its process had after another, in MiB. Linux alone tells it."""
+    peak = "int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    script = f"import re; {before}; began = {peak}; {measured}; print({peak} - began)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, encoding="utf-8")
+    return int(ended.stdout) / 1024
 
 
 def assert_close(ours: Tensor, theirs: Tensor, *, within: float, what: str = "") -> None:

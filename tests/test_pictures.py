@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from msggan.pictures import (
     all_scales_sheet,
     find_samples,
     generate,
+    generate_parts,
     grid,
     to_pixels,
     write_samples,
@@ -83,6 +85,32 @@ def test_images_are_made_in_parts_and_none_is_lost(count: int) -> None:
     for level, wanted in zip(made, expected, strict=True):
         assert level.dtype == torch.uint8
         assert (level.int() - wanted.int()).abs().max() <= 1  # of a number between two pixels
+
+
+@pytest.mark.parametrize(("depth", "count", "chunks"), [(2, 70, [64, 6]), (6, 20, [16, 4]), (8, 3, [1, 1, 1])])
+def test_images_of_more_pixels_are_computed_in_smaller_chunks(depth: int, count: int, chunks: list[int]) -> None:
+    """8², 128² and 512²; as they are computed, nothing but pixels is left of those before."""
+    generator, computed, held = Generator(depth, 16), [], []
+
+    def before(_: object, arguments: tuple[Tensor]) -> None:
+        computed.append(len(arguments[0]))
+        assert not any(reference() is not None for reference in held)
+
+    def after(_: object, __: object, pyramid: list[Tensor]) -> None:
+        held.extend(weakref.ref(images) for images in pyramid)
+
+    generator.register_forward_pre_hook(before)
+    generator.register_forward_hook(after)
+    assert [len(level) for level in generate(generator, torch.randn(count, 16))] == [count] * depth
+    assert computed == chunks
+
+
+def test_a_pyramid_in_parts_is_the_same_pyramid() -> None:
+    generator, latents = Generator(3, 8), torch.randn(7, 8)
+    parts = list(generate_parts(generator, latents, chunk=3))
+    assert [len(part[0]) for part in parts] == [3, 3, 1]
+    for index, level in enumerate(generate(generator, latents, chunk=3)):
+        assert torch.equal(torch.cat([part[index] for part in parts]), level)
 
 
 def test_latents_follow_the_generators_own_dtype() -> None:
