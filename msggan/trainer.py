@@ -21,8 +21,8 @@ from msggan.checkpoint import newest_checkpoint
 from msggan.checkpoint_writer import CheckpointWriter
 from msggan.config import TrainConfig, resolve, said
 from msggan.data import SampleStream, to_float
-from msggan.device import choose_device, has_fast_bfloat16
-from msggan.errors import DataError, RunFolderError, SupersededError, TrainingError
+from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, memory_errors
+from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
 from msggan.notebook import choose_progress
@@ -112,8 +112,8 @@ class Trainer:
     device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0 is as many as there are cores.
     tracking_uri: an MLflow that is told too; the run does not depend on it.
     messages: where progress is told; by default stderr, and in a notebook a display that is updated in place.
-    Raises `UsageError`, `DataError` or `RunFolderError` before anything is written; `run` may also raise
-    `CheckpointError` and `TrainingError`.
+    Raises `UsageError`, `DataError`, `RunFolderError` or `OutOfMemoryError` before anything is written; `run` may also
+    raise `CheckpointError` and `TrainingError`.
     """
 
     def __init__(
@@ -142,17 +142,18 @@ class Trainer:
         )
         total_images = round(self.config.kimg * 1000)
         self.progress = choose_progress(self.folder, total_images=total_images, stream=messages)
-        self.dataset = source.dataset(
-            resolution=self.config.resolution,
-            background=self.config.background,
-            workers=workers,
-            progress=self.progress.decoding,
-        )
-        self._check_images()
-        self.samples = SampleStream(
-            self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
-        )
-        self.adversaries = Adversaries(self.config, self.device)
+        with memory_errors(self._out_of_memory):
+            self.dataset = source.dataset(
+                resolution=self.config.resolution,
+                background=self.config.background,
+                workers=workers,
+                progress=self.progress.decoding,
+            )
+            self._check_images()
+            self.samples = SampleStream(
+                self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
+            )
+            self.adversaries = Adversaries(self.config, self.device)
         self.tracker = Tracker(self.folder.metrics, tracking_uri=tracking_uri)
         self.writer = CheckpointWriter(self.folder, may_write=self._ensure_ours)
         self.state: RunState | None = None
@@ -186,7 +187,7 @@ class Trainer:
 
     def run(self) -> RunResult:
         """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Run again, it goes on from there."""
-        with _polite_stop() as stop, owned(self.folder), self._recorded():
+        with _polite_stop() as stop, owned(self.folder), self._recorded(), memory_errors(self._out_of_memory):
             self._begin_or_resume()
             with self._tracked(), self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
                 try:
@@ -439,6 +440,8 @@ class Trainer:
         try:
             yield
         except OSError as error:
+            if is_out_of_memory(error):
+                raise
             where = f"{error.filename or self.folder}: {error.strerror or error}"
             raise TrainingError(
                 f"{where}, after {self.images_seen / 1000:g} kimg.",
@@ -446,14 +449,18 @@ class Trainer:
             ) from error
         except DataError as error:  # an image changed or vanished since it was first read
             raise TrainingError(error.message, error.hint) from error
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise TrainingError(
-                f"Out of memory on {self.device} at --resolution {self.config.resolution}, --latent-size "
-                f"{self.config.latent_size}, --batch-size {self.config.batch_size}.",
-                "Give a smaller one of these, under another name.",
-            ) from error
         finally:
             self.progress.close()
+
+    def _out_of_memory(self) -> OutOfMemoryError:
+        hint = "Use a smaller --batch-size, --resolution or --latent-size"
+        if self.folder.config.exists():
+            hint += " and another name: a run that has begun keeps its own"
+        return OutOfMemoryError(
+            f"Out of memory on {self.device} at --resolution {self.config.resolution}, --latent-size "
+            f"{self.config.latent_size}, --batch-size {self.config.batch_size}.",
+            f"{hint}.",
+        )
 
 
 @dataclass

@@ -59,16 +59,16 @@ def save_images(folder: Path, count: int, side: int) -> Path:
     return folder
 
 
-def save_run(folder: Path, *, depth: int = 3, equalized: bool = True, samples: int = 0) -> Path:
+def save_run(folder: Path, *, depth: int = 3, latent_size: int = 8, equalized: bool = True, samples: int = 0) -> Path:
     """A run folder as training leaves it: a generator that is drawn and not trained, and so many sample grids."""
     torch.manual_seed(1)
-    generator = Generator(depth, 8, equalized=equalized)
-    config = {"resolution": 2 << depth, "latent_size": 8, "equalized": equalized}
+    generator = Generator(depth, latent_size, equalized=equalized)
+    config = {"resolution": 2 << depth, "latent_size": latent_size, "equalized": equalized}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     save_generator(folder / "generator.safetensors", generator.state_dict(), config)
     for index in range(samples):
-        drawn = latents(index, range(9), 8)
+        drawn = latents(index, range(9), latent_size)
         write_samples(folder / "samples", 1000 * index, generate(generator, drawn))
     return folder
 
