@@ -61,6 +61,7 @@ def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
 @pytest.mark.parametrize(
     ("program", "words", "message"),
     [
+        ("msggan.sample", ["--num", "2"], "Out of memory while making pictures"),
         ("msggan.export", ["--onnx", "out.onnx"], "Out of memory while exporting"),
     ],
 )

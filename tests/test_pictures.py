@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from msggan.pictures import (
     PADDING_PX,
     SHEET_COLUMNS,
     all_scales_sheet,
+    enlarged,
     find_samples,
     generate,
     generate_parts,
     grid,
+    grid_of,
     to_pixels,
     write_samples,
 )
@@ -166,12 +169,41 @@ def test_a_sheet_has_a_column_a_sample_and_a_row_a_scale_coarse_to_fine(count: i
     for row, level in enumerate(pyramid):
         factor = side // level.shape[-1]
         for column in range(columns):
-            enlarged = level[column].numpy().repeat(factor, axis=1).repeat(factor, axis=2)
-            assert np.array_equal(cell(picture, row, column, side), enlarged)
+            wanted = level[column].numpy().repeat(factor, axis=1).repeat(factor, axis=2)
+            assert np.array_equal(cell(picture, row, column, side), wanted)
 
 
 def test_a_sheet_of_one_scale_and_one_sample_is_a_picture() -> None:
     assert all_scales_sheet(pixels_pyramid(1, 1)).size[0] >= 64
+
+
+def test_a_grid_holds_one_image_at_a_time() -> None:
+    images, drawn = pixels_pyramid(12, 3)[-1], []
+
+    def one_by_one() -> Iterator[Tensor]:
+        for image in images:
+            copy = image.clone()
+            assert not any(reference() is not None for reference in drawn[:-1])
+            drawn.append(weakref.ref(copy))
+            yield copy
+
+    assert np.array_equal(np.asarray(grid_of(one_by_one(), count=12, side=16)), np.asarray(grid(images)))
+    assert len(drawn) == 12
+
+
+@pytest.mark.parametrize(
+    ("size", "larger"),
+    [((206, 206), (618, 618)), ((138, 138), (552, 552)), ((530, 266), (1060, 532)), ((512, 600), (512, 600))],
+)
+def test_small_pictures_are_enlarged_to_512_pixels_or_more_pixel_by_pixel(
+    size: tuple[int, int], larger: tuple[int, int]
+) -> None:
+    """Grids of 36 and 16 images of 32², a sheet of 4 scales, and one that is large enough."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    shown = enlarged(Image.fromarray(pixels))
+    factor = larger[0] // size[0]
+    assert shown.size == larger
+    assert np.array_equal(np.asarray(shown), pixels.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
 # Files
@@ -190,14 +222,14 @@ def test_samples_are_named_by_images_seen_and_scale(tmp_path: Path) -> None:
     ]
 
 
-def test_samples_on_the_disk_are_the_grids_themselves(tmp_path: Path) -> None:
+def test_samples_on_the_disk_are_the_grids_enlarged(tmp_path: Path) -> None:
     pyramid = pixels_pyramid(9, 3)
     write_samples(tmp_path, 64, pyramid)
     for images in pyramid:
         with Image.open(tmp_path / f"000000064_{images.shape[-1]}px.png") as picture:
-            assert np.array_equal(np.asarray(picture), np.asarray(grid(images)))
+            assert np.array_equal(np.asarray(picture), np.asarray(enlarged(grid(images))))
     with Image.open(tmp_path / "000000064_scales.png") as picture:
-        assert np.array_equal(np.asarray(picture), np.asarray(all_scales_sheet(pyramid)))
+        assert np.array_equal(np.asarray(picture), np.asarray(enlarged(all_scales_sheet(pyramid))))
 
 
 def test_samples_are_found_again_by_scale_from_first_to_last(tmp_path: Path) -> None:
@@ -214,4 +246,4 @@ def test_samples_written_again_replace_the_old_ones(tmp_path: Path) -> None:
     write_samples(tmp_path, 64, pixels_pyramid(9, 2))
     pyramid = [255 - images for images in pixels_pyramid(9, 2)]
     with Image.open(write_samples(tmp_path, 64, pyramid)) as picture:
-        assert np.array_equal(np.asarray(picture), np.asarray(grid(pyramid[-1])))
+        assert np.array_equal(np.asarray(picture), np.asarray(enlarged(grid(pyramid[-1]))))
