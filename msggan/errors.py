@@ -76,6 +76,13 @@ class TrainingError(MsgganError):
     exit_code = 1
 
 
+class OutOfMemoryError(MsgganError):
+    """The CPU's or a device's memory is too small for what was asked."""
+
+    code = "memory"
+    exit_code = 1
+
+
 class SupersededError(TrainingError):
     """Another process trains this run now."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from msggan.errors import UsageError
+from msggan.errors import OutOfMemoryError, UsageError
 from msggan.export_options import ExportOptions, export_options, parse_export
 from msggan.files import write_whole
 from msggan.options import run_dir_option, run_dir_problems
@@ -36,8 +36,18 @@ def export(*, run_dir: str | None, output: str, **texts: Any) -> int:
 def write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
     """Writes what is asked for of a run folder or a `generator.safetensors`, each file whole or not at all.
 
-    Raises `CheckpointError`, `UsageError` or `ExportError`; then nothing is written.
+    Raises `CheckpointError`, `UsageError`, `ExportError` or `OutOfMemoryError`; then nothing is written.
     """
+    from msggan.device import memory_errors
+
+    def explain() -> OutOfMemoryError:
+        return OutOfMemoryError(f"Out of memory while exporting {source}.", "Close other programs and try again.")
+
+    with memory_errors(explain):
+        return _write_exports(source, options)
+
+
+def _write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
     from msggan.checkpoint import load_generator
 
     generator = load_generator(source)

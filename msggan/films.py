@@ -24,6 +24,8 @@ from msggan.randomness import latents_of
 from msggan.truncation import TruncatedGenerator
 
 STEPS_A_KEY = 256
+# Smaller frames are enlarged by a whole factor: players smear them, and video has colour at every second pixel only.
+LEAST_SIDE_PX = 256
 # 0 is without loss, 51 the worst; 18 and less cannot be told from the original by eye.
 X264_QUALITY = 16
 WEBP_QUALITY = 90
@@ -74,7 +76,7 @@ def interpolation(
 def frames_between(keys: Tensor, frames: int, *, paint: Callable[[Tensor], Tensor]) -> Iterator[Image.Image]:
     """keys: (K, L) → the frames of their loop, one at a time. paint: latent (1, L) → (1, 3, r, r) uint8."""
     for latent in loop(keys, frames).split(1):
-        yield enlarged(picture(paint(latent)[0]))
+        yield enlarged(picture(paint(latent)[0]), least_side_px=LEAST_SIDE_PX)
 
 
 def loop(keys: Tensor, frames: int) -> Tensor:
@@ -115,13 +117,18 @@ def size_of_all(paths: Sequence[Path]) -> tuple[int, int]:
 
 
 def slides(paths: Sequence[Path], frames: int) -> Iterator[Image.Image]:
-    """So many frames that show pictures one after another, each as long as the others, one in memory at a time."""
+    """So many frames that show pictures one after another, each as long as the others, one in memory at a time.
+
+    A smaller picture is enlarged by the largest whole factor that fits, so that grids written at other sizes match.
+    """
     size = size_of_all(paths)
     shown = [index * len(paths) // frames for index in range(frames)]
     for index, same in itertools.groupby(shown):
         canvas = Image.new("RGB", size, "white")
-        canvas.paste(_read(paths[index]))
-        frame = enlarged(canvas)
+        shown_now = _read(paths[index])
+        factor = min(size[0] // shown_now.width, size[1] // shown_now.height)
+        canvas.paste(shown_now.resize((shown_now.width * factor, shown_now.height * factor), Image.Resampling.NEAREST))
+        frame = enlarged(canvas, least_side_px=LEAST_SIDE_PX)
         for _ in same:
             yield frame
 

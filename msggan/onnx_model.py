@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from msggan.device import is_out_of_memory
 from msggan.errors import ExportError
 from msggan.layers import Convolution, LatentConvolution
 from msggan.networks import Generator
@@ -96,6 +97,8 @@ def _exported(network: nn.Module, latent_size: int, outputs: Sequence[str]) -> o
                 verbose=False,
             )
     except Exception as error:  # it has no one kind of error, and it changes with each torch
+        if is_out_of_memory(error):
+            raise
         raise ExportError(
             f"torch {torch.__version__} could not make an ONNX model ({type(error).__name__}).",
             "Another release may: pip install --upgrade torch onnx onnxscript",

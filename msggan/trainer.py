@@ -21,12 +21,12 @@ from msggan.checkpoint import newest_checkpoint
 from msggan.checkpoint_writer import CheckpointWriter
 from msggan.config import TrainConfig, resolve, said
 from msggan.data import SampleStream, describe_skipped, to_float
-from msggan.device import choose_device, has_fast_bfloat16
-from msggan.errors import DataError, RunFolderError, SupersededError, TrainingError
-from msggan.metrics import sliced_wasserstein
+from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, memory_errors
+from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
+from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
 from msggan.notebook import choose_progress
-from msggan.pictures import find_samples, generate, write_samples
+from msggan.pictures import find_samples, generate, generate_parts, write_samples
 from msggan.randomness import Purpose, latents
 from msggan.run import Run
 from msggan.run_folder import RunFolder
@@ -116,8 +116,8 @@ class Trainer:
     device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0 is as many as there are cores.
     tracking_uri: an MLflow that is told too; the run does not depend on it.
     messages: where progress is told; by default stderr, and in a notebook a display that is updated in place.
-    Raises `UsageError`, `DataError` or `RunFolderError` before anything is written; `run` may also raise
-    `CheckpointError` and `TrainingError`.
+    Raises `UsageError`, `DataError`, `RunFolderError` or `OutOfMemoryError` before anything is written; `run` may also
+    raise `CheckpointError` and `TrainingError`.
     """
 
     def __init__(
@@ -150,17 +150,18 @@ class Trainer:
         )
         total_images = round(self.config.kimg * 1000)
         self.progress = choose_progress(self.folder, total_images=total_images, stream=messages)
-        self.dataset = source.dataset(
-            resolution=self.config.resolution,
-            background=self.config.background,
-            workers=workers,
-            progress=self.progress.decoding,
-        )
-        self._check_images()
-        self.samples = SampleStream(
-            self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
-        )
-        self.adversaries = Adversaries(self.config, self.device)
+        with memory_errors(self._out_of_memory):
+            self.dataset = source.dataset(
+                resolution=self.config.resolution,
+                background=self.config.background,
+                workers=workers,
+                progress=self.progress.decoding,
+            )
+            self._check_images()
+            self.samples = SampleStream(
+                self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
+            )
+            self.adversaries = Adversaries(self.config, self.device)
         self.tracker = Tracker(self.folder.metrics, tracking_uri=tracking_uri)
         self.writer = CheckpointWriter(self.folder, may_write=self._ensure_ours)
         self.state: RunState | None = None
@@ -201,7 +202,7 @@ class Trainer:
         It always starts from the newest checkpoint in the run folder, however an earlier call ended. Where that has
         reached --kimg already, it writes nothing and returns the recorded state with a `notice`.
         """
-        with _polite_stop() as stop, owned(self.folder), self._recorded():
+        with _polite_stop() as stop, owned(self.folder), self._recorded(), memory_errors(self._out_of_memory):
             self._resume()
             recorded = self._recorded_end()
             if recorded is not None:
@@ -280,13 +281,20 @@ class Trainer:
             self.samples_fail = True
 
     def _measure(self) -> dict[str, float]:
-        """swd against the held-back images, or against training images where none are held back."""
+        """swd against the held-back images, or against training images where none are held back.
+
+        Of what is generated and of the pyramids of both, no more than a part is in memory at a time.
+        """
         if self.dataset.held_back:
             reals = self.dataset.held_back_images(MEASURED_IMAGES_AT_MOST)
         else:
             reals = self.dataset.images(range(min(self.dataset.training, MEASURED_IMAGES_AT_MOST)))
         fixed = latents(self.config.seed, range(len(reals)), self.config.latent_size, Purpose.METRIC)
-        return sliced_wasserstein(reals, generate(self.ema, fixed)[-1])
+        real, fake = (Patches(len(reals), self.config.resolution, device=self.device) for _ in range(2))
+        real.add(reals)
+        for pyramid in generate_parts(self.ema, fixed):
+            fake.add(pyramid[-1])
+        return distances(real, fake)
 
     def _report(self, measured: dict[str, float]) -> None:
         self.seconds += self.interval.seconds
@@ -487,6 +495,8 @@ class Trainer:
         try:
             yield
         except OSError as error:
+            if is_out_of_memory(error):
+                raise
             where = f"{error.filename or self.folder}: {error.strerror or error}"
             raise TrainingError(
                 f"{where}, after {self.images_seen / 1000:g} kimg.",
@@ -494,14 +504,18 @@ class Trainer:
             ) from error
         except DataError as error:  # an image changed or vanished since it was first read
             raise TrainingError(error.message, error.hint) from error
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise TrainingError(
-                f"Out of memory on {self.device} at --resolution {self.config.resolution}, --latent-size "
-                f"{self.config.latent_size}, --batch-size {self.config.batch_size}.",
-                "Give a smaller one of these, under another name.",
-            ) from error
         finally:
             self.progress.close()
+
+    def _out_of_memory(self) -> OutOfMemoryError:
+        hint = "Use a smaller --batch-size, --resolution or --latent-size"
+        if self.folder.config.exists():
+            hint += " and another name: a run that has begun keeps its own"
+        return OutOfMemoryError(
+            f"Out of memory on {self.device} at --resolution {self.config.resolution}, --latent-size "
+            f"{self.config.latent_size}, --batch-size {self.config.batch_size}.",
+            f"{hint}.",
+        )
 
 
 def _where_to_look(folder: RunFolder) -> str:

@@ -30,7 +30,7 @@ class TruncatedGenerator(nn.Module):
     def __init__(self, generator: Generator, truncation: float) -> None:
         super().__init__()
         self.generator, self.truncation = generator, truncation
-        self.latent_size = generator.latent_size
+        self.depth, self.latent_size = generator.depth, generator.latent_size
         self.register_buffer("mean", mean_features(generator))
 
     def forward(self, latents: Tensor) -> list[Tensor]:

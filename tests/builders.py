@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +59,26 @@ def save_images(folder: Path, count: int, side: int) -> Path:
     return folder
 
 
-def save_run(folder: Path, *, depth: int = 3, equalized: bool = True, samples: int = 0) -> Path:
+def save_run(folder: Path, *, depth: int = 3, latent_size: int = 8, equalized: bool = True, samples: int = 0) -> Path:
     """A run folder as training leaves it: a generator that is drawn and not trained, and so many sample grids."""
     torch.manual_seed(1)
-    generator = Generator(depth, 8, equalized=equalized)
-    config = {"resolution": 2 << depth, "latent_size": 8, "equalized": equalized}
+    generator = Generator(depth, latent_size, equalized=equalized)
+    config = {"resolution": 2 << depth, "latent_size": latent_size, "equalized": equalized}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     save_generator(folder / "generator.safetensors", generator.state_dict(), config)
     for index in range(samples):
-        drawn = latents(index, range(9), 8)
+        drawn = latents(index, range(9), latent_size)
         write_samples(folder / "samples", 1000 * index, generate(generator, drawn))
     return folder
+
+
+def peak_growth_mib(before: str, measured: str) -> float:
+    """How much memory a statement needs beyond what its process had after another, in MiB. Linux alone tells it."""
+    peak = "int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    script = f"import re; {before}; began = {peak}; {measured}; print({peak} - began)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, encoding="utf-8")
+    return int(ended.stdout) / 1024
 
 
 def assert_close(ours: Tensor, theirs: Tensor, *, within: float, what: str = "") -> None:

@@ -88,7 +88,7 @@ def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: Az
         assert azure.artifact("photos", printout).startswith((b"Generator(", b"Discriminator("))
     assert (place / "photos-run" / "config.json").is_file()
     assert (place / "weights" / "generator.safetensors").is_file()
-    assert (place / "runs" / "photos" / "generated" / "grid_8px.png").is_file()
+    assert (place / "runs" / "photos" / "generated" / "grid_seeds0-15_8px.png").is_file()
     assert "msggan-gpu" not in azure.cloud.computes
     assert azure.blobs_below("photos/"), "deleted what it must not"
 

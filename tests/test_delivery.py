@@ -28,7 +28,7 @@ from PIL import Image
 
 from msggan.config import TrainConfig, resolve
 from msggan.delivered import load_delivered
-from msggan.delivery import Delivery
+from msggan.delivery import Delivery, Reports
 from msggan.run_folder import RunFolder
 from msggan.run_state import RunState, read_note
 from msggan.tracking import Tracker, read_metrics
@@ -389,6 +389,22 @@ def test_a_picture_that_is_being_written_waits_until_it_is_whole(database: str, 
     sampled(run, 16)
     delivered(run, database)
     assert "samples/000000016_8px.png" in files_at(database, the_run(database))
+
+
+def test_a_report_that_is_half_written_is_read_once_and_whole_when_it_is_complete(tmp_path: Path) -> None:
+    """Whatever byte the file ends at when it is read between two writes."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"images": images, "kimg": images / 1000}) + "\n" for images in (8, 16, 24)]
+    content = "".join(lines).encode()
+    for cut in range(len(content) + 1):
+        reports = Reports(path)
+        path.write_bytes(content[:cut])
+        first = [report["images"] for report, _ in reports.new()]
+        assert first == [8, 16, 24][: content[:cut].count(b"\n")]
+        with path.open("ab") as file:
+            file.write(content[cut:])
+        assert first + [report["images"] for report, _ in reports.new()] == [8, 16, 24]
+        assert reports.new() == []
 
 
 def test_lines_of_another_hand_are_passed_over(database: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from msggan.errors import DataError, FilmError
-from msggan.films import Film, interpolation, loop, size_of_all, slides, write_film
+from msggan.films import LEAST_SIDE_PX, Film, interpolation, loop, size_of_all, slides, write_film
 from msggan.networks import Generator
 from msggan.pictures import enlarged
 from msggan.randomness import latents
@@ -100,9 +100,9 @@ def test_two_latents_are_joined_by_the_great_circle_through_both() -> None:
     ("size", "larger"),
     [((4, 4), (256, 256)), ((32, 32), (256, 256)), ((100, 60), (500, 300)), ((256, 300), (256, 300))],
 )
-def test_small_pictures_are_enlarged_pixel_by_pixel(size: tuple[int, int], larger: tuple[int, int]) -> None:
+def test_small_frames_are_enlarged_pixel_by_pixel(size: tuple[int, int], larger: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    shown = enlarged(Image.fromarray(pixels))
+    shown = enlarged(Image.fromarray(pixels), least_side_px=LEAST_SIDE_PX)
     factor = larger[0] // size[0]
     assert shown.size == larger
     assert np.array_equal(np.asarray(shown), pixels.repeat(factor, axis=0).repeat(factor, axis=1))
@@ -116,6 +116,16 @@ def test_slides_are_shown_equally_long_and_laid_on_white_where_they_are_smaller(
     assert size_of_all(paths) == (300, 300)
     assert [frame.size for frame in shown] == [(300, 300)] * 6
     assert [frame.getpixel((299, 299)) for frame in shown] == [(255, 255, 255)] * 3 + [(255, 0, 0)] * 3
+
+
+def test_an_old_small_grid_fills_its_slide_beside_new_large_ones(tmp_path: Path) -> None:
+    """Grids that were written at 206 pixels, before they were enlarged to 618, stay on people's disks."""
+    pixels = np.random.default_rng(0).integers(0, 256, (206, 206, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "old.png")
+    Image.fromarray(255 - pixels.repeat(3, axis=0).repeat(3, axis=1)).save(tmp_path / "new.png")
+    old, new = slides([tmp_path / "old.png", tmp_path / "new.png"], 2)
+    assert old.size == new.size == (618, 618)
+    assert np.array_equal(255 - np.asarray(old), np.asarray(new))
 
 
 def test_a_slide_that_is_no_picture_is_named(tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from builders import peak_growth_mib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from msggan.metrics import laplacian_pyramid, sliced_wasserstein
+from msggan.metrics import DIRECTIONS, Patches, laplacian_pyramid, sliced_wasserstein
+from msggan.randomness import Purpose, numbers
 
 
 def noise(count: int, side: int, *, seed: int = 0, low: int = 0, high: int = 256) -> Tensor:
@@ -30,7 +35,77 @@ def with_noise(images: Tensor, deviation: float) -> Tensor:
     return (images + deviation * drawn).clamp(0, 255).round().to(torch.uint8)
 
 
+def coloured(count: int, side: int, *, seed: int = 0) -> Tensor:
+    """(N, 3, r, r) uint8: each channel has a mean and a contrast of its own."""
+    lows, highs = ((0, 90, 200), (250, 110, 240)) if seed % 2 else ((100, 0, 30), (130, 220, 50))
+    channels = [noise(count, side, seed=10 * seed + c, low=lows[c], high=highs[c])[:, c : c + 1] for c in range(3)]
+    return torch.cat(channels, dim=1)
+
+
+def computed_independently(reals: Tensor, fakes: Tensor, *, seed: int = 0) -> dict[str, float]:
+    """The definition, patch by patch and channel by channel in float64, with all levels of all images at once."""
+    found = {}
+    for level, other in zip(laplacian_pyramid(reals.double()), laplacian_pyramid(fakes.double()), strict=True):
+        side = level.shape[-1]
+        drawn = numbers(seed, Purpose.PROJECTION, side).standard_normal((3 * min(7, side) ** 2, DIRECTIONS))
+        directions = drawn / np.linalg.norm(drawn, axis=0)
+        one, two = (np.sort(patches_of(images.numpy(), seed) @ directions, axis=0) for images in (level, other))
+        found[f"swd_{side}"] = 1000 * float(np.abs(one - two).mean())
+    return {"swd": float(np.mean(list(found.values()))), **found}
+
+
+def patches_of(images: np.ndarray, seed: int) -> np.ndarray:
+    """images: (N, 3, r, r) → (n·N, 3·p·p)."""
+    count, side = len(images), images.shape[-1]
+    size, each = min(7, side), 128 if count <= 128 else max(1, 16384 // count)
+    tops, lefts = numbers(seed, Purpose.PATCH, side).integers(0, side - size + 1, size=(2, count, each))
+    patches = np.empty((count, each, size, size, 3))
+    for image, places in enumerate(zip(tops, lefts, strict=True)):
+        for place, (top, left) in enumerate(zip(*places, strict=True)):
+            patches[image, place] = images[image, :, top : top + size, left : left + size].transpose(1, 2, 0)
+    for channel in range(3):
+        values = patches[..., channel]
+        patches[..., channel] = (values - values.mean()) / values.std()
+    return patches.reshape(count * each, -1)
+
+
 # The distance
+
+
+@pytest.mark.parametrize(("count", "side"), [(40, 4), (40, 8), (150, 16), (20, 64)])
+def test_distances_of_coloured_images_equal_an_independent_computation(count: int, side: int) -> None:
+    reals, fakes = coloured(count, side), coloured(count, side, seed=1)
+    wanted = computed_independently(reals, fakes, seed=3)
+    assert sliced_wasserstein(reals, fakes, seed=3) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_one_patch_is_taken_of_each_of_more_than_16384_images() -> None:
+    reals, fakes = coloured(2**14 + 5, 8), coloured(2**14 + 5, 8, seed=1)
+    assert sliced_wasserstein(reals, fakes) == pytest.approx(computed_independently(reals, fakes), rel=1e-4)
+
+
+@given(cuts=st.sets(st.integers(1, 79)))
+@settings(deadline=None, max_examples=5)
+def test_patches_do_not_depend_on_the_parts_that_images_arrive_in(cuts: set[int]) -> None:
+    """To the last bit. 80 images of 64² are more than are processed at a time."""
+    images = noise(80, 64)
+    whole, in_parts = Patches(80, 64), Patches(80, 64)
+    whole.add(images)
+    for begin, end in itertools.pairwise([0, *sorted(cuts), 80]):
+        in_parts.add(images[begin:end])
+    assert all(torch.equal(in_parts.normalised(side), whole.normalised(side)) for side in (16, 32, 64))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="where a process can read its largest size")
+def test_memory_does_not_grow_with_the_number_of_images() -> None:
+    """In MiB, beside the images themselves: all pyramids of these 64 would take 800."""
+    growth = peak_growth_mib(
+        "import torch; from msggan.metrics import sliced_wasserstein;"
+        "images = torch.zeros(64, 3, 256, 256, dtype=torch.uint8); images[::2, :, ::3] = 255;"
+        "sliced_wasserstein(images[:2, :, :16, :16], images[:2, :, :16, :16])",
+        "sliced_wasserstein(images, images.flip(0))",
+    )
+    assert 50 < growth < 250
 
 
 @pytest.mark.parametrize("side", [4, 8, 16, 32, 64])

@@ -144,9 +144,9 @@ def test_the_run_and_the_configuration_show_themselves(
     ("words", "size"),
     [
         ("draw_flowers(images", (96, 96)),
-        ("enlarged(grid(pyramid[-1]))", (296, 296)),
+        ("enlarged(grid(pyramid[-1]))", (518, 518)),
         ("all_scales_sheet(pyramid)", (530, 200)),
-        ("TruncatedGenerator", (296, 296)),
+        ("TruncatedGenerator", (518, 518)),
     ],
 )
 def test_pictures_show_themselves(

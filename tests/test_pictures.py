@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,12 @@ from msggan.pictures import (
     PADDING_PX,
     SHEET_COLUMNS,
     all_scales_sheet,
+    enlarged,
     find_samples,
     generate,
+    generate_parts,
     grid,
+    grid_of,
     to_pixels,
     write_samples,
 )
@@ -85,6 +90,32 @@ def test_images_are_made_in_parts_and_none_is_lost(count: int) -> None:
         assert (level.int() - wanted.int()).abs().max() <= 1  # of a number between two pixels
 
 
+@pytest.mark.parametrize(("depth", "count", "chunks"), [(2, 70, [64, 6]), (6, 20, [16, 4]), (8, 3, [1, 1, 1])])
+def test_images_of_more_pixels_are_computed_in_smaller_chunks(depth: int, count: int, chunks: list[int]) -> None:
+    """8², 128² and 512²; as they are computed, nothing but pixels is left of those before."""
+    generator, computed, held = Generator(depth, 16), [], []
+
+    def before(_: object, arguments: tuple[Tensor]) -> None:
+        computed.append(len(arguments[0]))
+        assert not any(reference() is not None for reference in held)
+
+    def after(_: object, __: object, pyramid: list[Tensor]) -> None:
+        held.extend(weakref.ref(images) for images in pyramid)
+
+    generator.register_forward_pre_hook(before)
+    generator.register_forward_hook(after)
+    assert [len(level) for level in generate(generator, torch.randn(count, 16))] == [count] * depth
+    assert computed == chunks
+
+
+def test_a_pyramid_in_parts_is_the_same_pyramid() -> None:
+    generator, latents = Generator(3, 8), torch.randn(7, 8)
+    parts = list(generate_parts(generator, latents, chunk=3))
+    assert [len(part[0]) for part in parts] == [3, 3, 1]
+    for index, level in enumerate(generate(generator, latents, chunk=3)):
+        assert torch.equal(torch.cat([part[index] for part in parts]), level)
+
+
 def test_latents_follow_the_generators_own_dtype() -> None:
     made = generate(Generator(1, 4).double(), torch.randn(2, 4))
     assert made[0].shape == (2, 3, 4, 4)
@@ -138,12 +169,41 @@ def test_a_sheet_has_a_column_a_sample_and_a_row_a_scale_coarse_to_fine(count: i
     for row, level in enumerate(pyramid):
         factor = side // level.shape[-1]
         for column in range(columns):
-            enlarged = level[column].numpy().repeat(factor, axis=1).repeat(factor, axis=2)
-            assert np.array_equal(cell(picture, row, column, side), enlarged)
+            wanted = level[column].numpy().repeat(factor, axis=1).repeat(factor, axis=2)
+            assert np.array_equal(cell(picture, row, column, side), wanted)
 
 
 def test_a_sheet_of_one_scale_and_one_sample_is_a_picture() -> None:
     assert all_scales_sheet(pixels_pyramid(1, 1)).size[0] >= 64
+
+
+def test_a_grid_holds_one_image_at_a_time() -> None:
+    images, drawn = pixels_pyramid(12, 3)[-1], []
+
+    def one_by_one() -> Iterator[Tensor]:
+        for image in images:
+            copy = image.clone()
+            assert not any(reference() is not None for reference in drawn[:-1])
+            drawn.append(weakref.ref(copy))
+            yield copy
+
+    assert np.array_equal(np.asarray(grid_of(one_by_one(), count=12, side=16)), np.asarray(grid(images)))
+    assert len(drawn) == 12
+
+
+@pytest.mark.parametrize(
+    ("size", "larger"),
+    [((206, 206), (618, 618)), ((138, 138), (552, 552)), ((530, 266), (1060, 532)), ((512, 600), (512, 600))],
+)
+def test_small_pictures_are_enlarged_to_512_pixels_or_more_pixel_by_pixel(
+    size: tuple[int, int], larger: tuple[int, int]
+) -> None:
+    """Grids of 36 and 16 images of 32², a sheet of 4 scales, and one that is large enough."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    shown = enlarged(Image.fromarray(pixels))
+    factor = larger[0] // size[0]
+    assert shown.size == larger
+    assert np.array_equal(np.asarray(shown), pixels.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
 # Files
@@ -162,14 +222,14 @@ def test_samples_are_named_by_images_seen_and_scale(tmp_path: Path) -> None:
     ]
 
 
-def test_samples_on_the_disk_are_the_grids_themselves(tmp_path: Path) -> None:
+def test_samples_on_the_disk_are_the_grids_enlarged(tmp_path: Path) -> None:
     pyramid = pixels_pyramid(9, 3)
     write_samples(tmp_path, 64, pyramid)
     for images in pyramid:
         with Image.open(tmp_path / f"000000064_{images.shape[-1]}px.png") as picture:
-            assert np.array_equal(np.asarray(picture), np.asarray(grid(images)))
+            assert np.array_equal(np.asarray(picture), np.asarray(enlarged(grid(images))))
     with Image.open(tmp_path / "000000064_scales.png") as picture:
-        assert np.array_equal(np.asarray(picture), np.asarray(all_scales_sheet(pyramid)))
+        assert np.array_equal(np.asarray(picture), np.asarray(enlarged(all_scales_sheet(pyramid))))
 
 
 def test_samples_are_found_again_by_scale_from_first_to_last(tmp_path: Path) -> None:
@@ -186,4 +246,4 @@ def test_samples_written_again_replace_the_old_ones(tmp_path: Path) -> None:
     write_samples(tmp_path, 64, pixels_pyramid(9, 2))
     pyramid = [255 - images for images in pixels_pyramid(9, 2)]
     with Image.open(write_samples(tmp_path, 64, pyramid)) as picture:
-        assert np.array_equal(np.asarray(picture), np.asarray(grid(pyramid[-1])))
+        assert np.array_equal(np.asarray(picture), np.asarray(enlarged(grid(pyramid[-1]))))

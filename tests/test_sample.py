@@ -30,7 +30,7 @@ def test_both_programs_make_the_same_files_of_a_run(run_program: RunProgram, tmp
     foldered = run_program("msggan.sample", "--run-dir", "runs/flowers", "--out", "out", *words)
     assert named.exit_code == 0, named.stderr
     assert foldered.exit_code == 0, foldered.stderr
-    names = ["grid_8px.png", "seed000003_8px.png", "seed000007_8px.png"]
+    names = ["grid_seeds3,7_8px.png", "seed000003_8px.png", "seed000007_8px.png"]
     places = [str(Path("runs/flowers/generated")), "out"]
     for ended, place in zip([named, foldered], places, strict=True):
         assert ended.json == {"files": [str(Path(place) / name) for name in names], "count": 3}
@@ -107,12 +107,12 @@ def test_weights_that_cannot_be_used_are_told_once_with_the_next_step(
 
 
 def test_files_that_exist_are_overwritten_by_force_alone(run_program: RunProgram, run: Path) -> None:
-    existing = run / "generated" / "grid_16px.png"
+    existing = run / "generated" / "grid_seeds0-15_16px.png"
     existing.parent.mkdir()
     existing.write_text("mine")
     refused = run_program("msggan-aml", "sample", "flowers")
     assert (refused.exit_code, existing.read_text()) == (2, "mine")
-    assert "grid_16px.png: is there already." in refused.stderr
+    assert "grid_seeds0-15_16px.png: is there already." in refused.stderr
     assert "Give --force to overwrite, or another --out." in refused.stderr
     assert run_program("msggan-aml", "sample", "flowers", "--force").exit_code == 0
     assert existing.read_bytes().startswith(b"\x89PNG")

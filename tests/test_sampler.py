@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torch import Tensor
 from msggan import load_generator, sampler
 from msggan.errors import CheckpointError, UsageError
 from msggan.films import interpolation, loop
-from msggan.pictures import PADDING_PX, all_scales_sheet, generate, grid
+from msggan.pictures import PADDING_PX, all_scales_sheet, enlarged, generate, grid
 from msggan.randomness import latents
 from msggan.sample_options import SampleOptions
 from msggan.sampler import Painter, Sampler
@@ -51,7 +53,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_the_same_seed_is_the_same_file_whatever_is_made_beside_it(run: Path, tmp_path: Path) -> None:
     many = sample(run, files=True, seeds=range(70), out=str(tmp_path / "many"))
     few = sample(run, files=True, grid=True, seeds=[65, 3], out=str(tmp_path / "few"))
-    assert [path.name for path in few] == ["grid_16px.png", "seed000065_16px.png", "seed000003_16px.png"]
+    assert [path.name for path in few] == ["grid_seeds65,3_16px.png", "seed000065_16px.png", "seed000003_16px.png"]
     assert [path.name for path in many] == [f"seed{seed:06d}_16px.png" for seed in range(70)]
     for path in few[1:]:
         assert path.read_bytes() == (tmp_path / "many" / path.name).read_bytes()
@@ -67,29 +69,65 @@ def test_a_file_is_what_the_generator_makes_of_the_seeds_latent(run: Path) -> No
 
 @pytest.mark.parametrize("scale", [4, 8, 16])
 def test_a_grid_shows_one_scale_of_the_very_pictures_in_order(run: Path, scale: int) -> None:
-    (path,) = sample(run, scale=scale, seeds=[9, 1, 4, 2])
-    shown = pixels(path)
-    assert path.name == f"grid_{scale}px.png"
-    assert shown.shape == (2 * (scale + PADDING_PX) + PADDING_PX,) * 2 + (3,)
-    for place, file in enumerate(sample(run, scale=scale, seeds=[9, 1, 4, 2], files=True)):
+    (path,) = sample(run, scale=scale, seeds=[9, 1, 2, 4])
+    side = 2 * (scale + PADDING_PX) + PADDING_PX
+    factor = -(-512 // side)
+    assert path.name == f"grid_seeds9,1-2,4_{scale}px.png"
+    assert pixels(path).shape == (factor * side, factor * side, 3)
+    shown = pixels(path)[::factor, ::factor]
+    for place, file in enumerate(sample(run, scale=scale, seeds=[9, 1, 2, 4], files=True)):
         top, left = (PADDING_PX + index * (scale + PADDING_PX) for index in divmod(place, 2))
         assert np.array_equal(shown[top : top + scale, left : left + scale], pixels(file))
 
 
 def test_all_scales_stand_side_by_side_eight_seeds_a_sheet(run: Path) -> None:
     first, second = sample(run, all_scales=True, seeds=range(10))
-    assert (first.name, second.name) == ("scales.png", "scales_2.png")
+    assert (first.name, second.name) == ("scales_seeds0-7.png", "scales_seeds8-9.png")
     painter = Painter.load(run, truncation=1, device="cpu")
     pyramids = [painter.paint(painter.latent(seed)) for seed in (8, 9)]
     wanted = all_scales_sheet([torch.cat(level) for level in zip(*pyramids, strict=True)])
-    assert np.array_equal(pixels(second), np.asarray(wanted))
+    assert np.array_equal(pixels(second), np.asarray(enlarged(wanted)))
 
 
 def test_more_than_fit_a_grid_go_on_in_a_second(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "GRID_SIDE_PX", 40)  # two columns of 16 and a margin
     paths = sample(run, seeds=range(9))
-    assert [path.name for path in paths] == ["grid_16px.png", "grid_16px_2.png", "grid_16px_3.png"]
-    assert [pixels(path).shape for path in paths] == [(38, 38, 3), (38, 38, 3), (16, 16, 3)]
+    assert [path.name for path in paths] == [f"grid_{name}_16px.png" for name in ("seeds0-3", "seeds4-7", "seed8")]
+    assert [pixels(path).shape for path in paths] == [(532, 532, 3), (532, 532, 3), (512, 512, 3)]
+
+
+def test_each_request_has_files_of_its_own(run: Path) -> None:
+    """The names say the seeds, the scale and the truncation: nothing has to be forced and nothing is lost."""
+    requests: list[dict[str, Any]] = [
+        {"seeds": range(5, 21)},
+        {"seeds": range(6, 22)},
+        {"seeds": [5]},
+        {"seeds": range(5, 21), "truncation": 0.7},
+        {"seeds": range(5, 21), "scale": 8},
+        {"seeds": range(8), "all_scales": True},
+        {"seeds": range(8), "all_scales": True, "truncation": 0.5},
+        {"seeds": [5], "files": True},
+        {"seeds": [5], "files": True, "truncation": 0.7},
+    ]
+    made = [path.name for options in requests for path in sample(run, **options)]
+    assert made == [
+        "grid_seeds5-20_16px.png",
+        "grid_seeds6-21_16px.png",
+        "grid_seed5_16px.png",
+        "grid_seeds5-20_16px_trunc0.7.png",
+        "grid_seeds5-20_8px.png",
+        "scales_seeds0-7.png",
+        "scales_seeds0-7_trunc0.5.png",
+        "seed000005_16px.png",
+        "seed000005_16px_trunc0.7.png",
+    ]
+
+
+def test_a_long_list_of_seeds_has_a_short_name_of_its_own(run: Path) -> None:
+    one, other = ([*range(0, 40, 2), last] for last in (99, 98))
+    names = [path.name for seeds in (one, other) for path in sample(run, seeds=seeds)]
+    assert all(re.fullmatch(r"grid_21seeds-[0-9a-f]{8}_16px\.png", name) for name in names)
+    assert len(set(names)) == 2
 
 
 def test_truncated_pictures_are_nearer_to_each_other(run: Path, tmp_path: Path) -> None:
@@ -150,7 +188,7 @@ def test_a_progress_film_shows_the_runs_grids_in_turn_and_needs_no_weights(run: 
 
 @pytest.mark.parametrize(
     ("options", "most"),
-    [({"files": True}, 1), ({"all_scales": True}, 8), ({"grid": True}, 4), ({"film": "a.mp4", "seconds": 2}, 1)],
+    [({"files": True}, 1), ({"all_scales": True}, 8), ({"grid": True}, 1), ({"film": "a.mp4", "seconds": 2}, 1)],
 )
 def test_what_is_held_at_a_time_does_not_grow_with_what_is_made(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], most: int
@@ -180,14 +218,16 @@ def test_what_is_held_at_a_time_does_not_grow_with_what_is_made(
 def test_files_that_exist_are_kept_unless_forced_and_nothing_else_is_written(run: Path) -> None:
     sample(run, files=True, seeds=range(5))
     before = {path: path.read_bytes() for path in (run / "generated").iterdir()}
-    told = problems(run, files=True, grid=True, seeds=range(9), truncation=0.0)
+    told = problems(run, files=True, grid=True, seeds=range(9))
     assert told == (
         *(f"{run / 'generated' / f'seed00000{seed}_16px.png'}: is there already." for seed in range(3)),
         f"{run / 'generated'}: 2 more of these files are there already.",
     )
     assert {path: path.read_bytes() for path in (run / "generated").iterdir()} == before
-    sample(run, files=True, seeds=range(5), truncation=0.0, force=True)
-    assert all(path.read_bytes() != content for path, content in before.items())
+    for path in before:
+        path.write_text("mine")
+    sample(run, files=True, seeds=range(5), force=True)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_failure_leaves_no_half_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +242,7 @@ def test_a_failure_leaves_no_half_file(run: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Painter, "paint", failing)
     with pytest.raises(KeyboardInterrupt):
         sample(run, grid=True, film="loop.mp4", seeds=range(8))
-    assert [path.name for path in (run / "generated").iterdir()] == ["grid_16px.png"]
+    assert [path.name for path in (run / "generated").iterdir()] == ["grid_seeds0-7_16px.png"]
 
 
 def test_what_the_run_cannot_give_is_said_at_once(run: Path, tmp_path: Path) -> None:
@@ -211,6 +251,33 @@ def test_what_the_run_cannot_give_is_said_at_once(run: Path, tmp_path: Path) -> 
         "--scale 32: is not made by this network, whose scales are 4, 8, 16.",
         f"--out {tmp_path / 'file'}: is a file, not a folder.",
     )
+
+
+@pytest.mark.parametrize("place", ["file/out", "read-only/out"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_picture_is_made(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "read-only").mkdir(mode=0o555)
+    if place.startswith("read-only") and os.access(tmp_path / "read-only", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    made: list[Tensor] = []
+    monkeypatch.setattr(Painter, "paint", lambda self, latent: made.append(latent))
+    (problem,) = problems(run, files=True, out=str(tmp_path / place))
+    assert problem.startswith(f"--out {tmp_path / place}: cannot be written (")
+    assert made == []
+
+
+def test_a_folder_in_a_files_place_is_refused(run: Path) -> None:
+    (run / "generated" / "seed000001_16px.png").mkdir(parents=True)
+    assert problems(run, files=True, seeds=[1], force=True) == (
+        f"{run / 'generated' / 'seed000001_16px.png'}: is a folder.",
+    )
+
+
+def test_folders_that_are_missing_are_made(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "not" / "yet" / "there"
+    assert sample(run, files=True, seeds=[1], out=str(out)) == [out / "seed000001_16px.png"]
 
 
 @pytest.mark.parametrize(("samples", "complaint"), [(0, "there are no sample grids"), (1, "it has one frame only")])
@@ -249,4 +316,4 @@ def test_progress_is_told_on_the_stream_for_people(run: Path) -> None:
 def test_one_picture_is_a_grid_by_itself(run: Path) -> None:
     (path,) = sample(run, seeds=[4])
     painter = Painter.load(run, truncation=1, device="cpu")
-    assert np.array_equal(pixels(path), np.asarray(grid(painter.paint(painter.latent(4))[-1])))
+    assert np.array_equal(pixels(path), np.asarray(enlarged(grid(painter.paint(painter.latent(4))[-1]))))
