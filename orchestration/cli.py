@@ -265,17 +265,29 @@ def cancel(*, run: str, target: str, flags: Flags, output: str) -> None:
 
 @msggan_aml.command(short_help="Copy a run's result to a folder.")
 @run_argument
-@click.option("--out", metavar="FOLDER", help="Where to.  [default: NAME, here]")
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    help="Where to: a new or an empty folder, or an earlier download of the run.  "
+    "[default: NAME-run or SWEEP-trial-NUMBER]",
+)
 @click.option("--weights", is_flag=True, help="Only generator.safetensors.")
-@click.option("--force", is_flag=True, help="Overwrite files that are there already.")
+@click.option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
 @place_of_runs
 @output_option
 def download(*, run: str, out: str | None, weights: bool, force: bool, target: str, flags: Flags, output: str) -> None:
-    """Copy everything that a run has left, or just its weights, to a folder of its own."""
+    """Copy everything that a run has left, or just its weights, to a folder of its own.
+
+    The same command again brings what has changed since. A folder that holds anything else is never written to.
+    """
     serving, name = find_target(run, target, flags, output)
     with Bars() as bars:
         copied = serving.download(
-            name, Path(out or plain_name(run, name)), weights=weights, force=force, tell=partial(bars.show, "Copying")
+            name,
+            Path(out or folder_of_copy(run, name)),
+            weights=weights,
+            force=force,
+            tell=partial(bars.show, "Copying"),
         )
     if output == "json":
         print_json(asdict(copied))
@@ -425,10 +437,10 @@ def find_target(
     return target_of(run, target, settings_here(flags), Voice(tell))
 
 
-def plain_name(run: str, name: str) -> str:
-    """What a copy of the run is called that was found as `name`."""
+def folder_of_copy(run: str, name: str) -> str:
+    """Where a run found as `name` is downloaded to by default: not to NAME, which may be the folder of its images."""
     trial = trial_named(run)
-    return name_of_trial(*trial) if trial else name
+    return name_of_trial(*trial) if trial else f"{name}-run"
 
 
 def sweep_problems(name: str | None, target: str, settings: Settings) -> list[str]:

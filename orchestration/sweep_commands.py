@@ -17,6 +17,7 @@ from msggan.config import TrainConfig, problems_of, said
 from msggan.errors import UsageError
 from msggan.options import Place, data_option, parse_with, place_options, place_problems, train_options
 from msggan.program import output_option, output_problems, print_json
+from orchestration.copies import forget_download
 from orchestration.data_source import source_problems
 from orchestration.runs import is_copy
 from orchestration.search_space import SearchSpace, read_space
@@ -282,8 +283,13 @@ def config_and_space(
 
 @sweep.command(name="best", short_help="Tell the best settings that a sweep found.")
 @click.argument("name", metavar="NAME")
-@click.option("--download", "folder", metavar="FOLDER", help="Copy the best trial's run folder there.")
-@click.option("--force", is_flag=True, help="Overwrite files that are there already.")
+@click.option(
+    "--download",
+    "folder",
+    metavar="FOLDER",
+    help="Copy the best trial's run folder there: to a new or an empty folder.",
+)
+@click.option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
 @place_of_runs
 @output_option
 def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flags, output: str) -> int:
@@ -372,7 +378,11 @@ def bring_checkpoint(taken: TakenOver, folder: Path) -> None:
             [f"--kimg {taken.config.kimg:g}: trial {taken.trial.number} has trained {trained_kimg:g} kimg already."],
             f"Give more, as --kimg {10 * trained_kimg:g}, or --anew.",
         )
-    taken.serving.download_trial(taken.trial, folder, force=is_copy(folder), tell=lambda done, total: None)
+    was_copy = is_copy(folder)
+    if was_copy:
+        forget_download(folder)
+    taken.serving.download_trial(taken.trial, folder, force=was_copy, tell=lambda done, total: None)
+    forget_download(folder)
 
 
 # --- What is shown ----------------------------------------------------------------------------------------------------

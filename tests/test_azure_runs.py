@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,29 +98,26 @@ def test_a_long_list_is_read_page_by_page_and_told_up_to_a_limit(azure: AzureLoc
 @pytest.mark.usefixtures("_no_waiting")
 def test_a_download_that_was_cut_goes_on_where_it_ended(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     content = {"a.json": b"{}", "generator.safetensors": os.urandom(36 << 20), "samples/1.png": b"picture"}
-    for name, data in content.items():
-        azure.put_blob(f"msggan/runs/old/{name}", data)
-    output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/old/"}
-    azure.add_ended_job("old", tags={"msggan.run": "old"}, outputs={"run": output})
+    add_run(azure, "old", content)
     # The SDK fetches 32 MiB first: the connection is cut at what follows, as often as it tries.
     azure.fault("GET", "generator.safetensors", nth=2, times=20, drop="before")
     cut = msggan_aml("download", "old", "-o", "json")
     assert cut.exit_code == 1
     assert "Downloading generator.safetensors" in cut.stderr
-    (part,) = (place / "old").glob("*.part")
+    (part,) = (place / "old-run").glob("*.part")
     assert part.read_bytes() == content["generator.safetensors"][: part.stat().st_size]
     assert part.stat().st_size >= 32 << 20
-    assert not (place / "old" / "generator.safetensors").exists()
+    assert not (place / "old-run" / "generator.safetensors").exists()
 
     azure.faults.clear()
     had, before = part.stat().st_size, len(azure.requests)
     whole = msggan_aml("download", "old", "-o", "json")
     assert whole.exit_code == 0, whole.stderr
-    assert whole.json == {"files": 3, "bytes": sum(map(len, content.values())), "path": "old"}
+    assert whole.json == {"files": 3, "bytes": sum(map(len, content.values())), "path": "old-run"}
     assert {
-        path.relative_to(place / "old").as_posix(): path.read_bytes()
-        for path in (place / "old").rglob("*")
-        if path.is_file()
+        path.relative_to(place / "old-run").as_posix(): path.read_bytes()
+        for path in (place / "old-run").rglob("*")
+        if path.is_file() and path.name != ".msggan-download.json"
     } == content
     fetched = [
         (request.path.rpartition("/")[2], request.headers.get("x-ms-range", "").partition("-")[0])
@@ -127,6 +125,63 @@ def test_a_download_that_was_cut_goes_on_where_it_ended(azure: AzureLocal, place
         if request.method == "GET" and "/msggan/runs/old/" in request.path
     ]
     assert fetched == [("generator.safetensors", f"bytes={had}"), ("1.png", "bytes=0")]
+
+
+def add_run(azure: AzureLocal, name: str, content: dict[str, bytes]) -> None:
+    """An ended run on Azure that has left these files."""
+    for path, data in content.items():
+        azure.put_blob(f"msggan/runs/{name}/{path}", data)
+    output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/{name}/"}
+    azure.add_ended_job(name, tags={"msggan.run": name}, outputs={"run": output})
+
+
+def test_a_download_is_not_written_into_a_folder_that_no_download_of_the_run_made(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    for name in ("tiny", "other"):
+        add_run(azure, name, {"config.json": b"{}", "generator.safetensors": b"weights"})
+    images = sorted(path.name for path in (place / "tiny").iterdir())
+    for words in (["tiny"], ["tiny", "--weights"], ["tiny", "--force"]):
+        refused = msggan_aml("download", *words, "--out", "tiny", "-o", "json")
+        assert (refused.exit_code, refused.json["error"]["code"]) == (2, "usage")
+        assert "Error: tiny: is not empty and was not created by download.\n" in refused.stderr
+        assert sorted(path.name for path in (place / "tiny").iterdir()) == images
+    assert msggan_aml("download", "tiny", "-o", "json").json["path"] == "tiny-run"
+    refused = msggan_aml("download", "other", "--out", "tiny-run", "--force")
+    assert refused.exit_code == 2
+    assert re.search(r"Error: tiny-run: holds a download of another run: \S+/msggan/runs/tiny/?\.", refused.stderr)
+
+
+def test_a_download_that_is_repeated_fetches_only_what_has_changed(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    add_run(azure, "old", {"config.json": b"{}", "metrics.jsonl": b"1\n", "generator.safetensors": b"weights"})
+    assert msggan_aml("download", "old").exit_code == 0
+    azure.put_blob("msggan/runs/old/metrics.jsonl", b"1\n2\n")
+    before = len(azure.requests)
+    assert msggan_aml("download", "old", "-o", "json").json == {"files": 3, "bytes": 13, "path": "old-run"}
+    fetched = [request.path for request in azure.requests[before:] if "/msggan/runs/old/" in request.path]
+    assert [path.rpartition("/")[2] for path in fetched] == ["metrics.jsonl"]
+    assert (place / "old-run" / "metrics.jsonl").read_bytes() == b"1\n2\n"
+
+    (place / "old-run" / "config.json").write_bytes(b"[]")
+    refused = msggan_aml("download", "old")
+    assert refused.exit_code == 2
+    assert "config.json: has changed since it was downloaded." in refused.stderr
+    assert msggan_aml("download", "old", "--force").exit_code == 0
+    assert (place / "old-run" / "config.json").read_bytes() == b"{}"
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_weights_that_did_not_arrive_are_not_taken_for_a_run_of_this_machine(
+    azure: AzureLocal, msggan_aml: Command
+) -> None:
+    add_run(azure, "old", {"config.json": b"{}", "generator.safetensors": b"weights"})
+    azure.fault("GET", "generator.safetensors", nth=1, times=20, drop="before")
+    cut = msggan_aml("sample", "old")
+    assert (cut.exit_code, "Downloading generator.safetensors" in cut.stderr) == (1, True)
+    told = msggan_aml("status", "old", "-o", "json")
+    assert (told.exit_code, told.json["target"]) == (0, "azure"), told.stderr
 
 
 @pytest.mark.usefixtures("_no_waiting")
