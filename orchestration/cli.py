@@ -26,7 +26,7 @@ from msggan.options import (
     train_options,
 )
 from msggan.pack_options import pack_options, parse_pack, show_pack
-from msggan.program import output_option, output_problems, print_json, report, run_program
+from msggan.program import EXIT_CODES, output_option, output_problems, print_json, report, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.data_source import source_problems
 from orchestration.settings import Flags, Settings, settings_options, settings_problems
@@ -237,14 +237,25 @@ def status(*, run: str, target: str, flags: Flags, output: str) -> None:
 @click.option("--tail", metavar="N", help="Only the last N lines.  [default: all]")
 @place_of_runs
 @output_option
-def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags, output: str) -> None:
+def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags, output: str) -> int:
     """Show the lines that a run, or a trial of a sweep, has written."""
     serving, name = find_target(run, target, flags, output, problems=tail_problems(tail))
-    lines = serving.logs(name, tail=None if tail is None else int(tail), follow=follow)
+    lines: list[str] = []
+    exit_code = 0
+    try:
+        for line in serving.logs(name, tail=None if tail is None else int(tail), follow=follow):
+            if output == "json":
+                lines.append(line)
+            else:
+                click.echo(line)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+        tell("Stopped following. The run continues.")
+        exit_code = EXIT_CODES["interrupted"]
     if output == "json":
-        print_json({"name": run if trial_named(run) else name, "lines": list(lines)})
-    else:
-        echo(lines)
+        print_json({"name": run if trial_named(run) else name, "lines": lines})
+    return exit_code
 
 
 @msggan_aml.command(short_help="Stop a run that is training.")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Ended, command_line, draw_tiny_images, environment, run_in
+from conftest import Ended, command_line, draw_tiny_images, environment, run_in, started, stopped, wait_for
 
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, read_note
@@ -170,6 +170,26 @@ def test_a_detached_run_is_running_until_it_is_cancelled(place: Path) -> None:
         assert (twice.exit_code, twice.json["error"]["message"]) == (2, "long: is not running but cancelled.")
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only there it can be seen that a program follows a log")
+def test_ctrl_c_stops_following_and_is_no_error(place: Path) -> None:
+    with endless(place, "followed"):
+        log = place / "runs" / "followed" / "log.txt"
+        for words in ([], ["-o", "json"]):
+            with started(place, "msggan-aml", "logs", "followed", "--follow", *words) as follower:
+                wait_for(lambda follower=follower: has_open(follower, log), follower)
+                left = stopped(follower, "Ctrl-C")
+            assert (left.exit_code, left.stderr) == (130, "Stopped following. The run continues.\n")
+            lines = left.json["lines"] if words else left.stdout.splitlines()
+            assert lines == log.read_text().splitlines()[: len(lines)]
+        assert msggan_aml(place, "status", "followed", "-o", "json").json["state"] == "running"
+
+
+def has_open(process: subprocess.Popen[str], path: Path) -> bool:
+    """Whether a process reads or writes a file."""
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    return any(os.path.realpath(descriptor) == os.path.realpath(path) for descriptor in descriptors.iterdir())
+
+
 def test_a_run_whose_process_was_killed_is_interrupted_and_goes_on(place: Path) -> None:
     with endless(place, "killed") as submitted:
         note = read_note(RunFolder(place / "runs" / "killed"))
@@ -196,6 +216,8 @@ def test_a_detached_run_that_cannot_begin_is_told_of_and_leaves_nothing(place: P
 
 
 # Copying out
+
+NOTE = ".msggan-download.json"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -234,8 +256,6 @@ def test_weights_alone_load_without_the_rest(place: Path) -> None:
     assert told["files"] == 1
     assert downloaded(place / "weights").keys() == {"generator.safetensors"}
     assert load_generator(place / "weights").depth == 2
-
-NOTE = ".msggan-download.json"
 
 
 def test_a_download_may_lie_beside_the_run_under_a_name_that_begins_like_its(place: Path) -> None:
