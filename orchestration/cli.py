@@ -18,7 +18,7 @@ from msggan.errors import UsageError
 from msggan.export_options import export_options, parse_export
 from msggan.options import (
     Place,
-    data_option,
+    data_argument,
     parse_with,
     path_problems,
     place_options,
@@ -47,6 +47,7 @@ from orchestration.targets import (
 )
 from orchestration.terminal import (
     Bars,
+    Commands,
     agree,
     echo,
     place_of_runs,
@@ -77,7 +78,7 @@ def settings_or_refuse(flags: Flags, target: str, output: str) -> Settings:
     return settings_here(flags)
 
 
-@click.group(context_settings=SETTINGS, invoke_without_command=True)
+@click.group(cls=Commands, context_settings=SETTINGS, invoke_without_command=True)
 @click.version_option(package_name="msggan")
 @click.pass_context
 def msggan_aml(context: click.Context) -> int:
@@ -89,7 +90,7 @@ def msggan_aml(context: click.Context) -> int:
 
 
 @msggan_aml.command(short_help="Train on a folder, a zip or a pack of images.")
-@data_option
+@data_argument
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
 @settings_options(
@@ -134,7 +135,7 @@ def submit(
     output: str,
     **texts: str | bool | None,
 ) -> int:
-    """Train on the images in a folder, a zip or a pack, and follow the run to its end.
+    """Train on the images in a folder, a zip or a pack, given as PATH or --data PATH, and follow the run to its end.
 
     Where an Azure ML workspace is configured the run trains there, else on this machine; --target says it. On Azure
     --data may also be azureml://datastores/NAME/paths/PATH, azureml:ASSET:VERSION or a blob's https address.
@@ -408,7 +409,7 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
     return refusal.exit_code if refusal else 0
 
 
-@msggan_aml.group(name="config", short_help="Show what is set, and where.", invoke_without_command=True)
+@msggan_aml.group(name="config", cls=Commands, short_help="Show what is set, and where.", invoke_without_command=True)
 @click.pass_context
 def config_group(context: click.Context) -> int:
     """Show what is set, and where."""

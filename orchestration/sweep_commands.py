@@ -15,7 +15,7 @@ import click
 
 from msggan.config import TrainConfig, problems_of, said
 from msggan.errors import UsageError
-from msggan.options import Place, data_option, parse_with, place_options, place_problems, train_options
+from msggan.options import Place, data_argument, parse_with, place_options, place_problems, train_options
 from msggan.program import output_option, output_problems, print_json
 from orchestration.copies import forget_download
 from orchestration.data_source import source_problems
@@ -49,6 +49,7 @@ from orchestration.targets import (
 )
 from orchestration.terminal import (
     Bars,
+    CommandsOrData,
     agree,
     echo,
     place_of_runs,
@@ -162,8 +163,10 @@ def default_trials(space: SearchSpace, sampling: str) -> int:
 # --- msggan-aml sweep -------------------------------------------------------------------------------------------------
 
 
-@click.group(name="sweep", short_help="Find good settings by many short trials.", invoke_without_command=True)
-@data_option
+@click.group(
+    name="sweep", cls=CommandsOrData, short_help="Find good settings by many short trials.", invoke_without_command=True
+)
+@data_argument
 @sweep_options
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The sweep's name; used before, it goes on.  [default: from the data's name, with -sweep]")
@@ -187,7 +190,7 @@ def default_trials(space: SearchSpace, sampling: str) -> int:
 @output_option
 @click.pass_context
 def sweep(context: click.Context, /, **given: Any) -> int:
-    """Find good settings: train many short trials, and tell which was the best.
+    """Find good settings: train many short trials on the images at PATH, and tell which was the best.
 
     --over names what is searched and may be repeated; every other training option is the same for all trials. The
     same command again goes on with a sweep that was stopped.
