@@ -207,6 +207,11 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
 
     Those of this machine, and those on Azure where a workspace is configured.
     """
+    show_all(target, flags, output)
+
+
+def show_all(target: str, flags: Flags, output: str) -> None:
+    """Shows the runs and the sweeps."""
     settings = settings_or_refuse(flags, target, output)
     places = build_targets(target, settings, Voice(tell))
     runs = newest_first(run for place in places for run in place.runs())
@@ -220,11 +225,17 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
 
 
 @msggan_aml.command(short_help="Tell how a run stands.")
-@run_argument
+@click.argument("run", metavar="[NAME|FOLDER|SWEEP/NUMBER]", required=False)
 @place_of_runs
 @output_option
-def status(*, run: str, target: str, flags: Flags, output: str) -> None:
-    """Tell how a run, a sweep or one of its trials stands: its state, how far it is and what to type next."""
+def status(*, run: str | None, target: str, flags: Flags, output: str) -> None:
+    """Tell how a run, a sweep or one of its trials stands: its state, how far it is and what to type next.
+
+    Without a name it lists them all, as `list` does.
+    """
+    if run is None:
+        show_all(target, flags, output)
+        return
     serving, name = find_target(run, target, flags, output)
     if serving.sweeps.is_sweep(name):
         show_sweep(serving.sweeps.sweep_status(name), output)

@@ -111,6 +111,11 @@ def test_runs_are_listed_the_newest_first(place: Path) -> None:
     shutil.rmtree(place / "runs" / "broken")
 
 
+@pytest.mark.parametrize("words", [[], ["-o", "json"]])
+def test_status_without_a_name_is_the_list(place: Path, words: list[str]) -> None:
+    assert msggan_aml(place, "status", *words) == msggan_aml(place, "list", *words)
+
+
 def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> None:
     listed = msggan_aml(tmp_path, "list")
     assert (listed.exit_code, listed.stdout) == (0, "")
