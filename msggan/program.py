@@ -104,12 +104,12 @@ def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None
 def report(error: MsgganError, *, as_json: bool) -> None:
     """Tells an error: its text on stderr, and on stdout its JSON where that was asked for.
 
-    To stop a program is no error: the text does not call it one.
+    To stop a program is no error: the text does not call it one. Neither is an indented line, which continues another.
     """
     if not (isinstance(error, ReportedError) and error.is_told):
         beginning = "" if isinstance(error, StoppedError) else "Error: "
         for problem in error.message.splitlines():
-            click.echo(f"{beginning}{problem}", err=True)
+            click.echo(problem if problem.startswith(" ") else f"{beginning}{problem}", err=True)
         if error.hint:
             click.echo(error.hint, err=True)
     if as_json:

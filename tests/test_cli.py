@@ -636,6 +636,10 @@ sys.exit(run_program(command, name="command"))
             *("from msggan.errors import TrainingError; raise TrainingError('It broke.', 'Mend it.')", 1, "training"),
             "Error: It broke.\nMend it.",
         ),
+        (
+            *(r"from msggan.errors import DataError; raise DataError('No image.\n  a.png: cut.')", 2, "data"),
+            "Error: No image.\n  a.png: cut.",
+        ),
     ],
 )
 @posix
