@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
@@ -205,6 +207,59 @@ def tracking_option(command: Command) -> Command:
     )(command)
 
 
+# --- What was meant: suggestions --------------------------------------------------------------------------------------
+
+# Names that other programs give to what is an option here.
+OPTION_SYNONYMS = {
+    **dict.fromkeys(
+        ("--dataset", "--images", "--input", "--path", "--data-dir", "--data-root", "--dataroot"), "--data"
+    ),
+    **dict.fromkeys(("--epochs", "--steps", "--iterations", "--max-steps", "--duration"), "--kimg"),
+    **dict.fromkeys(("--image-size", "--img-size", "--size", "--res"), "--resolution"),
+    **dict.fromkeys(("--lr", "--learning-rate"), "--g-lr --d-lr"),
+    **dict.fromkeys(("--z-dim", "--latent-dim", "--nz"), "--latent-size"),
+    **dict.fromkeys(("--batch", "--bs"), "--batch-size"),
+    **dict.fromkeys(("--gpu", "--gpus", "--cuda"), "--device"),
+    **dict.fromkeys(("--output-dir", "--outdir", "--out-dir", "--logdir"), "--out --run-dir --runs-dir"),
+    **dict.fromkeys(("--flip", "--hflip", "--augment"), "--mirror"),
+    **dict.fromkeys(("--background", "--no-wait", "-d"), "--detach"),
+    **dict.fromkeys(("-f",), "--follow --force"),
+    **dict.fromkeys(("-n",), "--tail --num --name"),
+    **dict.fromkeys(("-y",), "--yes"),
+    "-v": "--version",
+}
+
+
+def nearest(word: str, names: Iterable[str]) -> list[str]:
+    """At most three of `names` that are spelt like a word, the most alike first; else those that begin with it."""
+    bare = {name.lstrip("-"): name for name in names}
+    plain = word.lstrip("-").lower().replace("_", "-")
+    if plain in bare:
+        return [bare[plain]]
+    found = get_close_matches(plain, bare, n=3) or [name for name in bare if name.startswith(plain)]
+    return [bare[name] for name in found[:3]]
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """The suggestion, as a sentence to follow another; empty where there is none."""
+    return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def options_meant(word: str, context: click.Context) -> list[str]:
+    """The options of a command that `word`, which is none of them, may stand for, the likeliest first."""
+    names = _option_names(context.command)
+    synonyms = [name for name in OPTION_SYNONYMS.get(word, "").split() if name in names]
+    if synonyms or not isinstance(context.command, click.Group):
+        return synonyms or nearest(word, names)
+    inside = [f"{name} {word}" for name, inner in context.command.commands.items() if word in _option_names(inner)]
+    return inside[:1] or nearest(word, names)
+
+
+def _option_names(command: click.Command) -> list[str]:
+    options = (option for option in command.params if isinstance(option, click.Option))
+    return [name for option in options for name in (*option.opts, *option.secondary_opts) if name.startswith("--")]
+
+
 # --- What both programs read ------------------------------------------------------------------------------------------
 
 
@@ -213,6 +268,33 @@ def data_option(command: Command) -> Command:
     return click.option("--data", metavar="PATH", help="The images: a folder with its subfolders, a zip or a pack.")(
         command
     )
+
+
+def data_argument(command: Command) -> Command:
+    """Adds --data and, instead of it, an argument; the command gets `data`, the text of either."""
+
+    @wraps(command)
+    def with_data(*positional: Any, paths: tuple[str, ...] = (), data: str | None, **others: Any) -> Any:
+        return command(*positional, data=_only_path(paths, data), **others)
+
+    return click.argument("paths", nargs=-1, metavar="[PATH]")(data_option(with_data))  # type: ignore[return-value]
+
+
+def _only_path(paths: tuple[str, ...], data: str | None) -> str | None:
+    """The one path that was given. Raises `UsageError` where there are more."""
+    if not paths:
+        return data
+    if data is not None:
+        raise UsageError([f"{paths[0]} and --data {data}: give the images once."])
+    if len(paths) == 1:
+        return paths[0]
+    listed, whole = ", ".join(paths), " ".join(paths)
+    if os.path.exists(whole):
+        raise UsageError([f"{listed}: write a path with spaces in quotes: {shlex.quote(whole)}."])
+    folders = {os.path.dirname(path) or "." for path in paths}
+    if len(folders) == 1 and all(map(os.path.isfile, paths)):  # as the shell writes FOLDER/*
+        raise UsageError([f"{paths[0]} and {len(paths) - 1} more: give the folder of the images: {folders.pop()}."])
+    raise UsageError([f"{listed}: give one folder, zip or pack of images."])
 
 
 def data_problems(data: str | None) -> list[str]:

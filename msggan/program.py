@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import click
 
 from msggan.errors import MsgganError, UsageError
+from msggan.options import did_you_mean, options_meant
 from msggan.packages import as_missing_package
 
 OUTPUT_VARIABLE = "MSGGAN_OUTPUT"
@@ -93,7 +94,7 @@ def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None
         with _signals_as_exceptions():
             return command.main(args=words, prog_name=name, standalone_mode=False) or 0
     except (MsgganError, click.ClickException, click.Abort, OSError, Terminated) as problem:
-        error = _as_ours(problem)
+        error = _as_ours(problem, words)
     except ModuleNotFoundError as problem:
         missing = as_missing_package(problem)
         if missing is None:
@@ -104,10 +105,14 @@ def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None
 
 
 def report(error: MsgganError, *, as_json: bool) -> None:
-    """Tells an error: its text on stderr, and on stdout its JSON where that was asked for."""
+    """Tells an error: its text on stderr, and on stdout its JSON where that was asked for.
+
+    To stop a program is no error: the text does not call it one. Neither is an indented line, which continues another.
+    """
     if not (isinstance(error, ReportedError) and error.is_told):
+        beginning = "" if isinstance(error, StoppedError) else "Error: "
         for problem in error.message.splitlines():
-            click.echo(f"Error: {problem}", err=True)
+            click.echo(problem if problem.startswith(" ") else f"{beginning}{problem}", err=True)
         if error.hint:
             click.echo(error.hint, err=True)
     if as_json:
@@ -132,12 +137,16 @@ def asked_for_json(words: Sequence[str], environ: Mapping[str, str]) -> bool:
     return asked == "json"
 
 
-def _as_ours(problem: BaseException) -> MsgganError:
+def _as_ours(problem: BaseException, words: Sequence[str]) -> MsgganError:
+    """The error of ours that says what `problem` is, which ended the command line of these words."""
     if isinstance(problem, MsgganError):
         return problem
     if isinstance(problem, click.UsageError):
         path = problem.ctx.command_path if problem.ctx else ""
-        return UsageError([problem.format_message()], f"See: {path} --help" if path else "")
+        message = (
+            _no_such_option(problem, words) if isinstance(problem, click.NoSuchOption) else problem.format_message()
+        )
+        return UsageError([message], f"See: {path} --help" if path else "")
     if isinstance(problem, click.ClickException):
         return UsageError([problem.format_message()])
     if isinstance(problem, Terminated):
@@ -146,6 +155,14 @@ def _as_ours(problem: BaseException) -> MsgganError:
         where = f"{problem.filename}: " if problem.filename else ""
         return OperatingSystemError(f"{where}{problem.strerror or problem}.")
     return stopped(KeyboardInterrupt, "Interrupted.")  # which click calls Abort
+
+
+def _no_such_option(problem: click.NoSuchOption, words: Sequence[str]) -> str:
+    """As click says it, but with synonyms too and the most alike option first."""
+    name = problem.option_name
+    if not name.startswith("--"):  # click reads -data as -d and more
+        name = next((word for word in words if word.startswith(name)), name)
+    return f"No such option {name!r}.{did_you_mean(options_meant(name, problem.ctx)) if problem.ctx else ''}"
 
 
 def heed() -> None:

@@ -18,7 +18,7 @@ from msggan.errors import UsageError
 from msggan.export_options import export_options, parse_export
 from msggan.options import (
     Place,
-    data_option,
+    data_argument,
     parse_with,
     path_problems,
     place_options,
@@ -26,7 +26,7 @@ from msggan.options import (
     train_options,
 )
 from msggan.pack_options import pack_options, parse_pack, show_pack
-from msggan.program import output_option, output_problems, print_json, report, run_program
+from msggan.program import EXIT_CODES, output_option, output_problems, print_json, report, run_program
 from msggan.sample_options import parse_sample, sample_options, show_files
 from orchestration.data_source import source_problems
 from orchestration.settings import Flags, Settings, settings_options, settings_problems
@@ -47,6 +47,7 @@ from orchestration.targets import (
 )
 from orchestration.terminal import (
     Bars,
+    Commands,
     agree,
     echo,
     place_of_runs,
@@ -77,7 +78,7 @@ def settings_or_refuse(flags: Flags, target: str, output: str) -> Settings:
     return settings_here(flags)
 
 
-@click.group(context_settings=SETTINGS, invoke_without_command=True)
+@click.group(cls=Commands, context_settings=SETTINGS, invoke_without_command=True)
 @click.version_option(package_name="msggan")
 @click.pass_context
 def msggan_aml(context: click.Context) -> int:
@@ -89,7 +90,7 @@ def msggan_aml(context: click.Context) -> int:
 
 
 @msggan_aml.command(short_help="Train on a folder, a zip or a pack of images.")
-@data_option
+@data_argument
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
 @settings_options(
@@ -134,7 +135,7 @@ def submit(
     output: str,
     **texts: str | bool | None,
 ) -> int:
-    """Train on the images in a folder, a zip or a pack, and follow the run to its end.
+    """Train on the images in a folder, a zip or a pack, given as PATH or --data PATH, and follow the run to its end.
 
     Where an Azure ML workspace is configured the run trains there, else on this machine; --target says it. On Azure
     --data may also be azureml://datastores/NAME/paths/PATH, azureml:ASSET:VERSION or a blob's https address.
@@ -206,6 +207,11 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
 
     Those of this machine, and those on Azure where a workspace is configured.
     """
+    show_all(target, flags, output)
+
+
+def show_all(target: str, flags: Flags, output: str) -> None:
+    """Shows the runs and the sweeps."""
     settings = settings_or_refuse(flags, target, output)
     places = build_targets(target, settings, Voice(tell))
     runs = newest_first(run for place in places for run in place.runs())
@@ -219,11 +225,17 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
 
 
 @msggan_aml.command(short_help="Tell how a run stands.")
-@run_argument
+@click.argument("run", metavar="[NAME|FOLDER|SWEEP/NUMBER]", required=False)
 @place_of_runs
 @output_option
-def status(*, run: str, target: str, flags: Flags, output: str) -> None:
-    """Tell how a run, a sweep or one of its trials stands: its state, how far it is and what to type next."""
+def status(*, run: str | None, target: str, flags: Flags, output: str) -> None:
+    """Tell how a run, a sweep or one of its trials stands: its state, how far it is and what to type next.
+
+    Without a name it lists them all, as `list` does.
+    """
+    if run is None:
+        show_all(target, flags, output)
+        return
     serving, name = find_target(run, target, flags, output)
     if serving.sweeps.is_sweep(name):
         show_sweep(serving.sweeps.sweep_status(name), output)
@@ -237,14 +249,25 @@ def status(*, run: str, target: str, flags: Flags, output: str) -> None:
 @click.option("--tail", metavar="N", help="Only the last N lines.  [default: all]")
 @place_of_runs
 @output_option
-def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags, output: str) -> None:
+def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags, output: str) -> int:
     """Show the lines that a run, or a trial of a sweep, has written."""
     serving, name = find_target(run, target, flags, output, problems=tail_problems(tail))
-    lines = serving.logs(name, tail=None if tail is None else int(tail), follow=follow)
+    lines: list[str] = []
+    exit_code = 0
+    try:
+        for line in serving.logs(name, tail=None if tail is None else int(tail), follow=follow):
+            if output == "json":
+                lines.append(line)
+            else:
+                click.echo(line)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+        tell("Stopped following. The run continues.")
+        exit_code = EXIT_CODES["interrupted"]
     if output == "json":
-        print_json({"name": run if trial_named(run) else name, "lines": list(lines)})
-    else:
-        echo(lines)
+        print_json({"name": run if trial_named(run) else name, "lines": lines})
+    return exit_code
 
 
 @msggan_aml.command(short_help="Stop a run that is training.")
@@ -265,17 +288,29 @@ def cancel(*, run: str, target: str, flags: Flags, output: str) -> None:
 
 @msggan_aml.command(short_help="Copy a run's result to a folder.")
 @run_argument
-@click.option("--out", metavar="FOLDER", help="Where to.  [default: NAME, here]")
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    help="Where to: a new or an empty folder, or an earlier download of the run.  "
+    "[default: NAME-run or SWEEP-trial-NUMBER]",
+)
 @click.option("--weights", is_flag=True, help="Only generator.safetensors.")
-@click.option("--force", is_flag=True, help="Overwrite files that are there already.")
+@click.option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
 @place_of_runs
 @output_option
 def download(*, run: str, out: str | None, weights: bool, force: bool, target: str, flags: Flags, output: str) -> None:
-    """Copy everything that a run has left, or just its weights, to a folder of its own."""
+    """Copy everything that a run has left, or just its weights, to a folder of its own.
+
+    The same command again brings what has changed since. A folder that holds anything else is never written to.
+    """
     serving, name = find_target(run, target, flags, output)
     with Bars() as bars:
         copied = serving.download(
-            name, Path(out or plain_name(run, name)), weights=weights, force=force, tell=partial(bars.show, "Copying")
+            name,
+            Path(out or folder_of_copy(run, name)),
+            weights=weights,
+            force=force,
+            tell=partial(bars.show, "Copying"),
         )
     if output == "json":
         print_json(asdict(copied))
@@ -386,7 +421,7 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
     return refusal.exit_code if refusal else 0
 
 
-@msggan_aml.group(name="config", short_help="Show what is set, and where.", invoke_without_command=True)
+@msggan_aml.group(name="config", cls=Commands, short_help="Show what is set, and where.", invoke_without_command=True)
 @click.pass_context
 def config_group(context: click.Context) -> int:
     """Show what is set, and where."""
@@ -426,10 +461,10 @@ def find_target(
     return target_of(run, target, settings_here(flags), Voice(tell))
 
 
-def plain_name(run: str, name: str) -> str:
-    """What a copy of the run is called that was found as `name`."""
+def folder_of_copy(run: str, name: str) -> str:
+    """Where a run found as `name` is downloaded to by default: not to NAME, which may be the folder of its images."""
     trial = trial_named(run)
-    return name_of_trial(*trial) if trial else name
+    return name_of_trial(*trial) if trial else f"{name}-run"
 
 
 def sweep_problems(name: str | None, target: str, settings: Settings) -> list[str]:

@@ -1,33 +1,47 @@
-"""How is the result of a run copied out of its folder?"""
+"""How is the result of a run copied out of its folder, and which folders may it be copied to?"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from msggan.errors import CheckpointError, UsageError
+from msggan.files import write_whole
 from msggan.run_folder import RunFolder
+from msggan.run_state import read_note
+from orchestration.runs import is_copy
 from orchestration.spec import Download
 
 Tell = Callable[[int, int], None]  # bytes done, bytes in all
 
+NOTE = ".msggan-download.json"  # marks a folder that a download has filled
+HINT = "Give a new or an empty folder."
+
 
 def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
-    """Copies a run folder, or with `weights` just its generator. Raises `UsageError` or `CheckpointError`."""
+    """Copies a run folder, or with `weights` just its generator. Raises `UsageError` or `CheckpointError`.
+
+    The same download again copies only what has changed.
+    """
     if weights and not folder.generator.is_file():
         raise CheckpointError(f"{folder.generator}: no such file.", "Weights are there after a run's first checkpoint.")
-    sources = [folder.generator] if weights else files_of(folder)
-    refuse_to_overwrite(to, [to / path.relative_to(folder.path) for path in sources], inside=folder.path, force=force)
-    total = sum(path.stat().st_size for path in sources)
+    if Path(os.path.realpath(to)).is_relative_to(os.path.realpath(folder.path)):
+        raise UsageError([f"{to}: lies in the run's own folder."], HINT)
+    sources = {
+        path.relative_to(folder.path).as_posix(): path for path in ([folder.generator] if weights else files_of(folder))
+    }
+    copy = CopyFolder(to, _identity(folder))
+    copy.prepare(sources, force=force)
+    total = sum(path.stat().st_size for path in sources.values())
     copied = done = 0
-    for source in sources:
-        destination = to / source.relative_to(folder.path)
-        destination.parent.mkdir(parents=True, exist_ok=True)
+    for name, source in sources.items():
         with suppress(FileNotFoundError):  # a running run has removed an old checkpoint meanwhile
-            done += _copy_whole(source, destination)
+            done += _copy_newer(source, copy, name)
             copied += 1
         tell(done, total)
     return Download(copied, done, str(to))
@@ -42,24 +56,106 @@ def files_of(folder: RunFolder) -> list[Path]:
     )
 
 
-def refuse_to_overwrite(to: Path, files: list[Path], *, inside: Path | None, force: bool) -> None:
-    """Raises `UsageError` where `to` cannot be written to, or what is there would be overwritten."""
-    if to.exists() and not to.is_dir():
-        raise UsageError([f"{to}: is a file, not a folder."])
-    if inside is not None and Path(os.path.abspath(to)).is_relative_to(os.path.abspath(inside)):
-        raise UsageError([f"{to}: lies in the run's own folder."], "Give another folder.")
-    existing = [path for path in files if path.exists()]
-    if existing and not force:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UsageError([f"{existing[0]}: is there already{more}."], "Give --force to overwrite, or another folder.")
+class CopyFolder:
+    """A folder to download a run to: a new one, an empty one, or one that holds an earlier download of the same run.
+
+    source: identifies the run. NOTE in the folder holds it and, for each file that has arrived whole, its version in
+    the run and its size and modification time here.
+    """
+
+    def __init__(self, path: Path, source: str) -> None:
+        self.path, self.source = path, source
+        note = self._read_note()
+        self._source_here: str | None = note.get("source")
+        self._files: dict[str, list[Any]] = note.get("files", {}) if self._source_here == source else {}
+
+    def prepare(self, names: Iterable[str], *, force: bool) -> None:
+        """Creates the folder. Raises `UsageError`, before anything is written, if it is none to download to.
+
+        names: the files to be written. One that exists and is not as it was downloaded is an error too, unless `force`.
+        """
+        self._refuse_other_folders()
+        changed = [name for name in names if (self.path / name).exists() and not self._is_as_downloaded(name)]
+        if changed and not force:
+            more = f" So have {len(changed) - 1} more files." if len(changed) > 1 else ""
+            raise UsageError(
+                [f"{self.path / changed[0]}: has changed since it was downloaded.{more}"],
+                "Use --force to overwrite, or give another folder.",
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write_note()
+        except OSError as error:
+            raise UsageError([f"{self.path}: cannot be written: {error.strerror}."], "Give another folder.") from error
+
+    def has(self, name: str, version: str) -> bool:
+        """Whether this version of a file is here, unchanged since it was downloaded."""
+        return self._is_as_downloaded(name) and bool(self._files[name][0] == version)
+
+    def add(self, name: str, version: str) -> None:
+        """Records that this version of a file has arrived."""
+        self._files[name] = [version, *_size_and_time(self.path / name)]
+        self._write_note()
+
+    def _refuse_other_folders(self) -> None:
+        if self.path.is_file():
+            raise UsageError([f"{self.path}: is a file, not a folder."], HINT)
+        if self.path.is_symlink() and not self.path.exists():
+            raise UsageError([f"{self.path}: is a link to nothing."], HINT)
+        if self._source_here not in (None, self.source):
+            raise UsageError([f"{self.path}: holds a download of another run: {self._source_here}."], HINT)
+        if RunFolder(self.path).lock.exists():
+            raise UsageError([f"{self.path}: a run has trained in this folder."], HINT)
+        is_new = not self.path.exists() or not any(self.path.iterdir())
+        if self._source_here is None and not is_new and not is_copy(self.path):
+            raise UsageError([f"{self.path}: is not empty and was not created by download."], HINT)
+
+    def _is_as_downloaded(self, name: str) -> bool:
+        path = self.path / name
+        return name in self._files and path.is_file() and self._files[name][1:] == _size_and_time(path)
+
+    def _read_note(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError):
+            note = json.loads((self.path / NOTE).read_bytes())
+            return note if isinstance(note, dict) else {}
+        return {}
+
+    def _write_note(self) -> None:
+        write_whole(self.path / NOTE, json.dumps({"source": self.source, "files": self._files}).encode())
 
 
-def _copy_whole(source: Path, destination: Path) -> int:
+def forget_download(folder: Path) -> None:
+    """Makes a folder that was downloaded to an ordinary one: no download writes to it any more."""
+    (folder / NOTE).unlink(missing_ok=True)
+
+
+def _identity(folder: RunFolder) -> str:
+    """The run that lives in a folder; another one that is begun there later is another."""
+    note = read_note(folder)
+    return os.path.realpath(folder.path) + (f", created {note.created}" if note else "")
+
+
+def _copy_newer(source: Path, copy: CopyFolder, name: str) -> int:
+    """Copies a file unless this version of it is there. Returns its size in bytes."""
+    version = "-".join(map(str, _size_and_time(source)))
+    destination = copy.path / name
+    if not copy.has(name, version):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _copy_whole(source, destination)
+        copy.add(name, version)
+    return destination.stat().st_size
+
+
+def _copy_whole(source: Path, destination: Path) -> None:
     aside = destination.with_name(destination.name + ".part")
     try:
         shutil.copyfile(source, aside)
-        size = aside.stat().st_size
         aside.replace(destination)
     finally:
         aside.unlink(missing_ok=True)
-    return size
+
+
+def _size_and_time(path: Path) -> list[int]:
+    """Size in bytes and modification time in nanoseconds."""
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]

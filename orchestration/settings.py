@@ -160,8 +160,8 @@ class Settings:
     def as_rows(self) -> list[tuple[str, str, str]]:
         """The same for people: name, value and source."""
         told = self.as_json()
-        workspace = told["workspace"] or {}
-        rows = [(key, workspace.get(key), workspace.get("source", "")) for key in WORKSPACE_VARIABLES]
+        sources = self.workspace.sources if self.workspace else {}
+        rows = [(key, getattr(self.workspace, key, None), sources.get(key, "")) for key in WORKSPACE_VARIABLES]
         rows += [(name, one["value"], one["source"]) for name, one in told["settings"].items()]
         rows += [(name, "set" if is_set else None, "") for name, is_set in told["secrets"].items()]
         return [(name, "not set" if value is None else _written(value), source) for name, value, source in rows]

@@ -15,8 +15,9 @@ import click
 
 from msggan.config import TrainConfig, problems_of, said
 from msggan.errors import UsageError
-from msggan.options import Place, data_option, parse_with, place_options, place_problems, train_options
+from msggan.options import Place, data_argument, parse_with, place_options, place_problems, train_options
 from msggan.program import output_option, output_problems, print_json
+from orchestration.copies import forget_download
 from orchestration.data_source import source_problems
 from orchestration.runs import is_copy
 from orchestration.search_space import SearchSpace, read_space
@@ -48,6 +49,7 @@ from orchestration.targets import (
 )
 from orchestration.terminal import (
     Bars,
+    CommandsOrData,
     agree,
     echo,
     place_of_runs,
@@ -161,8 +163,10 @@ def default_trials(space: SearchSpace, sampling: str) -> int:
 # --- msggan-aml sweep -------------------------------------------------------------------------------------------------
 
 
-@click.group(name="sweep", short_help="Find good settings by many short trials.", invoke_without_command=True)
-@data_option
+@click.group(
+    name="sweep", cls=CommandsOrData, short_help="Find good settings by many short trials.", invoke_without_command=True
+)
+@data_argument
 @sweep_options
 @click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
 @click.option("--name", help="The sweep's name; used before, it goes on.  [default: from the data's name, with -sweep]")
@@ -186,7 +190,7 @@ def default_trials(space: SearchSpace, sampling: str) -> int:
 @output_option
 @click.pass_context
 def sweep(context: click.Context, /, **given: Any) -> int:
-    """Find good settings: train many short trials, and tell which was the best.
+    """Find good settings: train many short trials on the images at PATH, and tell which was the best.
 
     --over names what is searched and may be repeated; every other training option is the same for all trials. The
     same command again goes on with a sweep that was stopped.
@@ -282,8 +286,13 @@ def config_and_space(
 
 @sweep.command(name="best", short_help="Tell the best settings that a sweep found.")
 @click.argument("name", metavar="NAME")
-@click.option("--download", "folder", metavar="FOLDER", help="Copy the best trial's run folder there.")
-@click.option("--force", is_flag=True, help="Overwrite files that are there already.")
+@click.option(
+    "--download",
+    "folder",
+    metavar="FOLDER",
+    help="Copy the best trial's run folder there: to a new or an empty folder.",
+)
+@click.option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
 @place_of_runs
 @output_option
 def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flags, output: str) -> int:
@@ -372,7 +381,11 @@ def bring_checkpoint(taken: TakenOver, folder: Path) -> None:
             [f"--kimg {taken.config.kimg:g}: trial {taken.trial.number} has trained {trained_kimg:g} kimg already."],
             f"Give more, as --kimg {10 * trained_kimg:g}, or --anew.",
         )
-    taken.serving.download_trial(taken.trial, folder, force=is_copy(folder), tell=lambda done, total: None)
+    was_copy = is_copy(folder)
+    if was_copy:
+        forget_download(folder)
+    taken.serving.download_trial(taken.trial, folder, force=was_copy, tell=lambda done, total: None)
+    forget_download(folder)
 
 
 # --- What is shown ----------------------------------------------------------------------------------------------------

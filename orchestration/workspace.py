@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,20 @@ SCOPE = re.compile(
 
 @dataclass(frozen=True)
 class Workspace:
-    """An Azure ML workspace, and where it was named."""
+    """An Azure ML workspace. sources: by part where it was given: a flag, a variable or a file."""
 
     subscription_id: str
     resource_group: str
     workspace_name: str
-    source: str
+    sources: Mapping[str, str]
+
+    @property
+    def source(self) -> str:
+        """Where the workspace's name was given."""
+        return self.sources["workspace_name"]
 
     def as_json(self) -> dict[str, str]:
-        return asdict(self)
+        return {**{key: getattr(self, key) for key in WORKSPACE_VARIABLES}, "source": self.source}
 
 
 def find_workspace(
@@ -55,10 +60,12 @@ def find_workspace(
     """The workspace that is meant, None where none is named. folder: absolute. Raises UsageError for half of one."""
     by_flags = {key: flags[key] for key in WORKSPACE_VARIABLES if flags.get(key) is not None}
     if by_flags:
-        return _whole(by_flags, {key: flag(key) for key in WORKSPACE_VARIABLES}, source="flag --workspace-name")
+        flags_of = {key: flag(key) for key in WORKSPACE_VARIABLES}
+        return _whole(by_flags, flags_of, {key: f"flag {name}" for key, name in flags_of.items()})
     by_variables = {key: environ[name] for key, name in WORKSPACE_VARIABLES.items() if environ.get(name)}
     if by_variables:
-        return _whole(by_variables, WORKSPACE_VARIABLES, source=f"variable {WORKSPACE_VARIABLES['workspace_name']}")
+        sources = {key: f"variable {name}" for key, name in WORKSPACE_VARIABLES.items()}
+        return _whole(by_variables, WORKSPACE_VARIABLES, sources)
     return next(_in_files(folder, file), None)
 
 
@@ -66,10 +73,11 @@ def _in_files(folder: Path, file: SettingsFile) -> Iterator[Workspace]:
     for place in (folder, *folder.parents):
         if file.path is not None and file.path.parent == place and WORKSPACE_TABLE in file.tables:
             labels = {key: f"{file.path}: [{WORKSPACE_TABLE}] {key}" for key in WORKSPACE_VARIABLES}
-            yield _whole(file.tables[WORKSPACE_TABLE], labels, source=str(file.path))
+            yield _whole(file.tables[WORKSPACE_TABLE], labels, dict.fromkeys(labels, str(file.path)))
         for path in (place / ".azureml" / "config.json", place / "config.json"):
             if named := _named_in(path):
-                yield _whole(named, {key: f"{path}: {key}" for key in WORKSPACE_VARIABLES}, source=str(path))
+                labels = {key: f"{path}: {key}" for key in WORKSPACE_VARIABLES}
+                yield _whole(named, labels, dict.fromkeys(labels, str(path)))
 
 
 def _named_in(path: Path) -> dict[str, Any]:
@@ -86,12 +94,12 @@ def _named_in(path: Path) -> dict[str, Any]:
     return named if all(named.values()) else {}
 
 
-def _whole(said: Mapping[str, Any], labels: Mapping[str, str], *, source: str) -> Workspace:
-    """The workspace of which `said` should name all three parts, a part being called as `labels` has it."""
+def _whole(said: Mapping[str, Any], labels: Mapping[str, str], sources: Mapping[str, str]) -> Workspace:
+    """The workspace of which `said` should name all three parts. labels: what a complaint calls each part."""
     problems = [f"{labels[key]}: is missing; a workspace needs all three." for key in labels if key not in said]
     for key, value in said.items():
         if key in labels and not (isinstance(value, str) and re.fullmatch(r"[^\s/?#]+", value)):
             problems.append(f"{labels[key]} {value}: must be a name, without spaces and slashes.")
     if problems:
         raise UsageError(problems)
-    return Workspace(**{key: said[key] for key in WORKSPACE_VARIABLES}, source=source)
+    return Workspace(**{key: said[key] for key in WORKSPACE_VARIABLES}, sources=sources)

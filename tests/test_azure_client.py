@@ -30,7 +30,7 @@ from orchestration.azure.client import (
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
 from orchestration.workspace import Workspace
 
-WORKSPACE = Workspace("s1", "g1", "w1", "variable AZUREML_ARM_WORKSPACE_NAME")
+WORKSPACE = Workspace("s1", "g1", "w1", {"workspace_name": "variable AZUREML_ARM_WORKSPACE_NAME"})
 SOMEBODY = Identity("ann@example.org", "oid-1", "Azure CLI", is_user=True)
 SCOPE = "/subscriptions/s1/resourceGroups/g1/providers/Microsoft.MachineLearningServices/workspaces/w1"
 BY_VARIABLES = {"AZURE_CLIENT_ID": "c", "AZURE_TENANT_ID": "t", "AZURE_CLIENT_SECRET": "s"}

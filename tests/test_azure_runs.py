@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from azure_local.jobs_state import Job
 from msggan.config import TrainConfig
 from orchestration.azure import blobs, following
 from orchestration.azure.progress import LAST_BYTES
+from orchestration.copies import NOTE
 from orchestration.settings import read_settings
 from orchestration.spec import RunSpec
 
@@ -192,7 +194,7 @@ def test_how_a_job_stands_is_said_in_our_words(
 def test_how_far_a_run_is_is_read_from_the_end_of_its_reports(azure: AzureLocal, msggan_aml: Command) -> None:
     report = '{{"images": {}, "d_loss": 1.5, "note": "{}"}}\n'
     long = "".join(report.format(number, "x" * 1000) for number in range(1000))
-    add_old_run(azure, {"metrics.jsonl": long.encode(), "config.json": b'{"kimg": 1.001}'})
+    add_run(azure, "old", {"metrics.jsonl": long.encode(), "config.json": b'{"kimg": 1.001}'})
     told = msggan_aml("status", "old", "-o", "json").json
     assert (told["images_seen"], told["images_total"], told["metrics"]["d_loss"]) == (999, 1001, 1.5)
     (read,) = [
@@ -204,7 +206,7 @@ def test_how_far_a_run_is_is_read_from_the_end_of_its_reports(azure: AzureLocal,
 
 
 def test_a_run_whose_storage_does_not_open_says_how_its_job_stands(azure: AzureLocal, msggan_aml: Command) -> None:
-    add_old_run(azure, {"metrics.jsonl": b'{"images": 40}\n'})
+    add_run(azure, "old", {"metrics.jsonl": b'{"images": 40}\n'})
     azure.cloud.shared_keys, azure.cloud.blob_role = False, None
     told = msggan_aml("status", "old", "-o", "json")
     assert (told.exit_code, told.json["state"], told.json["images_seen"]) == (0, "completed", None)
@@ -221,36 +223,38 @@ def _small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "ContainerClient", partial(ContainerClient, **sizes))
 
 
-def add_old_run(azure: AzureLocal, content: dict[str, bytes]) -> None:
-    """A completed run `old` with these files."""
-    for name, data in content.items():
-        azure.put_blob(f"msggan/runs/old/{name}", data)
-    output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/old/"}
-    azure.add_ended_job("old", tags={"msggan.run": "old"}, outputs={"run": output})
+def add_run(azure: AzureLocal, name: str, content: dict[str, bytes]) -> None:
+    """An ended run on Azure that has left these files."""
+    for path, data in content.items():
+        azure.put_blob(f"msggan/runs/{name}/{path}", data)
+    output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/{name}/"}
+    azure.add_ended_job(name, tags={"msggan.run": name}, outputs={"run": output})
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What is in a folder that a download made, but for its own note."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != NOTE]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
 def test_a_download_that_was_cut_goes_on_where_it_ended(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     content = {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE), "samples/1.png": b"picture"}
-    add_old_run(azure, content)
+    add_run(azure, "old", content)
     azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
     cut = msggan_aml("download", "old", "-o", "json")
     assert cut.exit_code == 1
     assert "Downloading generator.safetensors" in cut.stderr
-    (part,) = (place / "old").glob("*.part")
+    (part,) = (place / "old-run").glob("*.part")
     assert part.read_bytes() == content[GENERATOR][: 2 * RANGE]
-    assert not (place / "old" / GENERATOR).exists()
+    assert not (place / "old-run" / GENERATOR).exists()
 
     azure.faults.clear()
     before = len(azure.requests)
     whole = msggan_aml("download", "old", "-o", "json")
     assert whole.exit_code == 0, whole.stderr
-    assert whole.json == {"files": 3, "bytes": sum(map(len, content.values())), "path": "old"}
-    assert files_in(place / "old") == content
+    assert whole.json == {"files": 3, "bytes": sum(map(len, content.values())), "path": "old-run"}
+    assert files_in(place / "old-run") == content
     fetched = [
         (request.path.rpartition("/")[2], request.headers.get("x-ms-range", "").partition("-")[0])
         for request in azure.requests[before:]
@@ -268,7 +272,7 @@ def test_a_file_that_changes_while_it_is_downloaded_is_of_one_version(
 ) -> None:
     """It changes before the first or the second request, to a content that is shorter, longer or of the same size."""
     older, newer = os.urandom(4 * RANGE), os.urandom(ranges * RANGE)
-    add_old_run(azure, {GENERATOR: older})
+    add_run(azure, "old", {GENERATOR: older})
     if is_resumed:
         azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
         assert msggan_aml("download", "old").exit_code == 1
@@ -276,8 +280,8 @@ def test_a_file_that_changes_while_it_is_downloaded_is_of_one_version(
     azure.fault("GET", GENERATOR, nth=at_range, meanwhile=lambda: azure.put_blob(f"msggan/runs/old/{GENERATOR}", newer))
     ended = msggan_aml("download", "old", "-o", "json")
     assert ended.exit_code == 0, ended.stderr
-    assert files_in(place / "old") == {GENERATOR: newer}
-    assert ended.json == {"files": 1, "bytes": len(newer), "path": "old"}
+    assert files_in(place / "old-run") == {GENERATOR: newer}
+    assert ended.json == {"files": 1, "bytes": len(newer), "path": "old-run"}
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
@@ -285,7 +289,7 @@ def test_a_file_that_changes_while_it_is_downloaded_is_of_one_version(
 def test_no_part_is_left_of_a_file_that_changed_or_went_between_two_downloads(
     azure: AzureLocal, place: Path, msggan_aml: Command, newer: bytes | None
 ) -> None:
-    add_old_run(azure, {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
+    add_run(azure, "old", {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
     azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
     assert msggan_aml("download", "old").exit_code == 1
     azure.faults.clear()
@@ -293,14 +297,14 @@ def test_no_part_is_left_of_a_file_that_changed_or_went_between_two_downloads(
     if newer is not None:
         azure.put_blob(f"msggan/runs/old/{GENERATOR}", newer)
     assert msggan_aml("download", "old").exit_code == 0
-    assert files_in(place / "old") == {"a.json": b"{}"} | ({} if newer is None else {GENERATOR: newer})
+    assert files_in(place / "old-run") == {"a.json": b"{}"} | ({} if newer is None else {GENERATOR: newer})
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
 def test_a_file_that_changes_at_every_read_is_given_up_and_left_out(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
-    add_old_run(azure, {GENERATOR: os.urandom(2 * RANGE)})
+    add_run(azure, "old", {GENERATOR: os.urandom(2 * RANGE)})
 
     def change() -> None:
         azure.put_blob(f"msggan/runs/old/{GENERATOR}", os.urandom(2 * RANGE))
@@ -309,19 +313,19 @@ def test_a_file_that_changes_at_every_read_is_given_up_and_left_out(
     ended = msggan_aml("download", "old")
     assert ended.exit_code == 1
     assert "generator.safetensors: changes faster than it can be read.\nDownload it again later." in ended.stderr
-    assert files_in(place / "old") == {}
+    assert files_in(place / "old-run") == {}
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
 def test_a_file_that_the_run_takes_away_meanwhile_is_left_out(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
-    add_old_run(azure, {"a.json": b"{}", "checkpoints/1.json": b"{1}"})
+    add_run(azure, "old", {"a.json": b"{}", "checkpoints/1.json": b"{1}"})
     azure.fault("GET", "checkpoints/1", meanwhile=lambda: azure.delete_blob("msggan/runs/old/checkpoints/1.json"))
     ended = msggan_aml("download", "old", "-o", "json")
     assert ended.exit_code == 0, ended.stderr
-    assert ended.json == {"files": 1, "bytes": 2, "path": "old"}
-    assert files_in(place / "old") == {"a.json": b"{}"}
+    assert ended.json == {"files": 1, "bytes": 2, "path": "old-run"}
+    assert files_in(place / "old-run") == {"a.json": b"{}"}
 
 
 def test_what_a_run_did_not_write_whole_or_for_people_is_not_downloaded(
@@ -329,14 +333,14 @@ def test_what_a_run_did_not_write_whole_or_for_people_is_not_downloaded(
 ) -> None:
     kept = {"a.json": b"{}", "samples/1.png": b"picture"}
     left = ["run.lock", "a.json.part", ".amlignore", "samples/.thumbnail.png", ".cache/x"]
-    add_old_run(azure, {**kept, **dict.fromkeys(left, b"1")})
+    add_run(azure, "old", {**kept, **dict.fromkeys(left, b"1")})
     container = azure.cloud.blobs.container(azure.cloud.account, azure.container)
     container.upload_blob(
         "msggan/runs/old/samples", b"", metadata={"hdi_isfolder": "true"}
     )  # how a mount marks folders
     ended = msggan_aml("download", "old", "-o", "json")
     assert ended.exit_code == 0, ended.stderr
-    assert files_in(place / "old") == kept
+    assert files_in(place / "old-run") == kept
 
 
 @pytest.mark.usefixtures("msggan_aml")
@@ -355,23 +359,23 @@ def test_a_folder_that_a_mount_has_marked_is_a_folder_of_images(azure: AzureLoca
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
 def test_a_download_goes_on_with_no_other_run_s_files(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
-    add_old_run(azure, {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
+    add_run(azure, "old", {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
     azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
     assert msggan_aml("download", "old").exit_code == 1
     azure.faults.clear()
     add_jobs(azure, "another", another="Completed")
     azure.put_blob("msggan/runs/another/a.json", b"[]")
-    refused = msggan_aml("download", "another", "--out", "old")
+    refused = msggan_aml("download", "another", "--out", "old-run")
     assert refused.exit_code == 2
-    assert (place / "old" / "a.json").read_bytes() == b"{}"
+    assert (place / "old-run" / "a.json").read_bytes() == b"{}"
 
-    (part,) = (place / "old").glob("*.part")
+    (part,) = (place / "old-run").glob("*.part")
     part.write_bytes(bytes(5 * RANGE))  # longer than the file: it cannot be of it
     spoilt = msggan_aml("download", "old")
     assert spoilt.exit_code == 1
     assert "generator.safetensors: 5120 bytes came instead of 4096.\nDownload it again." in spoilt.stderr
     assert msggan_aml("download", "old").exit_code == 0
-    assert files_in(place / "old").keys() == {"a.json", GENERATOR}
+    assert files_in(place / "old-run").keys() == {"a.json", GENERATOR}
 
 
 @pytest.mark.usefixtures("_no_waiting")
@@ -393,6 +397,55 @@ def test_a_job_that_ends_by_itself_while_it_is_cancelled_stands_as_it_ended(
         assert ended.json["state"] == "completed"
     refused = msggan_aml("cancel", "old") if becomes == "Completed" else None
     assert refused is None or (refused.exit_code, "old: is not running but completed." in refused.stderr) == (2, True)
+
+
+def test_a_download_is_not_written_into_a_folder_that_no_download_of_the_run_made(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    for name in ("tiny", "other"):
+        add_run(azure, name, {"config.json": b"{}", "generator.safetensors": b"weights"})
+    images = sorted(path.name for path in (place / "tiny").iterdir())
+    for words in (["tiny"], ["tiny", "--weights"], ["tiny", "--force"]):
+        refused = msggan_aml("download", *words, "--out", "tiny", "-o", "json")
+        assert (refused.exit_code, refused.json["error"]["code"]) == (2, "usage")
+        assert "Error: tiny: is not empty and was not created by download.\n" in refused.stderr
+        assert sorted(path.name for path in (place / "tiny").iterdir()) == images
+    assert msggan_aml("download", "tiny", "-o", "json").json["path"] == "tiny-run"
+    refused = msggan_aml("download", "other", "--out", "tiny-run", "--force")
+    assert refused.exit_code == 2
+    assert re.search(r"Error: tiny-run: holds a download of another run: \S+/msggan/runs/tiny/?\.", refused.stderr)
+
+
+def test_a_download_that_is_repeated_fetches_only_what_has_changed(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    add_run(azure, "old", {"config.json": b"{}", "metrics.jsonl": b"1\n", "generator.safetensors": b"weights"})
+    assert msggan_aml("download", "old").exit_code == 0
+    azure.put_blob("msggan/runs/old/metrics.jsonl", b"1\n2\n")
+    before = len(azure.requests)
+    assert msggan_aml("download", "old", "-o", "json").json == {"files": 3, "bytes": 13, "path": "old-run"}
+    fetched = [request.path for request in azure.requests[before:] if "/msggan/runs/old/" in request.path]
+    assert [path.rpartition("/")[2] for path in fetched] == ["metrics.jsonl"]
+    assert (place / "old-run" / "metrics.jsonl").read_bytes() == b"1\n2\n"
+
+    (place / "old-run" / "config.json").write_bytes(b"[]")
+    refused = msggan_aml("download", "old")
+    assert refused.exit_code == 2
+    assert "config.json: has changed since it was downloaded." in refused.stderr
+    assert msggan_aml("download", "old", "--force").exit_code == 0
+    assert (place / "old-run" / "config.json").read_bytes() == b"{}"
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_weights_that_did_not_arrive_are_not_taken_for_a_run_of_this_machine(
+    azure: AzureLocal, msggan_aml: Command
+) -> None:
+    add_run(azure, "old", {"config.json": b"{}", "generator.safetensors": b"weights"})
+    azure.fault("GET", "generator.safetensors", nth=1, times=20, drop="before")
+    cut = msggan_aml("sample", "old")
+    assert (cut.exit_code, "Downloading generator.safetensors" in cut.stderr) == (1, True)
+    told = msggan_aml("status", "old", "-o", "json")
+    assert (told.exit_code, told.json["target"]) == (0, "azure"), told.stderr
 
 
 @pytest.mark.usefixtures("_no_waiting")

@@ -136,6 +136,16 @@ def test_ctrl_c_leaves_the_run_to_itself_and_logs_follow_it_to_its_end(
     assert left.exit_code == 130
     assert "tiny goes on as job tiny" in left.stderr
     assert "msggan-aml logs tiny --follow" in left.stderr
+    assert "Error" not in left.stderr
+    assert azure.job("tiny").status == "Running"
+
+    with started(place, "msggan-aml", "logs", "tiny", "--follow", **azure.variables) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline()
+        left = stopped(follower, "Ctrl-C")
+    assert left.exit_code == 130
+    assert left.stderr.splitlines()[-1] == "Stopped following. The run continues."
+    assert "Error" not in left.stderr
     assert azure.job("tiny").status == "Running"
 
     cancelled = msggan_aml("cancel", "tiny", "-o", "json")

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from conftest import Ended, draw_tiny_images, environment, run_in, started, stop
 
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
-from msggan.options import Place
+from msggan.options import Place, nearest
+from msggan.program import run_program as run_here
 from msggan.tracking import read_metrics
+from msggan.train import train
 from orchestration import LocalTarget, Run, RunSpec
 from orchestration.child import Ending
+from orchestration.cli import msggan_aml
 from orchestration.errors import JobFailedError, ReportedError
 from orchestration.local import build_run
 from orchestration.runs import next_commands
@@ -85,7 +89,7 @@ def test_all_wrong_options_are_told_at_once(
         ("msggan-aml", ["submit", "--dataa", "x"], "Did you mean"),
         ("msggan-aml", ["submit", "--data"], "--data"),
         ("msggan-aml", ["submot"], "submot"),
-        ("msggan-aml", ["submit", "extra"], "extra"),
+        ("msggan.train", ["extra"], "extra"),
         ("msggan-aml", ["submit"], "--data: is missing."),
         ("msggan-aml", ["submit", "--data", ".", "--name", ""], "--name"),
         ("msggan-aml", ["submit", "--data", ".", "--name", "x" * 64], "has 64 characters; at most 63"),
@@ -117,6 +121,122 @@ def test_an_unknown_output_is_told_with_the_other_complaints(run_program: RunPro
     ]
 
 
+def error_of(command: click.Command, *words: str) -> str:
+    """What a command line that cannot be read is answered, without the hint after it."""
+    told = StringIO()
+    with redirect_stderr(told):
+        assert run_here(command, name="msggan-aml", argv=words) == 2
+    (line,) = (line for line in told.getvalue().splitlines() if line.startswith("Error: "))
+    return line.removeprefix("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("train", "'submit'"),
+        ("run", "'submit'"),
+        ("start", "'submit'"),
+        ("resume", "'submit'"),
+        ("Submit", "'submit'"),
+        ("submot", "'submit'"),
+        ("sumbit photos", "'submit'"),
+        ("ls", "'list'"),
+        ("ps", "'list'"),
+        ("show", "'status'"),
+        ("stauts", "'status'"),
+        ("stop", "'cancel'"),
+        ("kill", "'cancel'"),
+        ("generate", "'sample'"),
+        ("samples", "'sample'"),
+        ("log", "'logs'"),
+        ("dowload", "'download'"),
+        ("settings", "'config show'"),
+        ("version", "'--version'"),
+        ("help", "'--help'"),
+        ("config shwo", "'show'"),
+        ("config list", "'show'"),
+        ("sweep bset s", "'best'"),
+        ("sweep status s", "'msggan-aml status'"),
+        ("images", "'submit images'"),
+        ("images --kimg 1", "'submit images'"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_answered_with_the_one_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, meant: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    word = words.split()[words.startswith(("config", "sweep"))]
+    assert error_of(msggan_aml, *words.split()) == f"No such command {word!r}. Did you mean {meant}?"
+
+
+@pytest.mark.parametrize("word", ["delete", "rm", "remove"])
+def test_who_wants_to_delete_a_run_is_told_what_a_run_is(word: str) -> None:
+    assert error_of(msggan_aml, word, "one") == (
+        f"No such command {word!r}. A run is a folder: delete that. To stop a run: 'cancel'."
+    )
+
+
+def test_a_word_that_is_like_no_command_has_no_suggestion() -> None:
+    assert error_of(msggan_aml, "xyzzy") == "No such command 'xyzzy'."
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("submit --dataset x", "'--data'"),
+        ("submit --images x", "'--data'"),
+        ("submit --epochs 3", "'--kimg'"),
+        ("submit --lr 1", "'--g-lr' or '--d-lr'"),
+        ("submit --image-size 8", "'--resolution'"),
+        ("submit --gpu 0", "'--device'"),
+        ("submit --res 8", "'--resolution'"),
+        ("submit --batch_size 8", "'--batch-size'"),
+        ("submit --batchsize 8", "'--batch-size' or '--latent-size'"),
+        ("submit --no-mirrors", "'--no-mirror' or '--mirror'"),
+        ("submit --kmig 8", "'--kimg'"),
+        ("submit -data x", "'--data'"),
+        ("submit -kimg 8", "'--kimg'"),
+        ("sweep --dataset x", "'--data'"),
+        ("sweep best s --forec", "'--force'"),
+        ("logs x --folow", "'--follow'"),
+        ("logs x -f", "'--follow'"),
+        ("download x --output-dir y", "'--out' or '--runs-dir'"),
+        ("config show --ouput json", "'--output'"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_answered_with_the_nearest_by_likeness(words: str, meant: str) -> None:
+    option = next(word for word in words.split() if word.startswith("-"))
+    assert error_of(msggan_aml, *words.split()) == f"No such option {option!r}. Did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("--dataset x", "'--data'"),
+        ("--epochs 3", "'--kimg'"),
+        ("--output-dir x", "'--run-dir'"),
+        ("--resolutio 8", "'--resolution'"),
+    ],
+)
+def test_the_trainer_answers_so_too(words: str, meant: str) -> None:
+    option, _, value = words.partition(" ")
+    assert error_of(train, option, value) == f"No such option {option!r}. Did you mean {meant}?"
+
+
+def test_an_option_before_its_command_is_told_where_it_belongs() -> None:
+    answer = "No such option '--data'. Did you mean 'submit --data'?"
+    assert error_of(msggan_aml, "--data", "images", "submit") == answer
+
+
+def test_suggestions_come_the_most_alike_first() -> None:
+    assert nearest("--batch", ["--a", "--match", "--batches", "--batch-size"]) == [
+        "--batches",
+        "--match",
+        "--batch-size",
+    ]
+
+
 @pytest.mark.parametrize(("words", "command"), [([], "submit"), (["config"], "show")])
 def test_no_command_shows_the_help_and_is_a_usage_error(
     run_program: RunProgram, words: list[str], command: str
@@ -142,6 +262,52 @@ def test_help_goes_to_stdout(run_program: RunProgram, program: str, words: list[
     ended = run_program(program, *words, "--help")
     assert (ended.exit_code, ended.stderr) == (0, "")
     assert "Usage:" in ended.stdout
+
+
+# --- The images as an argument ----------------------------------------------------------------------------------------
+
+
+def test_images_are_an_argument_or_an_option(run_program: RunProgram, tiny_images: Path) -> None:
+    plans = [
+        run_program("msggan-aml", *words, "--dry-run", "-o", "json")
+        for words in (["submit", "tiny"], ["submit", *SMALL, "tiny"], ["submit", "--data", "tiny"])
+    ]
+    assert [plan.json["command"][3:5] for plan in plans] == 3 * [["--data", "tiny"]], plans
+    assert plans[0] == plans[2]
+
+
+def test_the_images_of_a_sweep_are_an_argument_or_an_option(run_program: RunProgram, tiny_images: Path) -> None:
+    over = ["--over", "g_lr", "--trials", "2"]
+    plans = [
+        run_program("msggan-aml", "sweep", *words, "--dry-run", "-o", "json")
+        for words in (["tiny", *over], [*over, "tiny"], ["--data", "tiny", *over])
+    ]
+    assert plans[0].json["run_dir"] == str(Path("runs/tiny-sweep"))
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_a_command_of_a_group_that_takes_images_takes_none() -> None:
+    told = CliRunner().invoke(msggan_aml, ["sweep", "best", "--help"], prog_name="msggan-aml").stdout
+    assert told.splitlines()[0] == "Usage: msggan-aml sweep best [OPTIONS] NAME"
+    assert error_of(msggan_aml, "sweep", "--kimg", "1", "best", "s") == "Write 'best' before all options."
+
+
+@pytest.mark.parametrize("command", ["submit", "sweep"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tiny", "--data", "other"], "tiny and --data other: give the images once."),
+        (["tiny", "nowhere"], "tiny, nowhere: give one folder, zip or pack of images."),
+        (["my", "images"], "my, images: write a path with spaces in quotes: 'my images'."),
+        (["tiny/00.png", "tiny/01.png", "tiny/02.png"], "tiny/00.png and 2 more: give the folder of the images: tiny."),
+    ],
+)
+def test_more_than_one_path_to_images_is_a_usage_error_that_says_what_to_type(
+    tiny_images: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: list[str], message: str
+) -> None:
+    tiny_images.with_name("my images").mkdir()
+    monkeypatch.chdir(tiny_images.parent)
+    assert error_of(msggan_aml, command, *words) == message
 
 
 # --- Names ------------------------------------------------------------------------------------------------------------
@@ -499,17 +665,26 @@ sys.exit(run_program(command, name="command"))
 
 
 @pytest.mark.parametrize(
-    ("body", "exit_code", "code"),
+    ("body", "exit_code", "code", "text"),
     [
-        ("raise KeyboardInterrupt", 130, "interrupted"),
-        ("os.kill(os.getpid(), signal.SIGTERM); signal.pause()", 6, "cancelled"),
-        ("open('none')", 1, "system"),
-        ("raise click.UsageError('No.')", 2, "usage"),
-        ("from msggan.errors import TrainingError; raise TrainingError('It broke.', 'Mend it.')", 1, "training"),
+        ("raise KeyboardInterrupt", 130, "interrupted", "Interrupted."),
+        ("os.kill(os.getpid(), signal.SIGTERM); signal.pause()", 6, "cancelled", "Stopped by SIGTERM."),
+        ("open('none')", 1, "system", "Error: none: No such file or directory."),
+        ("raise click.UsageError('No.')", 2, "usage", "Error: No."),
+        (
+            *("from msggan.errors import TrainingError; raise TrainingError('It broke.', 'Mend it.')", 1, "training"),
+            "Error: It broke.\nMend it.",
+        ),
+        (
+            *(r"from msggan.errors import DataError; raise DataError('No image.\n  a.png: cut.')", 2, "data"),
+            "Error: No image.\n  a.png: cut.",
+        ),
     ],
 )
 @posix
-def test_every_ending_has_its_exit_code_and_its_error(tmp_path: Path, body: str, exit_code: int, code: str) -> None:
+def test_every_ending_has_its_exit_code_and_its_error(
+    tmp_path: Path, body: str, exit_code: int, code: str, text: str
+) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(body=body)],
         env=environment(MSGGAN_OUTPUT="json"),
@@ -520,8 +695,7 @@ def test_every_ending_has_its_exit_code_and_its_error(tmp_path: Path, body: str,
     )
     assert ended.returncode == exit_code
     assert json.loads(ended.stdout)["error"]["code"] == code
-    assert "Traceback" not in ended.stderr
-    assert "Error: " in ended.stderr
+    assert ended.stderr.strip().startswith(text)
 
 
 def test_no_text_ends_a_program_for_want_of_a_character_in_the_locale() -> None:

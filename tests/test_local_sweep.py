@@ -144,7 +144,7 @@ def test_the_best_trial_is_copied_out_and_copied_over_only_by_force(finished: tu
     (folder / "out" / "config.json").write_text("mine")
     refused = run_in(folder, *words)
     assert refused.exit_code == 2
-    assert refused.json["error"]["hint"] == "Give --force to overwrite, or another folder."
+    assert refused.json["error"]["hint"] == "Use --force to overwrite, or give another folder."
     assert (folder / "out" / "config.json").read_text() == "mine"
     assert run_in(folder, *words, "--force").exit_code == 0
     assert (folder / "out" / "config.json").read_bytes() == (trial / "config.json").read_bytes()

@@ -382,6 +382,14 @@ def test_config_show_tells_each_setting_its_value_and_where_it_comes_from(
     assert HIDDEN not in ended.stdout + told.stdout
 
 
+def test_config_show_credits_each_part_of_the_workspace_to_its_own_variable(run_program: RunProgram) -> None:
+    variables = {"subscription_id": "AZUREML_ARM_SUBSCRIPTION", "resource_group": "AZUREML_ARM_RESOURCEGROUP"}
+    variables |= {"workspace_name": "AZUREML_ARM_WORKSPACE_NAME"}
+    ended = run_program("msggan-aml", "config", "show", **dict.fromkeys(variables.values(), "x"))
+    rows = [line.split() for line in ended.stdout.splitlines()[1:4]]
+    assert rows == [[part, "x", "variable", variable] for part, variable in variables.items()]
+
+
 def test_config_show_tells_what_is_wrong(run_program: RunProgram, tmp_path: Path) -> None:
     (tmp_path / "msggan.toml").write_text("[azure]\ncompute = 'x'\n")
     ended = run_program("msggan-aml", "config", "show", "-o", "xml")

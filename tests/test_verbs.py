@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Ended, draw_tiny_images, environment, run_in, wait_for
+from conftest import Ended, command_line, draw_tiny_images, environment, run_in, started, stopped, wait_for
 
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, read_note
@@ -111,6 +112,11 @@ def test_runs_are_listed_the_newest_first(place: Path) -> None:
     shutil.rmtree(place / "runs" / "broken")
 
 
+@pytest.mark.parametrize("words", [[], ["-o", "json"]])
+def test_status_without_a_name_is_the_list(place: Path, words: list[str]) -> None:
+    assert msggan_aml(place, "status", *words) == msggan_aml(place, "list", *words)
+
+
 def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> None:
     listed = msggan_aml(tmp_path, "list")
     assert (listed.exit_code, listed.stdout) == (0, "")
@@ -186,6 +192,26 @@ def test_cancel_leaves_a_process_alone_that_does_not_train_the_run(place: Path) 
         finally:
             unrelated.kill()
             note.write_text(recorded)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only there it can be seen that a program follows a log")
+def test_ctrl_c_stops_following_and_is_no_error(place: Path) -> None:
+    with endless(place, "followed"):
+        log = place / "runs" / "followed" / "log.txt"
+        for words in ([], ["-o", "json"]):
+            with started(place, "msggan-aml", "logs", "followed", "--follow", *words) as follower:
+                wait_for(lambda follower=follower: has_open(follower, log), follower)
+                left = stopped(follower, "Ctrl-C")
+            assert (left.exit_code, left.stderr) == (130, "Stopped following. The run continues.\n")
+            lines = left.json["lines"] if words else left.stdout.splitlines()
+            assert lines == log.read_text().splitlines()[: len(lines)]
+        assert msggan_aml(place, "status", "followed", "-o", "json").json["state"] == "running"
+
+
+def has_open(process: subprocess.Popen[str], path: Path) -> bool:
+    """Whether a process reads or writes a file."""
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    return any(os.path.realpath(descriptor) == os.path.realpath(path) for descriptor in descriptors.iterdir())
 
 
 def test_a_run_whose_process_was_killed_is_interrupted_and_goes_on(place: Path) -> None:
@@ -314,17 +340,31 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, place: Path) -> N
 
 # Copying out
 
+NOTE = ".msggan-download.json"
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def downloaded(folder: Path) -> dict[str, bytes]:
+    """The files of a download, without the note that marks it as one."""
+    files = contents(folder)
+    del files[NOTE]
+    return files
+
+
+def files_of_run(place: Path, name: str) -> dict[str, bytes]:
+    files = contents(place / "runs" / name)
+    del files["run.lock"]
+    return files
+
+
 def test_a_download_is_the_whole_run(place: Path) -> None:
     told = msggan_aml(place, "download", "tiny", "--out", "copies/all", "-o", "json").json
-    copied, original = contents(place / "copies" / "all"), contents(place / "runs" / "tiny")
-    del original["run.lock"]
-    assert copied == original
+    copied = downloaded(place / "copies" / "all")
+    assert copied == files_of_run(place, "tiny")
     assert told == {
         "files": len(copied),
         "bytes": sum(map(len, copied.values())),
@@ -337,27 +377,121 @@ def test_weights_alone_load_without_the_rest(place: Path) -> None:
 
     told = msggan_aml(place, "download", "tiny", "--out", "weights", "--weights", "-o", "json").json
     assert told["files"] == 1
-    assert contents(place / "weights").keys() == {"generator.safetensors"}
+    assert downloaded(place / "weights").keys() == {"generator.safetensors"}
     assert load_generator(place / "weights").depth == 2
 
 
 def test_a_download_may_lie_beside_the_run_under_a_name_that_begins_like_its(place: Path) -> None:
     copied = msggan_aml(place, "download", "tiny", "--out", "runs/tiny2", "--weights")
     assert copied.exit_code == 0, copied.stderr
-    assert contents(place / "runs" / "tiny2").keys() == {"generator.safetensors"}
+    assert downloaded(place / "runs" / "tiny2").keys() == {"generator.safetensors"}
 
 
-def test_a_download_never_overwrites_unless_forced(place: Path) -> None:
-    out = place / "mine"
-    out.mkdir()
-    (out / "generator.safetensors").write_text("mine")
-    refused = msggan_aml(place, "download", "tiny", "--out", "mine", "--weights")
+def test_a_run_named_like_its_images_is_not_downloaded_among_them(tmp_path: Path) -> None:
+    images = contents(draw_tiny_images(tmp_path / "tiny"))
+    submit = ["submit", "--data", "tiny", *SMALL, "-o", "json"]
+    assert msggan_aml(tmp_path, *submit).exit_code == 0
+    assert msggan_aml(tmp_path, "download", "tiny", "-o", "json").json["path"] == "tiny-run"
+    assert contents(tmp_path / "tiny") == images
+    assert downloaded(tmp_path / "tiny-run") == files_of_run(tmp_path, "tiny")
+    assert msggan_aml(tmp_path, *submit).json["state"] == "completed"
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("weights", [[], ["--weights"]])
+def test_a_folder_that_no_download_made_is_never_written_to(place: Path, weights: list[str], force: list[str]) -> None:
+    images = contents(place / "tiny")
+    refused = msggan_aml(place, "download", "tiny", "--out", "tiny", *weights, *force, "-o", "json")
     assert refused.exit_code == 2
-    assert "Give --force to overwrite, or another folder." in refused.stderr
-    assert (out / "generator.safetensors").read_text() == "mine"
-    assert msggan_aml(place, "download", "tiny", "--out", "mine", "--weights", "--force").exit_code == 0
-    original = place / "runs" / "tiny" / "generator.safetensors"
-    assert contents(out) == {"generator.safetensors": original.read_bytes()}
+    assert refused.json["error"] == {
+        "code": "usage",
+        "message": "tiny: is not empty and was not created by download.",
+        "hint": "Give a new or an empty folder.",
+    }
+    assert contents(place / "tiny") == images
+
+
+def test_a_download_that_is_repeated_brings_what_has_changed(tmp_path: Path) -> None:
+    draw_tiny_images(tmp_path / "tiny")
+    (tmp_path / "copy").mkdir()
+    for kimg in ("0.04", "0.08"):
+        assert msggan_aml(tmp_path, "submit", "--data", "tiny", *WHAT, "--kimg", kimg).exit_code == 0
+        for _ in range(2):
+            copied = msggan_aml(tmp_path, "download", "tiny", "--out", "copy")
+            assert copied.exit_code == 0, copied.stderr
+            assert downloaded(tmp_path / "copy").items() >= files_of_run(tmp_path, "tiny").items()
+
+
+def test_a_file_that_was_changed_in_a_download_is_overwritten_only_with_force(place: Path) -> None:
+    words = ["download", "tiny", "--out", "changed", "--weights"]
+    assert msggan_aml(place, *words).exit_code == 0
+    weights = place / "changed" / "generator.safetensors"
+    original = weights.read_bytes()
+    weights.write_text("mine")
+    refused = msggan_aml(place, *words)
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"Error: {Path('changed/generator.safetensors')}: has changed since it was downloaded.\n"
+        "Use --force to overwrite, or give another folder.\n"
+    )
+    assert weights.read_text() == "mine"
+    assert msggan_aml(place, *words, "--force").exit_code == 0
+    assert weights.read_bytes() == original
+
+
+def test_a_download_of_another_run_is_not_written_to(place: Path) -> None:
+    assert msggan_aml(place, "download", "tiny", "--out", "first", "--weights").exit_code == 0
+    shutil.copytree(place / "runs" / "tiny", place / "runs" / "second")
+    refused = msggan_aml(place, "download", "second", "--out", "first", "--weights", "--force")
+    shutil.rmtree(place / "runs" / "second")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"Error: first: holds a download of another run: {place / 'runs' / 'tiny'}, ")
+
+
+def test_a_download_that_is_trained_on_is_not_overwritten(place: Path) -> None:
+    assert msggan_aml(place, "download", "tiny", "--out", "runs/on").exit_code == 0
+    trained = msggan_aml(place, "submit", "--data", "tiny", "--name", "on", *WHAT, "--kimg", "0.08", "-o", "json")
+    assert (trained.exit_code, trained.json["images_seen"]) == (0, 80), trained.stderr
+    before = contents(place / "runs" / "on")
+    refused = msggan_aml(place, "download", "tiny", "--out", "runs/on", "--force")
+    assert (refused.exit_code, contents(place / "runs" / "on")) == (2, before)
+    assert refused.stderr.startswith(f"Error: {Path('runs/on')}: a run has trained in this folder.\n")
+    shutil.rmtree(place / "runs" / "on")
+
+
+def test_a_download_that_was_interrupted_is_completed_by_the_next(place: Path) -> None:
+    words = shlex.join(command_line("msggan-aml", "download", "tiny", "--out", "cut"))
+    largest = 16  # blocks of 512 bytes in a file: too few for a checkpoint's weights, enough for all before them
+    cut = subprocess.run(
+        ["/bin/sh", "-c", f"ulimit -f {largest}; exec {words}"],
+        cwd=place,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (cut.returncode, cut.stderr.count("Error: ")) == (1, 1), cut.stderr
+    assert downloaded(place / "cut").keys() == {"checkpoints/000000040.json"}
+    assert msggan_aml(place, "download", "tiny", "--out", "cut").exit_code == 0
+    assert downloaded(place / "cut") == files_of_run(place, "tiny")
+
+
+def test_a_download_through_a_link_into_the_runs_own_folder_is_refused(place: Path) -> None:
+    (place / "link").symlink_to(place / "runs" / "tiny")
+    refused = msggan_aml(place, "download", "tiny", "--out", "link/copy")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"Error: {Path('link/copy')}: lies in the run's own folder.\n")
+    (place / "link").unlink()
+
+
+def test_a_download_into_a_link_to_an_empty_folder_fills_that(place: Path) -> None:
+    (place / "empty-home").mkdir()
+    (place / "home").symlink_to("empty-home")
+    (place / "nowhere").symlink_to("none")
+    assert msggan_aml(place, "download", "tiny", "--out", "home", "--weights").exit_code == 0
+    assert downloaded(place / "empty-home").keys() == {"generator.safetensors"}
+    refused = msggan_aml(place, "download", "tiny", "--out", "nowhere")
+    assert (refused.exit_code, refused.stderr.splitlines()[0]) == (2, "Error: nowhere: is a link to nothing.")
 
 
 @pytest.mark.parametrize(
@@ -365,6 +499,7 @@ def test_a_download_never_overwrites_unless_forced(place: Path) -> None:
     [
         (["download", "tiny", "--out", "runs/tiny/copy"], "lies in the run's own folder"),
         (["download", "tiny", "--out", "tiny/00.png"], "is a file, not a folder"),
+        (["download", "tiny", "--out", "tiny/00.png/copy"], "tiny/00.png/copy: cannot be written: Not a directory."),
         (["status", "tinny"], "Did you mean tiny?"),
         (["logs", "tiny", "--tail", "0"], "--tail 0: is not a whole number of 1 or more."),
         (["logs", "tiny", "--tail", "x"], "--tail x: is not"),

@@ -55,6 +55,11 @@ def test_the_order_is_flags_variables_files(tmp_path: Path) -> None:
         found(tmp_path),
     )
     assert [mark(one) for one in (by_flag, by_variable, by_file)] == ["flag", "variable", "file"]
+    assert [one.sources for one in (by_flag, by_variable, by_file) if one] == [
+        {key: f"flag --{key.replace('_', '-')}" for key in KEYS},
+        {key: f"variable {variable}" for key, variable in WORKSPACE_VARIABLES.items()},
+        dict.fromkeys(KEYS, str(path)),
+    ]
     assert [one.source for one in (by_flag, by_variable, by_file) if one] == [
         "flag --workspace-name",
         "variable AZUREML_ARM_WORKSPACE_NAME",
@@ -88,7 +93,7 @@ def test_a_workspace_in_one_line_is_read_as_azures_own_tools_read_it(tmp_path: P
     scope = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"Scope": scope}))
-    assert found(tmp_path) == Workspace("s", "g", "w", str(path))
+    assert found(tmp_path) == Workspace("s", "g", "w", dict.fromkeys(KEYS, str(path)))
 
 
 @pytest.mark.parametrize(

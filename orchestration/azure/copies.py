@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from azure.core.exceptions import ResourceModifiedError, ResourceNotFoundError
 
 from msggan.errors import CheckpointError
-from msggan.files import put_in_place, sync, write_whole
+from msggan.files import put_in_place, sync
 from orchestration.azure.blobs import Blob, Store, Tell
 from orchestration.azure.client import Client
-from orchestration.copies import refuse_to_overwrite
+from orchestration.copies import NOTE, CopyFolder
 from orchestration.errors import AzureServiceError
 from orchestration.spec import Download
 
 GENERATOR = "generator.safetensors"
-NOTE = ".msggan-download.json"  # what of an unfinished download is here; gone when all is
 PARTS = "*.0x*.part"  # names end with the version's ETag, so that a part is completed from the same version only
 LEFT_OUT = ("run.lock", NOTE)
 TRIES = 5  # of a file that changes while it is read
@@ -67,19 +64,16 @@ def upload_run(store: Store, folder: Path, to: str, tell: Tell) -> None:
 
 
 class _Copy:
-    """One download, which may go on an earlier one."""
+    """One download, which may continue an earlier one."""
 
     def __init__(self, client: Client, store: Store, folder: str, *, to: Path, blobs: list[Blob], tell: Tell) -> None:
         self.client, self.store, self.folder, self.to, self.blobs, self.tell = client, store, folder, to, blobs, tell
-        self.source = f"{store.account}/{store.container.container_name}/{folder}"
-        self.whole = self._read_note()
+        self.copy = CopyFolder(to, f"{store.account}/{store.container.container_name}/{folder}")
         self.done = 0
         self.total = sum(blob.size for blob in blobs)
 
     def make(self, *, force: bool) -> Download:
-        foreign = [self.to / blob.name for blob in self.blobs if blob.name not in self.whole]
-        refuse_to_overwrite(self.to, foreign, inside=None, force=force)
-        self.to.mkdir(parents=True, exist_ok=True)
+        self.copy.prepare([blob.name for blob in self.blobs], force=force)
         files = sizes = 0
         for blob in self.blobs:
             size = self._bring(blob)
@@ -87,22 +81,19 @@ class _Copy:
                 files, sizes = files + 1, sizes + size
         for part in self.to.rglob(PARTS):  # of a version, or a file, that is no longer in the run
             part.unlink()
-        (self.to / NOTE).unlink(missing_ok=True)
         return Download(files, sizes, str(self.to))
 
     def _bring(self, blob: Blob) -> int | None:
         """The size of the file that is here now, None where the run has taken it away meanwhile."""
         path = self.to / blob.name
-        if self.whole.get(blob.name) != blob.etag or not path.is_file() or path.stat().st_size != blob.size:
+        if self.copy.has(blob.name, blob.etag):
+            self._moved(blob.size)
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
             found = self._fetch(blob, path)
             if found is None:
                 return None
-            blob = found
-            self.whole[blob.name] = blob.etag
-            write_whole(self.to / NOTE, json.dumps({"source": self.source, "whole": self.whole}).encode())
-        else:
-            self._moved(blob.size)
+            self.copy.add(blob.name, found.etag)
         return path.stat().st_size
 
     def _fetch(self, blob: Blob, path: Path) -> Blob | None:
@@ -138,11 +129,3 @@ class _Copy:
     def _moved(self, count: int) -> None:
         self.done += count
         self.tell(min(self.done, self.total), self.total)
-
-    def _read_note(self) -> dict[str, str]:
-        """The marks of the files that an earlier try has brought whole."""
-        with suppress(OSError, ValueError, AttributeError):
-            told = json.loads((self.to / NOTE).read_bytes())
-            if told.get("source") == self.source:
-                return dict(told["whole"])
-        return {}

@@ -160,6 +160,8 @@ class AzureTarget:
         with self.session.client.errors(f"Looking into {folder}"):
             newest = next((blob.etag for blob in store.walk(folder) if blob.name == GENERATOR), None)
         if newest is None or _etag_of_copy(to) != newest or not (to / GENERATOR).is_file():
+            if newest is not None:
+                self._note_copy(to, name, etag="")  # so that an interrupted copy is not taken for a run of this machine
             copy_run(
                 self.session.client,
                 store,
@@ -169,9 +171,14 @@ class AzureTarget:
                 force=True,
                 tell=lambda done, total: self.voice.show("Fetching the weights", done, total),
             )
-            note = {"scope": self.session.agreement.scope, "run": name, "etag": newest}
-            write_whole(to / COPY_NOTE, json.dumps(note).encode())
+            self._note_copy(to, name, etag=newest)
         return str(to)
+
+    def _note_copy(self, folder: Path, name: str, *, etag: str | None) -> None:
+        """Marks a folder as a copy of what Azure has. etag: of the generator in it; empty while it is on its way."""
+        folder.mkdir(parents=True, exist_ok=True)
+        note = {"scope": self.session.agreement.scope, "run": name, "etag": etag}
+        write_whole(folder / COPY_NOTE, json.dumps(note).encode())
 
     # --- Following ----------------------------------------------------------------------------------------------------
 
