@@ -180,7 +180,7 @@ class ToSrgb(NamedTuple):
         return converted
 
 
-@lru_cache(maxsize=16)  # cameras and programs have few profiles, and a CMYK one takes a second to prepare
+@lru_cache(maxsize=16)  # cameras and programs have few profiles, and large ones take long to prepare
 def to_srgb(profile: bytes) -> ToSrgb | None:
     """The conversion from an ICC profile; None where it is damaged, of another kind of colour, or sRGB itself."""
     try:

@@ -346,20 +346,17 @@ class Trainer:
     def _check_images(self) -> None:
         training, batch_size = self.dataset.training, self.config.batch_size
         self._say_each([*describe_skipped(self.dataset.skipped), *self.dataset.notes])
-        if training == 1:
-            raise DataError(
-                f"--data {self.data}: 1 image is not enough to train on.",
-                f"Add images of the same kind of thing: {IMAGES_NEEDED} are a beginning.",
-            )
         if training < batch_size:
+            smaller = f" Only to see it run, use --batch-size {1 << (training.bit_length() - 1)}."
             raise DataError(
-                f"--data {self.data}: {training} images to train on are fewer than --batch-size {batch_size}.",
-                f"Add images: {IMAGES_NEEDED} are a beginning. Only to see it run, use --batch-size "
-                f"{1 << (training.bit_length() - 1)}.",
+                f"--data {self.data}: {training} images to train on are fewer than --batch-size {batch_size}."
+                if training > 1
+                else f"--data {self.data}: 1 image is not enough to train on.",
+                f"Add images of the same kind: {IMAGES_NEEDED} are a beginning." + (smaller if training > 1 else ""),
             )
         if training < IMAGES_NEEDED:
             self.progress.say(
-                f"{training} images are few: the generator may copy them. {IMAGES_NEEDED} or more give varied results."
+                f"Few images ({training}): the generator may copy them. {IMAGES_NEEDED} or more give varied results."
             )
         held_back = f"{self.dataset.held_back} more are held back to measure with"
         if not self.dataset.held_back:

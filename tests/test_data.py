@@ -421,6 +421,7 @@ def test_the_chosen_white_holds_past_the_memory_budget_too_and_progress_ends_at_
     dataset = loaded(path, memory_budget_bytes=kept * 48, progress=lambda *step: steps.append(step))
     assert torch.equal(every_image(dataset), every_image(loaded(path)))
     assert int(dataset.images(range(4)).amax(dim=(1, 2, 3)).min()) > 200
+    assert sum(entry.pixels is not None for entry in dataset._entries) == kept
     assert steps[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert steps[-1] == (4, 4)
 
@@ -570,7 +571,7 @@ def test_images_that_do_not_fit_into_memory_together_are_decoded_one_after_anoth
         entered.clear()
         too_large = enter(10**9)  # larger than the room: waits until nothing else is in it
         assert not entered.wait(0.1)
-    too_large.join()
+    too_large.join(timeout=60)
     assert entered.is_set()
     with room.taken(100):
         pass

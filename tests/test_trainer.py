@@ -390,14 +390,14 @@ def test_fewer_images_than_the_batch_are_refused_with_a_batch_that_fits(tiny_ima
 
 def test_one_image_is_refused_with_how_many_are_needed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 image is not enough to train on\.\n.*200 are a beginning\.$"):
-        trainer(save_images(tmp_path / "one", 1, 8), tmp_path / "run", batch_size=1)
+        trainer(save_images(tmp_path / "one", 1, 8), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("count", "are_few"), [(199, True), (200, False)])
 def test_few_images_are_warned_of(tmp_path: Path, count: int, are_few: bool) -> None:
     ours = trainer(save_images(tmp_path / "images", count, 4), tmp_path / "run", resolution=4)
-    assert (f"{count} images are few" in said(ours)) == are_few
+    assert (f"Few images ({count}):" in said(ours)) == are_few
 
 
 def test_a_run_folder_among_the_images_does_not_become_data(tiny_images: Path, tmp_path: Path) -> None:
