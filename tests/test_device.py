@@ -25,7 +25,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20,) * 2)
 program.main()
 """
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="where memory can be limited")
+limitable = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory can be limited on Linux")
 
 
 def run_limited(mib: int, program: str, *words: object) -> Ended:
@@ -41,6 +41,7 @@ def train_limited(mib: int, data: Path, run_dir: Path) -> Ended:
     return run_limited(mib, "msggan.train", "--data", data, "--run-dir", run_dir, "--device", "cpu", *words)
 
 
+@limitable
 @pytest.mark.parametrize(("mib", "begun"), [(100, False), (400, True)])
 def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
     tiny_images: Path, tmp_path: Path, mib: int, begun: bool
@@ -58,6 +59,7 @@ def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
         assert "Failed: Out of memory on cpu" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@limitable
 @pytest.mark.parametrize(
     ("program", "words", "message"),
     [
