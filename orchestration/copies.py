@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, tell: T
         path.relative_to(folder.path).as_posix(): path for path in ([folder.generator] if weights else files_of(folder))
     }
     copy = CopyFolder(to, _identity(folder))
-    copy.prepare(sources, force=force)
+    copy.prepare({name: _version(source) for name, source in sources.items()}, force=force)
     total = sum(path.stat().st_size for path in sources.values())
     copied = done = 0
     for name, source in sources.items():
@@ -59,8 +59,8 @@ def files_of(folder: RunFolder) -> list[Path]:
 class CopyFolder:
     """A folder to download a run to: a new one, an empty one, or one that holds an earlier download of the same run.
 
-    source: identifies the run. NOTE in the folder holds it and, for each file that has arrived whole, its version in
-    the run and its size and modification time here.
+    source: identifies the run. NOTE in the folder holds it and, by file, its version in the run and its size and
+    modification time here; nothing for a file that is on its way, so that the next download may overwrite it.
     """
 
     def __init__(self, path: Path, source: str) -> None:
@@ -69,19 +69,20 @@ class CopyFolder:
         self._source_here: str | None = note.get("source")
         self._files: dict[str, list[Any]] = note.get("files", {}) if self._source_here == source else {}
 
-    def prepare(self, names: Iterable[str], *, force: bool) -> None:
+    def prepare(self, versions: Mapping[str, str], *, force: bool) -> None:
         """Creates the folder. Raises `UsageError`, before anything is written, if it is none to download to.
 
-        names: the files to be written. One that exists and is not as it was downloaded is an error too, unless `force`.
+        versions: of each file to be written. One that was changed since its download is an error too, unless `force`.
         """
         self._refuse_other_folders()
-        changed = [name for name in names if (self.path / name).exists() and not self._is_as_downloaded(name)]
+        changed = [name for name in versions if (self.path / name).exists() and not self._may_be_overwritten(name)]
         if changed and not force:
             more = f" So have {len(changed) - 1} more files." if len(changed) > 1 else ""
             raise UsageError(
                 [f"{self.path / changed[0]}: has changed since it was downloaded.{more}"],
                 "Use --force to overwrite, or give another folder.",
             )
+        self._files |= {name: [] for name, version in versions.items() if not self.has(name, version)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write_note()
@@ -90,7 +91,7 @@ class CopyFolder:
 
     def has(self, name: str, version: str) -> bool:
         """Whether this version of a file is here, unchanged since it was downloaded."""
-        return self._is_as_downloaded(name) and bool(self._files[name][0] == version)
+        return self._is_as_downloaded(name) and self._files[name][:1] == [version]
 
     def add(self, name: str, version: str) -> None:
         """Records that this version of a file has arrived."""
@@ -109,6 +110,9 @@ class CopyFolder:
         is_new = not self.path.exists() or not any(self.path.iterdir())
         if self._source_here is None and not is_new and not is_copy(self.path):
             raise UsageError([f"{self.path}: is not empty and was not created by download."], HINT)
+
+    def _may_be_overwritten(self, name: str) -> bool:
+        return self._files.get(name) == [] or self._is_as_downloaded(name)
 
     def _is_as_downloaded(self, name: str) -> bool:
         path = self.path / name
@@ -137,7 +141,7 @@ def _identity(folder: RunFolder) -> str:
 
 def _copy_newer(source: Path, copy: CopyFolder, name: str) -> int:
     """Copies a file unless this version of it is there. Returns its size in bytes."""
-    version = "-".join(map(str, _size_and_time(source)))
+    version = _version(source)
     destination = copy.path / name
     if not copy.has(name, version):
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +157,11 @@ def _copy_whole(source: Path, destination: Path) -> None:
         aside.replace(destination)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _version(source: Path) -> str:
+    """A mark of a file of a run that changes with its content."""
+    return "-".join(map(str, _size_and_time(source)))
 
 
 def _size_and_time(path: Path) -> list[int]:

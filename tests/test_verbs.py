@@ -19,6 +19,7 @@ from conftest import Ended, command_line, draw_tiny_images, environment, run_in,
 from msggan.run_folder import RunFolder
 from msggan.run_state import is_owned, read_note
 from msggan.tracking import Tracker
+from orchestration.copies import CopyFolder
 
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
 SMALL = [*WHAT, "--kimg", "0.04"]
@@ -474,6 +475,18 @@ def test_a_download_that_was_interrupted_is_completed_by_the_next(place: Path) -
     assert downloaded(place / "cut").keys() == {"checkpoints/000000040.json"}
     assert msggan_aml(place, "download", "tiny", "--out", "cut").exit_code == 0
     assert downloaded(place / "cut") == files_of_run(place, "tiny")
+
+
+def test_a_file_that_arrived_as_the_download_was_killed_is_brought_again(tmp_path: Path) -> None:
+    file = tmp_path / "copy" / "config.json"
+    for version in ("first", "second"):  # of a file that is new, and of one that is downloaded again
+        CopyFolder(file.parent, "run").prepare({file.name: version}, force=False)
+        file.write_text(version)
+        again = CopyFolder(file.parent, "run")
+        assert not again.has(file.name, version)
+        again.prepare({file.name: version}, force=False)
+        again.add(file.name, version)
+        assert CopyFolder(file.parent, "run").has(file.name, version)
 
 
 def test_a_download_through_a_link_into_the_runs_own_folder_is_refused(place: Path) -> None:

@@ -73,7 +73,7 @@ class _Copy:
         self.total = sum(blob.size for blob in blobs)
 
     def make(self, *, force: bool) -> Download:
-        self.copy.prepare([blob.name for blob in self.blobs], force=force)
+        self.copy.prepare({blob.name: blob.etag for blob in self.blobs}, force=force)
         files = sizes = 0
         for blob in self.blobs:
             size = self._bring(blob)
