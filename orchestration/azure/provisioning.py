@@ -153,8 +153,9 @@ def _environment_step(client: Client, recipe: environment.Recipe) -> Step:
 
 
 def plan_deletion(client: Client, settings: Settings) -> Plan:
-    """What is to be done about each thing of these names that is there; what is not there is not in the plan. Only
-    reads.
+    """What to delete of what exists under the names that the settings give. Only reads.
+
+    What was not made here is kept; what does not exist is left out of the plan.
     """
     steps = []
     if (cluster := compute.read_cluster(client, settings.compute)) is not None:
