@@ -391,6 +391,17 @@ def test_a_picture_that_is_being_written_waits_until_it_is_whole(database: str, 
     assert "samples/000000016_8px.png" in files_at(database, the_run(database))
 
 
+def test_a_picture_is_delivered_once(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    sampled(run, 8)
+    delivery = Delivery(run, database, lambda news: None)
+    assert delivery.attempt()
+    (there,) = (tmp_path / "mlflow-artifacts").rglob("000000008_8px.png")
+    there.unlink()
+    assert delivery.attempt()
+    assert not there.exists()
+
+
 def test_lines_of_another_hand_are_passed_over(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8)
     with run.metrics.open("ab") as file:
