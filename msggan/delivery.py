@@ -252,9 +252,7 @@ class Delivery:
         found = _samples(self.folder.samples, self.config.resolution)
         for images in sorted(images for images in found if images > self.reached.delivered_sample_images):
             if not all(map(_is_whole_png, found[images])):
-                if images == max(found):
-                    return  # it is being written
-                continue
+                continue  # the newest is being written; an older one was cut off when a process died
             for path in found[images]:
                 run.keep_file(path, "samples")
             self._note(replace(self.reached, delivered_sample_images=images))

@@ -407,6 +407,17 @@ def test_a_report_that_is_half_written_is_read_once_and_whole_when_it_is_complet
         assert reports.new() == []
 
 
+def test_a_picture_is_delivered_once(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    sampled(run, 8)
+    delivery = Delivery(run, database, lambda news: None)
+    assert delivery.attempt()
+    (there,) = (tmp_path / "mlflow-artifacts").rglob("000000008_8px.png")
+    there.unlink()
+    assert delivery.attempt()
+    assert not there.exists()
+
+
 def test_lines_of_another_hand_are_passed_over(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8)
     with run.metrics.open("ab") as file:
