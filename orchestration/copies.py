@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from orchestration.spec import Download
 Tell = Callable[[int, int], None]  # bytes done, bytes in all
 
 NOTE = ".msggan-download.json"  # marks a folder that a download has filled
+SAVE_SECONDS = 5.0
 HINT = "Give a new or an empty folder."
 
 
@@ -32,18 +34,18 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, tell: T
         raise CheckpointError(f"{folder.generator}: no such file.", "Weights are there after a run's first checkpoint.")
     if Path(os.path.realpath(to)).is_relative_to(os.path.realpath(folder.path)):
         raise UsageError([f"{to}: lies in the run's own folder."], HINT)
-    sources = {
-        path.relative_to(folder.path).as_posix(): path for path in ([folder.generator] if weights else files_of(folder))
-    }
+    sources = _sizes_and_times([folder.generator] if weights else files_of(folder))
+    names = {path.relative_to(folder.path).as_posix(): path for path in sources}
     copy = CopyFolder(to, _identity(folder))
-    copy.prepare({name: _version(source) for name, source in sources.items()}, force=force)
-    total = sum(path.stat().st_size for path in sources.values())
+    total = sum(size for size, _ in sources.values())
     copied = done = 0
-    for name, source in sources.items():
-        with suppress(FileNotFoundError):  # a running run has removed an old checkpoint meanwhile
-            done += _copy_newer(source, copy, name)
-            copied += 1
-        tell(done, total)
+    copy.prepare({name: _version(sources[path]) for name, path in names.items()}, force=force)
+    with copy.recording():
+        for name, source in names.items():
+            with suppress(FileNotFoundError):  # a running run has removed an old checkpoint meanwhile
+                done += _copy_newer(source, copy, name)
+                copied += 1
+            tell(done, total)
     return Download(copied, done, str(to))
 
 
@@ -60,7 +62,8 @@ class CopyFolder:
     """A folder to download a run to: a new one, an empty one, or one that holds an earlier download of the same run.
 
     source: identifies the run. NOTE in the folder holds it and, by file, its version in the run and its size and
-    modification time here; nothing for a file that is on its way, so that the next download may overwrite it.
+    modification time here; nothing for a file that is on its way, so that the next download may overwrite it. It is
+    saved every few seconds: a process that is killed loses the record of as much, and the next one copies that again.
     """
 
     def __init__(self, path: Path, source: str) -> None:
@@ -68,6 +71,7 @@ class CopyFolder:
         note = self._read_note()
         self._source_here: str | None = note.get("source")
         self._files: dict[str, list[Any]] = note.get("files", {}) if self._source_here == source else {}
+        self._saved_at = 0.0
 
     def prepare(self, versions: Mapping[str, str], *, force: bool) -> None:
         """Creates the folder. Raises `UsageError`, before anything is written, if it is none to download to.
@@ -89,14 +93,26 @@ class CopyFolder:
         except OSError as error:
             raise UsageError([f"{self.path}: cannot be written: {error.strerror}."], "Give another folder.") from error
 
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within, files may be added; at the end, also by an error, the record of all of them is saved."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):  # the disk may be full; the first error says so
+                self._write_note()
+            raise
+        self._write_note()
+
     def has(self, name: str, version: str) -> bool:
         """Whether this version of a file is here, unchanged since it was downloaded."""
         return self._is_as_downloaded(name) and self._files[name][:1] == [version]
 
     def add(self, name: str, version: str) -> None:
-        """Records that this version of a file has arrived."""
+        """Records that this version of a file has arrived. Within `recording`."""
         self._files[name] = [version, *_size_and_time(self.path / name)]
-        self._write_note()
+        if time.monotonic() - self._saved_at > SAVE_SECONDS:
+            self._write_note()
 
     def _refuse_other_folders(self) -> None:
         if self.path.is_file():
@@ -126,6 +142,7 @@ class CopyFolder:
 
     def _write_note(self) -> None:
         write_whole(self.path / NOTE, json.dumps({"source": self.source, "files": self._files}).encode())
+        self._saved_at = time.monotonic()
 
 
 def forget_download(folder: Path) -> None:
@@ -141,7 +158,7 @@ def _identity(folder: RunFolder) -> str:
 
 def _copy_newer(source: Path, copy: CopyFolder, name: str) -> int:
     """Copies a file unless this version of it is there. Returns its size in bytes."""
-    version = _version(source)
+    version = _version(_size_and_time(source))
     destination = copy.path / name
     if not copy.has(name, version):
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -159,9 +176,18 @@ def _copy_whole(source: Path, destination: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _version(source: Path) -> str:
+def _version(size_and_time: list[int]) -> str:
     """A mark of a file of a run that changes with its content."""
-    return "-".join(map(str, _size_and_time(source)))
+    return "-".join(map(str, size_and_time))
+
+
+def _sizes_and_times(paths: list[Path]) -> dict[Path, list[int]]:
+    """Of each of these files that is there: a running run may remove an old checkpoint at any time."""
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found[path] = _size_and_time(path)
+    return found
 
 
 def _size_and_time(path: Path) -> list[int]:

@@ -75,10 +75,11 @@ class _Copy:
     def make(self, *, force: bool) -> Download:
         self.copy.prepare({blob.name: blob.etag for blob in self.blobs}, force=force)
         files = sizes = 0
-        for blob in self.blobs:
-            size = self._bring(blob)
-            if size is not None:
-                files, sizes = files + 1, sizes + size
+        with self.copy.recording():
+            for blob in self.blobs:
+                size = self._bring(blob)
+                if size is not None:
+                    files, sizes = files + 1, sizes + size
         for part in self.to.rglob(PARTS):  # of a version, or a file, that is no longer in the run
             part.unlink()
         return Download(files, sizes, str(self.to))
