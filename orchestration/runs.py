@@ -137,7 +137,8 @@ def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) ->
     if state == "running":
         verbs = (["logs", spec.name, "--follow"], ["cancel", spec.name])
         return [shlex.join(["msggan-aml", *verb, *place]) for verb in verbs]
-    again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, *place]
+    # A workspace may be configured, or will be by then: a run of this machine must not become a job there.
+    again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, "--target", "local", *place]
     kimg = _kimg_to_go_on(spec.config.kimg or 0, state, images_seen)
     config = TrainConfig(**{**said(spec.config), "kimg": kimg})
     resume = shlex.join([*again, *to_argv(config), *spec.place.to_argv()])

@@ -450,10 +450,10 @@ def test_a_result_becomes_a_run_with_the_childs_exit_code(state: str, status: in
 @pytest.mark.parametrize(
     ("state", "commands"),
     [
-        ("completed", ["sample one", "submit --data images --name one --kimg 8.0"]),
-        ("interrupted", ["submit --data images --name one"]),
-        ("cancelled", ["submit --data images --name one"]),
-        ("failed", ["submit --data images --name one"]),
+        ("completed", ["sample one", "submit --data images --name one --target local --kimg 8.0"]),
+        ("interrupted", ["submit --data images --name one --target local"]),
+        ("cancelled", ["submit --data images --name one --target local"]),
+        ("failed", ["submit --data images --name one --target local"]),
         ("running", ["logs one --follow", "cancel one"]),
     ],
 )
@@ -566,7 +566,7 @@ def test_the_same_command_again_has_nothing_left_to_do_and_says_what_is_next(fin
     summary, look, longer = ended.stdout.splitlines()
     assert summary == f"tiny: completed after 40 images. Samples: {Path('runs/tiny/samples')}"
     assert look == "Next: msggan-aml sample tiny"
-    assert longer.startswith("Next: msggan-aml submit --data tiny --name tiny ")
+    assert longer.startswith("Next: msggan-aml submit --data tiny --name tiny --target local ")
     assert "--kimg 0.08" in longer
 
 

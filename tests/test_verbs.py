@@ -75,7 +75,7 @@ def test_a_completed_run_says_so_and_what_to_type_next(place: Path) -> None:
     images = place / "tiny"
     assert status["next"] == [
         "msggan-aml sample tiny",
-        f"msggan-aml submit --data {images} --name tiny --kimg 0.08",
+        f"msggan-aml submit --data {images} --name tiny --target local --kimg 0.08",
     ]
 
 
@@ -225,7 +225,7 @@ def test_a_run_whose_process_was_killed_is_interrupted_and_goes_on(place: Path) 
         status = msggan_aml(place, "status", "killed", "-o", "json").json
         assert (status["state"], status["next"]) == (
             "interrupted",
-            [f"msggan-aml submit --data {place / 'tiny'} --name killed"],
+            [f"msggan-aml submit --data {place / 'tiny'} --name killed --target local"],
         )
         assert "killed" in status["reason"]
         ended = msggan_aml(place, "submit", "--data", "tiny", "--name", "killed", "--kimg", "0.04", "-o", "json")
@@ -298,7 +298,9 @@ def test_a_cancelled_run_is_not_called_complete_by_a_smaller_kimg(place: Path) -
         again = msggan_aml(place, "submit", "--data", "tiny", "--name", "stopped", "--kimg", "0.004", "-o", "json")
         assert (again.exit_code, again.json["state"]) == (0, "cancelled")
         assert again.json["images_seen"] == cancelled["images_seen"]
-        assert again.json["next"] == ["msggan-aml submit --data tiny --name stopped"], "up to its own --kimg"
+        assert again.json["next"] == ["msggan-aml submit --data tiny --name stopped --target local"], (
+            "up to its own --kimg"
+        )
         assert changes_of(place / "runs" / "stopped") == before
 
 
@@ -485,7 +487,8 @@ def test_a_file_that_arrived_as_the_download_was_killed_is_brought_again(tmp_pat
         again = CopyFolder(file.parent, "run")
         assert not again.has(file.name, version)
         again.prepare({file.name: version}, force=False)
-        again.add(file.name, version)
+        with again.recording():
+            again.add(file.name, version)
         assert CopyFolder(file.parent, "run").has(file.name, version)
 
 
