@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from msggan.device import is_out_of_memory
 from msggan.errors import CheckpointError, UsageError
 from msggan.files import aside_of, naming, put_in_place, sync, write_whole
 from msggan.networks import Generator
@@ -153,6 +154,8 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Damaged]]:
         try:
             return _load(path), damaged
         except UNREADABLE as error:
+            if is_out_of_memory(error):  # the checkpoint is good, and the run must not go on from an older one
+                raise
             damaged.append(Damaged(path, reason_of(error)))
     return None, damaged
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -220,6 +221,20 @@ def test_a_checkpoint_of_another_format_is_passed_over(tmp_path: Path) -> None:
     checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps({**body, "sha256": checksum}))
     assert newest_checkpoint(tmp_path) == (None, [(path, "it has format version 2")])
+
+
+def test_a_checkpoint_that_does_not_fit_into_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run would go on from an older one, and replace the good one with its own."""
+    save_run(tmp_path, 8, 16)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
+
+    monkeypatch.setattr("msggan.checkpoint.load_file", refuse)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        newest_checkpoint(tmp_path)
 
 
 def test_several_damaged_ones_are_all_named_newest_first(tmp_path: Path) -> None:
