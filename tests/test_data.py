@@ -11,7 +11,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -575,6 +575,18 @@ def test_images_that_do_not_fit_into_memory_together_are_decoded_one_after_anoth
     assert entered.is_set()
     with room.taken(100):
         pass
+
+
+def test_decoding_takes_room_for_four_bytes_a_pixel() -> None:
+    taken = []
+
+    class Watched(_Room):
+        def taken(self, size_bytes: int) -> AbstractContextManager[None]:
+            taken.append(size_bytes)
+            return super().taken(size_bytes)
+
+    Decoder(8, room=Watched(100)).decode(saved(noise(1, (24, 16))))
+    assert taken == [4 * 24 * 16]
 
 
 # What cannot be decoded
