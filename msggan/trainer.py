@@ -136,9 +136,7 @@ class Trainer:
             raise taken(self.folder)
         self.folder.recover()
         if self.folder.path.resolve() == Path(data).resolve():
-            raise DataError(
-                f"--run-dir {run_dir}: is the folder of the images.", "Give a folder of its own, which may lie in it."
-            )
+            raise DataError(f"--run-dir {run_dir}: is the folder of the images.", "Use another --name or --run-dir.")
         self.device = choose_device(device)
         self.data = data
         source = open_source(data)

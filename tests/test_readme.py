@@ -26,20 +26,23 @@ SMALL = ["--resolution", "8", "--latent-size", "8"]
 SHORT = [*SMALL, "--kimg", "0.05", "--sample-kimg", "0.02"]  # two sample grids at least, for a film
 ENDLESS = [*SMALL, "--kimg", "1000000"]
 SHORTER = {
-    "FOLDER": "flowers",
+    "FOLDER": "runs/demo-images --name own",
     "--num 1000": "--num 20",
     "--scale 16": "--scale 4",
     "--resolution 32": "--resolution 8",
 }
 
 
+DRAW_FLOWERS = "python examples/draw_flowers.py"
+FROM_THE_START = ["README.md", "docs/first-run.md"]  # typed after `make demo`; the other pages go on from these
+
 ON_AZURE = re.compile(r"^## Train on Azure ML$.*?(?=^## )", re.MULTILINE | re.DOTALL)
 
 
 def commands_of(page: str) -> list[str]:
-    """Our commands that a page shows, in their order; those for Azure are run in test_azure_page."""
+    """The commands that a page shows, in their order; those for Azure are run in test_azure_page."""
     text = ON_AZURE.sub("", (REPOSITORY / page).read_text(encoding="utf-8"))
-    lines = re.findall(r"^    (?:\.venv/bin/)?(msggan-aml .*)$", text, re.MULTILINE)
+    lines = re.findall(rf"^    (?:\.venv/bin/)?((?:msggan-aml|{DRAW_FLOWERS}) .*)$", text, re.MULTILINE)
     return [line.split(" # ")[0].strip() for line in lines]
 
 
@@ -56,13 +59,33 @@ def shortened(command: str) -> list[str]:
     return [*words, "--seconds", "0.4"] if "film" in command else words
 
 
+def run_command(folder: Path, command: str) -> None:
+    """Runs a command that a page or the Makefile shows, shortened."""
+    if command.startswith(DRAW_FLOWERS):
+        script, drawn_to = REPOSITORY / "examples" / "draw_flowers.py", command.rsplit(maxsplit=1)[-1]
+        subprocess.run([sys.executable, str(script), drawn_to, "40"], cwd=folder, check=True, capture_output=True)
+        return
+    ended = run_in(folder, "msggan-aml", *shortened(command))
+    assert ended.exit_code == 0, f"{command}: {ended.stderr}"
+
+
+@pytest.fixture
+def after_demo(tmp_path: Path) -> Path:
+    """A folder as `make demo` leaves it, by the Makefile's own commands."""
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8").replace("\\\n\t", "")
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe is not None
+    for line in recipe[1].splitlines():
+        run_command(tmp_path, line.strip().replace("$(BIN)/", ""))
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+    return tmp_path
+
+
 @pytest.fixture
 def flowers(tmp_path: Path) -> Path:
-    """A folder with `flowers` in it, drawn as `make demo` draws them, and a finished run of them."""
-    draw = [sys.executable, str(REPOSITORY / "examples" / "draw_flowers.py"), "flowers", "40"]
-    subprocess.run(draw, cwd=tmp_path, check=True, capture_output=True)
-    trained = run_in(tmp_path, "msggan-aml", "submit", "--data", "flowers", *SHORT)
-    assert trained.exit_code == 0, trained.stderr
+    """A folder with `flowers` in it, and a finished run of them."""
+    run_command(tmp_path, f"{DRAW_FLOWERS} flowers")
+    run_command(tmp_path, "msggan-aml submit flowers")
     return tmp_path
 
 
@@ -76,12 +99,12 @@ SHOWN = {"submit", "sweep", "sample", "export", "pack", "status", "list", "logs"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_do_what_they_say_one_after_the_other(flowers: Path, page: str) -> None:
-    before = set(flowers.rglob("*"))
+def test_the_commands_of_a_page_work_one_after_the_other(page: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue("after_demo" if page in FROM_THE_START else "flowers")
+    before = set(folder.rglob("*"))
     for command in commands_of(page):
-        ended = run_in(flowers, "msggan-aml", *shortened(command))
-        assert ended.exit_code == 0, f"{command}: {ended.stderr}"
-    assert set(flowers.rglob("*")) > before
+        run_command(folder, command)
+    assert set(folder.rglob("*")) > before
 
 
 @pytest.mark.parametrize("code", PYTHON)
