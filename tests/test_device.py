@@ -42,12 +42,16 @@ def train_limited(mib: int, data: Path, run_dir: Path) -> Ended:
 
 
 @limitable
-@pytest.mark.parametrize(("mib", "begun"), [(100, False), (400, True)])
+@pytest.mark.parametrize("begun", [False, True])
 def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
-    tiny_images: Path, tmp_path: Path, mib: int, begun: bool
+    tiny_images: Path, tmp_path: Path, begun: bool
 ) -> None:
     """In the constructor, where nothing has been written, and in the first step."""
+    mib = 100
     ended = train_limited(mib, tiny_images, tmp_path / "run")
+    while begun and not (tmp_path / "run").exists():  # the first limit that the networks fit into, and no step does
+        mib += 150
+        ended = train_limited(mib, tiny_images, tmp_path / "run")
     error = ended.json["error"]
     assert (ended.exit_code, error["code"]) == (1, "memory"), ended.stderr
     assert error["message"] == "Out of memory on cpu at --resolution 8, --latent-size 512, --batch-size 8."

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from msggan import TrainConfig, Trainer, load_generator
 from msggan.checkpoint import newest_checkpoint
 from msggan.data import ImageDataset
-from msggan.errors import DataError, RunFolderError, TrainingError
+from msggan.errors import DataError, OutOfMemoryError, RunFolderError, TrainingError
 from msggan.tracking import read_metrics
 
 SMALL: dict[str, Any] = {"resolution": 8, "latent_size": 8, "batch_size": 4, "penalty_interval": 2, "num_samples": 4}
@@ -194,7 +194,7 @@ def test_run_after_a_step_that_was_interrupted_equals_never_stopping(
     ours = trainer(tiny_images, tmp_path / "run", **options)
     generator = ours.ema
     interrupt_once(ours, moment, step=step, by=by)
-    with pytest.raises(TrainingError if by is MemoryError else by):
+    with pytest.raises(OutOfMemoryError if by is MemoryError else by):
         ours.run()
     assert ours.run().state == "completed"
     assert everything(tmp_path / "run") == everything(tmp_path / "whole")

@@ -503,7 +503,7 @@ def test_a_download_through_a_link_into_the_runs_own_folder_is_refused(place: Pa
 def test_a_download_into_a_link_to_an_empty_folder_fills_that(place: Path) -> None:
     (place / "empty-home").mkdir()
     (place / "home").symlink_to("empty-home")
-    (place / "nowhere").symlink_to("none")
+    (place / "nowhere").symlink_to("missing")
     assert msggan_aml(place, "download", "tiny", "--out", "home", "--weights").exit_code == 0
     assert downloaded(place / "empty-home").keys() == {"generator.safetensors"}
     refused = msggan_aml(place, "download", "tiny", "--out", "nowhere")
