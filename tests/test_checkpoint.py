@@ -346,8 +346,26 @@ def test_pruning_counts_and_touches_checkpoints_only(tmp_path: Path, name: str) 
     prune_checkpoints(tmp_path, newest=32)
     assert set(pair(16, 24, 32)) <= set(kept(tmp_path))
     assert not set(pair(8)) & set(kept(tmp_path))
-    if not name.endswith(".part"):
+    if name.endswith(".part"):  # half a file of a process that died
+        assert not (tmp_path / name).exists()
+    else:
         assert (tmp_path / name).read_text() == "somebody's"
+
+
+def test_pruning_that_dies_in_between_leaves_no_checkpoint_without_its_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_run(tmp_path, 8, 16, 24, 32)
+    unlink = Path.unlink
+
+    def unlink_one(path: Path, *, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", unlink_one)
+        prune_checkpoints(tmp_path, newest=32)
+    assert kept(tmp_path) == sorted([*pair(16, 24, 32), "000000008.safetensors"])
 
 
 # Files at once

@@ -68,6 +68,7 @@ def test_another_is_refused_with_what_to_type_instead(uri: str, complaint: str) 
     [
         ("https://me:secret@host", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         ("postgresql://me:secret@host/mlflow", "MSGGAN_TRACKING_URI"),
+        ("postgresql://me:pass@secret@host/mlflow", "MSGGAN_TRACKING_URI"),
     ],
 )
 def test_a_password_may_stand_in_a_variable_but_never_on_a_command_line(uri: str, instead: str) -> None:
