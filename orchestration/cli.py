@@ -207,11 +207,6 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
 
     Those of this machine, and those on Azure where a workspace is configured.
     """
-    show_all(target, flags, output)
-
-
-def show_all(target: str, flags: Flags, output: str) -> None:
-    """Shows the runs and the sweeps."""
     settings = settings_or_refuse(flags, target, output)
     places = build_targets(target, settings, Voice(tell))
     runs = newest_first(run for place in places for run in place.runs())
@@ -219,7 +214,7 @@ def show_all(target: str, flags: Flags, output: str) -> None:
     if output == "json":
         print_json({"runs": [run.as_json() for run in runs], "sweeps": [sweep.as_json() for sweep in sweeps]})
     elif not runs and not sweeps:
-        tell(f"There is no run in {settings.runs_dir} yet. msggan-aml submit --data FOLDER begins one.")
+        tell(no_runs(settings))
     else:
         echo([*(table(runs) if runs else []), *(sweep_table(sweeps) if sweeps else [])])
 
@@ -231,12 +226,9 @@ def show_all(target: str, flags: Flags, output: str) -> None:
 def status(*, run: str | None, target: str, flags: Flags, output: str) -> None:
     """Tell how a run, a sweep or one of its trials stands: its state, how far it is and what to type next.
 
-    Without a name it lists them all, as `list` does.
+    Without a name it is the newest run.
     """
-    if run is None:
-        show_all(target, flags, output)
-        return
-    serving, name = find_target(run, target, flags, output)
+    serving, name = find_newest(target, flags, output) if run is None else find_target(run, target, flags, output)
     if serving.sweeps.is_sweep(name):
         show_sweep(serving.sweeps.sweep_status(name), output)
         return
@@ -459,6 +451,20 @@ def find_target(
     """The target that has the run which is meant, and its name there. Raises UsageError with every complaint."""
     refuse([*problems, *run_problems(run, target, flags, output)])
     return target_of(run, target, settings_here(flags), Voice(tell))
+
+
+def find_newest(target: str, flags: Flags, output: str) -> tuple[Target, str]:
+    """The target that has the newest run, and the run's name. Raises UsageError where there is no run."""
+    settings = settings_or_refuse(flags, target, output)
+    runs = [(run, place) for place in build_targets(target, settings, Voice(tell)) for run in place.runs()]
+    if not runs:
+        raise UsageError([no_runs(settings)])
+    run, place = max(runs, key=lambda found: found[0].created or "")
+    return place, run.name
+
+
+def no_runs(settings: Settings) -> str:
+    return f"There is no run in {settings.runs_dir} yet. msggan-aml submit --data FOLDER begins one."
 
 
 def folder_of_copy(run: str, name: str) -> str:

@@ -113,9 +113,11 @@ def test_runs_are_listed_the_newest_first(place: Path) -> None:
     shutil.rmtree(place / "runs" / "broken")
 
 
-@pytest.mark.parametrize("words", [[], ["-o", "json"]])
-def test_status_without_a_name_is_the_list(place: Path, words: list[str]) -> None:
-    assert msggan_aml(place, "status", *words) == msggan_aml(place, "list", *words)
+def test_status_without_a_name_is_that_of_the_newest_run(place: Path) -> None:
+    listed = msggan_aml(place, "list", "-o", "json").json["runs"]
+    newest = max(listed, key=lambda run: run["created"])["name"]
+    assert msggan_aml(place, "status") == msggan_aml(place, "status", newest)
+    assert msggan_aml(place, "status", "-o", "json").json["name"] == newest
 
 
 def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> None:
@@ -123,6 +125,8 @@ def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> Non
     assert (listed.exit_code, listed.stdout) == (0, "")
     assert "msggan-aml submit --data FOLDER" in listed.stderr
     assert msggan_aml(tmp_path, "list", "-o", "json").json == {"runs": [], "sweeps": []}
+    status = msggan_aml(tmp_path, "status", "-o", "json")
+    assert (status.exit_code, status.json["error"]["message"]) == (2, listed.stderr.strip())
 
 
 def test_a_run_is_told_to_the_mlflow_among_the_runs_and_a_resumed_one_goes_on_there(tmp_path: Path) -> None:
