@@ -927,6 +927,15 @@ def test_the_median_shorter_side_of_broken_files_is_an_error(tmp_path: Path) -> 
 # The dataset
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_is_twice_in_a_zip_is_one_image_the_last(tmp_path: Path) -> None:
+    first, last = numbered(2).values()
+    path = zipped(tmp_path / "a.zip", {"a.png": first})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("a.png", last)
+    assert loaded(path).digests == loaded(fill(tmp_path / "b", {"a.png": last})).digests
+
+
 def test_a_zip_equals_its_folder_and_names_and_folders_do_not_matter(tmp_path: Path) -> None:
     contents = numbered(12)
     renamed = {f"{11 - number % 7}/{number * 5 % 13}.JPG": content for number, content in enumerate(contents.values())}

@@ -150,6 +150,17 @@ def test_an_mp4_has_just_its_frames_in_their_colours_and_order(tmp_path: Path, f
         assert abs(frame.astype(int) - np.asarray(wanted).astype(int)).max() <= 8
 
 
+def test_an_mp4_is_of_the_colours_that_it_names_and_plays_before_it_is_loaded_whole(tmp_path: Path) -> None:
+    path, colour = tmp_path / "a.mp4", (220, 35, 128)
+    write_film(path, iter([Image.new("RGB", (64, 64), colour)] * 2), fps=10)
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"]
+    luma = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)[: 64 * 64]
+    wanted = 16 + 219 * np.dot(colour, (0.2126, 0.7152, 0.0722)) / 255  # ITU-R BT.709, section 3
+    assert abs(luma - wanted).max() <= 2
+
+
 def test_an_mp4_keeps_a_size_that_is_no_multiple_of_sixteen(tmp_path: Path) -> None:
     write_film(tmp_path / "a.mp4", coloured(3, side=206), fps=10)
     assert len(read_mp4(tmp_path / "a.mp4", 206)[1]) == 3
