@@ -8,7 +8,7 @@ from builders import assert_close
 from torch import Tensor
 
 from msggan.networks import Generator
-from msggan.randomness import latents
+from msggan.randomness import Purpose, latents
 from msggan.truncation import MEAN_OF, TruncatedGenerator, mean_features
 
 
@@ -58,6 +58,12 @@ def test_features_are_drawn_to_their_mean_and_normed_as_the_rest_of_the_network_
     mixed = mean + 0.25 * (features - mean)
     mixed /= (mixed**2).mean(axis=1, keepdims=True) ** 0.5
     assert_close(rendered[0], torch.from_numpy(mixed), within=1e-6)
+
+
+@torch.no_grad()
+def test_the_mean_is_exactly_that_of_the_latents_it_is_taken_over(generator: Generator) -> None:
+    drawn = latents(0, range(MEAN_OF), 16, Purpose.SAMPLE).double()
+    assert_close(mean_features(generator), generator.first(drawn).mean(dim=0, keepdim=True), within=1e-12)
 
 
 @torch.no_grad()
