@@ -151,6 +151,17 @@ class PlainOrder:
 # What a step computes
 
 
+def test_the_average_counts_the_images_of_its_own_step() -> None:
+    """By the second step of 4 images the half-life is 5 % of 8 images, and half-lives pass in it 4 / 0.4 times."""
+    ours = adversaries(ema_half_life_kimg=5.0, ema_ramp=0.05)
+    take_steps(ours, range(1))
+    before = [weight.clone() for weight in ours.ema.parameters()]
+    take_steps(ours, range(1, 2))
+    decay = 0.5 ** (4 / 0.4)
+    for average, old, new in zip(ours.ema.parameters(), before, ours.generator.parameters(), strict=True):
+        assert_close(average, decay * old + (1 - decay) * new, within=1e-12)
+
+
 @pytest.mark.parametrize(
     "penalties", [{}, {"r1_gamma": 2.0}, {"r1_gamma": 1.0, "r2_gamma": 0.5, "penalty_interval": 3}]
 )
