@@ -103,7 +103,7 @@ def high_bytes_only(image: Image.Image) -> bool:
 
 
 def swap_bytes(image: Image.Image) -> Image.Image:
-    """The same image, of which Pillow will load the low bytes: it is told that its bytes have the other order."""
+    """The same image, declared to have the other byte order, so that Pillow loads the low bytes."""
     assert isinstance(image, ImageFile.ImageFile)  # noqa: S101 - as high_bytes_only has seen
     image.tile = [_swapped(tile) for tile in image.tile]
     return image

@@ -281,7 +281,7 @@ class ImageDataset(Dataset):
     def _each(
         self, work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None, *, total: int = 0
     ) -> Iterator[Result]:
-        """work(item) of each, in threads. progress is told of `total` files, which end with these."""
+        """work(item) of each, in threads. progress counts these items as the last of `total`."""
         total = total or len(items)
         with closing(_in_threads(work, items, workers=self._workers)) as results:
             for done, result in enumerate(results, start=1 + total - len(items)):

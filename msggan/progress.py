@@ -51,7 +51,7 @@ class Progress:
             self._write_log(self.log)
 
     def open_log(self, path: Path) -> None:
-        """Keeps all lines in a file too, those said so far included."""
+        """Writes all lines to a file too, including the earlier ones."""
         self.log = path.open("a", encoding="utf-8", buffering=1)
         self._write_log(self.log)
 
