@@ -48,7 +48,7 @@ test: check $(AZURITE)
 	$(BIN)/pytest --numprocesses auto
 
 torture: $(INSTALLED)
-	$(BIN)/python -m tests.torture
+	$(BIN)/python tests/torture.py
 
 azure-local: $(INSTALLED) $(AZURITE)
 	@$(BIN)/python -m tests.azure_local

@@ -106,7 +106,7 @@ def bare(code: str, environment: str) -> Command:
 
 
 def msggan_aml(*words: object) -> list[str]:
-    return [sys.executable, "-c", "from orchestration.cli import main; main()", *map(str, words)]
+    return [sys.executable, "-c", "from orchestration.commands.main import main; main()", *map(str, words)]
 
 
 def variables(azure: AzureLocal) -> dict[str, str]:

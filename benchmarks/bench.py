@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.results import write_rows
 from msggan.config import TrainConfig, resolve
-from msggan.data import pyramid
+from msggan.data.dataset import pyramid
 from msggan.device import choose_device
 from msggan.ema import update_ema
 from msggan.losses import discriminator_loss, generator_loss

@@ -20,12 +20,12 @@ import torch
 
 from benchmarks.bench import SIZES, timed
 from benchmarks.results import write_rows
-from msggan.checkpoint import newest_checkpoint
-from msggan.checkpoint_writer import CheckpointWriter
 from msggan.config import TrainConfig, resolve
 from msggan.device import choose_device
 from msggan.randomness import latents
-from msggan.run_folder import RunFolder
+from msggan.runs.checkpoint import newest_checkpoint
+from msggan.runs.checkpoint_writer import CheckpointWriter
+from msggan.runs.folder import RunFolder
 from msggan.steps import Adversaries
 
 BAR = 0.02  # of the time that training takes

@@ -11,7 +11,7 @@ from msggan.export import export
 from msggan.pack import pack
 from msggan.sample import sample
 from msggan.train import train
-from orchestration.cli import msggan_aml
+from orchestration.commands.main import msggan_aml
 
 PAGE = Path(__file__).with_name("options.md")
 BEGINNING = """# Every option

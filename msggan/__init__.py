@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
-from msggan.telemetry import turn_off_telemetry
-
 if TYPE_CHECKING:
-    from msggan.checkpoint import load_generator
     from msggan.config import TrainConfig
     from msggan.networks import Discriminator, Generator
-    from msggan.run import Run
+    from msggan.runs.checkpoint import load_generator
+    from msggan.runs.run import Run
     from msggan.trainer import Trainer
 
     __version__: str
@@ -20,13 +19,22 @@ __all__ = ["Discriminator", "Generator", "Run", "TrainConfig", "Trainer", "__ver
 _HOMES = {
     "Discriminator": "msggan.networks",
     "Generator": "msggan.networks",
-    "Run": "msggan.run",
+    "Run": "msggan.runs.run",
     "TrainConfig": "msggan.config",
     "Trainer": "msggan.trainer",
-    "load_generator": "msggan.checkpoint",
+    "load_generator": "msggan.runs.checkpoint",
 }
 
-turn_off_telemetry()  # at import: the packages below read it when they are imported
+# Switches that stop the packages below from sending usage data to their makers, unless the user has set them otherwise.
+# They are read when those packages are imported, and inherited by the processes that we start. README.md says under
+# Telemetry what each package would send.
+TELEMETRY_SWITCHES = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime
+    "AZURE_CORE_COLLECT_TELEMETRY": "false",  # the Azure CLI, which azure-identity starts for a token
+}
+for _name, _value in TELEMETRY_SWITCHES.items():
+    os.environ.setdefault(_name, _value)
 
 
 def __getattr__(name: str) -> Any:

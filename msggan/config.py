@@ -287,7 +287,7 @@ class TrainConfig:
         return f"TrainConfig({', '.join(f'{name}={value!r}' for name, value in said(self).items())})"
 
     def _repr_html_(self) -> str:
-        from msggan.config_table import config_table
+        from msggan.display.config_table import config_table
 
         return config_table(self)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from msggan.commands.export_options import ExportOptions, export_options, parse_export
+from msggan.commands.options import run_dir_option, run_dir_problems
+from msggan.commands.program import output_option, output_problems, run_program
+from msggan.commands.sample_options import scale_problems, show_files
 from msggan.errors import OutOfMemoryError, UsageError
-from msggan.export_options import ExportOptions, export_options, parse_export
-from msggan.files import write_whole
-from msggan.options import run_dir_option, run_dir_problems
-from msggan.program import output_option, output_problems, run_program
-from msggan.sample_options import scale_problems, show_files
+from msggan.runs.files import write_whole
 
 if TYPE_CHECKING:
     from msggan.networks import Generator
@@ -48,7 +48,7 @@ def write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
 
 
 def _write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
-    from msggan.checkpoint import load_generator
+    from msggan.runs.checkpoint import load_generator
 
     generator = load_generator(source)
     if problems := scale_problems(options.scale, [4 << level for level in range(generator.depth)]):
@@ -63,7 +63,7 @@ def _write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
 
 
 def _write_onnx(path: Path, generator: Generator, options: ExportOptions) -> None:
-    from msggan.onnx_model import build_onnx
+    from msggan.pictures.onnx_model import build_onnx
 
     tell(f"Making {path}; this takes some seconds.")
     write_whole(path, build_onnx(generator, scale=options.scale).SerializeToString())

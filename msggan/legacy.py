@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msggan.errors import CheckpointError
-from msggan.files import write_whole
+from msggan.runs.files import write_whole
 
 GENERATOR_NAMES = (
     (r"layers\.0\.(.+)", lambda match: f"first.{match[1]}"),

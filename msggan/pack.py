@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from msggan.options import data_option, data_problems
-from msggan.pack_options import PackOptions, pack_options, parse_pack, show_pack
-from msggan.program import output_option, output_problems, run_program
+from msggan.commands.options import data_option, data_problems
+from msggan.commands.pack_options import PackOptions, pack_options, parse_pack, show_pack
+from msggan.commands.program import output_option, output_problems, run_program
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -34,9 +34,9 @@ def pack(*, data: str | None, out: str | None, output: str, **texts: Any) -> int
 def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     """Packs the images at `data`, and tells what has been made. Raises DataError; then nothing is left behind."""
     from msggan.config import resolve
-    from msggan.data import ImageDataset, describe_skipped, find_images, median_shorter_side
+    from msggan.data.dataset import ImageDataset, describe_skipped, find_images, median_shorter_side
+    from msggan.data.pack_file import ensure_writable, is_pack, write_pack
     from msggan.errors import DataError
-    from msggan.pack_file import ensure_writable, is_pack, write_pack
 
     if is_pack(data):
         raise DataError(f"{data}: is a pack already.", f"Train on it: msggan-aml submit --data {data}")

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from msggan.options import run_dir_option, run_dir_problems
-from msggan.program import output_option, output_problems, run_program
-from msggan.sample_options import parse_sample, sample_options, show_files
+from msggan.commands.options import run_dir_option, run_dir_problems
+from msggan.commands.program import output_option, output_problems, run_program
+from msggan.commands.sample_options import parse_sample, sample_options, show_files
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -23,7 +23,7 @@ def sample(*, run_dir: str | None, output: str, **texts: Any) -> int:
     """
     options = parse_sample(run_dir_problems(run_dir) + output_problems(output), texts)
 
-    from msggan.sampler import Sampler
+    from msggan.pictures.sampler import Sampler
 
     files = Sampler(str(run_dir), options).run()
     show_files([str(path) for path in files], output)

@@ -15,9 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from msggan.checkpoint import check_shapes
 from msggan.config import TrainConfig
-from msggan.data import pyramid
+from msggan.data.dataset import pyramid
 from msggan.ema import ema_decay, update_ema
 from msggan.losses import (
     compares,
@@ -28,6 +27,7 @@ from msggan.losses import (
 )
 from msggan.networks import Discriminator, Generator
 from msggan.randomness import interpolation
+from msggan.runs.checkpoint import check_shapes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ADAM_EPSILON = 1e-8

@@ -7,15 +7,15 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from msggan.packages import end_without_click, require, training_packages
-from msggan.tracking_uri import chosen_tracking_uri, tracking_uri_problems
+from msggan.commands.packages import end_without_click, require, training_packages
+from msggan.commands.tracking_uri import chosen_tracking_uri, tracking_uri_problems
 
 if __name__ == "__main__":
     end_without_click(chosen_tracking_uri(None, os.environ))
 
 import click
 
-from msggan.options import (
+from msggan.commands.options import (
     Place,
     data_option,
     data_problems,
@@ -25,7 +25,7 @@ from msggan.options import (
     tracking_option,
     train_options,
 )
-from msggan.program import EXIT_CODES, output_option, output_problems, print_json, run_program
+from msggan.commands.program import EXIT_CODES, output_option, output_problems, print_json, run_program
 
 if TYPE_CHECKING:
     from msggan.trainer import RunResult

@@ -17,23 +17,23 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from msggan.checkpoint import newest_checkpoint
-from msggan.checkpoint_writer import CheckpointWriter
 from msggan.config import TrainConfig, resolve, said
-from msggan.data import SampleStream, describe_skipped, to_float
+from msggan.data.dataset import SampleStream, describe_skipped, to_float
+from msggan.data.sources import open_source
 from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, memory_errors
+from msggan.display.notebook import choose_progress
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
-from msggan.notebook import choose_progress
-from msggan.pictures import find_samples, generate, generate_parts, write_samples
+from msggan.pictures.grids import find_samples, generate, generate_parts, write_samples
 from msggan.randomness import Purpose, latents
-from msggan.run import Run
-from msggan.run_folder import RunFolder
-from msggan.run_state import RunState, begin, end, ensure_ours, is_owned, owned, read_note, taken
-from msggan.sources import open_source
+from msggan.runs.checkpoint import newest_checkpoint
+from msggan.runs.checkpoint_writer import CheckpointWriter
+from msggan.runs.folder import RunFolder
+from msggan.runs.run import Run
+from msggan.runs.state import RunState, begin, end, ensure_ours, is_owned, owned, read_note, taken
 from msggan.steps import Adversaries
-from msggan.tracking import Tracker
+from msggan.tracking.metrics_log import Tracker
 
 REPORT_IMAGES = 250
 MEASURED_IMAGES_AT_MOST = 512

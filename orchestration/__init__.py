@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestration.azure.target import AzureTarget
-    from orchestration.local import LocalTarget
-    from orchestration.search_space import read_space
+    from orchestration.local.target import LocalTarget
     from orchestration.spec import Run, RunSpec
-    from orchestration.sweep import SweepSpec, SweepStatus
+    from orchestration.sweeps.space import read_space
+    from orchestration.sweeps.spec import SweepSpec, SweepStatus
 
 __all__ = ["AzureTarget", "LocalTarget", "Run", "RunSpec", "SweepSpec", "SweepStatus", "read_space"]
 
 _HOMES = {
     "AzureTarget": "orchestration.azure.target",
-    "LocalTarget": "orchestration.local",
+    "LocalTarget": "orchestration.local.target",
     "Run": "orchestration.spec",
     "RunSpec": "orchestration.spec",
-    "SweepSpec": "orchestration.sweep",
-    "SweepStatus": "orchestration.sweep",
-    "read_space": "orchestration.search_space",
+    "SweepSpec": "orchestration.sweeps.spec",
+    "SweepStatus": "orchestration.sweeps.spec",
+    "read_space": "orchestration.sweeps.space",
 }
 
 

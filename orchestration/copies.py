@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from msggan.errors import CheckpointError, UsageError
-from msggan.files import write_whole
-from msggan.run_folder import RunFolder
-from msggan.run_state import read_note
+from msggan.runs.files import write_whole
+from msggan.runs.folder import RunFolder
+from msggan.runs.state import read_note
 from orchestration.runs import is_copy
 from orchestration.spec import Download
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from msggan.commands.program import ReportedError
 from msggan.errors import MsgganError
-from msggan.program import ReportedError
 
 __all__ = [
     "AuthError",

@@ -8,14 +8,13 @@ import shlex
 from difflib import get_close_matches
 from pathlib import Path
 
+from msggan.commands.options import to_argv
 from msggan.config import TrainConfig, said
 from msggan.errors import RunFolderError
-from msggan.options import to_argv
-from msggan.run_folder import UNREADABLE_HINT, RunFolder
-from msggan.run_state import state_of
-from msggan.tracking import newest_values, read_metrics
-from orchestration.spec import GOES_ON, RunSpec, RunStatus
-from orchestration.sweep import SWEEP_NOTE, TRIALS_FOLDER, sweep_hint, trial_path
+from msggan.runs.folder import UNREADABLE_HINT, RunFolder
+from msggan.runs.state import state_of
+from msggan.tracking.metrics_log import newest_values, read_metrics
+from orchestration.spec import GOES_ON, SWEEP_NOTE, TRIALS_FOLDER, RunSpec, RunStatus, sweep_hint, trial_path
 
 RUNS_NAMED = 8
 DEFAULT_RUNS_DIR = "runs"

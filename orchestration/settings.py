@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import click
 
+from msggan.commands.tracking_uri import NO_TRACKING, TRACKING_VARIABLES, tracking_uri_complaint
 from msggan.config import KINDS, Range, flag
 from msggan.errors import UsageError
-from msggan.tracking_uri import NO_TRACKING, TRACKING_VARIABLES, tracking_uri_complaint
 from orchestration.settings_file import SECRETS, SettingsFile, read_settings_file
 from orchestration.workspace import WORKSPACE_HELP, WORKSPACE_TABLE, WORKSPACE_VARIABLES, Workspace, find_workspace
 

@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msggan.commands.options import Place, to_argv
+from msggan.commands.program import EXIT_CODES
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
-from msggan.options import Place, to_argv
-from msggan.program import EXIT_CODES
 from orchestration.data_source import FILE_SUFFIXES, path_of
 
 LONGEST_NAME = 63
+# In the folder of a sweep, here and on Azure: what was asked, and the trials' run folders.
+SWEEP_NOTE = "sweep.json"
+TRIALS_FOLDER = "trials"
 GOES_ON = ("queued", "preparing", "running")  # of the states of a run, those before its end
 
 
@@ -107,3 +110,24 @@ def default_name(data: str | Path) -> str:
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).lstrip("-_")[:LONGEST_NAME].rstrip("-_")
     # A name in another script leaves nothing; a few digits of its hash keep two such names apart.
     return slug or f"run-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+
+
+def trial_named(text: str) -> tuple[str, int] | None:
+    """The sweep and the number that SWEEP/NUMBER names, None for other texts."""
+    found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([0-9]{1,4})", text)
+    return (found[1], int(found[2])) if found else None
+
+
+def name_of_trial(sweep: str, number: int) -> str:
+    """What a trial is called among runs: what goes on from it, or is copied of it."""
+    return f"{sweep}-trial-{number}"
+
+
+def trial_path(sweep: str | Path, number: int) -> Path:
+    """Where a trial's run folder lies in the folder of its sweep on this machine."""
+    return Path(sweep) / TRIALS_FOLDER / f"{number:03d}"
+
+
+def sweep_hint(name: str) -> str:
+    """What to type where a run is wanted and a sweep was named."""
+    return f"See its trials: msggan-aml status {name}. Copy the best: msggan-aml sweep best {name} --download FOLDER"

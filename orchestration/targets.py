@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 from msggan.errors import UsageError
 from orchestration.data_source import is_remote
+from orchestration.reporter import Voice
 from orchestration.runs import find_run, is_copy, run_problems
 from orchestration.settings import Settings
-from orchestration.spec import Download, Run, RunSpec, RunStatus, name_problems
-from orchestration.sweep import SweepSpec, SweepStatus, Trial, trial_named
-from orchestration.voice import Voice
+from orchestration.spec import Download, Run, RunSpec, RunStatus, name_problems, trial_named
+from orchestration.sweeps.spec import SweepSpec, SweepStatus, Trial
 from orchestration.workspace import Workspace
 
 TARGETS = ("auto", "local", "azure")
@@ -155,7 +155,7 @@ def build_target(name: str, settings: Settings, voice: Voice) -> Target:
         from orchestration.azure.target import AzureTarget  # a target is loaded when it serves
 
         return AzureTarget(settings, voice)
-    from orchestration.local import LocalTarget
+    from orchestration.local.target import LocalTarget
 
     return LocalTarget(settings.runs_dir, tracking_uri=settings.tracking_uri, tell=voice.tell)
 
@@ -185,7 +185,7 @@ def target_of(named: str, asked: str, settings: Settings, voice: Voice) -> tuple
     if path is None:
         raise UsageError(run_problems(named, settings.runs_dir))
     folder, name = os.path.split(os.path.abspath(path))
-    from orchestration.local import LocalTarget
+    from orchestration.local.target import LocalTarget
 
     return LocalTarget(os.path.relpath(folder), tell=voice.tell), name
 

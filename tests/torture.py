@@ -1,4 +1,4 @@
-"""Does nothing ever get lost? `python -m tests.torture` kills runs a hundred times and more, and prints a table.
+"""Does nothing ever get lost? `python tests/torture.py` kills runs a hundred times and more, and prints a table.
 
 It ends by itself, with exit code 1 if one killed run differs from the one that was left alone, or if time did not
 suffice for the kills that were asked for.
@@ -19,8 +19,9 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest does for the other modules here
 
-from conftest import draw_tiny_images, run_in
-from kills import everything, kill_and_start_again
+from support.images import draw_tiny_images
+from support.kills import everything, kill_and_start_again
+from support.programs import run_in
 
 SMALL = ("--latent-size", 8, "--num-samples", 4, "--device", "cpu")
 OFTEN = ("--checkpoint-kimg", 0.2, "--metric-kimg", 0.1, "--sample-kimg", 0.3)

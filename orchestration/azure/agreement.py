@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from msggan.files import write_whole
+from msggan.runs.files import write_whole
 from orchestration.settings import Settings
 
 AGREED = ".azure-agreed.json"  # in the folder of the runs: the workspaces in which money may be spent

@@ -8,7 +8,7 @@ from pathlib import Path
 from azure.core.exceptions import ResourceModifiedError, ResourceNotFoundError
 
 from msggan.errors import CheckpointError
-from msggan.files import put_in_place, sync
+from msggan.runs.files import put_in_place, sync
 from orchestration.azure.blobs import Blob, Store, Tell
 from orchestration.azure.client import Client
 from orchestration.copies import NOTE, CopyFolder

@@ -9,18 +9,18 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from msggan.commands.options import to_argv
+from msggan.commands.pack_options import PACK_SUFFIX
 from msggan.config import TrainConfig
 from msggan.errors import DataError
-from msggan.options import to_argv
-from msggan.pack_options import PACK_SUFFIX
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
 from orchestration.azure.jobs import DATA_FOLDER, JobData, Kind
-from orchestration.child import result_of
 from orchestration.data_source import DATA_ASSET, DatastorePath, in_datastore, is_file, is_remote
 from orchestration.errors import AuthError
+from orchestration.local.process import result_of
+from orchestration.reporter import Voice
 from orchestration.spec import RunSpec
-from orchestration.voice import Voice
 
 PACK_MARK = b'"msggan-pack"'  # stands in the first bytes of every pack
 # What msggan.data reads in a job. HEIC is not among it: the environments do not have its plug-in.

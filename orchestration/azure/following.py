@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from azure.core.exceptions import HttpResponseError
 
-from msggan.program import heed
+from msggan.commands.program import heed
 from orchestration.azure.history import Details
 from orchestration.azure.jobs import has_ended, state_of
 from orchestration.azure.logs import BUILD_LOG, JOB_LOG, LogReader, log_in

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from msggan.tracking import newest_values, reports_in
+from msggan.tracking.metrics_log import newest_values, reports_in
 from orchestration.azure.blobs import Store
 
 # The last few hundred reports: every metric, those measured now and then too, has its newest value among them.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msggan.commands.program import Terminated, stopped
 from msggan.errors import MsgganError
-from msggan.program import Terminated, stopped
 from orchestration.azure import compute, datastore, environment
 from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client

@@ -16,8 +16,8 @@ from orchestration.azure.jobs import has_ended
 from orchestration.azure.run_jobs import RunJobs
 from orchestration.azure.submission import Submission
 from orchestration.data_source import DatastorePath, in_datastore
+from orchestration.reporter import Voice
 from orchestration.settings import Settings
-from orchestration.voice import Voice
 
 STOPS_WITHIN_LOOKS = 60
 

@@ -10,8 +10,7 @@ from orchestration.azure.jobs import DATA_INPUT, exit_code_of, is_timeout, state
 from orchestration.azure.progress import Progress
 from orchestration.azure.run_jobs import RunJobs, created, portal_url
 from orchestration.runs import next_of_trial, place_words
-from orchestration.spec import GOES_ON, RunStatus
-from orchestration.sweep import trial_named
+from orchestration.spec import GOES_ON, RunStatus, trial_named
 
 TARGET = "azure"
 

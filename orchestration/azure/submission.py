@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from msggan.commands.program import Terminated, stopped
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError, UsageError
-from msggan.program import Terminated, stopped
-from msggan.run_folder import RunFolder
+from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
 from orchestration.azure.compute import read_cluster, read_size
@@ -23,9 +23,9 @@ from orchestration.azure.run_jobs import RunJobs, get_job, run_of
 from orchestration.azure.snapshot import ensure_code, staged
 from orchestration.azure.tags import build_tags
 from orchestration.errors import UncertainError
+from orchestration.reporter import Voice
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
-from orchestration.voice import Voice
 
 TO_RESOLVE = "<resolved-at-submit: {}>"
 

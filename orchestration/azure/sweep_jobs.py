@@ -12,12 +12,12 @@ from azure.ai.ml import sweep as sdk
 from azure.ai.ml.entities import UserIdentityConfiguration
 from azure.ai.ml.sweep import SweepJob, SweepJobLimits
 
+from msggan.commands.options import to_argv
 from msggan.config import TrainConfig, flag
 from msggan.errors import UsageError
-from msggan.options import to_argv
 from orchestration.azure.jobs import RUN_PLACEHOLDER, SWEEP_TAG, JobPlan, build_job, command_line
-from orchestration.search_space import Choice, Dimension, Interval
-from orchestration.sweep import KNOWN_METRICS, EarlyStopping, SweepSpec
+from orchestration.sweeps.space import Choice, Dimension, Interval
+from orchestration.sweeps.spec import KNOWN_METRICS, EarlyStopping, SweepSpec
 
 # A trial that starts again has the same AZUREML_RUN_ID, and finds its folder there.
 TRIAL_FOLDER = f"{RUN_PLACEHOLDER}/trials/$AZUREML_RUN_ID"

@@ -10,15 +10,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from msggan.commands.options import to_argv
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError
-from msggan.files import write_whole
-from msggan.options import to_argv
+from msggan.runs.files import write_whole
 from orchestration.azure.session import Session
 from orchestration.runs import COPY_NOTE, is_copy
-from orchestration.search_space import read_space
-from orchestration.sweep import SweepStatus, Trial
-from orchestration.sweep_report import newest_grid, write_report
+from orchestration.sweeps.report import newest_grid, write_report
+from orchestration.sweeps.space import read_space
+from orchestration.sweeps.spec import SweepStatus, Trial
 
 FETCHED_AT_ONCE = 4
 

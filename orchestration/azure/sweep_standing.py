@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from orchestration.azure.history import Details
 from orchestration.azure.jobs import has_ended, is_timeout
 from orchestration.azure.standing import final_state, reason_of
-from orchestration.sweep import ENDED, Trial, why_given_up
-from orchestration.sweep_request import SweepRequest
+from orchestration.sweeps.request import SweepRequest
+from orchestration.sweeps.spec import ENDED, Trial, why_given_up
 
 
 def standing(details: Details, trials: Sequence[Trial], request: SweepRequest) -> tuple[str, str]:

@@ -14,9 +14,9 @@ from orchestration.azure.run_jobs import RunJobs
 from orchestration.azure.standing import data_of
 from orchestration.azure.submission import Submission
 from orchestration.azure.sweep_jobs import Part, build_sweep, whole
-from orchestration.spec import RunSpec
-from orchestration.sweep import ENDED, SWEEP_NOTE, SweepSpec, Trial
-from orchestration.sweep_request import SweepRequest
+from orchestration.spec import SWEEP_NOTE, RunSpec
+from orchestration.sweeps.request import SweepRequest
+from orchestration.sweeps.spec import ENDED, SweepSpec, Trial
 
 
 def send_sweep(submission: Submission, sweep: SweepSpec, part: Part, before: RunJobs, request: SweepRequest) -> Any:

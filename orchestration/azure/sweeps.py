@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msggan.commands.program import Terminated, stopped
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from msggan.program import Terminated, stopped
 from orchestration.azure.blobs import Tell
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
 from orchestration.azure.copies import copy_run
@@ -34,18 +34,10 @@ from orchestration.azure.sweep_submission import asked, send_sweep, trial_run, w
 from orchestration.azure.trials import SweepReader
 from orchestration.errors import AzureServiceError
 from orchestration.runs import is_copy
-from orchestration.spec import Download
-from orchestration.sweep import (
-    SWEEP_NOTE,
-    SweepSpec,
-    SweepStatus,
-    Trial,
-    sorted_trials,
-    trial_named,
-    why_given_up,
-)
-from orchestration.sweep_request import SweepRequest, read_request, refuse_another_space
-from orchestration.sweep_words import next_of_sweep, trial_line
+from orchestration.spec import SWEEP_NOTE, Download, trial_named
+from orchestration.sweeps.request import SweepRequest, read_request, refuse_another_space
+from orchestration.sweeps.spec import SweepSpec, SweepStatus, Trial, sorted_trials, why_given_up
+from orchestration.sweeps.words import next_of_sweep, trial_line
 
 ASKED_AT_ONCE = 4
 

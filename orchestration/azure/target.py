@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from msggan.commands.program import StoppedError, Terminated, stopped
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from msggan.files import write_whole
-from msggan.program import StoppedError, Terminated, stopped
+from msggan.runs.files import write_whole
 from orchestration.azure.blobs import Tell
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
 from orchestration.azure.copies import GENERATOR, copy_run, upload_run
@@ -27,11 +27,10 @@ from orchestration.azure.session import Session
 from orchestration.azure.standing import build_status, final_state, reason_of
 from orchestration.azure.submission import how_to_look, planned_job
 from orchestration.azure.sweeps import AzureSweeps
+from orchestration.reporter import Voice
 from orchestration.runs import COPY_NOTE, is_copy
 from orchestration.settings import Settings
-from orchestration.spec import Download, Run, RunSpec, RunStatus
-from orchestration.sweep import name_of_trial, sweep_hint, trial_named
-from orchestration.voice import Voice
+from orchestration.spec import Download, Run, RunSpec, RunStatus, name_of_trial, sweep_hint, trial_named
 
 ASKED_AT_ONCE = 8
 

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msggan.commands.options import from_argv
 from msggan.config import field_types, said
 from msggan.errors import MsgganError
-from msggan.options import from_argv
-from msggan.tracking import reports_in
+from msggan.tracking.metrics_log import reports_in
 from orchestration.azure.blobs import Store
 from orchestration.azure.history import Details, History, number_of
 from orchestration.azure.jobs import is_timeout, state_of
@@ -25,10 +25,10 @@ from orchestration.azure.run_jobs import RunJobs
 from orchestration.azure.standing import reason_of
 from orchestration.azure.sweep_jobs import JOINT, switch
 from orchestration.data_source import DatastorePath
-from orchestration.early_stopping import reason_to_stop
-from orchestration.spec import GOES_ON
-from orchestration.sweep import CANCELLED, TRIALS_FOLDER, Trial, reached
-from orchestration.sweep_request import SweepRequest
+from orchestration.spec import GOES_ON, TRIALS_FOLDER
+from orchestration.sweeps.early_stopping import reason_to_stop
+from orchestration.sweeps.request import SweepRequest
+from orchestration.sweeps.spec import CANCELLED, Trial, reached
 
 READ_AT_ONCE = 8
 ENDED_EARLY = "Azure ML ended it early."

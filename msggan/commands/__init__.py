@@ -1,0 +1,1 @@
+"""What the programs share: options, errors, exit codes and signals."""

@@ -1,0 +1,1 @@
+"""Images on disk, decoded, and served as batches."""

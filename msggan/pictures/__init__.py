@@ -1,0 +1,1 @@
+"""What a trained generator makes: images, grids, films, ONNX."""

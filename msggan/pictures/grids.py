@@ -1,0 +1,137 @@
+"""What do a generator's images look like: one by one, side by side in a grid of one scale, on a sheet of all scales?"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from msggan.networks import Generator
+from msggan.pictures.truncation import TruncatedGenerator
+from msggan.runs.files import write_whole
+
+Network = Generator | TruncatedGenerator
+
+SHEET_COLUMNS = 8
+PADDING_PX = 2
+CHUNK = 64  # images that are computed at a time, fewer where they have more pixels than this together
+PIXELS_AT_A_TIME = 2**18
+# Smaller grids are enlarged by a whole factor: image viewers show them tiny, or smear them.
+LEAST_SIDE_PX = 512
+
+
+def generate(generator: Network, latents: Tensor, *, chunk: int | None = None) -> list[Tensor]:
+    """latents: (N, L) → the pyramid as pixels, coarse to fine: (N, 3, r, r) uint8 on the CPU.
+
+    On the generator's device there are never more than `chunk` images; by default as many as have 2^18 pixels together,
+    at most 64: 64 up to 64², 16 of 128², 1 from 512² on. The CPU holds the pixels of all, twice for a moment.
+
+    The last bits of an image depend on how many are computed beside it; with a chunk of 1 its bytes depend on nothing
+    but its latent.
+    """
+    parts = generate_parts(generator, latents, chunk=chunk)
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def generate_parts(generator: Network, latents: Tensor, *, chunk: int | None = None) -> Iterator[list[Tensor]]:
+    """The pyramids of `generate`, one chunk after another, for images that need not be in memory together."""
+    weight = next(generator.parameters())
+    finest_px = 2 << generator.depth
+    for part in latents.split(chunk or max(1, min(CHUNK, PIXELS_AT_A_TIME // finest_px**2))):
+        yield [to_pixels(images).cpu() for images in generator(part.to(weight))]
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """(…) float, about [-1, 1] → uint8: the same brightness for the same number, whatever else is in the picture."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def picture(image: Tensor) -> Image.Image:
+    """(3, H, W) uint8 → a picture of just these pixels."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def grid(images: Tensor) -> Image.Image:
+    """(N, 3, r, r) uint8 → one picture, about square."""
+    return grid_of(images, count=len(images), side=images.shape[-1])
+
+
+def grid_of(images: Iterable[Tensor], *, count: int, side: int) -> Image.Image:
+    """The grid of `count` images, each (3, side, side) uint8, of which one is in memory at a time."""
+    if count == 1:
+        (image,) = images
+        return picture(image)
+    columns = max(1, round(count**0.5))
+    return _side_by_side(images, columns=columns, rows=-(-count // columns), side=side)
+
+
+def all_scales_sheet(pyramid: Sequence[Tensor]) -> Image.Image:
+    """Pyramid of uint8 → one picture: a column a sample, a row a scale from 4² down to the finest, all of one size."""
+    side = max(64, pyramid[-1].shape[-1])
+    rows = [level[:SHEET_COLUMNS] for level in pyramid]
+    cells = (functional.interpolate(image[None], size=(side, side))[0] for level in rows for image in level)
+    return _side_by_side(cells, columns=len(rows[0]), rows=len(rows), side=side)
+
+
+def _side_by_side(images: Iterable[Tensor], *, columns: int, rows: int, side: int) -> Image.Image:
+    """images: each (3, side, side) uint8, row by row; on white, with a margin around each."""
+    step = side + PADDING_PX
+    shown = Image.new("RGB", (columns * step + PADDING_PX, rows * step + PADDING_PX), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        shown.paste(picture(image), (PADDING_PX + column * step, PADDING_PX + row * step))
+    return shown
+
+
+def enlarged(picture: Image.Image, *, least_side_px: int = LEAST_SIDE_PX) -> Image.Image:
+    """The same picture in larger pixels, its shorter side at least so long; one that is large enough as it is."""
+    factor = enlargement(picture.size, least_side_px=least_side_px)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def enlargement(size: tuple[int, int], *, least_side_px: int = LEAST_SIDE_PX) -> int:
+    """The whole factor by which a picture of this size is enlarged."""
+    return -(-least_side_px // min(size))
+
+
+def thumbnail(path: Path, side_px: int) -> bytes:
+    """A picture's PNG, its longer side at most so long. Raises `OSError` or `ValueError` where it cannot be read."""
+    with Image.open(path, formats=["PNG"]) as picture:
+        if max(picture.size) <= side_px:
+            return path.read_bytes()
+        small = picture.convert("RGB")
+    small.thumbnail((side_px, side_px))
+    return as_png(small)
+
+
+def write_samples(folder: Path, images_seen: int, pyramid: Sequence[Tensor]) -> Path:
+    """Writes a grid for each scale and the sheet of all, enlarged for looking; returns the finest grid's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"{images_seen:09d}_scales.png", as_png(enlarged(all_scales_sheet(pyramid))))
+    path = folder
+    for images in pyramid:
+        path = folder / f"{images_seen:09d}_{images.shape[-1]}px.png"
+        write_whole(path, as_png(enlarged(grid(images))))
+    return path
+
+
+def as_png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def find_samples(folder: Path) -> dict[int, list[Path]]:
+    """What `write_samples` left in a folder: the grids of each scale, coarse to fine, each from first to last."""
+    found: dict[int, list[tuple[int, Path]]] = {}
+    for path in folder.glob("*px.png"):
+        if match := re.fullmatch(r"([0-9]{9,})_([0-9]+)px\.png", path.name):
+            found.setdefault(int(match[2]), []).append((int(match[1]), path))
+    return {side: [path for _, path in sorted(found[side])] for side in sorted(found)}

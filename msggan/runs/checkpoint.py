@@ -1,0 +1,255 @@
+"""How a run's tensors reach the disk and come back whole or not at all, without pickle.
+
+A checkpoint is two files: `{images:09d}.safetensors` holds the tensors, `{images:09d}.json` everything else, with the
+checksums of both. The JSON file is written last, so a checkpoint without a good one does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from msggan.device import is_out_of_memory
+from msggan.errors import CheckpointError, UsageError
+from msggan.networks import Generator
+from msggan.runs.files import aside_of, naming, put_in_place, sync, write_whole
+from msggan.runs.folder import stored_fields
+
+FORMAT_VERSION = 1
+CHECKPOINTS_KEPT = 3
+# What reading a file raises that is damaged, or that somebody else wrote.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,  # JSON of a hundred thousand brackets
+    safetensors.SafetensorError,
+)
+
+
+class Checkpoint(NamedTuple):
+    """What was saved: named tensors, and plain values as JSON has them."""
+
+    images_seen: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Damaged(NamedTuple):
+    """A checkpoint that was passed over, and why."""
+
+    path: Path
+    reason: str
+
+
+def load_generator(source: str | Path) -> Generator:
+    """The averaged generator of a run folder, or of a `generator.safetensors`, ready to make images (eval mode, CPU).
+
+    Raises `CheckpointError` where there is none yet, or the file is damaged or of another kind.
+    """
+    path = Path(source)
+    path = _weights_of_run(path) if path.is_dir() else path
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file.", "Name a run folder, or the generator.safetensors in it.")
+    try:
+        config = stored_fields(_config_of_generator(path), needed=("resolution", "latent_size", "equalized"))
+        tensors = load_file(path)
+        generator = Generator(
+            depth=int(config["resolution"]).bit_length() - 2,
+            latent_size=config["latent_size"],
+            equalized=config["equalized"],
+        )
+    except UsageError as error:
+        raise CheckpointError(
+            f"{path}: the configuration in it cannot be read: {error.message}.", "Use the msggan that trained it."
+        ) from error
+    except UNREADABLE as error:
+        raise CheckpointError(
+            f"{path}: is not a whole generator.safetensors ({reason_of(error)}).",
+            "Copy it again from where it was trained, or continue the run: each checkpoint writes it anew.",
+        ) from error
+    check_shapes(path, {name: tensor.shape for name, tensor in generator.state_dict().items()}, tensors)
+    generator.load_state_dict(tensors)
+    return generator.eval()
+
+
+def _weights_of_run(folder: Path) -> Path:
+    """Where a run has its weights. Raises `CheckpointError` saying when they come, or that no run is there."""
+    path = folder / "generator.safetensors"
+    if path.exists():
+        return path
+    try:
+        kimg = json.loads((folder / "config.json").read_bytes())["checkpoint_kimg"]
+        first = f"The first checkpoint comes at {float(kimg):g} kimg, or when training ends before."
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: is no run folder: it has no generator.safetensors and no config.json.",
+            "Name the folder of a run, or a generator.safetensors.",
+        ) from None
+    except UNREADABLE:
+        first = "They are there after the first checkpoint."
+    raise CheckpointError(
+        f"{folder}: has no weights yet.", f"{first} How far it is: msggan-aml status {shlex.quote(str(folder))}"
+    )
+
+
+def _config_of_generator(path: Path) -> dict[str, Any]:
+    """The configuration in a generator.safetensors. Raises `CheckpointError` where it is another kind of file."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if not {"format_version", "config"} <= metadata.keys():
+        raise CheckpointError(
+            f"{path}: holds no generator that msggan saved.", "Name a run folder, or the generator.safetensors in it."
+        )
+    if metadata["format_version"] != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: was written by another version of msggan (format {metadata['format_version']}, this one has "
+            f"{FORMAT_VERSION}).",
+            "Use the msggan that trained it.",
+        )
+    config: dict[str, Any] = json.loads(metadata["config"])
+    return config
+
+
+def save_generator(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes weights with the configuration they need, beside the file first and then in its place."""
+    metadata = {"format_version": str(FORMAT_VERSION), "config": json.dumps(config)}
+    _save_tensors(path, tensors, metadata)
+
+
+def save_checkpoint(folder: Path, images_seen: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Makes a checkpoint visible, whole; returns its JSON file. Raises `OSError` as the disk does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensor_path = folder / f"{images_seen:09d}.safetensors"
+    _save_tensors(tensor_path, tensors, {"format_version": str(FORMAT_VERSION)})
+    body = {
+        "format_version": FORMAT_VERSION,
+        "images_seen": images_seen,
+        "tensors_sha256": _sha256(tensor_path),
+        "state": state,
+    }
+    path = tensor_path.with_suffix(".json")
+    write_whole(path, json.dumps({**body, "sha256": _checksum(body)}, indent=1).encode())
+    return path
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Damaged]]:
+    """The newest good checkpoint, if there is one, and the newer ones that are damaged."""
+    damaged: list[Damaged] = []
+    for path in sorted(_files(folder, "json"), key=lambda path: int(path.stem), reverse=True):
+        try:
+            return _load(path), damaged
+        except UNREADABLE as error:
+            if is_out_of_memory(error):  # the checkpoint is good, and the run must not go on from an older one
+                raise
+            damaged.append(Damaged(path, reason_of(error)))
+    return None, damaged
+
+
+def prune_checkpoints(folder: Path, *, newest: int, keep: int = CHECKPOINTS_KEPT) -> None:
+    """Removes all but the `keep` latest checkpoints up to the one of `newest` images."""
+    counts = sorted({int(path.stem) for path in _files(folder) if int(path.stem) <= newest})
+    for count in counts[:-keep]:
+        for suffix in (".json", ".safetensors"):  # in this order: without its JSON file a checkpoint does not exist
+            (folder / f"{count:09d}{suffix}").unlink(missing_ok=True)
+    for left_behind in folder.glob("*.part"):  # by a process that died while it wrote
+        left_behind.unlink(missing_ok=True)
+
+
+def _files(folder: Path, kinds: str = "json|safetensors") -> list[Path]:
+    """The files of checkpoints, whole or not; what else lies there is not ours."""
+    return [path for path in folder.glob("*") if re.fullmatch(rf"\d{{9,}}\.({kinds})", path.name)]
+
+
+def check_shapes(source: object, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Raises `CheckpointError` unless the tensors have just the names and shapes that are expected."""
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise CheckpointError(f"{source}: has no tensor {name}.", "It comes from another kind of network.")
+        if name not in expected:
+            raise CheckpointError(f"{source}: tensor {name} is not one of ours.", "It comes from another network.")
+        if tuple(tensors[name].shape) != tuple(expected[name]):
+            raise CheckpointError(
+                f"{source}: tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(expected[name])}.",
+                "It was trained with another --resolution or --latent-size.",
+            )
+
+
+def reason_of(error: Exception) -> str:
+    """An error's first line, short enough to stand in a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")
+
+
+def _load(path: Path) -> Checkpoint:
+    """Raises `ValueError` and others for anything that is not a whole checkpoint of ours."""
+    body = json.loads(path.read_bytes())
+    checksum = body.pop("sha256")
+    if checksum != _checksum(body):
+        raise ValueError("its checksum does not match")
+    if body["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"it has format version {body['format_version']}")
+    tensor_path = path.with_suffix(".safetensors")
+    if _sha256(tensor_path) != body["tensors_sha256"]:
+        raise ValueError(f"the checksum of {tensor_path.name} does not match")
+    return Checkpoint(body["images_seen"], load_file(tensor_path), body["state"])
+
+
+def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are now, on the CPU, in memory of their own, which the next step does not change.
+
+    In plain order: safetensors refuses channels_last tensors, and the disk keeps one layout for all.
+    """
+    return {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach()) for name, tensor in tensors.items()
+    }
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    aside = aside_of(path)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with naming(path):
+        try:
+            _save_file(plain, aside, metadata)
+            with aside.open("rb+") as file:
+                sync(file.fileno())
+            put_in_place(aside, path)
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Raises `OSError` as the disk does, which safetensors puts into words of its own."""
+    try:
+        save_file(tensors, path, metadata)
+    except safetensors.SafetensorError as error:
+        number = re.search(r"(?:os error |code: )(\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

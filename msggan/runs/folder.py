@@ -1,0 +1,159 @@
+"""What lies in a run folder, and under which names: the one place that knows its layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msggan.config import TrainConfig, changed_for_resume, flag
+from msggan.errors import DataError, RunFolderError, UsageError
+from msggan.runs.files import recover, write_whole
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT_VERSION = 1
+UNREADABLE_HINT = (
+    "Use the msggan that began this run, restore the file from a copy, or give another name or run folder."
+)
+
+
+class RunFolder:
+    """The files of one run. Nothing is written before `prepare`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "log.txt"
+        self.state = self.path / "run.json"
+        self.lock = self.path / "run.lock"
+        self.samples = self.path / "samples"
+        self.checkpoints = self.path / "checkpoints"
+        self.generator = self.path / "generator.safetensors"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def recover(self) -> None:
+        """Brings back what a process that died was replacing, on a mount that replaces no file."""
+        for path in (self.config, self.metrics, self.state, self.generator):
+            recover(path)
+
+    def load_config(self) -> TrainConfig | None:
+        """The resolved configuration of the run that lives here, or None. Raises `RunFolderError` if unreadable."""
+        if not self.config.exists():
+            return None
+        try:
+            values = json.loads(self.config.read_bytes())
+            version = values.pop("format_version")
+            if version == FORMAT_VERSION:
+                return TrainConfig(**stored_fields(values))
+        except UsageError as error:
+            raise RunFolderError(
+                f"{self.config}: cannot be read: {error.message.rstrip('.')}.", UNREADABLE_HINT
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(
+                f"{self.config}: is not a configuration that msggan wrote.", UNREADABLE_HINT
+            ) from error
+        raise RunFolderError(
+            f"{self.config}: was written by another version of msggan (format {version}, this one has "
+            f"{FORMAT_VERSION}).",
+            "Use the msggan that began this run, or give another name or run folder.",
+        )
+
+    def continued(self, asked: TrainConfig) -> TrainConfig | None:
+        """The configuration to go on with: the stored one with what may change taken from `asked`; None if new.
+
+        Raises `RunFolderError` naming the fields that may not change.
+        """
+        stored = self.load_config()
+        if stored is None:
+            return None
+        config, refused = changed_for_resume(stored, asked)
+        if refused:
+            differences = ", ".join(
+                f"{flag(name)} is {getattr(stored, name)} there and {getattr(asked, name)} here" for name in refused
+            )
+            raise RunFolderError(
+                f"{self}: holds a run of another configuration: {differences}.",
+                "Leave these options out to go on with that run, or give another name or run folder.",
+            )
+        return config
+
+    def prepare(self, config: TrainConfig, networks: dict[str, nn.Module], *, checkpoint_bytes: int) -> None:
+        """Makes the folder with its configuration and the networks' printouts, and sees that checkpoints will fit.
+
+        Raises `RunFolderError` where it cannot be written, or has no space for a checkpoint and its successor.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._check_space(2 * checkpoint_bytes)
+            content = {"format_version": FORMAT_VERSION, **asdict(config)}
+            _ensure_content(self.config, json.dumps(content, indent=2).encode())
+            for name, network in networks.items():
+                _ensure_content(self.path / f"{name}_config.txt", printout(network).encode())
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: OSError) -> RunFolderError:
+        return RunFolderError(
+            f"{self}: cannot be written ({error.strerror}).", "Choose a folder you may write to, or free some space."
+        )
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise RunFolderError(
+                f"{self}: the disk has {free / 2**20:.0f} MiB free, and a checkpoint with its successor takes "
+                f"{needed / 2**20:.0f} MiB.",
+                "Free some space or choose a folder on another disk.",
+            )
+
+
+def marks_run(name: str, read: Callable[[], bytes]) -> bool:
+    """Whether a file of this name, whose content `read` returns, makes the folder it is in a run folder.
+
+    Other programs have a config.json too. A folder of weights alone counts: `generated` in it holds their pictures.
+    """
+    keys = {"config.json": {"format_version", "latent_size"}, "run.json": {"state", "images_seen"}}
+    if name not in keys:
+        return name == "generator.safetensors"
+    try:
+        content = json.loads(read())
+    except (DataError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and keys[name] <= content.keys()
+
+
+def stored_fields(values: Mapping[str, Any], *, needed: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a stored configuration; those that its version did not have yet get the value it behaved as.
+
+    needed: the fields that must be there, by default all. Raises `UsageError` naming the fields that are missing or not
+    known to this version.
+    """
+    older = {spec.name: spec.metadata["absent"] for spec in fields(TrainConfig)}
+    found = {**{name: value for name, value in older.items() if value is not None}, **values}
+    unknown = [repr(name) for name in values if name not in older]
+    missing = [repr(name) for name in needed or older if found.get(name) is None]
+    problems = [f"unknown field {', '.join(unknown)}, written by a newer msggan"] if unknown else []
+    problems += [f"missing field {', '.join(missing)}"] if missing else []
+    if problems:
+        raise UsageError(["; ".join(problems)])
+    return found
+
+
+def _ensure_content(path: Path, content: bytes) -> None:
+    """A file that is good as it is is not touched: nothing can happen to it then."""
+    if not path.exists() or path.read_bytes() != content:
+        write_whole(path, content)
+
+
+def printout(network: nn.Module) -> str:
+    """The layers of a network and how many numbers it learns."""
+    return f"{network}\n\n{sum(parameter.numel() for parameter in network.parameters()):,} parameters\n"

@@ -1,0 +1,1 @@
+"""Metrics: `metrics.jsonl`, and MLflow."""

@@ -1,0 +1,1 @@
+"""The commands of `msggan-aml`, and the only place that prints."""

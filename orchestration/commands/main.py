@@ -1,0 +1,540 @@
+"""What can a person type? The commands of `msggan-aml`. Only this module and those it registers print."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from msggan.commands.export_options import export_options, parse_export
+from msggan.commands.options import (
+    Place,
+    data_argument,
+    parse_with,
+    path_problems,
+    place_options,
+    place_problems,
+    train_options,
+)
+from msggan.commands.pack_options import pack_options, parse_pack, show_pack
+from msggan.commands.program import EXIT_CODES, output_option, output_problems, print_json, report, run_program
+from msggan.commands.sample_options import parse_sample, sample_options, show_files
+from msggan.errors import UsageError
+from orchestration.commands.sweep import bring_checkpoint, show_sweep, sweep, take_over
+from orchestration.commands.terminal import (
+    Bars,
+    Commands,
+    agree,
+    echo,
+    place_of_runs,
+    problems_here,
+    refuse,
+    settings_here,
+    show_next,
+    tell,
+)
+from orchestration.data_source import source_problems
+from orchestration.format import columns, status_lines, table
+from orchestration.reporter import Voice
+from orchestration.settings import Flags, Settings, settings_options, settings_problems
+from orchestration.spec import (
+    Run,
+    RunSpec,
+    RunStatus,
+    default_name,
+    name_of_trial,
+    name_problems,
+    sweep_hint,
+    trial_named,
+)
+from orchestration.sweeps.spec import SweepStatus
+from orchestration.sweeps.words import sweep_table
+from orchestration.targets import (
+    TARGETS,
+    Target,
+    build_target,
+    build_targets,
+    choose,
+    data_problems_of,
+    named_problems,
+    target_of,
+    target_problems,
+)
+from orchestration.workspace import WORKSPACE_TABLE
+
+PROVISION_SETTINGS = (
+    *("workspace", "compute", "vm_size", "min_nodes", "max_nodes", "idle_minutes", "low_priority", "identity"),
+    *("location", "instance_type", "storage_account", "storage_container", "datastore", "environment"),
+)
+Dated = TypeVar("Dated", RunStatus, SweepStatus)
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+run_argument = click.argument("run", metavar="NAME|FOLDER|SWEEP/NUMBER")
+
+
+def settings_or_refuse(flags: Flags, target: str, output: str) -> Settings:
+    """The settings that hold here. Raises UsageError with every complaint about what says where runs are."""
+    refuse(target_problems(target) + output_problems(output) + problems_here(flags))
+    return settings_here(flags)
+
+
+@click.group(cls=Commands, context_settings=SETTINGS, invoke_without_command=True)
+@click.version_option(package_name="msggan")
+@click.pass_context
+def msggan_aml(context: click.Context) -> int:
+    """Train a multi-scale GAN on your own images: here, now, with one command."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        return 2
+    return 0
+
+
+@msggan_aml.command(short_help="Train on a folder, a zip or a pack of images.")
+@data_argument
+@click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
+@click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
+@settings_options(
+    "runs_dir",
+    "tracking_uri",
+    WORKSPACE_TABLE,
+    "compute",
+    "instance_type",
+    "low_priority",
+    "timeout_hours",
+    "environment",
+    "datastore",
+    "experiment",
+)
+@click.option("--from-trial", metavar="SWEEP[/NUMBER]", help="Go on with a sweep's best trial, or that one.")
+@click.option("--anew", is_flag=True, help="With --from-trial: its settings, but from the first image.")
+@click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
+@click.option("--detach", is_flag=True, help="Return as soon as the run has begun, and leave it to itself.")
+@click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
+@click.option(
+    "--rehearse-preemption",
+    is_flag=True,
+    help="Instead, kill a short run here three times, and tell how much work each loss costs.",
+)
+@train_options
+@place_options
+@output_option
+def submit(
+    *,
+    data: str | None,
+    target: str,
+    name: str | None,
+    flags: Flags,
+    from_trial: str | None,
+    anew: bool,
+    dry_run: bool,
+    detach: bool,
+    yes: bool,
+    rehearse_preemption: bool,
+    device: str,
+    workers: str,
+    output: str,
+    **texts: str | bool | None,
+) -> int:
+    """Train on the images in a folder, a zip or a pack, given as PATH or --data PATH, and follow the run to its end.
+
+    Where an Azure ML workspace is configured the run trains there, else on this machine; --target says it. On Azure
+    --data may also be azureml://datastores/NAME/paths/PATH, azureml:ASSET:VERSION or a blob's https address.
+
+    The same command again resumes the run; --kimg, the intervals, --num-samples, --device and --workers may then
+    differ.
+    """
+    problems = [] if from_trial and not data else source_problems(data)
+    problems += target_problems(target) + (name_problems(name) if name is not None else [])
+    problems += place_problems(device, workers) + output_problems(output) + problems_here(flags)
+    problems += ["--anew: goes with --from-trial only."] if anew and not from_trial else []
+    if rehearse_preemption:
+        from orchestration.local.rehearsal import rehearsal_problems
+
+        problems += rehearsal_problems(data, dry_run=dry_run, detach=detach)
+        problems += ["--rehearse-preemption: does not go with --from-trial."] if from_trial else []
+    config = parse_with(problems, texts)
+    settings = settings_here(flags)
+    taken = take_over(from_trial, config, settings, Voice(tell)) if from_trial else None
+    images, run_name = str(data), name
+    if taken is not None:
+        config, images, run_name = taken.config, data or taken.data, name or taken.name
+    choice = choose(target, settings.workspace)
+    refuse(data_problems_of(choice.target, images) + sweep_problems(run_name, choice.target, settings))
+    spec = RunSpec(config, images, default_name(images) if run_name is None else run_name, Place(device, int(workers)))
+    if rehearse_preemption:
+        return rehearse(spec, output)
+
+    with Bars() as bars:
+        serving = build_target(choice.target, settings, Voice(tell, bars.show))
+        plan = serving.plan(spec)
+        tell(f"Target: {choice.target} ({choice.reason}).")
+        if dry_run:
+            show_plan(plan, output)
+            return 0
+        if question := serving.question(spec):
+            tell(question)
+            agree("Go on?", yes=yes)
+        if taken is not None and not anew:
+            serving.begin_from(spec.name, partial(bring_checkpoint, taken))
+        run = serving.submit(spec, detach=detach)
+    show_run(run, output)
+    return run.exit_code
+
+
+def rehearse(spec: RunSpec, output: str) -> int:
+    """Shows what losing the machine does to a short run of `spec`, here."""
+    from orchestration.local import rehearsal
+
+    found = rehearsal.rehearse(spec, tell)
+    refusal = found.refusal
+    if refusal:
+        report(refusal, as_json=False)
+    if output == "json":
+        print_json(found.as_json() | (refusal.as_json() if refusal else {}))
+    else:
+        echo(found.as_lines())
+    return refusal.exit_code if refusal else 0
+
+
+msggan_aml.add_command(sweep)
+
+
+@msggan_aml.command(name="list", short_help="List the runs.")
+@place_of_runs
+@output_option
+def list_runs(*, target: str, flags: Flags, output: str) -> None:
+    """List the runs and the sweeps, the newest first.
+
+    Those of this machine, and those on Azure where a workspace is configured.
+    """
+    settings = settings_or_refuse(flags, target, output)
+    places = build_targets(target, settings, Voice(tell))
+    runs = newest_first(run for place in places for run in place.runs())
+    sweeps = newest_first(found for place in places for found in place.sweeps.sweeps())
+    if output == "json":
+        print_json({"runs": [run.as_json() for run in runs], "sweeps": [sweep.as_json() for sweep in sweeps]})
+    elif not runs and not sweeps:
+        tell(no_runs(settings))
+    else:
+        echo([*(table(runs) if runs else []), *(sweep_table(sweeps) if sweeps else [])])
+
+
+@msggan_aml.command(short_help="Tell how a run stands.")
+@click.argument("run", metavar="[NAME|FOLDER|SWEEP/NUMBER]", required=False)
+@place_of_runs
+@output_option
+def status(*, run: str | None, target: str, flags: Flags, output: str) -> None:
+    """Tell how a run, a sweep or one of its trials stands: its state, how far it is and what to type next.
+
+    Without a name it is the newest run.
+    """
+    serving, name = find_newest(target, flags, output) if run is None else find_target(run, target, flags, output)
+    if serving.sweeps.is_sweep(name):
+        show_sweep(serving.sweeps.sweep_status(name), output)
+        return
+    show_status(serving.status(name), output)
+
+
+@msggan_aml.command(short_help="Show what a run has written.")
+@run_argument
+@click.option("--follow", is_flag=True, help="Go on until the run ends. Ctrl-C leaves it running.")
+@click.option("--tail", metavar="N", help="Only the last N lines.  [default: all]")
+@place_of_runs
+@output_option
+def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags, output: str) -> int:
+    """Show the lines that a run, or a trial of a sweep, has written."""
+    serving, name = find_target(run, target, flags, output, problems=tail_problems(tail))
+    lines: list[str] = []
+    exit_code = 0
+    try:
+        for line in serving.logs(name, tail=None if tail is None else int(tail), follow=follow):
+            if output == "json":
+                lines.append(line)
+            else:
+                click.echo(line)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+        tell("Stopped following. The run continues.")
+        exit_code = EXIT_CODES["interrupted"]
+    if output == "json":
+        print_json({"name": run if trial_named(run) else name, "lines": lines})
+    return exit_code
+
+
+@msggan_aml.command(short_help="Stop a run that is training.")
+@run_argument
+@place_of_runs
+@output_option
+def cancel(*, run: str, target: str, flags: Flags, output: str) -> None:
+    """Stop a run or a sweep after the step at hand, with a checkpoint. The same command again goes on from there.
+
+    Of a sweep one trial can be stopped, too: the sweep goes on with the others.
+    """
+    serving, name = find_target(run, target, flags, output)
+    if serving.sweeps.is_sweep(name):
+        show_sweep(serving.sweeps.cancel_sweep(name), output)
+        return
+    show_status(serving.cancel(name), output)
+
+
+@msggan_aml.command(short_help="Copy a run's result to a folder.")
+@run_argument
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    help="Where to: a new or an empty folder, or an earlier download of the run.  "
+    "[default: NAME-run or SWEEP-trial-NUMBER]",
+)
+@click.option("--weights", is_flag=True, help="Only generator.safetensors.")
+@click.option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
+@place_of_runs
+@output_option
+def download(*, run: str, out: str | None, weights: bool, force: bool, target: str, flags: Flags, output: str) -> None:
+    """Copy everything that a run has left, or just its weights, to a folder of its own.
+
+    The same command again brings what has changed since. A folder that holds anything else is never written to.
+    """
+    serving, name = find_target(run, target, flags, output)
+    with Bars() as bars:
+        copied = serving.download(
+            name,
+            Path(out or folder_of_copy(run, name)),
+            weights=weights,
+            force=force,
+            tell=partial(bars.show, "Copying"),
+        )
+    if output == "json":
+        print_json(asdict(copied))
+    else:
+        click.echo(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
+
+
+@msggan_aml.command(short_help="Make pictures and films with a trained run.")
+@run_argument
+@place_of_runs
+@sample_options
+@output_option
+def sample(*, run: str, target: str, flags: Flags, output: str, **texts: Any) -> int:
+    """Make pictures and films with the generator of a run, named or by its folder.
+
+    Each picture has a seed, and the same seed makes the same picture, however many are made beside it.
+    """
+    options = parse_sample(run_problems(run, target, flags, output), texts)
+
+    from orchestration.local.process import result_of
+
+    words = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
+    told = result_of("msggan.sample", words, expects="files", process="sampling", hint="Run it again with --force.")
+    show_files(told["files"], output)
+    return 0
+
+
+@msggan_aml.command(short_help="Write a trained run for other programs.")
+@run_argument
+@place_of_runs
+@export_options
+@output_option
+def export(*, run: str, target: str, flags: Flags, output: str, **texts: Any) -> int:
+    """Write the generator of a run, named or by its folder, for other programs.
+
+    The ONNX file takes `latents` (N, L), each of norm √L, and gives `images_4px`, `images_8px`, … in about [-1, 1].
+    """
+    options = parse_export(run_problems(run, target, flags, output), texts)
+
+    from orchestration.local.process import result_of
+
+    words = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
+    told = result_of("msggan.export", words, expects="files", process="exporting", hint="Run it again.")
+    show_files(told["files"], output)
+    return 0
+
+
+@msggan_aml.command(short_help="Make one file of images, to train on in their place.")
+@click.argument("folder", metavar="FOLDER|ZIP")
+@click.argument("out", metavar="OUT")
+@pack_options
+@output_option
+def pack(*, folder: str, out: str, output: str, **texts: Any) -> int:
+    """Decode the images in a folder or zip into one file, OUT.safetensors, which --data takes in their place.
+
+    Training on it equals training on the images, and begins at once. The same images make the same file.
+    """
+    options = parse_pack(path_problems(folder) + output_problems(output), out, texts)
+
+    from orchestration.local.process import result_of
+
+    words = ["--data", folder, "--out", out, *options.to_argv()]
+    told = result_of("msggan.pack", words, expects="path", process="packing", hint="Run it again.")
+    show_pack(told, output)
+    return 0
+
+
+@msggan_aml.command(short_help="Make what a workspace needs to train.")
+@settings_options(*PROVISION_SETTINGS)
+@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
+@click.option("--yes", is_flag=True, help="Do it without asking.")
+@click.option("--delete", is_flag=True, help="Take away what provision made; never the data.")
+@output_option
+def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: str) -> int:
+    """Make the cluster, datastore and environment that training in an Azure ML workspace needs.
+
+    It reads what is there, prints what it would do and what that costs, asks, does it, and looks whether it is so. Run
+    again, it changes only what is not as it should be.
+    """
+    refuse(settings_problems(flags, folder=Path.cwd(), environ=os.environ) + output_problems(output))
+    settings = settings_here(flags)
+
+    from orchestration.azure.client import connect
+
+    client = connect(settings, tell)
+
+    from orchestration.azure import provisioning  # the SDK takes seconds to load: first who asks is told
+
+    def read_plan() -> Any:
+        if delete:
+            return provisioning.plan_deletion(client, settings)
+        return provisioning.plan_provisioning(client, settings, os.environ)
+
+    plan = read_plan()
+    nothing = ["Nothing to delete."] if delete and not plan.to_do else []
+    for line in [*provisioning.plan_lines(plan.items), *nothing]:
+        (tell if output == "json" else click.echo)(line)
+    refusal = plan.refusal
+    if refusal:
+        report(refusal, as_json=False)
+    elif not dry_run and plan.to_do:
+        agree("Do this?", yes=yes)
+        provisioning.apply(plan, tell)
+        provisioning.verify(plan, read_plan)
+        tell("Done, and read again: all is as planned.")
+    if output == "json":
+        print_json(plan.as_json(applied=not dry_run and not refusal) | (refusal.as_json() if refusal else {}))
+    return refusal.exit_code if refusal else 0
+
+
+@msggan_aml.group(name="config", cls=Commands, short_help="Show what is set, and where.", invoke_without_command=True)
+@click.pass_context
+def config_group(context: click.Context) -> int:
+    """Show what is set, and where."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        return 2
+    return 0
+
+
+@config_group.command(name="show", short_help="Show each setting, its value and where it comes from.")
+@output_option
+def config_show(*, output: str) -> None:
+    """Show the workspace and each setting, its value and where it comes from.
+
+    A flag comes before a variable, a variable before a key in the nearest msggan.toml, and that before the default. Of
+    secrets only whether they are set is shown.
+    """
+    refuse(settings_problems({}, folder=Path.cwd(), environ=os.environ) + output_problems(output))
+    settings = settings_here({})
+    if output == "json":
+        print_json(settings.as_json())
+    else:
+        echo(columns([("NAME", "VALUE", "WHERE FROM"), *settings.as_rows()]))
+
+
+def tail_problems(tail: str | None) -> list[str]:
+    if tail is None or (tail.isascii() and tail.isdigit() and int(tail[:9]) > 0):
+        return []
+    return [f"--tail {tail}: is not a whole number of 1 or more."]
+
+
+def find_target(
+    run: str, target: str, flags: Flags, output: str, *, problems: Sequence[str] = ()
+) -> tuple[Target, str]:
+    """The target that has the run which is meant, and its name there. Raises UsageError with every complaint."""
+    refuse([*problems, *run_problems(run, target, flags, output)])
+    return target_of(run, target, settings_here(flags), Voice(tell))
+
+
+def find_newest(target: str, flags: Flags, output: str) -> tuple[Target, str]:
+    """The target that has the newest run, and the run's name. Raises UsageError where there is no run."""
+    settings = settings_or_refuse(flags, target, output)
+    runs = [(run, place) for place in build_targets(target, settings, Voice(tell)) for run in place.runs()]
+    if not runs:
+        raise UsageError([no_runs(settings)])
+    run, place = max(runs, key=lambda found: found[0].created or "")
+    return place, run.name
+
+
+def no_runs(settings: Settings) -> str:
+    return f"There is no run in {settings.runs_dir} yet. msggan-aml submit --data FOLDER begins one."
+
+
+def folder_of_copy(run: str, name: str) -> str:
+    """Where a run found as `name` is downloaded to by default: not to NAME, which may be the folder of its images."""
+    trial = trial_named(run)
+    return name_of_trial(*trial) if trial else f"{name}-run"
+
+
+def sweep_problems(name: str | None, target: str, settings: Settings) -> list[str]:
+    """A complaint where the name of a run is that of a sweep."""
+    if name is None or target != "local" or not build_target("local", settings, Voice(tell)).sweeps.is_sweep(name):
+        return []  # on Azure who submits looks for the name's jobs anyway
+    return [f"--name {name}: is a sweep. Give another name; --from-trial {name} trains its best trial in full."]
+
+
+def newest_first(found: Iterable[Dated]) -> list[Dated]:
+    """Runs or sweeps by when they began."""
+    return sorted(found, key=lambda one: one.created or "", reverse=True)
+
+
+def run_problems(run: str, target: str, flags: Flags, output: str) -> list[str]:
+    """Every complaint about what says which run is meant."""
+    found = target_problems(target) + output_problems(output) + problems_here(flags)
+    return found or named_problems(run, target, settings_here(flags))
+
+
+def weights_of(run: str, target: str, flags: Flags) -> str:
+    """Where the run's generator lies on this machine, fetched first if it is on Azure."""
+    with Bars() as bars:
+        serving, name = target_of(run, target, settings_here(flags), Voice(tell, bars.show))
+        if serving.name == "local" and serving.sweeps.is_sweep(name):
+            raise UsageError([f"{run}: is a sweep, not a run."], sweep_hint(run))
+        return serving.weights(name)
+
+
+def show_plan(plan: dict[str, Any], output: str) -> None:
+    if output == "json":
+        print_json(plan)
+        return
+    variables = [f"{name}={shlex.quote(value)}" for name, value in plan["env"].items()]
+    click.echo(" ".join([*variables, shlex.join(plan["command"])]))
+    for request in plan.get("requests", ()):
+        click.echo(f"{request['method']} {request['path']}\n{json.dumps(request['body'], indent=2)}")
+
+
+def show_run(run: Run, output: str) -> None:
+    if output == "json":
+        print_json(run.as_json())
+        return
+    seen = "" if run.images_seen is None else f" after {run.images_seen} images"
+    click.echo(f"{run.name}: {run.state}{seen}. Samples: {os.path.join(run.run_dir, 'samples')}")
+    show_next(run.next)
+
+
+def show_status(run: RunStatus, output: str) -> None:
+    if output == "json":
+        print_json(run.as_json())
+        return
+    echo(status_lines(run))
+    show_next(run.next)
+
+
+def main() -> None:
+    sys.exit(run_program(msggan_aml, name="msggan-aml"))

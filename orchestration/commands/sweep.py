@@ -1,0 +1,409 @@
+"""What can a person type about sweeps? `msggan-aml sweep`, `sweep best`, and what `submit --from-trial` takes over."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from msggan.commands.options import Place, data_argument, parse_with, place_options, place_problems, train_options
+from msggan.commands.program import output_option, output_problems, print_json
+from msggan.config import TrainConfig, problems_of, said
+from msggan.errors import UsageError
+from orchestration.commands.terminal import (
+    Bars,
+    CommandsOrData,
+    agree,
+    echo,
+    place_of_runs,
+    problems_here,
+    refuse,
+    settings_here,
+    show_next,
+    tell,
+)
+from orchestration.copies import forget_download
+from orchestration.data_source import source_problems
+from orchestration.reporter import Voice
+from orchestration.runs import is_copy
+from orchestration.settings import Flags, Settings, settings_options
+from orchestration.spec import default_name, name_of_trial, trial_named
+from orchestration.sweeps.space import SearchSpace, read_space
+from orchestration.sweeps.spec import (
+    DIRECTIONS,
+    POLICIES,
+    SAMPLINGS,
+    EarlyStopping,
+    SweepSpec,
+    SweepStatus,
+    Trial,
+    objective_of,
+    objective_problems,
+)
+from orchestration.sweeps.words import sweep_lines
+from orchestration.targets import (
+    TARGETS,
+    SweepTarget,
+    build_target,
+    choose,
+    data_problems_of,
+    named_problems,
+    target_of,
+    target_problems,
+)
+from orchestration.workspace import WORKSPACE_TABLE
+
+DEFAULT_TRIALS = 20
+Numbers = Mapping[str, Any]
+
+
+# --- The options ------------------------------------------------------------------------------------------------------
+
+# By option: what it is read as, and what it is when nothing is said.
+NUMBERS: Mapping[str, tuple[type, Any]] = {
+    "trials": (int, None),
+    "concurrent": (int, 1),
+    "sampling_seed": (int, 0),
+    "timeout": (float, None),
+    "stop_interval": (int, 1),
+    "stop_delay": (int, 0),
+    "slack": (float, None),
+    "slack_amount": (float, None),
+    "truncate": (int, None),
+    "most_failed": (float, 0.5),
+}
+KINDS = {int: "a whole number", float: "a number"}
+
+
+def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that only a sweep has; the command gets their texts."""
+    for option in reversed(
+        (
+            click.option(
+                "--over",
+                multiple=True,
+                metavar="NAME[=VALUES]",
+                help="An option to search: NAME (its own range), NAME=LOW..HIGH or NAME=a,b,c. May be repeated.",
+            ),
+            click.option(
+                "--trials",
+                metavar="INTEGER",
+                help=f"How many to try.  [default: {DEFAULT_TRIALS}, or all there are; grid: all]",
+            ),
+            click.option("--concurrent", metavar="INTEGER", help="How many at once, the cores shared.  [default: 1]"),
+            click.option(
+                "--sampling",
+                default=SAMPLINGS[0],
+                metavar="|".join(SAMPLINGS),
+                help="How settings are chosen.  [default: random]",
+            ),
+            click.option("--sampling-seed", metavar="INTEGER", help="Another seed, other settings.  [default: 0]"),
+            click.option("--timeout", metavar="HOURS", help="Of the whole sweep.  [default: no limit]"),
+            click.option("--objective", default="swd", metavar="METRIC", help="What decides.  [default: swd]"),
+            click.option(
+                "--direction",
+                metavar="|".join(DIRECTIONS),
+                help="Which way it is better.  [default: the metric's own]",
+            ),
+            click.option(
+                "--stop-early",
+                default="none",
+                metavar="|".join(POLICIES),
+                help="End trials that do badly.  [default: none]",
+            ),
+            click.option("--stop-interval", metavar="N", help="Decide at every N-th measurement.  [default: 1]"),
+            click.option("--stop-delay", metavar="N", help="Not before the N-th measurement.  [default: 0]"),
+            click.option("--slack", metavar="RATIO", help="bandit: how far from the best, as 0.2 for a fifth."),
+            click.option("--slack-amount", metavar="DIFFERENCE", help="bandit: the same as a difference."),
+            click.option("--truncate", metavar="PERCENT", help="truncation: the share that ends each time, 1 to 99."),
+            click.option(
+                "--most-failed", metavar="SHARE", help="Give up when more than this share fails.  [default: 0.5]"
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def read_numbers(texts: Mapping[str, str | None]) -> tuple[Numbers, list[str]]:
+    """The numbers that the options say, and every complaint about what is none."""
+    numbers: dict[str, Any] = {}
+    problems = []
+    for name, (kind, default) in NUMBERS.items():
+        text = texts[name]
+        numbers[name] = default
+        if text is None:
+            continue
+        try:
+            number = kind(text[:30])
+            if not math.isfinite(number):
+                raise ValueError
+            numbers[name] = number
+        except ValueError:
+            problems.append(f"--{name.replace('_', '-')} {text}: is not {KINDS[kind]}.")
+    return numbers, problems
+
+
+def default_trials(space: SearchSpace, sampling: str) -> int:
+    """All of a grid; otherwise a number that fits a night, at most all."""
+    if space.size is None:
+        return DEFAULT_TRIALS
+    return space.size if sampling == "grid" else min(DEFAULT_TRIALS, space.size)
+
+
+# --- msggan-aml sweep -------------------------------------------------------------------------------------------------
+
+
+@click.group(
+    name="sweep", cls=CommandsOrData, short_help="Find good settings by many short trials.", invoke_without_command=True
+)
+@data_argument
+@sweep_options
+@click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
+@click.option("--name", help="The sweep's name; used before, it goes on.  [default: from the data's name, with -sweep]")
+@settings_options(
+    "runs_dir",
+    "tracking_uri",
+    WORKSPACE_TABLE,
+    "compute",
+    "instance_type",
+    "low_priority",
+    "timeout_hours",
+    "environment",
+    "datastore",
+    "experiment",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
+@click.option("--detach", is_flag=True, help="On Azure: return as soon as the sweep has begun.")
+@click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
+@train_options
+@place_options
+@output_option
+@click.pass_context
+def sweep(context: click.Context, /, **given: Any) -> int:
+    """Find good settings: train many short trials on the images at PATH, and tell which was the best.
+
+    --over names what is searched and may be repeated; every other training option is the same for all trials. The
+    same command again goes on with a sweep that was stopped.
+    """
+    return 0 if context.invoked_subcommand is not None else run_sweep(**given)
+
+
+def run_sweep(
+    *,
+    data: str | None,
+    over: tuple[str, ...],
+    sampling: str,
+    objective: str,
+    direction: str | None,
+    stop_early: str,
+    target: str,
+    name: str | None,
+    flags: Flags,
+    dry_run: bool,
+    detach: bool,
+    yes: bool,
+    device: str,
+    workers: str,
+    output: str,
+    **texts: Any,
+) -> int:
+    """The command itself, with the options' texts."""
+    number_texts = {name: texts.pop(name) for name in NUMBERS}
+    numbers, problems = read_numbers(number_texts)
+    problems = source_problems(data) + target_problems(target) + problems
+    problems += place_problems(device, workers) + output_problems(output) + problems_here(flags)
+    problems += objective_problems(objective, direction)
+    config, space = config_and_space(texts, over, problems)
+    settings = settings_here(flags)
+    choice = choose(target, settings.workspace)
+    stopping = EarlyStopping(
+        policy=stop_early,
+        interval=numbers["stop_interval"],
+        delay=numbers["stop_delay"],
+        slack_factor=numbers["slack"],
+        slack_amount=numbers["slack_amount"],
+        percentage=numbers["truncate"],
+    )
+    try:
+        spec = SweepSpec(
+            config=config,
+            data=str(data or "."),
+            name=name or f"{default_name(str(data or 'x'))[:50]}-sweep",
+            space=space,
+            objective=objective_of(objective, direction),
+            sampling=sampling,
+            sampling_seed=numbers["sampling_seed"],
+            trials=default_trials(space, sampling) if numbers["trials"] is None else numbers["trials"],
+            concurrent=numbers["concurrent"],
+            timeout_hours=numbers["timeout"],
+            early_stopping=stopping,
+            most_failed=numbers["most_failed"],
+            place=Place(device, int(workers)) if not place_problems(device, workers) else Place(),
+        )
+    except UsageError as error:
+        problems += error.problems
+    refuse([*problems, *data_problems_of(choice.target, data)])
+
+    with Bars() as bars:
+        serving = build_target(choice.target, settings, Voice(tell, bars.show)).sweeps
+        tell(f"Target: {choice.target} ({choice.reason}).")
+        if dry_run:
+            show_sweep_plan(serving.plan_sweep(spec), output)
+            return 0
+        if question := serving.sweep_question(spec):
+            tell(question)
+            agree("Go on?", yes=yes)
+        status = serving.submit_sweep(spec, detach=detach)
+    show_sweep(status, output)
+    return status.exit_code
+
+
+def config_and_space(
+    texts: Mapping[str, Any], over: tuple[str, ...], problems: list[str]
+) -> tuple[TrainConfig, SearchSpace]:
+    """What all trials share and what is searched; complaints about either are added to `problems`."""
+    config, space = TrainConfig(), SearchSpace(())
+    try:
+        config = parse_with([], texts)
+    except UsageError as error:
+        problems += error.problems
+    try:
+        space = read_space(over, config)
+    except UsageError as error:
+        problems += error.problems
+    return config, space
+
+
+@sweep.command(name="best", short_help="Tell the best settings that a sweep found.")
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--download",
+    "folder",
+    metavar="FOLDER",
+    help="Copy the best trial's run folder there: to a new or an empty folder.",
+)
+@click.option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
+@place_of_runs
+@output_option
+def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flags, output: str) -> int:
+    """Tell the best settings that a sweep found, where its pictures are, and how to train it in full."""
+    refuse(target_problems(target) + output_problems(output) + problems_here(flags))
+    with Bars() as bars:
+        serving, status = find_sweep(name, target, settings_here(flags), Voice(tell, bars.show))
+        trial = best_trial(status)
+        status = serving.report(status)
+        if folder is not None:
+            copied = serving.download_trial(trial, Path(folder), force=force, tell=partial(bars.show, "Copying"))
+            tell(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
+    show_sweep(status, output)
+    return 0
+
+
+def find_sweep(name: str, target: str, settings: Settings, voice: Voice) -> tuple[SweepTarget, SweepStatus]:
+    """The target that has a sweep, and how it stands. Raises `UsageError` where there is none."""
+    workspace = settings.workspace if target != "local" else None
+    where = settings.runs_dir + (f" or workspace {workspace.workspace_name}" if workspace else "")
+    missing = UsageError([f"No sweep {name!r} in {where}."], "See what there is: msggan-aml list")
+    if named_problems(name, target, settings):
+        raise missing
+    place, name = target_of(name, target, settings, voice)
+    if not place.sweeps.is_sweep(name):
+        raise missing
+    return place.sweeps, place.sweeps.sweep_status(name)
+
+
+def best_trial(status: SweepStatus) -> Trial:
+    if status.best is None:
+        metric = status.objective.metric
+        raise UsageError(
+            [f"{status.name}: no trial has measured {metric} yet."], f"Look again: msggan-aml status {status.name}"
+        )
+    return status.best
+
+
+# --- submit --from-trial ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """What `submit --from-trial` takes from a sweep: the trial's configuration, its data and a name."""
+
+    serving: SweepTarget
+    trial: Trial
+    config: TrainConfig
+    data: str
+    name: str
+
+
+def take_over(reference: str, config: TrainConfig, settings: Settings, voice: Voice) -> TakenOver:
+    """The trial that SWEEP or SWEEP/NUMBER names, with what else `config` says. Raises `UsageError` with what differs.
+
+    The sweep is looked for here and then on Azure, wherever the run is to train. How long a trial trained, and how
+    often it reported, is not taken over.
+    """
+    named = trial_named(reference)
+    if "/" in reference and named is None:
+        raise UsageError([f"--from-trial {reference}: should read SWEEP or SWEEP/NUMBER."])
+    serving, status = find_sweep(named[0] if named else reference, "auto", settings, voice)
+    trial = status.trial(named[1]) if named else best_trial(status)
+    lasting = {spec.name for spec in fields(TrainConfig) if not spec.metadata["may_change"]}
+    found = {field: value for field, value in said(status.config_of(trial)).items() if field in lasting}
+    different = [
+        f"--from-trial {reference}: its {field} is {found[field]}, and {value} is asked for. Leave that out."
+        for field, value in said(config).items()
+        if field in found and found[field] != value
+    ]
+    refuse(different or problems_of({**found, **said(config)}))
+    return TakenOver(
+        serving=serving,
+        trial=trial,
+        config=replace(config, **found),
+        data=status.data,
+        name=name_of_trial(status.name, trial.number) if named else f"{status.name}-best",
+    )
+
+
+def bring_checkpoint(taken: TakenOver, folder: Path) -> None:
+    """Copies the trial's run folder to where a run is to live. Raises `UsageError` where it is trained enough."""
+    trained_kimg = (taken.trial.images_seen or 0) / 1000
+    if taken.config.kimg is not None and taken.config.kimg <= trained_kimg:
+        raise UsageError(
+            [f"--kimg {taken.config.kimg:g}: trial {taken.trial.number} has trained {trained_kimg:g} kimg already."],
+            f"Give more, as --kimg {10 * trained_kimg:g}, or --anew.",
+        )
+    was_copy = is_copy(folder)
+    if was_copy:
+        forget_download(folder)
+    taken.serving.download_trial(taken.trial, folder, force=was_copy, tell=lambda done, total: None)
+    forget_download(folder)
+
+
+# --- What is shown ----------------------------------------------------------------------------------------------------
+
+
+def show_sweep(status: SweepStatus, output: str) -> None:
+    if output == "json":
+        print_json(status.as_json())
+        return
+    echo(sweep_lines(status))
+    show_next(status.next)
+
+
+def show_sweep_plan(plan: dict[str, Any], output: str) -> None:
+    if output == "json":
+        print_json(plan)
+        return
+    variables = [f"{name}={shlex.quote(value)}" for name, value in plan["env"].items()]
+    click.echo(" ".join([*variables, shlex.join(plan["command"])]))
+    for number, settings in enumerate(plan.get("trials", ())):
+        click.echo(f"Trial {number}: {' '.join(f'{name}={value}' for name, value in settings.items())}")
+    for request in plan.get("requests", ()):
+        click.echo(f"{request['method']} {request['path']}\n{json.dumps(request['body'], indent=2)}")

@@ -1,0 +1,186 @@
+"""How do the commands of `msggan-aml` speak to the person who types, and what do they all read?"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from msggan.commands.options import did_you_mean, nearest
+from msggan.commands.program import StoppedError
+from msggan.errors import UsageError
+from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
+from orchestration.targets import TARGETS
+from orchestration.workspace import WORKSPACE_TABLE
+
+
+def settings_here(flags: Flags) -> Settings:
+    return read_settings(flags, folder=Path.cwd(), environ=os.environ)
+
+
+def problems_here(flags: Flags) -> list[str]:
+    return settings_problems(flags, folder=Path.cwd(), environ=os.environ)
+
+
+target_option = click.option(
+    "--target",
+    default="auto",
+    metavar="|".join(TARGETS),
+    help="Where the run is.  [default: auto, here if it is here and else on Azure]",
+)
+
+
+def place_of_runs(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what says where runs are: --target, --runs-dir and the workspace; the command gets `target` and `flags`."""
+    return target_option(settings_options("runs_dir", WORKSPACE_TABLE)(command))
+
+
+def refuse(problems: list[str]) -> None:
+    """Raises UsageError if there are problems."""
+    if problems:
+        raise UsageError(problems)
+
+
+def agree(question: str, *, yes: bool) -> None:
+    """Asks on the terminal. Raises UsageError where there is none, StoppedError where the answer is no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(["Nothing was done: there is no terminal to ask on."], "Add --yes to do it.")
+    if not click.confirm(question, err=True):
+        raise StoppedError("declined", 2, "Nothing was done.")
+
+
+# --- Commands that do not exist ---------------------------------------------------------------------------------------
+
+# By group, what other programs call its commands.
+COMMAND_SYNONYMS = {
+    "msggan-aml": {
+        **dict.fromkeys(("train", "run", "start", "resume", "continue", "restart", "fit", "launch", "new"), "submit"),
+        **dict.fromkeys(("ls", "runs", "ps", "jobs"), "list"),
+        **dict.fromkeys(("show", "info", "describe", "state"), "status"),
+        **dict.fromkeys(("tail", "follow", "watch", "attach"), "logs"),
+        **dict.fromkeys(("stop", "kill", "abort", "terminate", "interrupt"), "cancel"),
+        **dict.fromkeys(("generate", "gen", "draw", "film", "video", "predict"), "sample"),
+        **dict.fromkeys(("get", "fetch", "pull", "copy", "cp"), "download"),
+        **dict.fromkeys(("onnx", "convert"), "export"),
+        **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
+        **dict.fromkeys(("best",), "sweep best"),
+        **dict.fromkeys(("setup", "init"), "provision"),
+        **dict.fromkeys(("settings", "env"), "config show"),
+        **dict.fromkeys(("help", "version"), "--{}"),
+    },
+    "sweep": dict.fromkeys(("list", "status", "logs", "cancel", "download"), "msggan-aml {}"),
+    "config": dict.fromkeys(("list", "ls", "get", "set", "print", "view"), "show"),
+}
+DELETE = ("delete", "del", "rm", "remove")
+
+
+class Commands(click.Group):
+    """A group of commands that answers one that does not exist with what may be meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            ctx.fail(self.no_such_command(args[0]))
+        return super().resolve_command(ctx, args)
+
+    def no_such_command(self, word: str) -> str:
+        """The complaint about a word that is no command of this group."""
+        if word in DELETE:
+            return f"No such command {word!r}. A run is a folder: delete that. To stop a run: 'cancel'."
+        return f"No such command {word!r}.{did_you_mean(self.commands_meant(word))}"
+
+    def commands_meant(self, word: str) -> list[str]:
+        """What `word`, which is no command of this group, may stand for, the likeliest first."""
+        synonym = COMMAND_SYNONYMS.get(self.name or "", {}).get(word.lower())
+        if synonym:
+            return [synonym.format(word.lower())]
+        data = [f"submit {shlex.quote(word)}"] if "submit" in self.commands and os.path.exists(word) else []
+        return data + nearest(word, self.commands)
+
+
+class CommandsOrData(Commands):
+    """A group that takes the images as an argument too, unless a command comes first."""
+
+    allow_interspersed_args = True  # with arguments, as a command that is no group
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = not (args and args[0] in self.commands)
+        rest = super().parse_args(ctx, args)
+        for word in ctx.params.get("paths", ())[:1]:
+            if not os.path.exists(word):
+                self._refuse_command(ctx, word)
+        return rest
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """All, but no argument for a command of the group and where one comes first: what follows it is its own."""
+        params = super().get_params(ctx)
+        takes_data = ctx.command is self and ctx.allow_interspersed_args
+        return [param for param in params if takes_data or not isinstance(param, click.Argument)]
+
+    def _refuse_command(self, ctx: click.Context, word: str) -> None:
+        """Raises `UsageError` where an argument seems to be meant for a command."""
+        if word in self.commands:
+            ctx.fail(f"Write {word!r} before all options.")
+        if self.commands_meant(word):
+            ctx.fail(self.no_such_command(word))
+
+
+# --- What is shown ----------------------------------------------------------------------------------------------------
+
+
+class Bars:
+    """Progress bars on stderr, one after the other, for what has a known size."""
+
+    def __enter__(self) -> Bars:
+        self.label = ""
+        self.bar: Any = None
+        return self
+
+    def show(self, label: str, done: int, total: int) -> None:
+        if self.bar is None or label != self.label:
+            self._end()
+            self.label, self.bar = label, click.progressbar(length=total, label=label, file=sys.stderr).__enter__()
+        self.bar.update(done - self.bar.pos)
+        if done >= total:
+            self._end()
+
+    def _end(self) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(None, None, None)
+        self.bar = None
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+
+def echo(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def tell(line: str) -> None:
+    """A line for people, which no script reads."""
+    click.echo(line, err=True)
+
+
+def show_next(commands: Iterable[str]) -> None:
+    """What to type next."""
+    for line in commands:
+        click.echo(f"Next: {as_typed(line, program=sys.argv[0], path=os.environ.get('PATH', ''))}")
+
+
+def as_typed(command: str, *, program: str, path: str) -> str:
+    """A command of ours as it can be typed here: by the path of `program` where the shell would not find it."""
+    name = Path(program).name
+    if name != "msggan-aml" or shutil.which(name, path=path):
+        return command
+    return command.replace(name, program, 1)

@@ -1,0 +1,1 @@
+"""Trains runs and sweeps on this machine."""

@@ -1,0 +1,335 @@
+"""What does losing the machine cost a run? A short run here is killed and started again, and then looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from msggan.commands.program import EXIT_CODES, OUTPUT_VARIABLE
+from msggan.commands.tracking_uri import NO_TRACKING, TRACKING_VARIABLES
+from msggan.config import TrainConfig, resolve
+from msggan.display.progress import duration
+from msggan.runs.folder import RunFolder
+from msggan.runs.state import RunState, read_note
+from msggan.tracking.metrics_log import read_metrics
+from orchestration.data_source import is_remote
+from orchestration.errors import RehearsalError
+from orchestration.local.process import Ending, silent_death, start, told_by
+from orchestration.spec import RunSpec
+
+LOSSES = 3
+REPORT_IMAGES = 250  # a run reports each time it has seen so many more
+STEPS_BETWEEN_LOSSES = 5  # at least; fewer would leave no step between a checkpoint and a loss
+CHECKPOINTS_PER_LOSS = 1.25  # no whole number, so that losses come at different distances from the last checkpoint
+TIMINGS = ("seconds", "images_per_second")
+LOOK_SECONDS = 0.01
+SHOWS_WHY = "The same command with --target local in place of --rehearse-preemption shows why."
+MINUTES_WORTH_A_HINT = 10
+MINUTES_HINTED = 5
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss of the machine. seconds: from the new start until the run had seen as many images as before."""
+
+    images_seen: int
+    resumed_from: int
+    seconds: float
+
+    @property
+    def images_again(self) -> int:
+        return self.images_seen - self.resumed_from
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "images_again": self.images_again}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What one loss costs a run that saves itself every `checkpoint_images`, at so many images per second."""
+
+    checkpoint_images: int
+    images_per_second: float
+
+    @property
+    def minutes_at_most(self) -> float:
+        return self.checkpoint_images / self.images_per_second / 60
+
+    @property
+    def checkpoint_kimg(self) -> float | None:
+        """A smaller interval to try, None where a loss costs only minutes as it is."""
+        if self.minutes_at_most <= MINUTES_WORTH_A_HINT:
+            return None
+        return float(f"{MINUTES_HINTED * 60 * self.images_per_second / 1000:.1g}")
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "images_per_second": self.images_per_second,
+            "checkpoint_images": self.checkpoint_images,
+            "on_average": {"images": self.checkpoint_images / 2, "minutes": self.minutes_at_most / 2},
+            "at_most": {"images": self.checkpoint_images, "minutes": self.minutes_at_most},
+            "try_checkpoint_kimg": self.checkpoint_kimg,
+        }
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was found. differs: the files in which the run that was killed is another than the undisturbed one."""
+
+    losses: tuple[Loss, ...]
+    differs: tuple[str, ...]
+    outlook: Outlook
+
+    @property
+    def refusal(self) -> RehearsalError | None:
+        """The error to end with where the two runs are not equal."""
+        if not self.differs:
+            return None
+        return RehearsalError(
+            f"After {len(self.losses)} losses the run is another than the undisturbed one: {', '.join(self.differs)}.",
+            "On a GPU the same run twice may differ in the last digits; with --device cpu it must not. If it does "
+            "there, a run that loses its machine is not to be trusted: please report it.",
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "losses": [loss.as_json() for loss in self.losses],
+            "equal": not self.differs,
+            "differs": list(self.differs),
+            **self.outlook.as_json(),
+        }
+
+    def as_lines(self) -> list[str]:
+        """The same for people."""
+        lines = [
+            f"Loss {number}: killed after {loss.images_seen} images, went on from {loss.resumed_from}: "
+            f"{loss.images_again} images done again, {loss.seconds:.1f} s until it was there again, start included."
+            for number, loss in enumerate(self.losses, 1)
+        ]
+        if not self.differs:
+            lines.append("Equal to the run that was left alone: weights, and metrics apart from timings.")
+        return [*lines, *outlook_lines(self.outlook)]
+
+
+def outlook_lines(outlook: Outlook) -> list[str]:
+    most, seconds = outlook.checkpoint_images, 60 * outlook.minutes_at_most
+    lines = [
+        f"The run asked for saves itself every {most / 1000:g} kimg. At {outlook.images_per_second:.0f} images/s, as "
+        f"here, one loss costs it {most / 2:.0f} images ({_time(seconds / 2)}) on average and {most} "
+        f"({_time(seconds)}) at most, and the start."
+    ]
+    if outlook.checkpoint_kimg is not None:
+        lines.append(f"--checkpoint-kimg {outlook.checkpoint_kimg:g} would make that {MINUTES_HINTED} min or so.")
+    return lines
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else "less than 1 s"
+
+
+def rehearsal_problems(data: str | None, *, dry_run: bool, detach: bool) -> list[str]:
+    """Every complaint about options that do not go with --rehearse-preemption."""
+    problems = [
+        f"{name}: does not go with --rehearse-preemption, which sends nothing and ends by itself. Leave one out."
+        for name, is_said in (("--dry-run", dry_run), ("--detach", detach))
+        if is_said
+    ]
+    if data and is_remote(data):
+        problems.append(
+            "--rehearse-preemption: trains here, where this --data cannot be read. Give it some of the images in a "
+            "folder: --data FOLDER --rehearse-preemption."
+        )
+    return problems
+
+
+def rehearse(spec: RunSpec, tell: Callable[[str], None]) -> Rehearsal:
+    """Trains a short run of `spec` undisturbed, and one that is killed three times, in a folder that is then removed.
+
+    Raises the error of a run that cannot train.
+    """
+    asked = resolved_asked(spec.config)
+    step = images_between_losses(asked)
+    short = replace(spec, config=short_config(spec.config, step))
+    with tempfile.TemporaryDirectory(prefix="msggan-rehearsal-") as place:
+        alone, killed = RunFolder(Path(place) / "alone"), RunFolder(Path(place) / "killed")
+        tell(f"Rehearsing: a run of {(LOSSES + 1) * step} images here, left alone.")
+        with _training(short, alone) as child:
+            _reach_end(child)
+        tell(f"The same run again, killed {LOSSES} times.")
+        losses = _train_with_losses(short, killed, [step * (number + 1) for number in range(LOSSES)], tell)
+        return Rehearsal(tuple(losses), tuple(differences(alone, killed)), build_outlook(asked, alone))
+
+
+# --- The short run ----------------------------------------------------------------------------------------------------
+
+
+def resolved_asked(config: TrainConfig) -> TrainConfig:
+    """What was asked, with its length, interval and batch filled in; of images and device these do not depend."""
+    return resolve(config, shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
+
+
+def images_between_losses(asked: TrainConfig) -> int:
+    """How many images lie between two losses: enough for reports to tell of, and for several steps."""
+    fewest = STEPS_BETWEEN_LOSSES * asked.batch_size
+    return REPORT_IMAGES * -(-fewest // REPORT_IMAGES)
+
+
+def short_config(config: TrainConfig, step: int) -> TrainConfig:
+    """The same training, over when it has seen images for one loss more than there are, sampled and measured once."""
+    kimg = (LOSSES + 1) * step / 1000
+    return replace(
+        config,
+        kimg=kimg,
+        sample_kimg=kimg,
+        metric_kimg=kimg,
+        checkpoint_kimg=step / CHECKPOINTS_PER_LOSS / 1000,
+    )
+
+
+# --- Killing it -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A process that trains, and where its result goes."""
+
+    process: subprocess.Popen[str]
+    stdout: IO[str]
+    folder: RunFolder
+
+    def note(self) -> RunState | None:
+        """What it noted when it began; None as long as the note is that of the process before it."""
+        note = read_note(self.folder)
+        return note if note is not None and note.process == self.process.pid else None
+
+    def check_end(self) -> None:
+        """Raises the error of one that has ended without being done."""
+        self.stdout.seek(0)
+        told = told_by(Ending(self.process.wait(), self.stdout.read(), wrote_to_stderr=False))
+        if told.get("state") not in EXIT_CODES:
+            raise silent_death(self.process.returncode, process="training", hint=SHOWS_WHY)
+
+
+@contextmanager
+def _training(spec: RunSpec, folder: RunFolder) -> Iterator[_Child]:
+    """A process that trains, in a group of its own; none of the group is left at the end."""
+    command = spec.command(data=str(spec.data), run_dir=str(folder), python=sys.executable)
+    environ = {**os.environ, OUTPUT_VARIABLE: "json", TRACKING_VARIABLES[0]: NO_TRACKING}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as stdout:
+        process = start(
+            command,
+            environ,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            yield _Child(process, stdout, folder)
+        finally:
+            _take_away(process)
+
+
+def _take_away(process: subprocess.Popen[str]) -> None:
+    """Kills a process and all that it has started, as a machine that is gone takes them along."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def _train_with_losses(spec: RunSpec, folder: RunFolder, moments: list[int], tell: Callable[[str], None]) -> list[Loss]:
+    """Trains to the end, killed each time it has seen so many images."""
+    losses: list[Loss] = []
+    lost_at = 0
+    for moment in [*moments, None]:
+        began = time.monotonic()
+        with _training(spec, folder) as child:
+            resumed_from = _wait_for_begin(child)
+            if lost_at:
+                _reach(child, lost_at)
+                losses.append(Loss(lost_at, resumed_from, time.monotonic() - began))
+            if moment is None or not _reach(child, moment):
+                _reach_end(child)
+                break
+        lost_at = _images_seen(folder)
+        tell(f"Killed after {lost_at} images.")
+    return losses
+
+
+def _wait_for_begin(child: _Child) -> int:
+    """→ the images that it goes on from, when it begins to train."""
+    while (note := child.note()) is None:
+        if child.process.poll() is not None:
+            child.check_end()
+        time.sleep(LOOK_SECONDS)
+    return note.images_seen
+
+
+def _reach(child: _Child, images: int) -> bool:
+    """Waits until it has seen so many images. → whether it still trains."""
+    while _images_seen(child.folder) < images:
+        if child.process.poll() is not None:
+            child.check_end()
+            return False
+        time.sleep(LOOK_SECONDS)
+    return child.process.poll() is None
+
+
+def _reach_end(child: _Child) -> None:
+    child.process.wait()
+    child.check_end()
+
+
+def _images_seen(folder: RunFolder) -> int:
+    """How many images the run has told of, in a report or by a checkpoint."""
+    reported = [int(report["images"]) for report in read_metrics(folder.metrics)]
+    saved = [int(path.stem) for path in folder.checkpoints.glob("*.json")]
+    return max([0, *reported, *saved])
+
+
+# --- Looking at it ----------------------------------------------------------------------------------------------------
+
+
+def differences(one: RunFolder, other: RunFolder) -> list[str]:
+    """The results in which two runs differ, timings apart."""
+    looks: tuple[tuple[str, Callable[[RunFolder], object]], ...] = (
+        ("generator.safetensors", lambda folder: _weights(folder.generator)),
+        ("metrics.jsonl", _metrics_without_timings),
+    )
+    return [name for name, look in looks if look(one) != look(other)]
+
+
+def _weights(path: Path) -> tuple[Any, bytes]:
+    """A safetensors file's header and the numbers after it. Its JSON is read, as it is written in any order."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def _metrics_without_timings(folder: RunFolder) -> list[str]:
+    """Each report as text, in which even what is not a number equals itself."""
+    reports = read_metrics(folder.metrics)
+    return [
+        json.dumps({name: value for name, value in report.items() if name not in TIMINGS}, sort_keys=True)
+        for report in reports
+    ]
+
+
+def build_outlook(asked: TrainConfig, measured: RunFolder) -> Outlook:
+    """What a loss costs the run that was asked for, at the pace of the short one after its first report."""
+    first, *_, last = read_metrics(measured.metrics)
+    images_per_second = (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
+    return Outlook(round(1000 * min(asked.checkpoint_kimg, asked.kimg)), images_per_second)

@@ -1,0 +1,86 @@
+"""How does one trial of a sweep run on this machine? The same command line as a run, in a session of its own."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import IO
+
+from msggan.commands.program import EXIT_CODES
+from msggan.errors import MsgganError
+from msggan.runs.folder import RunFolder
+from msggan.runs.state import is_owned, read_note, state_of, terminate_holder
+from orchestration.local.process import Ending, silent_death, start, told_by
+
+NEEDS_LESS_MEMORY = "A smaller --batch-size, --resolution or --concurrent needs less memory."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial's process ended. state: completed, failed, cancelled or interrupted."""
+
+    state: str
+    reason: str = ""
+
+
+class TrialProcess:
+    """A training that we started. What it writes for people goes to its log.txt; Ctrl-C does not reach it."""
+
+    def __init__(self, folder: RunFolder, command: list[str], environ: dict[str, str]) -> None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        self._stdout: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - as long as the trial
+        with folder.log.open("a") as log:
+            self._child = start(
+                command, environ, stdin=subprocess.DEVNULL, stdout=self._stdout, stderr=log, start_new_session=True
+            )
+
+    def outcome(self) -> Outcome | None:
+        """How it ended, None while it works."""
+        status = self._child.poll()
+        if status is None:
+            return None
+        self._stdout.seek(0)
+        ending = Ending(status, self._stdout.read())
+        self._stdout.close()
+        return _outcome_of(ending)
+
+    def stop(self) -> None:
+        """Asks it to end after the step at hand, with a checkpoint."""
+        self._child.terminate()
+
+
+class AdoptedTrial:
+    """A training that a sweep left behind when it was killed: it is watched by its run folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def outcome(self) -> Outcome | None:
+        if is_owned(self._folder):
+            return None
+        state = state_of(self._folder)
+        if state is None or state.state not in EXIT_CODES:
+            return Outcome("interrupted")
+        return Outcome(state.state, state.reason)
+
+    def stop(self) -> None:
+        note = read_note(self._folder)
+        if note is not None and note.state == "running" and note.machine == platform.node():
+            terminate_holder(self._folder.lock, note.process)
+
+
+def _outcome_of(ending: Ending) -> Outcome:
+    try:
+        told = told_by(ending)
+        if told.get("state") in EXIT_CODES:
+            return Outcome(str(told["state"]))
+        if ending.status in (-signal.SIGTERM, EXIT_CODES["cancelled"]):  # it came before training began
+            return Outcome("cancelled")
+        raise silent_death(ending.status, process="training", if_out_of_memory=NEEDS_LESS_MEMORY)
+    except MsgganError as error:
+        if error.exit_code == EXIT_CODES["cancelled"]:
+            return Outcome("cancelled")
+        return Outcome("failed", " ".join(error.message.split()))

@@ -1,0 +1,242 @@
+"""Is there one job, or an error and none, or an error that says there may be one, whatever breaks while it is sent?"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from azure_local import AzureLocal
+from azure_local.messages import Recorded
+from support.images import draw_tiny_images
+from support.programs import environment
+
+from msggan.config import TrainConfig
+from msggan.errors import MsgganError
+from orchestration.reporter import Voice
+from orchestration.settings import read_settings
+from orchestration.spec import Run, RunSpec
+from orchestration.sweeps.space import read_space
+from orchestration.sweeps.spec import SweepSpec, SweepStatus
+
+if TYPE_CHECKING:
+    from orchestration.azure.target import AzureTarget
+
+# The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+Submit = Callable[..., Run | SweepStatus]
+SHORT = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.04)
+
+PATIENCE_S = 60
+MOST_AT_ONCE = 256  # blobs that one request deletes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of 24 images."""
+    folder = tmp_path_factory.mktemp("pack")
+    draw_tiny_images(folder / "tiny")
+    words = ["--data", str(folder / "tiny"), "--out", str(folder / "tiny.safetensors"), "--resolution", "8"]
+    subprocess.run([sys.executable, "-m", "msggan.pack", *words], check=True, env=environment(), capture_output=True)
+    return folder / "tiny.safetensors"
+
+
+@pytest.fixture
+def build_target(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AzureTarget]:
+    """The target of another command, in this process. What the SDK waits before it repeats passes at once."""
+    monkeypatch.setattr("azure.core.pipeline.transport.HttpTransport.sleep", lambda self, duration: None)
+    for name, value in azure.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    from orchestration.azure.target import AzureTarget
+
+    azure.add_cluster("msggan-gpu")
+    azure.hold_jobs()
+
+    def build() -> AzureTarget:
+        settings = read_settings({}, folder=tmp_path, environ=os.environ)
+        return AzureTarget(settings, Voice(tell=lambda line: None), wait_factor_s=0.01)
+
+    return build
+
+
+@pytest.fixture
+def submit(build_target: Callable[[], AzureTarget], pack: Path) -> Submit:
+    """submit(NAME): sends a run and leaves it."""
+    return lambda name="one": build_target().submit(RunSpec(SHORT, pack, name), detach=True)
+
+
+@pytest.fixture
+def submit_sweep(build_target: Callable[[], AzureTarget], pack: Path) -> Submit:
+    """submit_sweep(NAME): sends a sweep of two trials and leaves it."""
+
+    def submit(name: str = "one") -> SweepStatus:
+        space = read_space(("g_lr=0.001..0.01",), SHORT)
+        return build_target().sweeps.submit_sweep(SweepSpec(SHORT, pack, name, space, trials=2), detach=True)
+
+    return submit
+
+
+def kind_of(request: Recorded) -> str:
+    """What a request is for, the same for the many blobs of a snapshot."""
+    path = re.sub(r"(msggan/(?:code|environments))/.*|[0-9a-f]{8,}(-[0-9a-f-]+)?", r"\1*", request.path)
+    return f"{request.method} {request.host.split('.')[0]} {path} {request.query.get('comp', '')}"
+
+
+def kinds(requests: list[Recorded]) -> dict[str, int]:
+    """The kinds of requests in the order of their first, and the number of that one."""
+    found: dict[str, int] = {}
+    for number, request in enumerate(requests, start=1):
+        found.setdefault(kind_of(request), number)
+    return found
+
+
+def forget(azure: AzureLocal) -> None:
+    """Takes away what was sent: the job, its images, its code and its environment."""
+    azure.end_jobs()
+    for kept in (azure.cloud.jobs, azure.cloud.codes, azure.cloud.environments):
+        kept.clear()
+    paths = azure.blobs_below("msggan/")
+    for start in range(0, len(paths), MOST_AT_ONCE):
+        azure.cloud.blobs.container(azure.cloud.account, azure.container).delete_blobs(*paths[start:][:MOST_AT_ONCE])
+    azure.faults.clear()
+    azure.recording.clear()
+
+
+def outcome_of(submit: Submit) -> str:
+    """`submitted`, or what the error says. Fails where it takes for ever."""
+    outcome: list[str | BaseException] = []
+
+    def attempt() -> None:
+        try:
+            submit()
+            outcome.append("submitted")
+        except MsgganError as error:
+            outcome.append(f"{error}")
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)  # a daemon: one that hangs holds up nothing else
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert outcome, f"submit hangs after {PATIENCE_S} s"
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+@pytest.mark.parametrize("drop", ["before", "after"])
+def test_a_connection_cut_at_any_request_of_a_first_submit_leaves_one_job_or_an_error_and_none(
+    azure: AzureLocal, submit: Submit, drop: str
+) -> None:
+    submit()
+    numbers = kinds(azure.requests)
+    for part in ("msggan/code*", "msggan/environments*", "msggan/data/*", "/codes/", "/environments/msggan/", "/jobs/"):
+        assert any(kind.startswith("PUT") and part in kind for kind in numbers), part
+    for kind, number in numbers.items():
+        forget(azure)
+        fault = azure.fault(".*", ".", nth=number, drop=drop)
+        outcome = outcome_of(submit)
+        assert fault.happened == 1, kind
+        assert list(azure.cloud.jobs) == (["one"] if outcome == "submitted" else []), (kind, outcome)
+
+
+@pytest.mark.parametrize("drop", ["before", "after"])
+def test_a_connection_cut_at_any_write_of_a_sweep_leaves_one_job_or_an_error_and_none(
+    azure: AzureLocal, submit_sweep: Submit, drop: str
+) -> None:
+    submit_sweep()
+    writes = {kind: number for kind, number in kinds(azure.requests).items() if kind.startswith("PUT")}
+    assert [kind for kind in writes if "sweep.json" in kind], writes
+    for kind, number in writes.items():
+        forget(azure)
+        fault = azure.fault(".*", ".", nth=number, drop=drop)
+        outcome = outcome_of(submit_sweep)
+        assert fault.happened == 1, kind
+        sweeps = [name for name, job in azure.cloud.jobs.items() if job.parent is None]
+        assert sweeps == (["one"] if outcome == "submitted" else []), (kind, outcome)
+
+
+def test_a_sweep_that_can_note_nothing_of_what_was_asked_is_not_sent(azure: AzureLocal, submit_sweep: Submit) -> None:
+    azure.fault("PUT", "sweep.json", times=10**6, status=503, retry_after=0.01)
+    outcome = outcome_of(submit_sweep)
+    assert outcome.startswith("Writing into azureml://datastores/workspaceblobstore/paths/msggan/runs/one/"), outcome
+    assert list(azure.cloud.jobs) == []
+
+
+def test_a_service_that_breaks_down_at_any_write_of_submit_leaves_no_unreported_job(
+    azure: AzureLocal, submit: Submit
+) -> None:
+    submit()
+    writes = {kind: number for kind, number in kinds(azure.requests).items() if kind.startswith("PUT")}
+    for kind, number in writes.items():
+        forget(azure)
+        azure.fault(".*", ".", nth=number, times=10**6, status=503, retry_after=0.01)
+        outcome = outcome_of(submit)
+        if azure.cloud.jobs:
+            assert outcome == "submitted" or "may exist" in outcome, (kind, outcome)
+        else:
+            assert outcome != "submitted", kind
+
+
+@pytest.mark.parametrize(
+    ("drop", "jobs", "said"), [("before", [], r"No job was made\.$"), ("after", ["one"], "submitted")]
+)
+def test_where_the_last_answer_is_lost_for_good_the_job_is_looked_for(
+    azure: AzureLocal, submit: Submit, drop: str, jobs: list[str], said: str
+) -> None:
+    azure.fault("PUT", "/jobs/one", drop=drop, times=100)
+    assert re.search(said, outcome_of(submit).splitlines()[0])
+    assert list(azure.cloud.jobs) == jobs
+
+
+def test_where_it_cannot_be_looked_for_the_error_says_that_it_may_exist_and_the_same_command_makes_no_second(
+    azure: AzureLocal, submit: Submit
+) -> None:
+    azure.fault("PUT", "/jobs/one", drop="after", times=100)
+    azure.fault("GET", "/jobs/one", nth=2, times=100, status=503, retry_after=0.01)
+    with pytest.raises(MsgganError) as lost:
+        submit()
+    assert lost.value.code == "uncertain"
+    assert "one may exist" in lost.value.message
+    assert "msggan-aml status one" in lost.value.hint
+    azure.faults.clear()
+    with pytest.raises(MsgganError, match="is running already, as job one"):
+        submit()
+    assert list(azure.cloud.jobs) == ["one"]
+
+
+def test_two_submissions_of_different_names_at_once_both_succeed(azure: AzureLocal, submit: Submit) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as threads:
+        runs = list(threads.map(submit, ["one", "two"]))
+    assert [run.job_id for run in runs] == ["one", "two"]
+    assert set(azure.cloud.jobs) == {"one", "two"}
+
+
+def test_what_was_sent_once_is_not_sent_again(azure: AzureLocal, submit: Submit) -> None:
+    submit("one")
+    before = len(azure.requests)
+    submit("two")
+    uploads = [
+        str(request) for request in azure.requests[before:] if request.method == "PUT" and "blob" in request.host
+    ]
+    assert uploads == []

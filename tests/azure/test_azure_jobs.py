@@ -1,0 +1,228 @@
+"""Is a run as a job what it should be, and what travels with it the package alone? No network."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.azure_jobs import BODY, SCOPE, SERVERLESS, SIZE, SPEC, job_plan
+
+import msggan
+from msggan.config import TrainConfig
+from msggan.data.dataset import FORMAT_OF_SUFFIX
+from msggan.errors import UsageError
+from orchestration.azure.data import IMAGES
+from orchestration.azure.jobs import (
+    LONGEST_TAG,
+    MOST_TAGS,
+    JobData,
+    build_body,
+    build_job,
+    command_line,
+    configuration_hash,
+    exit_code_of,
+    has_ended,
+    is_timeout,
+    job_name,
+    plan_problems,
+    run_folder,
+    state_of,
+)
+from orchestration.azure.snapshot import staged
+from orchestration.azure.uploads import hash_of
+from orchestration.spec import RunSpec
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+# --- The body ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "body"),
+    [
+        ({}, BODY),
+        ({"low_priority": True}, BODY),  # a cluster's machines are what the cluster says
+        ({"compute": None, "instance_type": SIZE}, SERVERLESS),
+        (
+            {"compute": None, "instance_type": SIZE, "low_priority": True},
+            {**SERVERLESS, "queueSettings": {"jobTier": "Spot"}},
+        ),
+        ({"as_user": True}, {**BODY, "identity": {"identityType": "UserIdentity"}}),
+        (
+            {"timeout_hours": 504.0},
+            {**BODY, "limits": {"timeout": "P21D", "jobLimitsType": "Command"}},
+        ),
+        (
+            {"timeout_hours": 1e-9},
+            {**BODY, "limits": {"timeout": "PT1S", "jobLimitsType": "Command"}},
+        ),
+        (
+            {"data": JobData("azureml:flowers:3", "uri_file")},
+            {
+                **BODY,
+                "inputs": {"data": {"uri": "azureml:flowers:3", "mode": "Download", "jobInputType": "uri_file"}},
+            },
+        ),
+        (
+            {"tags": {"msggan.git_commit": "abc", "msggan.git_dirty": "true"}},
+            {
+                **BODY,
+                "tags": {"msggan.git_commit": "abc", "msggan.git_dirty": "true"},
+                "properties": {"mlflow.source.git.commit": "abc", "azureml.git.dirty": "true"},
+            },
+        ),
+    ],
+    ids=["cluster", "low-priority-cluster", "serverless", "spot", "as-user", "longest", "shortest", "asset", "tags"],
+)
+def test_the_body_is_what_the_plan_says(changes: dict[str, Any], body: dict[str, Any]) -> None:
+    plan = job_plan(**changes)
+    before = copy.deepcopy(plan)
+    assert build_body(plan, SCOPE) == {"properties": body}
+    assert plan == before
+
+
+def test_what_the_shell_would_take_apart_is_quoted() -> None:
+    line = command_line(RunSpec(TrainConfig(background="#ffffff"), "x", "x"))
+    assert line == (
+        'python -m msggan.train --data "${{inputs.data}}" --run-dir "${{outputs.run}}" --background \'#ffffff\''
+    )
+
+
+def test_all_that_the_service_would_refuse_is_told_at_once() -> None:
+    wrong = job_plan(
+        instance_type="T4 please",
+        tags={**{str(number): "x" for number in range(MOST_TAGS)}, "long": "x" * (LONGEST_TAG + 1)},
+    )
+    with pytest.raises(UsageError) as error:
+        build_job(wrong)
+    assert error.value.problems == (
+        "A job trains on --compute or, serverless, on machines of --instance-type: one of the two.",
+        "--instance-type T4 please: is not a size such as Standard_NC4as_T4_v3.",
+        "A job may have 50 tags of 256 characters.",
+    )
+    with pytest.raises(UsageError, match="one of the two"):
+        build_job(job_plan(compute=None))
+    build_job(job_plan(tags={str(number): "x" * LONGEST_TAG for number in range(MOST_TAGS)}))
+    for tags in ({"long": "x" * (LONGEST_TAG + 1)}, {str(number): "x" for number in range(MOST_TAGS + 1)}):
+        assert plan_problems(job_plan(tags=tags)) == ["A job may have 50 tags of 256 characters."]
+
+
+# --- Names and words --------------------------------------------------------------------------------------------------
+
+
+def test_the_jobs_of_a_run_are_counted_from_its_name() -> None:
+    assert [job_name("flowers", number) for number in (1, 2, 10)] == ["flowers", "flowers-2", "flowers-10"]
+    assert run_folder("store", "flowers").uri == "azureml://datastores/store/paths/msggan/runs/flowers/"
+
+
+def test_a_configuration_is_known_again_by_what_is_asked_and_not_by_where_the_images_lay() -> None:
+    data = JobData("azureml://datastores/store/paths/msggan/data/1.safetensors", "uri_file")
+    known = configuration_hash(SPEC, data)
+    assert known == configuration_hash(RunSpec(SPEC.config, "elsewhere/flowers", "flowers", SPEC.place), data)
+    others = [
+        configuration_hash(RunSpec(TrainConfig(resolution=8, kimg=3), "flowers", "flowers", SPEC.place), data),
+        configuration_hash(RunSpec(SPEC.config, "flowers", "roses", SPEC.place), data),
+        configuration_hash(SPEC, JobData("azureml:flowers:3", "uri_file")),
+        configuration_hash(SPEC, data, ["a sweep over g_lr"]),
+    ]
+    assert len({known, *others}) == 5
+
+
+def test_the_states_of_the_service_have_our_words_and_one_that_is_new_to_us_goes_on() -> None:
+    words = {
+        "queued": ["NotStarted", "Queued", "Provisioning", "Scheduled", "Paused"],
+        "preparing": ["Starting", "Preparing"],
+        "running": ["Running", "Finalizing", "CancelRequested", "Pondering"],
+        "completed": ["Completed"],
+        "failed": ["Failed"],
+        "cancelled": ["Canceled"],
+        "interrupted": ["NotResponding"],
+    }
+    assert {state: list(map(state_of, said)) for state, said in words.items()} == {
+        state: [state] * len(said) for state, said in words.items()
+    }
+    every = [word for said in words.values() for word in said]
+    assert [word for word in every if has_ended(word)] == ["Completed", "Failed", "Canceled", "NotResponding"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "timeout"),
+    [
+        ("Execution failed. User process '/bin/bash' exited with status code 2. Please check log file", 2, False),
+        ("Process exited with exit code -9", -9, False),
+        ("The job exceeded its time limit of 60 seconds.", None, True),
+        ("Job was terminated: max run duration reached", None, True),
+        ("Run timed out.", None, True),
+        ("AssetNotFound: sometime later", None, False),
+        ("", None, False),
+    ],
+)
+def test_an_error_tells_an_exit_code_or_that_the_time_was_up(error: str, code: int | None, timeout: bool) -> None:
+    assert (exit_code_of(error), is_timeout(error)) == (code, timeout)
+
+
+# --- The snapshot -----------------------------------------------------------------------------------------------------
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_snapshot_is_the_package_and_nothing_else_and_the_same_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.txt").write_text("not to travel")
+    package = Path(msggan.__path__[0])
+    expected = {f"msggan/{path.name}": path.read_bytes() for path in package.glob("*.py")}
+    metadata = f"msggan-{msggan.__version__}.dist-info/METADATA"
+    expected[metadata] = f"Metadata-Version: 2.1\nName: msggan\nVersion: {msggan.__version__}\n".encode()
+    with staged() as one, staged() as other:
+        assert files_in(one.folder) == files_in(other.folder) == expected
+        assert one.files == other.files == tuple(sorted(expected, key=Path))
+        size = sum(map(len, expected.values()))
+        assert one.bytes == other.bytes == size
+        assert size < 1 << 20
+        assert str(one) == f"{len(expected)} files, {size / 1024:.0f} KiB"
+        folders = [one.folder, other.folder]
+    assert not [folder for folder in folders if folder.exists()]
+
+
+def test_the_hash_of_files_is_of_their_paths_and_contents_in_whatever_order() -> None:
+    files = [{"a": b"bc"}, {"ab": b"c"}, {"a": b"b", "c": b""}, {"abc": b""}, {}]
+    assert len({hash_of(one) for one in files}) == len(files)
+    assert hash_of({"a": b"1", "b": b"2"}) == hash_of({"b": b"2", "a": b"1"})
+
+
+def test_what_lies_in_a_package_s_folder_without_being_of_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "msggan"
+    for name in ("one.py", "__pycache__/one.cpython-311.pyc", ".DS_Store", "deep/er/two.py", "deep/__pycache__/x.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(name)
+    os.utime(package / "one.py", (0, 0))
+    monkeypatch.setattr(msggan, "__path__", [str(package)])
+    with staged() as snapshot:
+        assert [name for name in snapshot.files if name.startswith("msggan/")] == [
+            "msggan/deep/er/two.py",
+            "msggan/one.py",
+        ]
+
+
+@settings(deadline=None, max_examples=30)
+@given(hours=st.floats(0.001, 504))
+def test_a_time_limit_is_sent_to_the_second(hours: float) -> None:
+    from azure_local.runner import timeout_s
+
+    assert timeout_s(build_body(job_plan(timeout_hours=hours), SCOPE)["properties"]) == max(1, round(hours * 3600))
+
+
+def test_a_folder_in_azure_is_looked_through_for_every_kind_of_image_that_a_job_reads() -> None:
+    assert set(IMAGES) == {suffix for suffix, name in FORMAT_OF_SUFFIX.items() if name != "HEIF"}

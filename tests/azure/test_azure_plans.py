@@ -1,0 +1,367 @@
+"""What is made of the settings, and what is planned for what is there? No network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.ai.ml.entities import AmlCompute, ComputeInstance, NetworkSettings
+from hypothesis import given
+from hypothesis import strategies as st
+from support.programs import REPOSITORY
+
+from msggan.errors import UsageError
+from orchestration.azure.compute import (
+    Quota,
+    Size,
+    _changed,
+    build_cluster,
+    check_quota,
+    cost_sentences,
+    find_size,
+    free_name,
+    plan_cluster,
+    plan_cluster_deletion,
+)
+from orchestration.azure.datastore import Secret, build_datastore, plan_datastore, plan_datastore_deletion, read_secret
+from orchestration.azure.environment import (
+    DEFAULT_CONTEXT,
+    Recipe,
+    build_environment,
+    plan_environment,
+    read_recipe,
+)
+from orchestration.azure.plan import Item, plan_lines
+from orchestration.errors import QuotaError
+from orchestration.settings import Settings, read_settings
+from orchestration.settings_file import tomllib
+
+T4 = Size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", 4, 1, 28, True, {"Standard": 0.526, "LowPriority": 0.1})
+A100 = Size("Standard_NC24ads_A100_v4", "StandardNCADSA100v4Family", 24, 1, 220, False, {})
+CPU = Size("Standard_DS3_v2", "standardDSv2Family", 4, 0, 14, True, {})
+SUBNET = (
+    "/subscriptions/6b1f4b0c-7a57-4d0b-8f0e-2f6f0d6f1c01/resourceGroups/g/providers/Microsoft.Network"
+    "/virtualNetworks/v/subnets/default"
+)
+MANAGED = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/me"
+
+
+def settings(**said: Any) -> Settings:
+    return read_settings(
+        {name: str(value) if type(value) is int else value for name, value in said.items()},
+        folder=Path("/"),
+        environ={},
+    )
+
+
+def cluster(**said: Any) -> AmlCompute:
+    """A cluster that is there."""
+    given = {"size": T4.name, "min_instances": 0, "max_instances": 1, "tier": "dedicated", "location": "eastus", **said}
+    return AmlCompute(name="msggan-gpu", provisioning_state="Succeeded", **given)
+
+
+# --- Clusters ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_s_body_is_what_the_settings_say() -> None:
+    said = settings(
+        compute="gpu", vm_size=A100.name, min_nodes=1, max_nodes=3, idle_minutes=90, low_priority=True, identity=MANAGED
+    )
+    assert build_cluster(said, "eastus")._to_rest_object().as_dict() == {
+        "location": "eastus",
+        "tags": {"msggan": "provisioned"},
+        "identity": {"type": "UserAssigned", "userAssignedIdentities": {MANAGED: {}}},
+        "properties": {
+            "computeType": "AmlCompute",
+            "disableLocalAuth": True,
+            "properties": {
+                "osType": "Linux",
+                "vmSize": A100.name,
+                "vmPriority": "LowPriority",
+                "scaleSettings": {"minNodeCount": 1, "maxNodeCount": 3, "nodeIdleTimeBeforeScaleDown": "PT1H30M"},
+                "remoteLoginPortPublicAccess": "NotSpecified",
+                "enableNodePublicIp": True,
+            },
+        },
+    }
+
+
+def test_a_location_that_is_said_comes_before_the_workspace_s() -> None:
+    assert build_cluster(settings(location="westeurope"), "eastus").location == "westeurope"
+
+
+@pytest.mark.parametrize(
+    ("said", "there", "action", "changes"),
+    [
+        ({}, {}, "keep", {}),
+        ({}, {"size": "STANDARD_NC4AS_T4_V3", "tier": "Dedicated"}, "keep", {}),
+        ({"location": "eastus"}, {"location": "East US"}, "keep", {}),
+        ({"max_nodes": 2}, {}, "change", {"max_nodes": {"from": 1, "to": 2}}),
+        ({"idle_minutes": 3}, {"idle_time_before_scale_down": 90}, "change", {"idle_minutes": {"from": 1.5, "to": 3}}),
+        ({"identity": "system"}, {}, "change", {"identity": {"from": "none", "to": "system"}}),
+        ({"vm_size": A100.name}, {}, "refuse", {"vm_size": {"from": T4.name, "to": A100.name}}),
+        ({"low_priority": True}, {}, "refuse", {"low_priority": {"from": False, "to": True}}),
+        ({}, {"tier": "low_priority"}, "refuse", {"low_priority": {"from": True, "to": False}}),
+        ({"location": "westeurope"}, {}, "refuse", {"location": {"from": "eastus", "to": "westeurope"}}),
+        ({}, {"provisioning_state": "Failed"}, "refuse", {}),
+        ({}, {"provisioning_state": "Deleting"}, "refuse", {}),
+        ({}, {"provisioning_state": "Updating"}, "keep", {}),
+    ],
+)
+def test_what_can_be_changed_in_place_is_and_the_rest_is_refused(
+    said: dict[str, Any], there: dict[str, Any], action: str, changes: dict[str, Any]
+) -> None:
+    state = there.pop("provisioning_state", "Succeeded")
+    found = cluster(**there)
+    found._provisioning_state = state
+    item = plan_cluster(settings(**said), found, T4)
+    assert (item.action, dict(item.changes)) == (action, changes)
+
+
+def test_another_kind_of_compute_keeps_its_name() -> None:
+    item = plan_cluster(settings(), ComputeInstance(name="msggan-gpu"), T4)
+    assert (item.action, item.reason) == ("refuse", "the name is taken by another kind of compute (computeinstance)")
+
+
+@pytest.mark.parametrize("subnet", [None, SUBNET])
+def test_a_change_leaves_network_identity_and_tags_as_they_are(subnet: str | None) -> None:
+    there = cluster(tags={"owner": "ann"}, network_settings=NetworkSettings(subnet=subnet))
+    changed = _changed(there, build_cluster(settings(max_nodes=7), "eastus"), keep_identity=True)
+    changed._set_full_subnet_name("s", "g")
+    body = changed._to_rest_object().as_dict()
+    assert body["tags"] == {"owner": "ann"}
+    assert body["properties"]["properties"]["scaleSettings"]["maxNodeCount"] == 7
+    assert body["properties"]["properties"].get("subnet", {}).get("id") == subnet
+
+
+def test_only_a_cluster_that_was_made_here_is_deleted() -> None:
+    assert plan_cluster_deletion("gpu", cluster(tags={"msggan": "provisioned"})).action == "delete"
+    assert plan_cluster_deletion("gpu", cluster(tags={"msggan": "mine"})).action == "keep"
+    assert plan_cluster_deletion("gpu", cluster()).action == "keep"
+    instance = ComputeInstance(name="gpu", tags={"msggan": "provisioned"})
+    assert plan_cluster_deletion("gpu", instance).action == "keep"
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "free"),
+    [("gpu", ["gpu"], "gpu-2"), ("gpu", ["GPU", "Gpu-2"], "gpu-3"), ("a" * 21 + "-bc", [], "a" * 21 + "-2")],
+)
+def test_a_free_name_is_offered(name: str, taken: list[str], free: str) -> None:
+    assert free_name(name, taken) == free
+
+
+def test_sizes_are_found_in_whatever_letters() -> None:
+    assert find_size("standard_nc4as_t4_v3", [T4, A100], location="eastus", setting="vm_size", said_by="default") is T4
+    with pytest.raises(UsageError, match="is not to be had at low priority in eastus"):
+        find_size(A100.name, [T4, A100], location="eastus", setting="vm_size", said_by="default", low_priority=True)
+
+
+@pytest.mark.parametrize(
+    "size", ["Standard_NC24r", "standard_nc6", "Standard_ND6s", "Standard_NV12", "Standard_NC6s_v2"]
+)
+def test_sizes_of_the_past_are_known(size: str) -> None:
+    with pytest.raises(UsageError, match="was retired by Azure in August 2023") as error:
+        find_size(size, [CPU, T4, A100], location="eastus", setting="vm_size", said_by="default")
+    assert error.value.hint.startswith("With a GPU there are: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)")
+
+
+FAMILY = Quota("Standard NCASv3_T4 Family|Standard NCASv3_T4 Family Cluster Dedicated vCPUs", 4, 8)
+TOTAL = Quota("TotalCores|Total Cluster Dedicated Regional vCPUs", 0, 100)
+LOW = Quota("LowPriorityCores|Total Cluster LowPriority Regional vCPUs", 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "low_priority", "quotas", "told"),
+    [
+        (1, False, [FAMILY, TOTAL, LOW], None),
+        (2, False, [FAMILY, TOTAL, LOW], "Standard NCASv3_T4 Family, of which 4 of 8 are used"),
+        (26, False, [TOTAL], "TotalCores, of which 0 of 100 are used"),
+        (1, True, [FAMILY, TOTAL, LOW], None),
+        (2, True, [FAMILY, TOTAL, LOW], "LowPriorityCores, of which 0 of 4 are used"),
+        (1000, False, [Quota(FAMILY.family, 0, -1)], None),  # no limit
+        (1000, False, [], None),  # nothing is known
+    ],
+)
+def test_quota_is_counted_in_cores(nodes: int, low_priority: bool, quotas: list[Quota], told: str | None) -> None:
+    if told is None:
+        check_quota(T4, nodes, quotas, low_priority=low_priority)
+        return
+    with pytest.raises(QuotaError) as error:
+        check_quota(T4, nodes, quotas, low_priority=low_priority)
+    assert told in error.value.message
+
+
+def test_what_costs_money_is_said_and_when_it_stops() -> None:
+    assert cost_sentences(settings(), T4) == (
+        "A machine Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB) costs money from when a job needs it, about 0.53 US "
+        "dollars an hour each until 2 minutes after the last job; then it is given back.",
+        "Without jobs the cluster costs nothing.",
+    )
+    kept = cost_sentences(settings(min_nodes=2, max_nodes=2, low_priority=True), T4)
+    assert "about 0.10 US dollars" in kept[0]
+    assert kept[1] == "2 of them cost money day and night: --min-nodes 0 or provision --delete ends that."
+
+
+# --- Datastores -------------------------------------------------------------------------------------------------------
+
+STORE = {"storage_account": "acc", "storage_container": "con"}
+
+
+@pytest.mark.parametrize(
+    ("secret", "credentials"),
+    [
+        (None, {"credentialsType": "None"}),
+        (
+            Secret("account key", "k"),
+            {"credentialsType": "AccountKey", "secrets": {"secretsType": "AccountKey", "key": "k"}},
+        ),
+        (Secret("SAS", "sig=s"), {"credentialsType": "Sas", "secrets": {"secretsType": "Sas", "sasToken": "sig=s"}}),
+    ],
+)
+def test_a_datastore_s_body_opens_by_identity_unless_there_is_a_secret(
+    secret: Secret | None, credentials: dict[str, Any]
+) -> None:
+    assert build_datastore(settings(**STORE), secret)._to_rest_object().as_dict() == {
+        "properties": {
+            "datastoreType": "AzureBlob",
+            "accountName": "acc",
+            "containerName": "con",
+            "endpoint": "core.windows.net",
+            "protocol": "https",
+            "tags": {"msggan": "provisioned"},
+            "credentials": credentials,
+        }
+    }
+
+
+def test_credentials_stay_where_no_secret_is_at_hand_and_change_where_one_is() -> None:
+    by_identity = build_datastore(settings(**STORE), None)
+    by_key = build_datastore(settings(**STORE), Secret("account key", "k"))
+    assert plan_datastore(settings(**STORE), by_key, None).action == "keep"
+    assert plan_datastore(settings(**STORE), by_key, Secret("account key", "other")).action == "keep"
+    item = plan_datastore(settings(**STORE), by_identity, Secret("SAS", "s"))
+    assert (item.action, item.changes) == ("change", {"credentials": {"from": "identity", "to": "SAS"}})
+
+
+def test_a_datastore_never_comes_to_lead_elsewhere() -> None:
+    there = build_datastore(settings(**STORE), None)
+    item = plan_datastore(settings(storage_account="acc", storage_container="other"), there, None)
+    assert (item.action, item.changes) == ("refuse", {"storage_container": {"from": "con", "to": "other"}})
+
+
+def test_only_a_datastore_that_was_made_here_is_deleted() -> None:
+    ours = build_datastore(settings(**STORE), None)
+    assert plan_datastore_deletion("msggan", ours).action == "delete"
+    ours.tags = {}
+    assert plan_datastore_deletion("msggan", ours).action == "keep"
+
+
+def test_one_secret_at_most_is_taken_and_none_is_printed() -> None:
+    assert read_secret({"MSGGAN_STORAGE_SAS": "?sig=s"}) == Secret("SAS", "sig=s")
+    assert read_secret({"MSGGAN_STORAGE_KEY": ""}) is None
+    assert "sig=s" not in repr(Secret("SAS", "sig=s"))
+    with pytest.raises(UsageError, match="both are set"):
+        read_secret({"MSGGAN_STORAGE_KEY": "k", "MSGGAN_STORAGE_SAS": "s"})
+
+
+# --- Environments -----------------------------------------------------------------------------------------------------
+
+
+def body(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    conda_file = folder / "written.yml"
+    conda_file.write_text(recipe.conda)
+    made = build_environment(recipe, conda_file=conda_file, context="https://here/context/")
+    rest: dict[str, Any] = made._to_rest_object().as_dict()["properties"]
+    return rest
+
+
+def test_the_four_ways_become_the_bodies_they_should(tmp_path: Path) -> None:
+    (tmp_path / "own.yml").write_text("# a comment\ndependencies:\n  - python=3.11\n")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "Dockerfile").write_text("FROM python:3.11\n")
+    shared = {"tags": {"msggan": "provisioned"}, "isAnonymous": False, "isArchived": False}
+
+    image = body(read_recipe("python:3.11"), tmp_path)
+    assert image == {**shared, "image": "python:3.11", "description": "For msggan: image python:3.11"}
+    conda = body(read_recipe(f"python:3.11+{tmp_path / 'own.yml'}"), tmp_path)
+    assert conda == {
+        **shared,
+        "image": "python:3.11",
+        "condaFile": "dependencies:\n- python=3.11\n",
+        "description": "For msggan: conda file own.yml",
+    }
+    plain = body(read_recipe(str(tmp_path / "own.yml")), tmp_path)
+    assert plain["image"].startswith("mcr.microsoft.com/azureml/")
+    context = body(read_recipe(str(tmp_path / "own")), tmp_path)
+    assert context == {
+        **shared,
+        "build": {"contextUri": "https://here/context/", "dockerfilePath": "Dockerfile"},
+        "description": "For msggan: folder own",
+    }
+
+
+def test_the_curated_way_stands_on_the_version_that_was_found() -> None:
+    nine, ten = (read_recipe("curated", curated_version=version) for version in ("9", "10"))
+    assert nine.version != ten.version
+    assert ten.files["Dockerfile"].count(b"FROM ") == 1
+    assert b"\nFROM mcr.microsoft.com/azureml/curated/acpt-pytorch-2.8-cuda12.6:10\n" in ten.files["Dockerfile"]
+    assert set(ten.files) == {"Dockerfile", "requirements.txt"}
+    assert ten == read_recipe("curated", curated_version="10")
+    assert ten.reference == f"azureml:msggan:{ten.version}"
+
+
+@given(
+    one=st.dictionaries(st.text(max_size=3), st.binary(max_size=3), max_size=3),
+    other=st.dictionaries(st.text(max_size=3), st.binary(max_size=3), max_size=3),
+)
+def test_versions_are_equal_where_the_contents_are(one: dict[str, bytes], other: dict[str, bytes]) -> None:
+    turned = dict(reversed(one.items()))
+    assert Recipe("", files=one).version == Recipe("otherwise asked for", files=turned).version
+    assert (Recipe("", files=one).version == Recipe("", files=other).version) == (one == other)
+    assert re.fullmatch(r"[0-9a-f]{16}", Recipe("", files=one).version)
+
+
+def test_an_image_is_not_a_conda_file_of_the_same_text() -> None:
+    recipes = [
+        Recipe("", image="a"),
+        Recipe("", conda="a"),
+        Recipe("", files={"a": b""}),
+        Recipe("", image="a", conda="a"),
+    ]
+    assert len({recipe.version for recipe in recipes}) == 4
+
+
+def test_an_environment_is_made_once_and_fetched_from_the_archive() -> None:
+    recipe = Recipe("image x:1", image="x:1")
+    there = build_environment(recipe)
+    assert plan_environment(recipe, None).action == "create"
+    assert plan_environment(recipe, there).action == "keep"
+    archived = plan_environment(recipe, there, is_archived=True)
+    assert (archived.action, archived.changes) == ("change", {"archived": {"from": True, "to": False}})
+
+
+def test_the_environments_ask_for_what_the_package_does() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = {requirement.split(";")[0].strip() for requirement in project["dependencies"]}
+    required = (DEFAULT_CONTEXT / "requirements.txt").read_text(encoding="utf-8").splitlines()[1:]
+    conda = re.findall(
+        r"^      - (.+)$", (DEFAULT_CONTEXT.parent / "conda.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert set(required) <= asked
+    assert conda == required
+    assert read_recipe(str(DEFAULT_CONTEXT.parent / "conda.yml")).conda
+
+
+# --- Plans ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_reads_line_by_line() -> None:
+    changes = {"max_nodes": {"from": 1, "to": 2}, "low_priority": {"from": None, "to": False}}
+    assert list(plan_lines([Item("compute", "gpu", "change", changes, "so be it", "", ("It costs.",))])) == [
+        "~ change compute gpu: so be it",
+        "      max_nodes: 1 → 2",
+        "      low_priority: no",
+        "      It costs.",
+    ]

@@ -1,0 +1,129 @@
+"""Does a job whose machine is taken away end as if it had kept it?"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from azure_local import AzureLocal
+from safetensors.torch import load
+from support.azure_commands import Command
+from support.programs import command_line, environment, run_in, wait_for
+
+from msggan import load_generator
+
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
+    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+TRAINING = [
+    *("--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"),
+    *("--kimg", "3", "--checkpoint-kimg", "0.2", "--sample-kimg", "1", "--metric-kimg", "1"),
+]
+SHORT = [*TRAINING[:8], "--kimg", "0.04"]
+LOSSES = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+def checkpoints(azure: AzureLocal) -> list[int]:
+    """The images seen at each checkpoint that has reached the run folder in the datastore."""
+    paths = azure.blobs_below("msggan/runs/tiny/checkpoints/")
+    return [int(Path(path).stem) for path in paths if path.endswith(".json")]
+
+
+def test_a_job_whose_machine_is_taken_three_times_ends_as_if_it_had_kept_it(azure: AzureLocal, place: Path) -> None:
+    words = ["submit", "--data", "tiny", *TRAINING]
+    said = place / "said.txt"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            command_line("msggan-aml", *words, "--yes", "-o", "json"),
+            cwd=place,
+            env=environment(**azure.variables),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            encoding="utf-8",
+        ) as following,
+    ):
+        seen = 0
+        for loss in range(1, LOSSES + 1):
+            wait_for(lambda: max(checkpoints(azure), default=0) > seen, following)  # noqa: B023 - called here
+            job = azure.job("tiny")
+            os.killpg(job.process.pid, signal.SIGSTOP)  # it must not end before who follows it has seen it run
+            wait_for(lambda: said.read_text().count("tiny: runs") == loss, following)  # noqa: B023
+            assert job.status == "Running"
+            azure.hold_jobs("no node is free")
+            job.preempted.set()
+            wait_for(lambda: said.read_text().count("was taken away") == loss, following)  # noqa: B023
+            seen = max(checkpoints(azure))
+            azure.release_jobs()
+        stdout, _ = following.communicate(timeout=120)
+    told = json.loads(stdout)
+    assert (following.returncode, told["state"], told["images_seen"]) == (0, "completed", 3000)
+    assert (azure.job("tiny").attempt, list(azure.cloud.jobs)) == (LOSSES + 1, ["tiny"])
+
+    written = azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
+    assert [line for line in said.read_text().splitlines() if line in written] == written
+    assert sum("Resuming" in line for line in written) == LOSSES
+
+    alone = run_in(place, "msggan-aml", *words, "--target", "local")
+    assert alone.exit_code == 0, alone.stderr
+    here = place / "runs" / "tiny"
+    weights, expected = load(azure.blob("msggan/runs/tiny/generator.safetensors") or b""), load_generator(here)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.state_dict().items())
+    reports = reports_in(azure.blob("msggan/runs/tiny/metrics.jsonl") or b"")
+    assert reports == reports_in((here / "metrics.jsonl").read_bytes())
+    points = Counter((metric.key, metric.step) for metric in azure.job("tiny").metrics)
+    assert {step for name, step in points if name == "d_loss"} == {report["images"] for report in reports}
+    assert set(points.values()) == {1}
+
+
+def reports_in(content: bytes) -> list[dict[str, float]]:
+    """The reports of a run, without what the clock says."""
+    timings = ("seconds", "images_per_second")
+    lines = map(json.loads, content.splitlines())
+    return [{name: value for name, value in line.items() if name not in timings} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("status", "state"), [("Failed", "failed"), ("Canceled", "cancelled"), ("NotResponding", "interrupted")]
+)
+def test_a_run_that_ended_early_is_continued_by_the_same_command_as_its_next_job(
+    azure: AzureLocal, place: Path, msggan_aml: Command, status: str, state: str
+) -> None:
+    azure.cloud.job_environment["MSGGAN_TRACKING_URI"] = "none"
+    words = ["submit", "--data", "tiny", *SHORT, "--yes", "-o", "json"]
+    ended = msggan_aml(*words)
+    assert ended.exit_code == 0, ended.stderr
+    azure.job("tiny").status = status
+    assert msggan_aml("status", "tiny", "-o", "json").json["state"] == state
+
+    again = msggan_aml(*words, "--kimg", "0.08")
+    assert again.exit_code == 0, again.stderr
+    assert (again.json["state"], again.json["job_id"], again.json["images_seen"]) == ("completed", "tiny-2", 80)
+    written = azure.artifact("tiny-2", "user_logs/std_log.txt").decode()
+    assert "Resuming" in written
+    assert "0.04 of 0.08 kimg done" in written
+    listed = msggan_aml("list", "-o", "json").json["runs"]
+    assert [(run["name"], run["job_id"], run["images_seen"]) for run in listed] == [("tiny", "tiny-2", 80)]
+    assert msggan_aml("download", "tiny", "--out", "result", "-o", "json").exit_code == 0
+    reports = reports_in((place / "result" / "metrics.jsonl").read_bytes())
+    assert [report["images"] for report in reports] == [40, 80]

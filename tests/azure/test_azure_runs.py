@@ -1,0 +1,473 @@
+"""Do runs on Azure do what they should beyond the straight way: other machines and images, ends, cuts, long lists?"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from azure.storage.blob import ContainerClient
+from azure_local import AzureLocal
+from azure_local.cloud import BLOB_CONTAINER, Version, now
+from azure_local.jobs_state import Job
+from support.azure_commands import Command
+
+from msggan.config import TrainConfig
+from orchestration.azure import blobs, following
+from orchestration.azure.progress import LAST_BYTES
+from orchestration.copies import NOTE
+from orchestration.settings import read_settings
+from orchestration.spec import RunSpec
+
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
+    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
+SMALL = [*WHAT, "--kimg", "0.04"]
+DATASTORE = "azureml://datastores/workspaceblobstore/paths/"
+BLOBS = f"https://msgganstore.blob.core.windows.net/{BLOB_CONTAINER}/"
+SIZE = "Standard_NC4as_T4_v3"
+STD_LOG = "user_logs/std_log.txt"
+GENERATOR = "generator.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the SDK waits before it repeats a request passes at once."""
+    monkeypatch.setattr("azure.core.pipeline.transport.HttpTransport.sleep", lambda self, duration: None)
+
+
+@pytest.fixture
+def images(azure: AzureLocal, place: Path) -> str:
+    """The images as the default datastore has them: their path. Jobs tell no MLflow, which takes long."""
+    azure.cloud.job_environment["MSGGAN_TRACKING_URI"] = "none"
+    for path in (place / "tiny").iterdir():
+        azure.put_blob(f"images/{path.name}", path.read_bytes())
+    return "images/"
+
+
+def test_blobs_are_trained_on_serverless(azure: AzureLocal, images: str, msggan_aml: Command) -> None:
+    ended = msggan_aml(
+        *("submit", "--data", BLOBS + images, *SMALL, "--instance-type", SIZE, "--yes", "-o", "json"),
+    )
+    assert ended.exit_code == 0, ended.stderr
+    assert (ended.json["name"], ended.json["state"], ended.json["images_seen"]) == ("images", "completed", 40)
+    assert azure.blobs_below("msggan/data/") == []  # nothing was uploaded
+    sent = azure.job("images").properties
+    assert "computeId" not in sent
+    assert sent["resources"]["instanceType"] == SIZE
+    assert sent["inputs"]["data"]["uri"] == BLOBS + images
+
+
+def test_a_run_whose_time_is_up_has_failed_and_says_what_to_do(
+    azure: AzureLocal, images: str, msggan_aml: Command
+) -> None:
+    asset = {"dataType": "uri_folder", "dataUri": DATASTORE + images, "isAnonymous": False, "isArchived": False}
+    azure.cloud.data["flowers", "3"] = Version("flowers", "3", asset, now())
+    endless = [*WHAT, "--kimg", "1000000", "--timeout-hours", "0.0003"]
+    ended = msggan_aml("submit", "--data", "azureml:flowers:3", *endless, "--yes", "-o", "json")
+    assert (ended.exit_code, ended.json["name"], ended.json["state"]) == (1, "flowers", "failed")
+    assert "The job exceeded its time limit of 1 seconds." in ended.stderr
+    assert "Give it longer: --timeout-hours." in ended.stderr
+    told = msggan_aml("status", "flowers", "-o", "json").json
+    assert told["state"] == "failed"
+    assert "time limit" in told["reason"]
+
+
+def test_a_long_list_is_read_page_by_page_and_told_up_to_a_limit(azure: AzureLocal, msggan_aml: Command) -> None:
+    azure.cloud.page_size = 7
+    for number in range(60):
+        output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/old-{number}/"}
+        job = azure.add_ended_job(f"old-{number}", tags={"msggan.run": f"old-{number}"}, outputs={"run": output})
+        job.created = f"2026-01-01T00:00:{number:02d}.000000Z"
+    azure.add_ended_job("of-somebody-else", tags={"theirs": "yes"})
+    told = msggan_aml("list", "-o", "json")
+    assert told.exit_code == 0, told.stderr
+    assert [run["name"] for run in told.json["runs"]] == [f"old-{number}" for number in range(59, 9, -1)]
+    assert {run["state"] for run in told.json["runs"]} == {"completed"}
+    assert "There are more than these 50 runs; the older ones are in the portal." in told.stderr
+    listed = [request for request in azure.made("GET", "/jobs") if request.path.endswith("/jobs")]
+    assert [request.query["tag"] for request in listed] == ["msggan.run"] * 9 + ["msggan.sweep"]
+    for number in range(10):
+        del azure.cloud.jobs[f"old-{number}"]
+    all_of_them = msggan_aml("list", "-o", "json")
+    assert (all_of_them.json, "There are more" in all_of_them.stderr) == (told.json, False)
+
+
+def add_jobs(azure: AzureLocal, run: str, **statuses: str) -> list[Job]:
+    """The past jobs of a run by name, a minute after each other, each with two lines of log."""
+    output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/{run}/"}
+    jobs = []
+    for minute, (name, status) in enumerate(statuses.items()):
+        job = azure.add_ended_job(name.replace("_", "-"), status, tags={"msggan.run": run}, outputs={"run": output})
+        job.created, job.ended = f"2026-01-01T00:{minute:02d}:00.000000Z", f"2026-01-01T00:{minute:02d}:30.123456Z"
+        azure.put_artifact(job.name, STD_LOG, f"{job.name} began\n{job.name} ended\n".encode())
+        jobs.append(job)
+    return jobs
+
+
+def test_the_jobs_of_a_run_are_one_run_with_the_logs_of_all(azure: AzureLocal, msggan_aml: Command) -> None:
+    jobs = add_jobs(azure, "old", old="Failed", old_2="Canceled", old_4="Completed")
+    add_jobs(azure, "of-somebody-else", old_3="Failed")  # which has taken the name
+    told = msggan_aml("status", "old", "-o", "json").json
+    assert (told["state"], told["job_id"]) == ("completed", "old-4")
+    assert (told["created"], told["ended"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:02:30Z")
+    lines = [f"{job.name} {what}" for job in jobs for what in ("began", "ended")]
+    assert msggan_aml("logs", "old", "-o", "json").json["lines"] == lines
+    assert msggan_aml("logs", "old", "--tail", "3").stdout.splitlines() == lines[-3:]
+    assert msggan_aml("logs", "old", "--follow").stdout.splitlines() == lines
+    azure.add_ended_job("sweep", tags={"msggan.run": "sweep", "msggan.sweep": "sweep"})
+    listed = msggan_aml("list", "-o", "json").json["runs"]
+    assert [(run["name"], run["job_id"]) for run in listed if run["name"] == "old"] == [("old", "old-4")]
+    assert "sweep" not in [run["name"] for run in listed]
+
+
+def test_of_a_run_that_goes_on_the_lines_of_its_jobs_before_are_shown_unless_the_tail_is_asked_for(
+    azure: AzureLocal, msggan_aml: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PAUSES_S", (0,))
+    _, newest = add_jobs(azure, "old", old="Failed", old_2="Running")
+
+    def end() -> None:
+        newest.status = "Completed"
+
+    for words, lines in (
+        ([], ["old began", "old ended", "old-2 began", "old-2 ended"]),
+        (["--tail", "1"], ["old-2 ended"]),
+    ):
+        newest.status = "Running"
+        azure.fault("GET", "old-2/details", nth=2, meanwhile=end)
+        followed = msggan_aml("logs", "old", "--follow", *words)
+        assert followed.exit_code == 0, followed.stderr
+        assert followed.stdout.splitlines() == lines
+        azure.faults.clear()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "state", "reason", "verb"),
+    [
+        (
+            "Canceled",
+            "The job exceeded its time limit of 1 seconds.",
+            "failed",
+            "Give it longer: --timeout-hours.",
+            "logs",
+        ),
+        ("Canceled", "Somebody did.", "cancelled", "", "logs"),
+        ("Failed", "Execution failed. User process exited with status code 7.", "failed", "exit code 7", "logs"),
+        ("NotResponding", "", "interrupted", "", "logs"),
+        ("Completed", "", "completed", "", "sample"),
+        ("CancelRequested", "", "running", "", "logs"),
+        ("SomethingNew", "", "running", "", "logs"),
+    ],
+)
+def test_how_a_job_stands_is_said_in_our_words(
+    azure: AzureLocal, msggan_aml: Command, *, status: str, error: str, state: str, reason: str, verb: str
+) -> None:
+    (job,) = add_jobs(azure, "old", old=status)
+    job.error = {"code": "UserError", "message": error} if error else None
+    told = msggan_aml("status", "old", "-o", "json").json
+    assert told["state"] == state
+    assert reason in told["reason"]
+    assert bool(told["reason"]) is bool(reason)
+    assert (told["ended"] is None) is (state == "running")
+    assert told["next"][0].startswith(f"msggan-aml {verb} old")
+    assert told["next"][0].endswith("--follow") is (state == "running")
+
+
+def test_how_far_a_run_is_is_read_from_the_end_of_its_reports(azure: AzureLocal, msggan_aml: Command) -> None:
+    report = '{{"images": {}, "d_loss": 1.5, "note": "{}"}}\n'
+    long = "".join(report.format(number, "x" * 1000) for number in range(1000))
+    add_run(azure, "old", {"metrics.jsonl": long.encode(), "config.json": b'{"kimg": 1.001}'})
+    told = msggan_aml("status", "old", "-o", "json").json
+    assert (told["images_seen"], told["images_total"], told["metrics"]["d_loss"]) == (999, 1001, 1.5)
+    (read,) = [
+        request for request in azure.made("GET", "runs/old/metrics.jsonl") if request.host.startswith("msgganstore")
+    ]
+    assert read.headers["x-ms-range"].startswith(f"bytes={len(long) - LAST_BYTES}-")
+    azure.put_blob("msggan/runs/old/config.json", b"{")
+    assert msggan_aml("status", "old", "-o", "json").json["images_total"] is None
+
+
+def test_a_run_whose_storage_does_not_open_says_how_its_job_stands(azure: AzureLocal, msggan_aml: Command) -> None:
+    add_run(azure, "old", {"metrics.jsonl": b'{"images": 40}\n'})
+    azure.cloud.shared_keys, azure.cloud.blob_role = False, None
+    told = msggan_aml("status", "old", "-o", "json")
+    assert (told.exit_code, told.json["state"], told.json["images_seen"]) == (0, "completed", None)
+    assert "KeyBasedAuthenticationNotPermitted" in told.stderr
+
+
+RANGE = 1 << 10  # bytes that a download asks for at a time in these tests; the SDK's own is 32 MiB
+
+
+@pytest.fixture
+def _small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small blobs are downloaded in several ranges, as large ones are."""
+    sizes = {"max_single_get_size": RANGE, "max_chunk_get_size": RANGE}
+    monkeypatch.setattr(blobs, "ContainerClient", partial(ContainerClient, **sizes))
+
+
+def add_run(azure: AzureLocal, name: str, content: dict[str, bytes]) -> None:
+    """An ended run on Azure that has left these files."""
+    for path, data in content.items():
+        azure.put_blob(f"msggan/runs/{name}/{path}", data)
+    output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/{name}/"}
+    azure.add_ended_job(name, tags={"msggan.run": name}, outputs={"run": output})
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """What is in a folder that a download made, but for its own note."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != NOTE]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+def test_a_download_that_was_cut_goes_on_where_it_ended(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    content = {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE), "samples/1.png": b"picture"}
+    add_run(azure, "old", content)
+    azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
+    cut = msggan_aml("download", "old", "-o", "json")
+    assert cut.exit_code == 1
+    assert "Downloading generator.safetensors" in cut.stderr
+    (part,) = (place / "old-run").glob("*.part")
+    assert part.read_bytes() == content[GENERATOR][: 2 * RANGE]
+    assert not (place / "old-run" / GENERATOR).exists()
+
+    azure.faults.clear()
+    before = len(azure.requests)
+    whole = msggan_aml("download", "old", "-o", "json")
+    assert whole.exit_code == 0, whole.stderr
+    assert whole.json == {"files": 3, "bytes": sum(map(len, content.values())), "path": "old-run"}
+    assert files_in(place / "old-run") == content
+    fetched = [
+        (request.path.rpartition("/")[2], request.headers.get("x-ms-range", "").partition("-")[0])
+        for request in azure.requests[before:]
+        if request.method == "GET" and "/msggan/runs/old/" in request.path
+    ]
+    assert fetched == [(GENERATOR, "bytes=2048"), (GENERATOR, "bytes=3072"), ("1.png", "bytes=0")]
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+@pytest.mark.parametrize(
+    ("is_resumed", "at_range", "ranges"), [(False, 1, 3), (False, 2, 4), (True, 1, 4), (True, 1, 5), (True, 2, 3)]
+)
+def test_a_file_that_changes_while_it_is_downloaded_is_of_one_version(
+    azure: AzureLocal, place: Path, msggan_aml: Command, *, is_resumed: bool, at_range: int, ranges: int
+) -> None:
+    """It changes before the first or the second request, to a content that is shorter, longer or of the same size."""
+    older, newer = os.urandom(4 * RANGE), os.urandom(ranges * RANGE)
+    add_run(azure, "old", {GENERATOR: older})
+    if is_resumed:
+        azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
+        assert msggan_aml("download", "old").exit_code == 1
+        azure.faults.clear()
+    azure.fault("GET", GENERATOR, nth=at_range, meanwhile=lambda: azure.put_blob(f"msggan/runs/old/{GENERATOR}", newer))
+    ended = msggan_aml("download", "old", "-o", "json")
+    assert ended.exit_code == 0, ended.stderr
+    assert files_in(place / "old-run") == {GENERATOR: newer}
+    assert ended.json == {"files": 1, "bytes": len(newer), "path": "old-run"}
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+@pytest.mark.parametrize("newer", [b"newer", None])
+def test_no_part_is_left_of_a_file_that_changed_or_went_between_two_downloads(
+    azure: AzureLocal, place: Path, msggan_aml: Command, newer: bytes | None
+) -> None:
+    add_run(azure, "old", {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
+    azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
+    assert msggan_aml("download", "old").exit_code == 1
+    azure.faults.clear()
+    azure.delete_blob(f"msggan/runs/old/{GENERATOR}")
+    if newer is not None:
+        azure.put_blob(f"msggan/runs/old/{GENERATOR}", newer)
+    assert msggan_aml("download", "old").exit_code == 0
+    assert files_in(place / "old-run") == {"a.json": b"{}"} | ({} if newer is None else {GENERATOR: newer})
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+def test_a_file_that_changes_at_every_read_is_given_up_and_left_out(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    add_run(azure, "old", {GENERATOR: os.urandom(2 * RANGE)})
+
+    def change() -> None:
+        azure.put_blob(f"msggan/runs/old/{GENERATOR}", os.urandom(2 * RANGE))
+
+    azure.fault("GET", GENERATOR, times=10**6, meanwhile=change)
+    ended = msggan_aml("download", "old")
+    assert ended.exit_code == 1
+    assert "generator.safetensors: changes faster than it can be read.\nDownload it again later." in ended.stderr
+    assert files_in(place / "old-run") == {}
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+def test_a_file_that_the_run_takes_away_meanwhile_is_left_out(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    add_run(azure, "old", {"a.json": b"{}", "checkpoints/1.json": b"{1}"})
+    azure.fault("GET", "checkpoints/1", meanwhile=lambda: azure.delete_blob("msggan/runs/old/checkpoints/1.json"))
+    ended = msggan_aml("download", "old", "-o", "json")
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.json == {"files": 1, "bytes": 2, "path": "old-run"}
+    assert files_in(place / "old-run") == {"a.json": b"{}"}
+
+
+def test_what_a_run_did_not_write_whole_or_for_people_is_not_downloaded(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    kept = {"a.json": b"{}", "samples/1.png": b"picture"}
+    left = ["run.lock", "a.json.part", ".amlignore", "samples/.thumbnail.png", ".cache/x"]
+    add_run(azure, "old", {**kept, **dict.fromkeys(left, b"1")})
+    container = azure.cloud.blobs.container(azure.cloud.account, azure.container)
+    container.upload_blob(
+        "msggan/runs/old/samples", b"", metadata={"hdi_isfolder": "true"}
+    )  # how a mount marks folders
+    ended = msggan_aml("download", "old", "-o", "json")
+    assert ended.exit_code == 0, ended.stderr
+    assert files_in(place / "old-run") == kept
+
+
+@pytest.mark.usefixtures("msggan_aml")
+def test_a_folder_that_a_mount_has_marked_is_a_folder_of_images(azure: AzureLocal, images: str, place: Path) -> None:
+    from orchestration.azure.data import bring_data
+    from orchestration.azure.jobs import JobData
+    from orchestration.azure.session import Session
+
+    container = azure.cloud.blobs.container(azure.cloud.account, azure.container)
+    container.upload_blob(images.rstrip("/"), b"", metadata={"hdi_isfolder": "true"})
+    session = Session(read_settings({}, folder=place, environ=os.environ))
+    spec = RunSpec(TrainConfig(), DATASTORE + images.rstrip("/"), "images")
+    brought = bring_data(spec, session.store(None), session.client, session.store, session.voice)
+    assert brought == JobData(spec.data, "uri_folder")
+
+
+@pytest.mark.usefixtures("_no_waiting", "_small_ranges")
+def test_a_download_goes_on_with_no_other_run_s_files(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    add_run(azure, "old", {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
+    azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
+    assert msggan_aml("download", "old").exit_code == 1
+    azure.faults.clear()
+    add_jobs(azure, "another", another="Completed")
+    azure.put_blob("msggan/runs/another/a.json", b"[]")
+    refused = msggan_aml("download", "another", "--out", "old-run")
+    assert refused.exit_code == 2
+    assert (place / "old-run" / "a.json").read_bytes() == b"{}"
+
+    (part,) = (place / "old-run").glob("*.part")
+    part.write_bytes(bytes(5 * RANGE))  # longer than the file: it cannot be of it
+    spoilt = msggan_aml("download", "old")
+    assert spoilt.exit_code == 1
+    assert "generator.safetensors: 5120 bytes came instead of 4096.\nDownload it again." in spoilt.stderr
+    assert msggan_aml("download", "old").exit_code == 0
+    assert files_in(place / "old-run").keys() == {"a.json", GENERATOR}
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize(("becomes", "exit_code"), [("Completed", 0), ("Running", 1)])
+def test_a_job_that_ends_by_itself_while_it_is_cancelled_stands_as_it_ended(
+    azure: AzureLocal, msggan_aml: Command, becomes: str, exit_code: int
+) -> None:
+    (job,) = add_jobs(azure, "old", old="Running")
+
+    def end() -> None:
+        job.status = becomes
+
+    azure.fault("POST", "/jobs/old/cancel", status=400, meanwhile=end)
+    ended = msggan_aml("cancel", "old", "-o", "json")
+    assert ended.exit_code == exit_code, ended.stderr
+    if exit_code:
+        assert ended.json["error"]["message"].startswith("Cancelling old: ")
+    else:
+        assert ended.json["state"] == "completed"
+    refused = msggan_aml("cancel", "old") if becomes == "Completed" else None
+    assert refused is None or (refused.exit_code, "old: is not running but completed." in refused.stderr) == (2, True)
+
+
+def test_a_download_is_not_written_into_a_folder_that_no_download_of_the_run_made(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    for name in ("tiny", "other"):
+        add_run(azure, name, {"config.json": b"{}", "generator.safetensors": b"weights"})
+    images = sorted(path.name for path in (place / "tiny").iterdir())
+    for words in (["tiny"], ["tiny", "--weights"], ["tiny", "--force"]):
+        refused = msggan_aml("download", *words, "--out", "tiny", "-o", "json")
+        assert (refused.exit_code, refused.json["error"]["code"]) == (2, "usage")
+        assert "Error: tiny: is not empty and was not created by download.\n" in refused.stderr
+        assert sorted(path.name for path in (place / "tiny").iterdir()) == images
+    assert msggan_aml("download", "tiny", "-o", "json").json["path"] == "tiny-run"
+    refused = msggan_aml("download", "other", "--out", "tiny-run", "--force")
+    assert refused.exit_code == 2
+    assert re.search(r"Error: tiny-run: holds a download of another run: \S+/msggan/runs/tiny/?\.", refused.stderr)
+
+
+def test_a_download_that_is_repeated_fetches_only_what_has_changed(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    add_run(azure, "old", {"config.json": b"{}", "metrics.jsonl": b"1\n", "generator.safetensors": b"weights"})
+    assert msggan_aml("download", "old").exit_code == 0
+    azure.put_blob("msggan/runs/old/metrics.jsonl", b"1\n2\n")
+    before = len(azure.requests)
+    assert msggan_aml("download", "old", "-o", "json").json == {"files": 3, "bytes": 13, "path": "old-run"}
+    fetched = [request.path for request in azure.requests[before:] if "/msggan/runs/old/" in request.path]
+    assert [path.rpartition("/")[2] for path in fetched] == ["metrics.jsonl"]
+    assert (place / "old-run" / "metrics.jsonl").read_bytes() == b"1\n2\n"
+
+    (place / "old-run" / "config.json").write_bytes(b"[]")
+    refused = msggan_aml("download", "old")
+    assert refused.exit_code == 2
+    assert "config.json: has changed since it was downloaded." in refused.stderr
+    assert msggan_aml("download", "old", "--force").exit_code == 0
+    assert (place / "old-run" / "config.json").read_bytes() == b"{}"
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_weights_that_did_not_arrive_are_not_taken_for_a_run_of_this_machine(
+    azure: AzureLocal, msggan_aml: Command
+) -> None:
+    add_run(azure, "old", {"config.json": b"{}", "generator.safetensors": b"weights"})
+    azure.fault("GET", "generator.safetensors", nth=1, times=20, drop="before")
+    cut = msggan_aml("sample", "old")
+    assert (cut.exit_code, "Downloading generator.safetensors" in cut.stderr) == (1, True)
+    told = msggan_aml("status", "old", "-o", "json")
+    assert (told.exit_code, told.json["target"]) == (0, "azure"), told.stderr
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_a_log_is_followed_through_a_busy_service_and_cut_connections(
+    azure: AzureLocal, images: str, msggan_aml: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PAUSES_S", (0.1,))
+    azure.hold_jobs("no node is free")
+    sent = msggan_aml("submit", "--data", DATASTORE + images, *SMALL, "--detach", "--yes", "-o", "json")
+    assert sent.exit_code == 0, sent.stderr
+    azure.release_jobs()
+    struck = [
+        azure.fault("GET", "images/details", nth=3, times=9, status=429),
+        azure.fault("GET", "images/details", nth=13, times=9, drop="before"),
+        azure.fault("GET", "std_log.txt", nth=1, times=6, status=503),
+        azure.fault("GET", "std_log.txt", nth=8, times=6, drop="after"),
+    ]
+    followed = msggan_aml("logs", "images", "--follow")
+    assert followed.exit_code == 0, followed.stderr
+    assert all(fault.happened for fault in struck), struck
+    written = azure.artifact("images", STD_LOG).decode().splitlines()
+    assert followed.stdout.splitlines() == written
+    assert any("Training" in line for line in written)
+    assert azure.job("images").status == "Completed"
+    assert followed.stderr.count("goes on, and is looked for until it answers") == len(["busy", "cut"])

@@ -1,0 +1,95 @@
+"""Does a secret that is given in the environment go to its own place and to no other, whatever is typed?"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import pytest
+from azure_local import AzureLocal
+from azure_local.messages import Recorded
+from support.azure_commands import Command
+
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
+    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+SMALL = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu", "--kimg", "0.04"]
+STORE = {"MSGGAN_STORAGE_ACCOUNT": "msgganstore", "MSGGAN_STORAGE_CONTAINER": "images"}
+COMMANDS: list[tuple[int, list[str]]] = [
+    (0, ["config", "show"]),
+    (0, ["provision", "--environment", "python:3.11-slim", "--dry-run"]),
+    (0, ["provision", "--environment", "python:3.11-slim", "--yes"]),
+    (0, ["submit", "--data", "tiny", *SMALL, "--dry-run"]),
+    (0, ["submit", "--data", "tiny", *SMALL, "--yes"]),
+    (0, ["status", "tiny"]),
+    (0, ["list"]),
+    (0, ["logs", "tiny"]),
+    (0, ["sample", "tiny", "--num", "1"]),
+    (0, ["download", "tiny", "--out", "result"]),
+    (0, ["export", "tiny", "--pth", "tiny.pth"]),
+    (2, ["cancel", "tiny"]),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+def has(text: object, secret: str) -> bool:
+    """Whether a secret stands in it, as it is or as a form or an address would have it."""
+    content = text if isinstance(text, bytes) else repr(text).encode()
+    return any(form.encode() in content for form in (secret, quote_plus(secret)))
+
+
+def kind_of(request: Recorded) -> str:
+    return f"{request.method} {request.host} {request.path.rpartition('/')[2]}"
+
+
+def test_a_key_and_the_credential_s_secret_are_only_where_they_belong(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    azure.cloud.blobs.container("msgganstore", "images")
+    key, secret = azure.account_key, azure.cloud.client_secret
+    said = []
+    for exit_code, words in COMMANDS:
+        ended = msggan_aml(*words, "-o", "json", MSGGAN_STORAGE_KEY=key, **STORE)
+        assert ended.exit_code == exit_code, (words, ended.stderr)
+        said.append(ended.stdout + ended.stderr)
+
+    # The key goes into the datastore's credentials, the secret to who gives tokens: as what each is, and nowhere else.
+    assert {kind_of(one) for one in azure.requests if has(one, key)} == {"PUT management.azure.com msggan"}
+    for put in azure.made("PUT", "/datastores/msggan"):
+        credentials = put.body["properties"].pop("credentials")
+        assert credentials["secrets"]["key"] == key
+        assert not has(put, key)
+    assert {kind_of(one) for one in azure.requests if has(one, secret)} == {"POST login.microsoftonline.com token"}
+
+    container = azure.cloud.blobs.container("msgganstore", "images")
+    stored = {name: container.download_blob(name).readall() for name in container.list_blob_names()}
+    written = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    job = azure.job("tiny")
+    assert job.status == "Completed"
+    assert any(name.startswith("msggan/runs/tiny/") for name in stored)
+    assert str(place / "result" / "generator.safetensors") in written
+    everything = {
+        "output": said,
+        "job": [job.properties, job.parameters, job.tags],
+        "log": azure.artifact("tiny", "user_logs/std_log.txt"),
+        "code": [azure.blob(path) for path in azure.blobs_below("")],
+        "environments": [version.properties for version in azure.cloud.environments.values()],
+        **stored,
+        **written,
+    }
+    for hidden in (key, secret):
+        assert [name for name, content in everything.items() if has(content, hidden)] == []

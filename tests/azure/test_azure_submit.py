@@ -1,0 +1,200 @@
+"""Does a person get from images to a trained generator on Azure by the commands alone?"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from azure_local import AzureLocal
+from support.azure_commands import Command
+from support.programs import run_in, started, stopped, wait_for
+
+from msggan import Generator, load_generator
+from orchestration.copies import NOTE
+
+WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
+SMALL = [*WHAT, "--kimg", "0.04"]
+ENDLESS = [*WHAT, "--kimg", "1000000"]
+RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
+STATUS_KEYS = RUN_KEYS | {"images_total", "created", "ended", "reason"}
+
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
+    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    submitted = run_in(
+        place, "msggan-aml", "submit", "--data", "tiny", *SMALL, "--yes", "-o", "json", **azure.variables
+    )
+    assert submitted.exit_code == 0, submitted.stderr
+    run = submitted.json
+    assert run.keys() == RUN_KEYS
+    assert (run["name"], run["target"], run["state"], run["job_id"]) == ("tiny", "azure", "completed", "tiny")
+    assert (run["images_seen"], run["run_dir"]) == (40, DATASTORE + "msggan/runs/tiny/")
+    assert run["next"] == ["msggan-aml sample tiny", "msggan-aml download tiny"]
+    assert run["portal_url"].startswith("https://ml.azure.com/runs/tiny")
+    written = azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
+    assert [line for line in submitted.stderr.splitlines() if line in written] == written
+    assert {metric.key for metric in azure.job("tiny").metrics} >= {"d_loss", "g_loss", "swd", "images_per_second"}
+
+    # The same command again has nothing left to do, and spends nothing.
+    again = msggan_aml("submit", "--data", "tiny", *SMALL, "-o", "json")
+    assert (again.exit_code, again.json["state"], list(azure.cloud.jobs)) == (0, "completed", ["tiny"])
+    assert "are in the datastore workspaceblobstore already" in again.stderr
+
+    for more in ([], ["--kimg", "0.02"], ["--detach"]):
+        again = msggan_aml("submit", "--data", "tiny", *SMALL, "--num-samples", "9", *more, "-o", "json")
+        assert (again.exit_code, again.json["state"], list(azure.cloud.jobs)) == (0, "completed", ["tiny"])
+        assert again.stderr.count("Nothing to do: tiny has trained this long already.") == 1
+        assert again.json["images_seen"] == 40
+
+    status = msggan_aml("status", "tiny", "-o", "json").json
+    assert status.keys() == STATUS_KEYS
+    assert (status["state"], status["images_seen"], status["images_total"]) == ("completed", 40, 40)
+    assert status["metrics"].keys() >= {"images", "kimg", "d_loss", "g_loss", "swd"}
+    assert status["created"] <= status["ended"]
+    assert msggan_aml("logs", "tiny", "--tail", "2", "-o", "json").json == {"name": "tiny", "lines": written[-2:]}
+
+    sampled = msggan_aml("sample", "tiny", "-o", "json")
+    assert sampled.exit_code == 0, sampled.stderr
+    assert (place / "runs" / "tiny" / "generator.safetensors").is_file()
+
+    downloaded = msggan_aml("download", "tiny", "--out", "result", "-o", "json")
+    assert downloaded.exit_code == 0, downloaded.stderr
+    files = [path for path in (place / "result").rglob("*") if path.is_file() and path.name != NOTE]
+    size = sum(path.stat().st_size for path in files)
+    assert downloaded.json == {"files": len(files), "bytes": size, "path": "result"}
+    assert {path.name for path in files} >= {"config.json", "metrics.jsonl", "generator.safetensors", "000000040.json"}
+    assert isinstance(load_generator(place / "result"), Generator)
+
+
+DATASTORE = "azureml://datastores/workspaceblobstore/paths/"
+
+
+def test_what_a_dry_run_prints_is_what_is_sent(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    azure.hold_jobs("no node is free")
+    words = ["submit", "--data", "tiny", *SMALL, "--compute", "msggan-gpu", "--timeout-hours", "2"]
+    dry = msggan_aml(*words, "--dry-run", "-o", "json", HTTPS_PROXY="http://127.0.0.1:9")
+    assert dry.exit_code == 0, dry.stderr
+    assert azure.requests == []
+    (planned,) = dry.json["requests"]
+    detached = msggan_aml(*words, "--detach", "--yes", "-o", "json")
+    assert (detached.exit_code, detached.json["state"]) == (0, "queued")
+    (sent,) = azure.made("PUT", "/jobs/tiny")
+    assert (planned["method"], planned["path"]) == (sent.method, sent.path)
+    differing = leaves_differing(planned["body"], sent.body)
+    assert {path for path, value in differing.items() if "<resolved-at-submit:" not in str(value)} <= {
+        "properties.isArchived",
+        "properties.tags.msggan.configuration",  # which the hash of the images is part of
+    }, differing
+    assert sent.body["properties"]["limits"]["timeout"] == "PT2H"
+    assert sent.body["properties"]["tags"]["msggan.run"] == "tiny"
+
+    refused = msggan_aml(*words)
+    assert refused.exit_code == 2
+    assert "msggan-aml logs tiny --follow" in refused.stderr
+    told = msggan_aml("status", "tiny", "-o", "json").json
+    assert (told["state"], told["reason"]) == ("queued", "no node is free")
+    cancelled = msggan_aml("cancel", "tiny", "-o", "json")
+    assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
+
+
+def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str, object]:
+    """By path what is planned and not so sent, or sent and not planned."""
+    if not (isinstance(planned, dict) and isinstance(sent, dict)):
+        return {} if planned == sent else {path: planned}
+    found: dict[str, object] = {}
+    for key in planned.keys() | sent.keys():
+        found |= leaves_differing(planned.get(key), sent.get(key), f"{path}.{key}" if path else key)
+    return found
+
+
+def test_ctrl_c_leaves_the_run_to_itself_and_logs_follow_it_to_its_end(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    words = ["submit", "--data", "tiny", *ENDLESS, "--yes"]
+    with started(place, "msggan-aml", *words, **azure.variables) as follower:
+        wait_for(
+            lambda: "tiny" in azure.cloud.jobs and b"Training" in azure.artifact("tiny", "user_logs/std_log.txt"),
+            follower,
+        )
+        left = stopped(follower, "Ctrl-C")
+    assert left.exit_code == 130
+    assert "tiny goes on as job tiny" in left.stderr
+    assert "msggan-aml logs tiny --follow" in left.stderr
+    assert "Error" not in left.stderr
+    assert azure.job("tiny").status == "Running"
+
+    with started(place, "msggan-aml", "logs", "tiny", "--follow", **azure.variables) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline()
+        left = stopped(follower, "Ctrl-C")
+    assert left.exit_code == 130
+    assert left.stderr.splitlines()[-1] == "Stopped following. The run continues."
+    assert "Error" not in left.stderr
+    assert azure.job("tiny").status == "Running"
+
+    cancelled = msggan_aml("cancel", "tiny", "-o", "json")
+    assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
+    followed = msggan_aml("logs", "tiny", "--follow")
+    assert followed.stdout.splitlines() == azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
+
+    # As far as a smaller --kimg it is trained already; it stays what it is.
+    smaller = msggan_aml("submit", "--data", "tiny", *WHAT, "--kimg", "0.004", "-o", "json")
+    assert (smaller.exit_code, smaller.json["state"], list(azure.cloud.jobs)) == (0, "cancelled", ["tiny"])
+
+    # The same command goes on from the last checkpoint, as a job of its own.
+    going_on = msggan_aml("submit", "--data", "tiny", *ENDLESS, "--detach", "-o", "json")
+    assert going_on.json["job_id"] == "tiny-2"
+    listed = msggan_aml("list", "-o", "json").json["runs"]
+    assert [(run["name"], run["job_id"], run["target"]) for run in listed] == [("tiny", "tiny-2", "azure")]
+
+
+def test_a_failed_job_shows_its_last_lines_and_its_exit_code(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    azure.put_blob("other/notes.png", b"no image")
+    failed = msggan_aml("submit", "--data", DATASTORE + "other/", *SMALL, "--name", "bad", "--yes", "-o", "json")
+    assert failed.exit_code == 1
+    assert failed.json["state"] == "failed"
+    assert "exit code 2" in failed.stderr
+    last = azure.artifact("bad", "user_logs/std_log.txt").decode().splitlines()[-1]
+    assert last in failed.stderr
+
+
+def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    sas = "https://msgganstore.blob.core.windows.net/c/images?sv=2024&sig=s3cr3tsecret"
+    refused = msggan_aml("submit", "--data", sas, *SMALL, "--yes", "-o", "json")
+    assert (refused.exit_code, refused.json["error"]["code"]) == (2, "usage")
+    assert "s3cr3tsecret" not in refused.stdout + refused.stderr
+    for words, said in (
+        (["--data", DATASTORE + "x/", "--target", "local"], "only a job on Azure can read this"),
+        (["--data", "tiny"], "Add --yes"),
+        (["--data", "s3://bucket/x", "--yes"], "is no address that a job can read"),
+    ):
+        ended = msggan_aml("submit", *words, *SMALL)
+        assert (ended.exit_code, said in ended.stderr) == (2, True), ended.stderr
+    assert azure.requests == []
+    for words, said in (
+        (["--data", "tiny", "--compute", "other"], "No cluster 'other' in workspace 'msggan-ws'."),
+        (["--data", DATASTORE + "nowhere/"], "there is nothing at this path"),
+        (["--data", "tiny", "--instance-type", "Standard_NC4as_T4_v4"], "Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)"),
+    ):
+        ended = msggan_aml("submit", *words, *SMALL, "--yes")
+        assert (ended.exit_code, said in ended.stderr) == (2, True), ended.stderr
+    assert azure.cloud.jobs == {}

@@ -1,0 +1,433 @@
+"""Does a person get from images to the best settings on Azure by the commands alone, and go on from there?"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure_local import AzureLocal
+from support.azure_commands import Command
+from support.programs import Ended, run_in, started, stopped, wait_for
+
+from msggan import load_generator
+from msggan.config import TrainConfig
+from orchestration.reporter import Voice
+from orchestration.settings import read_settings
+from orchestration.sweeps.request import SweepRequest
+from orchestration.sweeps.space import read_space
+from orchestration.sweeps.spec import CANCELLED, EarlyStopping, SweepSpec
+
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
+    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+PLAIN = ["--resolution", "8", "--latent-size", "8", "--device", "cpu"]  # batches of 4, which is not known before
+SMALL = [*PLAIN, "--batch-size", "4"]
+SHORT = [*SMALL, "--kimg", "0.04"]
+ENDLESS = [*SMALL, "--kimg", "1000000", "--checkpoint-kimg", "0.02"]
+RUNS = "azureml://datastores/workspaceblobstore/paths/msggan/runs/"
+
+
+@pytest.fixture(autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def _no_mlflow(azure: AzureLocal) -> None:
+    """Trials tell no MLflow, which takes longer to load than they train."""
+    azure.cloud.job_environment["MSGGAN_TRACKING_URI"] = "none"
+
+
+def sweep(*words: object) -> list[object]:
+    return ["sweep", "--data", "tiny", "--name", "find", *words, "--yes", "-o", "json"]
+
+
+def by_number(status: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(status["trials"], key=lambda trial: trial["number"])
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    words = sweep("--over", "g_lr=0.001..0.01", "--over", "mirror", "--trials", "3", "--concurrent", "2", *SHORT)
+    found = run_in(place, "msggan-aml", *words, "--timeout", "3", "--timeout-hours", "1.5", **azure.variables)
+    assert found.exit_code == 0, found.stderr
+    status = found.json
+    assert (status["name"], status["target"], status["state"], status["job_id"]) == (
+        *("find", "azure", "completed", "find"),
+    )
+    assert status["run_dir"] == f"{RUNS}find/"
+    trials = by_number(status)
+    assert [(trial["number"], trial["job_id"], trial["state"]) for trial in trials] == [
+        (number, f"find_{number}", "completed") for number in range(3)
+    ]
+    for trial in trials:
+        assert trial["run_dir"] == f"{RUNS}find/trials/find_{trial['number']}/"
+        assert 0.001 <= trial["settings"]["g_lr"] <= 0.01
+        assert type(trial["settings"]["mirror"]) is bool
+        config = json.loads(azure.blob(f"msggan/runs/find/trials/find_{trial['number']}/config.json") or b"")
+        assert {name: config[name] for name in trial["settings"]} == trial["settings"]
+        assert (trial["images_seen"], trial["objective"]) == (40, min(value for _, value in trial["curve"]))
+    assert status["best"]["objective"] == min(trial["objective"] for trial in trials)
+    assert [trial["objective"] for trial in status["trials"]] == sorted(trial["objective"] for trial in trials)
+    for number in range(3):
+        assert re.search(rf"Trial {number} \([1-3] of 3 ended\): g_lr=", found.stderr)
+    assert sum(line.startswith("Trial ") for line in found.stderr.splitlines()) == 3  # each once, at whichever look
+    page = (place / "runs" / "find" / "report.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 3
+
+    sent = azure.made("PUT", "/jobs/find")[-1].body["properties"]
+    assert sent["description"] == "Which settings have the least swd? g_lr=0.001..0.01; mirror=true,false."
+    assert sent["experimentName"] == "msggan"
+    assert sent["tags"]["msggan.sweep"] == sent["tags"]["msggan.run"] == sent["displayName"] == "find"
+    assert sent["limits"] == {
+        "jobLimitsType": "Sweep",
+        "maxConcurrentTrials": 2,
+        "maxTotalTrials": 3,
+        "timeout": "PT3H",
+        "trialTimeout": "PT1H30M",
+    }
+
+    listed = msggan_aml("list", "-o", "json").json
+    assert [one["name"] for one in listed["sweeps"]] == ["find"]
+    assert listed["runs"] == []
+    assert msggan_aml("status", "find", "-o", "json").json == status
+    assert "No clear best. First is trial " in msggan_aml("status", "find").stdout, "it is short"
+
+    worst = f"trials/find_{status['trials'][-1]['number']}/metrics.jsonl"
+    reads = len(azure.made("GET", worst))
+    best = msggan_aml("sweep", "best", "find", "--download", "copy", "-o", "json")
+    assert best.exit_code == 0, best.stderr
+    assert best.json["best"] == status["best"]
+    assert len(azure.made("GET", worst)) == reads + 1  # what is known is not asked again
+    load_generator(place / "copy")
+
+    for words in (["logs", "find"], ["sample", "find"], ["download", "find"], ["submit", *["--data", "tiny"], *NAMED]):
+        refused = msggan_aml(*words, *([] if words[0] != "submit" else [*SHORT, "--yes"]))
+        assert refused.exit_code == 2
+        assert "find: is a sweep, not a run." in refused.stderr
+
+    _a_trial_is_named_as_a_run_is(place, msggan_aml, status)
+    _goes_on_in_full(azure, place, msggan_aml, status)
+    _the_same_again_is_complete_and_more_trials_go_on(azure, msggan_aml, words=sweep(*OVER_AGAIN), before=trials)
+
+
+NAMED = ["--name", "find"]
+OVER_AGAIN = [
+    *("--over", "g_lr=0.001..0.01", "--over", "mirror", "--concurrent", "2", *SHORT),
+    *("--timeout", "3", "--timeout-hours", "1.5"),
+]
+
+
+def _a_trial_is_named_as_a_run_is(place: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
+    told = msggan_aml("status", "find/1", "-o", "json").json
+    assert (told["name"], told["job_id"], told["state"], told["images_seen"]) == ("find/1", "find_1", "completed", 40)
+    assert told["run_dir"] == f"{RUNS}find/trials/find_1/"
+    assert told["next"] == ["msggan-aml sample find/1", "msggan-aml submit --from-trial find/1"]
+    lines = msggan_aml("logs", "find/1", "--tail", "3").stdout.splitlines()
+    assert len(lines) == 3
+    copied = msggan_aml("download", "find/1", "-o", "json")
+    assert copied.exit_code == 0, copied.stderr
+    assert copied.json["path"] == "find-trial-1"
+    assert (place / "find-trial-1" / "metrics.jsonl").exists()
+    made = msggan_aml("sample", "find/1", "--num", "1", "-o", "json")
+    assert made.exit_code == 0, made.stderr
+    assert Path(made.json["files"][0]).is_relative_to("runs/find-trial-1")
+    missing = msggan_aml("logs", "find/9")
+    assert missing.exit_code == 2
+    assert missing.stderr.endswith("Error: find: no trial 9 has begun.\nSee its trials: msggan-aml status find\n")
+
+
+def _goes_on_in_full(azure: AzureLocal, place: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
+    """The winner is trained on from its trial: there, here, and anew."""
+    there = msggan_aml("submit", "--from-trial", "find", "--kimg", "0.08", "--yes", "-o", "json")
+    assert there.exit_code == 0, there.stderr
+    assert (there.json["name"], there.json["target"], there.json["images_seen"]) == ("find-best", "azure", 80)
+    number = status["best"]["number"]
+    first = azure.blob(f"msggan/runs/find/trials/find_{number}/metrics.jsonl") or b""
+    assert (azure.blob("msggan/runs/find-best/metrics.jsonl") or b"").startswith(first)
+
+    here = msggan_aml(
+        *("submit", "--from-trial", "find/1", "--data", "tiny", "--target", "local"),
+        *("--kimg", "0.08", "--tracking-uri", "none", "-o", "json"),
+    )
+    assert here.exit_code == 0, here.stderr
+    assert (here.json["name"], here.json["target"], here.json["images_seen"]) == ("find-trial-1", "local", 80)
+    assert (
+        (place / "runs/find-trial-1/metrics.jsonl")
+        .read_bytes()
+        .startswith(azure.blob("msggan/runs/find/trials/find_1/metrics.jsonl") or b"")
+    )
+
+    anew = msggan_aml("submit", "--from-trial", "find/2", "--anew", "--kimg", "0.02", "--yes", "-o", "json")
+    assert anew.exit_code == 0, anew.stderr
+    assert (anew.json["name"], anew.json["images_seen"]) == ("find-trial-2", 20)
+
+
+def _the_same_again_is_complete_and_more_trials_go_on(
+    azure: AzureLocal, msggan_aml: Command, words: list[object], before: list[dict[str, Any]]
+) -> None:
+    jobs = list(azure.cloud.jobs)
+    again = msggan_aml(*words, "--trials", "3")
+    assert again.exit_code == 0, again.stderr
+    assert "find is complete" in again.stderr
+    assert list(azure.cloud.jobs) == jobs
+
+    other = msggan_aml(*sweep("--over", "g_lr=0.002..0.01", "--over", "mirror", *SHORT, "--trials", "3"))
+    assert other.exit_code == 2
+    assert "--over is g_lr=0.001..0.01 mirror=true,false there and g_lr=0.002..0.01" in other.stderr
+
+    more = msggan_aml(*words, "--trials", "4")
+    assert more.exit_code == 0, more.stderr
+    trials = by_number(more.json)
+    assert trials[:3] == before
+    assert (trials[3]["number"], trials[3]["state"], trials[3]["job_id"]) == (3, "completed", "find-2_0")
+    sent = azure.job(more.json["job_id"]).properties
+    assert (sent["limits"]["maxTotalTrials"], sent["samplingAlgorithm"]["seed"]) == (1, 1)
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_a_grid_goes_on_with_just_the_combinations_that_are_left_wherever_the_images_lie(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    grid = ["--over", "loss=hinge,relativistic-hinge", "--over", "mirror", "--sampling", "grid", *SHORT]
+    begun = msggan_aml(*sweep(*grid, "--trials", "3", "--concurrent", "3"))
+    assert begun.exit_code == 0, begun.stderr
+    (place / "tiny" / "00.png").rename(place / "00.png")
+    other = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3"))
+    assert other.exit_code == 2
+    assert "--data tiny: the sweep find is on other images" in other.stderr
+    (place / "00.png").rename(place / "tiny" / "00.png")
+    (place / "tiny").rename(place / "elsewhere")
+    ended = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3", "--data", "elsewhere"))
+    assert ended.exit_code == 0, ended.stderr
+    tried = [trial["settings"] for trial in by_number(ended.json)]
+    assert tried == [
+        {"loss": loss, "mirror": mirror} for loss in ("hinge", "relativistic-hinge") for mirror in (True, False)
+    ]
+    assert azure.job("find-2").properties["searchSpace"] == {
+        "settings": ["choice", [["--loss relativistic-hinge --no-mirror"]]]
+    }
+    assert azure.trials("find-2")[0].exit_code == 0
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_a_sweep_at_work_is_left_to_itself_told_of_cancelled_and_gone_on_with(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    words = ["--over", "g_lr=0.001..0.01", "--trials", "2", *ENDLESS]
+    with started(place, "msggan-aml", *sweep(*words), **azure.variables) as follower:
+        wait_for(lambda: azure.blob("msggan/runs/find/trials/find_0/metrics.jsonl"), follower)
+        left = stopped(follower, "Ctrl-C")
+    assert left.exit_code == 130
+    assert "find goes on as job find." in left.stderr
+    assert "msggan-aml status find" in left.stderr
+    assert azure.job("find").status == "Running"
+
+    running = msggan_aml("status", "find", "-o", "json").json
+    assert (running["state"], [trial["state"] for trial in running["trials"]]) == ("running", ["running"])
+    assert running["trials"][0]["images_seen"] > 0
+    assert running["next"] == ["msggan-aml status find", "msggan-aml cancel find"]
+
+    refused = msggan_aml(*sweep(*words))
+    assert refused.exit_code == 2
+    assert "find: is running already, as job find." in refused.stderr
+
+    azure.preempt("find_0")  # a trial finds its folder again
+    wait_for(lambda: b"Resuming" in azure.artifact("find_0", "user_logs/std_log.txt"))
+
+    given_up = msggan_aml("cancel", "find/0", "-o", "json")  # one trial: the sweep goes on with the next
+    assert given_up.exit_code == 0, given_up.stderr
+    assert (given_up.json["name"], given_up.json["job_id"], given_up.json["state"]) == ("find/0", "find_0", "cancelled")
+    wait_for(lambda: azure.blob("msggan/runs/find/trials/find_1/metrics.jsonl"))
+
+    cancelled = msggan_aml("cancel", "find", "-o", "json")
+    assert cancelled.exit_code == 0, cancelled.stderr
+    assert cancelled.json["state"] == "cancelled"
+    assert [(trial["state"], trial["reason"]) for trial in by_number(cancelled.json)] == [
+        *(("stopped", CANCELLED), ("cancelled", "")),
+    ]
+    assert msggan_aml("cancel", "find").exit_code == 2
+
+    again = msggan_aml(*sweep(*words, "--detach"))
+    assert again.exit_code == 0, again.stderr
+    assert azure.job("find-2").properties["limits"]["maxTotalTrials"] == 1
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_a_failed_trial_says_why_and_the_sweep_goes_on(azure: AzureLocal, msggan_aml: Command) -> None:
+    ended = msggan_aml(*sweep("--over", "stddev_group=3,0", "--sampling", "grid", *PLAIN, "--kimg", "0.04"))
+    assert ended.exit_code == 0, ended.stderr
+    bad, good = by_number(ended.json)
+    assert (bad["state"], bad["settings"], good["state"]) == ("failed", {"stddev_group": 3}, "completed")
+    assert "--stddev-group" in bad["reason"]
+    assert "--stddev-group 3: must divide" in msggan_aml("logs", "find/0").stdout
+
+    azure.fault("GET", "samples", times=10**6, status=403)
+    best = msggan_aml("sweep", "best", "find", "-o", "json")
+    assert best.exit_code == 0, best.stderr
+    assert best.json["best"] == good
+    assert "runs/find/report.html: cannot be written (Fetching the samples of find/1" in best.stderr
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_a_sweep_is_given_up_where_too_many_trials_fail(azure: AzureLocal, msggan_aml: Command) -> None:
+    words = sweep("--over", "stddev_group=3,0,1,2", "--sampling", "grid", "--most-failed", "0.2", *PLAIN)
+    ended = msggan_aml(*words)
+    assert ended.exit_code == 1, ended.stderr
+    assert "find is given up: 1 of 4 trials failed, most often so: " in ended.stderr
+    assert ended.json["state"] == "failed"
+    assert azure.job("find").status == "Canceled"
+
+    jobs = list(azure.cloud.jobs)
+    refused = msggan_aml(*words)
+    assert refused.exit_code == 2
+    assert "find: was given up, and would be at once: 1 of 4 trials failed" in refused.stderr
+    assert list(azure.cloud.jobs) == jobs
+    goes_on = msggan_aml(*words, "--most-failed", "0.5", "--detach")
+    assert goes_on.exit_code == 0, goes_on.stderr
+    assert azure.job("find-2").properties["limits"]["maxTotalTrials"] == 3
+
+
+def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msggan_aml: Command) -> None:
+    """Who looks for the farthest from the images gets nowhere by learning nothing: that trial is behind for ever."""
+    farthest = ["--direction", "maximize", "--stop-early", "bandit", "--slack", "0.1", "--metric-kimg", "0.3"]
+    rates = ["--over", "g_lr=1e-9,0.1", "--sampling", "grid", "--concurrent", "2"]
+    begun = msggan_aml(*sweep(*rates, *farthest, *SMALL, "--kimg", "1000000", "--detach"))
+    assert begun.exit_code == 0, begun.stderr
+    wait_for(lambda: "find_0" in azure.cloud.jobs and azure.job("find_0").status == "Canceled")
+    bad, good = by_number(msggan_aml("status", "find", "-o", "json").json)
+    assert (bad["state"], good["state"]) == ("stopped", "running")
+    assert bad["reason"].startswith("bandit: ")
+    ended = msggan_aml("cancel", "find", "-o", "json").json
+    assert [trial["state"] for trial in by_number(ended)] == ["stopped", "cancelled"]
+    assert ended["best"]["number"] == 1
+    assert azure.job("find").noted["best_child_run_id"] == "find_1"
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_a_trial_of_a_sweep_here_is_trained_on_there(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    words = [*sweep("--over", "g_lr=0.001,0.01", *SHORT), "--trials", "1", "--tracking-uri", "none"]
+    here = msggan_aml(*words, "--target", "local")
+    assert here.exit_code == 0, here.stderr
+    there = msggan_aml("submit", "--from-trial", "find", "--kimg", "0.08", "--yes", "-o", "json")
+    assert there.exit_code == 0, there.stderr
+    assert (there.json["name"], there.json["target"], there.json["images_seen"]) == ("find-best", "azure", 80)
+    first = (place / "runs/find/trials/000/metrics.jsonl").read_bytes()
+    assert (azure.blob("msggan/runs/find-best/metrics.jsonl") or b"").startswith(first)
+    assert b"Resuming" in azure.artifact("find-best", "user_logs/std_log.txt")
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_a_trial_whose_time_is_up_keeps_what_it_measured(azure: AzureLocal, msggan_aml: Command) -> None:
+    words = ["--over", "g_lr", "--trials", "1", *SMALL, "--kimg", "1000000", "--metric-kimg", "0.1"]
+    begun = msggan_aml(*sweep(*words, "--detach"))
+    assert begun.exit_code == 0, begun.stderr
+    wait_for(lambda: b'"swd"' in (azure.blob("msggan/runs/find/trials/find_0/metrics.jsonl") or b""))
+    azure.expire("find_0")
+    azure.job("find").wait_for("Completed")
+    ended = msggan_aml("status", "find", "-o", "json").json
+    (trial,) = ended["trials"]
+    assert (trial["state"], trial["reason"]) == ("stopped", "Its time was up: --timeout-hours.")
+    assert ended["best"] == trial
+
+
+def test_every_trial_is_found_however_many_there_are(
+    azure: AzureLocal, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service answers fifty at a time, and a token that the SDK's own list passes over."""
+    for name, value in azure.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AZUREML_CURRENT_CLOUD", "AzureCloud")
+    from orchestration.azure.session import Session
+
+    azure.add_ended_job("many")
+    for number in range(120):
+        azure.add_ended_job(f"many_{number}", status="Failed" if number % 2 else "Completed").parent = "many"
+    session = Session(read_settings({}, folder=place, environ=os.environ), Voice(lambda line: None))
+    found = session.history.children("many")
+    assert [child.name for child in found] == [f"many_{number}" for number in range(120)]
+    assert [child.status for child in found] == ["Completed", "Failed"] * 60
+    assert len(azure.made("GET", "/runs/many/children")) == 3
+
+
+@pytest.mark.parametrize(("policy", "reason"), [("none", CANCELLED), ("median", "Azure ML ended it early.")])
+def test_how_a_trial_ended_is_read_from_the_service_its_log_and_its_reports(
+    azure: AzureLocal, msggan_aml: Command, policy: str, reason: str
+) -> None:
+    config = TrainConfig(resolution=8)
+    stopping = EarlyStopping(policy)
+    spec = SweepSpec(
+        config, "tiny", "find", read_space(("g_lr=0.001..0.01",), config), trials=7, early_stopping=stopping
+    )
+    azure.put_blob("msggan/runs/find/sweep.json", SweepRequest.of(spec).to_bytes())
+    output = {"run": {"jobOutputType": "uri_folder", "uri": f"{RUNS}find/"}}
+    for name, status in (("find", "Completed"), ("find-2", "Running")):
+        azure.add_ended_job(name, status, tags={"msggan.run": "find", "msggan.sweep": "find"}, outputs=output)
+    states = ["Completed", "Completed", "Canceled", "Canceled", "Failed", "NotResponding"]
+    names = [*((f"find_{number}", status) for number, status in enumerate(states)), ("find-2_0", "Running")]
+    for name, status in names:
+        azure.add_ended_job(name, status).parent = name.rpartition("_")[0]
+        azure.job(name.rpartition("_")[0]).add_tags({name: '{"g_lr": 0.002}'})
+    azure.put_blob("msggan/runs/find/trials/find_0/metrics.jsonl", b'{"images": 40, "swd": 3.5}\n')
+    azure.job("find_2").error = {"code": "UserError", "message": "The job exceeded its time limit of 60 seconds."}
+    azure.put_artifact("find_4", "user_logs/std_log.txt", b"Training\nError: Out of memory.\nMore.")
+    trials = by_number(msggan_aml("status", "find", "-o", "json").json)
+    assert [(trial["number"], trial["job_id"], trial["state"], trial["reason"]) for trial in trials] == [
+        (0, "find_0", "completed", ""),
+        (1, "find_1", "failed", "It never logged swd."),
+        (2, "find_2", "stopped", "Its time was up: --timeout-hours."),
+        (3, "find_3", "stopped", reason),
+        (4, "find_4", "failed", "Out of memory."),
+        (5, "find_5", "interrupted", ""),
+        (6, "find-2_0", "running", ""),
+    ]
+    assert [trial["objective"] for trial in trials] == [3.5, *[None] * 6]
+    assert {trial["settings"]["g_lr"] for trial in trials} == {0.002}
+    assert trials[6]["run_dir"] == f"{RUNS}find/trials/find-2_0/"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--over", "g_lr", "--sampling", "bayesian"], "on Azure it takes no range that is searched in the logarithm"),
+        (["--over", "mirror", "--objective", "swd_8"], "--objective swd_8: on Azure it is one of the metrics"),
+        (["--over", "g_lr", "--sampling-seed", "-1"], "--sampling-seed -1: must be 0 or more"),
+    ],
+)
+def test_what_azure_would_refuse_is_refused_before_anything_is_asked(
+    azure: AzureLocal, msggan_aml: Command, words: list[str], complaint: str
+) -> None:
+    for more in ([], ["--dry-run"]):
+        refused: Ended = msggan_aml(*sweep(*words, *SHORT, "--trials", "2", *more))
+        assert refused.exit_code == 2
+        assert complaint in refused.stderr
+    assert azure.requests == []
+
+
+def test_a_dry_run_shows_what_would_be_sent_and_asks_nobody(azure: AzureLocal, msggan_aml: Command) -> None:
+    plan = msggan_aml(*sweep("--over", "g_lr=0.001..0.01", "--trials", "4", *SHORT, "--dry-run")).json
+    (request,) = plan["requests"]
+    assert (request["method"], request["path"].rpartition("/")[2]) == ("PUT", "find")
+    assert request["body"]["properties"]["limits"]["maxTotalTrials"] == 4
+    assert azure.requests == []
+
+
+@pytest.mark.usefixtures("_no_mlflow")
+def test_the_name_of_a_run_is_refused(azure: AzureLocal, msggan_aml: Command) -> None:
+    assert msggan_aml("submit", "--data", "tiny", "--name", "find", *SHORT, "--yes").exit_code == 0
+    refused = msggan_aml(*sweep("--over", "g_lr", "--trials", "2", *SHORT))
+    assert refused.exit_code == 2
+    assert "--name find: is a run, not a sweep." in refused.stderr

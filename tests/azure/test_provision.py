@@ -1,0 +1,704 @@
+"""Does `provision` make what a workspace lacks, say what it does, and leave alone what is as it should be?"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure_local import AzureLocal
+from support.programs import Ended, command_line, environment, run_in, wait_for
+
+from msggan.commands.program import run_program
+from msggan.errors import MsgganError
+from orchestration.commands.main import msggan_aml
+from orchestration.settings import read_settings
+
+# The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+CLUSTER = "Standard_NC4as_T4_v3"
+STORE = ("--storage-account", "otherstore", "--storage-container", "images")
+IMAGE = ("--environment", "python:3.11-slim")  # made by one request
+KEY = base64.b64encode(bytes(range(64))).decode()  # as long as an account's
+
+Provision = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_behind() -> Iterator[None]:
+    """The connections that the SDK left open are collected here, where their warnings are expected."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def provision(
+    azure: AzureLocal, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Provision:
+    """provision(*words): the command line in this process, which loads the SDK once for all tests."""
+    use(azure, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+    def provision(*words: str) -> Ended:
+        capfd.readouterr()
+        exit_code = run_program(msggan_aml, name="msggan-aml", argv=["provision", *words])
+        return Ended(exit_code, *capfd.readouterr())
+
+    return provision
+
+
+def use(azure: AzureLocal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("MSGGAN_", "AZURE_", "AZUREML_", "MSI_", "IDENTITY_")):
+            monkeypatch.delenv(name)
+    for name, value in azure.variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def actions(ended: Ended) -> dict[str, str]:
+    """What the plan does, by kind."""
+    return {item["kind"]: item["action"] for item in ended.json["plan"]}
+
+
+def changing(azure: AzureLocal) -> list[str]:
+    """The requests so far that can change something."""
+    return [
+        f"{request.method} {request.path}"
+        for request in azure.requests
+        if request.method in ("PUT", "PATCH", "DELETE") or (request.method == "POST" and "/computes/" in request.path)
+    ]
+
+
+# --- What it does -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_made_is_kept_changed_refused_and_deleted(azure: AzureLocal, provision: Provision) -> None:
+    azure.put_blob("images/precious.png", b"1")
+    made = provision("--yes", "-o", "json", *STORE)
+    assert made.exit_code == 0, made.stderr
+    assert actions(made) == {
+        "compute": "create",
+        "container": "create",
+        "datastore": "create",
+        "environment": "create",
+    }
+    assert made.json["applied"] is True
+    assert made.json["plan"][0] == {
+        "kind": "compute",
+        "name": "msggan-gpu",
+        "action": "create",
+        "changes": {
+            "vm_size": {"from": None, "to": CLUSTER},
+            "low_priority": {"from": None, "to": False},
+            "min_nodes": {"from": None, "to": 0},
+            "max_nodes": {"from": None, "to": 1},
+            "idle_minutes": {"from": None, "to": 2},
+        },
+        "reason": "",
+    }
+    (sent,) = azure.made("PUT", "/computes/msggan-gpu")
+    assert sent.body == {
+        "location": "eastus",
+        "tags": {"msggan": "provisioned"},
+        "properties": {
+            "computeType": "AmlCompute",
+            "disableLocalAuth": True,
+            "properties": {
+                "osType": "Linux",
+                "vmSize": CLUSTER,
+                "vmPriority": "Dedicated",
+                "scaleSettings": {"minNodeCount": 0, "maxNodeCount": 1, "nodeIdleTimeBeforeScaleDown": "PT2M"},
+                "remoteLoginPortPublicAccess": "NotSpecified",
+                "enableNodePublicIp": True,
+            },
+        },
+    }
+    assert azure.cloud.datastores["msggan"]["credentials"] == {"credentialsType": "None"}
+    assert azure.cloud.datastores["msggan"]["containerName"] == "images"
+
+    azure.recording.clear()
+    again = provision("--yes", "-o", "json", *STORE)
+    assert set(actions(again).values()) == {"keep"}
+    assert changing(azure) == []
+
+    changed = provision("--yes", "-o", "json", *STORE, "--max-nodes", "3", "--idle-minutes", "5")
+    assert changed.exit_code == 0, changed.stderr
+    assert changed.json["plan"][0]["action"] == "change"
+    assert changed.json["plan"][0]["changes"] == {
+        "max_nodes": {"from": 1, "to": 3},
+        "idle_minutes": {"from": 2, "to": 5},
+    }
+    scale = azure.cloud.computes["msggan-gpu"]["properties"]["properties"]["scaleSettings"]
+    assert scale == {"minNodeCount": 0, "maxNodeCount": 3, "nodeIdleTimeBeforeScaleDown": "PT5M"}
+    assert azure.cloud.computes["msggan-gpu"]["tags"] == {"msggan": "provisioned"}
+
+    azure.recording.clear()
+    refused = provision("--yes", "-o", "json", *STORE, "--vm-size", "Standard_NC24ads_A100_v4")
+    assert refused.exit_code == 3
+    assert refused.json["plan"][0]["action"] == "refuse"
+    assert refused.json["applied"] is False
+    assert "Take another name: --compute msggan-gpu-2" in refused.stderr
+    assert changing(azure) == []
+
+    shown = provision("--delete", "--dry-run", "-o", "json", *STORE)
+    assert actions(shown) == {"compute": "delete", "datastore": "delete", "environment": "delete"}
+    assert changing(azure) == []
+    gone = provision("--delete", "--yes", "-o", "json", *STORE)
+    assert gone.exit_code == 0, gone.stderr
+    assert azure.cloud.computes == {}
+    assert "msggan" not in azure.cloud.datastores
+    assert azure.blob("images/precious.png") == b"1"
+    assert azure.cloud.blobs.exists("otherstore", "images")
+    azure.recording.clear()
+    nothing = provision("--delete", "--yes", "-o", "json", *STORE)
+    assert (nothing.exit_code, nothing.json) == (0, {"plan": [], "applied": True})
+    assert nothing.stderr.splitlines()[1:] == ["Nothing to delete."]
+    assert changing(azure) == []
+
+    back = provision("--yes", "-o", "json", *STORE)
+    assert back.exit_code == 0, back.stderr
+    assert actions(back) == {"compute": "create", "datastore": "create", "environment": "change"}
+
+
+def test_a_plan_is_shown_and_nothing_done_with_dry_run(azure: AzureLocal, provision: Provision) -> None:
+    ended = provision("--dry-run")
+    assert ended.exit_code == 0
+    assert ended.stderr.splitlines() == [
+        f"Workspace msggan-ws (group msggan-rg) as {azure.cloud.client_id} (environment variables)."
+    ]
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "+ create compute msggan-gpu"
+    assert "  keep datastore workspaceblobstore: is the workspace's own" in lines
+    assert any("costs money" in line for line in lines)
+    assert "      Without jobs the cluster costs nothing." in lines
+    assert changing(azure) == []
+
+
+def test_without_a_terminal_and_without_yes_nothing_is_done(azure: AzureLocal, tmp_path: Path) -> None:
+    ended = run_in(tmp_path, "msggan-aml", "provision", "-o", "json", **azure.variables)
+    assert ended.exit_code == 2
+    assert ended.json == {
+        "error": {
+            "code": "usage",
+            "message": "Nothing was done: there is no terminal to ask on.",
+            "hint": "Add --yes to do it.",
+        }
+    }
+    assert changing(azure) == []
+
+
+@pytest.mark.parametrize(("answer", "exit_code", "clusters"), [(b"n\n", 2, []), (b"y\n", 0, ["msggan-gpu"])])
+def test_on_a_terminal_it_asks(
+    azure: AzureLocal, tmp_path: Path, answer: bytes, exit_code: int, clusters: list[str]
+) -> None:
+    here, there = pty.openpty()
+    try:
+        with subprocess.Popen(
+            command_line("msggan-aml", "provision", *IMAGE),
+            cwd=tmp_path,
+            env=environment(**azure.variables),
+            stdin=there,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            os.write(here, answer)
+            _, stderr = process.communicate()
+    finally:
+        os.close(here)
+        os.close(there)
+    assert process.returncode == exit_code, stderr
+    assert b"Do this? [y/N]" in stderr
+    assert list(azure.cloud.computes) == clusters
+
+
+def test_clusters_and_datastores_of_others_are_left_alone(azure: AzureLocal, provision: Provision) -> None:
+    azure.add_cluster("msggan-gpu")
+    ended = provision("--delete", "--yes", "-o", "json", "--datastore", "workspaceblobstore")
+    assert actions(ended) == {"compute": "keep", "datastore": "keep"}
+    assert ended.stderr.splitlines()[1:] == [
+        "  keep compute msggan-gpu: was not made by msggan-aml provision",
+        "  keep datastore workspaceblobstore: was not made by msggan-aml provision",
+        "Nothing to delete.",
+    ]
+    assert list(azure.cloud.computes) == ["msggan-gpu"]
+    assert "workspaceblobstore" in azure.cloud.datastores
+
+
+@pytest.mark.parametrize("words", [(), STORE])
+def test_where_nothing_was_made_there_is_nothing_to_delete(
+    azure: AzureLocal, provision: Provision, words: tuple[str, ...]
+) -> None:
+    ended = provision("--delete", *words)
+    assert (ended.exit_code, ended.stdout) == (0, "Nothing to delete.\n")
+    assert provision("--delete", "--dry-run", "-o", "json", *words).json == {"plan": [], "applied": False}
+    assert changing(azure) == []
+
+
+def test_a_default_that_would_change_a_cluster_of_others_is_named(azure: AzureLocal, provision: Provision) -> None:
+    azure.add_cluster("msggan-gpu", max_nodes=4)
+    (item, *_) = provision("--dry-run", "-o", "json").json["plan"]
+    assert (item["action"], item["changes"]) == ("change", {"max_nodes": {"from": 4, "to": 1}})
+    assert item["reason"] == "nothing else is said of max_nodes, so the default holds"
+    assert provision("--dry-run", "-o", "json", "--max-nodes", "4").json["plan"][0]["action"] == "keep"
+
+
+def test_low_priority_identity_and_region_are_sent(azure: AzureLocal, provision: Provision) -> None:
+    words = ("--low-priority", "--identity", "system", "--location", "eastus", "--min-nodes", "1", *IMAGE)
+    ended = provision("--yes", *words)
+    assert ended.exit_code == 0, ended.stderr
+    assert "1 of them costs money day and night: --min-nodes 0 or provision --delete ends that." in ended.stdout
+    (sent,) = azure.made("PUT", "/computes/msggan-gpu")
+    assert sent.body["identity"] == {"type": "SystemAssigned"}
+    assert sent.body["properties"]["properties"]["vmPriority"] == "LowPriority"
+    assert provision("--yes", "-o", "json", *words).json["plan"][0]["action"] == "keep"
+    dedicated = provision("--yes", "-o", "json", "--no-low-priority", "--min-nodes", "1", *IMAGE)
+    assert dedicated.exit_code == 3
+    assert dedicated.json["plan"][0]["changes"] == {"low_priority": {"from": True, "to": False}}
+
+
+def test_serverless_needs_no_cluster(azure: AzureLocal, provision: Provision) -> None:
+    ended = provision("--yes", "-o", "json", "--instance-type", CLUSTER, *IMAGE)
+    assert ended.json["plan"][0] == {
+        "kind": "compute",
+        "name": CLUSTER,
+        "action": "keep",
+        "changes": {},
+        "reason": "is serverless: there is no cluster to make",
+    }
+    assert azure.cloud.computes == {}
+
+
+# --- The four environments --------------------------------------------------------------------------------------------
+
+
+def test_the_curated_environment_is_pinned_and_has_what_the_job_needs(azure: AzureLocal, provision: Provision) -> None:
+    assert provision("--yes").exit_code == 0
+    ((name, version),) = azure.cloud.environments
+    made = azure.cloud.environments[name, version].properties
+    context = made["build"]["contextUri"].partition(f"{azure.container}/")[2]
+    assert name == "msggan"
+    assert made["build"]["dockerfilePath"] == "Dockerfile"
+    assert made["description"] == "For msggan: curated image acpt-pytorch-2.8-cuda12.6, version 10"
+    dockerfile = azure.blob(f"{context}Dockerfile")
+    assert dockerfile is not None
+    assert b"\nFROM mcr.microsoft.com/azureml/curated/acpt-pytorch-2.8-cuda12.6:10\n" in dockerfile
+    assert b"safetensors" in (azure.blob(f"{context}requirements.txt") or b"")
+
+
+def test_an_edit_is_never_ignored_and_nothing_unchanged_is_made_again(
+    azure: AzureLocal, provision: Provision, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text("FROM python:3.11-slim\n")
+    (folder / ".env").write_text("PASSWORD=1\n")
+    (tmp_path / "conda.yml").write_text("dependencies: [python=3.11]\n")
+    ways = ("python:3.11-slim", "conda.yml", "python:3.11-slim+conda.yml", "mine")
+    for way in ways:
+        assert provision("--yes", "--environment", way).exit_code == 0
+    assert len(azure.cloud.environments) == 4
+    azure.recording.clear()
+    for way in ways:
+        assert actions(provision("--yes", "-o", "json", "--environment", way))["environment"] == "keep"
+    assert changing(azure) == []
+
+    (folder / "Dockerfile").write_text("FROM python:3.12-slim\n")
+    (tmp_path / "conda.yml").write_text("dependencies: [python=3.12]\n")
+    for way in ways:
+        assert provision("--yes", "--environment", way).exit_code == 0
+    assert len(azure.cloud.environments) == 7  # the image alone is what it was
+    uploaded = azure.blobs_below("msggan/environments/")
+    assert {path.rpartition("/")[2] for path in uploaded} == {"Dockerfile"}
+    conda = [made.properties.get("condaFile") for made in azure.cloud.environments.values()]
+    assert conda.count("dependencies:\n- python=3.11\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ("curatd", "is not curated, nor a file or folder that is there, nor an image with its tag"),
+        ("pytorch/pytorch", "nor an image with its tag"),
+        ("nowhere.yml", "cannot be read as a conda file: No such file or directory"),
+        ("empty.yml", "is not a conda file: it has no list of dependencies"),
+        ("broken.yml", "cannot be read as a conda file"),
+        ("nothing", "has no Dockerfile"),
+        ("many", "has 101 files; Azure ML takes 100"),
+        ("large", "has 1.0 MiB; Azure ML takes 1 MiB"),
+        ("linked", "is a link, which would not arrive"),
+        ("Upper:1+also.yml", "nor an image with its tag"),
+    ],
+)
+def test_what_is_no_environment_is_refused(
+    azure: AzureLocal, provision: Provision, tmp_path: Path, said: str, complaint: str
+) -> None:
+    (tmp_path / "empty.yml").write_text("name: x\n")
+    (tmp_path / "broken.yml").write_text("a: [\n")
+    for name in ("nothing", "many", "large", "linked"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("Dockerfile" if name != "nothing" else "other")).write_text("FROM x:1\n")
+    for number in range(100):
+        (tmp_path / "many" / str(number)).touch()
+    (tmp_path / "large" / "much").write_bytes(bytes(2**20))
+    (tmp_path / "linked" / "to").symlink_to(tmp_path / "empty.yml")
+    ended = provision("--yes", "--environment", said)
+    assert ended.exit_code == 2
+    assert complaint in ended.stderr
+    assert changing(azure) == []
+
+
+# --- What can be wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        ("Standard_NC4as_T4_v2", ["is not offered in eastus", "Nearest: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)"]),
+        ("Standard_NC6", ["was retired by Azure in August 2023", "With a GPU there are: Standard_NC4as_T4_v3"]),
+        ("Standard_NC6s_v3", ["was retired by Azure in September 2025"]),
+    ],
+)
+def test_a_size_that_is_not_offered_is_refused(
+    azure: AzureLocal, provision: Provision, size: str, told: list[str]
+) -> None:
+    ended = provision("--yes", "--vm-size", size)
+    assert ended.exit_code == 2
+    assert all(words in ended.stderr for words in told), ended.stderr
+    assert changing(azure) == []
+
+
+def test_too_small_a_quota_is_told_before_anything_is_made(azure: AzureLocal, provision: Provision) -> None:
+    azure.cloud.quotas["Standard NCASv3_T4 Family"] = 0
+    none = provision("--yes", "-o", "json")
+    assert none.exit_code == 5
+    assert none.json["error"]["code"] == "quota"
+    assert none.json["error"]["message"] == (
+        "1 machine Standard_NC4as_T4_v3 would need 4 cores of the quota Standard NCASv3_T4 Family, of which 0 of 0 are "
+        "used."
+    )
+    assert "Ask for more cores in Azure ML Studio" in none.json["error"]["hint"]
+    azure.cloud.quotas["Standard NCASv3_T4 Family"] = 9
+    few = provision("--yes", "--max-nodes", "3")
+    assert few.exit_code == 5
+    assert "--max-nodes 2 would fit." in few.stderr
+    assert changing(azure) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "cores", "exit_code"), [(1, 3, 8, 0), (1, 4, 11, 5), (1, 4, 12, 0), (4, 4, 0, 0), (4, 1, 0, 0)]
+)
+def test_a_cluster_that_grows_needs_quota_for_the_machines_that_are_added(
+    azure: AzureLocal, provision: Provision, *, there: int, wanted: int, cores: int, exit_code: int
+) -> None:
+    azure.add_cluster("msggan-gpu", max_nodes=there)
+    azure.cloud.quotas["Standard NCASv3_T4 Family"] = cores
+    ended = provision("--dry-run", "-o", "json", "--max-nodes", str(wanted))
+    assert ended.exit_code == exit_code, ended.stderr
+    if exit_code:
+        assert ended.json["error"]["message"].startswith("3 machines Standard_NC4as_T4_v3 would need 12 cores of the ")
+        assert "--max-nodes 3 would fit." in ended.json["error"]["hint"]
+
+
+def test_a_name_taken_by_another_kind_of_compute_is_refused(azure: AzureLocal, provision: Provision) -> None:
+    azure.add_compute_instance("gpu")
+    azure.add_compute_instance("gpu-2")
+    ended = provision("--yes", "-o", "json", "--compute", "gpu")
+    assert ended.exit_code == 3
+    assert ended.json["error"]["code"] == "refused"
+    assert "another kind of compute (computeinstance)" in ended.json["error"]["message"]
+    assert ended.json["error"]["hint"] == "Take another name: --compute gpu-3"
+    assert changing(azure) == []
+
+
+def test_a_storage_account_that_does_not_answer_is_refused(azure: AzureLocal, provision: Provision) -> None:
+    ended = provision("--yes", "-o", "json", "--storage-account", "nostore", "--storage-container", "images")
+    assert ended.exit_code == 3
+    assert actions(ended)["container"] == "refuse"
+    assert "az storage account list" in ended.stderr
+    assert changing(azure) == []
+
+
+def test_who_may_not_read_the_blobs_is_told_the_role(azure: AzureLocal, provision: Provision) -> None:
+    azure.cloud.blob_role = None
+    ended = provision("--yes", *STORE)
+    assert ended.exit_code == 4
+    assert (
+        f'az role assignment create --role "Storage Blob Data Contributor" --assignee {azure.cloud.object_id} '
+        '--scope "$(az storage account show --name otherstore --query id --output tsv)"'
+    ) in ended.stderr.splitlines()
+    assert changing(azure) == []
+
+
+def test_an_account_that_forbids_keys_says_so(
+    azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MSGGAN_STORAGE_KEY", KEY)
+    azure.cloud.shared_keys = False
+    ended = provision("--yes", *STORE)
+    assert ended.exit_code == 4
+    assert "otherstore takes no keys and no SAS (KeyBasedAuthenticationNotPermitted)" in ended.stderr
+    assert "Unset MSGGAN_STORAGE_KEY: without it identities serve." in ended.stderr
+    assert 'az role assignment create --role "Storage Blob Data Contributor"' in ended.stderr
+    assert changing(azure) == []
+
+
+def test_a_workspace_whose_own_account_forbids_keys_is_told_how_to_do_without(
+    azure: AzureLocal, provision: Provision
+) -> None:
+    azure.cloud.shared_keys = False
+    ended = provision("--yes")
+    assert ended.exit_code == 4
+    named = "--name msggan-ws --resource-group msggan-rg"
+    assert f"az ml workspace update {named} --system-datastores-auth-mode identity" in ended.stderr.splitlines()
+    assert f'--scope "$(az ml workspace show {named} --query storage_account --output tsv)"' in ended.stderr
+    assert changing(azure) == []
+
+
+def test_a_key_that_was_exchanged_is_exchanged_in_the_datastore(
+    azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--storage-account", "otherstore", "--storage-container", "images", *IMAGE)
+    sas = azure.cloud.blobs.signed_container_url("otherstore", "images", "rlwc").partition("?")[2]
+    monkeypatch.setenv("MSGGAN_STORAGE_SAS", sas)
+    assert provision("--yes", *words).exit_code == 0
+    assert actions(provision("--yes", "-o", "json", *words))["datastore"] == "keep"
+    azure.cloud.datastores["msggan"]["credentials"]["secrets"]["sasToken"] = sas.replace("sp=", "sp=x")
+    ended = provision("--yes", "-o", "json", *words)
+    assert ended.exit_code == 0, ended.stderr
+    (item,) = [item for item in ended.json["plan"] if item["kind"] == "datastore"]
+    assert (item["action"], item["changes"]) == (
+        "change",
+        {"credentials": {"from": "some that do not open it", "to": "SAS"}},
+    )
+    assert azure.cloud.datastores["msggan"]["credentials"]["secrets"]["sasToken"] == sas
+
+
+def test_a_name_that_no_datastore_may_have_is_refused(azure: AzureLocal, provision: Provision) -> None:
+    ended = provision("--yes", "-o", "json", *STORE, "--datastore", "My-Store")
+    assert ended.exit_code == 3
+    assert ended.json["error"]["hint"] == "Take another name: --datastore my_store"
+    assert changing(azure) == []
+
+
+def test_a_datastore_that_leads_elsewhere_is_refused(azure: AzureLocal, provision: Provision) -> None:
+    ended = provision("--yes", "-o", "json", *STORE, "--datastore", "workspaceblobstore")
+    assert ended.exit_code == 3
+    assert ended.json["error"]["hint"] == "Take another name: --datastore workspaceblobstore_2"
+    missing = provision("--yes", "--datastore", "nowhere")
+    assert missing.exit_code == 2
+    assert "No datastore nowhere in workspace 'msggan-ws'." in missing.stderr
+    assert changing(azure) == []
+
+
+@pytest.mark.parametrize(
+    ("role", "exit_code", "command"),
+    [
+        (None, 4, "AzureML Data Scientist"),
+        ("AzureML Data Scientist", 4, "AzureML Compute Operator"),
+        ("Reader", 4, None),
+    ],
+)
+def test_who_has_no_role_is_told_the_command(
+    azure: AzureLocal, provision: Provision, role: str | None, exit_code: int, command: str | None
+) -> None:
+    azure.cloud.role = role
+    ended = provision("--yes", *IMAGE)
+    assert ended.exit_code == exit_code
+    assert azure.cloud.computes == {}
+    if command:
+        assert (
+            f'az role assignment create --role "{command}" --assignee {azure.cloud.object_id} '
+            f"--scope {azure.cloud.scope}"
+        ) in ended.stderr.splitlines()
+
+
+def test_who_is_not_signed_in_is_told_how(
+    azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"):
+        monkeypatch.delenv(name)
+    azure.write_az(tmp_path / "bin", signed_in=False)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    ended = provision("--yes", "-o", "json")
+    assert ended.exit_code == 4
+    assert ended.json["error"]["code"] == "auth"
+    assert ended.json["error"]["message"].startswith("Not signed in to Azure.\nAzure CLI: ")
+    assert ended.json["error"]["hint"].startswith("Run: az login\n")
+
+
+def test_who_is_signed_in_by_the_azure_cli_is_named(
+    azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"):
+        monkeypatch.delenv(name)
+    azure.write_az(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    ended = provision("--dry-run")
+    assert ended.exit_code == 0, ended.stderr
+    assert "Workspace msggan-ws (group msggan-rg) as somebody@example.org (Azure CLI)." in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME"]
+)
+def test_a_workspace_that_is_not_there_is_named_in_full(
+    azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "elsewhere")
+    ended = provision("--yes", "-o", "json")
+    assert ended.exit_code == 2
+    assert ended.json["error"]["code"] == "workspace"
+    words = {**azure.variables, name: "elsewhere"}
+    assert ended.json["error"]["message"] == (
+        f"No workspace {words['AZUREML_ARM_WORKSPACE_NAME']} in resource group {words['AZUREML_ARM_RESOURCEGROUP']} of "
+        f"subscription {words['AZUREML_ARM_SUBSCRIPTION']}, as variable AZUREML_ARM_WORKSPACE_NAME says."
+    )
+
+
+def test_without_a_workspace_it_says_how_to_name_one(tmp_path: Path) -> None:
+    ended = run_in(tmp_path, "msggan-aml", "provision", "--yes")
+    assert ended.exit_code == 2
+    assert "No Azure ML workspace is configured." in ended.stderr
+    assert "config.json" in ended.stderr
+
+
+# --- Faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_busy_service_is_asked_again(azure: AzureLocal, provision: Provision) -> None:
+    azure.fault("GET", "/vmSizes", status=429, retry_after=0.1)
+    azure.fault("PUT", "/computes/", status=503)
+    azure.fault("PUT", "/environments/", drop="before")
+    assert provision("--yes", *IMAGE).exit_code == 0
+    assert list(azure.cloud.computes) == ["msggan-gpu"]
+
+
+def test_a_connection_cut_at_any_request_leaves_nothing_unreported(
+    azure: AzureLocal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from orchestration.azure import provisioning
+    from orchestration.azure.client import connect
+
+    use(azure, monkeypatch)
+    flags = {"storage_account": "otherstore", "storage_container": "images", "environment": IMAGE[1]}
+    settings = read_settings(flags, folder=tmp_path, environ=os.environ)
+
+    def run() -> None:
+        client = connect(settings, lambda line: None, wait_factor_s=0)
+        plan = provisioning.plan_provisioning(client, settings, os.environ)
+        provisioning.apply(plan, lambda line: None)
+        provisioning.verify(plan, lambda: provisioning.plan_provisioning(client, settings, os.environ))
+
+    run()
+    asked = {(one.method, one.path): None for one in azure.requests if "login." not in one.host}
+    assert len(asked) >= 12
+    for method, path in asked:
+        for drop in ("before", "after"):
+            azure.reset()
+            azure.fault(method, f"{path}(\\?|$)", drop=drop, times=1000)
+            with pytest.raises(MsgganError) as failed:
+                run()
+            assert failed.value.exit_code in (1, 3), (method, path)
+            told = str(failed.value)
+            for name, made in (
+                ("compute msggan-gpu", "msggan-gpu" in azure.cloud.computes),
+                ("datastore msggan", "msggan" in azure.cloud.datastores),
+                ("environment msggan:", bool(azure.cloud.environments)),
+            ):
+                reported = [line for line in told.splitlines() if name in line and not line.startswith("Not done")]
+                assert not made or reported or "PUT" not in {r.method for r in azure.requests[-1:]}, (
+                    method,
+                    path,
+                    told,
+                )
+    azure.reset()
+
+
+# --- Secrets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", ["MSGGAN_STORAGE_KEY", "MSGGAN_STORAGE_SAS"])
+def test_a_secret_goes_into_the_datastore_s_credentials_and_nowhere_else(
+    azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    secret = azure.account_key
+    if variable == "MSGGAN_STORAGE_SAS":
+        secret = azure.cloud.blobs.signed_container_url("msgganstore", "images", "rlwc").partition("?")[2]
+    monkeypatch.setenv(variable, secret)
+    words = ("--storage-account", "msgganstore", "--storage-container", "images", *IMAGE)
+    azure.cloud.blobs.container("msgganstore", "images")
+    told = []
+    for more in (("--dry-run",), ("--yes",), ("--yes", "--max-nodes", "2"), ("--yes", "--vm-size", "x"), ("--delete",)):
+        told.append(provision(*words, *more))
+    assert [ended.exit_code for ended in told] == [0, 0, 0, 2, 2]
+    sent = [one for one in azure.requests if secret in json.dumps(one.body, default=repr)]
+    assert [(one.method, one.path.rpartition("/")[2]) for one in sent] == [("PUT", "msggan")]
+    (put,) = sent
+    credentials: dict[str, Any] = put.body["properties"].pop("credentials")
+    assert secret in credentials["secrets"].values()
+    assert secret not in json.dumps(put.body)
+    for ended in told:
+        assert secret not in ended.stdout + ended.stderr
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or secret.encode() not in path.read_bytes()
+
+
+def test_a_secret_on_the_command_line_is_refused_unsaid(azure: AzureLocal, provision: Provision) -> None:
+    ended = provision("--storage-account", KEY, "--storage-container", "images")
+    assert ended.exit_code == 2
+    assert KEY not in ended.stdout + ended.stderr
+    assert azure.requests == []
+
+
+# --- Stopping ---------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_says_how_far_it_is(azure: AzureLocal, tmp_path: Path) -> None:
+    azure.fault("GET", "/computeOperationsStatus/", delay=3)
+    with subprocess.Popen(
+        command_line("msggan-aml", "provision", "--yes", "-o", "json", *IMAGE),
+        cwd=tmp_path,
+        env=environment(**azure.variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        wait_for(lambda: azure.made("GET", "/computeOperationsStatus/"), process)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    ended = Ended(process.returncode, stdout, stderr)
+    assert ended.json["error"]["code"] == "interrupted"
+    assert ended.json["error"]["message"] == "Stopped. Azure goes on with what it has begun."
+    lines = ended.json["error"]["hint"].splitlines()
+    assert lines[0] == "Perhaps done, or begun: create compute msggan-gpu."
+    assert lines[1].startswith("Not done: create environment msggan:")
+    assert lines[2] == "See how it stands: msggan-aml provision --dry-run"
+
+
+def test_who_asks_is_told_before_the_sdk_is_loaded(azure: AzureLocal, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from orchestration.azure.client import connect; from orchestration.settings import read_settings\n"
+        "connect(read_settings({}, folder=Path.cwd(), environ=os.environ), print)\n"
+        "print('azure.ai.ml' in sys.modules)"
+    )
+    told = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(**azure.variables), encoding="utf-8"
+    )
+    assert told.splitlines() == [
+        f"Workspace msggan-ws (group msggan-rg) as {azure.cloud.client_id} (environment variables).",
+        "False",
+    ]

@@ -1,0 +1,55 @@
+"""Is every line of a log shown once, whole and in order, however it is written?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestration.local.log_file import follow_lines, last_lines
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.txt"
+
+
+class Writer:
+    """Writes the next of its texts each time it is asked whether the run goes on, which it does until none is left."""
+
+    def __init__(self, log: Path, *texts: str) -> None:
+        self.log = log
+        self.texts = list(texts)
+
+    def goes_on(self) -> bool:
+        if not self.texts:
+            return False
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(self.texts.pop(0))
+        return True
+
+
+@pytest.mark.parametrize(("tail", "lines"), [(None, ["a", "", "ç"]), (2, ["", "ç"]), (9, ["a", "", "ç"])])
+def test_the_last_lines_are_the_last(log: Path, tail: int | None, lines: list[str]) -> None:
+    log.write_text("a\n\nç\n", encoding="utf-8")
+    assert last_lines(log, tail) == lines
+
+
+def test_where_nothing_was_written_there_is_no_line(log: Path) -> None:
+    assert last_lines(log, None) == []
+    assert list(follow_lines(log, None, goes_on=lambda: False)) == []
+
+
+def test_lines_written_in_pieces_come_whole_and_once(log: Path) -> None:
+    log.write_text("old\n")
+    writer = Writer(log, "a", "b\nc", "", "\nd\ne\n", "the end")
+    assert list(follow_lines(log, None, goes_on=writer.goes_on)) == ["old", "ab", "c", "d", "e", "the end"]
+
+
+def test_following_from_the_tail_shows_what_comes_after_it(log: Path) -> None:
+    log.write_text("1\n2\n3\n")
+    assert list(follow_lines(log, 1, goes_on=Writer(log, "4\n").goes_on)) == ["3", "4"]
+
+
+def test_a_log_that_is_not_there_yet_is_waited_for(log: Path) -> None:
+    assert list(follow_lines(log, None, goes_on=Writer(log, "1\n", "2\n").goes_on)) == ["1", "2"]

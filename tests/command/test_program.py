@@ -1,0 +1,46 @@
+"""Does a program stop that is told to, whatever becomes of what the signal raises?"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from support.programs import environment
+
+PROGRAM = """
+import os, sys
+import click
+from msggan.commands.program import heed, run_program
+
+class TakenAway:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        for _ in range(1000):
+            pass
+
+@click.command()
+def program():
+    gone = TakenAway()
+    heed()
+    del gone
+    print("It went on.")
+    heed()
+    print("It went on for ever.")
+
+sys.exit(run_program(program, name="program", argv=[]))
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 6)])
+def test_a_signal_that_is_lost_while_an_object_is_taken_away_is_heeded(number: signal.Signals, exit_code: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(int(number))],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (exit_code, "It went on.\n"), ended.stderr
+    assert "Exception ignored" in ended.stderr

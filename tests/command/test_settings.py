@@ -1,0 +1,397 @@
+"""Does each setting come from the first place that says it, and is everything wrong told at once?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from support.programs import Ended
+
+from msggan.errors import UsageError
+from orchestration.settings import Setting, Settings, read_settings, settings_options, settings_table, without_secrets
+
+RunProgram = Callable[..., Ended]
+NAMES = [spec.name for spec in settings_table()]
+HIDDEN = "c2VjcmV0LWtleQ"
+
+# What must be said beside a setting for it to be right at all.
+COMPANIONS = {
+    "min_nodes": {"max_nodes": "1000"},
+    "storage_account": {"storage_container": "images"},
+    "storage_container": {"storage_account": "account"},
+}
+
+
+def read(folder: Path, toml: str | None = None, *, flags: dict[str, Any] | None = None, **environ: str) -> Settings:
+    if toml is not None:
+        (folder / "msggan.toml").write_text(toml, encoding="utf-8")
+    return read_settings(flags or {}, folder=folder, environ=environ)
+
+
+def complaints(folder: Path, toml: str | None = None, **said: Any) -> list[str]:
+    with pytest.raises(UsageError) as raised:
+        read(folder, toml, **said)
+    return list(raised.value.problems)
+
+
+# --- Which place wins -------------------------------------------------------------------------------------------------
+
+
+def values_of(spec: Setting) -> st.SearchStrategy[Any]:
+    if spec.kind is bool:
+        return st.booleans()
+    if spec.range is not None:
+        low, high = spec.range.low, spec.range.high
+        return st.integers(int(low), int(high)) if spec.kind is int else st.floats(0.5, high)
+    if spec.name == "identity":
+        return st.sampled_from(["none", "system"])
+    words = st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
+    return words.map("http://{}".format) if spec.name == "tracking_uri" else words
+
+
+def as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose msggan.toml each example writes anew."""
+    return tmp_path_factory.mktemp("settings")
+
+
+@pytest.mark.parametrize("spec", settings_table(), ids=NAMES)
+@given(data=st.data())
+def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(
+    folder: Path, spec: Setting, data: st.DataObject
+) -> None:
+    values = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(("flag", "variable", "file"), values_of(spec))))
+    flags: dict[str, Any] = dict(COMPANIONS.get(spec.name, {})) if values else {}
+    if "flag" in values:
+        flags[spec.name] = values["flag"] if spec.kind is bool else as_text(values["flag"])
+    environ = {spec.variables[0]: as_text(values["variable"])} if "variable" in values else {}
+    toml = f"[azure]\n{spec.name} = {json.dumps(values['file'])}\n" if "file" in values else ""
+    settings = read(folder, toml, flags=flags, **environ)
+
+    word = spec.name.replace("_", "-")
+    sources = {
+        "flag": f"flag --no-{word}" if values.get("flag") is False else f"flag --{word}",
+        "variable": f"variable MSGGAN_{spec.name.upper()}",
+        "file": str(folder / "msggan.toml"),
+    }
+    winner = next((place for place in sources if place in values), None)
+    assert settings.source(spec.name) == (sources[winner] if winner else "default")
+    if winner:
+        assert getattr(settings, spec.name) == values[winner]
+        assert type(getattr(settings, spec.name)) is spec.kind
+
+
+def test_without_a_word_said_all_is_as_by_default(tmp_path: Path) -> None:
+    settings = read(tmp_path)
+    assert {name: getattr(settings, name) for name in NAMES} == {
+        "runs_dir": "runs",
+        "tracking_uri": "sqlite:///runs/mlflow.db",
+        "compute": "msggan-gpu",
+        "vm_size": "Standard_NC4as_T4_v3",
+        "min_nodes": 0,
+        "max_nodes": 1,
+        "idle_minutes": 2,
+        "low_priority": False,
+        "identity": "none",
+        "location": None,
+        "instance_type": None,
+        "storage_account": None,
+        "storage_container": None,
+        "datastore": None,
+        "environment": "curated",
+        "experiment": "msggan",
+        "timeout_hours": 24.0,
+    }
+    assert {settings.source(name) for name in NAMES} == {"default"}
+    assert settings.workspace is None
+
+
+def test_an_empty_variable_says_nothing_and_an_empty_flag_is_wrong(tmp_path: Path) -> None:
+    assert read(tmp_path, MSGGAN_RUNS_DIR="").runs_dir == "runs"
+    assert complaints(tmp_path, flags={"runs_dir": ""}) == ["--runs-dir : must be a text that is not empty."]
+
+
+def test_the_runs_are_tracked_beside_them_unless_somebody_says_where(tmp_path: Path) -> None:
+    assert read(tmp_path, flags={"runs_dir": "/r"}).tracking_uri == "sqlite:////r/mlflow.db"
+    assert read(tmp_path, MSGGAN_TRACKING_URI="none", MLFLOW_TRACKING_URI="http://h").tracking_uri == "none"
+    toml = "[azure]\ntracking_uri = 'http://file'\n"
+    settings = read(tmp_path, toml, MLFLOW_TRACKING_URI="http://mlflow")
+    assert settings.tracking_uri == "http://mlflow"
+    assert settings.source("tracking_uri") == "variable MLFLOW_TRACKING_URI"
+    assert read(tmp_path).tracking_uri == "http://file"
+
+
+def test_an_account_has_a_datastore_of_our_own_name(tmp_path: Path) -> None:
+    account = "[azure]\nstorage_account = 'account'\nstorage_container = 'images'\n"
+    assert read(tmp_path, account).datastore == "msggan"
+    assert read(tmp_path, flags={"datastore": "other"}).datastore == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("false", False), ("No", False)]
+)
+def test_yes_and_no_in_a_variable(tmp_path: Path, text: str, value: bool) -> None:
+    assert read(tmp_path, MSGGAN_LOW_PRIORITY=text).low_priority is value
+
+
+# --- msggan.toml ------------------------------------------------------------------------------------------------------
+
+
+def test_paths_in_a_file_above_start_from_its_folder_and_others_from_here(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    toml = "[azure]\nruns_dir = 'r'\ntracking_uri = 'sqlite:///t.db'\nenvironment = 'job'\n"
+    assert read(tmp_path, toml).runs_dir == "r"
+    settings = read(inner)
+    assert settings.runs_dir == str(tmp_path / "r")
+    assert settings.tracking_uri == f"sqlite:///{(tmp_path / 't.db').as_posix()}"
+    assert settings.environment == str(tmp_path / "job")
+    said = read(inner, flags={"runs_dir": "r", "environment": "job"}, MSGGAN_TRACKING_URI="sqlite:///t.db")
+    assert (said.runs_dir, said.tracking_uri, said.environment) == ("r", "sqlite:///t.db", "job")
+
+
+def test_whole_addresses_and_images_in_a_file_above_stay_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    for name, value in [
+        ("runs_dir", "/r"),
+        ("tracking_uri", "sqlite:////t.db"),
+        ("tracking_uri", "http://127.0.0.1:5000"),
+        ("tracking_uri", "none"),
+        ("environment", "pytorch/pytorch:2.6"),
+    ]:
+        (tmp_path / "msggan.toml").write_text(f"[azure]\n{name} = '{value}'\n")
+        assert getattr(read(tmp_path / "inner"), name) == value
+
+
+def test_only_the_nearest_file_counts(tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (tmp_path / "msggan.toml").write_text("[azure]\ncompute = 'outer'\nexperiment = 'outer'\n")
+    (tmp_path / "a" / "msggan.toml").write_text("[azure]\ncompute = 'nearer'\n")
+    settings = read(inner)
+    assert (settings.compute, settings.experiment) == ("nearer", "msggan")
+
+
+@pytest.mark.parametrize(
+    ("toml", "problem"),
+    [
+        ("[azure]\nvmsize = 'x'\n", "[azure] vmsize: means nothing here. Did you mean vm_size?"),
+        ("[azur]\n", "azur: means nothing here. Did you mean azure?"),
+        ("[workspace]\nname = 'w'\n", "[workspace] name: means nothing here. Did you mean workspace_name?"),
+        ("runs_dir = 'x'\n", "runs_dir: belongs under [azure]."),
+        ("[azure]\nresource_group = 'x'\n", "[azure] resource_group: belongs under [workspace]."),
+        ("[azure]\nzzzzz = 1\n", "[azure] zzzzz: means nothing here."),
+        ("azure = 3\n", "azure must be a table: write [azure] on a line of its own."),
+        ("[azure]\nmin_nodes = '1'\n", "min_nodes 1: is not a whole number: in a file it has no quotes."),
+        ("[azure]\nmin_nodes = true\n", "min_nodes true: is not a whole number."),
+        ("[azure]\nmin_nodes = 1.5\n", "min_nodes 1.5: is not a whole number."),
+        ("[azure]\nlow_priority = 'yes'\n", "low_priority yes: is not true or false: in a file it has no quotes."),
+        ("[azure]\nexperiment = 5\n", "experiment 5: is not a text: in a file it has quotes."),
+        ("[azure]\ntimeout_hours = inf\n", "timeout_hours inf: must be more than 0, at most 504."),
+        (f"[azure]\ntimeout_hours = 1{'0' * 400}\n", f"timeout_hours 1{'0' * 400}: is not a number."),
+    ],
+)
+def test_what_does_not_belong_in_the_file_is_told(tmp_path: Path, toml: str, problem: str) -> None:
+    assert f"{tmp_path / 'msggan.toml'}: {problem}" in complaints(tmp_path, toml)
+
+
+def test_a_file_that_is_not_toml_is_told_with_the_line(tmp_path: Path) -> None:
+    (problem,) = complaints(tmp_path, "[azure]\nmin_nodes 3\n")
+    assert problem.startswith(f"{tmp_path / 'msggan.toml'}: is not TOML: ")
+    assert "line 2" in problem
+
+
+@pytest.mark.parametrize("content", [b"[azure]\nrun = '\xff'\n", b"x = " + b"[" * 100_000, b"x = 1" + b"0" * 5000])
+def test_a_file_of_anything_is_told_in_a_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "msggan.toml").write_bytes(content)
+    problems = complaints(tmp_path)
+    assert problems[0].startswith(f"{tmp_path / 'msggan.toml'}: ")
+    assert len(problems) == 1
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "msggan.toml").mkdir()
+    (problem,) = complaints(tmp_path)
+    assert problem.startswith(f"{tmp_path / 'msggan.toml'}: cannot be read: ")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeff[azure]\ncompute = 'mine'\n").compute == "mine"
+
+
+# --- Complaints -------------------------------------------------------------------------------------------------------
+
+
+def test_all_complaints_come_at_once(tmp_path: Path) -> None:
+    flags = {"min_nodes": "few", "compute": "-", "timeout_hours": "0", "resource_group": "g"}
+    variables = {"MSGGAN_MAX_NODES": "0", "MSGGAN_LOW_PRIORITY": "maybe"}
+    problems = complaints(tmp_path, "[azure]\nvmsize = 'x'\nidle_minutes = 0\n", flags=flags, **variables)
+    path = tmp_path / "msggan.toml"
+    assert problems == [
+        f"{path}: [azure] vmsize: means nothing here. Did you mean vm_size?",
+        "--compute -: must be 3 to 24 letters, digits and -, start with a letter and not end with -.",
+        "--min-nodes few: is not a whole number.",
+        "MSGGAN_MAX_NODES 0: must be 1 or more, at most 1000.",
+        f"{path}: idle_minutes 0: must be 1 or more, at most 1440.",
+        "MSGGAN_LOW_PRIORITY maybe: is not true or false.",
+        "--timeout-hours 0: must be more than 0, at most 504.",
+        "--subscription-id: is missing; a workspace needs all three.",
+        "--workspace-name: is missing; a workspace needs all three.",
+    ]
+
+
+def test_values_that_do_not_go_together_are_told(tmp_path: Path) -> None:
+    assert complaints(tmp_path, "[azure]\nmax_nodes = 2\n", flags={"min_nodes": "3"}) == [
+        f"--min-nodes 3: must be at most max_nodes, which is 2 ({tmp_path / 'msggan.toml'})."
+    ]
+    assert complaints(tmp_path, "", MSGGAN_STORAGE_ACCOUNT="account") == [
+        "MSGGAN_STORAGE_ACCOUNT account: needs storage_container too."
+    ]
+
+
+@pytest.mark.parametrize(
+    "key", ["storage_key", "key", "sas", "storage_sas", "password", "sas_token", "account-key", "connection_string"]
+)
+def test_a_secret_in_the_file_is_refused_and_not_repeated(tmp_path: Path, key: str) -> None:
+    for toml in (f"[azure]\n{key} = '{HIDDEN}'\n", f"{key} = '{HIDDEN}'\n"):
+        (problem,) = complaints(tmp_path, toml)
+        assert "MSGGAN_STORAGE_KEY or MSGGAN_STORAGE_SAS" in problem
+        assert HIDDEN not in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("storage_account", f"DefaultEndpointsProtocol=https;AccountKey={HIDDEN}"),
+        ("storage_container", f"https://a.blob.core.windows.net/c?sv=1&sig={HIDDEN}"),
+        ("storage_account", HIDDEN + "x" * (86 - len(HIDDEN)) + "=="),
+        ("tracking_uri", f"https://me:{HIDDEN}@host/"),
+    ],
+)
+def test_a_secret_within_a_value_is_refused_and_not_repeated(tmp_path: Path, name: str, value: str) -> None:
+    by_file = complaints(tmp_path, f"[azure]\n{name} = '{value}'\n")
+    by_flag = complaints(tmp_path, "", flags={name: value})
+    for problems in (by_file, by_flag):
+        assert "holds a secret" in problems[0]
+        assert HIDDEN not in "".join(problems)
+
+
+def test_an_address_is_shown_without_its_secrets() -> None:
+    shown = without_secrets(f"postgresql://me:{HIDDEN}@host/db?sslmode=require&password={HIDDEN}")
+    assert shown == "postgresql://***@host/db?sslmode=***&password=***"
+    assert without_secrets("sqlite:///runs/mlflow.db") == "sqlite:///runs/mlflow.db"
+
+
+# --- Flags ------------------------------------------------------------------------------------------------------------
+
+
+def flags_of(names: list[str], *words: str) -> dict[str, Any]:
+    """What a command with the flags of these settings is given."""
+
+    @click.command()
+    @settings_options(*names)
+    @click.option("--other")
+    def command(*, flags: dict[str, Any], other: str | None) -> None:
+        """A command."""
+        click.echo(json.dumps(flags))
+
+    told: dict[str, Any] = json.loads(CliRunner().invoke(command, words, catch_exceptions=False).stdout)
+    return told
+
+
+def test_a_command_has_exactly_the_flags_it_asks_for_and_gets_their_texts() -> None:
+    assert flags_of(["runs_dir", "max_nodes"]) == {"runs_dir": None, "max_nodes": None}
+    assert flags_of(["max_nodes"], "--max-nodes", "x", "--other", "y") == {"max_nodes": "x"}
+    assert flags_of(["low_priority"], "--low-priority") == {"low_priority": True}
+    assert flags_of(["low_priority"], "--no-low-priority") == {"low_priority": False}
+    workspace = flags_of(["workspace"], "--resource-group", "g")
+    assert workspace == {"subscription_id": None, "resource_group": "g", "workspace_name": None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_of_each_flag_names_its_variable(name: str) -> None:
+    @click.command()
+    @settings_options(name)
+    def command(flags: dict[str, Any]) -> None:
+        """A command."""
+
+    told = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
+    assert f"--{name.replace('_', '-')}" in told
+    assert f"variable MSGGAN_{name.upper()}]" in told
+    (spec,) = (spec for spec in settings_table() if spec.name == name)
+    assert ("[default: " in told or "; default: " in told) == (spec.default is not None)
+
+
+# --- config show ------------------------------------------------------------------------------------------------------
+
+
+def test_config_show_tells_each_setting_its_value_and_where_it_comes_from(
+    run_program: RunProgram, tmp_path: Path
+) -> None:
+    path = tmp_path / "msggan.toml"
+    path.write_text(
+        "[azure]\nmax_nodes = 3\n[workspace]\nsubscription_id='s'\nresource_group='g'\nworkspace_name='w'\n"
+    )
+    variables = {
+        "MSGGAN_RUNS_DIR": "r",
+        "MSGGAN_STORAGE_KEY": HIDDEN,
+        "MSGGAN_TRACKING_URI": f"http://me:{HIDDEN}@host",
+    }
+    ended = run_program("msggan-aml", "config", "show", **variables)
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    rows = [line.split(maxsplit=2) for line in ended.stdout.splitlines()]
+    assert ended.stdout.startswith("NAME ")
+    names = [row[0] for row in rows]
+    assert names[1:4] == ["subscription_id", "resource_group", "workspace_name"]
+    assert names[4:] == [*NAMES, "MSGGAN_STORAGE_KEY", "MSGGAN_STORAGE_SAS"]
+    for row in (
+        ["workspace_name", "w", str(path)],
+        ["max_nodes", "3", str(path)],
+        ["runs_dir", "r", "variable MSGGAN_RUNS_DIR"],
+        ["tracking_uri", "http://***@host", "variable MSGGAN_TRACKING_URI"],
+        ["low_priority", "false", "default"],
+        ["instance_type", "not", "set default"],
+        ["MSGGAN_STORAGE_KEY", "set"],
+        ["MSGGAN_STORAGE_SAS", "not", "set"],
+    ):
+        assert [" ".join(word.split()) for word in rows[names.index(row[0])]] == row
+
+    told = run_program("msggan-aml", "config", "show", "-o", "json", **variables)
+    assert told.json["workspace"] == {
+        "subscription_id": "s",
+        "resource_group": "g",
+        "workspace_name": "w",
+        "source": str(path),
+    }
+    assert list(told.json["settings"]) == NAMES
+    assert told.json["settings"]["max_nodes"] == {"value": 3, "source": str(path)}
+    assert told.json["settings"]["instance_type"] == {"value": None, "source": "default"}
+    assert told.json["secrets"] == {"MSGGAN_STORAGE_KEY": True, "MSGGAN_STORAGE_SAS": False}
+    assert HIDDEN not in ended.stdout + told.stdout
+
+
+def test_config_show_credits_each_part_of_the_workspace_to_its_own_variable(run_program: RunProgram) -> None:
+    variables = {"subscription_id": "AZUREML_ARM_SUBSCRIPTION", "resource_group": "AZUREML_ARM_RESOURCEGROUP"}
+    variables |= {"workspace_name": "AZUREML_ARM_WORKSPACE_NAME"}
+    ended = run_program("msggan-aml", "config", "show", **dict.fromkeys(variables.values(), "x"))
+    rows = [line.split() for line in ended.stdout.splitlines()[1:4]]
+    assert rows == [[part, "x", "variable", variable] for part, variable in variables.items()]
+
+
+def test_config_show_tells_what_is_wrong(run_program: RunProgram, tmp_path: Path) -> None:
+    (tmp_path / "msggan.toml").write_text("[azure]\ncompute = 'x'\n")
+    ended = run_program("msggan-aml", "config", "show", "-o", "xml")
+    assert ended.exit_code == 2
+    assert [line.split(":")[0] for line in ended.stderr.splitlines()] == ["Error", "Error"]

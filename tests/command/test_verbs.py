@@ -1,0 +1,536 @@
+"""Can a run be followed, listed, stopped and copied out, whoever started it and however it ended?"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.images import draw_tiny_images
+from support.programs import Ended, command_line, environment, run_in, started, stopped, wait_for
+
+from msggan.runs.folder import RunFolder
+from msggan.runs.state import is_owned, read_note
+from msggan.tracking.metrics_log import Tracker
+from orchestration.copies import CopyFolder
+
+WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
+SMALL = [*WHAT, "--kimg", "0.04"]
+ENDLESS = [*WHAT, "--kimg", "1000000"]
+RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
+STATUS_KEYS = RUN_KEYS | {"images_total", "created", "ended", "reason"}
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
+
+
+def msggan_aml(folder: Path, *words: object) -> Ended:
+    return run_in(folder, "msggan-aml", *words)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images and the run `tiny`, which was detached and followed to its end."""
+    place = tmp_path_factory.mktemp("place")
+    draw_tiny_images(place / "tiny")
+    submitted = msggan_aml(place, "submit", "--data", "tiny", *SMALL, "--detach")
+    assert submitted.exit_code == 0, submitted.stderr
+    followed = msggan_aml(place, "logs", "tiny", "--follow")
+    assert followed.exit_code == 0, followed.stderr
+    assert followed.stdout.splitlines()[-1].startswith("Done: 0.04 kimg.")
+    return place
+
+
+@contextmanager
+def endless(place: Path, name: str) -> Iterator[dict[str, object]]:
+    """A run that trains in the background for ever, as `submit --detach` told of it; killed at the end."""
+    submitted = msggan_aml(place, "submit", "--data", "tiny", "--name", name, *ENDLESS, "--detach", "-o", "json")
+    assert submitted.exit_code == 0, submitted.stderr
+    try:
+        yield submitted.json
+    finally:
+        folder = RunFolder(place / "runs" / name)
+        note = read_note(folder)
+        if note is not None and is_owned(folder):
+            os.kill(note.process, signal.SIGKILL)
+        shutil.rmtree(folder.path)
+
+
+# Following
+
+
+def test_a_completed_run_says_so_and_what_to_type_next(place: Path) -> None:
+    status = msggan_aml(place, "status", "tiny", "-o", "json").json
+    assert status.keys() == STATUS_KEYS
+    assert (status["name"], status["target"], status["state"]) == ("tiny", "local", "completed")
+    assert (status["images_seen"], status["images_total"], status["reason"]) == (40, 40, "")
+    assert status["created"] <= status["ended"]
+    assert status["metrics"].keys() >= {"images", "kimg", "d_loss", "g_loss", "swd", "images_per_second", "seconds"}
+    images = place / "tiny"
+    assert status["next"] == [
+        "msggan-aml sample tiny",
+        f"msggan-aml submit --data {images} --name tiny --target local --kimg 0.08",
+    ]
+
+
+def test_a_run_can_be_meant_by_its_folder(place: Path) -> None:
+    by_folder = msggan_aml(place.parent, "status", place / "runs" / "tiny", "-o", "json")
+    assert by_folder.json["state"] == "completed"
+
+
+def test_the_log_of_a_run_in_front_is_kept_too(place: Path) -> None:
+    front = msggan_aml(place, "submit", "--data", "tiny", "--name", "front", *SMALL)
+    logged = msggan_aml(place, "logs", "front").stdout.splitlines()
+    assert logged == [line for line in front.stderr.splitlines() if not line.startswith("Target:")]
+    assert msggan_aml(place, "logs", "front", "--tail", "2").stdout.splitlines() == logged[-2:]
+    assert msggan_aml(place, "logs", "front", "-o", "json").json == {"name": "front", "lines": logged}
+    shutil.rmtree(place / "runs" / "front")
+
+
+def test_runs_are_listed_the_newest_first(place: Path) -> None:
+    older = place / "runs" / "older"
+    shutil.copytree(place / "runs" / "tiny", older)
+    note = json.loads((older / "run.json").read_text())
+    (older / "run.json").write_text(json.dumps({**note, "created": "2020-01-01T00:00:00Z"}))
+    (place / "runs" / "broken").mkdir()
+    (place / "runs" / "broken" / "config.json").write_text("{")
+    listed = msggan_aml(place, "list", "-o", "json").json["runs"]
+    assert [run["name"] for run in listed] == ["tiny", "older"]
+    assert all(run.keys() == STATUS_KEYS for run in listed)
+    headings, *rows = msggan_aml(place, "list").stdout.splitlines()
+    assert [row.split()[:3] for row in rows] == [
+        ["tiny", "completed", "0.04/0.04"],
+        ["older", "completed", "0.04/0.04"],
+    ]
+    assert headings.split()[:3] == ["NAME", "STATE", "KIMG"]
+    shutil.rmtree(older)
+    shutil.rmtree(place / "runs" / "broken")
+
+
+def test_status_without_a_name_is_that_of_the_newest_run(place: Path) -> None:
+    listed = msggan_aml(place, "list", "-o", "json").json["runs"]
+    newest = max(listed, key=lambda run: run["created"])["name"]
+    assert msggan_aml(place, "status") == msggan_aml(place, "status", newest)
+    assert msggan_aml(place, "status", "-o", "json").json["name"] == newest
+
+
+def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> None:
+    listed = msggan_aml(tmp_path, "list")
+    assert (listed.exit_code, listed.stdout) == (0, "")
+    assert "msggan-aml submit --data FOLDER" in listed.stderr
+    assert msggan_aml(tmp_path, "list", "-o", "json").json == {"runs": [], "sweeps": []}
+    status = msggan_aml(tmp_path, "status", "-o", "json")
+    assert (status.exit_code, status.json["error"]["message"]) == (2, listed.stderr.strip())
+
+
+def test_a_run_is_told_to_the_mlflow_among_the_runs_and_a_resumed_one_goes_on_there(tmp_path: Path) -> None:
+    draw_tiny_images(tmp_path / "tiny")
+    words = ["msggan-aml", "submit", "--data", "tiny", *WHAT, "--loss", "hinge", "--metric-kimg", "0.02"]
+    for kimg in ("0.04", "0.08"):
+        ended = run_in(tmp_path, *words, "--kimg", kimg, MSGGAN_TRACKING_URI="")
+        assert ended.exit_code == 0, ended.stderr
+    (run,) = tracked_runs(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    assert (run["name"], run["loss_function"], run["kimg"]) == ("tiny", "hinge", "0.08")
+    reported = [json.loads(line) for line in (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    assert [report["images"] for report in reported] == [20, 40, 60, 80]
+    assert run["d_loss"] == [[report["images"], report["d_loss"]] for report in reported]
+
+
+LOOK = """
+import json, sys
+from mlflow import MlflowClient
+client = MlflowClient(sys.argv[1])
+(experiment,) = [one for one in client.search_experiments() if one.name == "msggan"]
+for run in client.search_runs([experiment.experiment_id]):
+    points = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, "d_loss"))
+    told = {"name": run.info.run_name, "kimg": run.data.tags["kimg"], "d_loss": points}
+    print(json.dumps({**told, "loss_function": run.data.params["loss_function"]}))
+"""
+
+
+def tracked_runs(uri: str) -> list[dict[str, object]]:
+    """What an MLflow has of each run."""
+    told = subprocess.check_output([sys.executable, "-c", LOOK, uri], env=environment(), encoding="utf-8")
+    return [json.loads(line) for line in told.splitlines()]
+
+
+# Stopping
+
+
+def test_a_detached_run_is_running_until_it_is_cancelled(place: Path) -> None:
+    with endless(place, "long") as submitted:
+        assert submitted.keys() == RUN_KEYS
+        assert submitted["state"] == "running"
+        assert submitted["next"] == ["msggan-aml logs long --follow", "msggan-aml cancel long"]
+        assert msggan_aml(place, "status", "long", "-o", "json").json["state"] == "running"
+        again = msggan_aml(place, "submit", "--data", "tiny", "--name", "long", *ENDLESS, "-o", "json")
+        assert (again.exit_code, again.json["error"]["code"]) == (2, "run_folder")
+        assert "msggan-aml cancel" in again.json["error"]["hint"]
+
+        cancelled = msggan_aml(place, "cancel", "long", "-o", "json")
+        assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
+        assert cancelled.json["images_seen"] > 0
+        assert list((place / "runs" / "long" / "checkpoints").glob("*.json"))
+        twice = msggan_aml(place, "cancel", "long", "-o", "json")
+        assert (twice.exit_code, twice.json["error"]["message"]) == (2, "long: is not running but cancelled.")
+
+
+def test_cancel_leaves_a_process_alone_that_does_not_train_the_run(place: Path) -> None:
+    """As where a machine of the same name trains it, or the recorded number belongs to another program by now."""
+    unrelated = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with endless(place, "elsewhere"), unrelated:
+        note = place / "runs" / "elsewhere" / "run.json"
+        recorded = note.read_text()
+        try:
+            note.write_text(json.dumps({**json.loads(recorded), "process": unrelated.pid}))
+            refused = msggan_aml(place, "cancel", "elsewhere", "-o", "json")
+            assert (refused.exit_code, refused.json["error"]["code"]) == (2, "run_folder")
+            assert f"process {unrelated.pid} of this machine has nothing to do with it" in refused.stderr
+            assert unrelated.poll() is None
+            assert msggan_aml(place, "status", "elsewhere", "-o", "json").json["state"] == "running"
+        finally:
+            unrelated.kill()
+            note.write_text(recorded)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only there it can be seen that a program follows a log")
+def test_ctrl_c_stops_following_and_is_no_error(place: Path) -> None:
+    with endless(place, "followed"):
+        log = place / "runs" / "followed" / "log.txt"
+        for words in ([], ["-o", "json"]):
+            with started(place, "msggan-aml", "logs", "followed", "--follow", *words) as follower:
+                wait_for(lambda follower=follower: has_open(follower, log), follower)
+                left = stopped(follower, "Ctrl-C")
+            assert (left.exit_code, left.stderr) == (130, "Stopped following. The run continues.\n")
+            lines = left.json["lines"] if words else left.stdout.splitlines()
+            assert lines == log.read_text().splitlines()[: len(lines)]
+        assert msggan_aml(place, "status", "followed", "-o", "json").json["state"] == "running"
+
+
+def has_open(process: subprocess.Popen[str], path: Path) -> bool:
+    """Whether a process reads or writes a file."""
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    return any(os.path.realpath(descriptor) == os.path.realpath(path) for descriptor in descriptors.iterdir())
+
+
+def test_a_run_whose_process_was_killed_is_interrupted_and_goes_on(place: Path) -> None:
+    with endless(place, "killed") as submitted:
+        note = read_note(RunFolder(place / "runs" / "killed"))
+        assert note is not None
+        os.kill(note.process, signal.SIGKILL)
+        followed = msggan_aml(place, "logs", "killed", "--follow")  # ends, as nothing will be written any more
+        assert followed.exit_code == 0
+        status = msggan_aml(place, "status", "killed", "-o", "json").json
+        assert (status["state"], status["next"]) == (
+            "interrupted",
+            [f"msggan-aml submit --data {place / 'tiny'} --name killed --target local"],
+        )
+        assert "killed" in status["reason"]
+        ended = msggan_aml(place, "submit", "--data", "tiny", "--name", "killed", "--kimg", "0.04", "-o", "json")
+        assert (ended.exit_code, ended.json["state"]) == (0, "completed"), submitted
+
+
+def test_a_detached_run_that_cannot_begin_is_told_of_and_leaves_nothing(place: Path) -> None:
+    (place / "empty").mkdir()
+    refused = msggan_aml(place, "submit", "--data", "empty", *SMALL, "--detach", "-o", "json")
+    assert (refused.exit_code, refused.json["error"]["code"]) == (2, "data")
+    assert refused.stderr.count("Error: ") == 1
+    assert not (place / "runs" / "empty").exists()
+
+
+def test_a_detached_run_that_cannot_begin_keeps_a_log_that_was_there_before(place: Path) -> None:
+    (place / "none").mkdir()
+    log = place / "runs" / "none" / "log.txt"
+    log.parent.mkdir()
+    log.write_text("from before\n")
+    assert msggan_aml(place, "submit", "--data", "none", *SMALL, "--detach").exit_code == 2
+    assert log.read_text().startswith("from before\n")
+    shutil.rmtree(log.parent)
+
+
+# Nothing to do
+
+
+def changes_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """The content of each file and when it was last written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_submitting_a_finished_run_changes_no_file_and_says_so(tmp_path: Path) -> None:
+    draw_tiny_images(tmp_path / "tiny")
+
+    def submit(*more: str) -> Ended:
+        ended = run_in(
+            tmp_path, "msggan-aml", "submit", "--data", "tiny", *SMALL, *more, "-o", "json", MSGGAN_TRACKING_URI=""
+        )
+        assert ended.exit_code == 0, ended.stderr
+        return ended
+
+    def is_delivered(database: Path) -> bool:
+        metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
+        return Tracker(metrics, tracking_uri=f"sqlite:///{database}").is_delivered("completed")
+
+    # A busy machine may be too slow for MLflow the first time; the same command again delivers what is missing.
+    wait_for(lambda: submit() and is_delivered(tmp_path / "runs" / "mlflow.db"))
+    before = changes_of(tmp_path / "runs")
+    for more in ([], ["--detach"], ["--kimg", "0.02", "--detach"]):
+        again = submit(*more)
+        assert again.stderr.count("Nothing to do: runs/tiny has 0.04 kimg.") == 1
+        assert (again.json["state"], again.json["images_seen"]) == ("completed", 40)
+        assert again.json.keys() == RUN_KEYS
+        assert "--kimg 0.08" in again.json["next"][1]
+        assert changes_of(tmp_path / "runs") == before
+
+    other = tmp_path / "other.db"  # has nothing of the run yet
+    wait_for(lambda: submit("--tracking-uri", f"sqlite:///{other}") and is_delivered(other))
+    after = changes_of(tmp_path / "runs")
+    assert {name for name in after if before.get(name) != after[name]} == {"tiny/mlflow.json"}
+    assert [run["name"] for run in tracked_runs(f"sqlite:///{other}")] == ["tiny"]
+
+
+def test_a_cancelled_run_is_not_called_complete_by_a_smaller_kimg(place: Path) -> None:
+    with endless(place, "stopped"):
+        cancelled = msggan_aml(place, "cancel", "stopped", "-o", "json").json
+        before = changes_of(place / "runs" / "stopped")
+        again = msggan_aml(place, "submit", "--data", "tiny", "--name", "stopped", "--kimg", "0.004", "-o", "json")
+        assert (again.exit_code, again.json["state"]) == (0, "cancelled")
+        assert again.json["images_seen"] == cancelled["images_seen"]
+        assert again.json["next"] == ["msggan-aml submit --data tiny --name stopped --target local"], (
+            "up to its own --kimg"
+        )
+        assert changes_of(place / "runs" / "stopped") == before
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"attention": True}, "unknown field 'attention', written by a newer msggan."),
+        ({"mirror": None}, "missing field 'mirror'."),
+    ],
+)
+def test_a_run_of_another_version_is_listed_and_told_with_what_is_wrong(
+    tmp_path: Path, place: Path, change: dict[str, object], reason: str
+) -> None:
+    shutil.copytree(place / "runs" / "tiny", tmp_path / "runs" / "other")
+    config = tmp_path / "runs" / "other" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    message = f"runs/other/config.json: cannot be read: {reason}"
+    listed = msggan_aml(tmp_path, "list", "-o", "json")
+    (run,) = listed.json["runs"]
+    assert (run["name"], run["state"], run["images_seen"], run["images_total"]) == ("other", "completed", 40, None)
+    assert run["reason"].startswith(message)
+    assert message in listed.stderr
+    status = msggan_aml(tmp_path, "status", "other")
+    assert message in status.stdout
+    assert "Next:" not in status.stdout
+    refused = msggan_aml(tmp_path, "submit", "--data", place / "tiny", "--name", "other", "--kimg", "9", "-o", "json")
+    assert (refused.exit_code, refused.json["error"]["message"]) == (2, message)
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, place: Path) -> None:
+    shutil.copytree(place / "runs" / "tiny", tmp_path / "runs" / "other")
+    (tmp_path / "runs" / "other" / "run.json").write_text("{")
+    message = "runs/other/run.json: is not a record that msggan wrote."
+    assert message in msggan_aml(tmp_path, "status", "other").stderr
+    assert message in msggan_aml(tmp_path, "list").stderr
+
+
+# Copying out
+
+NOTE = ".msggan-download.json"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def downloaded(folder: Path) -> dict[str, bytes]:
+    """The files of a download, without the note that marks it as one."""
+    files = contents(folder)
+    del files[NOTE]
+    return files
+
+
+def files_of_run(place: Path, name: str) -> dict[str, bytes]:
+    files = contents(place / "runs" / name)
+    del files["run.lock"]
+    return files
+
+
+def test_a_download_is_the_whole_run(place: Path) -> None:
+    told = msggan_aml(place, "download", "tiny", "--out", "copies/all", "-o", "json").json
+    copied = downloaded(place / "copies" / "all")
+    assert copied == files_of_run(place, "tiny")
+    assert told == {
+        "files": len(copied),
+        "bytes": sum(map(len, copied.values())),
+        "path": str(Path("copies/all")),
+    }
+
+
+def test_weights_alone_load_without_the_rest(place: Path) -> None:
+    from msggan import load_generator
+
+    told = msggan_aml(place, "download", "tiny", "--out", "weights", "--weights", "-o", "json").json
+    assert told["files"] == 1
+    assert downloaded(place / "weights").keys() == {"generator.safetensors"}
+    assert load_generator(place / "weights").depth == 2
+
+
+def test_a_download_may_lie_beside_the_run_under_a_name_that_begins_like_its(place: Path) -> None:
+    copied = msggan_aml(place, "download", "tiny", "--out", "runs/tiny2", "--weights")
+    assert copied.exit_code == 0, copied.stderr
+    assert downloaded(place / "runs" / "tiny2").keys() == {"generator.safetensors"}
+
+
+def test_a_run_named_like_its_images_is_not_downloaded_among_them(tmp_path: Path) -> None:
+    images = contents(draw_tiny_images(tmp_path / "tiny"))
+    submit = ["submit", "--data", "tiny", *SMALL, "-o", "json"]
+    assert msggan_aml(tmp_path, *submit).exit_code == 0
+    assert msggan_aml(tmp_path, "download", "tiny", "-o", "json").json["path"] == "tiny-run"
+    assert contents(tmp_path / "tiny") == images
+    assert downloaded(tmp_path / "tiny-run") == files_of_run(tmp_path, "tiny")
+    assert msggan_aml(tmp_path, *submit).json["state"] == "completed"
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("weights", [[], ["--weights"]])
+def test_a_folder_that_no_download_made_is_never_written_to(place: Path, weights: list[str], force: list[str]) -> None:
+    images = contents(place / "tiny")
+    refused = msggan_aml(place, "download", "tiny", "--out", "tiny", *weights, *force, "-o", "json")
+    assert refused.exit_code == 2
+    assert refused.json["error"] == {
+        "code": "usage",
+        "message": "tiny: is not empty and was not created by download.",
+        "hint": "Give a new or an empty folder.",
+    }
+    assert contents(place / "tiny") == images
+
+
+def test_a_download_that_is_repeated_brings_what_has_changed(tmp_path: Path) -> None:
+    draw_tiny_images(tmp_path / "tiny")
+    (tmp_path / "copy").mkdir()
+    for kimg in ("0.04", "0.08"):
+        assert msggan_aml(tmp_path, "submit", "--data", "tiny", *WHAT, "--kimg", kimg).exit_code == 0
+        for _ in range(2):
+            copied = msggan_aml(tmp_path, "download", "tiny", "--out", "copy")
+            assert copied.exit_code == 0, copied.stderr
+            assert downloaded(tmp_path / "copy").items() >= files_of_run(tmp_path, "tiny").items()
+
+
+def test_a_file_that_was_changed_in_a_download_is_overwritten_only_with_force(place: Path) -> None:
+    words = ["download", "tiny", "--out", "changed", "--weights"]
+    assert msggan_aml(place, *words).exit_code == 0
+    weights = place / "changed" / "generator.safetensors"
+    original = weights.read_bytes()
+    weights.write_text("mine")
+    refused = msggan_aml(place, *words)
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"Error: {Path('changed/generator.safetensors')}: has changed since it was downloaded.\n"
+        "Use --force to overwrite, or give another folder.\n"
+    )
+    assert weights.read_text() == "mine"
+    assert msggan_aml(place, *words, "--force").exit_code == 0
+    assert weights.read_bytes() == original
+
+
+def test_a_download_of_another_run_is_not_written_to(place: Path) -> None:
+    assert msggan_aml(place, "download", "tiny", "--out", "first", "--weights").exit_code == 0
+    shutil.copytree(place / "runs" / "tiny", place / "runs" / "second")
+    refused = msggan_aml(place, "download", "second", "--out", "first", "--weights", "--force")
+    shutil.rmtree(place / "runs" / "second")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"Error: first: holds a download of another run: {place / 'runs' / 'tiny'}, ")
+
+
+def test_a_download_that_is_trained_on_is_not_overwritten(place: Path) -> None:
+    assert msggan_aml(place, "download", "tiny", "--out", "runs/on").exit_code == 0
+    trained = msggan_aml(place, "submit", "--data", "tiny", "--name", "on", *WHAT, "--kimg", "0.08", "-o", "json")
+    assert (trained.exit_code, trained.json["images_seen"]) == (0, 80), trained.stderr
+    before = contents(place / "runs" / "on")
+    refused = msggan_aml(place, "download", "tiny", "--out", "runs/on", "--force")
+    assert (refused.exit_code, contents(place / "runs" / "on")) == (2, before)
+    assert refused.stderr.startswith(f"Error: {Path('runs/on')}: a run has trained in this folder.\n")
+    shutil.rmtree(place / "runs" / "on")
+
+
+def test_a_download_that_was_interrupted_is_completed_by_the_next(place: Path) -> None:
+    words = shlex.join(command_line("msggan-aml", "download", "tiny", "--out", "cut"))
+    largest = 16  # blocks of 512 bytes in a file: too few for a checkpoint's weights, enough for all before them
+    cut = subprocess.run(
+        ["/bin/sh", "-c", f"ulimit -f {largest}; exec {words}"],
+        cwd=place,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (cut.returncode, cut.stderr.count("Error: ")) == (1, 1), cut.stderr
+    assert downloaded(place / "cut").keys() == {"checkpoints/000000040.json"}
+    assert msggan_aml(place, "download", "tiny", "--out", "cut").exit_code == 0
+    assert downloaded(place / "cut") == files_of_run(place, "tiny")
+
+
+def test_a_file_that_arrived_as_the_download_was_killed_is_brought_again(tmp_path: Path) -> None:
+    file = tmp_path / "copy" / "config.json"
+    for version in ("first", "second"):  # of a file that is new, and of one that is downloaded again
+        CopyFolder(file.parent, "run").prepare({file.name: version}, force=False)
+        file.write_text(version)
+        again = CopyFolder(file.parent, "run")
+        assert not again.has(file.name, version)
+        again.prepare({file.name: version}, force=False)
+        with again.recording():
+            again.add(file.name, version)
+        assert CopyFolder(file.parent, "run").has(file.name, version)
+
+
+def test_a_download_through_a_link_into_the_runs_own_folder_is_refused(place: Path) -> None:
+    (place / "link").symlink_to(place / "runs" / "tiny")
+    refused = msggan_aml(place, "download", "tiny", "--out", "link/copy")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"Error: {Path('link/copy')}: lies in the run's own folder.\n")
+    (place / "link").unlink()
+
+
+def test_a_download_into_a_link_to_an_empty_folder_fills_that(place: Path) -> None:
+    (place / "empty-home").mkdir()
+    (place / "home").symlink_to("empty-home")
+    (place / "nowhere").symlink_to("missing")
+    assert msggan_aml(place, "download", "tiny", "--out", "home", "--weights").exit_code == 0
+    assert downloaded(place / "empty-home").keys() == {"generator.safetensors"}
+    refused = msggan_aml(place, "download", "tiny", "--out", "nowhere")
+    assert (refused.exit_code, refused.stderr.splitlines()[0]) == (2, "Error: nowhere: is a link to nothing.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["download", "tiny", "--out", "runs/tiny/copy"], "lies in the run's own folder"),
+        (["download", "tiny", "--out", "tiny/00.png"], "is a file, not a folder"),
+        (["download", "tiny", "--out", "tiny/00.png/copy"], "tiny/00.png/copy: cannot be written: Not a directory."),
+        (["status", "tinny"], "Did you mean tiny?"),
+        (["logs", "tiny", "--tail", "0"], "--tail 0: is not a whole number of 1 or more."),
+        (["logs", "tiny", "--tail", "x"], "--tail x: is not"),
+        (["cancel", "tiny"], "tiny: is not running but completed."),
+        (["status", "runs"], "runs: holds no run."),
+        (["list", "-o", "yaml"], "--output yaml"),
+    ],
+)
+def test_what_cannot_be_done_is_said(place: Path, words: list[str], message: str) -> None:
+    refused = msggan_aml(place, *words)
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr

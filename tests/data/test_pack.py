@@ -1,0 +1,510 @@
+"""Is a pack the images in one file: the same training, the same bytes each time, and nothing damaged believed?"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.numpy import load_file
+from support.builders import save_images
+from support.images import draw_tiny_images
+from support.programs import Ended, command_line, environment
+
+from msggan import TrainConfig, Trainer
+from msggan.commands.pack_options import PackOptions, out_problems, parse_pack
+from msggan.data.dataset import Dataset, ImageDataset, find_images
+from msggan.data.pack_file import BEGINNING, CHUNK_BYTES, Contents, Pack, PackedDataset, is_pack, write_pack
+from msggan.data.sources import open_source
+from msggan.errors import DataError, UsageError
+from msggan.pack import make_pack, pack
+from msggan.runs.checkpoint import newest_checkpoint
+from msggan.tracking.metrics_log import read_metrics
+from orchestration.spec import default_name
+
+RunProgram = Callable[..., Ended]
+SMALL: dict[str, Any] = {"latent_size": 8, "batch_size": 4, "penalty_interval": 2, "num_samples": 4, "kimg": 0.08}
+SKIPPED = {"broken.png": b"", "letter.jpg": b"Dear Sir"}
+
+
+def packed(images: Path, out: Path, *, force: bool = False, **config: Any) -> Path:
+    make_pack(str(images), str(out), PackOptions(TrainConfig(**config), force=force))
+    return out
+
+
+def opened(path: Path, resolution: int = 8, background: str = "white", **options: Any) -> PackedDataset:
+    return Pack(path).dataset(resolution=resolution, background=background, **options)
+
+
+def trainer(data: Path, run_dir: Path, **options: Any) -> Trainer:
+    return Trainer(TrainConfig(**{**SMALL, **options}), data=data, run_dir=run_dir, messages=io.StringIO())
+
+
+def everything(run_dir: Path) -> tuple[Any, ...]:
+    """What two equal runs have in common, byte for byte."""
+    checkpoint, _ = newest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None
+    reports = read_metrics(run_dir / "metrics.jsonl")
+    return (
+        (run_dir / "config.json").read_bytes(),
+        {name: tensor.tobytes() for name, tensor in load_file(run_dir / "generator.safetensors").items()},
+        {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()},
+        [{key: line[key] for key in line if key not in ("seconds", "images_per_second")} for line in reports],
+        {path.name: path.read_bytes() for path in (run_dir / "samples").iterdir()},
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_tiny_images(tmp_path_factory.mktemp("drawn") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny_pack(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 24 images at 8 px."""
+    return packed(tiny, tmp_path_factory.mktemp("packed") / "tiny.safetensors")
+
+
+# Training on it
+
+
+def test_training_on_a_pack_equals_training_on_its_images(tiny: Path, tiny_pack: Path, tmp_path: Path) -> None:
+    for name, data in (("folder", tiny), ("pack", tiny_pack)):
+        trainer(data, tmp_path / name).run()
+    assert everything(tmp_path / "pack") == everything(tmp_path / "folder")
+
+
+def test_a_run_goes_on_from_the_images_to_the_pack_and_back(tiny: Path, tiny_pack: Path, tmp_path: Path) -> None:
+    trainer(tiny, tmp_path / "whole", checkpoint_kimg=1).run()
+    for data, kimg in ((tiny, 0.024), (tiny_pack, 0.048), (tiny, 0.08)):
+        trainer(data, tmp_path / "parts", checkpoint_kimg=1, kimg=kimg, sample_kimg=1, metric_kimg=1).run()
+    ours, whole = (newest_checkpoint(tmp_path / name / "checkpoints")[0] for name in ("parts", "whole"))
+    assert ours is not None
+    assert whole is not None
+    assert ours.images_seen == whole.images_seen == 80
+    assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in ours.tensors.items())
+
+
+def test_a_pack_has_the_order_the_division_and_the_fingerprint_of_its_images(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "images", 450, 6)
+    shutil.copytree(folder, folder / "again")  # every image twice
+    files = ImageDataset(find_images(folder), resolution=8)
+    ours = opened(packed(folder, tmp_path / "x.safetensors", resolution=8))
+    assert ours.held_back >= 64
+    for name in ("fingerprint", "training", "held_back", "enlarged", "resolution", "digests"):
+        assert getattr(ours, name) == getattr(files, name)
+    assert ours.enlarged == 900
+    assert torch.equal(ours.images(range(len(ours))), files.images(range(len(files))))
+    assert torch.equal(ours.held_back_images(), files.held_back_images())
+
+
+@pytest.fixture
+def deep_images(tiny: Path, tmp_path: Path) -> Path:
+    """24 images of 8 bits, and 8 of 12 bits in 16."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "deep"))
+    for number in range(8):
+        values = np.random.default_rng(number).integers(0, 4096, (8, 8), dtype=np.uint16)
+        Image.fromarray(values).save(folder / f"deep {number}.png")
+    return folder
+
+
+WHITE_NOTE = "8 images of 16-bit or 32-bit integers: the value 4095 is white, and larger ones too."
+
+
+def test_a_pack_holds_the_pixels_and_the_notes_of_images_of_more_than_8_bits(
+    deep_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ImageDataset(find_images(deep_images), resolution=8)
+    ours = opened(packed(deep_images, tmp_path / "x.safetensors"))
+    assert torch.equal(ours.images(range(32)), files.images(range(32)))
+    assert list(ours.notes) == files.notes == [WHITE_NOTE]
+    assert WHITE_NOTE in capsys.readouterr().err
+
+
+def test_a_resume_says_when_images_are_decoded_otherwise_than_so_far(deep_images: Path, tmp_path: Path) -> None:
+    files = ImageDataset(find_images(deep_images), resolution=8)
+    files.notes = []  # as a version that chose no white has left them
+    write_pack(tmp_path / "old.safetensors", files, background="white")
+    told = []
+    for kimg, data in ((0.02, tmp_path / "old.safetensors"), (0.04, deep_images), (0.06, deep_images)):
+        ours = trainer(data, tmp_path / "run", kimg=kimg)
+        ours.run()
+        told.append("decoded differently" in ours.progress.stream.getvalue())  # type: ignore[attr-defined]
+    assert told == [False, True, False]
+
+
+def test_a_pack_of_plain_images_has_the_header_that_it_always_had(tiny_pack: Path) -> None:
+    text = tiny_pack.read_bytes()[8:]
+    assert text.startswith(
+        b'{"__metadata__":{"format":"msggan-pack","format_version":"1","resolution":"8","background":"white",'
+        b'"images":"24","enlarged":"0","sha256":"'
+    )
+
+
+def test_no_image_is_held_back_of_few(tiny_pack: Path) -> None:
+    assert opened(tiny_pack).held_back_images().shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"resolution": 16}, "is a pack of --resolution 8, not 16."),
+        ({"background": "black"}, "is a pack of --background white, not black."),
+        (
+            {"resolution": 4, "background": "#000000"},
+            "is a pack of --resolution 8, not 4 and --background white, not #000000.",
+        ),
+    ],
+)
+def test_other_options_than_the_packs_are_refused(
+    tiny_pack: Path, tmp_path: Path, said: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(DataError) as refused:
+        trainer(tiny_pack, tmp_path / "run", **said)
+    assert refused.value.message == f"--data {tiny_pack}: {complaint}"
+    assert "msggan-aml pack FOLDER OUT --resolution" in refused.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_resolution_does_not_go_on_with_the_pack(tiny: Path, tiny_pack: Path, tmp_path: Path) -> None:
+    trainer(tiny, tmp_path / "run", resolution=4).run()
+    with pytest.raises(DataError, match="--resolution 8, not 4"):
+        trainer(tiny_pack, tmp_path / "run")
+
+
+def test_the_packs_own_background_in_other_words_is_the_same(tiny_pack: Path, tmp_path: Path) -> None:
+    assert trainer(tiny_pack, tmp_path / "run", background="#FFffff").config.background == "#FFffff"
+
+
+def test_transparent_images_lie_on_the_packs_background(tmp_path: Path) -> None:
+    folder = tmp_path / "clear"
+    folder.mkdir()
+    for grey in range(4):
+        Image.new("RGBA", (8, 8), (grey, grey, grey, 0)).save(folder / f"{grey}.png")
+    path = packed(folder, tmp_path / "clear.safetensors", background="#102030")
+    ours = trainer(path, tmp_path / "run")
+    assert (ours.config.resolution, ours.config.background) == (8, "#102030")
+    assert (ours.dataset.images([0, 3]) == torch.tensor([0x10, 0x20, 0x30]).reshape(3, 1, 1)).all()
+
+
+def test_its_resolution_is_what_is_trained_on_also_where_a_cpu_would_choose_less(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "images", 4, 70)
+    path = packed(folder, tmp_path / "x.safetensors")
+    assert trainer(path, tmp_path / "a").config.resolution == 64
+    assert trainer(folder, tmp_path / "b").config.resolution == 32
+
+
+def test_a_run_takes_the_packs_name_without_its_suffix() -> None:
+    assert default_name("data/flowers.safetensors") == default_name("data/flowers") == "flowers"
+
+
+# Memory
+
+
+class Blank(Dataset):
+    """So many black images, made when they are asked for."""
+
+    def __init__(self, count: int, resolution: int) -> None:
+        digests = sorted(sha256(str(number).encode()).digest() for number in range(count))
+        super().__init__(digests, resolution=resolution, enlarged=0, in_memory=False)
+
+    def rows(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.zeros(len(numbers), 3, self.resolution, self.resolution, dtype=torch.uint8)
+
+
+def test_of_a_large_pack_only_what_is_shown_is_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    size = write_pack(path, Blank(400, 256), background="white").data_bytes
+    assert size > 18 * CHUNK_BYTES
+    tracemalloc.start()  # counts what Python and numpy allocate, and not what is mapped
+    try:
+        ours = opened(path, 256)
+        for begin in range(0, 300, 4):
+            ours.images(range(begin, begin + 4))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * CHUNK_BYTES
+    assert isinstance(ours.mapped, np.memmap)
+    assert not ours.mapped.flags.writeable
+
+
+def test_what_is_done_to_a_batch_does_not_reach_the_pack(tiny_pack: Path) -> None:
+    ours = opened(tiny_pack)
+    before = ours.images(range(24))
+    ours.images(range(24)).zero_()
+    assert torch.equal(ours.images(range(24)), before)
+
+
+# The file
+
+
+def test_a_pack_is_a_plain_safetensors_file(tiny: Path, tiny_pack: Path) -> None:
+    tensors = load_file(tiny_pack)
+    assert {name: (tensor.shape, str(tensor.dtype)) for name, tensor in tensors.items()} == {
+        "digests": ((24, 32), "uint8"),
+        "images": ((24, 3, 8, 8), "uint8"),
+    }
+    content = {sha256(file.read_bytes()).digest(): np.asarray(Image.open(file)) for file in tiny.iterdir()}
+    for digest, image in zip(tensors["digests"], tensors["images"], strict=True):
+        np.testing.assert_array_equal(image.transpose(1, 2, 0), content[digest.tobytes()])
+    about = Contents(resolution=8, background="white", images=24, enlarged=0)
+    header = int.from_bytes(tiny_pack.read_bytes()[:8], "little")
+    assert Pack(tiny_pack).contents == about
+    assert header % 8 == 0
+    assert tiny_pack.stat().st_size == 8 + header + about.data_bytes
+
+
+def test_the_same_images_make_the_same_bytes_whatever_their_names_and_place(
+    tiny: Path, tiny_pack: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "renamed" / "deep").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "tiny.zip", "w") as archive:
+        for number, file in enumerate(sorted(tiny.iterdir())):
+            archive.write(file, file.name)
+            shutil.copy(file, tmp_path / "renamed" / "deep" / f"{number * 7 % 24}.png")
+    for images in (tiny, tmp_path / "renamed", tmp_path / "tiny.zip"):
+        again = packed(images, tmp_path / f"{images.name}.safetensors")
+        assert again.read_bytes() == tiny_pack.read_bytes()
+    other = packed(tiny, tmp_path / "other.safetensors", background="black")
+    assert other.read_bytes() != tiny_pack.read_bytes()
+
+
+def test_images_past_the_memory_budget_are_packed_alike(tiny: Path, tiny_pack: Path, tmp_path: Path) -> None:
+    for budget in (0, 5 * 3 * 8 * 8):
+        dataset = ImageDataset(find_images(tiny), resolution=8, memory_budget_bytes=budget)
+        write_pack(tmp_path / "again.safetensors", dataset, background="white")
+        assert (tmp_path / "again.safetensors").read_bytes() == tiny_pack.read_bytes()
+
+
+def test_progress_counts_every_image_once_written_and_once_read(tmp_path: Path) -> None:
+    path, told = tmp_path / "x.safetensors", ([], [])  # type: ignore[var-annotated]
+    write_pack(path, Blank(50, 256), background="white", progress=lambda *step: told[0].append(step))
+    opened(path, 256, progress=lambda *step: told[1].append(step))
+    for steps in told:
+        assert len(steps) > 1
+        assert steps == sorted(steps)
+        assert steps[-1] == (50, 50)
+
+
+def test_a_pack_is_known_by_its_beginning_or_its_name(tiny: Path, tiny_pack: Path, tmp_path: Path) -> None:
+    renamed = shutil.copy(tiny_pack, tmp_path / "data")
+    assert isinstance(open_source(renamed), Pack)
+    assert is_pack(tiny_pack)
+    assert not is_pack(tiny)
+    assert not is_pack(tmp_path / "nothing.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    assert not is_pack(tmp_path / "folder.safetensors")
+
+
+# Damage
+
+
+def cut(content: bytes) -> bytes:
+    return content[:-100]
+
+
+def cut_in_the_header(content: bytes) -> bytes:
+    return content[:200]
+
+
+def lengthened(content: bytes) -> bytes:
+    return content + b"\0"
+
+
+def from_the_future(content: bytes) -> bytes:
+    return content.replace(b'"format_version":"1"', b'"format_version":"2"')
+
+
+def of_no_image(content: bytes) -> bytes:
+    return Contents(8, "white", 0, 0).header("0" * 64)
+
+
+def of_no_colour(content: bytes) -> bytes:
+    return content.replace(b'"background":"white"', b'"background":"whitf"')
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+def foreign(content: bytes) -> bytes:
+    return b"\x18" + bytes(7) + b'{"__metadata__":{"a":"b"}}'
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (cut, "a damaged pack (it has "),
+        (lengthened, "a damaged pack (it has "),
+        (cut_in_the_header, "a damaged pack (its header cannot be read)."),
+        (of_no_image, "a damaged pack (its header contradicts itself)."),
+        (of_no_colour, "a damaged pack (its header cannot be read)."),
+        (from_the_future, "is a pack of format version 2, and this msggan reads 1."),
+        (foreign, "is not a pack of images."),
+        (empty, "is not a pack of images."),
+    ],
+)
+def test_what_is_no_whole_pack_is_named_with_what_to_do(
+    tiny_pack: Path, tmp_path: Path, spoil: Callable[[bytes], bytes], complaint: str
+) -> None:
+    path = tmp_path / "spoilt.safetensors"
+    path.write_bytes(spoil(tiny_pack.read_bytes()))
+    with pytest.raises(DataError) as refused:
+        trainer(path, tmp_path / "run")
+    assert refused.value.message.startswith(f"--data {path}: {complaint}")
+    assert refused.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flipped_bit_anywhere_is_found_before_training(tiny_pack: Path, tmp_path: Path) -> None:
+    sound = tiny_pack.read_bytes()
+    path = tmp_path / "flipped.safetensors"
+    places = [*range(8 + len(BEGINNING), 500), *range(500, len(sound), 97), len(sound) - 1]
+    for place in places:
+        content = bytearray(sound)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"damaged|version"):
+            opened(path)
+    path.write_bytes(sound)
+    assert len(opened(path)) == 24
+
+
+# The command
+
+
+def test_both_commands_make_the_same_pack(run_program: RunProgram, tmp_path: Path, tiny: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "images")
+    for name, content in {**SKIPPED, "film.mp4": b""}.items():
+        (tmp_path / "images" / name).write_bytes(content)
+    words = ["--resolution", "4", "--background", "grey", "--workers", "2", "-o", "json"]
+    ours = run_program("msggan-aml", "pack", "images", "deep/er/a.safetensors", *words)
+    theirs = run_program("msggan.pack", "--data", "images", "--out", "b.safetensors", *words)
+    content = (tmp_path / "deep" / "er" / "a.safetensors").read_bytes()
+    assert content == (tmp_path / "b.safetensors").read_bytes()
+    expected = {"images": 24, "bytes": len(content), "resolution": 4, "skipped": 3}
+    assert ours.json == {"path": "deep/er/a.safetensors", **expected}
+    assert theirs.json == {"path": "b.safetensors", **expected}
+    for ended in (ours, theirs):
+        assert ended.stderr.splitlines() == [
+            "Reading 26 images",
+            "Writing 24 images",
+            "Skipped 1 file: 1 .mp4.",
+            "Skipped 2 unreadable images: broken.png (empty); letter.jpg (not an image in a format that can be read).",
+        ]
+    assert Pack(tmp_path / "b.safetensors").contents == Contents(4, "grey", 24, 0)
+
+
+def test_submit_trains_on_a_pack(run_program: RunProgram, tmp_path: Path, tiny_pack: Path) -> None:
+    small = ["--latent-size", 8, "--batch-size", 4, "--kimg", "0.02"]
+    ended = run_program("msggan-aml", "submit", "--data", tiny_pack, *small, "-o", "json")
+    assert ended.exit_code == 0, ended.stderr
+    assert (ended.json["name"], ended.json["state"]) == ("tiny", "completed")
+    assert "24 images to train on at 8 px" in ended.stderr
+
+
+def test_what_stands_against_packing_comes_at_once_before_anything_is_read(
+    run_program: RunProgram, tmp_path: Path
+) -> None:
+    ended = run_program("msggan-aml", "pack", "nowhere", "x.npy", "--resolution", "7", "--workers", "x", "-o", "json")
+    assert ended.exit_code == 2
+    assert ended.json["error"]["message"].splitlines() == [
+        "nowhere: no such file or folder.",
+        "x.npy: must end in .safetensors, which is what a pack is: x.npy.safetensors",
+        "--workers x: is not a whole number.",
+        "--resolution 7: must be a power of two; the nearest are 4 and 8.",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_overwritten_by_force_alone(tmp_path: Path) -> None:
+    there = tmp_path / "x.safetensors"
+    there.write_text("mine")
+    assert out_problems(str(there), force=False) == [
+        f"{there}: is there already. Give --force to overwrite it, or another name."
+    ]
+    assert out_problems(str(there), force=True) == []
+    assert out_problems(str(tmp_path), force=True) == [
+        f"{tmp_path}: is a folder. Name the file to make in it: {tmp_path / 'images.safetensors'}"
+    ]
+    assert out_problems(None, force=False) == ["--out: is missing. Name the file to make, which ends in .safetensors."]
+
+
+def test_options_are_passed_on_as_they_were_said() -> None:
+    texts = {"resolution": "16", "background": "#010203", "workers": "3", "force": True}
+    options = parse_pack([], "x.safetensors", texts)
+    assert options == PackOptions(TrainConfig(resolution=16, background="#010203"), 3, True)
+    assert options.to_argv() == ["--resolution", "16", "--background", "#010203", "--workers", "3", "--force"]
+    assert PackOptions(TrainConfig()).to_argv() == []
+    with pytest.raises(UsageError):
+        parse_pack(["Something else."], "x.safetensors", texts)
+
+
+def test_help_says_what_the_default_resolution_is() -> None:
+    said = " ".join(CliRunner().invoke(pack, ["--help"]).output.split())
+    assert "Default: the images' own, at most 256." in said
+    assert "The colour behind transparent pixels" in said
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        (lambda path: path.mkdir(), "images: no image in it."),
+        (lambda path: save_images(path, 1, 8) and (path / "000.png").write_bytes(b""), "no readable image in images"),
+    ],
+)
+def test_without_images_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Callable[[Path], object], complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "images")
+    with pytest.raises(DataError) as refused:
+        packed(Path("images"), Path("x.safetensors"))
+    assert refused.value.message.startswith(complaint)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_pack_is_not_packed_again(tiny_pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a pack already") as refused:
+        packed(tiny_pack, tmp_path / "x.safetensors")
+    assert refused.value.hint == f"Train on it: msggan-aml submit --data {tiny_pack}"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_decoded(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match=r"x\.safetensors: cannot be written") as refused:
+        packed(tiny, tmp_path / "file" / "x.safetensors")
+    assert refused.value.hint == "Name a file in a folder that you may write to."
+    assert "Reading" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits are POSIX's")
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "images", 8, 64)
+    path = tmp_path / "x.safetensors"
+    path.write_text("mine")
+    words = command_line("msggan.pack", "--data", folder, "--out", path, "--force")
+    limited = ["sh", "-c", 'ulimit -f 16 && exec "$@"', "sh", *words]  # no file beyond 16 blocks; the pack has 96 KiB
+    ended = subprocess.run(
+        limited, env=environment(PYTHONDONTWRITEBYTECODE="1"), capture_output=True, encoding="utf-8", check=False
+    )
+    assert ended.returncode == 2
+    assert f"{path}: cannot be written (File too large)." in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert path.read_text() == "mine"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "x.safetensors"]

@@ -1,0 +1,686 @@
+"""Does MLflow get every number and file of a run once, whatever happens to it, to us or to the way between?"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.mlflow import (
+    CONFIG,
+    a_run,
+    delivered,
+    free_port,
+    report_at,
+    reported,
+    runs_at,
+    said_by,
+    utc_ms,
+)
+from support.programs import command_line, environment, run_in
+
+from msggan.runs.folder import RunFolder
+from msggan.runs.state import RunState, read_note
+from msggan.tracking.delivered import load_delivered
+from msggan.tracking.delivery import Delivery, Reports
+from msggan.tracking.metrics_log import Tracker, read_metrics
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MLflow's own, about its libraries, as it is imported
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy")
+
+METRICS = ("d_loss", "g_loss", "swd", "images_per_second")
+OPTIONS = ["--resolution", 8, "--latent-size", 8, "--batch-size", 4, "--num-samples", 4, "--precision", "float32"]
+PATIENCE_SECONDS = 120
+
+
+def wait_for(event: Callable[[], Any]) -> Any:
+    """What `event` returns, once that is something. For what another process does, which tells nobody."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        if found := event():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("It did not happen.")
+
+
+# A run, without the training
+
+
+def noted(run: RunFolder, state: str, *, created: str, ended: str | None = None) -> None:
+    """Writes `run.json`, as a trainer does when it begins and when it ends."""
+    note = RunState(state=state, data="/flowers", process=1, machine="m", created=created, ended=ended)
+    run.state.write_text(json.dumps(asdict(note)))
+
+
+def sampled(run: RunFolder, images: int) -> None:
+    for kind in ("4px", "8px", "scales"):
+        Image.new("RGB", (8, 8), (images % 256, 0, 0)).save(run.samples / f"{images:09d}_{kind}.png")
+
+
+def told(run: RunFolder, uri: str, state: str = "completed") -> list[str]:
+    """Delivers a run as the trainer does, by a process. → what was said, after the line that it begins."""
+    tracker = Tracker(run.metrics, tracking_uri=uri)
+    assert len(tracker.begin()) == 1
+    return tracker.close(state)
+
+
+# What MLflow then has
+
+
+def the_run(uri: str, experiment: str = "msggan") -> Run:
+    (run,) = runs_at(uri, experiment)
+    return run
+
+
+def curves_at(uri: str, run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Every point, in the order of the steps; a number that is none as None. MLflow gives them by their times."""
+    client = MlflowClient(uri)
+    return {
+        name: [(point.step, number(point.value)) for point in sorted(points(client, run, name), key=step_of)]
+        for name in METRICS
+    }
+
+
+def points(client: MlflowClient, run: Run, name: str) -> list[Metric]:
+    return list(client.get_metric_history(run.info.run_id, name))
+
+
+def step_of(point: Metric) -> int:
+    return int(point.step)
+
+
+def curves_in(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
+    reports = read_metrics(run.metrics)
+    return {
+        name: [(int(report["images"]), number(report[name])) for report in reports if name in report]
+        for name in METRICS
+    }
+
+
+def number(value: float) -> Any:
+    return None if math.isnan(value) else value
+
+
+def files_at(uri: str, run: Run) -> set[str]:
+    client = MlflowClient(uri)
+    return {
+        file.path
+        for folder in ("", "samples")
+        for file in client.list_artifacts(run.info.run_id, folder)
+        if not file.is_dir
+    }
+
+
+# Servers
+
+
+class Server:
+    """A real `mlflow server`, which can be killed and brought back."""
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        self.folder = folder
+        shutil.copy(database, folder / "server.db")
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        words = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--host", "127.0.0.1", "--workers", "1"]
+        words += ["--artifacts-destination", str(self.folder / "files"), "--port", str(self.port)]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *words],
+                cwd=self.folder,
+                env=environment(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(self._answers)
+
+    def _answers(self) -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+        return False
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+    ours = Server(tmp_path_factory.mktemp("server"), empty_database)
+    yield ours
+    ours.kill()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of something that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def web_page(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of plain files."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *words: Any) -> None:  # noqa: A002
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as page:
+        thread = threading.Thread(target=page.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{page.server_port}"
+        page.shutdown()
+        thread.join()
+
+
+# What arrives
+
+
+def test_a_server_has_a_run_whole(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "whole")
+    run = a_run(tmp_path / "flowers", *range(8, 1608, 8))
+    Tracker(run.metrics).report(report_at(1608, d_loss=math.nan))
+    sampled(run, 8)
+    sampled(run, 1608)
+    assert told(run, server.uri) == []
+
+    there = the_run(server.uri, "whole")
+    assert (there.info.run_name, there.info.status) == ("flowers", "FINISHED")
+    assert curves_at(server.uri, there) == curves_in(run)
+    fields = {name: str(value) for name, value in asdict(CONFIG).items()}
+    may_change = {"kimg", "sample_kimg", "metric_kimg", "checkpoint_kimg", "num_samples"}
+    fields["loss_function"] = fields.pop("loss")
+    assert there.data.params == {name: value for name, value in fields.items() if name not in may_change}
+    assert {name: there.data.tags[name] for name in may_change} == {name: fields[name] for name in may_change}
+    assert there.data.tags["msggan.version"]
+    assert there.data.tags["msggan.run_dir"] == str(run.path)
+    assert files_at(server.uri, there) == {
+        "config.json",
+        "generator_config.txt",
+        "discriminator_config.txt",
+        "metrics.jsonl",
+        *(f"samples/{images:09d}_{kind}.png" for images in (8, 1608) for kind in ("8px", "scales")),
+    }
+    copy = MlflowClient(server.uri).download_artifacts(there.info.run_id, "metrics.jsonl", str(tmp_path))
+    assert Path(copy).read_bytes() == run.metrics.read_bytes()
+
+
+def test_points_stand_at_the_times_their_reports_were_made(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 100, 200, 500)
+    os.utime(run.metrics, (1_700_000_000, 1_700_000_000))
+    delivered(run, database)
+    points = MlflowClient(database).get_metric_history(the_run(database).info.run_id, "d_loss")
+    assert [point.timestamp for point in points] == [1_699_999_996_000, 1_699_999_997_000, 1_700_000_000_000]
+
+
+def test_a_run_starts_and_ends_when_its_training_did(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 100, 200)
+    os.utime(run.metrics, (1_700_000_035.5, 1_700_000_035.5))
+    noted(run, "interrupted", created="2023-11-14T22:13:20Z", ended="2023-11-14T22:13:56Z")
+    delivered(run, database, "interrupted")
+    info = the_run(database).info
+    assert (info.start_time, info.end_time) == (1_700_000_000_000, 1_700_000_036_000)
+
+    noted(run, "completed", created="2023-11-14T22:13:20Z", ended="2023-11-14T23:00:00Z")
+    delivered(run, database)
+    info = the_run(database).info
+    assert (info.start_time, info.end_time) == (1_700_000_000_000, utc_ms("2023-11-14T23:00:00Z"))
+
+
+def test_a_run_does_not_end_before_its_last_report(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 100)
+    os.utime(run.metrics, (1_700_000_036.5, 1_700_000_036.5))
+    noted(run, "completed", created="2023-11-14T22:13:20Z", ended="2023-11-14T22:13:56Z")
+    delivered(run, database)
+    assert the_run(database).info.end_time == 1_700_000_036_500
+
+
+@pytest.mark.parametrize("state", ["failed", "died"])
+def test_a_run_without_a_noted_end_ends_when_its_delivery_heard_of_it(
+    database: str, tmp_path: Path, state: str
+) -> None:
+    run = a_run(tmp_path / "run", 100)
+    noted(run, "running", created="2023-11-14T22:13:20Z")
+    assert Delivery(run, database, lambda news: None).attempt(state, heard_ms=4_000_000_000_000)
+    assert the_run(database).info.end_time == 4_000_000_000_000
+
+
+@pytest.mark.parametrize("created", ["yesterday", None])
+def test_a_beginning_that_cannot_be_read_is_when_the_delivery_began(
+    database: str, tmp_path: Path, created: Any
+) -> None:
+    run = a_run(tmp_path / "run", 100)
+    noted(run, "completed", created=created, ended=created)
+    before = round(1000 * time.time())
+    delivered(run, database)
+    info = the_run(database).info
+    assert before <= info.start_time <= info.end_time
+
+
+def test_a_databases_files_lie_beside_it(database: str, tmp_path: Path) -> None:
+    delivered(a_run(tmp_path / "runs" / "run", 8), database)
+    assert [path.name for path in (tmp_path / "mlflow-artifacts").rglob("metrics.jsonl")] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("completed", "FINISHED"), ("failed", "FAILED"), ("cancelled", "KILLED"), ("interrupted", "KILLED")],
+)
+def test_the_end_has_mlflows_name(database: str, tmp_path: Path, state: str, status: str) -> None:
+    delivered(a_run(tmp_path / "run", 8), database, state)
+    assert the_run(database).info.status == status
+
+
+def test_a_picture_that_is_being_written_waits_until_it_is_whole(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    sampled(run, 8)
+    half = run.samples / "000000016_8px.png"
+    half.write_bytes((run.samples / "000000008_8px.png").read_bytes()[:-1])
+    delivered(run, database)
+    assert {"samples/000000008_8px.png", "samples/000000016_8px.png"} & files_at(database, the_run(database)) == {
+        "samples/000000008_8px.png"
+    }
+    sampled(run, 16)
+    delivered(run, database)
+    assert "samples/000000016_8px.png" in files_at(database, the_run(database))
+
+
+def test_a_report_that_is_half_written_is_read_once_and_whole_when_it_is_complete(tmp_path: Path) -> None:
+    """Whatever byte the file ends at when it is read between two writes."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"images": images, "kimg": images / 1000}) + "\n" for images in (8, 16, 24)]
+    content = "".join(lines).encode()
+    for cut in range(len(content) + 1):
+        reports = Reports(path)
+        path.write_bytes(content[:cut])
+        first = [report["images"] for report, _ in reports.new()]
+        assert first == [8, 16, 24][: content[:cut].count(b"\n")]
+        with path.open("ab") as file:
+            file.write(content[cut:])
+        assert first + [report["images"] for report, _ in reports.new()] == [8, 16, 24]
+        assert reports.new() == []
+
+
+def test_a_picture_is_delivered_once(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    sampled(run, 8)
+    delivery = Delivery(run, database, lambda news: None)
+    assert delivery.attempt()
+    (there,) = (tmp_path / "mlflow-artifacts").rglob("000000008_8px.png")
+    there.unlink()
+    assert delivery.attempt()
+    assert not there.exists()
+
+
+def test_lines_of_another_hand_are_passed_over(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    with run.metrics.open("ab") as file:
+        file.write(b'\xff\n[]\n7\n{"images": "x"}\n{"images": -1}\n{"images": 16, "d_loss": "high", "g_loss": 1.0}\n')
+    delivered(run, database)
+    assert curves_at(database, the_run(database))["g_loss"] == [(8, report_at(8)["g_loss"]), (16, 1.0)]
+
+
+# Going on
+
+
+def test_a_resumed_run_is_the_same_run_there_and_has_each_step_once(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8, 16, 24, 32)
+    delivered(run, database, "interrupted")
+    Tracker(run.metrics).forget_after(16)
+    reported(run, 24, 32, 40, 48)
+    config = json.loads(run.config.read_text())
+    run.config.write_text(json.dumps({**config, "kimg": 2.0}))
+    assert delivered(run, database) == ""
+    there = the_run(database)
+    assert there.info.status == "FINISHED"
+    assert there.data.tags["kimg"] == "2.0"
+    assert curves_at(database, there) == curves_in(run)
+
+
+def test_points_arrive_once_where_it_was_not_noted_that_they_had_arrived(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8, 16, 24)
+    delivered(run, database, "failed")
+    path = run.path / "mlflow.json"
+    known = load_delivered(path, tracking_uri=database, name="run")
+    assert known is not None
+    replace(known, delivered_images=8).save(path)
+    reported(run, 32)
+    delivered(run, database)
+    assert curves_at(database, the_run(database)) == curves_in(run)
+
+
+def test_a_report_whose_loss_was_not_finite_arrives_once_too(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    Tracker(run.metrics).report({name: value for name, value in report_at(16).items() if name != "d_loss"})
+    delivered(run, database, "interrupted")
+    reported(run, 24)
+    delivered(run, database)
+    assert curves_at(database, the_run(database)) == curves_in(run)
+
+
+def test_a_run_that_was_deleted_there_begins_anew_from_the_start(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8, 16)
+    sampled(run, 8)
+    delivered(run, database)
+    MlflowClient(database).delete_run(the_run(database).info.run_id)
+    assert "was deleted: a new one gets everything from the start" in delivered(run, database)
+    assert curves_at(database, the_run(database)) == curves_in(run)
+    assert "samples/000000008_8px.png" in files_at(database, the_run(database))
+
+
+def test_a_run_deleted_while_it_trains_begins_anew(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    news: list[dict[str, str]] = []
+    delivery = Delivery(run, database, news.append)
+    assert delivery.attempt()
+    MlflowClient(database).delete_run(the_run(database).info.run_id)
+    reported(run, 16)
+    assert not delivery.attempt()
+    assert delivery.attempt()
+    assert curves_at(database, the_run(database)) == curves_in(run)
+
+
+def test_another_mlflow_gets_everything_from_the_start(database: str, tmp_path: Path, empty_database: Path) -> None:
+    run = a_run(tmp_path / "run", 8, 16)
+    delivered(run, database)
+    other = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'other.db')}"
+    assert "gets everything from the start" in delivered(run, other)
+    assert curves_at(other, the_run(other)) == curves_in(run)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run_id": 1}'])
+def test_a_damaged_note_of_what_arrived_costs_no_point(database: str, tmp_path: Path, content: str) -> None:
+    run = a_run(tmp_path / "run", 8)
+    (run.path / "mlflow.json").write_text(content)
+    assert "gets everything from the start" in delivered(run, database)
+    assert curves_at(database, the_run(database)) == curves_in(run)
+
+
+def test_a_copy_of_a_run_folder_is_another_run(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    delivered(run, database)
+    shutil.copytree(run.path, tmp_path / "copy")
+    copy = RunFolder(tmp_path / "copy")
+    reported(copy, 16)
+    delivered(copy, database)
+    there = {each.info.run_name: curves_at(database, each) for each in runs_at(database)}
+    assert there == {"run": curves_in(run), "copy": curves_in(copy)}
+
+
+def test_a_run_that_was_begun_for_us_is_used_and_not_ended(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(database)
+    given = client.create_run(
+        client.create_experiment("job", artifact_location=str(tmp_path / "files")), run_name="given"
+    )
+    client.log_param(given.info.run_id, "seed", "7")
+    monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
+    run = a_run(tmp_path / "run", 8)
+    assert "had other parameters before and keeps them" in delivered(run, database)
+    there = the_run(database, "job")
+    assert (there.info.run_name, there.info.status) == ("given", "RUNNING")
+    assert curves_at(database, there) == curves_in(run)
+    assert runs_at(database) == []
+
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    assert f"MLflow has no run {'0' * 32}" in delivered(a_run(tmp_path / "other", 8), database)
+    assert the_run(database).info.run_name == "other"
+
+
+def test_an_experiment_that_was_deleted_is_named(database: str, tmp_path: Path) -> None:
+    client = MlflowClient(database)
+    client.delete_experiment(client.create_experiment("msggan", artifact_location=str(tmp_path / "files")))
+    news: list[dict[str, str]] = []
+    assert not Delivery(a_run(tmp_path / "run", 8), database, news.append).attempt()
+    assert "The experiment msggan was deleted" in said_by(news)
+    assert "MLFLOW_EXPERIMENT_NAME" in said_by(news)
+
+
+# The process
+
+
+def test_two_runs_at_once_make_one_database(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/not there yet/mlflow.db"
+    runs = [a_run(tmp_path / name, 8, 16) for name in ("one", "two")]
+    trackers = [Tracker(run.metrics, tracking_uri=uri) for run in runs]
+    for tracker in trackers:
+        tracker.begin()
+    assert [tracker.close("completed") for tracker in trackers] == [[], []]
+    there = {each.info.run_name: curves_at(uri, each) for each in runs_at(uri)}
+    assert there == {run.path.name: curves_in(run) for run in runs}
+
+
+def test_ctrl_c_reaches_the_process_and_takes_nothing(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    tracker = Tracker(run.metrics, tracking_uri=database)
+    tracker.begin()
+    wait_for((run.path / "mlflow.json").exists)
+    for number_ in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process_of(tracker).pid, number_)
+    reported(run, 16)
+    assert tracker.close("interrupted") == []
+    assert the_run(database).info.status == "KILLED"
+    assert curves_at(database, the_run(database)) == curves_in(run)
+
+
+def process_of(tracker: Tracker) -> subprocess.Popen[str]:
+    assert tracker._delivery is not None
+    assert tracker._delivery._child is not None
+    return tracker._delivery._child
+
+
+def test_a_process_that_is_killed_is_noted_and_its_work_done_next_time(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    tracker = Tracker(run.metrics, tracking_uri=database)
+    tracker.begin()
+    wait_for(lambda: load_delivered(run.path / "mlflow.json", tracking_uri=database, name="run"))
+    os.kill(process_of(tracker).pid, signal.SIGKILL)
+    assert wait_for(tracker.news) == [
+        "MLflow is told no more: the process that tells it was killed by signal 9. "
+        "Training goes on and metrics.jsonl has everything."
+    ]
+    reported(run, 16)
+    (line,) = tracker.close("completed")
+    assert line.endswith("metrics.jsonl has them all, and the same command again delivers them.")
+    assert "of 2 points were not delivered" in line
+    assert told(run, database) == []
+    assert curves_at(database, the_run(database)) == curves_in(run)
+
+
+def test_without_an_address_there_is_no_process(tmp_path: Path) -> None:
+    tracker = Tracker(a_run(tmp_path / "run", 8).metrics)
+    assert (tracker.begin(), tracker.news(), tracker.close("completed")) == ([], [], [])
+
+
+def test_a_run_is_delivered_when_mlflow_has_its_end_too(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    tracker = Tracker(run.metrics, tracking_uri=database)
+    assert not tracker.is_delivered("completed")
+    delivered(run, database)
+    assert tracker.is_delivered("completed")
+    assert not tracker.is_delivered("failed")
+    assert not Tracker(run.metrics, tracking_uri="sqlite:///other.db").is_delivered("completed")
+    assert Tracker(run.metrics).is_delivered("completed"), "there is none to tell"
+    known = load_delivered(run.path / "mlflow.json", tracking_uri=database, name="run")
+    reported(run, 16)
+    assert not tracker.is_delivered("completed")
+    assert Delivery(run, database, lambda news: None).attempt()  # it goes on
+    assert not tracker.is_delivered("completed")
+    older = {
+        name: value for name, value in json.loads((run.path / "mlflow.json").read_text()).items() if name != "ended"
+    }
+    (run.path / "mlflow.json").write_text(json.dumps(older))
+    assert reached(run, database) == 16
+    assert known is not None
+    assert known.run_id == the_run(database).info.run_id
+
+
+# An MLflow that does not take it
+
+
+@pytest.fixture
+def nobody() -> str:
+    """The address of a door that nobody is behind."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+@pytest.mark.parametrize(
+    ("who", "line", "reason"),
+    [
+        ("nobody", "does not answer (connection refused).", "connection refused"),
+        ("silent", "does not answer (no answer in time).", "no answer in time"),
+        ("web_page", "answers, but not as an MLflow server (error 404).", "not an MLflow server: error 404"),
+    ],
+)
+def test_what_was_not_delivered_is_counted_and_delivered_the_next_time(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    database: str,
+    *,
+    who: str,
+    line: str,
+    reason: str,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    uri = request.getfixturevalue(who)
+    run = a_run(tmp_path / "run", 8, 16, 24)
+    said, shortfall = told(run, uri)
+    assert f"{line} Training goes on and metrics.jsonl has everything." in said
+    assert shortfall == (
+        f"MLflow: 3 of 3 points were not delivered to {uri} ({reason}); "
+        "metrics.jsonl has them all, and the same command again delivers them."
+    )
+    delivered(run, database)
+    assert curves_at(database, the_run(database)) == curves_in(run)
+
+
+def test_a_server_that_dies_and_comes_back_has_all_in_the_end(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "dies")
+    run = a_run(tmp_path / "run", 8)
+    tracker = Tracker(run.metrics, tracking_uri=server.uri)
+    tracker.begin()
+    wait_for(lambda: reached(run, server.uri) == 8)
+    server.kill()
+    reported(run, 16, 24)
+    try:
+        assert "does not answer (connection" in wait_for(tracker.news)[0]
+        assert reached(run, server.uri) == 8
+    finally:
+        server.start()
+    reported(run, 32)
+    said = tracker.close("completed")
+    assert said == [f"MLflow at {server.uri} has everything again."]
+    assert curves_at(server.uri, the_run(server.uri, "dies")) == curves_in(run)
+
+
+def reached(run: RunFolder, uri: str) -> int | None:
+    known = load_delivered(run.path / "mlflow.json", tracking_uri=uri, name=run.path.name)
+    return known and known.delivered_images
+
+
+def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.db"
+    path.write_text("Not a database, but somebody's notes.")
+    news: list[dict[str, str]] = []
+    assert not Delivery(a_run(tmp_path / "run", 8), f"sqlite:///{path}", news.append).attempt()
+    assert f"{path} is no SQLite database." in said_by(news)
+    assert path.read_text() == "Not a database, but somebody's notes."
+
+
+def test_a_store_that_takes_no_files_gets_the_numbers_and_the_end(database: str, tmp_path: Path) -> None:
+    (tmp_path / "mlflow-artifacts").write_text("A file stands where the folder should.")
+    run = a_run(tmp_path / "run", 8)
+    news: list[dict[str, str]] = []
+    assert not Delivery(run, database, news.append).attempt("completed")
+    there = the_run(database)
+    assert there.info.status == "FINISHED"
+    assert curves_at(database, there) == curves_in(run)
+
+
+def test_no_secret_of_an_address_is_written_down(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    port = free_port()
+    tracker = Tracker(run.metrics, tracking_uri=f"http://me:s3same@127.0.0.1:{port}")
+    said = tracker.begin()
+    arguments = process_of(tracker).args
+    said += tracker.close("completed")
+    assert "s3same" not in f"{said} {arguments}"
+    assert not [path for path in run.path.rglob("*") if path.is_file() and b"s3same" in path.read_bytes()]
+
+
+# Training for real
+
+
+def test_a_training_that_was_killed_goes_on_with_each_step_once(
+    database: str, tiny_images: Path, tmp_path: Path
+) -> None:
+    words = ["--data", tiny_images, "--run-dir", tmp_path / "run", *OPTIONS, "--checkpoint-kimg", 0.1]
+    run = RunFolder(tmp_path / "run")
+    with subprocess.Popen(
+        command_line("msggan.train", *words, "--kimg", 100),
+        env=environment(MSGGAN_TRACKING_URI=database),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            wait_for(lambda: list(run.checkpoints.glob("*.json")) and (reached(run, database) or 0) > 0)
+        finally:
+            process.kill()
+    saved = max(int(path.stem) for path in run.checkpoints.glob("*.json"))  # it may be ahead of the last report
+    so_far = max(saved, read_metrics(run.metrics)[-1]["images"])
+    wait_for(lambda: the_run(database).info.status == "FAILED")
+
+    longer = ["--kimg", so_far / 1000 + 0.1, "--tracking-uri", database, "-o", "json"]
+    ended = run_in(tmp_path, "msggan.train", *words, *longer)
+    assert ended.exit_code == 0
+    assert ended.json["state"] == "completed"
+    assert "MLflow:" not in ended.stderr
+    there = the_run(database)
+    assert (there.info.run_name, there.info.status) == ("run", "FINISHED")
+    note = read_note(run)
+    assert note is not None
+    assert note.ended is not None
+    assert there.info.start_time == utc_ms(note.created)
+    assert utc_ms(note.ended) <= there.info.end_time < utc_ms(note.ended) + 1000
+    for name in ("d_loss", "g_loss", "swd"):
+        assert curves_at(database, there)[name] == curves_in(run)[name]
+
+
+def test_training_goes_on_beside_an_mlflow_that_never_answers(silent: str, tiny_images: Path, tmp_path: Path) -> None:
+    words = ["--data", tiny_images, "--run-dir", tmp_path / "run", *OPTIONS, "--kimg", 0.02, "-o", "json"]
+    variables = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MSGGAN_TRACKING_URI": "", "MLFLOW_TRACKING_URI": silent}
+    ended = run_in(tmp_path, "msggan.train", *words, **variables)
+    assert ended.exit_code == 0
+    assert ended.json["state"] == "completed"
+    assert f"1 of 1 points were not delivered to {silent} (no answer in time)" in ended.stderr

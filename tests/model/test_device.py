@@ -1,0 +1,123 @@
+"""Is memory that does not suffice recognised, on the CPU by a real limit, and explained with a next step?"""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.builders import save_run
+from support.programs import Ended, environment
+
+from msggan.device import is_out_of_memory
+from msggan.errors import ExportError
+
+# What a process may use beyond its modules, in MiB, is its first argument; the second is the program that it runs.
+LIMITED = """
+import importlib, re, resource, sys
+import msggan.pictures.onnx_model, msggan.pictures.sampler, msggan.trainer
+mib, program = int(sys.argv.pop(1)), importlib.import_module(sys.argv.pop(1))
+used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20,) * 2)
+program.main()
+"""
+
+limitable = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory can be limited on Linux")
+
+
+def run_limited(mib: int, program: str, *words: object) -> Ended:
+    command = [sys.executable, "-c", LIMITED, str(mib), program, *map(str, words), "-o", "json"]
+    variables = environment(MALLOC_ARENA_MAX="1")
+    ended = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", check=False)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def train_limited(mib: int, data: Path, run_dir: Path) -> Ended:
+    """The networks take 200 MiB, and with their gradients and Adam's averages 700."""
+    words = ["--resolution", 8, "--latent-size", 512, "--batch-size", 8, "--kimg", 0.1, "--workers", 1]
+    return run_limited(mib, "msggan.train", "--data", data, "--run-dir", run_dir, "--device", "cpu", *words)
+
+
+@limitable
+@pytest.mark.parametrize("begun", [False, True])
+def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
+    tiny_images: Path, tmp_path: Path, begun: bool
+) -> None:
+    """In the constructor, where nothing has been written, and in the first step."""
+    mib = 100
+    ended = train_limited(mib, tiny_images, tmp_path / "run")
+    while begun and not (tmp_path / "run").exists():  # the first limit that the networks fit into, and no step does
+        mib += 150
+        ended = train_limited(mib, tiny_images, tmp_path / "run")
+    error = ended.json["error"]
+    assert (ended.exit_code, error["code"]) == (1, "memory"), ended.stderr
+    assert error["message"] == "Out of memory on cpu at --resolution 8, --latent-size 512, --batch-size 8."
+    another_name = " and another name: a run that has begun keeps its own" if begun else ""
+    assert error["hint"] == f"Use a smaller --batch-size, --resolution or --latent-size{another_name}."
+    assert "Traceback" not in ended.stderr
+    assert (tmp_path / "run").exists() == begun
+    if begun:
+        assert "Failed: Out of memory on cpu" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@limitable
+@pytest.mark.parametrize(
+    ("program", "words", "message"),
+    [
+        ("msggan.sample", ["--num", "2"], "Out of memory while making pictures"),
+        ("msggan.export", ["--onnx", "out.onnx"], "Out of memory while exporting"),
+    ],
+)
+def test_using_a_network_with_too_little_memory_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = run_limited(20, program, "--run-dir", save_run(tmp_path / "run", latent_size=512), *words)
+    error = ended.json["error"]
+    assert (ended.exit_code, error["code"]) == (1, "memory"), ended.stderr
+    assert error["message"].startswith(message)
+    assert error["hint"]
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ...",
+        "[enforce fail at ..\\c10\\core\\impl\\alloc_cpu.cpp:72] data. DefaultCPUAllocator: not enough memory",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "MPS backend out of memory (MPS allocated: 9.05 GB, other allocations: 1.2 MB, max allowed: 9.07 GB).",
+        "std::bad_alloc",
+    ],
+)
+def test_torchs_words_for_too_little_memory_are_known(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message))
+
+
+def test_errors_of_memory_are_known_by_their_type_or_their_cause() -> None:
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    wrapped = ExportError("torch could not make an ONNX model.")
+    wrapped.__cause__ = MemoryError()
+    assert is_out_of_memory(wrapped)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        ValueError("out of memory"),
+    ],
+)
+def test_other_errors_are_not_taken_for_errors_of_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)

@@ -1,0 +1,410 @@
+"""Does one training step do what the plain procedure does, and can it be taken up again as if never left?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from support.builders import adversaries, assert_close, latents_at, reals_at, small_config
+from torch import Tensor, nn
+
+from msggan.config import LOSSES, TrainConfig
+from msggan.errors import CheckpointError
+from msggan.losses import discriminator_loss, generator_loss
+from msggan.networks import Discriminator, Generator
+from msggan.randomness import interpolation
+from msggan.steps import Adversaries
+
+Pyramid = Sequence[Tensor]
+STILL = 1e-300  # a learning rate that no weight can feel
+
+
+def take_steps(ours: Adversaries, steps: range) -> list[dict[str, Tensor]]:
+    return [ours.step(reals_at(ours.config, step), latents_at(ours.config, step)) for step in steps]
+
+
+def saved(ours: Adversaries) -> dict[str, Tensor]:
+    """What a checkpoint would hold: copies in plain memory order."""
+    return {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in ours.tensors().items()
+    }
+
+
+def assert_identical(ours: Adversaries, theirs: Adversaries) -> None:
+    here, there = ours.tensors(), theirs.tensors()
+    assert here.keys() == there.keys()
+    assert [name for name in here if not torch.equal(here[name], there[name])] == []
+    assert ours.images_seen == theirs.images_seen
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_step_that_is_not_finite_changes_no_network_and_no_optimizer(bad: float, precision: str) -> None:
+    ours = adversaries(precision=precision, ema_ramp=0.0, r1_gamma=1.0, penalty_interval=2)
+    take_steps(ours, range(2))
+    before = saved(ours)
+    reals = reals_at(ours.config, 2)
+    reals[1, 2, 3, 4] = bad
+
+    ours.step(reals, latents_at(ours.config, 2))
+    after = saved(ours)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"ema"}  # which goes on towards the generator as it is
+    assert (ours.images_seen, int(ours.dropped), int(ours.dropped_in_a_row)) == (12, 1, 1)
+    assert ours.dropped_networks() == ["generator", "discriminator"]
+
+    take_steps(ours, range(3, 4))
+    assert (int(ours.dropped), int(ours.dropped_in_a_row), ours.dropped_networks()) == (1, 0, [])
+
+
+def test_a_gradient_that_is_not_finite_drops_the_update_of_its_network_alone() -> None:
+    ours = adversaries(loss="relativistic-logistic")
+    take_steps(ours, range(1))
+    weight = next(ours.discriminator.parameters())
+    hook = weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = saved(ours)
+    take_steps(ours, range(1, 2))
+    hook.remove()
+    after = saved(ours)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"generator", "generator_optimizer", "ema"}
+    assert ours.dropped_networks() == ["discriminator"]
+
+
+class PlainOrder:
+    """The same training as the textbook writes it: a generator pass for each step, a discriminator pass for each set.
+
+    Its minibatch deviation is over whole batches, its penalties are written out, its Adam is the textbook's.
+    """
+
+    def __init__(self, ours: Adversaries) -> None:
+        self.config: TrainConfig = ours.config
+        self.generator, self.discriminator, self.ema = (
+            copy.deepcopy(network) for network in (ours.generator, ours.discriminator, ours.ema)
+        )
+        self.moments: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
+        self.steps = 0
+
+    def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        reals, latents = reals.double(), latents.double()
+        pyramid = [reals]
+        while pyramid[0].shape[-1] > 4:
+            finer = pyramid[0]
+            pyramid.insert(
+                0, (finer[..., ::2, ::2] + finer[..., 1::2, ::2] + finer[..., ::2, 1::2] + finer[..., 1::2, 1::2]) / 4
+            )
+        fakes = [image.detach() for image in self.generator(latents)]
+
+        d_loss = discriminator_loss(self.config.loss, self.discriminator(pyramid), self.discriminator(fakes))
+        due = self.steps % self.config.penalty_interval == 0
+        penalty = self.penalty(pyramid, fakes) * self.config.penalty_interval if due else 0.0
+        self.descend(self.discriminator, d_loss + penalty, self.config.d_lr)
+
+        g_loss = generator_loss(
+            self.config.loss, self.discriminator(pyramid), self.discriminator(self.generator(latents))
+        )
+        self.descend(self.generator, g_loss, self.config.g_lr)
+
+        self.steps += 1
+        decay = 0.5 ** (self.config.batch_size / (self.config.ema_half_life_kimg * 1000))
+        for average, weight in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
+            average.data = decay * average.data + (1 - decay) * weight.data
+        return {"d_loss": d_loss, "g_loss": g_loss}
+
+    def penalty(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+        config = self.config
+        total = torch.zeros((), dtype=torch.float64)
+        if config.loss == "wgan-gp":
+            first = self.steps * config.batch_size
+            share = interpolation(config.seed, range(first, first + config.batch_size)).double().view(-1, 1, 1, 1)
+            between = [share * real + (1 - share) * fake for real, fake in zip(reals, fakes, strict=True)]
+            total = total + 10 * self.over_scales(between, lambda norm: (norm - 1) ** 2)
+        total = total + config.r1_gamma / 2 * self.over_scales(reals, lambda norm: norm**2)
+        return total + config.r2_gamma / 2 * self.over_scales(fakes, lambda norm: norm**2)
+
+    def over_scales(self, pyramid: Pyramid, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mean over scales and samples of something of the gradient's norm."""
+        images = [image.clone().requires_grad_() for image in pyramid]
+        gradients = torch.autograd.grad(self.discriminator(images).sum(), images, create_graph=True)
+        return sum(of(gradient.flatten(1).norm(dim=1)).mean() for gradient in gradients) / len(images)
+
+    @torch.no_grad()
+    def descend(self, network: Generator | Discriminator, loss: Tensor, rate: float) -> None:
+        """Adam (Kingma and Ba, algorithm 1)."""
+        parameters = list(network.parameters())
+        beta1, beta2 = self.config.beta1, self.config.beta2
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+        ):
+            if gradient is None:  # the last bias of a penalty alone
+                continue
+            first, second = self.moments.get(parameter, (torch.zeros_like(parameter), torch.zeros_like(parameter)))
+            first, second = beta1 * first + (1 - beta1) * gradient, beta2 * second + (1 - beta2) * gradient**2
+            self.moments[parameter] = first, second
+            count = self.steps + 1
+            unbiased = second / (1 - beta2**count)
+            parameter.sub_(rate * (first / (1 - beta1**count)) / (unbiased.sqrt() + 1e-8))
+
+
+# What a step computes
+
+
+def test_the_average_counts_the_images_of_its_own_step() -> None:
+    """By the second step of 4 images the half-life is 5 % of 8 images, and half-lives pass in it 4 / 0.4 times."""
+    ours = adversaries(ema_half_life_kimg=5.0, ema_ramp=0.05)
+    take_steps(ours, range(1))
+    before = [weight.clone() for weight in ours.ema.parameters()]
+    take_steps(ours, range(1, 2))
+    decay = 0.5 ** (4 / 0.4)
+    for average, old, new in zip(ours.ema.parameters(), before, ours.generator.parameters(), strict=True):
+        assert_close(average, decay * old + (1 - decay) * new, within=1e-12)
+
+
+@pytest.mark.parametrize(
+    "penalties", [{}, {"r1_gamma": 2.0}, {"r1_gamma": 1.0, "r2_gamma": 0.5, "penalty_interval": 3}]
+)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[str, float]) -> None:
+    ours = adversaries(loss=loss, g_lr=0.002, d_lr=0.003, ema_half_life_kimg=0.02, **penalties)
+    plain = PlainOrder(ours)
+    for step in range(4):
+        reals, latents = reals_at(ours.config, step), latents_at(ours.config, step)
+        losses, expected = ours.step(reals, latents), plain.step(reals, latents)
+        for name in ("d_loss", "g_loss"):
+            assert_close(losses[name], expected[name].detach(), within=1e-10, what=f"{name} of step {step}")
+    for part in ("generator", "discriminator", "ema"):
+        for name, expected_weight in getattr(plain, part).state_dict().items():
+            assert_close(getattr(ours, part).state_dict()[name], expected_weight, within=1e-10, what=f"{part}.{name}")
+
+
+@pytest.mark.parametrize("changes", [{"resolution": 4}, {"resolution": 32}, {"equalized": False}, {"beta1": 0.5}])
+def test_steps_agree_with_the_plain_order_in_other_networks(changes: dict[str, object]) -> None:
+    ours = adversaries(loss="relativistic-logistic", r1_gamma=1.0, r2_gamma=1.0, **changes)
+    plain = PlainOrder(ours)
+    for step in range(2):
+        reals, latents = reals_at(ours.config, step), latents_at(ours.config, step)
+        ours.step(reals, latents)
+        plain.step(reals, latents)
+    for name, expected in plain.discriminator.state_dict().items():
+        assert_close(ours.discriminator.state_dict()[name], expected, within=1e-10, what=name)
+    for name, expected in plain.generator.state_dict().items():
+        assert_close(ours.generator.state_dict()[name], expected, within=1e-10, what=name)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_generators_step_leaves_no_gradient_on_the_discriminator(loss: str) -> None:
+    """What lies there afterwards is the discriminator's own, and its weights may learn again."""
+    ours = adversaries(loss=loss, g_lr=STILL, d_lr=STILL)
+    reals, latents = reals_at(ours.config, 0), latents_at(ours.config, 0)
+    plain = PlainOrder(ours)
+    ours.step(reals, latents)
+    pyramid = [nn.functional.avg_pool2d(reals.double(), 2), reals.double()]
+    fakes = [image.detach() for image in plain.generator(latents.double())]
+    own = discriminator_loss(loss, plain.discriminator(pyramid), plain.discriminator(fakes))
+    if loss == "wgan-gp":
+        own = own + plain.penalty(pyramid, fakes)
+    own.backward()
+    for parameter, expected in zip(ours.discriminator.parameters(), plain.discriminator.parameters(), strict=True):
+        assert_close(parameter.grad, expected.grad, within=1e-10)
+        assert parameter.requires_grad
+
+
+def test_the_losses_reported_are_without_their_penalties_and_without_history() -> None:
+    with_penalty, without = adversaries(r1_gamma=100.0), adversaries()
+    reals, latents = reals_at(without.config, 0), latents_at(without.config, 0)
+    ours, expected = with_penalty.step(reals, latents), without.step(reals, latents)
+    assert torch.equal(ours["d_loss"], expected["d_loss"])
+    assert not ours["d_loss"].requires_grad
+    assert not ours["g_loss"].requires_grad
+    assert ours["d_loss"].shape == ours["g_loss"].shape == ()
+
+
+def test_the_average_begins_as_the_generator_and_never_learns_by_itself() -> None:
+    ours = adversaries()
+    for name, weight in ours.generator.state_dict().items():
+        assert torch.equal(weight, ours.ema.state_dict()[name])
+    take_steps(ours, range(1))
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in ours.ema.parameters())
+
+
+def test_a_step_counts_its_images() -> None:
+    ours = adversaries(batch_size=6)
+    take_steps(ours, range(3))
+    assert ours.images_seen == 18
+
+
+# Lazy penalties
+
+
+def gradients_over(steps: int, **said: object) -> list[Tensor]:
+    """The discriminator's gradients, summed over steps on the same batch that move no weight."""
+    ours = adversaries(g_lr=STILL, d_lr=STILL, **said)
+    reals, latents = reals_at(ours.config, 0), latents_at(ours.config, 0)
+    total = [torch.zeros_like(parameter) for parameter in ours.discriminator.parameters()]
+    for _ in range(steps):
+        ours.step(reals, latents)
+        total = [so_far + p.grad for so_far, p in zip(total, ours.discriminator.parameters(), strict=True)]
+    return total
+
+
+@pytest.mark.parametrize("interval", [2, 3, 4, 12])
+def test_a_lazy_interval_keeps_the_penaltys_strength(interval: int) -> None:
+    """Over twelve steps, penalties of every step and of every `interval`-th push the weights as far."""
+    every, lazy, never = (
+        gradients_over(12, **penalties)
+        for penalties in (
+            {"r1_gamma": 1.0, "r2_gamma": 2.0},
+            {"r1_gamma": 1.0, "r2_gamma": 2.0, "penalty_interval": interval},
+            {},
+        )
+    )
+    for pushed, expected, without in zip(lazy, every, never, strict=True):
+        torch.testing.assert_close(pushed - without, expected - without, rtol=1e-9, atol=1e-9)
+    assert max((expected - without).abs().max() for expected, without in zip(every, never, strict=True)) > 1e-3
+
+
+def test_a_lazy_penalty_is_due_at_the_first_step_and_then_every_interval() -> None:
+    ours = adversaries(g_lr=STILL, d_lr=STILL, r1_gamma=1.0, penalty_interval=3)
+    reals, latents = reals_at(ours.config, 0), latents_at(ours.config, 0)
+    sizes = []
+    for _ in range(7):
+        ours.step(reals, latents)
+        sizes.append(ours.discriminator.from_rgb[0].weight.grad.norm().item())
+    penalized, plain = sizes[0], sizes[1]
+    assert penalized != pytest.approx(plain)
+    assert sizes == pytest.approx([penalized, plain, plain, penalized, plain, plain, penalized])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_penalties_are_computed_in_the_weights_precision(precision: str) -> None:
+    """In bfloat16 a squared gradient norm would be off by parts in a hundred."""
+    exact, ours = adversaries(), adversaries(precision=precision)
+    reals, latents = reals_at(exact.config, 0), latents_at(exact.config, 0)
+    pyramid = [nn.functional.avg_pool2d(reals, 2), reals]
+    fakes = [image.detach().to(ours.compute_dtype) for image in exact.generator(latents.double())]
+    penalties = []
+    for one in (exact, ours):
+        one.config = small_config(r1_gamma=1.0, r2_gamma=1.0)
+        penalties.append(one._penalty([r.to(one.weight_dtype) for r in pyramid], fakes))
+    assert penalties[1].dtype == torch.float32
+    assert penalties[1].item() == pytest.approx(penalties[0].item(), rel=1e-4)
+
+
+def test_bfloat16_steps_stay_near_the_exact_ones() -> None:
+    exact, rough = adversaries(), adversaries(precision="bfloat16")
+    for expected, losses in zip(take_steps(exact, range(2)), take_steps(rough, range(2)), strict=True):
+        for name in losses:
+            assert losses[name].isfinite()
+            assert losses[name].item() == pytest.approx(expected[name].item(), abs=0.1)
+    assert {parameter.dtype for parameter in rough.generator.parameters()} == {torch.float32}
+
+
+# From the same seed, and from a checkpoint
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "penalties",
+    [{}, {"loss": "wgan-gp", "penalty_interval": 2}, {"r1_gamma": 1.0, "r2_gamma": 1.0, "penalty_interval": 3}],
+)
+def test_resuming_equals_never_stopping(precision: str, penalties: dict[str, object]) -> None:
+    said = {"precision": precision, "resolution": 16, "ema_ramp": 0.05, "seed": 5, **penalties}
+    through, first, second = (adversaries(**said) for _ in range(3))
+    take_steps(through, range(5))
+    take_steps(first, range(2))
+    second.load(saved(first), images_seen=first.images_seen)
+    assert_identical(second, first)
+    take_steps(second, range(2, 5))
+    assert_identical(second, through)
+
+
+def test_the_same_seed_begins_the_same_and_another_seed_does_not() -> None:
+    one, same, other = adversaries(seed=1), adversaries(seed=1), adversaries(seed=2)
+    assert_identical(one, same)
+    assert not torch.equal(one.generator.first.conv_1.weight, other.generator.first.conv_1.weight)
+
+
+def test_beginning_leaves_the_processes_own_random_numbers_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    adversaries()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_saved_is_as_large_as_was_said() -> None:
+    """`checkpoint_bytes` counts Adam's step counters in the weights' dtype too, of which each is one float32."""
+    for precision in ("float32", "float64"):
+        ours = adversaries(precision=precision)
+        foretold = ours.checkpoint_bytes()
+        take_steps(ours, range(1))
+        real = sum(tensor.numel() * tensor.itemsize for tensor in saved(ours).values())
+        assert real <= foretold <= real * 1.01
+
+
+def without_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name != "ema.to_rgb.0.bias"}
+
+
+def with_one_more(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, "generator.extra": torch.zeros(1)}
+
+
+def with_one_reshaped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, "discriminator.last.conv_3.weight": torch.zeros(1, 4, 1, 1)}
+
+
+def with_one_transposed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    name = "discriminator_optimizer.blocks.0.conv_2.weight.exp_avg"
+    return {**tensors, name: tensors[name].transpose(0, 1)}
+
+
+def without_moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if "optimizer" not in name}
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "named"),
+    [
+        (without_one, "ema.to_rgb.0.bias"),
+        (with_one_more, "generator.extra"),
+        (with_one_reshaped, "discriminator.last.conv_3.weight"),
+        (with_one_transposed, "discriminator_optimizer.blocks.0.conv_2.weight.exp_avg"),
+        (without_moments, "discriminator_optimizer."),
+    ],
+)
+def test_other_names_or_shapes_are_refused_and_change_nothing(
+    spoilt: Callable[[dict[str, Tensor]], dict[str, Tensor]], named: str
+) -> None:
+    source, ours, untouched = adversaries(), adversaries(), adversaries()
+    take_steps(source, range(2))
+    take_steps(ours, range(1))
+    take_steps(untouched, range(1))
+    with pytest.raises(CheckpointError, match=named):
+        ours.load(spoilt(saved(source)), images_seen=8)
+    assert_identical(ours, untouched)
+
+
+def test_weights_of_another_width_or_depth_are_refused_with_the_options_to_look_at() -> None:
+    ours = adversaries()
+    other = adversaries(latent_size=16)
+    take_steps(other, range(1))
+    with pytest.raises(CheckpointError, match="--latent-size"):
+        ours.load(saved(other), images_seen=4)
+
+
+def test_a_loaded_step_counter_goes_on_counting() -> None:
+    """Adam corrects its averages by the number of steps: taken up again at 1, they would leap."""
+    first, second = adversaries(), adversaries()
+    take_steps(first, range(3))
+    second.load(saved(first), images_seen=12)
+    counters = [tensor.item() for name, tensor in second.tensors().items() if name.endswith(".step")]
+    assert set(counters) == {3.0}
+
+
+def test_configurations_with_a_deviation_group_step_too() -> None:
+    """Groups that divide the batch: of real and of generated images, never of both."""
+    ours = adversaries(stddev_group=2)
+    assert all(loss.isfinite() for losses in take_steps(ours, range(2)) for loss in losses.values())

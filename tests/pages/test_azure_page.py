@@ -1,0 +1,111 @@
+"""Do the commands on docs/azure.md do what the page says, one after the other, as typed?"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from azure_local import AzureLocal
+from azure_local.cloud import Version, now
+from support.images import draw_tiny_images
+from support.programs import REPOSITORY
+
+from msggan.commands.program import run_program
+from orchestration.commands.main import msggan_aml
+
+# The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def commands_in(text: str) -> list[str]:
+    return [line.split(" # ")[0].strip() for line in re.findall(r"^    (msggan-aml .*)$", text, re.MULTILINE)]
+
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "azure.md").read_text(encoding="utf-8")
+COMMANDS = commands_in(PAGE)
+IN_TEXT = re.findall(r"`(msggan-aml [^`]+)`", PAGE)
+
+# What makes a run short enough for a test; of an option given twice the last counts.
+SMALL = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--kimg", "0.04", "--device", "cpu"]
+
+
+@pytest.fixture
+def place(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with `photos` in it, and a workspace that has the same as a folder and as a data asset."""
+    for name in list(os.environ):
+        if name.startswith(("MSGGAN_", "AZURE_", "AZUREML_", "MSI_", "IDENTITY_")):
+            monkeypatch.delenv(name)
+    for name, value in azure.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for image in draw_tiny_images(tmp_path / "photos").iterdir():
+        azure.put_blob(f"photos/{image.name}", image.read_bytes())
+    asset = {"dataType": "uri_folder", "dataUri": "azureml://datastores/workspaceblobstore/paths/photos/"}
+    azure.cloud.data[("photos", "1")] = Version("photos", "1", asset, now())
+    yield tmp_path
+    gc.collect()
+
+
+def as_typed(command: str) -> list[str]:
+    """A command's words, agreed to beforehand, as nobody sits at the terminal."""
+    words = shlex.split(command)[1:]
+    if words[0] in ("submit", "sweep") and words[1] != "best":
+        words += SMALL
+    if words[0] == "sweep" and words[1] != "best":
+        return [*words, "--trials", "2", "--concurrent", "2", "--yes"]
+    if words[0] == "pack":
+        words += ["--resolution", "8"]
+    return [*words, "--yes"] if words[0] in ("submit", "provision") else words
+
+
+def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: AzureLocal, place: Path) -> None:
+    assert {command.split()[1] for command in COMMANDS} == {
+        *("provision", "submit", "sweep", "pack", "list", "status", "logs", "cancel", "sample", "download"),
+    }
+    for command in COMMANDS:
+        if "--detach" in command:
+            azure.hold_jobs()  # one run is enough
+        assert run_program(msggan_aml, name="msggan-aml", argv=as_typed(command)) == 0, command
+    assert {name: job.status for name, job in azure.cloud.jobs.items()} == {
+        "photos": "Completed",
+        **dict.fromkeys(("find", "find_0", "find_1"), "Completed"),
+        "packed": "Queued",
+        "there": "Queued",
+        "asset": "Queued",
+        "serverless": "Canceled",
+    }
+    assert {metric.key for metric in azure.job("photos").metrics} >= {"d_loss", "g_loss", "swd", "images_per_second"}
+    assert azure.job("photos").parameters["loss_function"] == "relativistic-logistic"
+    for printout in ("generator_config.txt", "discriminator_config.txt"):
+        assert azure.artifact("photos", printout).startswith((b"Generator(", b"Discriminator("))
+    assert (place / "photos-run" / "config.json").is_file()
+    assert (place / "weights" / "generator.safetensors").is_file()
+    assert (place / "runs" / "photos" / "generated" / "grid_seeds0-15_8px.png").is_file()
+    assert "msggan-gpu" not in azure.cloud.computes
+    assert azure.blobs_below("photos/"), "deleted what it must not"
+
+
+def test_the_readme_shows_commands_of_the_page() -> None:
+    section = re.search(r"^## Train on Azure ML$.*?(?=^## )", README, re.MULTILINE | re.DOTALL)
+    assert section
+    shown = commands_in(section[0])
+    assert len(shown) >= 2
+    assert set(shown) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(set(IN_TEXT)))
+def test_commands_in_the_text_are_ones_that_there_are(command: str) -> None:
+    verb, *words = shlex.split(command)[1:]
+    found = msggan_aml.commands[verb]
+    if isinstance(found, click.Group) and words[0] in found.commands:
+        found = found.commands[words.pop(0)]
+    found.make_parser(click.Context(found)).parse_args(words)

@@ -1,0 +1,316 @@
+"""Does an exported generator make the same images elsewhere, and is what stands against an export said?"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from support.builders import save_run
+from support.programs import REPOSITORY, Ended
+
+from msggan import load_generator
+from msggan.commands.export_options import ExportOptions, export_options, parse_export
+from msggan.errors import CheckpointError, ExportError, UsageError
+from msggan.export import write_exports
+from msggan.legacy import convert_state_dict, load_legacy
+from msggan.networks import Generator
+from msggan.pictures.onnx_model import build_onnx
+from msggan.randomness import latents
+
+RunProgram = Callable[..., Ended]
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def session_of(content: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, drawn: torch.Tensor) -> Arrays:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"latents": drawn.numpy()}), strict=True))
+
+
+def drawn_generator(depth: int, *, equalized: bool) -> Generator:
+    """Not trained, and with biases that are not zero either."""
+    torch.manual_seed(depth)
+    generator = Generator(depth, 8, equalized=equalized).eval()
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    return generator
+
+
+# The same images
+
+
+@pytest.mark.parametrize(
+    ("depth", "equalized", "scale"),
+    [(2, True, None), (3, False, None), (4, True, None), (1, False, None), (4, True, 8), (3, False, 4), (2, True, 8)],
+)
+def test_onnxruntime_makes_the_same_images_for_a_batch_of_any_size(
+    depth: int, equalized: bool, scale: int | None
+) -> None:
+    generator = drawn_generator(depth, equalized=equalized)
+    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    session = session_of(build_onnx(generator, scale=scale).SerializeToString())
+    for count in (1, 3, 17):
+        drawn = latents(count, range(count), 8)
+        with torch.no_grad():
+            expected = {f"images_{level.shape[-1]}px": level.numpy() for level in generator(drawn)}
+        if scale is not None:
+            expected = {f"images_{scale}px": expected[f"images_{scale}px"]}
+        made = run(session, drawn)
+        assert list(made) == list(expected)
+        for name, images in expected.items():
+            np.testing.assert_allclose(made[name], images, rtol=0, atol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in generator.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["bmsg_gan_32px", "bmsg_gan_32px_plain"])
+def test_weights_of_the_original_make_its_own_images_in_onnxruntime(name: str) -> None:
+    recorded = load_file(REPOSITORY / "tests" / "golden" / f"{name}.safetensors")
+    prefix = "before.generator."
+    theirs = {key.removeprefix(prefix): tensor for key, tensor in recorded.items() if key.startswith(prefix)}
+    generator = Generator(4, 16, equalized=not name.endswith("plain"))
+    generator.load_state_dict(convert_state_dict(theirs))
+    made = run(session_of(build_onnx(generator).SerializeToString()), recorded["forward.latents"])
+    for side in (4, 8, 16, 32):
+        expected = recorded[f"forward.fakes.{side}"].numpy()
+        np.testing.assert_allclose(made[f"images_{side}px"], expected, rtol=0, atol=1e-4)
+
+
+# The file
+
+
+@pytest.fixture(scope="module")
+def model() -> onnx.ModelProto:
+    return build_onnx(drawn_generator(2, equalized=True))
+
+
+def test_the_model_says_what_goes_in_and_what_comes_out(model: onnx.ModelProto) -> None:
+    session = session_of(model.SerializeToString())
+    shapes = {value.name: (value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())}
+    assert shapes == {
+        "latents": ("tensor(float)", ["N", 8]),
+        "images_4px": ("tensor(float)", ["N", 3, 4, 4]),
+        "images_8px": ("tensor(float)", ["N", 3, 8, 8]),
+    }
+    told = session.get_modelmeta().custom_metadata_map
+    assert told.keys() == {"format_version", "resolution", "latent_size", "scales", "latents", "images"}
+    assert [told[key] for key in ("format_version", "resolution", "latent_size", "scales")] == ["1", "8", "8", "4, 8"]
+    assert "multiplied by sqrt(8)" in told["latents"]
+    assert "about -1 to 1" in told["images"]
+
+
+def test_the_model_is_of_standard_parts_in_one_file_without_paths_of_this_machine(model: onnx.ModelProto) -> None:
+    onnx.checker.check_model(model, full_check=True)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    assert not model.functions
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    content = model.SerializeToString()
+    assert str(REPOSITORY).encode() not in content
+    assert b".py" not in content
+
+
+def test_one_scale_takes_no_more_of_the_network_than_it_needs() -> None:
+    part = build_onnx(drawn_generator(4, equalized=True), scale=4)
+    assert [output.name for output in part.graph.output] == ["images_4px"]
+    assert [node.op_type for node in part.graph.node].count("Conv") == 2
+    assert not [tensor.name for tensor in part.graph.initializer if tensor.name.startswith(("blocks", "generator.bl"))]
+
+
+def test_a_generator_too_large_for_one_file_is_refused_before_anything_is_made() -> None:
+    with torch.device("meta"):
+        generator = Generator(6, 4096)
+    with pytest.raises(ExportError, match=r"weights take \d+\.\d GiB[\s\S]*load_generator"):
+        build_onnx(generator)
+
+
+# On the command line
+
+
+@pytest.fixture
+def flowers(tmp_path: Path) -> Path:
+    """The run `flowers`, in `runs` of the test's folder."""
+    return save_run(tmp_path / "runs" / "flowers")
+
+
+def test_both_programs_write_the_same_files_and_nothing_but_them(
+    run_program: RunProgram, tmp_path: Path, flowers: Path
+) -> None:
+    words = ["--onnx", "new/folder/a.onnx", "--pth", "GAN_GEN_SHADOW_1.PTH", "--scale", "8"]
+    named = run_program("msggan-aml", "export", "flowers", *words, "-o", "json")
+    assert named.exit_code == 0, named.stderr
+    files = [str(Path("new/folder/a.onnx")), "GAN_GEN_SHADOW_1.PTH"]
+    assert named.json == {"files": files, "count": 2}
+    assert named.stderr.splitlines() == [f"Making {files[0]}; this takes some seconds."]
+    written = [(tmp_path / name).read_bytes() for name in files]
+    assert sorted(path.name for path in tmp_path.rglob("*.*") if path.is_file() and flowers not in path.parents) == [
+        "GAN_GEN_SHADOW_1.PTH",
+        "a.onnx",
+    ]
+    foldered = run_program("msggan.export", "--run-dir", "runs/flowers", *words, "--force")
+    assert (foldered.exit_code, foldered.stdout.splitlines()) == (0, files)
+    assert [(tmp_path / name).read_bytes() for name in files] == written
+
+    generator, drawn = load_generator(flowers), latents(0, range(3), 8)
+    (images,) = run(session_of(written[0]), drawn).values()
+    np.testing.assert_allclose(images, generator(drawn)[1].detach().numpy(), rtol=0, atol=1e-4)
+    saved = torch.load(tmp_path / files[1], weights_only=True)
+    assert all(name.startswith("module.") for name in saved)  # as BMSG-GAN's generate_samples.py loads it
+    loaded = load_legacy(tmp_path / files[1])
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in generator.state_dict().items())
+
+
+def test_the_page_on_onnx_runs_as_it_stands(
+    tmp_path: Path, model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (REPOSITORY / "docs" / "onnx.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    (tmp_path / "flowers.onnx").write_bytes(model.SerializeToString())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, NDArray[np.uint8]] = {}
+    exec(code, names)  # noqa: S102 - our own page
+    assert (names["pixels"].shape, names["pixels"].dtype) == ((5, 8, 8, 3), np.uint8)
+
+
+def nonsense(run: Path) -> None:
+    (run / "generator.safetensors").write_bytes(b"nonsense")
+
+
+def no_weights_yet(run: Path) -> None:
+    (run / "generator.safetensors").unlink()
+    (run / "config.json").write_text('{"checkpoint_kimg": 1.5}')
+
+
+def of_another_kind(run: Path) -> None:
+    save_file({"first.weight": torch.zeros(1)}, run / "generator.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "hint"),
+    [
+        (nonsense, "is not a whole generator.safetensors", "Copy it again from where it was trained"),
+        (no_weights_yet, "has no weights yet", "The first checkpoint comes at 1.5 kimg"),
+        (of_another_kind, "holds no generator that msggan saved", "Name a run folder"),
+    ],
+)
+def test_weights_that_cannot_be_used_leave_nothing_behind(
+    tmp_path: Path, flowers: Path, spoil: Callable[[Path], None], message: str, hint: str
+) -> None:
+    spoil(flowers)
+    with pytest.raises(CheckpointError) as raised:
+        write_exports(flowers, ExportOptions(onnx=str(tmp_path / "new" / "a.onnx")))
+    assert message in raised.value.message
+    assert hint in raised.value.hint
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_scale_of_another_network_is_answered_with_those_there_are(tmp_path: Path, flowers: Path) -> None:
+    with pytest.raises(UsageError, match=r"--scale 32: is not made by this network, whose scales are 4, 8, 16\."):
+        write_exports(flowers, ExportOptions(onnx=str(tmp_path / "new" / "a.onnx"), scale=32))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_is_not_equalized_says_what_the_original_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_run(tmp_path / "run", equalized=False)
+    write_exports(path, ExportOptions(pth=str(tmp_path / "a.pth")))
+    assert "BMSG-GAN needs use_eql=False" in capsys.readouterr().err
+
+
+def test_a_file_that_exists_stays_unless_force_is_given(run_program: RunProgram, tmp_path: Path, flowers: Path) -> None:
+    existing = tmp_path / "a.pth"
+    existing.write_text("mine")
+    refused = run_program("msggan-aml", "export", "flowers", "--pth", "a.pth")
+    assert (refused.exit_code, existing.read_text()) == (2, "mine")
+    assert "a.pth: is there already. Give --force to overwrite it, or another name." in refused.stderr
+    assert run_program("msggan-aml", "export", "flowers", "--pth", "a.pth", "--force").exit_code == 0
+    assert load_legacy(existing)
+
+
+# Options
+
+
+def read(*words: str) -> ExportOptions:
+    @click.command(add_help_option=False)
+    @export_options
+    def command(**texts: object) -> None:
+        """Only parsed."""
+
+    with command.make_context("export", list(words)) as context:
+        return parse_export([], context.params)
+
+
+def problems(*words: str) -> tuple[str, ...]:
+    with pytest.raises(UsageError) as raised:
+        read(*words)
+    return raised.value.problems
+
+
+@given(
+    onnx=st.none() | st.sampled_from(["a.onnx", "-a.onnx", "new folder/A.ONNX"]),
+    pth=st.none() | st.sampled_from(["a.pth", "new/a.b.pth"]),
+    scale=st.none() | st.sampled_from([4, 16, 1024]),
+    force=st.booleans(),
+)
+def test_options_written_are_the_options_read(
+    onnx: str | None, pth: str | None, scale: int | None, force: bool
+) -> None:
+    options = ExportOptions(onnx=onnx, pth=pth, scale=scale if onnx else None, force=force)
+    if onnx or pth:
+        assert read(*options.to_argv()) == options
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "Nothing to write: add --onnx OUT.onnx for onnxruntime, or --pth OUT.pth for BMSG-GAN."),
+        (["--onnx", "a"], "--onnx a: must end in .onnx, as a.onnx"),
+        (["--onnx", "a.pth"], "--onnx a.pth: must end in .onnx"),
+        (["--onnx", ""], "must end in .onnx, as generator.onnx"),
+        (["--onnx", ".onnx/"], "must end in .onnx"),
+        (["--pth", "a.onnx"], "--pth a.onnx: must end in .pth"),
+        (["--pth", "folder"], "is a folder. Name the file to make in it"),
+        (["--onnx", "file/a.onnx"], "file is a file, not a folder."),
+        (["--onnx", "file/new/a.onnx"], "file is a file, not a folder."),
+        (["--onnx", "a.onnx", "--scale", "large"], "--scale large: is not a whole number."),
+        (["--onnx", "a.onnx", "--scale", "2"], "--scale 2: must be 4 or more"),
+        (["--pth", "a.pth", "--scale", "8"], "--scale 8: is for --onnx; a .pth file holds the whole generator."),
+    ],
+)
+def test_what_cannot_be_written_is_said_with_what_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (problem,) = problems(*words)
+    assert complaint in problem
+
+
+def test_all_wrong_options_are_told_at_once_and_nothing_is_loaded(run_program: RunProgram, flowers: Path) -> None:
+    shutil.rmtree(flowers)
+    words = ["--onnx", "a", "--pth", "b", "--scale", "x", "-o", "json"]
+    for program, where in (("msggan-aml", ["export", "flowers"]), ("msggan.export", ["--run-dir", "flowers"])):
+        ended = run_program(program, *where, *words)
+        told = ended.json["error"]["message"].splitlines()
+        assert (ended.exit_code, ended.stderr.count("Error: ")) == (2, 4)
+        assert "flowers" in told[0]
+        assert [line.split(":")[0] for line in told[1:]] == ["--scale x", "--onnx a", "--pth b"]

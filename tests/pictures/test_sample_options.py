@@ -1,0 +1,134 @@
+"""Are the options of sampling read as they are written, all complaints at once, and written as they are read?"""
+
+from __future__ import annotations
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msggan.commands.sample_options import (
+    LARGEST_SEED,
+    MOST_PICTURES,
+    SampleOptions,
+    parse_sample,
+    parse_seeds,
+    sample_options,
+    seeds_in_words,
+)
+from msggan.errors import UsageError
+
+
+def read(*words: str) -> SampleOptions:
+    @click.command(add_help_option=False)
+    @sample_options
+    def command(**texts: object) -> None:
+        """Only parsed."""
+
+    with command.make_context("sample", list(words)) as context:
+        return parse_sample([], context.params)
+
+
+def problems(*words: str) -> tuple[str, ...]:
+    with pytest.raises(UsageError) as raised:
+        read(*words)
+    return raised.value.problems
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("0-15", range(16)),
+        ("3,7,9", [3, 7, 9]),
+        ("7", [7]),
+        ("9, 1 - 3", [9, 1, 2, 3]),
+        (str(LARGEST_SEED), [LARGEST_SEED]),
+    ],
+)
+def test_seeds_are_numbers_and_ranges_in_the_order_given(text: str, seeds: list[int]) -> None:
+    assert list(parse_seeds(text)) == list(seeds)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "nothing is no seed"),
+        ("a", "a is no seed. Write 0-15 or 3,7,9."),
+        ("1,,2", "nothing is no seed"),
+        ("-3", "-3 is no seed"),
+        ("1.5", "1.5 is no seed"),
+        ("5-2", "5-2 goes backwards"),
+        ("1-3,2", "names a seed twice"),
+        (str(LARGEST_SEED + 1), f"the largest seed is {LARGEST_SEED}"),
+        ("0-2000000000", f"at most {MOST_PICTURES}"),
+        ("9" * 5000, "is no seed"),
+    ],
+)
+def test_what_are_no_seeds_is_said(text: str, complaint: str) -> None:
+    (problem,) = problems("--seeds", text)
+    assert complaint in problem
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, unique=True))
+def test_seeds_written_are_the_seeds_read(seeds: list[int]) -> None:
+    assert list(parse_seeds(seeds_in_words(seeds))) == seeds
+
+
+def test_many_seeds_are_written_in_few_words() -> None:
+    assert seeds_in_words(range(MOST_PICTURES)) == f"0-{MOST_PICTURES - 1}"
+
+
+def test_a_seed_and_a_number_are_the_seeds_that_follow() -> None:
+    assert read().seeds == range(16)
+    assert read("--seed", "7", "--num", "3").seeds == read("--seeds", "7-9").seeds == range(7, 10)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--seeds", "3,7,9", "--files"],
+        ["--all-scales", "--grid", "--force", "--out", "my pictures", "--device", "cpu"],
+        ["--film", "loop.mp4", "--progress-film", "B.WEBP", "--seconds", "2.5", "--fps", "30"],
+        ["--seed", "5", "--scale", "16", "--truncation", "0.7"],
+    ],
+)
+def test_options_written_are_the_options_read(words: list[str]) -> None:
+    options = read(*words)
+    assert read(*options.to_argv()) == options
+
+
+def test_all_wrong_options_are_told_at_once() -> None:
+    wrong = {"--seeds": "x", "--scale": "q", "--truncation": "nan", "--fps": "0", "--seconds": "-1", "--device": "gpu"}
+    wrong |= {"--film": "loop.gif", "--progress-film": "film"}
+    told = problems(*(word for pair in wrong.items() for word in pair))
+    assert {problem.split(":")[0] for problem in told} == {f"{flag} {text}" for flag, text in wrong.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--seeds", "1-3", "--num", "5"], "--seeds: says all; leave out --num and --seed."),
+        (["--num", "0"], "--num 0: must be 1 or more"),
+        (["--num", "9" * 5000], "is not a whole number"),
+        (["--seed", str(LARGEST_SEED), "--num", "2"], "goes beyond the largest seed"),
+        (["--film", "a.gif"], "--film a.gif: must end in .mp4 or .webp."),
+        (["--film", "mp4"], "must end in .mp4 or .webp."),
+        (["--film", "a.mp4", "--seeds", "7"], "has one frame only. Name two or more, as --seeds 0-7."),
+        (["--film", "a.mp4", "--seeds", "7-8", "--seconds", "0.04"], "one frame would be too few"),
+        (["--film", "a.mp4", "--num", "50", "--seconds", "1"], "24 frames would be too few, there are more seeds"),
+        (["--film", "a.mp4", "--seconds", "3600"], "86400 frames are too many"),
+        (["--film", "a.mp4", "--progress-film", "a.mp4"], "cannot have the same name"),
+        (["--all-scales", "--scale", "8"], "--all-scales shows them all"),
+    ],
+)
+def test_what_does_not_go_together_is_said(words: list[str], complaint: str) -> None:
+    (problem,) = problems(*words)
+    assert complaint in problem
+
+
+def test_a_grid_is_made_when_nothing_is_said() -> None:
+    assert read().shows_grid
+    assert read("--files", "--grid").shows_grid
+    assert not read("--files").shows_grid
+    assert not read("--progress-film", "a.mp4").needs_weights

@@ -1,0 +1,174 @@
+"""Is anything lost when the disk is full, may only be read, or is taken away while a run trains?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.disks import MOUNT, UMOUNT, Disk
+from support.kills import OPTIONS, everything
+from support.programs import command_line, environment, run_in, wait_for
+
+from msggan.runs.checkpoint import newest_checkpoint
+from msggan.tracking.metrics_log import read_metrics
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other ways to limit a disk")
+
+WORDS = [*OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.25, "--sample-kimg", 0.5, "--metric-kimg", 0.75]
+LONG = [*OPTIONS, "--kimg", 1000, "--checkpoint-kimg", 0.1]
+
+
+@pytest.fixture
+def whole(tiny_images: Path, tmp_path: Path) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path / "whole"
+    assert run_in(tmp_path, "msggan.train", "--data", tiny_images, *WORDS, "--run-dir", folder).exit_code == 0
+    return folder
+
+
+def train(tiny_images: Path, run_dir: Path, *words: object, limit_kib: int | None = None) -> subprocess.Popen[str]:
+    """limit_kib: no file may become larger than this."""
+    command = command_line("msggan.train", "--data", tiny_images, *words, "--run-dir", run_dir)
+    limit = ["bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "bash"] if limit_kib else []
+    return subprocess.Popen(
+        [*limit, *command],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+def go_on(tiny_images: Path, run_dir: Path, *words: object) -> None:
+    """The same command again, to its end."""
+    ended = run_in(run_dir.parent, "msggan.train", "--data", tiny_images, *words, "--run-dir", run_dir)
+    assert ended.exit_code == 0, ended.stderr
+
+
+def error_of(process: subprocess.Popen[str]) -> str:
+    """What it said as it ended with exit code 1, in our words."""
+    _, stderr = process.communicate()
+    assert process.returncode == 1, stderr
+    assert "Traceback" not in stderr
+    return stderr[stderr.index("Error: ") :]
+
+
+def has_checkpoints(run_dir: Path, count: int) -> bool:
+    return len(list((run_dir / "checkpoints").glob("*.json"))) >= count
+
+
+def fill(disk: Path) -> Path:
+    stuffing = disk / "stuffing"
+    with stuffing.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return stuffing
+
+
+def test_a_disk_that_fills_up_ends_training_with_the_files_name_and_nothing_is_missing_after(
+    tiny_images: Path, small_disk: Disk
+) -> None:
+    run_dir = small_disk.path / "run"
+    process = train(tiny_images, run_dir, *LONG)
+    wait_for(lambda: has_checkpoints(run_dir, 2), process)
+    stuffing = fill(small_disk.path)
+    error = error_of(process)
+    assert f"Error: {run_dir}" in error
+    assert "No space left on device" in error
+    assert "run the same command again" in error
+    checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None
+    assert damaged == []
+    assert not list(run_dir.rglob("*.part"))
+
+    stuffing.unlink()
+    further = round(checkpoint.images_seen / 1000 + 0.5, 3)
+    for folder in (run_dir, small_disk.path / "undisturbed"):
+        go_on(tiny_images, folder, *LONG, "--kimg", further)
+    assert everything(run_dir)[:2] == everything(small_disk.path / "undisturbed")[:2]
+
+
+def test_a_limit_on_file_size_ends_training_with_the_files_name_and_nothing_is_missing_after(
+    tiny_images: Path, whole: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    largest = max(path.stat().st_size for path in (whole / "checkpoints").iterdir())
+    # So that weights, samples and metrics fit and no checkpoint does.
+    error = error_of(train(tiny_images, run_dir, *WORDS, limit_kib=largest // 1024))
+    assert f"Error: {run_dir / 'checkpoints'}" in error
+    assert "File too large" in error
+    assert newest_checkpoint(run_dir / "checkpoints") == (None, [])
+    go_on(tiny_images, run_dir, *WORDS)
+    assert everything(run_dir) == everything(whole)
+
+
+def test_a_run_folder_that_is_removed_ends_training_and_is_not_made_anew(tiny_images: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = train(tiny_images, run_dir, *LONG)
+    wait_for(lambda: has_checkpoints(run_dir, 1), process)
+    run_dir.rename(tmp_path / "elsewhere")
+    assert f"Error: {run_dir}" in error_of(process)
+    assert newest_checkpoint(tmp_path / "elsewhere" / "checkpoints")[0] is not None
+
+
+def test_a_disk_that_may_only_be_read_ends_training_and_what_exists_stays_good(
+    tiny_images: Path, small_disk: Disk
+) -> None:
+    run_dir = small_disk.path / "run"
+    process = train(tiny_images, run_dir, *LONG)
+    wait_for(lambda: has_checkpoints(run_dir, 1), process)
+    # Whoever holds a file open for writing, as the trainer its log, keeps the disk from this; a second mount does not.
+    remount = [MOUNT, "--bind", str(small_disk.path), str(small_disk.path)]
+    if subprocess.run(remount, capture_output=True, check=False).returncode:
+        process.kill()
+        pytest.skip("this machine lets nobody mount a folder again")
+    try:
+        subprocess.run([MOUNT, "-o", "remount,bind,ro", str(small_disk.path)], check=True)
+        error = error_of(process)
+        assert "Read-only file system" in error
+        assert newest_checkpoint(run_dir / "checkpoints")[0] is not None
+    finally:
+        process.kill()
+        subprocess.run([UMOUNT, "--lazy", str(small_disk.path)], check=True)
+
+
+def test_samples_that_cannot_be_written_are_said_once_and_training_goes_on(
+    tiny_images: Path, whole: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "samples").write_text("A file where the folder is to be.")
+    ended = run_in(tmp_path, "msggan.train", "--data", tiny_images, *WORDS, "--run-dir", run_dir)
+    assert ended.exit_code == 0
+    assert ended.stderr.count("samples cannot be written") == 1
+    (run_dir / "samples").unlink()
+    (run_dir / "samples").mkdir()
+    assert everything(run_dir)[:2] == everything(whole)[:2]
+
+
+def test_a_permission_that_is_lost_ends_training_with_the_folders_name(tiny_images: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("permissions do not bind root")
+    run_dir = tmp_path / "run"
+    process = train(tiny_images, run_dir, *LONG)
+    wait_for(lambda: has_checkpoints(run_dir, 1), process)
+    run_dir.chmod(0o500)
+    try:
+        assert "Permission denied" in error_of(process)
+    finally:
+        run_dir.chmod(0o700)
+    assert newest_checkpoint(run_dir / "checkpoints")[0] is not None
+
+
+def test_every_line_of_the_metrics_is_whole_again_after_a_fault(tiny_images: Path, whole: Path) -> None:
+    metrics = whole / "metrics.jsonl"
+    before = read_metrics(metrics)
+    metrics.write_bytes(metrics.read_bytes() + b'{"images": 1600, "d_lo')  # what a full disk leaves
+    go_on(tiny_images, whole, *WORDS)
+    assert read_metrics(metrics) == before
+    assert metrics.read_bytes().count(b"\n") == len(before)

@@ -1,0 +1,89 @@
+"""Do two trainers on one run folder never both write to it, whatever locks its mount has?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.kills import OPTIONS, everything
+from support.programs import REPOSITORY, command_line, environment, run_in, wait_for
+
+from msggan.runs.checkpoint import newest_checkpoint
+from msggan.runs.folder import RunFolder
+from msggan.runs.state import read_note
+
+LONG = [*OPTIONS, "--kimg", 1000, "--checkpoint-kimg", 0.1]
+
+# What a mount without locks answers, and one whose locks no other machine sees. No such mount can be had in a test, so
+# that Python answers in its place, at the system call, in the processes that find this on their path.
+ANSWERS = {
+    "ENOSYS": "raise OSError(errno.ENOSYS, 'Function not implemented')",
+    "ENOTSUP": "raise OSError(errno.ENOTSUP, 'Operation not supported')",
+    "success": "return None",
+}
+
+
+def path_with(answer: str, folder: Path) -> str:
+    """PYTHONPATH for a process whose every flock gets this answer."""
+    folder.mkdir()
+    code = f"import errno, fcntl\ndef flock(descriptor, operation):\n    {ANSWERS[answer]}\nfcntl.flock = flock\n"
+    (folder / "sitecustomize.py").write_text(code)
+    return os.pathsep.join([str(folder), str(REPOSITORY)])
+
+
+def start(tiny_images: Path, run_dir: Path, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command_line("msggan.train", "--data", tiny_images, *LONG, "--run-dir", run_dir),
+        env={**environment(), **variables},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+def checkpoints(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").glob("*.json"))
+
+
+def test_where_there_are_locks_the_second_trainer_refuses(tiny_images: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with start(tiny_images, run_dir) as first:
+        wait_for(lambda: checkpoints(run_dir), first)
+        second = run_in(tmp_path, "msggan.train", "--data", tiny_images, *LONG, "--run-dir", run_dir)
+        assert second.exit_code == 2
+        assert f"process {first.pid} on" in second.stderr
+        assert first.poll() is None
+        first.kill()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_where_locks_do_not_tell_the_newest_trainer_wins_and_the_older_one_stops(
+    tiny_images: Path, tmp_path: Path, answer: str
+) -> None:
+    run_dir, path = tmp_path / "run", path_with(answer, tmp_path / "answers")
+    with start(tiny_images, run_dir, PYTHONPATH=path) as first:
+        wait_for(lambda: checkpoints(run_dir), first)
+        with start(tiny_images, run_dir, PYTHONPATH=path) as second:
+            _, stderr = first.communicate()
+            assert first.returncode == 1, stderr
+            assert f"process {second.pid} on" in stderr
+            assert "has taken over this run" in stderr
+            assert "Traceback" not in stderr
+            before = checkpoints(run_dir)
+            wait_for(lambda: checkpoints(run_dir) > before, second)
+            note = read_note(RunFolder(run_dir))
+            assert note is not None
+            assert (note.process, note.state) == (second.pid, "running")
+            second.kill()
+    # A dead owner, killed without a word, is in nobody's way.
+    checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None
+    assert damaged == []
+    kimg = checkpoint.images_seen / 1000 + 0.1
+    words = ["--data", tiny_images, *LONG, "--kimg", f"{kimg:.3f}"]
+    last = run_in(tmp_path, "msggan.train", *words, "--run-dir", run_dir, PYTHONPATH=path)
+    assert last.exit_code == 0, last.stderr
+    assert run_in(tmp_path, "msggan.train", *words, "--run-dir", tmp_path / "alone").exit_code == 0
+    assert everything(run_dir)[0] == everything(tmp_path / "alone")[0]

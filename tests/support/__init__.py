@@ -1,0 +1,1 @@
+"""What the tests share: images, programs started as processes, disks, a browser."""

@@ -1,0 +1,47 @@
+"""How does a test type a command against the local Azure? In its own process: the SDK takes seconds to load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from msggan.commands.program import run_program
+from orchestration.commands import main as cli
+from support.images import draw_tiny_images
+from support.programs import Ended
+
+if TYPE_CHECKING:
+    from azure_local import AzureLocal
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def place(tmp_path: Path, azure: AzureLocal) -> Path:
+    """A folder with images, and a workspace with a cluster."""
+    azure.add_cluster("msggan-gpu")
+    draw_tiny_images(tmp_path / "tiny")
+    return tmp_path
+
+
+@pytest.fixture
+def msggan_aml(azure: AzureLocal, place: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """msggan_aml(*words, **variables): the command line in this process, in the folder with images."""
+    monkeypatch.chdir(place)
+    for name, value in azure.variables.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*words: object, **variables: str) -> Ended:
+        out, err = StringIO(), StringIO()
+        with monkeypatch.context() as set_here, redirect_stdout(out), redirect_stderr(err):
+            for name, value in variables.items():
+                set_here.setenv(name, value)
+            code = run_program(cli.msggan_aml, name="msggan-aml", argv=[str(word) for word in words])
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    return run

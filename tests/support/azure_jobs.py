@@ -1,0 +1,86 @@
+"""The plan of a job, and its body as the service takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msggan.commands.options import Place
+from msggan.config import TrainConfig
+from orchestration.azure.jobs import (
+    JobData,
+    JobPlan,
+    run_folder,
+)
+from orchestration.spec import RunSpec
+
+SCOPE = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
+
+
+CODE = f"azureml:{SCOPE}/codes/c/versions/1"
+
+
+ENVIRONMENT = f"azureml:{SCOPE}/environments/msggan/versions/1"
+
+
+SPEC = RunSpec(TrainConfig(resolution=8, kimg=2), "flowers", "flowers", Place("cpu", 3))
+
+
+SIZE = "Standard_NC4as_T4_v3"
+
+
+BODY: dict[str, Any] = {
+    "displayName": "flowers-2",
+    "command": (
+        'python -m msggan.train --data "${{inputs.data}}" --run-dir "${{outputs.run}}" --resolution 8 --kimg 2.0 '
+        "--device cpu --workers 3"
+    ),
+    "codeId": CODE,
+    "computeId": f"{SCOPE}/computes/gpu",
+    "properties": {},
+    "experimentName": "garden",
+    "isArchived": False,
+    "inputs": {
+        "data": {
+            "uri": "azureml://datastores/store/paths/a b/",
+            "mode": "Download",
+            "jobInputType": "uri_folder",
+        }
+    },
+    "outputs": {
+        "run": {
+            "uri": "azureml://datastores/store/paths/msggan/runs/flowers/",
+            "mode": "ReadWriteMount",
+            "jobOutputType": "uri_folder",
+        }
+    },
+    "environmentId": ENVIRONMENT,
+    "tags": {"msggan.run": "flowers"},
+    "environmentVariables": {"PYTHONUNBUFFERED": "1"},
+    "resources": {"properties": {}, "shmSize": "8g"},
+    "limits": {"timeout": "PT1H30M", "jobLimitsType": "Command"},
+    "jobType": "Command",
+}
+
+
+SERVERLESS: dict[str, Any] = {
+    **{key: value for key, value in BODY.items() if key != "computeId"},
+    "resources": {"instanceCount": 1, "instanceType": SIZE, "properties": {}, "shmSize": "8g"},
+}
+
+
+def job_plan(**changes: Any) -> JobPlan:
+    given = {
+        "name": "flowers-2",
+        "spec": SPEC,
+        "data": JobData("azureml://datastores/store/paths/a b/", "uri_folder"),
+        "run_folder": run_folder("store", "flowers"),
+        "code": CODE,
+        "environment": ENVIRONMENT,
+        "compute": "gpu",
+        "instance_type": None,
+        "low_priority": False,
+        "timeout_hours": 1.5,
+        "experiment": "garden",
+        "tags": {"msggan.run": "flowers"},
+    }
+    return JobPlan(**{**given, **changes})

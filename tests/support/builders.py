@@ -1,0 +1,88 @@
+"""Small things that several tests begin with: a resolved configuration, a batch, a folder of images."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from msggan.config import TrainConfig, resolve
+from msggan.networks import Generator
+from msggan.pictures.grids import generate, write_samples
+from msggan.randomness import latents
+from msggan.runs.checkpoint import save_generator
+from msggan.steps import Adversaries
+
+CPU = torch.device("cpu")
+
+
+def small_config(**said: object) -> TrainConfig:
+    """A resolved configuration that steps in milliseconds: two scales (4², 8²), width 8, batches of 4."""
+    small = {"recipe": "bmsg", "resolution": 8, "latent_size": 8, "batch_size": 4, "precision": "float64", "kimg": 1.0}
+    return resolve(TrainConfig(**{**small, **said}), shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
+
+
+def adversaries(**said: object) -> Adversaries:
+    return Adversaries(small_config(**said), CPU)
+
+
+def reals_at(config: TrainConfig, step: int) -> Tensor:
+    """(N, 3, R, R) float32 in [-1, 1], other ones at each step."""
+    drawn = np.random.default_rng(step).uniform(-1, 1, (config.batch_size, 3, config.resolution, config.resolution))
+    return torch.from_numpy(drawn).float()
+
+
+def latents_at(config: TrainConfig, step: int) -> Tensor:
+    """(N, L) float32 of norm √L, other ones at each step."""
+    return latents(config.seed, range(step * config.batch_size, (step + 1) * config.batch_size), config.latent_size)
+
+
+def random_pyramid(depth: int, count: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Coarse to fine, (N, 3, r, r) in [-1, 1]; the scales have nothing to do with each other."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.rand(count, 3, 4 << level, 4 << level, generator=generator, dtype=dtype) * 2 - 1 for level in range(depth)
+    ]
+
+
+def save_images(folder: Path, count: int, side: int) -> Path:
+    """A folder of PNGs of noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+    return folder
+
+
+def save_run(folder: Path, *, depth: int = 3, latent_size: int = 8, equalized: bool = True, samples: int = 0) -> Path:
+    """A run folder as training leaves it: a generator that is drawn and not trained, and so many sample grids."""
+    torch.manual_seed(1)
+    generator = Generator(depth, latent_size, equalized=equalized)
+    config = {"resolution": 2 << depth, "latent_size": latent_size, "equalized": equalized}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    save_generator(folder / "generator.safetensors", generator.state_dict(), config)
+    for index in range(samples):
+        drawn = latents(index, range(9), latent_size)
+        write_samples(folder / "samples", 1000 * index, generate(generator, drawn))
+    return folder
+
+
+def peak_growth_mib(before: str, measured: str) -> float:
+    """How much memory a statement needs beyond what its process had after another, in MiB. Linux alone tells it."""
+    peak = "int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    script = f"import re; {before}; began = {peak}; {measured}; print({peak} - began)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, encoding="utf-8")
+    return int(ended.stdout) / 1024
+
+
+def assert_close(ours: Tensor, theirs: Tensor, *, within: float, what: str = "") -> None:
+    """Every number of the one within an absolute distance of the other's."""
+    assert ours.shape == theirs.shape, what
+    farthest = (ours.double() - theirs.double()).abs().max().item()
+    assert farthest <= within, f"{what} differs by {farthest:.3g}"

@@ -1,0 +1,108 @@
+"""What is left of a run that is killed again and again? Real processes, SIGKILL, and a comparison byte for byte."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from msggan.runs.checkpoint import load_generator, newest_checkpoint
+from msggan.tracking.metrics_log import read_metrics
+from support.programs import command_line, environment, run_in
+
+TIMINGS = ("seconds", "images_per_second")
+SHARE_AT_START = 0.2  # of the kills: before the first step, in which nothing is gained
+LOOK_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What kills have cost: how many there were, and how many images were reported and then done again."""
+
+    kills: int
+    images_again: int
+
+
+OPTIONS = ["--resolution", 8, "--latent-size", 8, "--batch-size", 4, "--penalty-interval", 2, "--num-samples", 4]
+
+
+def without_timings(path: Path) -> list[dict[str, float]]:
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(path)]
+
+
+def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, bytes]]:
+    """What two equal runs have in common, byte for byte: the last tensors and weights, the metrics, the samples."""
+    checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None
+    assert not damaged
+    tensors = {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()}
+    samples = {path.name: path.read_bytes() for path in sorted((run_dir / "samples").iterdir())}
+    weights = load_generator(run_dir).state_dict()  # the file has its notes in any order
+    tensors |= {f"generator.safetensors {name}": tensor.numpy().tobytes() for name, tensor in weights.items()}
+    return tensors, without_timings(run_dir / "metrics.jsonl"), samples
+
+
+def kill_and_start_again(
+    words: Sequence[object],
+    run_dir: Path,
+    *,
+    kills: int,
+    chance: random.Random,
+    give_up_at: float = float("inf"),
+    workers: Sequence[int] = (0,),
+) -> Loss:
+    """Kills the run of these options so many times, then lets it end. workers: loader threads, attempt by attempt.
+
+    It is killed at any moment of its start, or up to half a second after it has come further than ever before.
+    give_up_at: by time.monotonic, from when on it is killed no more.
+    """
+    images_again = done = 0
+    while done < kills and time.monotonic() < give_up_at:
+        attempt = [*words, "--run-dir", run_dir, "--workers", workers[done % len(workers)]]
+        with _started(attempt) as process:
+            _wait_for_the_moment(process, run_dir, chance)
+            has_ended = process.poll() is not None
+            process.kill()
+        if has_ended:
+            break
+        done += 1
+        images_again += max(0, _reported(run_dir) - _saved(run_dir))
+    last = run_in(run_dir.parent, "msggan.train", *words, "--run-dir", run_dir)
+    assert last.exit_code == 0, last.stderr
+    return Loss(done, images_again)
+
+
+def _started(words: Sequence[object]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command_line("msggan.train", *words),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _wait_for_the_moment(process: subprocess.Popen[bytes], run_dir: Path, chance: random.Random) -> None:
+    if chance.random() < SHARE_AT_START:
+        _wait(process, chance.uniform(0, 3))
+        return
+    reached = _reported(run_dir)
+    while process.poll() is None and _reported(run_dir) <= reached:
+        time.sleep(LOOK_SECONDS)
+    _wait(process, chance.uniform(0, 0.5))
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+
+
+def _reported(run_dir: Path) -> int:
+    return int(max((line["images"] for line in read_metrics(run_dir / "metrics.jsonl")), default=0))
+
+
+def _saved(run_dir: Path) -> int:
+    return max((int(path.stem) for path in (run_dir / "checkpoints").glob("*.json")), default=0)

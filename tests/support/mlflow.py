@@ -1,0 +1,117 @@
+"""A run folder without the training, and the MLflow that it is logged to."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from msggan.config import TrainConfig, resolve
+from msggan.runs.folder import RunFolder
+from msggan.tracking.delivery import Delivery
+from msggan.tracking.metrics_log import Tracker
+from support.programs import REPOSITORY
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MLflow's own, about its libraries, as it is imported
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+
+CONFIG = resolve(TrainConfig(resolution=8, kimg=1.0), shorter_side_px=8, device="cpu", has_fast_bfloat16=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a delivery process inherits: this checkout's packages, and nothing that was set around the tests."""
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MSGGAN_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    yield
+    for engine in SqlAlchemyStore._engine_map.values():
+        engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sqlite database with MLflow's tables, which take seconds to make."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path, empty_database: Path) -> str:
+    """The address of an sqlite database of the test's own."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def report_at(images: int, **more: float) -> dict[str, float]:
+    return {
+        "images": images,
+        "kimg": images / 1000,
+        "d_loss": 1 / images,
+        "g_loss": -math.pi * images,
+        "images_per_second": 12.5 + images,
+        "seconds": images / 100,
+        **more,
+    }
+
+
+def a_run(folder: Path, *images: int) -> RunFolder:
+    """A run folder with reports, as a trainer leaves it. Every second report has a measurement."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"format_version": 1, **asdict(CONFIG)}))
+    for network in ("generator", "discriminator"):
+        (folder / f"{network}_config.txt").write_text(f"{network}, printed\n")
+    (folder / "samples").mkdir()
+    run = RunFolder(folder)
+    run.metrics.touch()
+    reported(run, *images)
+    return run
+
+
+def reported(run: RunFolder, *images: int) -> None:
+    tracker = Tracker(run.metrics)
+    for count in images:
+        tracker.report(report_at(count, **({"swd": 300.0 + count, "swd_8": 1.0} if count % 16 == 0 else {})))
+
+
+def utc_ms(moment: str) -> int:
+    return round(1000 * datetime.strptime(moment, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp())
+
+
+def said_by(news: list[dict[str, str]]) -> str:
+    return "\n".join(line["say"] for line in news if "say" in line)
+
+
+def delivered(run: RunFolder, uri: str, state: str = "completed") -> str:
+    """Delivers a run from this process, to its end. → what was said."""
+    news: list[dict[str, str]] = []
+    assert Delivery(run, uri, news.append).attempt(state), news
+    return said_by(news)
+
+
+def runs_at(uri: str, experiment: str = "msggan") -> list[Run]:
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id])) if found else []
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -1,0 +1,112 @@
+"""Our programs, started as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+PROGRAMS = {
+    "msggan-aml": ["-c", "from orchestration.commands.main import main; main()"],
+    "msggan.train": ["-m", "msggan.train"],
+    "msggan.sample": ["-m", "msggan.sample"],
+    "msggan.pack": ["-m", "msggan.pack"],
+    "msggan.export": ["-m", "msggan.export"],
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """What stdout holds, which must be one line of JSON and nothing else."""
+        (line,) = self.stdout.splitlines()
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's variables without those that our programs read, and with this checkout's packages first.
+
+    Runs are told to no MLflow unless a test says so: importing it takes longer than training them.
+    """
+    ours = ("MSGGAN_", "AZUREML_", "MLFLOW_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), kept.get("PYTHONPATH", "")]))
+    return {**kept, "PYTHONPATH": path, "MSGGAN_TRACKING_URI": "none", **extra}
+
+
+def command_line(program: str, *words: object) -> list[str]:
+    return [sys.executable, *PROGRAMS[program], *map(str, words)]
+
+
+def run_in(folder: Path, program: str, *words: object, **variables: str) -> Ended:
+    """Runs a program in a folder to its end."""
+    ended = subprocess.run(
+        command_line(program, *words),
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@contextmanager
+def started(
+    folder: Path, program: str, *words: object, background: bool = False, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A program at work in a folder, in a process group of its own like a terminal's; none of it outlives the test.
+
+    background: it starts with SIGINT ignored, as a script's `command &` does.
+    """
+    deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"] if background else []
+    with subprocess.Popen(
+        [*deaf, *command_line(program, *words)],
+        cwd=folder,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def stopped(process: subprocess.Popen[str], by: str) -> Ended:
+    """A program that gets Ctrl-C as from a terminal, which sends it to all that run in it, or SIGTERM alone."""
+    if by == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid, signal.SIGTERM)
+    stdout, stderr = process.communicate()
+    return Ended(process.returncode, stdout, stderr)
+
+
+def wait_for(reached: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    """Until something is so. A process that was to bring it about must not end before."""
+    while not reached():
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)

@@ -1,0 +1,209 @@
+"""Is what --over says read as it is meant, and what cannot be tried refused before anything starts?"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msggan.config import TrainConfig
+from msggan.errors import UsageError
+from msggan.metrics import sliced_wasserstein
+from orchestration.commands.sweep import default_trials
+from orchestration.sweeps.space import SWEEPABLE, Choice, Interval, SearchSpace, read_space
+from orchestration.sweeps.spec import SAMPLINGS, Objective, SweepSpec, scale_problems
+
+ANY = TrainConfig()
+SCALES = ["swd", *(f"swd_{1 << power}" for power in range(2, 11))]
+
+
+def complaints(*texts: str, config: TrainConfig = ANY) -> list[str]:
+    with pytest.raises(UsageError) as refused:
+        read_space(texts, config)
+    return list(refused.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "dimension"),
+    [
+        ("g_lr", Interval("g_lr", 0.0005, 0.01, log=True)),
+        ("--g-lr=0.001..0.01", Interval("g_lr", 0.001, 0.01, log=True)),
+        ("beta2=0.9..0.99", Interval("beta2", 0.9, 0.99, log=False)),
+        ("batch_size=4..20", Choice("batch_size", (4, 8, 16))),
+        ("batch_size=5..16", Choice("batch_size", (8, 16))),
+        ("batch-size=6,12", Choice("batch_size", (6, 12))),
+        ("seed=0..3", Choice("seed", (0, 1, 2, 3))),
+        ("penalty_interval=1..16", Choice("penalty_interval", (1, 2, 4, 8, 16))),
+        ("penalty_interval=1,4", Choice("penalty_interval", (1, 4))),
+        ("mirror", Choice("mirror", (True, False))),
+        ("equalized=false,true", Choice("equalized", (False, True))),
+        ("loss=hinge,wgan-gp", Choice("loss", ("hinge", "wgan-gp"))),
+    ],
+)
+def test_a_dimension_is_read_by_the_nature_of_its_field(text: str, dimension: Choice | Interval) -> None:
+    assert read_space([text], ANY) == SearchSpace((dimension,))
+
+
+@pytest.mark.parametrize("name", [name for name in SWEEPABLE if name not in ("seed", "penalty_interval")])
+def test_every_field_with_a_range_of_its_own_can_be_swept_and_written_again(name: str) -> None:
+    space = read_space([name], ANY)
+    assert read_space(space.as_texts(), ANY) == space
+
+
+@given(st.floats(1e-6, 1.0), st.floats(1.01, 1e3))
+def test_an_interval_that_is_written_reads_back_to_itself_to_twelve_digits(low: float, high: float) -> None:
+    (dimension,) = read_space([f"r1_gamma={low:.12g}..{high:.12g}"], ANY).dimensions
+    assert isinstance(dimension, Interval)
+    assert read_space([str(dimension)], ANY).dimensions == (dimension,)
+    assert (dimension.low, dimension.high) == (float(f"{low:.12g}"), float(f"{high:.12g}"))
+
+
+@pytest.mark.parametrize(("interval", "drift"), [(1, 1.0), (4, 0.5), (16, 0.25)])
+def test_a_larger_penalty_interval_weakens_a_penalty_under_adam(interval: int, drift: float) -> None:
+    """Why `penalty_interval` has no range of its own: it trades strength for speed, by one over its square root.
+
+    A penalty that outweighs the rest, with Adam as the recipes set it: the mean step, in learning rates.
+    """
+    steps, rate = 4096, 0.001
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([weight], lr=rate, betas=(0.0, 0.99))
+    for step in range(steps):
+        rest = 1.0 if step % 2 else -1.0
+        weight.grad = torch.full_like(weight, rest + (1000.0 * interval if step % interval == 0 else 0.0))
+        adam.step()
+    assert -weight.item() / (steps * rate) == pytest.approx(drift, rel=0.05)
+
+
+def test_the_combinations_of_a_grid_change_the_last_field_fastest() -> None:
+    space = read_space(["loss=hinge,lsgan", "seed=1,2"], ANY)
+    assert [tuple(settings.values()) for settings in space.combinations()] == [
+        ("hinge", 1),
+        ("hinge", 2),
+        ("lsgan", 1),
+        ("lsgan", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("glr", "there is no option --glr. Did you mean g_lr?"),
+        ("kimg", "--kimg cannot be swept"),
+        ("g_lr=0.01..0.001", "0.01 is not below 0.001. Did you mean g_lr=0.001..0.01?"),
+        ("g_lr=1..inf", "inf is not a number"),
+        ("g_lr=0.001..", "nothing is not a number; as in g_lr=0.001,0.003."),
+        ("seed=1.5,2", "1.5 is not a whole number; as in seed=1,2,3."),
+        ("g_lr=0.01..0.01", "0.01 is not below 0.01."),
+        ("g_lr=", "names no value"),
+        ("g_lr=0.1,,0.2", "has an empty value"),
+        ("seed=1,1", "names a value twice"),
+        ("seed", "has no range of its own"),
+        ("penalty_interval", "has no range of its own; name its values, as in penalty_interval=1,2,3."),
+        ("r1_gamma=0..10", "begins above 0"),
+        ("loss=hinge..wgan-gp", "is no number"),
+        ("loss=hinge,nonsense", "is not one of"),
+        ("mirror=yes,no", "yes is not true or false"),
+        ("g_lr=nan..1", "nan is not a number; as in g_lr=0.001,0.003."),
+        ("batch_size=5..7", "fewer than two powers of two"),
+        ("seed=0..99999999999", "holds more than 1000 values; name some, as in seed=1,2,3."),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_with_what_to_type(text: str, complaint: str) -> None:
+    (problem,) = complaints(text)
+    assert problem.startswith(f"--over {text}: ")
+    assert complaint in problem
+
+
+def test_all_complaints_come_at_once() -> None:
+    assert len(complaints("kimg", "g_lr=2..1", "beta1", "beta1")) == 3
+
+
+def test_a_field_that_is_fixed_is_not_swept() -> None:
+    (problem,) = complaints("g_lr", config=TrainConfig(g_lr=0.1))
+    assert problem == "--over g_lr: --g-lr 0.1 fixes it. Leave one out."
+
+
+def test_values_that_are_good_alone_and_bad_together_are_found_before_a_trial_does() -> None:
+    (problem,) = complaints("stddev_group=2,4", "batch_size=4,6")
+    assert problem == "--stddev-group 4: must divide --batch-size 6. The sweep would try that."
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"sampling": "grid"}, "--sampling grid: --over g_lr=0.0005..0.01 has no end of values."),
+        ({"trials": 2, "concurrent": 3}, "--concurrent 3: is more than --trials 2."),
+        ({"trials": 0}, "--trials 0: must be 1 or more"),
+        ({"sampling": "Sobol"}, "--sampling Sobol: is not one of random, grid, bayesian, sobol. Did you mean sobol?"),
+        ({"most_failed": 1.5}, "--most-failed 1.5: must be a share from 0 to 1."),
+        ({"timeout_hours": 0.0}, "--timeout 0: must be more than 0 hours."),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(asked: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        SweepSpec(ANY, "data", "name", read_space(["g_lr"], ANY), **asked)  # type: ignore[arg-type]
+    assert any(problem.startswith(complaint) for problem in refused.value.problems)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(
+    ("over", "complaints"),
+    [
+        (["mirror", "loss=hinge,lsgan,wgan-gp"], ["--trials 7: there are only 6 combinations. Give --trials 6."]),
+        (["mirror", "loss=hinge,lsgan,wgan-gp,standard"], []),
+        (["loss=hinge"], ["--trials 7: there is only 1 combination. Give --trials 1."]),
+    ],
+)
+def test_more_trials_than_there_are_combinations_are_refused(
+    sampling: str, over: list[str], complaints: list[str]
+) -> None:
+    found: list[str] = []
+    try:
+        SweepSpec(ANY, "data", "name", read_space(over, ANY), trials=7, sampling=sampling)
+    except UsageError as error:
+        found += error.problems
+    assert found == complaints
+
+
+def test_as_many_trials_as_there_are_combinations_unless_that_takes_all_night() -> None:
+    trials = {over: default_trials(read_space([over], ANY), "random") for over in ("mirror", "seed=1..30", "g_lr")}
+    assert trials == {"mirror": 2, "seed=1..30": 20, "g_lr": 20}
+    assert default_trials(read_space(["seed=1..30"], ANY), "grid") == 30
+
+
+@pytest.mark.parametrize(
+    ("metric", "resolution", "there"),
+    [
+        ("swd_64", 8, "swd, swd_8"),
+        ("swd_8", 16, "swd, swd_16"),
+        ("swd_256", 128, "swd, swd_16, swd_32, swd_64, swd_128"),
+        ("swd_8", 8, ""),
+        ("swd_128", 128, ""),
+        ("swd_16", 128, ""),
+        ("swd_64", None, ""),
+        ("swd", 8, ""),
+    ],
+)
+def test_a_scale_that_the_images_do_not_have_is_refused(metric: str, resolution: int | None, there: str) -> None:
+    complaint = f"--objective {metric}: is never logged at --resolution {resolution}. There are {there}."
+    assert scale_problems(metric, TrainConfig(resolution=resolution)) == ([complaint] if there else [])
+
+
+def test_the_scales_that_are_told_are_those_that_are_measured() -> None:
+    for resolution in (4, 8, 16, 64):
+        images = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
+        measured = set(sliced_wasserstein(images, images))
+        assert {
+            metric for metric in SCALES if not scale_problems(metric, TrainConfig(resolution=resolution))
+        } == measured
+
+
+@given(st.lists(st.one_of(st.none(), st.floats()), min_size=1))
+def test_what_has_no_value_comes_last_whichever_way_is_better(values: list[float | None]) -> None:
+    for direction in ("minimize", "maximize"):
+        objective = Objective("swd", direction)
+        assert not any(map(math.isnan, map(objective.sort_key, values)))  # which would sort anywhere
+        assert objective.sort_key(None) == float("inf")
