@@ -25,7 +25,7 @@ from msggan.device import choose_device
 from msggan.ema import update_ema
 from msggan.losses import discriminator_loss, generator_loss
 from msggan.randomness import latents
-from msggan.steps import Adversaries
+from msggan.steps import TrainingState
 
 SIZES = ((32, 64, 16), (64, 128, 8), (128, 256, 4))  # resolution, latent size, batch
 BAR = 1.2  # the same arithmetic less what nobody reads: 16 parts in 12, of which overheads take some
@@ -60,8 +60,8 @@ def step_row(
     config = resolve(asked, shorter_side_px=resolution, device=device.type, has_fast_bfloat16=True)
     reals = (torch.rand(batch_size, 3, resolution, resolution) * 2 - 1).to(device)
     drawn = latents(0, range(batch_size), latent_size).to(device)
-    ours = Adversaries(config, device)
-    plain = plain_step(Adversaries(replace(config, precision="float32"), device))
+    ours = TrainingState(config, device)
+    plain = plain_step(TrainingState(replace(config, precision="float32"), device))
     value, baseline, ratio = in_turns(
         lambda: ours.step(reals, drawn), lambda: plain(reals, drawn), seconds=seconds, device=device
     )
@@ -77,7 +77,7 @@ def step_row(
     }
 
 
-def plain_step(networks: Adversaries) -> Callable[[torch.Tensor, torch.Tensor], None]:
+def plain_step(networks: TrainingState) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """The procedure as BMSG-GAN writes it, on contiguous float32 tensors."""
     generator, discriminator = networks.generator, networks.discriminator
     for parameter in [*generator.parameters(), *discriminator.parameters()]:

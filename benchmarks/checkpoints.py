@@ -26,7 +26,7 @@ from msggan.randomness import latents
 from msggan.runs.checkpoint import newest_checkpoint
 from msggan.runs.checkpoint_writer import CheckpointWriter
 from msggan.runs.folder import RunFolder
-from msggan.steps import Adversaries
+from msggan.steps import TrainingState
 
 BAR = 0.02  # of the time that training takes
 
@@ -46,7 +46,7 @@ def main(device: str) -> None:
 def rows_of(resolution: int, latent_size: int, batch_size: int, *, device: torch.device) -> list[dict[str, Any]]:
     asked = TrainConfig(resolution=resolution, latent_size=latent_size, batch_size=batch_size, precision="float32")
     config = resolve(asked, shorter_side_px=resolution, device=device.type, has_fast_bfloat16=False)
-    networks = Adversaries(config, device)
+    networks = TrainingState(config, device)
     reals = torch.rand(batch_size, 3, resolution, resolution) * 2 - 1
     drawn = latents(0, range(batch_size), latent_size)
     networks.step(reals, drawn)
@@ -68,7 +68,7 @@ def rows_of(resolution: int, latent_size: int, batch_size: int, *, device: torch
     ]
 
 
-def resume(checkpoints: Path, networks: Adversaries) -> None:
+def resume(checkpoints: Path, networks: TrainingState) -> None:
     checkpoint, _ = newest_checkpoint(checkpoints)
     assert checkpoint is not None  # noqa: S101 - it has just been written
     networks.load(checkpoint.tensors, images_seen=checkpoint.images_seen)

@@ -284,7 +284,7 @@ class TrainConfig:
         return depth_of(self.resolution)
 
     def __repr__(self) -> str:
-        return f"TrainConfig({', '.join(f'{name}={value!r}' for name, value in said(self).items())})"
+        return f"TrainConfig({', '.join(f'{name}={value!r}' for name, value in explicit_values(self).items())})"
 
     def _repr_html_(self) -> str:
         from msggan.display.config_table import config_table
@@ -401,7 +401,7 @@ def resolve(config: TrainConfig, *, shorter_side_px: int, device: str, has_fast_
     """
     filled: dict[str, Any] = {spec.name: spec.metadata["default"] for spec in fields(TrainConfig)}
     filled.update(RECIPES[config.recipe or filled["recipe"]])
-    filled.update(said(config))
+    filled.update(explicit_values(config))
 
     if filled["resolution"] is None:
         largest = 32 if device == "cpu" else 256
@@ -423,7 +423,7 @@ def interval_kimg(name: str, kimg: float) -> float:
     return min(max(1.0, kimg / 20), INTERVALS[name])
 
 
-def said(config: TrainConfig) -> dict[str, Any]:
+def explicit_values(config: TrainConfig) -> dict[str, Any]:
     """What the person asked for: the fields that are not None."""
     return {name: value for name, value in asdict(config).items() if value is not None}
 
@@ -433,7 +433,7 @@ def changed_for_resume(stored: TrainConfig, asked: TrainConfig) -> tuple[TrainCo
 
     An interval with the default value for the stored --kimg gets the default value for the new one.
     """
-    wanted = said(asked)
+    wanted = explicit_values(asked)
     if wanted.get("precision") == "auto":
         del wanted["precision"]  # what `auto` chose the first time is kept
     refused = [

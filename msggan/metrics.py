@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from msggan.randomness import Purpose, numbers
+from msggan.randomness import Purpose, rng
 
 PATCH_PX = 7
 PATCHES_AN_IMAGE = 128
@@ -70,7 +70,7 @@ class Patches:
         self._corners, self._pixels = {}, {}
         for level in levels_of(side):
             size = min(PATCH_PX, level)
-            drawn = numbers(seed, Purpose.PATCH, level).integers(0, level - size + 1, size=(2, count, each))
+            drawn = rng(seed, Purpose.PATCH, level).integers(0, level - size + 1, size=(2, count, each))
             self._corners[level] = torch.from_numpy(drawn).to(self.device)
             self._pixels[level] = torch.empty(count, each, size, size, 3, device=self.device)
 
@@ -135,7 +135,7 @@ def _distance(reals: Tensor, fakes: Tensor, *, seed: int, side: int) -> float:
 
     reals, fakes: (M, 3·p·p) float32.
     """
-    drawn = numbers(seed, Purpose.PROJECTION, side).standard_normal((reals.shape[1], DIRECTIONS))
+    drawn = rng(seed, Purpose.PROJECTION, side).standard_normal((reals.shape[1], DIRECTIONS))
     directions = torch.from_numpy(drawn).float().to(reals.device)
     directions = directions / directions.norm(dim=0)
     total = 0.0

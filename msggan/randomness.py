@@ -27,14 +27,14 @@ class Purpose(IntEnum):
     METRIC = 8
 
 
-def numbers(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
+def rng(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
     """The numbers of one position: the same for the same three arguments on every machine."""
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, position, 0, 0]))
 
 
 def latents(seed: int, positions: Iterable[int], latent_size: int, purpose: Purpose = Purpose.LATENT) -> torch.Tensor:
     """(N, L) float32: a normal vector for each position, scaled to norm √L."""
-    drawn = np.stack([numbers(seed, purpose, position).standard_normal(latent_size) for position in positions])
+    drawn = np.stack([rng(seed, purpose, position).standard_normal(latent_size) for position in positions])
     drawn *= np.sqrt(latent_size) / np.linalg.norm(drawn, axis=1, keepdims=True)
     return torch.from_numpy(drawn.astype(np.float32))
 
@@ -44,17 +44,17 @@ def latents_of(seeds: Iterable[int], latent_size: int) -> torch.Tensor:
     return torch.cat([latents(seed, [0], latent_size) for seed in seeds])
 
 
-def order(seed: int, epoch: int, count: int) -> np.ndarray:
+def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """(count,) int64: the order in which an epoch shows its `count` images."""
-    return numbers(seed, Purpose.ORDER, epoch).permutation(count)
+    return rng(seed, Purpose.ORDER, epoch).permutation(count)
 
 
 def mirrored(seed: int, positions: Iterable[int]) -> np.ndarray:
     """(N,) bool: whether each position's image is shown mirrored."""
-    return np.array([numbers(seed, Purpose.MIRROR, position).random() < 0.5 for position in positions])
+    return np.array([rng(seed, Purpose.MIRROR, position).random() < 0.5 for position in positions])
 
 
 def interpolation(seed: int, positions: Iterable[int]) -> torch.Tensor:
     """(N,) float32 in [0, 1): WGAN-GP's ε, one for each sample."""
-    drawn = [numbers(seed, Purpose.INTERPOLATION, position).random() for position in positions]
+    drawn = [rng(seed, Purpose.INTERPOLATION, position).random() for position in positions]
     return torch.tensor(drawn, dtype=torch.float32)

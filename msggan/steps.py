@@ -37,7 +37,7 @@ Pyramid = Sequence[Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class Adversaries:
+class TrainingState:
     """A generator and a discriminator with everything that a step changes. Takes a resolved configuration."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
@@ -108,7 +108,7 @@ class Adversaries:
     def reset(self) -> None:
         """Puts everything back to before the first step, in the same modules."""
         if self.discriminator_optimizer.state:  # filled by the first step, at once
-            initial = Adversaries(self.config, self.device)
+            initial = TrainingState(self.config, self.device)
             for (_, network), (_, untrained) in zip(self._networks(), initial._networks(), strict=True):
                 network.load_state_dict(untrained.state_dict())
             for _, _, optimizer in self._optimized():
@@ -139,7 +139,7 @@ class Adversaries:
         yield "discriminator", self.discriminator
         yield "ema", self.ema
 
-    def _optimized(self) -> Iterator[tuple[str, nn.Module, WaryAdam]]:
+    def _optimized(self) -> Iterator[tuple[str, nn.Module, SkipNonFiniteAdam]]:
         yield "generator", self.generator, self.generator_optimizer
         yield "discriminator", self.discriminator, self.discriminator_optimizer
 
@@ -213,12 +213,12 @@ class Adversaries:
     def _on_device(self, images: Tensor) -> Tensor:
         return images.to(self.device, self.weight_dtype, memory_format=torch.channels_last)
 
-    def _adam(self, network: nn.Module, learning_rate: float) -> WaryAdam:
+    def _adam(self, network: nn.Module, learning_rate: float) -> SkipNonFiniteAdam:
         betas = (self.config.beta1, self.config.beta2)
-        return WaryAdam(network.parameters(), lr=learning_rate, betas=betas, eps=ADAM_EPSILON, fused=True)
+        return SkipNonFiniteAdam(network.parameters(), lr=learning_rate, betas=betas, eps=ADAM_EPSILON, fused=True)
 
 
-class WaryAdam(torch.optim.Adam):
+class SkipNonFiniteAdam(torch.optim.Adam):
     """Adam that makes no step where the loss or a gradient is not finite.
 
     found_inf: 1 where the last step was dropped, else 0. It is where torch.amp.GradScaler, too, tells the fused step,

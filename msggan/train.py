@@ -16,12 +16,12 @@ if __name__ == "__main__":
 import click
 
 from msggan.commands.options import (
-    Place,
+    Hardware,
     data_option,
     data_problems,
+    hardware_options,
+    hardware_problems,
     parse_with,
-    place_options,
-    place_problems,
     tracking_option,
     train_options,
 )
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @data_option
 @click.option("--run-dir", metavar="DIR", help="The run folder. One that holds a run already is resumed.")
 @train_options
-@place_options
+@hardware_options
 @tracking_option
 @output_option
 def train(
@@ -54,10 +54,10 @@ def train(
     """
     require(training_packages(chosen_tracking_uri(tracking_uri, os.environ)))
     problems = data_problems(data) + run_dir_problems(run_dir)
-    problems += place_problems(device, workers) + tracking_uri_problems(tracking_uri, os.environ)
+    problems += hardware_problems(device, workers) + tracking_uri_problems(tracking_uri, os.environ)
     problems += output_problems(output)
     config = parse_with(problems, texts)
-    place = Place(device, int(workers))
+    hardware = Hardware(device, int(workers))
 
     from msggan.trainer import Trainer
 
@@ -65,8 +65,8 @@ def train(
         config,
         data=str(data),
         run_dir=str(run_dir),
-        device=place.device,
-        workers=place.workers,
+        device=hardware.device,
+        workers=hardware.workers,
         tracking_uri=chosen_tracking_uri(tracking_uri, os.environ),
     )
     result = trainer.run()

@@ -17,7 +17,7 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from msggan.config import TrainConfig, resolve, said
+from msggan.config import TrainConfig, explicit_values, resolve
 from msggan.data.dataset import SampleStream, describe_skipped, to_float
 from msggan.data.sources import open_source
 from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, memory_errors
@@ -32,7 +32,7 @@ from msggan.runs.checkpoint_writer import CheckpointWriter
 from msggan.runs.folder import RunFolder
 from msggan.runs.run import Run
 from msggan.runs.state import RunState, begin, end, ensure_ours, is_owned, owned, read_note, taken
-from msggan.steps import Adversaries
+from msggan.steps import TrainingState
 from msggan.tracking.metrics_log import Tracker
 
 REPORT_IMAGES = 250
@@ -141,7 +141,7 @@ class Trainer:
         self.data = data
         source = open_source(data)
         self.config = self.folder.continued(config) or resolve(
-            TrainConfig(**{**source.settled, **said(config)}),
+            TrainConfig(**{**source.settled, **explicit_values(config)}),
             shorter_side_px=config.resolution or source.median_shorter_side(),  # read only where it decides
             device=self.device.type,
             has_fast_bfloat16=has_fast_bfloat16(self.device),
@@ -159,7 +159,7 @@ class Trainer:
             self.samples = SampleStream(
                 self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
             )
-            self.adversaries = Adversaries(self.config, self.device)
+            self.training_state = TrainingState(self.config, self.device)
         self.tracker = Tracker(self.folder.metrics, tracking_uri=tracking_uri)
         self.writer = CheckpointWriter(self.folder, may_write=self._ensure_ours)
         self.state: RunState | None = None
@@ -172,27 +172,27 @@ class Trainer:
 
     @property
     def generator(self) -> Generator:
-        return self.adversaries.generator
+        return self.training_state.generator
 
     @property
     def discriminator(self) -> Discriminator:
-        return self.adversaries.discriminator
+        return self.training_state.discriminator
 
     @property
     def ema(self) -> Generator:
         """The generator's moving average: samples and `generator.safetensors` come from it."""
-        return self.adversaries.ema
+        return self.training_state.ema
 
     @property
     def images_seen(self) -> int:
-        return self.adversaries.images_seen
+        return self.training_state.images_seen
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """One step by hand: reals (N, 3, R, R) float in [-1, 1], latents (N, L) of norm √L → d_loss and g_loss.
 
         It is not part of the run: `run` starts from what is in the run folder.
         """
-        return self.adversaries.step(reals, latents)
+        return self.training_state.step(reals, latents)
 
     def run(self) -> RunResult:
         """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Called again, it goes on from there.
@@ -231,7 +231,7 @@ class Trainer:
                 self._sample()
             if report:
                 self._report(self._measure() if measure else {})
-            if save and not self.adversaries.dropped_in_a_row:  # which may be for good
+            if save and not self.training_state.dropped_in_a_row:  # which may be for good
                 self._save()
             self.interval.start_clock()
         self.interval.stop_clock()
@@ -243,8 +243,8 @@ class Trainer:
         steps = self.images_seen // self.config.batch_size
         if self.device.type != "cpu" and steps % DROPPED_AT_MOST:
             return
-        if self.adversaries.most_dropped_in_a_row >= DROPPED_AT_MOST:
-            networks = " and ".join(f"the {name}'s" for name in self.adversaries.dropped_networks())
+        if self.training_state.most_dropped_in_a_row >= DROPPED_AT_MOST:
+            networks = " and ".join(f"the {name}'s" for name in self.training_state.dropped_networks())
             raise TrainingError(
                 f"{DROPPED_AT_MOST} updates in a row were dropped, by {self.images_seen / 1000:g} kimg: "
                 f"{networks or 'a'} loss or gradient is not finite.",
@@ -296,7 +296,7 @@ class Trainer:
 
     def _report(self, measured: dict[str, float]) -> None:
         self.seconds += self.interval.seconds
-        dropped = int(self.adversaries.dropped)
+        dropped = int(self.training_state.dropped)
         self.metrics = {
             "images": self.images_seen,
             "kimg": self.images_seen / 1000,
@@ -327,11 +327,11 @@ class Trainer:
             "data_notes": list(self.dataset.notes),
             "interval": self.interval.plain(),
             "seconds": self.seconds,
-            "dropped_updates": int(self.adversaries.dropped),
-            "dropped_in_a_row": int(self.adversaries.dropped_in_a_row),
+            "dropped_updates": int(self.training_state.dropped),
+            "dropped_in_a_row": int(self.training_state.dropped_in_a_row),
         }
         self._ensure_ours()
-        self.writer.save(self.images_seen, self.adversaries.tensors(), state, config=asdict(self.config))
+        self.writer.save(self.images_seen, self.training_state.tensors(), state, config=asdict(self.config))
         self.saved_images = self.images_seen
 
     def _ensure_ours(self) -> None:
@@ -365,7 +365,7 @@ class Trainer:
 
     def _begin(self) -> None:
         networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.folder.prepare(self.config, networks, checkpoint_bytes=self.adversaries.checkpoint_bytes())
+        self.folder.prepare(self.config, networks, checkpoint_bytes=self.training_state.checkpoint_bytes())
         self.state = begin(self.folder, data=str(self.data), images_seen=self.images_seen)
         self.tracker.forget_after(self.images_seen)
         self.metrics = self.tracker.newest()
@@ -386,7 +386,7 @@ class Trainer:
         for path, reason in damaged:
             self.progress.say(f"{path}: damaged ({reason}); using the one before.")
         if checkpoint is None:
-            self.adversaries.reset()
+            self.training_state.reset()
             self.interval, self.seconds, self.saved_images = Interval(), 0.0, 0
             return
         state = checkpoint.state
@@ -398,11 +398,11 @@ class Trainer:
             )
         if state.get("data_notes", []) != list(self.dataset.notes):
             self.progress.say("So far, this run was trained on images that were decoded differently.")
-        self.adversaries.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
+        self.training_state.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
         self.interval = Interval(**state["interval"])
         self.seconds = state["seconds"]
-        self.adversaries.dropped.fill_(state.get("dropped_updates", 0))
-        self.adversaries.dropped_in_a_row.fill_(state.get("dropped_in_a_row", 0))
+        self.training_state.dropped.fill_(state.get("dropped_updates", 0))
+        self.training_state.dropped_in_a_row.fill_(state.get("dropped_in_a_row", 0))
         self.saved_images = checkpoint.images_seen
 
     def _recorded_end(self) -> RunState | None:

@@ -17,8 +17,8 @@ def _without_bar(label: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Voice:
-    """tell(line): for people. show(label, bytes done, bytes in all): moves the bar of that label."""
+class Reporter:
+    """info(line): prints a line. progress(label, done, total): moves the bar of that label; in bytes."""
 
-    tell: Callable[[str], None] = _to_stderr
-    show: Callable[[str, int, int], None] = _without_bar
+    info: Callable[[str], None] = _to_stderr
+    progress: Callable[[str, int, int], None] = _without_bar

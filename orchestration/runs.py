@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from msggan.commands.options import to_argv
-from msggan.config import TrainConfig, said
+from msggan.config import TrainConfig, explicit_values
 from msggan.errors import RunFolderError
 from msggan.runs.folder import UNREADABLE_HINT, RunFolder
 from msggan.runs.state import state_of
@@ -139,8 +139,8 @@ def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) ->
     # A workspace may be configured, or will be by then: a run of this machine must not become a job there.
     again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, "--target", "local", *place]
     kimg = _kimg_to_go_on(spec.config.kimg or 0, state, images_seen)
-    config = TrainConfig(**{**said(spec.config), "kimg": kimg})
-    resume = shlex.join([*again, *to_argv(config), *spec.place.to_argv()])
+    config = TrainConfig(**{**explicit_values(spec.config), "kimg": kimg})
+    resume = shlex.join([*again, *to_argv(config), *spec.hardware.to_argv()])
     look = [shlex.join(["msggan-aml", "sample", spec.name, *place])] if state == "completed" else []
     return [*look, resume]
 

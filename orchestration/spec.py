@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from msggan.commands.options import Place, to_argv
+from msggan.commands.options import Hardware, to_argv
 from msggan.commands.program import EXIT_CODES
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
@@ -25,12 +25,12 @@ GOES_ON = ("queued", "preparing", "running")  # of the states of a run, those be
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run to be: what to train, on which images, under which name. `place` is the part of the machine to use."""
+    """A run to be: what to train, on which images, under which name. `hardware`: the part of the machine to use."""
 
     config: TrainConfig
     data: str | Path
     name: str
-    place: Place = field(default_factory=Place)
+    hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
         problems = name_problems(self.name)
@@ -40,7 +40,7 @@ class RunSpec:
     def command(self, *, data: str, run_dir: str, python: str = "python") -> list[str]:
         """The command line that is the run. A target says where it finds the images and where it keeps the run."""
         program = [python, "-m", "msggan.train", "--data", data, "--run-dir", run_dir]
-        return [*program, *to_argv(self.config), *self.place.to_argv()]
+        return [*program, *to_argv(self.config), *self.hardware.to_argv()]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from msggan.errors import UsageError
 from orchestration.data_source import is_remote
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.runs import find_run, is_copy, run_problems
 from orchestration.settings import Settings
 from orchestration.spec import Download, Run, RunSpec, RunStatus, name_problems, trial_named
@@ -150,20 +150,20 @@ def data_problems_of(target: str, data: str | None) -> list[str]:
     ]
 
 
-def build_target(name: str, settings: Settings, voice: Voice) -> Target:
+def build_target(name: str, settings: Settings, reporter: Reporter) -> Target:
     if name == "azure":
         from orchestration.azure.target import AzureTarget  # a target is loaded when it serves
 
-        return AzureTarget(settings, voice)
+        return AzureTarget(settings, reporter)
     from orchestration.local.target import LocalTarget
 
-    return LocalTarget(settings.runs_dir, tracking_uri=settings.tracking_uri, tell=voice.tell)
+    return LocalTarget(settings.runs_dir, tracking_uri=settings.tracking_uri, tell=reporter.info)
 
 
-def build_targets(asked: str, settings: Settings, voice: Voice) -> list[Target]:
+def build_targets(asked: str, settings: Settings, reporter: Reporter) -> list[Target]:
     """The targets whose runs are meant when none is named: this machine, and Azure where it is configured."""
     names = [asked] if asked != "auto" else ["local", *(["azure"] if settings.workspace else [])]
-    return [build_target(name, settings, voice) for name in names]
+    return [build_target(name, settings, reporter) for name in names]
 
 
 def named_problems(named: str, asked: str, settings: Settings) -> list[str]:
@@ -173,21 +173,21 @@ def named_problems(named: str, asked: str, settings: Settings) -> list[str]:
     return run_problems(named, settings.runs_dir)
 
 
-def target_of(named: str, asked: str, settings: Settings, voice: Voice) -> tuple[Target, str]:
+def target_of(named: str, asked: str, settings: Settings, reporter: Reporter) -> tuple[Target, str]:
     """The target that has what is named, and its name there. Raises `UsageError` if nothing is found.
 
     NAME is a run or a sweep, SWEEP/NUMBER a trial, FOLDER where one of these lies. What the folder of the runs has is
     of this machine, unless it is only a copy of what Azure has.
     """
     if _is_elsewhere(named, asked, settings):
-        return build_target("azure", settings, voice), named
+        return build_target("azure", settings, reporter), named
     path = find_run(named, settings.runs_dir)
     if path is None:
         raise UsageError(run_problems(named, settings.runs_dir))
     folder, name = os.path.split(os.path.abspath(path))
     from orchestration.local.target import LocalTarget
 
-    return LocalTarget(os.path.relpath(folder), tell=voice.tell), name
+    return LocalTarget(os.path.relpath(folder), tell=reporter.info), name
 
 
 def _is_elsewhere(named: str, asked: str, settings: Settings) -> bool:

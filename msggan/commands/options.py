@@ -136,21 +136,21 @@ def _text(value: Any, kind: type) -> str:
     return repr(float(value)) if kind is float else str(value)
 
 
-# --- Where to train: the place ----------------------------------------------------------------------------------------
+# --- Where to train: the hardware -------------------------------------------------------------------------------------
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 MOST_WORKERS = 256
 
 
 @dataclass(frozen=True)
-class Place:
+class Hardware:
     """The part of a machine that trains. workers: threads that decode images, 0 for a number that fits the cores."""
 
     device: str = "auto"
     workers: int = 0
 
     def __post_init__(self) -> None:
-        problems = place_problems(self.device, str(self.workers))
+        problems = hardware_problems(self.device, str(self.workers))
         if problems:
             raise UsageError(problems)
 
@@ -160,7 +160,7 @@ class Place:
         return words + (["--workers", str(self.workers)] if self.workers else [])
 
 
-def place_options(command: Command) -> Command:
+def hardware_options(command: Command) -> Command:
     """Adds --device and --workers; the command gets their texts."""
     return device_option(workers_option(command))
 
@@ -181,7 +181,7 @@ def device_option(command: Command) -> Command:
     )(command)
 
 
-def place_problems(device: str, workers: str) -> list[str]:
+def hardware_problems(device: str, workers: str) -> list[str]:
     """Every complaint about the texts of --device and --workers, a sentence each."""
     problems = device_problems(device)
     if not re.fullmatch(r"-?[0-9]+", workers):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from msggan.commands.options import Command, config_option, parse_with, place_problems, to_argv, workers_option
+from msggan.commands.options import Command, config_option, hardware_problems, parse_with, to_argv, workers_option
 from msggan.commands.program import print_json
 from msggan.config import TrainConfig
 
@@ -42,7 +42,7 @@ def pack_options(command: Command) -> Command:
 
 def parse_pack(problems: Sequence[str], out: str | None, texts: Mapping[str, Any]) -> PackOptions:
     """The options in `texts`. Raises UsageError with their complaints and those found elsewhere together."""
-    complaints = [*problems, *out_problems(out, force=texts["force"]), *place_problems("auto", texts["workers"])]
+    complaints = [*problems, *out_problems(out, force=texts["force"]), *hardware_problems("auto", texts["workers"])]
     config = parse_with(complaints, {name: texts[name] for name in ("resolution", "background")})
     return PackOptions(config, int(texts["workers"]), texts["force"])
 

@@ -165,7 +165,7 @@ def _no_such_option(problem: click.NoSuchOption, words: Sequence[str]) -> str:
     return f"No such option {name!r}.{did_you_mean(options_meant(name, problem.ctx)) if problem.ctx else ''}"
 
 
-def heed() -> None:
+def raise_pending_signal() -> None:
     """Raises what a signal asked for since the program began, and a library lost: for loops that wait.
 
     What a signal raises while an object is taken away (`__del__`) goes nowhere; Python only prints it.

@@ -41,7 +41,7 @@ from msggan.data.colour import (
     to_srgb,
 )
 from msggan.errors import DataError
-from msggan.randomness import mirrored, order
+from msggan.randomness import epoch_permutation, mirrored
 from msggan.runs.folder import marks_run
 
 FORMAT_OF_SUFFIX = {
@@ -82,7 +82,7 @@ class SampleStream:
         self.seed = seed
         self.batch_size = batch_size
         self.mirror = mirror
-        self._order = lru_cache(maxsize=2)(lambda epoch: order(seed, epoch, len(dataset)))
+        self._order = lru_cache(maxsize=2)(lambda epoch: epoch_permutation(seed, epoch, len(dataset)))
 
     def batch(self, position: int) -> torch.Tensor:
         """(N, 3, R, R) uint8: the images at `position` and the N - 1 positions after it."""
@@ -205,7 +205,7 @@ class Dataset:
         self.in_memory = in_memory
         self.skipped = skipped
         self.notes = notes
-        self._training, self._held_back = _divided(digests)
+        self._training, self._held_back = _split_holdout(digests)
         self.training = len(self._training)
         self.held_back = len(self._held_back)
         self.fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()
@@ -255,7 +255,7 @@ class ImageDataset(Dataset):
 
         entries: list[_Entry] = []
         skipped: list[Skipped] = []
-        for outcome in self._each(self._look_at, list(enumerate(found.files)), progress):
+        for outcome in self._each(self._scan_file, list(enumerate(found.files)), progress):
             if isinstance(outcome, Skipped):
                 skipped.append(outcome)
             else:
@@ -321,7 +321,7 @@ class ImageDataset(Dataset):
             image[:] = values
         return images
 
-    def _look_at(self, numbered: tuple[int, ImageFile]) -> _Entry | Skipped:
+    def _scan_file(self, numbered: tuple[int, ImageFile]) -> _Entry | Skipped:
         number, file = numbered
         try:
             content = file.read()
@@ -352,7 +352,7 @@ class ImageDataset(Dataset):
         return self._decoder.decode(content).pixels
 
 
-def _divided(digests: Sequence[bytes]) -> tuple[Sequence[int], Sequence[int]]:
+def _split_holdout(digests: Sequence[bytes]) -> tuple[Sequence[int], Sequence[int]]:
     """The numbers to train on and those to hold back, by content, so that copies never stand on both sides."""
     sides: tuple[list[int], list[int]] = ([], [])
     for number, digest in enumerate(digests):
@@ -663,7 +663,9 @@ class Decoder:
                 low_bytes = swap_bytes(_opened_image(BytesIO(content)))
             with self.room.taken(image.width * image.height * (4 if low_bytes is None else 16)):
                 image.load()
-                rgb, brightness, is_converted = self.as_rgb(_upright(image), low_bytes and _upright(low_bytes))
+                rgb, brightness, is_converted = self.as_rgb(
+                    _apply_exif_orientation(image), low_bytes and _apply_exif_orientation(low_bytes)
+                )
                 return _Decoded(_square(rgb, self.resolution), shorter_side, brightness, is_converted)
 
     def as_rgb(
@@ -718,7 +720,7 @@ def _opened_image(stream: IO[bytes]) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_exif_orientation(image: Image.Image) -> Image.Image:
     """Turned as EXIF says; as it is stored where EXIF is damaged, for the pixels may still be good."""
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:

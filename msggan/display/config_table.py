@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, fields
 from typing import Any
 
-from msggan.config import RECIPES, TrainConfig, said
+from msggan.config import RECIPES, TrainConfig, explicit_values
 from msggan.display.html import FAINT, escaped
 
 GROUPS = {
@@ -22,7 +22,7 @@ CELL = "text-align:left;padding:1px 12px 1px 0"
 
 def config_table(config: TrainConfig) -> str:
     """HTML: a table for each group of options. The first is open, and those where something but not all was said."""
-    values = said(config)
+    values = explicit_values(config)
     asked_for = values if len(values) < len(fields(TrainConfig)) else {}
     parts = []
     for number, (group, names) in enumerate(GROUPS.items()):

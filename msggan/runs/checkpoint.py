@@ -24,7 +24,7 @@ from torch import Tensor
 from msggan.device import is_out_of_memory
 from msggan.errors import CheckpointError, UsageError
 from msggan.networks import Generator
-from msggan.runs.files import aside_of, naming, put_in_place, sync, write_whole
+from msggan.runs.files import atomic_replace, naming, sync, temp_path, write_whole
 from msggan.runs.folder import stored_fields
 
 FORMAT_VERSION = 1
@@ -219,14 +219,14 @@ def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    aside = aside_of(path)
+    aside = temp_path(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with naming(path):
         try:
             _save_file(plain, aside, metadata)
             with aside.open("rb+") as file:
                 sync(file.fileno())
-            put_in_place(aside, path)
+            atomic_replace(aside, path)
         finally:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)

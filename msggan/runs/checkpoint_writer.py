@@ -32,7 +32,7 @@ class CheckpointWriter:
     ) -> None:
         """Copies everything and begins to write it; first waits for the checkpoint before, and raises as `finish` does.
 
-        tensors: as `Adversaries.tensors` names them; the average among them becomes generator.safetensors too.
+        tensors: as `TrainingState.tensors` names them; the average among them becomes generator.safetensors too.
         """
         self.finish()
         copies = copy_of(tensors)

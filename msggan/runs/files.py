@@ -20,25 +20,25 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises `OSError` that names the file. Where a mount replaces no file, there is none for a moment; if the process
     dies in it, `recover` brings the old one back.
     """
-    aside = aside_of(path)
+    aside = temp_path(path)
     with naming(path):
         try:
             with aside.open("wb") as file:
                 file.write(content)
                 file.flush()
                 sync(file.fileno())
-            put_in_place(aside, path)
+            atomic_replace(aside, path)
         finally:
             with suppress(OSError):  # what went wrong before is what matters
                 aside.unlink(missing_ok=True)  # a full disk would keep half of it
 
 
-def aside_of(path: Path) -> Path:
+def temp_path(path: Path) -> Path:
     """Where a file is written before it is whole."""
     return path.with_name(path.name + ".part")
 
 
-def put_in_place(aside: Path, path: Path) -> None:
+def atomic_replace(aside: Path, path: Path) -> None:
     """Gives a file that is whole its name, in place of one that has it."""
     try:
         os.replace(aside, path)

@@ -17,7 +17,7 @@ NOTHING = -1  # before the first image
 
 
 @dataclass(frozen=True)
-class Delivered:
+class DeliveryCursor:
     """One run in one MLflow, and how far it has been told.
 
     tracking_uri: without a password. name: of the run folder; a copy of the folder under another name is another run.
@@ -37,11 +37,13 @@ class Delivered:
         write_whole(path, json.dumps(asdict(self), indent=2).encode())
 
 
-def load_delivered(path: Path, *, tracking_uri: str, name: str) -> Delivered | None:
+def load_delivered(path: Path, *, tracking_uri: str, name: str) -> DeliveryCursor | None:
     """What was delivered of this run to this MLflow; None if nothing was, or if the file cannot be read."""
     try:
         values = json.loads(path.read_bytes())
-        found = Delivered(**{spec.name: values[spec.name] for spec in fields(Delivered) if spec.name != "ended"})
+        found = DeliveryCursor(
+            **{spec.name: values[spec.name] for spec in fields(DeliveryCursor) if spec.name != "ended"}
+        )
         found = replace(found, ended=values.get("ended", ""))  # older versions did not record it
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -55,14 +57,14 @@ def is_point(report: Mapping[str, Any]) -> bool:
     return isinstance(images, int) and not isinstance(images, bool) and 0 <= images < 2**63
 
 
-def undelivered(reports: Sequence[Mapping[str, Any]], delivered: Delivered | None) -> int:
+def undelivered(reports: Sequence[Mapping[str, Any]], delivered: DeliveryCursor | None) -> int:
     """How many points of a run's curves MLflow does not have yet."""
     after = delivered.delivered_images if delivered else NOTHING
     return sum(1 for report in reports if is_point(report) and report["images"] > after)
 
 
 @contextmanager
-def alone(folder: Path, seconds: float) -> Iterator[None]:
+def exclusive_lock(folder: Path, seconds: float) -> Iterator[None]:
     """Within, no other process tells MLflow of what is in `folder`. Raises filelock's `Timeout` after `seconds`."""
     lock = FileLock(folder / ".mlflow.lock")
     try:

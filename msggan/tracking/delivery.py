@@ -28,7 +28,7 @@ from filelock import Timeout
 from msggan.commands.tracking_uri import PARENT_VARIABLE, sqlite_file, without_password
 from msggan.runs.folder import RunFolder
 from msggan.runs.state import read_note
-from msggan.tracking.delivered import Delivered, alone, is_point, load_delivered
+from msggan.tracking.delivered import DeliveryCursor, exclusive_lock, is_point, load_delivered
 from msggan.tracking.mlflow_run import (
     METRICS,
     ROWS_AT_MOST,
@@ -191,7 +191,7 @@ class Delivery:
             self._say_if(
                 self.cursor.exists(), "This run was told elsewhere before: MLflow gets everything from the start."
             )
-        reached = Delivered(without_password(self.uri), self.name, "", "")
+        reached = DeliveryCursor(without_password(self.uri), self.name, "", "")
         if run is not None:
             images = run.last_step()
             if known and known.run_id == run.run_id:
@@ -257,7 +257,7 @@ class Delivery:
                 run.keep_file(path, "samples")
             self._note(replace(self.reached, delivered_sample_images=images))
 
-    def _note(self, reached: Delivered) -> None:
+    def _note(self, reached: DeliveryCursor) -> None:
         self.reached = reached
         self.reached.save(self.cursor)
         self.tell({})  # a sign of getting on
@@ -294,7 +294,7 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     folder = RunFolder(sys.argv[1])
     try:
-        with alone(folder.path, LOCK_SECONDS):  # the last process may outlive its trainer, and finishes first
+        with exclusive_lock(folder.path, LOCK_SECONDS):  # the last process may outlive its trainer, and finishes first
             import mlflow  # noqa: F401 - it takes seconds
 
             uri = os.environ["MLFLOW_TRACKING_URI"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msggan.commands.tracking_uri import from_anywhere, look_with, without_password
 from msggan.runs.files import naming, write_whole
-from msggan.tracking.delivered import Delivered, is_point, load_delivered, undelivered
+from msggan.tracking.delivered import DeliveryCursor, is_point, load_delivered, undelivered
 from msggan.tracking.delivery_process import DeliveryProcess
 
 
@@ -73,7 +73,7 @@ class Tracker:
         known = self._known()
         return known is not None and known.ended == state and not undelivered(read_metrics(self.path), known)
 
-    def _known(self) -> Delivered | None:
+    def _known(self) -> DeliveryCursor | None:
         return load_delivered(self.path.with_name("mlflow.json"), **self._identity())
 
     def _shortfall(self, problem: str) -> list[str]:

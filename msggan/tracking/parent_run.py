@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from msggan.commands.tracking_uri import without_password
-from msggan.tracking.delivered import Delivered, alone, load_delivered
+from msggan.tracking.delivered import DeliveryCursor, exclusive_lock, load_delivered
 from msggan.tracking.mlflow_run import DeliveryError, MlflowRun, begin_run, connect, find_run, milliseconds
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def parent_run(client: MlflowClient, uri: str, folder: Path, *, goes_on: bool) -
         run = find_run(client, uri, known.run_id, given=False) if known else None
         if run is None:
             run = begin_run(client, uri, name, started_ms=_started_ms(folder))
-            Delivered(without_password(uri), name, run.experiment_id, run.run_id).save(cursor)
+            DeliveryCursor(without_password(uri), name, run.experiment_id, run.run_id).save(cursor)
             goes_on = True
         if goes_on:
             run.describe({"msggan.version": version("msggan"), "msggan.run_dir": str(folder.resolve())})
@@ -71,7 +71,7 @@ def _started_ms(folder: Path) -> int | None:
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time finds or makes the run. Raises `DeliveryError` where another takes too long."""
     try:
-        with alone(folder, LOCK_SECONDS):
+        with exclusive_lock(folder, LOCK_SECONDS):
             yield
     except Timeout:
         reason = "another process is making the sweep's run"

@@ -8,7 +8,7 @@ from pathlib import Path
 from azure.core.exceptions import ResourceModifiedError, ResourceNotFoundError
 
 from msggan.errors import CheckpointError
-from msggan.runs.files import put_in_place, sync
+from msggan.runs.files import atomic_replace, sync
 from orchestration.azure.blobs import Blob, Store, Tell
 from orchestration.azure.client import Client
 from orchestration.copies import NOTE, CopyFolder
@@ -114,7 +114,7 @@ class _Copy:
                     raise AzureServiceError(
                         f"{blob.name}: {size} bytes came instead of {blob.size}.", "Download it again."
                     )
-                put_in_place(aside, path)
+                atomic_replace(aside, path)
                 return blob
             except AzureServiceError as error:
                 if not isinstance(error.__cause__, ResourceModifiedError | ResourceNotFoundError):

@@ -19,7 +19,7 @@ from orchestration.azure.jobs import DATA_FOLDER, JobData, Kind
 from orchestration.data_source import DATA_ASSET, DatastorePath, in_datastore, is_file, is_remote
 from orchestration.errors import AuthError
 from orchestration.local.process import result_of
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.spec import RunSpec
 
 PACK_MARK = b'"msggan-pack"'  # stands in the first bytes of every pack
@@ -38,34 +38,34 @@ def planned_data(data: str, datastore: str) -> JobData:
     return JobData(data, "uri_file" if is_file(data) else "uri_folder")
 
 
-def bring_data(spec: RunSpec, store: Store, client: Client, open_store: OpenStore, voice: Voice) -> JobData:
+def bring_data(spec: RunSpec, store: Store, client: Client, open_store: OpenStore, reporter: Reporter) -> JobData:
     """What the job reads, surely there: packed and uploaded into `store`, or found in Azure. Raises MsgganError."""
     data = str(spec.data)
     if not is_remote(data):
-        return _bring_local(data, spec, store, client, voice)
+        return _bring_local(data, spec, store, client, reporter)
     if named := DATA_ASSET.fullmatch(data):
-        return _find_asset(data, named, client, open_store, voice)
+        return _find_asset(data, named, client, open_store, reporter)
     if place := in_datastore(data):
-        return JobData(data, _kind_in(place, client, open_store, voice))
+        return JobData(data, _kind_in(place, client, open_store, reporter))
     return planned_data(data, store.datastore)  # another account's blob: only the job knows whether it may read it
 
 
 # --- From this machine ------------------------------------------------------------------------------------------------
 
 
-def _bring_local(data: str, spec: RunSpec, store: Store, client: Client, voice: Voice) -> JobData:
+def _bring_local(data: str, spec: RunSpec, store: Store, client: Client, reporter: Reporter) -> JobData:
     if data.lower().endswith(PACK_SUFFIX) and Path(data).is_file():
         _ensure_pack(data)
-        return _upload(Path(data), store, client, voice)
+        return _upload(Path(data), store, client, reporter)
     with tempfile.TemporaryDirectory(prefix="msggan-pack-") as folder:
         packed = Path(folder) / f"images{PACK_SUFFIX}"
         asked = TrainConfig(resolution=spec.config.resolution, background=spec.config.background)
         words = ["--data", data, "--out", str(packed), *to_argv(asked)]
-        words += ["--workers", str(spec.place.workers)] if spec.place.workers else []
+        words += ["--workers", str(spec.hardware.workers)] if spec.hardware.workers else []
         hint = "Run it again; it packs anew."
         told = result_of("msggan.pack", words, expects="path", process="packing", hint=hint)
-        voice.tell(f"Packed {told['images']} images at {told['resolution']} px.")
-        return _upload(packed, store, client, voice)
+        reporter.info(f"Packed {told['images']} images at {told['resolution']} px.")
+        return _upload(packed, store, client, reporter)
 
 
 def _ensure_pack(data: str) -> None:
@@ -74,16 +74,16 @@ def _ensure_pack(data: str) -> None:
             raise DataError(f"--data {data}: is no pack of images.", "Make one: msggan-aml pack FOLDER OUT")
 
 
-def _upload(file: Path, store: Store, client: Client, voice: Voice) -> JobData:
+def _upload(file: Path, store: Store, client: Client, reporter: Reporter) -> JobData:
     """Uploads a pack, unless its content is there already."""
     place = _packed(sha256_of(file), store.datastore)
     size = file.stat().st_size
     with client.errors(f"Uploading the images to the datastore {store.datastore}"):
         if store.size_of(place.path) == size:
-            voice.tell(f"The images are in the datastore {store.datastore} already ({size / 2**20:.1f} MiB).")
+            reporter.info(f"The images are in the datastore {store.datastore} already ({size / 2**20:.1f} MiB).")
         else:
-            voice.tell(f"Uploading {size / 2**20:.1f} MiB of images to the datastore {store.datastore}.")
-            store.upload(file, place.path, lambda done, total: voice.show("Uploading", done, total))
+            reporter.info(f"Uploading {size / 2**20:.1f} MiB of images to the datastore {store.datastore}.")
+            store.upload(file, place.path, lambda done, total: reporter.progress("Uploading", done, total))
     return JobData(place.uri, "uri_file")
 
 
@@ -102,24 +102,24 @@ def _packed(digest: str, datastore: str) -> DatastorePath:
 # --- In Azure already -------------------------------------------------------------------------------------------------
 
 
-def _find_asset(data: str, named: re.Match[str], client: Client, open_store: OpenStore, voice: Voice) -> JobData:
+def _find_asset(data: str, named: re.Match[str], client: Client, open_store: OpenStore, reporter: Reporter) -> JobData:
     with client.errors(f"Looking for the data asset {named['name']}, version {named['version']}"):
         asset = client.ml.data.get(named["name"], named["version"])
     if asset.type not in ("uri_file", "uri_folder"):
         raise DataError(f"--data {data}: is of type {asset.type}.", "Give an asset of type uri_folder or uri_file.")
     if place := in_datastore(str(asset.path)):
-        _kind_in(place, client, open_store, voice)
+        _kind_in(place, client, open_store, reporter)
     return JobData(data, asset.type)
 
 
-def _kind_in(place: DatastorePath, client: Client, open_store: OpenStore, voice: Voice) -> Kind:
+def _kind_in(place: DatastorePath, client: Client, open_store: OpenStore, reporter: Reporter) -> Kind:
     """Whether there is a file or a folder at a path of a datastore. Raises DataError where there is no image."""
     try:
         store = open_store(place.datastore)
         with client.errors(f"Looking at {place.uri}"):
             return _look_at(place, store)
     except AuthError:  # the job may well read what this person may not
-        voice.tell(f"{place.uri} was not looked at: who is signed in may not read it.")
+        reporter.info(f"{place.uri} was not looked at: who is signed in may not read it.")
         return "uri_file" if is_file(place.path) else "uri_folder"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from azure.core.exceptions import HttpResponseError
 
-from msggan.commands.program import heed
+from msggan.commands.program import raise_pending_signal
 from orchestration.azure.history import Details
 from orchestration.azure.jobs import has_ended, state_of
 from orchestration.azure.logs import BUILD_LOG, JOB_LOG, LogReader, log_in
@@ -74,7 +74,7 @@ class Watch:
         """How the job stands, again and again until it has ended. Tells what is new."""
         told: tuple[str, ...] = ()
         for pause in _pauses():
-            heed()
+            raise_pending_signal()
             details = self._look()
             if details is not None:
                 self.details = details

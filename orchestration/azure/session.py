@@ -16,7 +16,7 @@ from orchestration.azure.jobs import has_ended
 from orchestration.azure.run_jobs import RunJobs
 from orchestration.azure.submission import Submission
 from orchestration.data_source import DatastorePath, in_datastore
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.settings import Settings
 
 STOPS_WITHIN_LOOKS = 60
@@ -27,14 +27,14 @@ class Session:
     """The client, run history and stores of one command; speaks to people by `voice`. Nothing is asked before use."""
 
     settings: Settings
-    voice: Voice = field(default_factory=Voice)
+    reporter: Reporter = field(default_factory=Reporter)
     wait_factor_s: float | None = None
 
     @cached_property
     def client(self) -> Client:
         if self.wait_factor_s is None:
-            return connect(self.settings, self.voice.tell)
-        return connect(self.settings, self.voice.tell, wait_factor_s=self.wait_factor_s)
+            return connect(self.settings, self.reporter.info)
+        return connect(self.settings, self.reporter.info, wait_factor_s=self.wait_factor_s)
 
     @cached_property
     def history(self) -> History:
@@ -46,7 +46,7 @@ class Session:
 
     @property
     def submission(self) -> Submission:
-        return Submission(self.client, self.settings, self.voice, self.store, self.environment)
+        return Submission(self.client, self.settings, self.reporter, self.store, self.environment)
 
     def store(self, datastore: str | None) -> Store:
         """The container of a datastore, the workspace's default one for None. Raises MsgganError."""
@@ -77,7 +77,7 @@ class Session:
         return Watch(
             job,
             lambda: self.history.details(job),
-            self.voice.tell,
+            self.reporter.info,
             self.client.wait_factor_s,
             with_build_log=with_build_log,
             tail=tail,

@@ -23,7 +23,7 @@ from orchestration.azure.run_jobs import RunJobs, get_job, run_of
 from orchestration.azure.snapshot import ensure_code, staged
 from orchestration.azure.tags import build_tags
 from orchestration.errors import UncertainError
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 
@@ -52,7 +52,7 @@ class Submission:
 
     client: Client
     settings: Settings
-    voice: Voice
+    reporter: Reporter
     open_store: OpenStore
     environment: Environment
 
@@ -67,12 +67,12 @@ class Submission:
         begun = self._begun(spec, store)
         as_begun = spec if begun is None else begun.as_begun(spec)
         environment = self.environment()  # which may be refused, before a hundred thousand images are packed
-        data = bring_data(as_begun, store, self.client, self.open_store, self.voice)
+        data = bring_data(as_begun, store, self.client, self.open_store, self.reporter)
         tags = build_tags(spec.name, configuration_hash(spec, data, also), Path.cwd())
         if is_done(run, tags[CONFIGURATION_TAG]) or (begun and self._is_trained(run, begun, store)):
             return run.newest
         with staged() as snapshot:
-            self.voice.tell(f"Code: the msggan package, {snapshot}; nothing else of this folder goes.")
+            self.reporter.info(f"Code: the msggan package, {snapshot}; nothing else of this folder goes.")
             code = ensure_code(snapshot, self.open_store(None), self.client)
         plan = build_plan(
             self.settings,

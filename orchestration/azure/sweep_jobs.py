@@ -29,7 +29,7 @@ LARGEST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Part:
+class RemainingTrials:
     """What is left of a sweep for its next job. combinations: those of a grid, None for what is drawn by the service.
 
     Drawn settings would be the same again with the same seed, so each job of a sweep has its own.
@@ -40,11 +40,11 @@ class Part:
     combinations: tuple[Mapping[str, Any], ...] | None = None
 
 
-def whole(sweep: SweepSpec) -> Part:
-    return Part(sweep.trials, sweep.sampling_seed)
+def whole(sweep: SweepSpec) -> RemainingTrials:
+    return RemainingTrials(sweep.trials, sweep.sampling_seed)
 
 
-def build_sweep(plan: JobPlan, sweep: SweepSpec, part: Part | None = None) -> SweepJob:
+def build_sweep(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials | None = None) -> SweepJob:
     """The sweep as the SDK takes it. plan: the job that each trial is. Raises UsageError for what cannot be.
 
     Written out rather than by the SDK's `.sweep()`, which drops the experiment, the description and the time limit.
@@ -77,7 +77,9 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec, part: Part | None = None) -> Sw
     )
 
 
-def build_sweep_body(plan: JobPlan, sweep: SweepSpec, scope: str, part: Part | None = None) -> dict[str, Any]:
+def build_sweep_body(
+    plan: JobPlan, sweep: SweepSpec, scope: str, part: RemainingTrials | None = None
+) -> dict[str, Any]:
     """The body that would be sent for `build_sweep`. scope: the workspace's path in the resource manager."""
     job = build_sweep(plan, sweep, part)
     if plan.compute is not None:
@@ -92,7 +94,7 @@ def describe(sweep: SweepSpec) -> str:
     return f"Which settings have the {goal} {sweep.objective.metric}? {'; '.join(sweep.space.as_texts())}."
 
 
-def trial_command(plan: JobPlan, sweep: SweepSpec, part: Part) -> str:
+def trial_command(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials) -> str:
     """The command of a trial, as its shell reads it once the service has put the drawn values in."""
     swept = [word for dimension in sweep.space.dimensions for word in _words(dimension)]
     if part.combinations is not None:
@@ -114,7 +116,7 @@ def _is_switch(dimension: Dimension) -> bool:
     return isinstance(dimension, Choice) and all(isinstance(value, bool) for value in dimension.values)
 
 
-def _search_space(sweep: SweepSpec, part: Part) -> dict[str, Any]:
+def _search_space(sweep: SweepSpec, part: RemainingTrials) -> dict[str, Any]:
     if part.combinations is not None:
         return {JOINT: sdk.Choice([shlex.join(to_argv(TrainConfig(**settings))) for settings in part.combinations])}
     return {dimension.name: _distribution(dimension) for dimension in sweep.space.dimensions}
@@ -135,13 +137,13 @@ def switch(name: str, value: bool) -> str:
     return flag(name) if value else f"--no-{flag(name).removeprefix('--')}"
 
 
-def _sampling(sweep: SweepSpec, part: Part) -> Any:
+def _sampling(sweep: SweepSpec, part: RemainingTrials) -> Any:
     if sweep.sampling in ("random", "sobol"):
         return sdk.RandomSamplingAlgorithm(rule=sweep.sampling.title(), seed=part.sampling_seed)
     return {"grid": sdk.GridSamplingAlgorithm, "bayesian": sdk.BayesianSamplingAlgorithm}[sweep.sampling]()
 
 
-def _limits(plan: JobPlan, sweep: SweepSpec, part: Part) -> SweepJobLimits:
+def _limits(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials) -> SweepJobLimits:
     return SweepJobLimits(
         max_total_trials=part.trials,
         max_concurrent_trials=min(sweep.concurrent, part.trials),

@@ -30,7 +30,7 @@ def page_of(session: Session, sweep: str) -> Path:
 
 def write_page(session: Session, status: SweepStatus) -> SweepStatus:
     """Writes the sweep's page; where that cannot be done it is said, and the sweep stands as it does."""
-    page, tell = page_of(session, status.name), session.voice.tell
+    page, tell = page_of(session, status.name), session.reporter.info
     if page.parent.exists() and not is_copy(page.parent):
         tell(f"No report: {page.parent} is of this machine. Give another --runs-dir to have it there.")
         return status

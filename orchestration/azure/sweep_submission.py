@@ -13,13 +13,15 @@ from orchestration.azure.jobs import JobPlan, run_folder
 from orchestration.azure.run_jobs import RunJobs
 from orchestration.azure.standing import data_of
 from orchestration.azure.submission import Submission
-from orchestration.azure.sweep_jobs import Part, build_sweep, whole
+from orchestration.azure.sweep_jobs import RemainingTrials, build_sweep, whole
 from orchestration.spec import SWEEP_NOTE, RunSpec
 from orchestration.sweeps.request import SweepRequest
 from orchestration.sweeps.spec import ENDED, SweepSpec, Trial
 
 
-def send_sweep(submission: Submission, sweep: SweepSpec, part: Part, before: RunJobs, request: SweepRequest) -> Any:
+def send_sweep(
+    submission: Submission, sweep: SweepSpec, part: RemainingTrials, before: RunJobs, request: SweepRequest
+) -> Any:
     """The sweep's new job, which tries `part` of it. before: its jobs so far. Raises MsgganError.
 
     request: is kept in the sweep's folder, before the job is sent: there is no job that nobody can read.
@@ -45,23 +47,23 @@ def refuse_other_images(plan: JobPlan, before: RunJobs) -> None:
         )
 
 
-def what_is_left(sweep: SweepSpec, trials: list[Trial], jobs_so_far: int) -> Part | None:
+def what_is_left(sweep: SweepSpec, trials: list[Trial], jobs_so_far: int) -> RemainingTrials | None:
     """What the sweep's next job has to try, None if every trial has ended. trials: those of the jobs so far."""
     if not jobs_so_far:
         return whole(sweep)
     ended = [trial for trial in trials if trial.state in ENDED]
     left = sweep.trials - len(ended)
     if sweep.sampling != "grid":
-        return Part(left, sweep.sampling_seed + jobs_so_far) if left > 0 else None
+        return RemainingTrials(left, sweep.sampling_seed + jobs_so_far) if left > 0 else None
     tried = [trial.settings for trial in ended]
     grid = itertools.islice(sweep.space.combinations(), sweep.trials)
     untried = tuple(settings for settings in grid if settings not in tried)
-    return Part(len(untried), sweep.sampling_seed, untried) if untried else None
+    return RemainingTrials(len(untried), sweep.sampling_seed, untried) if untried else None
 
 
 def trial_run(sweep: SweepSpec) -> RunSpec:
     """What every trial has in common, as a run."""
-    return RunSpec(sweep.config, sweep.data, sweep.name, sweep.place)
+    return RunSpec(sweep.config, sweep.data, sweep.name, sweep.hardware)
 
 
 def asked(sweep: SweepSpec) -> Iterator[str]:

@@ -87,7 +87,7 @@ class AzureSweeps:
         trials = self._reader(before).trials(before, self._details(before)) if before.jobs else []
         part = what_is_left(spec, trials, len(before.jobs))
         if part is None:
-            self.session.voice.tell(f"{spec.name} is complete: every trial has ended. A larger --trials goes on.")
+            self.session.reporter.info(f"{spec.name} is complete: every trial has ended. A larger --trials goes on.")
             return self.report(self._status(before))
         if failed := reasons_to_give_up(trials, request):
             raise UsageError(
@@ -97,7 +97,7 @@ class AzureSweeps:
         job = send_sweep(self.session.submission, spec, part, before, request)
         self.session.agreement.give()
         jobs = RunJobs(spec.name, (*before.jobs, job))
-        self.session.voice.tell(f"Job {job.name}: {portal_url(job)}")
+        self.session.reporter.info(f"Job {job.name}: {portal_url(job)}")
         if detach:
             return self._status(jobs)
         self._follow(jobs)
@@ -159,7 +159,7 @@ class AzureSweeps:
                 trials = self._newly_ended(jobs, reader, details, told)
                 failed = reasons_to_give_up(trials, request)
                 if failed and not has_ended(details.status):
-                    self.session.voice.tell(f"{jobs.run} is given up: {why_given_up(failed, request.planned)}")
+                    self.session.reporter.info(f"{jobs.run} is given up: {why_given_up(failed, request.planned)}")
                     self.session.cancel(job)
         except (KeyboardInterrupt, Terminated) as stop:
             raise stopped(
@@ -187,7 +187,7 @@ class AzureSweeps:
         request = reader.request
         for trial in trials:
             if trial.job_id in ended - told:
-                self.session.voice.tell(trial_line(trial, trials, request.planned, request.objective))
+                self.session.reporter.info(trial_line(trial, trials, request.planned, request.objective))
         told |= ended
         return trials
 
@@ -235,7 +235,7 @@ class AzureSweeps:
         try:
             return self._status(jobs)
         except MsgganError as error:
-            self.session.voice.tell(error.message)
+            self.session.reporter.info(error.message)
             return None
 
     def _status(self, jobs: RunJobs) -> SweepStatus:

@@ -27,7 +27,7 @@ from orchestration.azure.session import Session
 from orchestration.azure.standing import build_status, final_state, reason_of
 from orchestration.azure.submission import how_to_look, planned_job
 from orchestration.azure.sweeps import AzureSweeps
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.runs import COPY_NOTE, is_copy
 from orchestration.settings import Settings
 from orchestration.spec import Download, Run, RunSpec, RunStatus, name_of_trial, sweep_hint, trial_named
@@ -40,7 +40,7 @@ class AzureTarget:
     """The workspace that the settings name. Speaks to people by `voice`."""
 
     settings: Settings
-    voice: Voice = field(default_factory=Voice)
+    reporter: Reporter = field(default_factory=Reporter)
     wait_factor_s: float | None = None
 
     name = "azure"
@@ -48,7 +48,7 @@ class AzureTarget:
     @cached_property
     def session(self) -> Session:
         """What the commands on this target share; nothing is asked before one needs it."""
-        return Session(self.settings, self.voice, self.wait_factor_s)
+        return Session(self.settings, self.reporter, self.wait_factor_s)
 
     @property
     def sweeps(self) -> AzureSweeps:
@@ -87,11 +87,11 @@ class AzureTarget:
         job = self.session.submission.send(spec, before)
         if job is before.newest:
             notice = f"Nothing to do: {spec.name} has trained this long already. Give a larger --kimg."
-            self.voice.tell(notice)
+            self.reporter.info(notice)
             return replace(self._status(before).as_submitted(), notice=notice)
         self.session.agreement.give()
         run = RunJobs(spec.name, (*before.jobs, job))
-        self.voice.tell(f"Job {job.name}: {portal_url(job)}")
+        self.reporter.info(f"Job {job.name}: {portal_url(job)}")
         if detach:
             return self._status(run, details=self._details_or_less(job), with_progress=False).as_submitted()
         return self._follow(run)
@@ -100,7 +100,7 @@ class AzureTarget:
         """The newest runs, the newest first."""
         found, are_more = list_runs(self.session.client)
         if are_more:
-            self.voice.tell(f"There are more than these {len(found)} runs; the older ones are in the portal.")
+            self.reporter.info(f"There are more than these {len(found)} runs; the older ones are in the portal.")
         if not found:
             return []
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
@@ -143,7 +143,7 @@ class AzureTarget:
         with TemporaryDirectory(prefix="msggan-trial-") as here:
             bring(Path(here) / name)
             with self.session.client.errors(f"Copying the trial to {folder.uri}"):
-                upload_run(store, Path(here) / name, folder.path, partial(self.voice.show, "Uploading"))
+                upload_run(store, Path(here) / name, folder.path, partial(self.reporter.progress, "Uploading"))
 
     def weights(self, name: str) -> str:
         """The folder here in which the run's newest generator lies, brought if it is not there yet."""
@@ -168,7 +168,7 @@ class AzureTarget:
                 to,
                 weights=True,
                 force=True,
-                tell=lambda done, total: self.voice.show("Fetching the weights", done, total),
+                tell=lambda done, total: self.reporter.progress("Fetching the weights", done, total),
             )
             self._note_copy(to, name, etag=newest)
         return str(to)
@@ -186,14 +186,14 @@ class AzureTarget:
         watch = self.session.watch(run.jobs[-1].name, with_build_log=True)
         try:
             for line in watch.lines():
-                self.voice.tell(line)
+                self.reporter.info(line)
         except (KeyboardInterrupt, Terminated) as stop:
             raise _detached(run, stop) from None
         except MsgganError as error:
             error.hint = "\n".join(filter(None, [error.hint, f"{run.run} goes on. {how_to_look(run.run)}"]))
             raise
         if final_state(watch.details) == "failed":
-            self.voice.tell(f"{run.run} failed. {reason_of(watch.details)}")
+            self.reporter.info(f"{run.run} failed. {reason_of(watch.details)}")
         return self._status(run, details=watch.details).as_submitted()
 
     def _go_on(self, run: RunJobs, tail: int | None) -> Iterator[str]:
@@ -237,7 +237,7 @@ class AzureTarget:
             with self.session.client.errors(f"Reading how far {run.run} is"):
                 return read_progress(store, folder.path)
         except MsgganError as error:
-            self.voice.tell(error.message)
+            self.reporter.info(error.message)
             return Progress()
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from msggan.commands.options import from_argv
-from msggan.config import field_types, said
+from msggan.config import explicit_values, field_types
 from msggan.errors import MsgganError
 from msggan.tracking.metrics_log import reports_in
 from orchestration.azure.blobs import Store
@@ -37,7 +37,7 @@ ERROR = "Error: "
 
 
 @dataclass(frozen=True)
-class Begun:
+class TrialJob:
     """A trial as the service tells of it: its number, how its job and that of its sweep stand, and its settings."""
 
     number: int
@@ -65,7 +65,7 @@ class SweepReader:
             trials = list(threads.map(self._read, begun))
         return [self._judged(trial, trials, one, begun) for trial, one in zip(trials, begun, strict=True)]
 
-    def begun(self, jobs: RunJobs, newest: Details) -> Iterator[Begun]:
+    def begun(self, jobs: RunJobs, newest: Details) -> Iterator[TrialJob]:
         """The trials that have begun, in order of their numbers, as the service tells of them. Raises MsgganError."""
         first = 0
         for job in jobs.jobs:
@@ -73,10 +73,10 @@ class SweepReader:
             children = self.history.children(job.name)
             for child in children:
                 number = first + number_of(job.name, child.name)
-                yield Begun(number, child, parent, settings_in(parent.tags.get(child.name, ""), self.request.space))
+                yield TrialJob(number, child, parent, settings_in(parent.tags.get(child.name, ""), self.request.space))
             first += max((number_of(job.name, child.name) + 1 for child in children), default=0)
 
-    def _read(self, begun: Begun) -> Trial:
+    def _read(self, begun: TrialJob) -> Trial:
         number, child = begun.number, begun.child
         place = self.place(child.name)
         with self.history.client.errors(f"Reading how far {child.name} is"):
@@ -107,7 +107,7 @@ class SweepReader:
             said_last = []
         return " ".join(said_last or reason_of(child).split("\n"))
 
-    def _judged(self, trial: Trial, trials: Sequence[Trial], one: Begun, begun: Sequence[Begun]) -> Trial:
+    def _judged(self, trial: Trial, trials: Sequence[Trial], one: TrialJob, begun: Sequence[TrialJob]) -> Trial:
         """A trial with what the service does not tell: why it was cancelled, or that it measured nothing."""
         if trial.state == "completed" and trial.objective is None:
             return replace(trial, state="failed", reason=f"It never logged {self.request.objective.metric}.")
@@ -128,7 +128,7 @@ class SweepReader:
         return reason_to_stop(self.request.early_stopping, self.request.objective, own, others)
 
 
-def ended_with_its_sweep(trial: Begun, begun: Sequence[Begun]) -> bool:
+def ended_with_its_sweep(trial: TrialJob, begun: Sequence[TrialJob]) -> bool:
     """Whether a trial was cancelled because its sweep ended. A sweep that began another trial later had not yet."""
     sweep, ended = trial.parent, trial.child.ended
     if sweep.status != "CancelRequested" and state_of(sweep.status) in (*GOES_ON, "completed"):
@@ -147,7 +147,7 @@ def settings_in(tag: str, space: Sequence[str]) -> dict[str, Any]:
     except (ValueError, TypeError):
         return {}
     if JOINT in told:
-        return said(from_argv(shlex.split(str(told[JOINT]))))
+        return explicit_values(from_argv(shlex.split(str(told[JOINT]))))
     names = [text.partition("=")[0] for text in space]
     return {name: _typed(name, told[name]) for name in names if name in told}
 

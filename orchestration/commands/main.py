@@ -16,12 +16,12 @@ import click
 
 from msggan.commands.export_options import export_options, parse_export
 from msggan.commands.options import (
-    Place,
+    Hardware,
     data_argument,
+    hardware_options,
+    hardware_problems,
     parse_with,
     path_problems,
-    place_options,
-    place_problems,
     train_options,
 )
 from msggan.commands.pack_options import pack_options, parse_pack, show_pack
@@ -43,7 +43,7 @@ from orchestration.commands.terminal import (
 )
 from orchestration.data_source import source_problems
 from orchestration.format import columns, status_lines, table
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.settings import Flags, Settings, settings_options, settings_problems
 from orchestration.spec import (
     Run,
@@ -125,7 +125,7 @@ def msggan_aml(context: click.Context) -> int:
     help="Instead, kill a short run here three times, and tell how much work each loss costs.",
 )
 @train_options
-@place_options
+@hardware_options
 @output_option
 def submit(
     *,
@@ -154,7 +154,7 @@ def submit(
     """
     problems = [] if from_trial and not data else source_problems(data)
     problems += target_problems(target) + (name_problems(name) if name is not None else [])
-    problems += place_problems(device, workers) + output_problems(output) + problems_here(flags)
+    problems += hardware_problems(device, workers) + output_problems(output) + problems_here(flags)
     problems += ["--anew: goes with --from-trial only."] if anew and not from_trial else []
     if rehearse_preemption:
         from orchestration.local.rehearsal import rehearsal_problems
@@ -163,18 +163,20 @@ def submit(
         problems += ["--rehearse-preemption: does not go with --from-trial."] if from_trial else []
     config = parse_with(problems, texts)
     settings = settings_here(flags)
-    taken = take_over(from_trial, config, settings, Voice(tell)) if from_trial else None
+    taken = take_over(from_trial, config, settings, Reporter(tell)) if from_trial else None
     images, run_name = str(data), name
     if taken is not None:
         config, images, run_name = taken.config, data or taken.data, name or taken.name
     choice = choose(target, settings.workspace)
     refuse(data_problems_of(choice.target, images) + sweep_problems(run_name, choice.target, settings))
-    spec = RunSpec(config, images, default_name(images) if run_name is None else run_name, Place(device, int(workers)))
+    spec = RunSpec(
+        config, images, default_name(images) if run_name is None else run_name, Hardware(device, int(workers))
+    )
     if rehearse_preemption:
         return rehearse(spec, output)
 
     with Bars() as bars:
-        serving = build_target(choice.target, settings, Voice(tell, bars.show))
+        serving = build_target(choice.target, settings, Reporter(tell, bars.show))
         plan = serving.plan(spec)
         tell(f"Target: {choice.target} ({choice.reason}).")
         if dry_run:
@@ -217,7 +219,7 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
     Those of this machine, and those on Azure where a workspace is configured.
     """
     settings = settings_or_refuse(flags, target, output)
-    places = build_targets(target, settings, Voice(tell))
+    places = build_targets(target, settings, Reporter(tell))
     runs = newest_first(run for place in places for run in place.runs())
     sweeps = newest_first(found for place in places for found in place.sweeps.sweeps())
     if output == "json":
@@ -459,13 +461,13 @@ def find_target(
 ) -> tuple[Target, str]:
     """The target that has the run which is meant, and its name there. Raises UsageError with every complaint."""
     refuse([*problems, *run_problems(run, target, flags, output)])
-    return target_of(run, target, settings_here(flags), Voice(tell))
+    return target_of(run, target, settings_here(flags), Reporter(tell))
 
 
 def find_newest(target: str, flags: Flags, output: str) -> tuple[Target, str]:
     """The target that has the newest run, and the run's name. Raises UsageError where there is no run."""
     settings = settings_or_refuse(flags, target, output)
-    runs = [(run, place) for place in build_targets(target, settings, Voice(tell)) for run in place.runs()]
+    runs = [(run, place) for place in build_targets(target, settings, Reporter(tell)) for run in place.runs()]
     if not runs:
         raise UsageError([no_runs(settings)])
     run, place = max(runs, key=lambda found: found[0].created or "")
@@ -484,7 +486,7 @@ def folder_of_copy(run: str, name: str) -> str:
 
 def sweep_problems(name: str | None, target: str, settings: Settings) -> list[str]:
     """A complaint where the name of a run is that of a sweep."""
-    if name is None or target != "local" or not build_target("local", settings, Voice(tell)).sweeps.is_sweep(name):
+    if name is None or target != "local" or not build_target("local", settings, Reporter(tell)).sweeps.is_sweep(name):
         return []  # on Azure who submits looks for the name's jobs anyway
     return [f"--name {name}: is a sweep. Give another name; --from-trial {name} trains its best trial in full."]
 
@@ -503,7 +505,7 @@ def run_problems(run: str, target: str, flags: Flags, output: str) -> list[str]:
 def weights_of(run: str, target: str, flags: Flags) -> str:
     """Where the run's generator lies on this machine, fetched first if it is on Azure."""
     with Bars() as bars:
-        serving, name = target_of(run, target, settings_here(flags), Voice(tell, bars.show))
+        serving, name = target_of(run, target, settings_here(flags), Reporter(tell, bars.show))
         if serving.name == "local" and serving.sweeps.is_sweep(name):
             raise UsageError([f"{run}: is a sweep, not a run."], sweep_hint(run))
         return serving.weights(name)

@@ -13,9 +13,16 @@ from typing import Any
 
 import click
 
-from msggan.commands.options import Place, data_argument, parse_with, place_options, place_problems, train_options
+from msggan.commands.options import (
+    Hardware,
+    data_argument,
+    hardware_options,
+    hardware_problems,
+    parse_with,
+    train_options,
+)
 from msggan.commands.program import output_option, output_problems, print_json
-from msggan.config import TrainConfig, problems_of, said
+from msggan.config import TrainConfig, explicit_values, problems_of
 from msggan.errors import UsageError
 from orchestration.commands.terminal import (
     Bars,
@@ -31,7 +38,7 @@ from orchestration.commands.terminal import (
 )
 from orchestration.copies import forget_download
 from orchestration.data_source import source_problems
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.runs import is_copy
 from orchestration.settings import Flags, Settings, settings_options
 from orchestration.spec import default_name, name_of_trial, trial_named
@@ -184,7 +191,7 @@ def default_trials(space: SearchSpace, sampling: str) -> int:
 @click.option("--detach", is_flag=True, help="On Azure: return as soon as the sweep has begun.")
 @click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
 @train_options
-@place_options
+@hardware_options
 @output_option
 @click.pass_context
 def sweep(context: click.Context, /, **given: Any) -> int:
@@ -219,7 +226,7 @@ def run_sweep(
     number_texts = {name: texts.pop(name) for name in NUMBERS}
     numbers, problems = read_numbers(number_texts)
     problems = source_problems(data) + target_problems(target) + problems
-    problems += place_problems(device, workers) + output_problems(output) + problems_here(flags)
+    problems += hardware_problems(device, workers) + output_problems(output) + problems_here(flags)
     problems += objective_problems(objective, direction)
     config, space = config_and_space(texts, over, problems)
     settings = settings_here(flags)
@@ -246,14 +253,14 @@ def run_sweep(
             timeout_hours=numbers["timeout"],
             early_stopping=stopping,
             most_failed=numbers["most_failed"],
-            place=Place(device, int(workers)) if not place_problems(device, workers) else Place(),
+            hardware=Hardware(device, int(workers)) if not hardware_problems(device, workers) else Hardware(),
         )
     except UsageError as error:
         problems += error.problems
     refuse([*problems, *data_problems_of(choice.target, data)])
 
     with Bars() as bars:
-        serving = build_target(choice.target, settings, Voice(tell, bars.show)).sweeps
+        serving = build_target(choice.target, settings, Reporter(tell, bars.show)).sweeps
         tell(f"Target: {choice.target} ({choice.reason}).")
         if dry_run:
             show_sweep_plan(serving.plan_sweep(spec), output)
@@ -297,7 +304,7 @@ def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flag
     """Tell the best settings that a sweep found, where its pictures are, and how to train it in full."""
     refuse(target_problems(target) + output_problems(output) + problems_here(flags))
     with Bars() as bars:
-        serving, status = find_sweep(name, target, settings_here(flags), Voice(tell, bars.show))
+        serving, status = find_sweep(name, target, settings_here(flags), Reporter(tell, bars.show))
         trial = best_trial(status)
         status = serving.report(status)
         if folder is not None:
@@ -307,14 +314,14 @@ def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flag
     return 0
 
 
-def find_sweep(name: str, target: str, settings: Settings, voice: Voice) -> tuple[SweepTarget, SweepStatus]:
+def find_sweep(name: str, target: str, settings: Settings, reporter: Reporter) -> tuple[SweepTarget, SweepStatus]:
     """The target that has a sweep, and how it stands. Raises `UsageError` where there is none."""
     workspace = settings.workspace if target != "local" else None
     where = settings.runs_dir + (f" or workspace {workspace.workspace_name}" if workspace else "")
     missing = UsageError([f"No sweep {name!r} in {where}."], "See what there is: msggan-aml list")
     if named_problems(name, target, settings):
         raise missing
-    place, name = target_of(name, target, settings, voice)
+    place, name = target_of(name, target, settings, reporter)
     if not place.sweeps.is_sweep(name):
         raise missing
     return place.sweeps, place.sweeps.sweep_status(name)
@@ -343,7 +350,7 @@ class TakenOver:
     name: str
 
 
-def take_over(reference: str, config: TrainConfig, settings: Settings, voice: Voice) -> TakenOver:
+def take_over(reference: str, config: TrainConfig, settings: Settings, reporter: Reporter) -> TakenOver:
     """The trial that SWEEP or SWEEP/NUMBER names, with what else `config` says. Raises `UsageError` with what differs.
 
     The sweep is looked for here and then on Azure, wherever the run is to train. How long a trial trained, and how
@@ -352,16 +359,16 @@ def take_over(reference: str, config: TrainConfig, settings: Settings, voice: Vo
     named = trial_named(reference)
     if "/" in reference and named is None:
         raise UsageError([f"--from-trial {reference}: should read SWEEP or SWEEP/NUMBER."])
-    serving, status = find_sweep(named[0] if named else reference, "auto", settings, voice)
+    serving, status = find_sweep(named[0] if named else reference, "auto", settings, reporter)
     trial = status.trial(named[1]) if named else best_trial(status)
     lasting = {spec.name for spec in fields(TrainConfig) if not spec.metadata["may_change"]}
-    found = {field: value for field, value in said(status.config_of(trial)).items() if field in lasting}
+    found = {field: value for field, value in explicit_values(status.config_of(trial)).items() if field in lasting}
     different = [
         f"--from-trial {reference}: its {field} is {found[field]}, and {value} is asked for. Leave that out."
-        for field, value in said(config).items()
+        for field, value in explicit_values(config).items()
         if field in found and found[field] != value
     ]
-    refuse(different or problems_of({**found, **said(config)}))
+    refuse(different or problems_of({**found, **explicit_values(config)}))
     return TakenOver(
         serving=serving,
         trial=trial,

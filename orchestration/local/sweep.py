@@ -185,7 +185,7 @@ class LocalSweeps:
 
     def trial_command(self, spec: SweepSpec, number: int, settings: dict[str, Any]) -> list[str]:
         """The command line that is a trial."""
-        run = RunSpec(spec.with_settings(settings), spec.data, spec.name, spec.place)
+        run = RunSpec(spec.with_settings(settings), spec.data, spec.name, spec.hardware)
         folder = self._folder(spec.name).trial(number)
         return run.command(data=str(spec.data), run_dir=str(folder), python=self.python)
 

@@ -22,7 +22,7 @@ from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError
 from orchestration.local.log_file import follow_lines, last_lines
 from orchestration.local.process import Ending, follow, mlflow_of, silent_death, start, told_by, variables_of
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.runs import DEFAULT_RUNS_DIR, next_commands, read_status, run_names
 from orchestration.spec import Download, Run, RunSpec, RunStatus
 
@@ -46,7 +46,7 @@ class LocalTarget:
     runs_dir: str | Path = DEFAULT_RUNS_DIR
     python: str = sys.executable
     tracking_uri: str | None = None
-    tell: Callable[[str], None] = Voice().tell
+    tell: Callable[[str], None] = Reporter().info
 
     name = "local"
 

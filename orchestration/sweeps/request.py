@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from msggan.commands.options import to_argv
-from msggan.config import said
+from msggan.config import explicit_values
 from msggan.errors import RunFolderError, UsageError
 from orchestration.data_source import is_remote
 from orchestration.sweeps.spec import EarlyStopping, Objective, SweepSpec, differences
@@ -42,7 +42,7 @@ class SweepRequest:
         return cls(
             asked=asked_of(spec),
             again=spec.to_argv(),
-            said=said(spec.config),
+            said=explicit_values(spec.config),
             data=str(spec.data),
             space=spec.space.as_texts(),
             objective=spec.objective,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
-from msggan.config import KINDS, Sweep, TrainConfig, field_types, flag, problems_of, said
+from msggan.config import KINDS, Sweep, TrainConfig, explicit_values, field_types, flag, problems_of
 from msggan.errors import UsageError
 
 SWEEPABLE: Mapping[str, Sweep] = {
@@ -213,7 +213,7 @@ def _repeated(dimensions: Sequence[Dimension]) -> list[str]:
 
 
 def _said_twice(dimensions: Sequence[Dimension], config: TrainConfig) -> list[str]:
-    fixed = said(config)
+    fixed = explicit_values(config)
     return [
         f"--over {dimension.name}: {flag(dimension.name)} {written(fixed[dimension.name])} fixes it. Leave one out."
         for dimension in dimensions
@@ -226,7 +226,7 @@ def _misfits(dimensions: Sequence[Dimension], config: TrainConfig) -> Iterator[s
     choices = [dimension for dimension in dimensions if isinstance(dimension, Choice)]
     for one, other in itertools.combinations_with_replacement(choices, 2):
         for first, second in itertools.product(one.values, other.values):
-            for problem in problems_of({**said(config), one.name: first, other.name: second}):
+            for problem in problems_of({**explicit_values(config), one.name: first, other.name: second}):
                 yield f"{problem} The sweep would try that."
 
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from msggan.commands.options import Place, to_argv
+from msggan.commands.options import Hardware, to_argv
 from msggan.commands.program import EXIT_CODES
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
@@ -82,7 +82,7 @@ class SweepSpec:
     timeout_hours: float | None = None
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     most_failed: float = 0.5
-    place: Place = field(default_factory=Place)
+    hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
         problems = name_problems(self.name) + spec_problems(self)
@@ -117,7 +117,7 @@ class SweepSpec:
         ]
         for option, value, default in values:
             words += [] if value is None or value == default else [option, written(value)]
-        return [*words, *to_argv(self.config), *self.place.to_argv()]
+        return [*words, *to_argv(self.config), *self.hardware.to_argv()]
 
 
 def _defaults() -> dict[str, Any]:

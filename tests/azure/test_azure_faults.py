@@ -20,7 +20,7 @@ from support.programs import environment
 
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.settings import read_settings
 from orchestration.spec import Run, RunSpec
 from orchestration.sweeps.space import read_space
@@ -72,7 +72,7 @@ def build_target(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def build() -> AzureTarget:
         settings = read_settings({}, folder=tmp_path, environ=os.environ)
-        return AzureTarget(settings, Voice(tell=lambda line: None), wait_factor_s=0.01)
+        return AzureTarget(settings, Reporter(info=lambda line: None), wait_factor_s=0.01)
 
     return build
 

@@ -124,10 +124,10 @@ def test_the_jobs_of_a_run_are_counted_from_its_name() -> None:
 def test_a_configuration_is_known_again_by_what_is_asked_and_not_by_where_the_images_lay() -> None:
     data = JobData("azureml://datastores/store/paths/msggan/data/1.safetensors", "uri_file")
     known = configuration_hash(SPEC, data)
-    assert known == configuration_hash(RunSpec(SPEC.config, "elsewhere/flowers", "flowers", SPEC.place), data)
+    assert known == configuration_hash(RunSpec(SPEC.config, "elsewhere/flowers", "flowers", SPEC.hardware), data)
     others = [
-        configuration_hash(RunSpec(TrainConfig(resolution=8, kimg=3), "flowers", "flowers", SPEC.place), data),
-        configuration_hash(RunSpec(SPEC.config, "flowers", "roses", SPEC.place), data),
+        configuration_hash(RunSpec(TrainConfig(resolution=8, kimg=3), "flowers", "flowers", SPEC.hardware), data),
+        configuration_hash(RunSpec(SPEC.config, "flowers", "roses", SPEC.hardware), data),
         configuration_hash(SPEC, JobData("azureml:flowers:3", "uri_file")),
         configuration_hash(SPEC, data, ["a sweep over g_lr"]),
     ]
@@ -180,7 +180,7 @@ def test_the_snapshot_is_the_package_and_nothing_else_and_the_same_twice(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.txt").write_text("not to travel")
     package = Path(msggan.__path__[0])
-    expected = {f"msggan/{path.name}": path.read_bytes() for path in package.glob("*.py")}
+    expected = {path.relative_to(package.parent).as_posix(): path.read_bytes() for path in package.rglob("*.py")}
     metadata = f"msggan-{msggan.__version__}.dist-info/METADATA"
     expected[metadata] = f"Metadata-Version: 2.1\nName: msggan\nVersion: {msggan.__version__}\n".encode()
     with staged() as one, staged() as other:

@@ -353,7 +353,7 @@ def test_a_folder_that_a_mount_has_marked_is_a_folder_of_images(azure: AzureLoca
     container.upload_blob(images.rstrip("/"), b"", metadata={"hdi_isfolder": "true"})
     session = Session(read_settings({}, folder=place, environ=os.environ))
     spec = RunSpec(TrainConfig(), DATASTORE + images.rstrip("/"), "images")
-    brought = bring_data(spec, session.store(None), session.client, session.store, session.voice)
+    brought = bring_data(spec, session.store(None), session.client, session.store, session.reporter)
     assert brought == JobData(spec.data, "uri_folder")
 
 

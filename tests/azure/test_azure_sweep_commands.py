@@ -17,7 +17,7 @@ from support.programs import Ended, run_in, started, stopped, wait_for
 
 from msggan import load_generator
 from msggan.config import TrainConfig
-from orchestration.reporter import Voice
+from orchestration.reporter import Reporter
 from orchestration.settings import read_settings
 from orchestration.sweeps.request import SweepRequest
 from orchestration.sweeps.space import read_space
@@ -356,7 +356,7 @@ def test_every_trial_is_found_however_many_there_are(
     azure.add_ended_job("many")
     for number in range(120):
         azure.add_ended_job(f"many_{number}", status="Failed" if number % 2 else "Completed").parent = "many"
-    session = Session(read_settings({}, folder=place, environ=os.environ), Voice(lambda line: None))
+    session = Session(read_settings({}, folder=place, environ=os.environ), Reporter(lambda line: None))
     found = session.history.children("many")
     assert [child.name for child in found] == [f"many_{number}" for number in range(120)]
     assert [child.status for child in found] == ["Completed", "Failed"] * 60

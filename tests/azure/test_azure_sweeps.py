@@ -15,7 +15,7 @@ from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.azure.history import Details
 from orchestration.azure.sweep_jobs import (
-    Part,
+    RemainingTrials,
     azure_problems,
     build_sweep,
     build_sweep_body,
@@ -25,7 +25,7 @@ from orchestration.azure.sweep_jobs import (
 )
 from orchestration.azure.sweep_standing import reasons_to_give_up, standing
 from orchestration.azure.sweep_submission import what_is_left
-from orchestration.azure.trials import Begun, ended_with_its_sweep, settings_in
+from orchestration.azure.trials import TrialJob, ended_with_its_sweep, settings_in
 from orchestration.sweeps.request import SweepRequest
 from orchestration.sweeps.space import Choice, Interval, SearchSpace, read_space
 from orchestration.sweeps.spec import EarlyStopping, Objective, SweepSpec, Trial
@@ -209,9 +209,9 @@ def ended_trial(number: int, state: str, **settings: Any) -> Trial:
 
 def test_what_is_drawn_goes_on_with_so_many_others_and_another_seed() -> None:
     spec = sweep_spec("g_lr=0.001..0.01", trials=5)
-    assert what_is_left(spec, [], 0) == Part(5, 7)
+    assert what_is_left(spec, [], 0) == RemainingTrials(5, 7)
     trials = [ended_trial(0, "completed"), ended_trial(1, "cancelled"), ended_trial(2, "failed")]
-    assert what_is_left(spec, trials, 2) == Part(3, 9)
+    assert what_is_left(spec, trials, 2) == RemainingTrials(3, 9)
     assert what_is_left(spec, [ended_trial(number, "stopped") for number in range(5)], 1) is None
 
 
@@ -224,7 +224,7 @@ def test_a_grid_goes_on_with_the_combinations_that_have_not_ended() -> None:
     ]
     left = ({"loss": "hinge", "mirror": False}, {"loss": "wgan-gp", "mirror": False})
     part = what_is_left(spec, ended, 1)
-    assert part == Part(2, 7, left)
+    assert part == RemainingTrials(2, 7, left)
     sent = build_sweep_body(job_plan(), spec, SCOPE, part)["properties"]
     assert sent["searchSpace"] == {"settings": ["choice", [["--loss hinge --no-mirror", "--loss wgan-gp --no-mirror"]]]}
     assert sent["limits"]["maxTotalTrials"] == sent["limits"]["maxConcurrentTrials"] == 2
@@ -263,9 +263,9 @@ def test_a_trial_is_cancelled_with_its_sweep_where_no_other_began_later(
     sweep: str, next_began: str | None, is_so: bool
 ) -> None:
     parent, other = Details(sweep), Details("Canceled")
-    cancelled = Begun(0, Details("Canceled", ended="2026-11-25T10:00:10Z"), parent, {})
-    next_one = Begun(1, Details("Canceled", started=next_began, ended="2026-11-25T10:00:20Z"), parent, {})
-    of_another_job = Begun(2, Details("Running", started="2026-11-25T11:00:00Z"), other, {})
+    cancelled = TrialJob(0, Details("Canceled", ended="2026-11-25T10:00:10Z"), parent, {})
+    next_one = TrialJob(1, Details("Canceled", started=next_began, ended="2026-11-25T10:00:20Z"), parent, {})
+    of_another_job = TrialJob(2, Details("Running", started="2026-11-25T11:00:00Z"), other, {})
     assert ended_with_its_sweep(cancelled, [cancelled, next_one, of_another_job]) is is_so
 
 

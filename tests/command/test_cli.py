@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from support.images import draw_tiny_images
 from support.programs import Ended, environment, run_in, started, stopped, wait_for
 
-from msggan.commands.options import Place, nearest
+from msggan.commands.options import Hardware, nearest
 from msggan.commands.program import run_program as run_here
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
@@ -425,7 +425,7 @@ def test_complaints_about_settings_come_with_all_others(run_program: RunProgram,
 
 
 def test_the_command_carries_configuration_and_place() -> None:
-    spec = RunSpec(TrainConfig(kimg=1), "images", "one", Place("cpu", 2))
+    spec = RunSpec(TrainConfig(kimg=1), "images", "one", Hardware("cpu", 2))
     words = "python -m msggan.train --data /in --run-dir /out --kimg 1.0 --device cpu --workers 2"
     assert spec.command(data="/in", run_dir="/out") == words.split()
 

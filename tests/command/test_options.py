@@ -13,11 +13,11 @@ from hypothesis import given
 from support.configurations import configs
 
 from msggan.commands.options import (
-    Place,
+    Hardware,
     data_problems,
     from_argv,
+    hardware_problems,
     parse_with,
-    place_problems,
     to_argv,
     train_options,
 )
@@ -103,7 +103,7 @@ def test_complaints_found_elsewhere_are_enough() -> None:
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"])
 @pytest.mark.parametrize("workers", ["0", "8", "256"])
 def test_good_places_have_no_problems(device: str, workers: str) -> None:
-    assert place_problems(device, workers) == []
+    assert hardware_problems(device, workers) == []
 
 
 @pytest.mark.parametrize(
@@ -119,25 +119,25 @@ def test_good_places_have_no_problems(device: str, workers: str) -> None:
     ],
 )
 def test_a_bad_place_is_named(device: str, workers: str, complaint: str) -> None:
-    (problem,) = place_problems(device, workers)
+    (problem,) = hardware_problems(device, workers)
     assert complaint in problem
 
 
 @pytest.mark.parametrize(
     ("place", "argv"),
     [
-        (Place(), []),
-        (Place("cuda:1"), ["--device", "cuda:1"]),
-        (Place("cpu", 3), ["--device", "cpu", "--workers", "3"]),
+        (Hardware(), []),
+        (Hardware("cuda:1"), ["--device", "cuda:1"]),
+        (Hardware("cpu", 3), ["--device", "cpu", "--workers", "3"]),
     ],
 )
-def test_a_place_says_only_what_is_not_by_default(place: Place, argv: list[str]) -> None:
+def test_a_place_says_only_what_is_not_by_default(place: Hardware, argv: list[str]) -> None:
     assert place.to_argv() == argv
 
 
 def test_a_bad_place_cannot_be_made() -> None:
     with pytest.raises(UsageError, match=r"(?s)--device gpu.*--workers -1"):
-        Place("gpu", -1)
+        Hardware("gpu", -1)
 
 
 def test_a_missing_folder_is_named_with_those_beside_it(tmp_path: Path) -> None:

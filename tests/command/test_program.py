@@ -12,7 +12,7 @@ from support.programs import environment
 PROGRAM = """
 import os, sys
 import click
-from msggan.commands.program import heed, run_program
+from msggan.commands.program import raise_pending_signal, run_program
 
 class TakenAway:
     def __del__(self):
@@ -23,10 +23,10 @@ class TakenAway:
 @click.command()
 def program():
     gone = TakenAway()
-    heed()
+    raise_pending_signal()
     del gone
     print("It went on.")
-    heed()
+    raise_pending_signal()
     print("It went on for ever.")
 
 sys.exit(run_program(program, name="program", argv=[]))

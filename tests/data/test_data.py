@@ -40,7 +40,7 @@ from msggan.data.dataset import (
     to_float,
 )
 from msggan.errors import DataError
-from msggan.randomness import mirrored, order
+from msggan.randomness import epoch_permutation, mirrored
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -1094,7 +1094,7 @@ def test_an_image_depends_on_its_position_and_not_on_the_batch(
 @settings(max_examples=25, deadline=None)
 def test_each_epoch_shows_each_image_once(seven: ImageDataset, seed: int, epoch: int) -> None:
     shown = SampleStream(seven, seed=seed, batch_size=7, mirror=False).batch(7 * epoch)
-    in_order = seven.images(order(seed, epoch, 7))
+    in_order = seven.images(epoch_permutation(seed, epoch, 7))
     assert torch.equal(shown, in_order)
     assert len({image.numpy().tobytes() for image in shown}) == 7
 

@@ -19,12 +19,12 @@ from msggan.config import (
     TrainConfig,
     changed_for_resume,
     depth_of,
+    explicit_values,
     field_types,
     flag,
     parse,
     problems_of,
     resolve,
-    said,
     smallest_latent_size,
 )
 from msggan.errors import UsageError
@@ -54,12 +54,12 @@ def problems_in(texts: dict[str, str]) -> tuple[str, ...]:
 
 def test_nothing_said_is_a_configuration() -> None:
     assert parse(dict.fromkeys(NAMES)) == TrainConfig()
-    assert said(TrainConfig()) == {}
+    assert explicit_values(TrainConfig()) == {}
 
 
 @given(configs())
 def test_the_texts_of_a_configuration_parse_to_it(config: TrainConfig) -> None:
-    texts = {name: value if isinstance(value, bool) else str(value) for name, value in said(config).items()}
+    texts = {name: value if isinstance(value, bool) else str(value) for name, value in explicit_values(config).items()}
     assert parse(texts) == config
 
 
@@ -72,7 +72,7 @@ def test_a_good_configuration_has_no_problems(config: TrainConfig) -> None:
 def test_any_text_is_taken_or_complained_about_by_its_flag(texts: dict[str, str]) -> None:
     taken, problems = attempt(lambda: parse(texts))
     assert all(problem.startswith(tuple(flag(name) for name in texts)) for problem in problems)
-    assert taken is None or said(taken).keys() == texts.keys()
+    assert taken is None or explicit_values(taken).keys() == texts.keys()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_resolving_fills_everything_keeps_what_was_said_and_is_final(
         assert all(problem.startswith(("--latent-size", "--stddev-group")) for problem in problems)
         return
     assert all(value is not None for value in asdict(result).values())
-    kept = said(config)
+    kept = explicit_values(config)
     if kept.get("precision") == "auto":
         del kept["precision"]
     assert kept.items() <= asdict(result).items()

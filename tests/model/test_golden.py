@@ -17,7 +17,7 @@ from msggan import TrainConfig, Trainer
 from msggan.legacy import convert_state_dict
 from msggan.losses import discriminator_loss, generator_loss
 from msggan.networks import Discriminator, Generator
-from msggan.steps import Adversaries
+from msggan.steps import TrainingState
 
 NAMES = ("bmsg_gan_32px", "bmsg_gan_32px_plain")
 RESOLUTION = 32
@@ -77,8 +77,8 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 
 
-def with_adversaries(golden: Golden, precision: str, folder: Path) -> Adversaries:
-    return Adversaries(golden.config(precision), CPU)
+def with_adversaries(golden: Golden, precision: str, folder: Path) -> TrainingState:
+    return TrainingState(golden.config(precision), CPU)
 
 
 def with_trainer(golden: Golden, precision: str, folder: Path) -> Trainer:
@@ -118,7 +118,7 @@ def test_losses_are_the_originals(golden: Golden, ours: str, theirs: str) -> Non
 )
 def test_training_steps_are_the_originals(
     golden: Golden,
-    begin: Callable[[Golden, str, Path], Adversaries | Trainer],
+    begin: Callable[[Golden, str, Path], TrainingState | Trainer],
     tolerance: Tolerance,
     tmp_path: Path,
 ) -> None:

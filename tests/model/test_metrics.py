@@ -14,7 +14,7 @@ from support.builders import peak_growth_mib
 from torch import Tensor
 
 from msggan.metrics import DIRECTIONS, Patches, laplacian_pyramid, sliced_wasserstein
-from msggan.randomness import Purpose, numbers
+from msggan.randomness import Purpose, rng
 
 
 def noise(count: int, side: int, *, seed: int = 0, low: int = 0, high: int = 256) -> Tensor:
@@ -47,7 +47,7 @@ def computed_independently(reals: Tensor, fakes: Tensor, *, seed: int = 0) -> di
     found = {}
     for level, other in zip(laplacian_pyramid(reals.double()), laplacian_pyramid(fakes.double()), strict=True):
         side = level.shape[-1]
-        drawn = numbers(seed, Purpose.PROJECTION, side).standard_normal((3 * min(7, side) ** 2, DIRECTIONS))
+        drawn = rng(seed, Purpose.PROJECTION, side).standard_normal((3 * min(7, side) ** 2, DIRECTIONS))
         directions = drawn / np.linalg.norm(drawn, axis=0)
         one, two = (np.sort(patches_of(images.numpy(), seed) @ directions, axis=0) for images in (level, other))
         found[f"swd_{side}"] = 1000 * float(np.abs(one - two).mean())
@@ -58,7 +58,7 @@ def patches_of(images: np.ndarray, seed: int) -> np.ndarray:
     """images: (N, 3, r, r) → (n·N, 3·p·p)."""
     count, side = len(images), images.shape[-1]
     size, each = min(7, side), 128 if count <= 128 else max(1, 16384 // count)
-    tops, lefts = numbers(seed, Purpose.PATCH, side).integers(0, side - size + 1, size=(2, count, each))
+    tops, lefts = rng(seed, Purpose.PATCH, side).integers(0, side - size + 1, size=(2, count, each))
     patches = np.empty((count, each, size, size, 3))
     for image, places in enumerate(zip(tops, lefts, strict=True)):
         for place, (top, left) in enumerate(zip(*places, strict=True)):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msggan.randomness import Purpose, interpolation, latents, latents_of, mirrored, numbers, order
+from msggan.randomness import Purpose, epoch_permutation, interpolation, latents, latents_of, mirrored, rng
 
 LARGEST_SEED = 2**31 - 1
 seeds = st.integers(0, LARGEST_SEED)
@@ -18,7 +18,7 @@ positions = st.integers(0, 2**40)
 
 
 def drawn(seed: int, purpose: Purpose, position: int, count: int = 8) -> list[float]:
-    return numbers(seed, purpose, position).random(count).tolist()
+    return rng(seed, purpose, position).random(count).tolist()
 
 
 @given(seed=seeds, first=positions, counts=st.lists(st.integers(1, 5), min_size=1, max_size=4))
@@ -99,11 +99,11 @@ def test_latents_are_for_training_unless_said() -> None:
 @given(seed=seeds, epoch=st.integers(0, 10**6), count=st.integers(1, 300))
 @settings(deadline=None, max_examples=50)
 def test_an_epoch_shows_every_image_once(seed: int, epoch: int, count: int) -> None:
-    assert sorted(order(seed, epoch, count)) == list(range(count))
+    assert sorted(epoch_permutation(seed, epoch, count)) == list(range(count))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = [tuple(order(seed, epoch, 50)) for seed in range(3) for epoch in range(3)]
+    orders = [tuple(epoch_permutation(seed, epoch, 50)) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9
 
 

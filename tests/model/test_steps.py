@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from support.builders import adversaries, assert_close, latents_at, reals_at, small_config
+from support.builders import assert_close, latents_at, reals_at, small_config, training_state
 from torch import Tensor, nn
 
 from msggan.config import LOSSES, TrainConfig
@@ -15,24 +15,24 @@ from msggan.errors import CheckpointError
 from msggan.losses import discriminator_loss, generator_loss
 from msggan.networks import Discriminator, Generator
 from msggan.randomness import interpolation
-from msggan.steps import Adversaries
+from msggan.steps import TrainingState
 
 Pyramid = Sequence[Tensor]
 STILL = 1e-300  # a learning rate that no weight can feel
 
 
-def take_steps(ours: Adversaries, steps: range) -> list[dict[str, Tensor]]:
+def take_steps(ours: TrainingState, steps: range) -> list[dict[str, Tensor]]:
     return [ours.step(reals_at(ours.config, step), latents_at(ours.config, step)) for step in steps]
 
 
-def saved(ours: Adversaries) -> dict[str, Tensor]:
+def saved(ours: TrainingState) -> dict[str, Tensor]:
     """What a checkpoint would hold: copies in plain memory order."""
     return {
         name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in ours.tensors().items()
     }
 
 
-def assert_identical(ours: Adversaries, theirs: Adversaries) -> None:
+def assert_identical(ours: TrainingState, theirs: TrainingState) -> None:
     here, there = ours.tensors(), theirs.tensors()
     assert here.keys() == there.keys()
     assert [name for name in here if not torch.equal(here[name], there[name])] == []
@@ -42,7 +42,7 @@ def assert_identical(ours: Adversaries, theirs: Adversaries) -> None:
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_step_that_is_not_finite_changes_no_network_and_no_optimizer(bad: float, precision: str) -> None:
-    ours = adversaries(precision=precision, ema_ramp=0.0, r1_gamma=1.0, penalty_interval=2)
+    ours = training_state(precision=precision, ema_ramp=0.0, r1_gamma=1.0, penalty_interval=2)
     take_steps(ours, range(2))
     before = saved(ours)
     reals = reals_at(ours.config, 2)
@@ -60,7 +60,7 @@ def test_a_step_that_is_not_finite_changes_no_network_and_no_optimizer(bad: floa
 
 
 def test_a_gradient_that_is_not_finite_drops_the_update_of_its_network_alone() -> None:
-    ours = adversaries(loss="relativistic-logistic")
+    ours = training_state(loss="relativistic-logistic")
     take_steps(ours, range(1))
     weight = next(ours.discriminator.parameters())
     hook = weight.register_hook(lambda gradient: gradient * float("nan"))
@@ -79,7 +79,7 @@ class PlainOrder:
     Its minibatch deviation is over whole batches, its penalties are written out, its Adam is the textbook's.
     """
 
-    def __init__(self, ours: Adversaries) -> None:
+    def __init__(self, ours: TrainingState) -> None:
         self.config: TrainConfig = ours.config
         self.generator, self.discriminator, self.ema = (
             copy.deepcopy(network) for network in (ours.generator, ours.discriminator, ours.ema)
@@ -153,7 +153,7 @@ class PlainOrder:
 
 def test_the_average_counts_the_images_of_its_own_step() -> None:
     """By the second step of 4 images the half-life is 5 % of 8 images, and half-lives pass in it 4 / 0.4 times."""
-    ours = adversaries(ema_half_life_kimg=5.0, ema_ramp=0.05)
+    ours = training_state(ema_half_life_kimg=5.0, ema_ramp=0.05)
     take_steps(ours, range(1))
     before = [weight.clone() for weight in ours.ema.parameters()]
     take_steps(ours, range(1, 2))
@@ -167,7 +167,7 @@ def test_the_average_counts_the_images_of_its_own_step() -> None:
 )
 @pytest.mark.parametrize("loss", LOSSES)
 def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[str, float]) -> None:
-    ours = adversaries(loss=loss, g_lr=0.002, d_lr=0.003, ema_half_life_kimg=0.02, **penalties)
+    ours = training_state(loss=loss, g_lr=0.002, d_lr=0.003, ema_half_life_kimg=0.02, **penalties)
     plain = PlainOrder(ours)
     for step in range(4):
         reals, latents = reals_at(ours.config, step), latents_at(ours.config, step)
@@ -181,7 +181,7 @@ def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[
 
 @pytest.mark.parametrize("changes", [{"resolution": 4}, {"resolution": 32}, {"equalized": False}, {"beta1": 0.5}])
 def test_steps_agree_with_the_plain_order_in_other_networks(changes: dict[str, object]) -> None:
-    ours = adversaries(loss="relativistic-logistic", r1_gamma=1.0, r2_gamma=1.0, **changes)
+    ours = training_state(loss="relativistic-logistic", r1_gamma=1.0, r2_gamma=1.0, **changes)
     plain = PlainOrder(ours)
     for step in range(2):
         reals, latents = reals_at(ours.config, step), latents_at(ours.config, step)
@@ -196,7 +196,7 @@ def test_steps_agree_with_the_plain_order_in_other_networks(changes: dict[str, o
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_generators_step_leaves_no_gradient_on_the_discriminator(loss: str) -> None:
     """What lies there afterwards is the discriminator's own, and its weights may learn again."""
-    ours = adversaries(loss=loss, g_lr=STILL, d_lr=STILL)
+    ours = training_state(loss=loss, g_lr=STILL, d_lr=STILL)
     reals, latents = reals_at(ours.config, 0), latents_at(ours.config, 0)
     plain = PlainOrder(ours)
     ours.step(reals, latents)
@@ -212,7 +212,7 @@ def test_the_generators_step_leaves_no_gradient_on_the_discriminator(loss: str) 
 
 
 def test_the_losses_reported_are_without_their_penalties_and_without_history() -> None:
-    with_penalty, without = adversaries(r1_gamma=100.0), adversaries()
+    with_penalty, without = training_state(r1_gamma=100.0), training_state()
     reals, latents = reals_at(without.config, 0), latents_at(without.config, 0)
     ours, expected = with_penalty.step(reals, latents), without.step(reals, latents)
     assert torch.equal(ours["d_loss"], expected["d_loss"])
@@ -222,7 +222,7 @@ def test_the_losses_reported_are_without_their_penalties_and_without_history() -
 
 
 def test_the_average_begins_as_the_generator_and_never_learns_by_itself() -> None:
-    ours = adversaries()
+    ours = training_state()
     for name, weight in ours.generator.state_dict().items():
         assert torch.equal(weight, ours.ema.state_dict()[name])
     take_steps(ours, range(1))
@@ -230,7 +230,7 @@ def test_the_average_begins_as_the_generator_and_never_learns_by_itself() -> Non
 
 
 def test_a_step_counts_its_images() -> None:
-    ours = adversaries(batch_size=6)
+    ours = training_state(batch_size=6)
     take_steps(ours, range(3))
     assert ours.images_seen == 18
 
@@ -240,7 +240,7 @@ def test_a_step_counts_its_images() -> None:
 
 def gradients_over(steps: int, **said: object) -> list[Tensor]:
     """The discriminator's gradients, summed over steps on the same batch that move no weight."""
-    ours = adversaries(g_lr=STILL, d_lr=STILL, **said)
+    ours = training_state(g_lr=STILL, d_lr=STILL, **said)
     reals, latents = reals_at(ours.config, 0), latents_at(ours.config, 0)
     total = [torch.zeros_like(parameter) for parameter in ours.discriminator.parameters()]
     for _ in range(steps):
@@ -266,7 +266,7 @@ def test_a_lazy_interval_keeps_the_penaltys_strength(interval: int) -> None:
 
 
 def test_a_lazy_penalty_is_due_at_the_first_step_and_then_every_interval() -> None:
-    ours = adversaries(g_lr=STILL, d_lr=STILL, r1_gamma=1.0, penalty_interval=3)
+    ours = training_state(g_lr=STILL, d_lr=STILL, r1_gamma=1.0, penalty_interval=3)
     reals, latents = reals_at(ours.config, 0), latents_at(ours.config, 0)
     sizes = []
     for _ in range(7):
@@ -280,7 +280,7 @@ def test_a_lazy_penalty_is_due_at_the_first_step_and_then_every_interval() -> No
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_penalties_are_computed_in_the_weights_precision(precision: str) -> None:
     """In bfloat16 a squared gradient norm would be off by parts in a hundred."""
-    exact, ours = adversaries(), adversaries(precision=precision)
+    exact, ours = training_state(), training_state(precision=precision)
     reals, latents = reals_at(exact.config, 0), latents_at(exact.config, 0)
     pyramid = [nn.functional.avg_pool2d(reals, 2), reals]
     fakes = [image.detach().to(ours.compute_dtype) for image in exact.generator(latents.double())]
@@ -293,7 +293,7 @@ def test_penalties_are_computed_in_the_weights_precision(precision: str) -> None
 
 
 def test_bfloat16_steps_stay_near_the_exact_ones() -> None:
-    exact, rough = adversaries(), adversaries(precision="bfloat16")
+    exact, rough = training_state(), training_state(precision="bfloat16")
     for expected, losses in zip(take_steps(exact, range(2)), take_steps(rough, range(2)), strict=True):
         for name in losses:
             assert losses[name].isfinite()
@@ -311,7 +311,7 @@ def test_bfloat16_steps_stay_near_the_exact_ones() -> None:
 )
 def test_resuming_equals_never_stopping(precision: str, penalties: dict[str, object]) -> None:
     said = {"precision": precision, "resolution": 16, "ema_ramp": 0.05, "seed": 5, **penalties}
-    through, first, second = (adversaries(**said) for _ in range(3))
+    through, first, second = (training_state(**said) for _ in range(3))
     take_steps(through, range(5))
     take_steps(first, range(2))
     second.load(saved(first), images_seen=first.images_seen)
@@ -321,7 +321,7 @@ def test_resuming_equals_never_stopping(precision: str, penalties: dict[str, obj
 
 
 def test_the_same_seed_begins_the_same_and_another_seed_does_not() -> None:
-    one, same, other = adversaries(seed=1), adversaries(seed=1), adversaries(seed=2)
+    one, same, other = training_state(seed=1), training_state(seed=1), training_state(seed=2)
     assert_identical(one, same)
     assert not torch.equal(one.generator.first.conv_1.weight, other.generator.first.conv_1.weight)
 
@@ -330,14 +330,14 @@ def test_beginning_leaves_the_processes_own_random_numbers_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    adversaries()
+    training_state()
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_what_is_saved_is_as_large_as_was_said() -> None:
     """`checkpoint_bytes` counts Adam's step counters in the weights' dtype too, of which each is one float32."""
     for precision in ("float32", "float64"):
-        ours = adversaries(precision=precision)
+        ours = training_state(precision=precision)
         foretold = ours.checkpoint_bytes()
         take_steps(ours, range(1))
         real = sum(tensor.numel() * tensor.itemsize for tensor in saved(ours).values())
@@ -378,7 +378,7 @@ def without_moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_other_names_or_shapes_are_refused_and_change_nothing(
     spoilt: Callable[[dict[str, Tensor]], dict[str, Tensor]], named: str
 ) -> None:
-    source, ours, untouched = adversaries(), adversaries(), adversaries()
+    source, ours, untouched = training_state(), training_state(), training_state()
     take_steps(source, range(2))
     take_steps(ours, range(1))
     take_steps(untouched, range(1))
@@ -388,8 +388,8 @@ def test_other_names_or_shapes_are_refused_and_change_nothing(
 
 
 def test_weights_of_another_width_or_depth_are_refused_with_the_options_to_look_at() -> None:
-    ours = adversaries()
-    other = adversaries(latent_size=16)
+    ours = training_state()
+    other = training_state(latent_size=16)
     take_steps(other, range(1))
     with pytest.raises(CheckpointError, match="--latent-size"):
         ours.load(saved(other), images_seen=4)
@@ -397,7 +397,7 @@ def test_weights_of_another_width_or_depth_are_refused_with_the_options_to_look_
 
 def test_a_loaded_step_counter_goes_on_counting() -> None:
     """Adam corrects its averages by the number of steps: taken up again at 1, they would leap."""
-    first, second = adversaries(), adversaries()
+    first, second = training_state(), training_state()
     take_steps(first, range(3))
     second.load(saved(first), images_seen=12)
     counters = [tensor.item() for name, tensor in second.tensors().items() if name.endswith(".step")]
@@ -406,5 +406,5 @@ def test_a_loaded_step_counter_goes_on_counting() -> None:
 
 def test_configurations_with_a_deviation_group_step_too() -> None:
     """Groups that divide the batch: of real and of generated images, never of both."""
-    ours = adversaries(stddev_group=2)
+    ours = training_state(stddev_group=2)
     assert all(loss.isfinite() for losses in take_steps(ours, range(2)) for loss in losses.values())

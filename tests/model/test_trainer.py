@@ -36,7 +36,7 @@ def trainer(data: Path, run_dir: Path, *, workers: int = 0, **options: Any) -> T
     return Trainer(config, data=data, run_dir=run_dir, workers=workers, messages=io.StringIO())
 
 
-def said(ours: Trainer) -> str:
+def explicit_values(ours: Trainer) -> str:
     messages = ours.progress.stream
     assert isinstance(messages, io.StringIO)
     return messages.getvalue()
@@ -92,8 +92,8 @@ def test_the_reported_losses_are_the_means_of_the_steps_since_the_last_report(
 ) -> None:
     ours = trainer(tiny_images, tmp_path / "run", kimg=0.012, precision="float64")
     steps: list[dict[str, torch.Tensor]] = []
-    plain_step = ours.adversaries.step
-    ours.adversaries.step = lambda reals, latents: steps.append(plain_step(reals, latents)) or steps[-1]  # type: ignore
+    plain_step = ours.training_state.step
+    ours.training_state.step = lambda reals, latents: steps.append(plain_step(reals, latents)) or steps[-1]  # type: ignore
     ours.run()
     (report,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert len(steps) == 3
@@ -106,14 +106,14 @@ def test_the_reported_losses_are_the_means_of_the_steps_since_the_last_report(
 
 def stop_at(ours: Trainer, images_seen: int) -> None:
     """Runs, and dies as if at once when it has seen so many images."""
-    plain_step = ours.adversaries.step
+    plain_step = ours.training_state.step
 
     def step(reals: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
         if ours.images_seen == images_seen:
             raise KeyboardInterrupt
         return plain_step(reals, latents)
 
-    ours.adversaries.step = step  # type: ignore[method-assign]
+    ours.training_state.step = step  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         ours.run()
 
@@ -148,7 +148,7 @@ def test_a_finished_run_can_be_made_longer(tiny_images: Path, tmp_path: Path) ->
     again = trainer(tiny_images, tmp_path / "run", kimg=0.08)
     result = again.run()
     assert (result.images_seen, result.metrics) == (80, before[-1])
-    assert f"Look at {tmp_path / 'run' / 'samples' / '000000080_8px.png'}." in said(again)
+    assert f"Look at {tmp_path / 'run' / 'samples' / '000000080_8px.png'}." in explicit_values(again)
     assert trainer(tiny_images, tmp_path / "run", kimg=0.12).run().images_seen == 120
     assert everything(tmp_path / "run")[0] == everything(tmp_path / "whole")[0]
 
@@ -164,7 +164,7 @@ MOMENTS = {
 def interrupt_once(ours: Trainer, moment: str, *, step: int, by: type[BaseException]) -> None:
     """In that step, at that moment, an exception comes up; not again."""
     *owners, name = MOMENTS[moment].split(".")
-    owner: Any = ours.adversaries
+    owner: Any = ours.training_state
     for attribute in owners:
         owner = getattr(owner, attribute)
     plain, calls = getattr(owner, name), itertools.count()
@@ -228,7 +228,7 @@ def test_how_an_earlier_run_ended_does_not_end_the_next(tiny_images: Path, tmp_p
     ours.folder.checkpoints.write_text("A file where the folder is to be.")
     stop_at(ours, 24)
     ours.folder.checkpoints.unlink()
-    del ours.adversaries.step
+    del ours.training_state.step
     assert ours.run().state == "completed"
 
 
@@ -256,10 +256,10 @@ def test_a_finished_run_is_left_as_it_is(tiny_images: Path, tmp_path: Path, kimg
     look = run_dir / "samples" / "000000080_8px.png"
     notice = f"Nothing to do: {run_dir} has 0.08 kimg. Look at {look}. Give a larger --kimg."
     assert result == replace(expected, notice=notice)
-    assert said(again).splitlines()[-1] == notice
+    assert explicit_values(again).splitlines()[-1] == notice
     assert fingerprint_of(run_dir) == before
-    for name, tensor in again.adversaries.tensors().items():
-        assert torch.equal(tensor, finished.adversaries.tensors()[name]), name
+    for name, tensor in again.training_state.tensors().items():
+        assert torch.equal(tensor, finished.training_state.tensors()[name]), name
 
 
 @pytest.mark.parametrize("state", ["cancelled", "failed"])
@@ -354,8 +354,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
         newest.write_bytes(b"")
     again = trainer(tiny_images, run_dir)
     again.run()
-    assert f"{newest}: damaged" in said(again)
-    assert "Resuming" in said(again)
+    assert f"{newest}: damaged" in explicit_values(again)
+    assert "Resuming" in explicit_values(again)
     assert everything(run_dir) == expected
 
 
@@ -396,7 +396,7 @@ def test_one_image_is_refused_with_how_many_are_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "are_few"), [(199, True), (200, False)])
 def test_few_images_are_warned_of(tmp_path: Path, count: int, are_few: bool) -> None:
     ours = trainer(save_images(tmp_path / "images", count, 4), tmp_path / "run", resolution=4)
-    assert (f"Few images ({count}):" in said(ours)) == are_few
+    assert (f"Few images ({count}):" in explicit_values(ours)) == are_few
 
 
 def test_a_run_folder_among_the_images_does_not_become_data(tiny_images: Path, tmp_path: Path) -> None:
@@ -408,8 +408,8 @@ def test_a_run_folder_among_the_images_does_not_become_data(tiny_images: Path, t
     again = trainer(tiny_images, run_dir, kimg=0.08)
     assert again.run().images_seen == 80
     assert again.dataset.fingerprint == first.dataset.fingerprint
-    assert "Skipped 2 run folders: one-run, runs/one." in said(again)
-    assert "Skipped" not in said(first)
+    assert "Skipped 2 run folders: one-run, runs/one." in explicit_values(again)
+    assert "Skipped" not in explicit_values(first)
 
 
 def test_the_folder_of_the_images_cannot_be_the_run_folder(tiny_images: Path) -> None:
@@ -436,7 +436,7 @@ def test_files_of_other_kinds_are_named_before_training_and_before_a_complaint(
     for number in range(3):
         (tiny_images / f"{number}.mp4").touch()
     ours = trainer(tiny_images, tmp_path / "run")
-    assert said(ours).splitlines()[0] == "Skipped 3 files: 3 .mp4."
+    assert explicit_values(ours).splitlines()[0] == "Skipped 3 files: 3 .mp4."
     messages = io.StringIO()
     with pytest.raises(DataError, match="fewer than --batch-size 32"):
         Trainer(TrainConfig(batch_size=32), data=tiny_images, run_dir=tmp_path / "other", messages=messages)
@@ -474,7 +474,7 @@ def test_what_could_not_be_used_is_named_at_the_end(tiny_images: Path, tmp_path:
     (tiny_images / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     ours = trainer(tiny_images, tmp_path / "run")
     ours.run()
-    last = said(ours).splitlines()
+    last = explicit_values(ours).splitlines()
     assert any(line.startswith("Skipped 1 unreadable image: broken.jpg (") for line in last[-3:])
 
 

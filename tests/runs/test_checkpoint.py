@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.builders import adversaries, latents_at, reals_at, small_config
+from support.builders import latents_at, reals_at, small_config, training_state
 from torch import Tensor
 
 from msggan import load_generator
@@ -30,7 +30,7 @@ from msggan.runs.checkpoint import (
     save_generator,
 )
 from msggan.runs.files import write_whole
-from msggan.steps import Adversaries
+from msggan.steps import TrainingState
 
 STATE = {"seconds": 1.25, "interval": {"steps": 3, "d_loss": 0.1}, "data_fingerprint": "ab" * 32, "note": "größer"}
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(-1.5, dtype=torch.float64), "c": torch.zeros(0)}
@@ -53,8 +53,8 @@ def pair(*positions: int) -> list[str]:
     return sorted(f"{position:09d}.{suffix}" for position in positions for suffix in ("json", "safetensors"))
 
 
-def trained() -> Adversaries:
-    ours = adversaries(precision="float32")
+def trained() -> TrainingState:
+    ours = training_state(precision="float32")
     for step in range(2):
         ours.step(reals_at(ours.config, step), latents_at(ours.config, step))
     return ours
@@ -76,7 +76,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_networks_and_adams_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
-    ours, again = trained(), adversaries(precision="float32")
+    ours, again = trained(), training_state(precision="float32")
     save_checkpoint(tmp_path, ours.images_seen, ours.tensors(), {})
     checkpoint, _ = newest_checkpoint(tmp_path)
     assert checkpoint is not None
@@ -417,7 +417,7 @@ def test_a_file_is_replaced_at_once_and_nothing_left_aside(tmp_path: Path) -> No
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     config = small_config(precision="float32", latent_size=16)
-    network = adversaries(precision="float32", latent_size=16).ema
+    network = training_state(precision="float32", latent_size=16).ema
     save_generator(tmp_path / "generator.safetensors", network.state_dict(), asdict(config))
     return tmp_path
 
@@ -427,7 +427,7 @@ def run_folder(tmp_path: Path) -> Path:
 def test_a_generator_comes_back_from_its_run_folder_or_file(
     run_folder: Path, inside: str, kind: Callable[[Path], str | Path]
 ) -> None:
-    expected = adversaries(precision="float32", latent_size=16).ema
+    expected = training_state(precision="float32", latent_size=16).ema
     ours = load_generator(kind(run_folder / inside))
     assert not ours.training
     assert (ours.depth, ours.latent_size, ours.equalized) == (2, 16, True)

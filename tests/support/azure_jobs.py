@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from msggan.commands.options import Place
+from msggan.commands.options import Hardware
 from msggan.config import TrainConfig
 from orchestration.azure.jobs import (
     JobData,
@@ -22,7 +22,7 @@ CODE = f"azureml:{SCOPE}/codes/c/versions/1"
 ENVIRONMENT = f"azureml:{SCOPE}/environments/msggan/versions/1"
 
 
-SPEC = RunSpec(TrainConfig(resolution=8, kimg=2), "flowers", "flowers", Place("cpu", 3))
+SPEC = RunSpec(TrainConfig(resolution=8, kimg=2), "flowers", "flowers", Hardware("cpu", 3))
 
 
 SIZE = "Standard_NC4as_T4_v3"

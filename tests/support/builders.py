@@ -16,7 +16,7 @@ from msggan.networks import Generator
 from msggan.pictures.grids import generate, write_samples
 from msggan.randomness import latents
 from msggan.runs.checkpoint import save_generator
-from msggan.steps import Adversaries
+from msggan.steps import TrainingState
 
 CPU = torch.device("cpu")
 
@@ -27,8 +27,8 @@ def small_config(**said: object) -> TrainConfig:
     return resolve(TrainConfig(**{**small, **said}), shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
 
 
-def adversaries(**said: object) -> Adversaries:
-    return Adversaries(small_config(**said), CPU)
+def training_state(**said: object) -> TrainingState:
+    return TrainingState(small_config(**said), CPU)
 
 
 def reals_at(config: TrainConfig, step: int) -> Tensor:
