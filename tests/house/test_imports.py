@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
@@ -109,6 +110,7 @@ def is_in(module: str, rooms: tuple[str, ...]) -> bool:
     return any(module == room or module.startswith(f"{room}.") for room in rooms)
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Each module of both packages and its file."""
     found = {}
@@ -119,9 +121,10 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path, *, also_in_functions: bool) -> set[str]:
+@cache
+def imports(path: Path, *, also_in_functions: bool) -> frozenset[str]:
     """The modules that a file imports when it runs; what only a type checker reads is left out."""
-    return set(_imported(ast.parse(path.read_text(encoding="utf-8")).body, also_in_functions))
+    return frozenset(_imported(ast.parse(path.read_text(encoding="utf-8")).body, also_in_functions))
 
 
 def _imported(statements: list[ast.stmt], also_in_functions: bool) -> Iterator[str]:
