@@ -80,21 +80,36 @@ class SearchSpace:
         return [str(dimension) for dimension in self.dimensions]
 
 
-def read_space(texts: Sequence[str], config: TrainConfig) -> SearchSpace:
-    """The space that --over names, for a sweep around `config`. Raises `UsageError` with every complaint at once."""
+def read_space(over: Sequence[str] | Mapping[str, Any], config: TrainConfig) -> SearchSpace:
+    """The search space of a sweep around `config`. Raises `UsageError` with every problem at once.
+
+    over: what --over takes, or the same as a mapping from a field's name to None (the field's own range), a tuple
+    (low, high) or a list of values.
+    """
     dimensions: list[Dimension] = []
-    problems: list[str] = [] if texts else ["--over: is missing. Name what is to be swept, as in --over g_lr."]
-    for text in texts:
+    problems: list[str] = [] if over else ["--over: is required. Name an option to search, as in --over g_lr."]
+    for item in over.items() if isinstance(over, Mapping) else over:
         try:
-            dimensions.append(_read_dimension(text))
+            dimensions.append(_read_dimension(item if isinstance(item, str) else _as_text(*item)))
         except UsageError as error:
             problems += error.problems
-    problems += _repeated(dimensions) + _said_twice(dimensions, config)
+    problems += _repeated(dimensions) + _also_fixed(dimensions, config)
     if not problems:
-        problems = list(dict.fromkeys(_misfits(dimensions, config)))
+        problems = list(dict.fromkeys(_cross_field_errors(dimensions, config)))
     if problems:
         raise UsageError(problems)
     return SearchSpace(tuple(dimensions))
+
+
+def _as_text(name: str, values: Any) -> str:
+    """What --over takes for one item of a mapping."""
+    if values is None:
+        return name
+    if isinstance(values, tuple) and len(values) == 2:
+        return f"{name}={written(values[0])}..{written(values[1])}"
+    if isinstance(values, list):
+        return f"{name}={','.join(map(written, values))}"
+    raise UsageError([f"--over {name}: {values!r} is not None, a tuple (low, high) or a list of values."])
 
 
 def _read_dimension(text: str) -> Dimension:
@@ -212,7 +227,7 @@ def _repeated(dimensions: Sequence[Dimension]) -> list[str]:
     return [f"--over {name}: is named more than once." for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
-def _said_twice(dimensions: Sequence[Dimension], config: TrainConfig) -> list[str]:
+def _also_fixed(dimensions: Sequence[Dimension], config: TrainConfig) -> list[str]:
     fixed = explicit_values(config)
     return [
         f"--over {dimension.name}: {flag(dimension.name)} {written(fixed[dimension.name])} fixes it. Leave one out."
@@ -221,7 +236,7 @@ def _said_twice(dimensions: Sequence[Dimension], config: TrainConfig) -> list[st
     ]
 
 
-def _misfits(dimensions: Sequence[Dimension], config: TrainConfig) -> Iterator[str]:
+def _cross_field_errors(dimensions: Sequence[Dimension], config: TrainConfig) -> Iterator[str]:
     """Complaints about values that are good alone and bad together, which are all of two fields."""
     choices = [dimension for dimension in dimensions if isinstance(dimension, Choice)]
     for one, other in itertools.combinations_with_replacement(choices, 2):

@@ -533,7 +533,7 @@ def test_a_trial_that_does_badly_is_stopped_early(run_program: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "complaints"),
     [
-        ([], ["--over: is missing."]),
+        ([], ["--over: is required."]),
         (["--over", "g_rl"], ["there is no option --g-rl. Did you mean g_lr?"]),
         (["--over", "kimg"], ["--kimg cannot be swept"]),
         (["--over"], ["'--over' requires an argument."]),

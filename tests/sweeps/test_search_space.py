@@ -53,6 +53,38 @@ def test_every_field_with_a_range_of_its_own_can_be_swept_and_written_again(name
     assert read_space(space.as_texts(), ANY) == space
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("g_lr", None, "g_lr"),
+        ("g_lr", (0.001, 0.01), "g_lr=0.001..0.01"),
+        ("seed", (0, 3), "seed=0..3"),
+        ("penalty_interval", [1, 4], "penalty_interval=1,4"),
+        ("mirror", [True, False], "mirror=true,false"),
+        ("loss", ["hinge"], "loss=hinge"),
+    ],
+)
+def test_a_mapping_gives_the_space_that_the_same_text_gives(name: str, values: object, text: str) -> None:
+    assert read_space({name: values}, ANY) == read_space([text], ANY)
+
+
+@pytest.mark.parametrize(
+    ("over", "problem"),
+    [
+        ({"glr": None}, "--over glr: there is no option --glr. Did you mean g_lr?"),
+        ({"g_lr": (0.01, 0.001)}, "--over g_lr=0.01..0.001: 0.01 is not below 0.001."),
+        ({"seed": []}, "--over seed=: names no value; as in seed=1,2,3."),
+        ({"g_lr": 0.01}, "--over g_lr: 0.01 is not None, a tuple (low, high) or a list of values."),
+        ({"loss": "hinge"}, "--over loss: 'hinge' is not None, a tuple (low, high) or a list of values."),
+        ({}, "--over: is required."),
+    ],
+)
+def test_a_mapping_is_refused_with_the_message_of_the_option(over: dict[str, object], problem: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        read_space(over, ANY)
+    assert [found.startswith(problem) for found in refused.value.problems] == [True]
+
+
 @given(st.floats(1e-6, 1.0), st.floats(1.01, 1e3))
 def test_an_interval_that_is_written_reads_back_to_itself_to_twelve_digits(low: float, high: float) -> None:
     (dimension,) = read_space([f"r1_gamma={low:.12g}..{high:.12g}"], ANY).dimensions
