@@ -25,7 +25,7 @@ from support.programs import run_in
 
 SMALL = ("--latent-size", 8, "--num-samples", 4, "--device", "cpu")
 OFTEN = ("--checkpoint-kimg", 0.2, "--metric-kimg", 0.1, "--sample-kimg", 0.3)
-HEADINGS = ("setting", "images from", "kills", "images reported and done again", "equal to the run left alone")
+HEADINGS = ("setting", "images from", "kills", "images trained on again", "equal to the uninterrupted run")
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,19 @@ from support.programs import REPOSITORY, environment, run_in
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("first-run", "own-images", "reading-the-curves"))]
 PAGES += ["docs/never-lost.md", "docs/sweeps.md"]
+# What is run in tests/azure instead.
+ON_AZURE = re.compile(r"^## Train on Azure ML$.*?(?=^## )", re.MULTILINE | re.DOTALL)
+
+
+def local_part(page: str) -> str:
+    """A page without its section on Azure."""
+    return ON_AZURE.sub("", (REPOSITORY / page).read_text(encoding="utf-8"))
+
+
 PYTHON = [
     code
     for page in ("README.md", "docs/sweeps.md")
-    for code in re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for code in re.findall(r"```python\n(.*?)```", local_part(page), flags=re.DOTALL)
 ]
 
 # What makes a command short enough for a test; of an option given twice the last counts.
@@ -36,13 +45,10 @@ SHORTER = {
 DRAW_FLOWERS = "python examples/draw_flowers.py"
 FROM_THE_START = ["README.md", "docs/first-run.md"]  # typed after `make demo`; the other pages go on from these
 
-ON_AZURE = re.compile(r"^## Train on Azure ML$.*?(?=^## )", re.MULTILINE | re.DOTALL)
-
 
 def commands_of(page: str) -> list[str]:
     """The commands that a page shows, in their order; those for Azure are run in test_azure_page."""
-    text = ON_AZURE.sub("", (REPOSITORY / page).read_text(encoding="utf-8"))
-    lines = re.findall(rf"^    (?:\.venv/bin/)?((?:msggan-aml|{DRAW_FLOWERS}) .*)$", text, re.MULTILINE)
+    lines = re.findall(rf"^    (?:\.venv/bin/)?((?:msggan-aml|{DRAW_FLOWERS}) .*)$", local_part(page), re.MULTILINE)
     return [line.split(" # ")[0].strip() for line in lines]
 
 
