@@ -14,11 +14,15 @@ INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum 
 # The blob service of the local Azure, which the tests talk to; the same game with its name.
 AZURITE := tests/azure_local/node_modules/installed-$(shell cksum < tests/azure_local/package-lock.json | cut -d ' ' -f 1)
 
-.PHONY: help setup demo test torture azure-local check format docs bench bench-azure constraints clean
+# Most tests wait for a process or a service: two workers for each core.
+PARALLEL := --numprocesses $(shell expr 2 '*' $$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2))
+
+.PHONY: help setup demo test test-slow torture azure-local check format docs bench bench-azure constraints clean
 
 help:
 	@echo "make demo    set up, and train on 400 drawn flowers (runs/demo)"
-	@echo "make test    set up, and run every check and test"
+	@echo "make test    set up, and run the checks and the tests of every promise"
+	@echo "make test-slow  the tests that make test leaves out: further variants, longer runs"
 	@echo "make torture  kill runs a hundred times, and compare them with runs left alone (about 15 minutes)"
 	@echo "make azure-local  a shell that has its own Azure, on this machine"
 	@echo "make check   formatter, linter and type checker alone"
@@ -45,7 +49,10 @@ demo: $(INSTALLED)
 		--resolution 32 --latent-size 32 --kimg 6
 
 test: check $(AZURITE)
-	$(BIN)/pytest --numprocesses auto
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
+
+test-slow: $(INSTALLED) $(AZURITE)
+	$(BIN)/pytest $(PARALLEL) -m slow
 
 torture: $(INSTALLED)
 	$(BIN)/python tests/torture.py

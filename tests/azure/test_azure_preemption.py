@@ -33,7 +33,6 @@ TRAINING = [
     *("--kimg", "3", "--checkpoint-kimg", "0.2", "--sample-kimg", "1", "--metric-kimg", "1"),
 ]
 SHORT = [*TRAINING[:8], "--kimg", "0.04"]
-LOSSES = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +48,10 @@ def checkpoints(azure: AzureLocal) -> list[int]:
     return [int(Path(path).stem) for path in paths if path.endswith(".json")]
 
 
-def test_a_job_whose_machine_is_taken_three_times_ends_as_if_it_had_kept_it(azure: AzureLocal, place: Path) -> None:
+@pytest.mark.parametrize("losses", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_job_whose_machine_is_taken_away_ends_as_if_it_had_kept_it(
+    azure: AzureLocal, place: Path, losses: int
+) -> None:
     words = ["submit", "--data", "tiny", *TRAINING]
     said = place / "said.txt"
     with (
@@ -64,7 +66,7 @@ def test_a_job_whose_machine_is_taken_three_times_ends_as_if_it_had_kept_it(azur
         ) as following,
     ):
         seen = 0
-        for loss in range(1, LOSSES + 1):
+        for loss in range(1, losses + 1):
             wait_for(lambda: max(checkpoints(azure), default=0) > seen, following)  # noqa: B023 - called here
             job = azure.job("tiny")
             os.killpg(job.process.pid, signal.SIGSTOP)  # it must not end before who follows it has seen it run
@@ -78,11 +80,11 @@ def test_a_job_whose_machine_is_taken_three_times_ends_as_if_it_had_kept_it(azur
         stdout, _ = following.communicate(timeout=120)
     told = json.loads(stdout)
     assert (following.returncode, told["state"], told["images_seen"]) == (0, "completed", 3000)
-    assert (azure.job("tiny").attempt, list(azure.cloud.jobs)) == (LOSSES + 1, ["tiny"])
+    assert (azure.job("tiny").attempt, list(azure.cloud.jobs)) == (losses + 1, ["tiny"])
 
     written = azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
     assert [line for line in said.read_text().splitlines() if line in written] == written
-    assert sum("Resuming" in line for line in written) == LOSSES
+    assert sum("Resuming" in line for line in written) == losses
 
     alone = run_in(place, "msggan-aml", *words, "--target", "local")
     assert alone.exit_code == 0, alone.stderr
@@ -104,7 +106,12 @@ def reports_in(content: bytes) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("status", "state"), [("Failed", "failed"), ("Canceled", "cancelled"), ("NotResponding", "interrupted")]
+    ("status", "state"),
+    [
+        pytest.param("Failed", "failed", marks=pytest.mark.slow),
+        pytest.param("Canceled", "cancelled", marks=pytest.mark.slow),
+        ("NotResponding", "interrupted"),
+    ],
 )
 def test_a_run_that_ended_early_is_continued_by_the_same_command_as_its_next_job(
     azure: AzureLocal, place: Path, msggan_aml: Command, status: str, state: str

@@ -60,6 +60,7 @@ def by_number(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("_no_mlflow")
+@pytest.mark.slow
 def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     words = sweep("--over", "g_lr=0.001..0.01", "--over", "mirror", "--trials", "3", "--concurrent", "2", *SHORT)
     found = run_in(place, "msggan-aml", *words, "--timeout", "3", "--timeout-hours", "1.5", **azure.variables)
@@ -199,6 +200,7 @@ def _the_same_again_is_complete_and_more_trials_go_on(
 
 
 @pytest.mark.usefixtures("_no_mlflow")
+@pytest.mark.slow
 def test_a_grid_goes_on_with_just_the_combinations_that_are_left_wherever_the_images_lie(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
@@ -283,6 +285,7 @@ def test_a_failed_trial_says_why_and_the_sweep_goes_on(azure: AzureLocal, msggan
 
 
 @pytest.mark.usefixtures("_no_mlflow")
+@pytest.mark.slow
 def test_a_sweep_is_given_up_where_too_many_trials_fail(azure: AzureLocal, msggan_aml: Command) -> None:
     words = sweep("--over", "stddev_group=3,0,1,2", "--sampling", "grid", "--most-failed", "0.2", *PLAIN)
     ended = msggan_aml(*words)
@@ -301,6 +304,7 @@ def test_a_sweep_is_given_up_where_too_many_trials_fail(azure: AzureLocal, msgga
     assert azure.job("find-2").properties["limits"]["maxTotalTrials"] == 3
 
 
+@pytest.mark.slow
 def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msggan_aml: Command) -> None:
     """Who looks for the farthest from the images gets nowhere by learning nothing: that trial is behind for ever."""
     farthest = ["--direction", "maximize", "--stop-early", "bandit", "--slack", "0.1", "--metric-kimg", "0.3"]
@@ -318,6 +322,7 @@ def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msgg
 
 
 @pytest.mark.usefixtures("_no_mlflow")
+@pytest.mark.slow
 def test_a_trial_of_a_sweep_here_is_trained_on_there(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     words = [*sweep("--over", "g_lr=0.001,0.01", *SHORT), "--trials", "1", "--tracking-uri", "none"]
     here = msggan_aml(*words, "--target", "local")
@@ -331,6 +336,7 @@ def test_a_trial_of_a_sweep_here_is_trained_on_there(azure: AzureLocal, place: P
 
 
 @pytest.mark.usefixtures("_no_mlflow")
+@pytest.mark.slow
 def test_a_trial_whose_time_is_up_keeps_what_it_measured(azure: AzureLocal, msggan_aml: Command) -> None:
     words = ["--over", "g_lr", "--trials", "1", *SMALL, "--kimg", "1000000", "--metric-kimg", "0.1"]
     begun = msggan_aml(*sweep(*words, "--detach"))

@@ -67,6 +67,7 @@ def as_typed(command: str) -> list[str]:
     return [*words, "--yes"] if words[0] in ("submit", "provision") else words
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: AzureLocal, place: Path) -> None:
     assert {command.split()[1] for command in COMMANDS} == {
         *("provision", "submit", "sweep", "pack", "list", "status", "logs", "cancel", "sample", "download"),

@@ -104,7 +104,9 @@ def test_the_pages_show_commands_and_python() -> None:
 SHOWN = {"submit", "sweep", "sample", "export", "pack", "status", "list", "logs", "cancel", "download", "config"}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [page if page == "README.md" else pytest.param(page, marks=pytest.mark.slow) for page in PAGES]
+)
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue("after_demo" if page in FROM_THE_START else "flowers")
     before = set(folder.rglob("*"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support.disks import MOUNT, UMOUNT, Disk
+from support.images import draw_tiny_images
 from support.kills import OPTIONS, everything
 from support.programs import command_line, environment, run_in, wait_for
 
@@ -21,12 +23,13 @@ WORDS = [*OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.25, "--sample-kimg", 0.
 LONG = [*OPTIONS, "--kimg", 1000, "--checkpoint-kimg", 0.1]
 
 
-@pytest.fixture
-def whole(tiny_images: Path, tmp_path: Path) -> Path:
-    """A run that nothing disturbed."""
-    folder = tmp_path / "whole"
-    assert run_in(tmp_path, "msggan.train", "--data", tiny_images, *WORDS, "--run-dir", folder).exit_code == 0
-    return folder
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed, which all tests here share."""
+    folder = tmp_path_factory.mktemp("whole")
+    images = draw_tiny_images(folder / "tiny")
+    assert run_in(folder, "msggan.train", "--data", images, *WORDS, "--run-dir", folder / "run").exit_code == 0
+    return folder / "run"
 
 
 def train(tiny_images: Path, run_dir: Path, *words: object, limit_kib: int | None = None) -> subprocess.Popen[str]:
@@ -93,6 +96,7 @@ def test_a_disk_that_fills_up_ends_training_with_the_files_name_and_nothing_is_m
     assert everything(run_dir)[:2] == everything(small_disk.path / "undisturbed")[:2]
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_size_ends_training_with_the_files_name_and_nothing_is_missing_after(
     tiny_images: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +111,7 @@ def test_a_limit_on_file_size_ends_training_with_the_files_name_and_nothing_is_m
     assert everything(run_dir) == everything(whole)
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_removed_ends_training_and_is_not_made_anew(tiny_images: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = train(tiny_images, run_dir, *LONG)
@@ -116,6 +121,7 @@ def test_a_run_folder_that_is_removed_ends_training_and_is_not_made_anew(tiny_im
     assert newest_checkpoint(tmp_path / "elsewhere" / "checkpoints")[0] is not None
 
 
+@pytest.mark.slow
 def test_a_disk_that_may_only_be_read_ends_training_and_what_exists_stays_good(
     tiny_images: Path, small_disk: Disk
 ) -> None:
@@ -165,10 +171,11 @@ def test_a_permission_that_is_lost_ends_training_with_the_folders_name(tiny_imag
     assert newest_checkpoint(run_dir / "checkpoints")[0] is not None
 
 
-def test_every_line_of_the_metrics_is_whole_again_after_a_fault(tiny_images: Path, whole: Path) -> None:
-    metrics = whole / "metrics.jsonl"
+def test_every_line_of_the_metrics_is_whole_again_after_a_fault(tiny_images: Path, whole: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(whole, tmp_path / "run"))
+    metrics = run_dir / "metrics.jsonl"
     before = read_metrics(metrics)
     metrics.write_bytes(metrics.read_bytes() + b'{"images": 1600, "d_lo')  # what a full disk leaves
-    go_on(tiny_images, whole, *WORDS)
+    go_on(tiny_images, run_dir, *WORDS)
     assert read_metrics(metrics) == before
     assert metrics.read_bytes().count(b"\n") == len(before)

@@ -286,6 +286,7 @@ def test_a_trial_has_reached_the_best_of_its_finite_measurements() -> None:
 
 
 @pytest.mark.usefixtures("tiny_images")
+@pytest.mark.slow
 def test_a_sweep_in_the_background_of_a_script_is_deaf_to_ctrl_c(tmp_path: Path) -> None:
     words = sweep("--over", "g_lr=0.001,0.01", "--sampling", "grid", *SMALL, "--kimg", "1")
     with started(tmp_path, *words, background=True) as process:
@@ -295,7 +296,9 @@ def test_a_sweep_in_the_background_of_a_script_is_deaf_to_ctrl_c(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("tiny_images")
-@pytest.mark.parametrize(("by", "sampling"), [("Ctrl-C", "random"), ("cancel", "sobol")])
+@pytest.mark.parametrize(
+    ("by", "sampling"), [("Ctrl-C", "random"), pytest.param("cancel", "sobol", marks=pytest.mark.slow)]
+)
 def test_a_sweep_stopped_and_continued_equals_one_that_ran_through(
     tmp_path: Path, run_program: Run, by: str, sampling: str
 ) -> None:
@@ -417,6 +420,7 @@ def test_a_sweep_of_which_too_many_trials_fail_is_given_up(run_program: Run) -> 
     assert "The trials that failed are tried again." in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_that_fails_on_a_full_disk_goes_on_when_there_is_space(
     tiny_images: Path, tmp_path: Path, small_disk: Disk, run_program: Run
 ) -> None:
@@ -439,6 +443,7 @@ def test_a_sweep_that_fails_on_a_full_disk_goes_on_when_there_is_space(
 
 
 @pytest.mark.usefixtures("tiny_images")
+@pytest.mark.slow
 def test_what_is_larger_the_better_is_maximized(run_program: Run) -> None:
     ended = run_program(*sweep("--objective", "images_per_second", *TWO_RATES))
     assert ended.exit_code == 0, ended.stderr
@@ -459,6 +464,7 @@ def test_an_objective_that_is_never_logged_fails_the_trial(run_program: Run) -> 
 
 
 @pytest.mark.usefixtures("tiny_images")
+@pytest.mark.slow
 def test_a_sweep_whose_time_is_up_keeps_its_trials_and_goes_on(
     tmp_path: Path, run_program: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -518,6 +524,7 @@ def two_rates(space: SearchSpace | None = None, **more: Any) -> SweepSpec:
 
 
 @pytest.mark.usefixtures("tiny_images")
+@pytest.mark.slow
 def test_a_trial_that_does_badly_is_stopped_early(run_program: Run) -> None:
     """At first a generator of 8 px is farther from these images the faster it learns."""
     words = ["--over", "g_lr=1e-9,0.01", "--sampling", "grid", "--stop-early", "bandit", "--slack", "0.1"]
