@@ -23,8 +23,7 @@ from benchmarks.results import write_rows
 from msggan.config import TrainConfig, resolve
 from msggan.device import choose_device
 from msggan.randomness import latents
-from msggan.runs.checkpoint import newest_checkpoint
-from msggan.runs.checkpoint_writer import CheckpointWriter
+from msggan.runs.checkpoint import CheckpointWriter, newest_checkpoint
 from msggan.runs.folder import RunFolder
 from msggan.steps import TrainingState
 

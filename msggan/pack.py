@@ -1,4 +1,4 @@
-"""How do images become one file to train on? `python -m msggan.pack --data PATH --out FILE [options]`."""
+"""`python -m msggan.pack --data PATH --out FILE [options]`: decode images into one file to train on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from msggan.commands.program import output_option, output_problems, run_program
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @data_option
-@click.option("--out", metavar="FILE", help="The file to make, which ends in .safetensors.")
+@click.option("--out", metavar="FILE", help="The file to create; its name ends in .safetensors.")
 @pack_options
 @output_option
 def pack(*, data: str | None, out: str | None, output: str, **texts: Any) -> int:
-    """Decode a folder or zip of images into one file, which --data takes in their place.
+    """Decode a folder or zip of images into one file, which --data accepts in their place.
 
-    Training on it equals training on the images, and begins at once. The same images make the same file.
+    Training on it equals training on the images, and starts at once. The same images make the same file.
     """
     options = parse_pack(data_problems(data) + output_problems(output), out, texts)
     show_pack(make_pack(str(data), str(out), options), output)
@@ -32,29 +32,29 @@ def pack(*, data: str | None, out: str | None, output: str, **texts: Any) -> int
 
 
 def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
-    """Packs the images at `data`, and tells what has been made. Raises DataError; then nothing is left behind."""
+    """Packs the images at `data`; returns the JSON result. Raises `DataError`; then nothing is left behind."""
     from msggan.config import resolve
-    from msggan.data.dataset import ImageDataset, describe_skipped, find_images, median_shorter_side
-    from msggan.data.pack_file import ensure_writable, is_pack, write_pack
+    from msggan.data.pack_file import Pack, ensure_writable, write_pack
+    from msggan.data.sources import describe_skipped, open_source
     from msggan.errors import DataError
 
-    if is_pack(data):
-        raise DataError(f"{data}: is a pack already.", f"Train on it: msggan-aml submit --data {data}")
     try:
-        found = find_images(data)
+        source = open_source(data)
+        if isinstance(source, Pack):
+            with _bar(f"Verifying {source.contents.images} images", source.contents.images) as progress:
+                source.verify(progress)
+            raise DataError(
+                f"{data}: is already a pack, and undamaged.", f"Train on it: msggan-aml submit --data {data}"
+            )
     except DataError as error:  # msggan-aml calls it FOLDER
         raise DataError(error.message.removeprefix("--data "), error.hint) from error
-    side = options.config.resolution or median_shorter_side(found.files)  # headers are read only where they decide
-    ensure_writable(Path(out))  # before an hour of decoding and not after
-    # As training on a GPU would choose: a pack is made once, and most often for a faster machine than this.
+    side = options.config.resolution or source.median_shorter_side()  # reads headers only if needed
+    ensure_writable(Path(out))  # before an hour of decoding, not after it
+    # The default resolution is that of a GPU: a pack is made once, and usually for a faster machine than this one.
     config = resolve(options.config, shorter_side_px=side, device="cuda", has_fast_bfloat16=False)
-    with _bar(f"Reading {len(found.files)} images", len(found.files)) as progress:
-        dataset = ImageDataset(
-            found,
-            resolution=config.resolution,
-            background=config.background,
-            workers=options.workers,
-            progress=progress,
+    with _bar(f"Reading {len(source.files)} images", len(source.files)) as progress:
+        dataset = source.dataset(
+            resolution=config.resolution, background=config.background, workers=options.workers, progress=progress
         )
     with _bar(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
         contents = write_pack(Path(out), dataset, background=config.background, progress=progress)
@@ -77,7 +77,7 @@ def _bar(label: str, length: int) -> Iterator[Callable[[int, int], None]]:
 
 
 def main() -> None:
-    # Pillow warns of damaged notes inside files; what of that matters is told at the end, with the files' names.
+    # Pillow warns of damaged metadata in files; those that cannot be read are listed at the end, by name.
     warnings.filterwarnings("ignore", module="PIL")
     sys.exit(run_program(pack, name="python -m msggan.pack"))
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from msggan.config import TrainConfig, explicit_values, resolve
-from msggan.data.dataset import SampleStream, describe_skipped, to_float
-from msggan.data.sources import open_source
+from msggan.data.dataset import SampleStream, to_float
+from msggan.data.sources import describe_skipped, open_source
 from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, memory_errors
 from msggan.display.notebook import choose_progress
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
@@ -27,8 +27,7 @@ from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
 from msggan.pictures.grids import find_samples, generate, generate_parts, write_samples
 from msggan.randomness import Purpose, latents
-from msggan.runs.checkpoint import newest_checkpoint
-from msggan.runs.checkpoint_writer import CheckpointWriter
+from msggan.runs.checkpoint import CheckpointWriter, newest_checkpoint
 from msggan.runs.folder import RunFolder
 from msggan.runs.run import Run
 from msggan.runs.state import RunState, begin, end, ensure_ours, is_owned, owned, read_note, taken

@@ -1,19 +1,24 @@
-"""What is a pack? One file of decoded images, which is mapped into memory and not read to train on it.
+"""The pack: one file of decoded images, which is mapped into memory, so that training starts without reading it.
 
-It is a safetensors file: `digests`, (N, 32) uint8, the SHA-256 of each image's own file, ascending; and `images`,
-(N, 3, R, R) uint8. Its metadata say how it was made and hold the checksum of all of it. Training on it equals training
-on the files, for a dataset's order, its division and its fingerprint come from the digests alone; and the same images
-at the same options make the same pack, byte for byte, whatever their names.
+It is a safetensors file: `digests`, (N, 32) uint8, the SHA-256 of each image's own file, ascending; `checksums`,
+(N, 32) uint8, the SHA-256 of each image's pixels; and `images`, (N, 3, R, R) uint8. Opening a pack reads and verifies
+its header and the first two; an image is verified when it is first shown, and all of them by `Pack.verify`. Packs of
+format version 1 have no `checksums` but one checksum of the whole file, which is verified when they are opened.
+
+Training on a pack equals training on its files, because a dataset's order, its hold-out images and its fingerprint
+depend on the digests alone. The same images with the same options make the same pack, byte for byte, whatever their
+names.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,24 +27,24 @@ import torch
 from PIL import ImageColor
 
 from msggan.commands.pack_options import PACK_SUFFIX
-from msggan.data.dataset import Dataset
+from msggan.data.dataset import Dataset, Progress
 from msggan.errors import DataError
 
 FORMAT = "msggan-pack"
-FORMAT_VERSION = 1
-BEGINNING = b'{"__metadata__":{"format":"msggan-pack"'  # of every header, also of versions to come
-LONGEST_HEADER_BYTES = 4096
+FORMAT_VERSION = 2
+READABLE_VERSIONS = ("1", "2")
+HEADER_START = b'{"__metadata__":{"format":"msggan-pack"'  # of every version, also of those to come
+MAX_HEADER_BYTES = 4096
 CHUNK_BYTES = 1 << 22
-NO_CHECKSUM = "0" * 64  # stands in the header while the checksum is taken
-
-Progress = Callable[[int, int], None]
+BLANK = "0" * 64  # stands in the header while its checksum is computed
+MAX_NUMBERS_LISTED = 10
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a pack says of itself. enlarged: how many of the images were smaller than the resolution.
+    """The metadata of a pack. enlarged: the number of images that were smaller than the resolution.
 
-    notes: lines on how the images were decoded. Packs of plain images, and older ones, have none in their header.
+    notes: lines on how the images were decoded; none for plain images and in older packs.
     """
 
     resolution: int
@@ -47,33 +52,38 @@ class Contents:
     images: int
     enlarged: int
     notes: str = ""
+    format_version: int = FORMAT_VERSION
 
     @property
     def image_bytes(self) -> int:
         return 3 * self.resolution**2
 
     @property
+    def index_bytes(self) -> int:
+        """The digests, and the checksums where the version has them."""
+        return self.images * (32 if self.format_version == 1 else 64)
+
+    @property
     def data_bytes(self) -> int:
-        """What follows the header: the digests, then the images."""
-        return self.images * (32 + self.image_bytes)
+        """Everything after the header: the index, then the images."""
+        return self.index_bytes + self.images * self.image_bytes
 
     def header(self, checksum: str) -> bytes:
-        """The file up to its data: the header's length in 8 bytes, and the header."""
-        metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "sha256": checksum}
+        """The file up to its index: the header's length in 8 bytes, and the header."""
+        metadata = {"format": FORMAT, "format_version": self.format_version, **asdict(self), "sha256": checksum}
         if not self.notes:
             del metadata["notes"]
-        digests_end = 32 * self.images
-        content = {
-            "__metadata__": {name: str(value) for name, value in metadata.items()},  # safetensors knows only texts
-            "digests": {"dtype": "U8", "shape": [self.images, 32], "data_offsets": [0, digests_end]},
-            "images": {
-                "dtype": "U8",
-                "shape": [self.images, 3, self.resolution, self.resolution],
-                "data_offsets": [digests_end, self.data_bytes],
-            },
-        }
+        shapes: dict[str, tuple[int, ...]] = {"digests": (32,), "checksums": (32,)}
+        if self.format_version == 1:
+            del shapes["checksums"]
+        shapes["images"] = (3, self.resolution, self.resolution)
+        content: dict[str, Any] = {"__metadata__": {name: str(value) for name, value in metadata.items()}}
+        end = 0
+        for name, shape in shapes.items():
+            start, end = end, end + self.images * math.prod(shape)
+            content[name] = {"dtype": "U8", "shape": [self.images, *shape], "data_offsets": [start, end]}
         text = json.dumps(content, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format wants its data aligned
+        text += b" " * (-len(text) % 8)  # the format requires aligned data
         return len(text).to_bytes(8, "little") + text
 
 
@@ -81,99 +91,93 @@ class Contents:
 
 
 def write_pack(path: Path, dataset: Dataset, *, background: str, progress: Progress | None = None) -> Contents:
-    """Writes the images of a dataset, which were laid on `background`, to one file: whole or not at all.
+    """Writes the images of a dataset, decoded with `background`, to one file: whole or not at all.
 
-    progress(done, total) is called as the images are written. Raises DataError where the file cannot be written.
+    progress(done, total) is called as the images are written. Raises `DataError` if the file cannot be written.
     """
     notes = "\n".join(dataset.notes)
     contents = Contents(dataset.resolution, background, len(dataset.digests), dataset.enlarged, notes)
     hint = f"It takes {contents.data_bytes / 2**20:.0f} MiB. Free some space, or write it elsewhere."
-    with _written_aside(path, hint) as aside:
-        with aside.open("wb") as file:
+    with _temporary(path, hint) as temporary:
+        with temporary.open("wb") as file:
             _write(file, contents, dataset, progress)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     return contents
 
 
 def ensure_writable(path: Path) -> None:
-    """Makes the folder of a file that is to be. Raises DataError where it cannot be written."""
-    with _written_aside(path, "Name a file in a folder that you may write to.") as aside:
-        aside.touch()
+    """Creates the folder of a file to be written. Raises `DataError` if the file cannot be written there."""
+    with _temporary(path, "Specify a file in a folder that you may write to.") as temporary:
+        temporary.touch()
 
 
 @contextmanager
-def _written_aside(path: Path, hint: str) -> Iterator[Path]:
-    """The name of a file beside the one that is to be; at the end it is gone, unless it has taken that one's place."""
-    aside = path.with_name(f".{path.name}.part")
+def _temporary(path: Path, hint: str) -> Iterator[Path]:
+    """A path beside the file to be written, where nothing is left at the end."""
+    temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield aside
+            yield temporary
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}).", hint) from error
 
 
 def _write(file: BinaryIO, contents: Contents, dataset: Dataset, progress: Progress | None) -> None:
-    blank = contents.header(NO_CHECKSUM)
-    checksum = hashlib.sha256()
-
-    def append(content: bytes | memoryview) -> None:
-        file.write(content)
-        checksum.update(content)
-
-    append(blank)
-    append(b"".join(dataset.digests))
+    file.seek(len(contents.header(BLANK)) + contents.index_bytes)
+    checksums = []
     for chunk in _chunks(contents):
-        append(dataset.rows(chunk).numpy().data)
+        images = dataset.rows(chunk).numpy()
+        file.write(images.data)
+        checksums += [sha256(image.data).digest() for image in images]
         if progress is not None:
             progress(chunk.stop, contents.images)
+    index = b"".join([*dataset.digests, *checksums])
     file.seek(0)
-    file.write(contents.header(checksum.hexdigest()))
+    file.write(contents.header(sha256(contents.header(BLANK) + index).hexdigest()) + index)
 
 
 def _chunks(contents: Contents) -> Iterator[range]:
-    """The numbers of the images, so many at a time as a little memory holds."""
-    most = max(1, CHUNK_BYTES // contents.image_bytes)
-    for begin in range(0, contents.images, most):
-        yield range(begin, min(begin + most, contents.images))
+    """The numbers of the images, in ranges of at most CHUNK_BYTES."""
+    step = max(1, CHUNK_BYTES // contents.image_bytes)
+    for start in range(0, contents.images, step):
+        yield range(start, min(start + step, contents.images))
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
 def is_pack(path: str | Path) -> bool:
-    """Whether a file is a pack by its beginning, or by its name as one that is damaged may be."""
+    """Whether a file is a pack by its first bytes, or by its name as a damaged one may be."""
     if not os.path.isfile(path):
         return False
     if Path(path).suffix.lower() == PACK_SUFFIX:
         return True
     try:
         with open(path, "rb") as file:
-            return file.read(8 + len(BEGINNING))[8:] == BEGINNING
+            return file.read(8 + len(HEADER_START))[8:] == HEADER_START
     except OSError:
         return False
 
 
 class Pack:
-    """A pack whose header has been read. Raises DataError unless it is a whole pack of this version."""
+    """A pack whose header has been read. Raises `DataError` unless it is a complete pack of a known version."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
+        with self._read_errors():
             self._header, self.contents = _read_header(self.path)
-            size, whole = self.path.stat().st_size, len(self._header) + self.contents.data_bytes
-        except OSError as error:
-            raise DataError(f"--data {path}: cannot be read ({error.strerror}).", "Make it readable.") from error
-        if size != whole:
-            raise _damaged(self.path, f"it has {size} bytes and should have {whole}")
+            size, expected = self.path.stat().st_size, len(self._header) + self.contents.data_bytes
+        if size != expected:
+            raise _damaged(self.path, f"it has {size} bytes instead of {expected}")
 
     @property
     def settled(self) -> dict[str, Any]:
-        """The options that making the pack has settled."""
+        """The options that are fixed already, by name: how the images were decoded."""
         return {"resolution": self.contents.resolution, "background": self.contents.background}
 
     def median_shorter_side(self) -> int:
@@ -182,16 +186,57 @@ class Pack:
     def dataset(
         self, *, resolution: int, background: str, workers: int = 0, progress: Progress | None = None
     ) -> PackedDataset:
-        """Its images, once all of its bytes have been checked: damage is found before training and not by its results.
+        """Its images, each of which is verified when it is first shown. Reads the header and the index only.
 
-        workers: not needed. Raises DataError where the pack is of other options, or damaged.
+        workers: not needed. progress(done, total) is called while a pack of version 1 is verified. Raises `DataError`
+        if the pack has other options or is damaged.
         """
         self._check_options(resolution, background)
-        try:
-            self._check_bytes(progress)
-            return PackedDataset(self.path, self.contents, offset=len(self._header))
-        except OSError as error:
-            raise DataError(f"--data {self.path}: cannot be read ({error.strerror}).", "Make it readable.") from error
+        if self.contents.format_version == 1:
+            self.verify(progress)
+        with self._read_errors():
+            return self._dataset()
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Reads and verifies the whole file. Raises `DataError` that names the damaged images."""
+        with self._read_errors():
+            if self.contents.format_version == 1:
+                self._verify_version_1(progress)
+                return
+            dataset = self._dataset()
+            damaged: list[int] = []
+            for chunk in _chunks(self.contents):
+                damaged += dataset.damaged(chunk, dataset.mapped[chunk.start : chunk.stop])
+                if progress is not None:
+                    progress(chunk.stop, self.contents.images)
+        if damaged:
+            raise _damaged_images(self.path, damaged, self.contents.images)
+
+    def _verify_version_1(self, progress: Progress | None) -> None:
+        checksum = sha256(self.contents.header(BLANK))
+        done, total = 0, self.contents.data_bytes
+        with self.path.open("rb") as file:
+            file.seek(len(self._header))
+            while chunk := file.read(CHUNK_BYTES):
+                checksum.update(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(self.contents.images * done // total, self.contents.images)
+        if self.contents.header(checksum.hexdigest()) != self._header:
+            raise _damaged(self.path, "its checksum does not match")
+
+    def _dataset(self) -> PackedDataset:
+        with self.path.open("rb") as file:
+            file.seek(len(self._header))
+            index = file.read(self.contents.index_bytes)
+        has_checksums = self.contents.format_version > 1
+        if has_checksums:
+            checksum = sha256(self.contents.header(BLANK) + index).hexdigest()
+            if self.contents.header(checksum) != self._header:
+                raise _damaged(self.path, "the checksum of its index does not match")
+        values = [index[start : start + 32] for start in range(0, len(index), 32)]
+        digests, checksums = values[: self.contents.images], values[self.contents.images :]
+        return PackedDataset(self.path, self.contents, len(self._header), digests, checksums)
 
     def _check_options(self, resolution: int, background: str) -> None:
         ours = self.contents
@@ -204,58 +249,74 @@ class Pack:
             raise DataError(
                 f"--data {self.path}: is a pack of {' and '.join(differences)}.",
                 f"Pack the images again: msggan-aml pack FOLDER OUT --resolution {resolution} "
-                f"--background '{background}'. Or leave these options out, to begin another run with the pack's own.",
+                f"--background '{background}'. Or omit these options to start another run with those of the pack.",
             )
 
-    def _check_bytes(self, progress: Progress | None) -> None:
-        checksum = hashlib.sha256(self.contents.header(NO_CHECKSUM))
-        done, total = 0, self.contents.data_bytes
-        with self.path.open("rb") as file:
-            file.seek(len(self._header))
-            while chunk := file.read(CHUNK_BYTES):
-                checksum.update(chunk)
-                done += len(chunk)
-                if progress is not None:
-                    progress(self.contents.images * done // total, self.contents.images)
-        if self.contents.header(checksum.hexdigest()) != self._header:
-            raise _damaged(self.path, "its checksum does not match")
+    @contextmanager
+    def _read_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"--data {self.path}: cannot be read ({error.strerror}).", "Make it readable.") from error
 
 
 class PackedDataset(Dataset):
-    """The images of a pack. The system brings a page of the file into memory where it is shown, and may drop it."""
+    """The images of a pack. The system reads a page of the file into memory when it is shown, and may drop it."""
 
-    def __init__(self, path: Path, contents: Contents, *, offset: int) -> None:
-        data = np.memmap(path, np.uint8, "r", offset, (contents.data_bytes,))
-        digests, images = np.split(data, [32 * contents.images])
-        self.mapped = images.reshape(contents.images, 3, contents.resolution, contents.resolution)
+    def __init__(
+        self, path: Path, contents: Contents, header_bytes: int, digests: Sequence[bytes], checksums: Sequence[bytes]
+    ) -> None:
+        """checksums: SHA-256 of each image's pixels; none where the whole file has been verified."""
+        self.path = path
+        self.checksums = checksums
+        side = contents.resolution
+        self.mapped = np.memmap(
+            path, np.uint8, "r", header_bytes + contents.index_bytes, (contents.images, 3, side, side)
+        )
+        self._is_verified = np.full(contents.images, not checksums)
         super().__init__(
-            [digest.tobytes() for digest in digests.reshape(-1, 32)],
-            resolution=contents.resolution,
+            digests,
+            resolution=side,
             enlarged=contents.enlarged,
             in_memory=False,
             notes=contents.notes.splitlines(),
         )
 
     def rows(self, numbers: Sequence[int]) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(self.mapped[np.asarray(numbers, np.intp)]))
+        """(N, 3, R, R) uint8. Raises `DataError` if one of them is damaged."""
+        images = np.asarray(self.mapped[np.asarray(numbers, np.intp)])  # a copy, which is what is verified and shown
+        if damaged := self.damaged(numbers, images):
+            raise _damaged_images(self.path, damaged, len(self.digests))
+        return torch.from_numpy(images)
+
+    def damaged(self, numbers: Sequence[int], images: np.ndarray) -> list[int]:
+        """The numbers of the images (N, 3, R, R) whose checksum does not match; verified ones are not read again."""
+        found = []
+        for number, image in zip(numbers, images, strict=True):
+            if not self._is_verified[number]:
+                self._is_verified[number] = sha256(image.data).digest() == self.checksums[number]
+            if not self._is_verified[number]:
+                found.append(number)
+        return found
 
 
 def _read_header(path: Path) -> tuple[bytes, Contents]:
-    """The file up to its data, and what it says. Raises DataError where that is not as `write_pack` writes it."""
+    """The file up to its index, and its metadata. Raises `DataError` unless it is as `write_pack` writes it."""
     with path.open("rb") as file:
         length = file.read(8)
-        text = file.read(min(int.from_bytes(length, "little"), LONGEST_HEADER_BYTES))
-    if not text.startswith(BEGINNING):
+        text = file.read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES))
+    if not text.startswith(HEADER_START):
         raise DataError(
-            f"--data {path}: is not a pack of images.", "msggan-aml pack FOLDER OUT makes one from a folder or a zip."
+            f"--data {path}: is not a pack of images.", "Create one from a folder or zip: msggan-aml pack FOLDER OUT"
         )
     try:
         metadata = json.loads(text)["__metadata__"]
         version = metadata["format_version"]
-        if version != str(FORMAT_VERSION):
+        if version not in READABLE_VERSIONS:
             raise DataError(
-                f"--data {path}: is a pack of format version {version}, and this msggan reads {FORMAT_VERSION}.",
-                "Use the msggan that made it, or pack the images again with this one.",
+                f"--data {path}: is a pack of format version {version}; this msggan reads "
+                f"{' and '.join(READABLE_VERSIONS)}.",
+                "Use the msggan that created it, or pack the images again with this one.",
             )
         contents = Contents(
             int(metadata["resolution"]),
@@ -263,17 +324,25 @@ def _read_header(path: Path) -> tuple[bytes, Contents]:
             int(metadata["images"]),
             int(metadata["enlarged"]),
             metadata.get("notes", ""),
+            int(version),
         )
-        ImageColor.getrgb(contents.background)  # raises ValueError where it is no colour
-        good = contents.images > 0 and contents.header(metadata["sha256"]) == length + text
+        ImageColor.getrgb(contents.background)  # raises ValueError if it is not a colour
+        is_consistent = contents.images > 0 and contents.header(metadata["sha256"]) == length + text
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, "its header cannot be read") from error
-    if not good:
+    if not is_consistent:
         raise _damaged(path, "its header contradicts itself")
     return length + text, contents
 
 
 def _damaged(path: Path, reason: str) -> DataError:
     return DataError(
-        f"--data {path}: a damaged pack ({reason}).", "Copy it again from where it was made, or pack anew."
+        f"--data {path}: is a damaged pack ({reason}).",
+        f"Copy it again from where it was created, or pack the images again: msggan-aml pack FOLDER {path} --force",
     )
+
+
+def _damaged_images(path: Path, numbers: Sequence[int], total: int) -> DataError:
+    listed = [str(number) for number in numbers[:MAX_NUMBERS_LISTED]] + ["…"] * (len(numbers) > MAX_NUMBERS_LISTED)
+    which = f"image {listed[0]}" if len(numbers) == 1 else f"images {', '.join(listed)}"
+    return _damaged(path, f"the checksum of {which} of {total} does not match")

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from msggan.device import is_out_of_memory
 from msggan.errors import CheckpointError, UsageError
 from msggan.networks import Generator
 from msggan.runs.files import atomic_replace, naming, sync, temp_path, write_whole
-from msggan.runs.folder import stored_fields
+from msggan.runs.folder import RunFolder, stored_fields
 
 FORMAT_VERSION = 1
 CHECKPOINTS_KEPT = 3
@@ -145,6 +146,61 @@ def save_checkpoint(folder: Path, images_seen: int, tensors: Mapping[str, Tensor
     path = tensor_path.with_suffix(".json")
     write_whole(path, json.dumps({**body, "sha256": _checksum(body)}, indent=1).encode())
     return path
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run in a background thread, one at a time.
+
+    Each is a copy of the tensors, which takes as much CPU memory as they do on their device until it is written.
+    may_write: called by the thread before a checkpoint becomes visible; raises if the run belongs to another process.
+    """
+
+    def __init__(self, folder: RunFolder, *, may_write: Callable[[], None]) -> None:
+        self.folder = folder
+        self.may_write = may_write
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(
+        self, images_seen: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, config: Mapping[str, Any]
+    ) -> None:
+        """Copies everything and starts writing it, after `finish` of the previous checkpoint.
+
+        tensors: named as by `TrainingState.tensors`; those of the EMA are also written to generator.safetensors.
+        """
+        self.finish()
+        copies = copy_of(tensors)
+        self._thread = threading.Thread(
+            target=self._write, args=(images_seen, copies, dict(state), dict(config)), name="checkpoint"
+        )
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Waits for the checkpoint that is being written. Raises its error, once: `OSError` from the disk."""
+        self.wait()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written, whether it succeeds or not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(
+        self, images_seen: int, tensors: dict[str, Tensor], state: dict[str, Any], config: dict[str, Any]
+    ) -> None:
+        """The weights come first: a process killed in between repeats this step and writes the same weights again."""
+        try:
+            average = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
+            self.may_write()
+            save_generator(self.folder.generator, average, config)
+            self.may_write()
+            save_checkpoint(self.folder.checkpoints, images_seen, tensors, state)
+            prune_checkpoints(self.folder.checkpoints, newest=images_seen)
+        except Exception as error:
+            self._error = error
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Damaged]]:

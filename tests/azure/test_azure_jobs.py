@@ -14,7 +14,7 @@ from support.azure_jobs import BODY, SCOPE, SERVERLESS, SIZE, SPEC, job_plan
 
 import msggan
 from msggan.config import TrainConfig
-from msggan.data.dataset import FORMAT_OF_SUFFIX
+from msggan.data.sources import FORMAT_OF_SUFFIX
 from msggan.errors import UsageError
 from orchestration.azure.data import IMAGES
 from orchestration.azure.jobs import (

@@ -23,28 +23,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 
-from msggan.data.colour import INTEGER_WHITES, choose_white
 from msggan.data.dataset import (
-    HELD_BACK_AT_LEAST,
+    MIN_HOLDOUT,
     Dataset,
-    Decoder,
-    Found,
-    ImageDataset,
     SampleStream,
-    _Room,
-    describe_skipped,
-    find_images,
-    median_shorter_side,
     pyramid,
-    readable_formats,
     to_float,
 )
+from msggan.data.decoding import INTEGER_WHITES, Decoder, MemoryBudget, choose_white, readable_formats
+from msggan.data.sources import ImageDataset, ImageFiles, describe_skipped, find_images
 from msggan.errors import DataError
 from msggan.randomness import epoch_permutation, mirrored
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-UNREADABLE = "not an image in a format that can be read"
+UNREADABLE = "not an image in a supported format"
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -558,41 +551,41 @@ def test_converted_images_are_counted(tmp_path: Path) -> None:
 
 def test_a_photograph_of_200_million_pixels_is_no_bomb(tmp_path: Path) -> None:
     fill(tmp_path, {"phone.png": png_of_size(16320, 12240), "bomb.png": png_of_size(30000, 30000)})
-    assert median_shorter_side(find_images(tmp_path).files) == 12240
+    assert find_images(tmp_path).median_shorter_side() == 12240
 
 
 def test_images_that_do_not_fit_into_memory_together_are_decoded_one_after_another() -> None:
-    room, entered = _Room(100), threading.Event()
+    memory, entered = MemoryBudget(100), threading.Event()
 
     def enter(size_bytes: int) -> threading.Thread:
         def take() -> None:
-            with room.taken(size_bytes):
+            with memory.reserved(size_bytes):
                 entered.set()
 
         thread = threading.Thread(target=take, daemon=True)
         thread.start()
         return thread
 
-    with room.taken(60):
+    with memory.reserved(60):
         enter(40).join()
         entered.clear()
-        too_large = enter(10**9)  # larger than the room: waits until nothing else is in it
+        too_large = enter(10**9)  # more than all: waits until everything is free
         assert not entered.wait(0.1)
     too_large.join(timeout=60)
     assert entered.is_set()
-    with room.taken(100):
+    with memory.reserved(100):
         pass
 
 
-def test_decoding_takes_room_for_four_bytes_a_pixel() -> None:
+def test_decoding_reserves_four_bytes_per_pixel() -> None:
     taken = []
 
-    class Watched(_Room):
-        def taken(self, size_bytes: int) -> AbstractContextManager[None]:
+    class Watched(MemoryBudget):
+        def reserved(self, size_bytes: int) -> AbstractContextManager[None]:
             taken.append(size_bytes)
-            return super().taken(size_bytes)
+            return super().reserved(size_bytes)
 
-    Decoder(8, room=Watched(100)).decode(saved(noise(1, (24, 16))))
+    Decoder(8, memory=Watched(100)).decode(saved(noise(1, (24, 16))))
     assert taken == [4 * 24 * 16]
 
 
@@ -742,7 +735,7 @@ def test_heic_without_the_plug_in_is_counted_with_what_to_install(
         with pytest.raises(DataError) as refused:
             find_images(tmp_path)
         assert refused.value.message == (
-            f"--data {tmp_path}: no image in it. Skipped 4 files: 2 .heic (install pillow-heif to read them), "
+            f"--data {tmp_path}: has no images. Skipped 4 files: 2 .heic (install pillow-heif to read them), "
             "1 .heif (install pillow-heif to read them), 1 .txt."
         )
         assert loaded(fill(tmp_path, numbered(2))).training == 2
@@ -856,12 +849,12 @@ def encrypted_zip(path: Path) -> Path:
     ("made", "complaint"),
     [
         (not_there, "no such folder, zip or pack."),
-        (empty, "no image in it."),
-        (without_images, "no image in it. Skipped 1 file: 1 .txt."),
-        (empty_zip, "no image in it."),
-        (text_file, "neither a folder, a zip nor a pack."),
-        (cut_zip, "a damaged zip."),
-        (cut_zip_of_another_name, "a damaged zip."),
+        (empty, "has no images."),
+        (without_images, "has no images. Skipped 1 file: 1 .txt."),
+        (empty_zip, "has no images."),
+        (text_file, "is not a folder, zip or pack."),
+        (cut_zip, "is a damaged zip."),
+        (cut_zip_of_another_name, "is a damaged zip."),
         (encrypted_zip, "secret.png in it is encrypted."),
     ],
 )
@@ -892,12 +885,12 @@ def test_an_unreadable_folder_is_named(tmp_path: Path) -> None:
 def test_the_median_shorter_side_needs_headers_only(tmp_path: Path) -> None:
     sizes = [(10000, 9999), (64, 48), (30, 90)]
     fill(tmp_path, {f"{number}.png": png_of_size(*size) for number, size in enumerate(sizes)} | {"x.png": b"broken"})
-    assert median_shorter_side(find_images(tmp_path).files) == 48
+    assert find_images(tmp_path).median_shorter_side() == 48
 
 
 def test_the_median_of_an_even_count_is_the_lower_of_the_middle_two(tmp_path: Path) -> None:
     fill(tmp_path, {f"{side}.png": png_of_size(side, 100) for side in (10, 20, 31, 40)})
-    assert median_shorter_side(find_images(tmp_path).files) == 20
+    assert find_images(tmp_path).median_shorter_side() == 20
 
 
 @pytest.mark.parametrize("place", ["folder", "zip"])
@@ -908,10 +901,10 @@ def test_of_a_large_file_only_the_header_is_read(tmp_path: Path, place: str) -> 
         if place == "folder"
         else zipped(tmp_path / "x.zip", {"a.png": content})
     )
-    files = find_images(path).files
+    images = find_images(path)
     tracemalloc.start()
     try:
-        assert median_shorter_side(files) == 48
+        assert images.median_shorter_side() == 48
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -921,7 +914,7 @@ def test_of_a_large_file_only_the_header_is_read(tmp_path: Path, place: str) -> 
 def test_the_median_shorter_side_of_broken_files_is_an_error(tmp_path: Path) -> None:
     fill(tmp_path, {"x.png": b"broken", "y.png": b""})
     with pytest.raises(DataError, match=f"(?s)no readable image in {tmp_path}.*y.png: empty"):
-        median_shorter_side(find_images(tmp_path).files)
+        find_images(tmp_path).median_shorter_side()
 
 
 # The dataset
@@ -985,7 +978,7 @@ def test_nothing_decodable_is_an_error_that_names_the_first_files(tmp_path: Path
     with pytest.raises(DataError, match=f"(?s)no readable image in {tmp_path}.*a.png: not an .*b.jpg: empty"):
         ImageDataset(files, resolution=4)
     with pytest.raises(DataError, match="no readable image"):
-        ImageDataset(Found([]), resolution=4)
+        ImageDataset(ImageFiles([]), resolution=4)
 
 
 def test_an_exception_in_progress_ends_the_threads(tmp_path: Path) -> None:
@@ -1005,7 +998,7 @@ def test_about_a_tenth_is_held_back_and_copies_stay_on_one_side(tmp_path: Path) 
     contents = numbered(450)
     once = loaded(zipped(tmp_path / "once.zip", contents))
     twice = loaded(zipped(tmp_path / "twice.zip", contents | {f"copy/{name}": one for name, one in contents.items()}))
-    assert HELD_BACK_AT_LEAST <= once.held_back < 70
+    assert MIN_HOLDOUT <= once.held_back < 70
     assert (twice.training, twice.held_back) == (2 * once.training, 2 * once.held_back)
     training, held_back = (
         {image.numpy().tobytes() for image in images}
@@ -1033,12 +1026,12 @@ def test_thirty_two_images_are_enough_to_be_held_back(tenths: int, held_back: in
 def test_only_as_many_held_back_images_are_decoded_as_are_asked_for(tmp_path: Path) -> None:
     dataset = loaded(fill(tmp_path, numbered(450)), memory_budget_bytes=0)
     whole = dataset.held_back_images()
-    assert len(whole) == dataset.held_back >= HELD_BACK_AT_LEAST
+    assert len(whole) == dataset.held_back >= MIN_HOLDOUT
     for number in dataset._held_back[5:]:
         (tmp_path / dataset._entries[number].file.name).unlink()
     assert torch.equal(dataset.held_back_images(5), whole[:5])
     assert torch.equal(dataset.held_back_images(0), whole[:0])
-    with pytest.raises(DataError, match="cannot be read any more"):
+    with pytest.raises(DataError, match="can no longer be read"):
         dataset.held_back_images(6)
 
 
@@ -1057,7 +1050,9 @@ def test_past_the_memory_budget_batches_are_the_same(tmp_path: Path, workers: in
     assert not image_threads()
 
 
-@pytest.mark.parametrize(("change", "complaint"), [("changed", "changed since"), ("vanished", "cannot be read")])
+@pytest.mark.parametrize(
+    ("change", "complaint"), [("changed", "has changed since"), ("vanished", "can no longer be read")]
+)
 def test_a_file_past_the_budget_that_is_no_longer_the_same_is_named(
     tmp_path: Path, change: str, complaint: str
 ) -> None:

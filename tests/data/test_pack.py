@@ -1,4 +1,4 @@
-"""Is a pack the images in one file: the same training, the same bytes each time, and nothing damaged believed?"""
+"""Packs: training equals training on the images, the same bytes each time, and damage is always found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ from support.programs import Ended, command_line, environment
 
 from msggan import TrainConfig, Trainer
 from msggan.commands.pack_options import PackOptions, out_problems, parse_pack
-from msggan.data.dataset import Dataset, ImageDataset, find_images
-from msggan.data.pack_file import BEGINNING, CHUNK_BYTES, Contents, Pack, PackedDataset, is_pack, write_pack
-from msggan.data.sources import open_source
-from msggan.errors import DataError, UsageError
+from msggan.data.dataset import Dataset
+from msggan.data.pack_file import CHUNK_BYTES, HEADER_START, Contents, Pack, PackedDataset, is_pack, write_pack
+from msggan.data.sources import ImageDataset, find_images, open_source
+from msggan.errors import DataError, TrainingError, UsageError
 from msggan.pack import make_pack, pack
 from msggan.runs.checkpoint import newest_checkpoint
 from msggan.tracking.metrics_log import read_metrics
@@ -145,12 +146,37 @@ def test_a_resume_says_when_images_are_decoded_otherwise_than_so_far(deep_images
     assert told == [False, True, False]
 
 
-def test_a_pack_of_plain_images_has_the_header_that_it_always_had(tiny_pack: Path) -> None:
-    text = tiny_pack.read_bytes()[8:]
+def as_version_1(path: Path, out: Path) -> Path:
+    """The same pack as the version before wrote it: no checksum per image, and one of the whole file."""
+    tensors = load_file(path)
+    contents = replace(Pack(path).contents, format_version=1)
+    data = tensors["digests"].tobytes() + tensors["images"].tobytes()
+    header = contents.header(sha256(contents.header("0" * 64) + data).hexdigest())
+    out.write_bytes(header + data)
+    return out
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_pack_of_plain_images_has_the_header_of_its_version(tiny_pack: Path, tmp_path: Path, version: int) -> None:
+    path = as_version_1(tiny_pack, tmp_path / "old.safetensors") if version == 1 else tiny_pack
+    text = path.read_bytes()[8:].decode(errors="replace")
     assert text.startswith(
-        b'{"__metadata__":{"format":"msggan-pack","format_version":"1","resolution":"8","background":"white",'
-        b'"images":"24","enlarged":"0","sha256":"'
+        f'{{"__metadata__":{{"format":"msggan-pack","format_version":"{version}","resolution":"8",'
+        '"background":"white","images":"24","enlarged":"0","sha256":"'
     )
+    checksums = '"checksums":{"dtype":"U8","shape":[24,32],"data_offsets":[768,1536]},'
+    start = 1536 if version == 2 else 768
+    assert text.split('"digests":')[1].startswith(
+        '{"dtype":"U8","shape":[24,32],"data_offsets":[0,768]},'
+        + (checksums if version == 2 else "")
+        + f'"images":{{"dtype":"U8","shape":[24,3,8,8],"data_offsets":[{start},{start + 24 * 192}]}}}}'
+    )
+
+
+def test_a_pack_of_version_1_gives_the_same_images(tiny_pack: Path, tmp_path: Path) -> None:
+    old, new = opened(as_version_1(tiny_pack, tmp_path / "old.safetensors")), opened(tiny_pack)
+    assert torch.equal(old.images(range(24)), new.images(range(24)))
+    assert old.fingerprint == new.fingerprint
 
 
 def test_no_image_is_held_back_of_few(tiny_pack: Path) -> None:
@@ -255,6 +281,7 @@ def test_a_pack_is_a_plain_safetensors_file(tiny: Path, tiny_pack: Path) -> None
     tensors = load_file(tiny_pack)
     assert {name: (tensor.shape, str(tensor.dtype)) for name, tensor in tensors.items()} == {
         "digests": ((24, 32), "uint8"),
+        "checksums": ((24, 32), "uint8"),
         "images": ((24, 3, 8, 8), "uint8"),
     }
     content = {sha256(file.read_bytes()).digest(): np.asarray(Image.open(file)) for file in tiny.iterdir()}
@@ -292,7 +319,7 @@ def test_images_past_the_memory_budget_are_packed_alike(tiny: Path, tiny_pack: P
 def test_progress_counts_every_image_once_written_and_once_read(tmp_path: Path) -> None:
     path, told = tmp_path / "x.safetensors", ([], [])  # type: ignore[var-annotated]
     write_pack(path, Blank(50, 256), background="white", progress=lambda *step: told[0].append(step))
-    opened(path, 256, progress=lambda *step: told[1].append(step))
+    Pack(path).verify(progress=lambda *step: told[1].append(step))
     for steps in told:
         assert len(steps) > 1
         assert steps == sorted(steps)
@@ -325,7 +352,7 @@ def lengthened(content: bytes) -> bytes:
 
 
 def from_the_future(content: bytes) -> bytes:
-    return content.replace(b'"format_version":"1"', b'"format_version":"2"')
+    return content.replace(b'"format_version":"2"', b'"format_version":"3"')
 
 
 def of_no_image(content: bytes) -> bytes:
@@ -347,12 +374,12 @@ def foreign(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (cut, "a damaged pack (it has "),
-        (lengthened, "a damaged pack (it has "),
-        (cut_in_the_header, "a damaged pack (its header cannot be read)."),
-        (of_no_image, "a damaged pack (its header contradicts itself)."),
-        (of_no_colour, "a damaged pack (its header cannot be read)."),
-        (from_the_future, "is a pack of format version 2, and this msggan reads 1."),
+        (cut, "is a damaged pack (it has "),
+        (lengthened, "is a damaged pack (it has "),
+        (cut_in_the_header, "is a damaged pack (its header cannot be read)."),
+        (of_no_image, "is a damaged pack (its header contradicts itself)."),
+        (of_no_colour, "is a damaged pack (its header cannot be read)."),
+        (from_the_future, "is a pack of format version 3; this msggan reads 1 and 2."),
         (foreign, "is not a pack of images."),
         (empty, "is not a pack of images."),
     ],
@@ -369,18 +396,76 @@ def test_what_is_no_whole_pack_is_named_with_what_to_do(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_flipped_bit_anywhere_is_found_before_training(tiny_pack: Path, tmp_path: Path) -> None:
-    sound = tiny_pack.read_bytes()
-    path = tmp_path / "flipped.safetensors"
-    places = [*range(8 + len(BEGINNING), 500), *range(500, len(sound), 97), len(sound) - 1]
-    for place in places:
-        content = bytearray(sound)
-        content[place] ^= 1 << place % 8
-        path.write_bytes(content)
+def flipped(path: Path, out: Path, offset: int) -> Path:
+    """A copy of a file with one bit changed."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << offset % 8
+    out.write_bytes(content)
+    return out
+
+
+def images_start(path: Path) -> int:
+    return path.stat().st_size - 24 * 3 * 8 * 8
+
+
+def test_a_flipped_bit_in_the_header_or_the_index_is_found_when_a_pack_is_opened(
+    tiny_pack: Path, tmp_path: Path
+) -> None:
+    start = images_start(tiny_pack)
+    for offset in [*range(8 + len(HEADER_START), 500), *range(500, start, 97), start - 1]:
         with pytest.raises(DataError, match=r"damaged|version"):
-            opened(path)
-    path.write_bytes(sound)
-    assert len(opened(path)) == 24
+            opened(flipped(tiny_pack, tmp_path / "flipped.safetensors", offset))
+
+
+def test_a_flipped_bit_anywhere_in_a_pack_of_version_1_is_found_when_it_is_opened(
+    tiny_pack: Path, tmp_path: Path
+) -> None:
+    old = as_version_1(tiny_pack, tmp_path / "old.safetensors")
+    for offset in [*range(8 + len(HEADER_START), old.stat().st_size, 97), old.stat().st_size - 1]:
+        with pytest.raises(DataError, match=r"damaged|version"):
+            opened(flipped(old, tmp_path / "flipped.safetensors", offset))
+
+
+def test_opening_a_pack_reads_no_pixels_and_a_damaged_image_is_found_when_it_is_read(
+    tiny_pack: Path, tmp_path: Path
+) -> None:
+    path = flipped(tiny_pack, tmp_path / "flipped.safetensors", tiny_pack.stat().st_size - 1)
+    ours, whole = opened(path), opened(tiny_pack)
+    assert torch.equal(ours.rows(range(23)), whole.rows(range(23)))
+    for _ in range(2):  # the second time too
+        with pytest.raises(DataError) as refused:
+            ours.rows([5, 23])
+        assert refused.value.message == (
+            f"--data {path}: is a damaged pack (the checksum of image 23 of 24 does not match)."
+        )
+        assert refused.value.hint == (
+            f"Copy it again from where it was created, or pack the images again: msggan-aml pack FOLDER {path} --force"
+        )
+
+
+def test_verifying_a_pack_names_every_damaged_image(tiny_pack: Path, tmp_path: Path) -> None:
+    Pack(tiny_pack).verify()
+    path = tmp_path / "flipped.safetensors"
+    flipped(flipped(tiny_pack, path, images_start(tiny_pack)), path, tiny_pack.stat().st_size - 1)
+    with pytest.raises(DataError, match=r"the checksum of images 0, 23 of 24 does not match"):
+        Pack(path).verify()
+    with pytest.raises(DataError, match=r"images 0, 23 of 24"):  # and so does packing it
+        packed(path, tmp_path / "again.safetensors")
+
+
+def test_each_byte_of_an_image_is_verified(tiny_pack: Path, tmp_path: Path) -> None:
+    start = images_start(tiny_pack)
+    for offset in range(start, start + 3 * 192):
+        with pytest.raises(DataError, match=f"image {(offset - start) // 192} of 24"):
+            opened(flipped(tiny_pack, tmp_path / "flipped.safetensors", offset)).rows(range(24))
+
+
+def test_a_run_that_comes_to_a_damaged_image_ends_with_its_name(tiny_pack: Path, tmp_path: Path) -> None:
+    path = flipped(tiny_pack, tmp_path / "flipped.safetensors", tiny_pack.stat().st_size - 1)
+    with pytest.raises(
+        TrainingError, match=r"flipped\.safetensors: is a damaged pack \(the checksum of image 23 of 24"
+    ):
+        trainer(path, tmp_path / "run").run()
 
 
 # The command
@@ -403,7 +488,7 @@ def test_both_commands_make_the_same_pack(run_program: RunProgram, tmp_path: Pat
             "Reading 26 images",
             "Writing 24 images",
             "Skipped 1 file: 1 .mp4.",
-            "Skipped 2 unreadable images: broken.png (empty); letter.jpg (not an image in a format that can be read).",
+            "Skipped 2 unreadable images: broken.png (empty); letter.jpg (not an image in a supported format).",
         ]
     assert Pack(tmp_path / "b.safetensors").contents == Contents(4, "grey", 24, 0)
 
@@ -462,7 +547,7 @@ def test_help_says_what_the_default_resolution_is() -> None:
 @pytest.mark.parametrize(
     ("made", "complaint"),
     [
-        (lambda path: path.mkdir(), "images: no image in it."),
+        (lambda path: path.mkdir(), "images: has no images."),
         (lambda path: save_images(path, 1, 8) and (path / "000.png").write_bytes(b""), "no readable image in images"),
     ],
 )
@@ -478,7 +563,7 @@ def test_without_images_nothing_is_made(
 
 
 def test_a_pack_is_not_packed_again(tiny_pack: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is a pack already") as refused:
+    with pytest.raises(DataError, match="is already a pack, and undamaged") as refused:
         packed(tiny_pack, tmp_path / "x.safetensors")
     assert refused.value.hint == f"Train on it: msggan-aml submit --data {tiny_pack}"
 
@@ -489,7 +574,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_decoded(
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match=r"x\.safetensors: cannot be written") as refused:
         packed(tiny, tmp_path / "file" / "x.safetensors")
-    assert refused.value.hint == "Name a file in a folder that you may write to."
+    assert refused.value.hint == "Specify a file in a folder that you may write to."
     assert "Reading" not in capsys.readouterr().err
 
 

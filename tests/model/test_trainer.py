@@ -23,7 +23,7 @@ from support.kills import OPTIONS, everything, kill_and_start_again
 from support.programs import command_line, environment, run_in
 
 from msggan import TrainConfig, Trainer, load_generator
-from msggan.data.dataset import ImageDataset
+from msggan.data.sources import ImageDataset
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, TrainingError
 from msggan.runs.checkpoint import newest_checkpoint
 from msggan.tracking.metrics_log import read_metrics

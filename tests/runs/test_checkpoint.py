@@ -23,6 +23,7 @@ from msggan.errors import CheckpointError
 from msggan.networks import Generator
 from msggan.runs.checkpoint import (
     CHECKPOINTS_KEPT,
+    CheckpointWriter,
     check_shapes,
     newest_checkpoint,
     prune_checkpoints,
@@ -30,6 +31,7 @@ from msggan.runs.checkpoint import (
     save_generator,
 )
 from msggan.runs.files import write_whole
+from msggan.runs.folder import RunFolder
 from msggan.steps import TrainingState
 
 STATE = {"seconds": 1.25, "interval": {"steps": 3, "d_loss": 0.1}, "data_fingerprint": "ab" * 32, "note": "größer"}
@@ -561,3 +563,28 @@ def test_shapes_are_compared_by_name() -> None:
     ):
         with pytest.raises(CheckpointError, match=reason):
             check_shapes("x", expected, wrong)
+
+
+# Writing in the background
+
+
+def test_what_changes_after_the_step_is_not_in_the_checkpoint(tmp_path: Path) -> None:
+    writer = CheckpointWriter(RunFolder(tmp_path), may_write=lambda: None)
+    weights = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
+    writer.save(8, {"ema.weight": weights}, {"note": 1}, config={})
+    weights.zero_()
+    writer.finish()
+    checkpoint, _ = newest_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.state == {"note": 1}
+    assert torch.equal(checkpoint.tensors["ema.weight"], torch.arange(24.0).view(1, 2, 3, 4))
+
+
+def test_what_went_wrong_is_raised_once_where_the_writer_is_next_asked(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("A file where the folder is to be.")
+    writer = CheckpointWriter(RunFolder(tmp_path), may_write=lambda: None)
+    writer.save(8, {"ema.weight": torch.zeros(3)}, {}, config={})
+    writer.wait()
+    with pytest.raises(OSError, match="checkpoints"):
+        writer.save(16, {"ema.weight": torch.zeros(3)}, {}, config={})
+    writer.finish()

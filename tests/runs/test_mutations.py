@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from support.builders import save_images, save_run
 
-from msggan.data.dataset import ImageDataset, find_images, readable_formats
+from msggan.data.decoding import readable_formats
 from msggan.data.pack_file import Pack, write_pack
+from msggan.data.sources import ImageDataset, find_images
 from msggan.errors import CheckpointError, DataError
 from msggan.runs.checkpoint import load_generator, newest_checkpoint, save_checkpoint
 
@@ -100,12 +101,12 @@ def test_a_spoilt_image_is_used_or_named(tmp_path: Path, kind: str) -> None:
     assert "good.png" not in [name for name, _, _ in dataset.skipped]
 
 
-def test_a_spoilt_pack_is_refused_by_name_before_training(tmp_path: Path) -> None:
+def test_a_damaged_pack_is_refused_when_it_is_opened_or_its_images_are_read(tmp_path: Path) -> None:
     images = ImageDataset(find_images(save_images(tmp_path / "images", 3, 8)), resolution=8, background="white")
     path = tmp_path / "images.safetensors"
     write_pack(path, images, background="white")
     for content in mutations(path.read_bytes(), 500, seed=4):
         path.write_bytes(content)
         with pytest.raises(DataError) as refused:
-            Pack(path).dataset(resolution=8, background="white", workers=1, progress=None)
+            Pack(path).dataset(resolution=8, background="white").rows(range(3))
         assert str(path) in refused.value.message
