@@ -27,10 +27,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _jupyter_away_from_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The home folder may be read-only, or have kernels and start-up files of its own."""
-    place = str(tmp_path_factory.mktemp("jupyter"))
-    os.environ.update(IPYTHONDIR=place, JUPYTER_CONFIG_DIR=place, JUPYTER_DATA_DIR=place)
+def _folders_of_packages(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Jupyter's folders in the home folder may be read-only or have kernels; torch puts one among the temporary files."""
+    path = str(tmp_path_factory.mktemp("packages"))
+    os.environ.update(IPYTHONDIR=path, JUPYTER_CONFIG_DIR=path, JUPYTER_DATA_DIR=path, TORCHINDUCTOR_CACHE_DIR=path)
 
 
 @pytest.fixture
