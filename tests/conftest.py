@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.fixture(scope="session", autouse=True)
 def _folders_of_packages(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Jupyter's folders in the home folder may be read-only or have kernels; torch puts one among the temporary files."""
+    """In the home folder Jupyter's may be read-only or have kernels; torch puts its own among the temporary files."""
     path = str(tmp_path_factory.mktemp("packages"))
     os.environ.update(IPYTHONDIR=path, JUPYTER_CONFIG_DIR=path, JUPYTER_DATA_DIR=path, TORCHINDUCTOR_CACHE_DIR=path)
 
