@@ -1,9 +1,15 @@
-"""How is a datastore's storage read and written from here? By the key it lends, or else as who is signed in."""
+"""Blobs of a datastore: list, read and write them. With the key that the datastore holds, or as the signed-in identity.
+
+Small folders are uploaded here too, by the hash of their content: the SDK's own uploader waits for ever where the
+response to one of its requests is lost.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,15 +23,16 @@ from msggan.errors import UsageError
 from orchestration.azure.client import Client, error_code
 from orchestration.errors import AzureServiceError
 
-Tell = Callable[[int, int], None]  # bytes done, bytes in all
+OnProgress = Callable[[int, int], None]  # bytes done, bytes in all
 
-REPETITIONS = 4
+RETRIES = 4
 KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"
+CONCURRENT_UPLOADS = 8
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A blob: its name below the folder that was asked for, its size and a mark that changes with its content."""
+    """A blob: its name below the listed folder, its size in bytes, and an ETag that changes with its content."""
 
     name: str
     size: int
@@ -34,19 +41,15 @@ class Blob:
 
 @dataclass(frozen=True)
 class Store:
-    """The container behind a datastore. identity_based: it has no key, and jobs too must say who they are."""
+    """The container of a datastore. identity_based: it holds no key, so that jobs need an identity too."""
 
     datastore: str
     account: str
     container: ContainerClient
     identity_based: bool
 
-    def find(self, folder: str) -> list[Blob]:
-        """All blobs below a folder, in order of their names; the folder is cut off them."""
-        return sorted(self.walk(folder), key=lambda blob: blob.name)
-
-    def walk(self, folder: str) -> Iterator[Blob]:
-        """The same as they come, a page at a time."""
+    def list_blobs(self, folder: str) -> Iterator[Blob]:
+        """The blobs below a folder, page by page; their names are relative to the folder."""
         prefix = folder if not folder or folder.endswith("/") else f"{folder}/"
         for found in self.container.list_blobs(name_starts_with=prefix, include=["metadata"]):
             name = found.name.removeprefix(prefix)
@@ -54,7 +57,7 @@ class Store:
                 yield Blob(name, found.size, found.etag)
 
     def size_of(self, path: str) -> int | None:
-        """How many bytes a blob has, None where there is none."""
+        """The size of a blob in bytes, None where there is none."""
         try:
             found = self.container.get_blob_client(path).get_blob_properties()
         except ResourceNotFoundError:
@@ -62,76 +65,126 @@ class Store:
         return None if _is_folder(found) else int(found.size)
 
     def read(self, path: str, *, last_bytes: int | None = None) -> bytes | None:
-        """A blob's content, or just its end; None where there is none."""
+        """The content of a blob, or only its end; None where there is no such blob."""
         blob = self.container.get_blob_client(path)
         try:
-            offset = None
-            if last_bytes is not None:
-                offset = max(0, blob.get_blob_properties().size - last_bytes)
+            offset = 0 if last_bytes is None else max(0, blob.get_blob_properties().size - last_bytes)
             content: bytes = blob.download_blob(offset=offset or None).readall()
         except ResourceNotFoundError:
             return None
         return content
 
-    def upload(self, file: Path, path: str, tell: Tell) -> None:
-        """Writes a file; the blob is there when all of it is, and not before."""
-        total = file.stat().st_size
+    def write(self, path: str, content: bytes) -> None:
+        """Writes a small blob, by one request."""
+        self.container.upload_blob(path, content, overwrite=True)
+
+    def upload(self, file: Path, path: str, on_progress: OnProgress) -> None:
+        """Writes a file; the blob appears when all of it is uploaded."""
+        size = file.stat().st_size
         with file.open("rb") as content:
-            self.container.get_blob_client(path).upload_blob(
+            self.container.upload_blob(
+                path,
                 content,
-                length=total,
+                length=size,
                 overwrite=True,
                 max_concurrency=4,
-                progress_hook=lambda done, whole: tell(done, whole or total),
+                progress_hook=lambda done, total: on_progress(done, total or size),
             )
 
-    def write(self, path: str, content: bytes) -> None:
-        """The same for a few bytes at hand, by one request."""
-        self.container.get_blob_client(path).upload_blob(content, overwrite=True)
-
-    def url_of(self, path: str) -> str:
-        """The address of a blob or folder, without the signature that may open it."""
-        return f"https://{self.container.primary_hostname}/{self.container.container_name}/{path}"
-
-    def append_to(self, file: IO[bytes], folder: str, blob: Blob, tell: Callable[[int], None]) -> None:
-        """Writes what `file` lacks of a blob. Raises ResourceModifiedError where the blob has changed since."""
-        client = self.container.get_blob_client(f"{folder.rstrip('/')}/{blob.name}")
+    def download_rest(self, file: IO[bytes], path: str, blob: Blob, on_bytes: Callable[[int], None]) -> None:
+        """Appends to `file` what it lacks of a blob. Raises ResourceModifiedError where the blob's ETag has changed."""
         offset = file.seek(0, os.SEEK_END)
         if offset >= blob.size:
             return
+        client = self.container.get_blob_client(path)
         stream = client.download_blob(offset=offset, etag=blob.etag, match_condition=MatchConditions.IfNotModified)
         for chunk in stream.chunks():
             file.write(chunk)
-            tell(len(chunk))
+            on_bytes(len(chunk))
+
+    def url_of(self, path: str) -> str:
+        """The URL of a blob or folder, without a signature."""
+        return f"https://{self.container.primary_hostname}/{self.container.container_name}/{path}"
 
 
 def _is_folder(blob: BlobProperties) -> bool:
-    """Whether a blob is the empty one that a mount keeps for a folder, which only its metadata tells from a file."""
+    """Whether a blob is the empty one by which a mount keeps a folder; only its metadata tells it from a file."""
     return bool((blob.metadata or {}).get("hdi_isfolder"))
 
 
+# --- Folders of small files -------------------------------------------------------------------------------------------
+
+
+def ensure_uploaded(client: Client, store: Store, folder: str, files: Mapping[str, bytes]) -> str:
+    """Uploads the files that are not there yet. Returns the URL of their folder, without a slash at its end.
+
+    folder: the parent of all such uploads in the store's container. Each content has a folder of its own below it, so
+    two people who upload the same at the same time write the same blobs. Raises MsgganError.
+    """
+    target = f"{folder}/{hash_files(files)}"
+    with client.errors(f"Uploading {len(files)} files to the datastore {store.datastore}"):
+        sizes = {blob.name: blob.size for blob in store.list_blobs(target)}
+        missing = [path for path, content in files.items() if sizes.get(path) != len(content)]
+        with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
+            list(threads.map(lambda path: store.write(f"{target}/{path}", files[path]), missing))
+    return store.url_of(target)
+
+
+def hash_files(files: Mapping[str, bytes]) -> str:
+    """The SHA-256 of files by path, in any order."""
+    return hash_parts(part for path in sorted(files) for part in (path.encode(), files[path]))
+
+
+def hash_parts(parts: Iterable[bytes]) -> str:
+    """The SHA-256 of several byte strings, each preceded by its length in 8 bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+# --- Opening a datastore ----------------------------------------------------------------------------------------------
+
+
 def open_store(client: Client, datastore: str | None) -> Store:
-    """The container of a datastore, the workspace's default one for None. Raises MsgganError where it does not open."""
-    named = f"the datastore {datastore}" if datastore else "the workspace's default datastore"
-    found = client.find(f"Looking for {named}", lambda: _get(client, datastore))
+    """The container of a datastore, None: of the workspace's default one. Raises MsgganError if it cannot be opened."""
+    description = f"datastore {datastore}" if datastore else "default datastore"
+    found = client.find(f"Looking for the {description}", lambda: _get(client, datastore))
     if found is None:
-        where = client.workspace.workspace_name
-        what = f"datastore {datastore}" if datastore else "default datastore"
-        raise UsageError([f"No {what} in workspace {where!r}."], "Name another, or make it: msggan-aml provision")
+        raise UsageError(
+            [f"No {description} in workspace {client.workspace.workspace_name!r}."],
+            "Name another one, or create it: msggan-aml provision",
+        )
     account, name = getattr(found, "account_name", None), getattr(found, "container_name", None)
     if account is None or name is None:
         raise AzureServiceError(
             f"The datastore {found.name} is not of blobs, where images and runs are kept.",
-            "Name another: --datastore NAME.",
+            "Name another one: --datastore NAME.",
         )
-    container = build_container(client, account, name, _key_of(found))
-    return Store(
-        found.name, account, container, identity_based=isinstance(found.credentials, NoneCredentialConfiguration)
-    )
+    key = getattr(found.credentials, "account_key", None) or getattr(found.credentials, "sas_token", None)
+    container = build_container(client, account, name, key)
+    return Store(found.name, account, container, isinstance(found.credentials, NoneCredentialConfiguration))
+
+
+def _get(client: Client, datastore: str | None) -> Any:
+    """The datastore with its secrets, or without them where the signed-in identity may not read them."""
+    stores = client.ml.datastores
+
+    def get(*, include_secrets: bool) -> Any:
+        if datastore is None:
+            return stores.get_default(include_secrets=include_secrets)
+        return stores.get(datastore, include_secrets=include_secrets)
+
+    try:
+        return get(include_secrets=True)
+    except HttpResponseError as error:
+        if error.status_code != 403 or error_code(error) == KEYS_REFUSED:
+            raise
+        return get(include_secrets=False)
 
 
 def build_container(client: Client, account: str, name: str, key: str | None) -> ContainerClient:
-    """A container, opened by an account key or a SAS, or else by who is signed in; nothing is asked yet."""
+    """A client of a container. key: an account key or a SAS; None: the signed-in identity. Makes no requests."""
     return ContainerClient(
         f"https://{account}.blob.core.windows.net",
         name,
@@ -141,29 +194,6 @@ def build_container(client: Client, account: str, name: str, key: str | None) ->
 
 
 def retry_policy(wait_factor_s: float) -> LinearRetry:
-    """The storage client's own would wait a quarter of a minute before its first repetition."""
+    """The storage SDK's default waits 15 s before its first retry."""
     pause = max(2 * wait_factor_s, 0.01)
-    return LinearRetry(backoff=pause, retry_total=REPETITIONS, random_jitter_range=0)  # type: ignore[arg-type]
-
-
-def _get(client: Client, datastore: str | None) -> Any:
-    """The datastore with its secrets, or without them where who asks may not have them."""
-    stores = client.ml.datastores
-    for include_secrets in (True, False):
-        try:
-            if datastore is None:
-                return stores.get_default(include_secrets=include_secrets)
-            return stores.get(datastore, include_secrets=include_secrets)
-        except ResourceNotFoundError:
-            raise
-        except HttpResponseError as error:
-            if not include_secrets or error.status_code != 403 or error_code(error) == KEYS_REFUSED:
-                raise
-    raise AssertionError("both ways return or raise")
-
-
-def _key_of(datastore: Any) -> str | None:
-    for name in ("account_key", "sas_token"):
-        if key := getattr(datastore.credentials, name, None):
-            return str(key)
-    return None
+    return LinearRetry(backoff=pause, retry_total=RETRIES, random_jitter_range=0)  # type: ignore[arg-type]

@@ -320,6 +320,27 @@ def read_cluster(client: Client, name: str) -> Compute | None:
     return client.find(f"Looking for the compute {name}", lambda: client.ml.compute.get(name))
 
 
+def require_cluster(client: Client, name: str) -> AmlCompute:
+    """The cluster of that name. Raises UsageError where there is none."""
+    compute = read_cluster(client, name)
+    if compute is None:
+        raise UsageError(
+            [f"No cluster {name!r} in workspace {client.workspace.workspace_name!r}."],
+            "Create it: msggan-aml provision. Or train serverless: --instance-type SIZE",
+        )
+    if not isinstance(compute, AmlCompute):
+        raise UsageError(
+            [f"--compute {name}: is not a cluster but a {str(compute.type).lower()}."],
+            "Name a cluster, or create one: msggan-aml provision --compute NAME",
+        )
+    return compute
+
+
+def has_identity(cluster: AmlCompute) -> bool:
+    """Whether jobs on a cluster have an identity of the cluster's."""
+    return _identity_words(cluster.identity) != "none"
+
+
 def hint_of_refusal(client: Client, name: str) -> str:
     """What to type where the name cannot be used."""
     with client.errors("Listing the computes"):

@@ -26,10 +26,9 @@ from azure.core.exceptions import AzureError, ResourceExistsError
 
 import environments
 from msggan.errors import UsageError
-from orchestration.azure.blobs import open_store
+from orchestration.azure.blobs import ensure_uploaded, open_store
 from orchestration.azure.client import Client
 from orchestration.azure.plan import TAG, Item, is_ours
-from orchestration.azure.uploads import ensure_uploaded
 from orchestration.settings import Settings
 
 KIND = "environment"

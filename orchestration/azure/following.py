@@ -1,127 +1,190 @@
-"""How is a job watched until its end? What it waits for, and each line of its logs as it comes."""
+"""Follow a job until it ends: its changes of state, and each line of its log once.
+
+No line is lost and none is repeated: lines are cut from the bytes of one log, whose position is kept through refused
+requests, cut connections and expired addresses. The SDK's own `jobs.stream` reads the whole log again at each poll, up
+to a minute apart, and prints nothing of a job that has ended.
+"""
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
-from azure.core.exceptions import HttpResponseError
+from azure.core.exceptions import AzureError, HttpResponseError
+from azure.storage.blob import BlobClient
 
 from msggan.commands.program import raise_pending_signal
-from orchestration.azure.history import Details
-from orchestration.azure.jobs import has_ended, state_of
-from orchestration.azure.logs import BUILD_LOG, JOB_LOG, LogReader, log_in
+from orchestration.azure.blobs import retry_policy
+from orchestration.azure.history import Details, state_of
 from orchestration.errors import AzureServiceError, UnreachableError
 
-# Between two looks. A run that has just begun, or ends at once, is looked at more often.
+JOB_LOG = re.compile(r"user_logs/std_log(?:_process_0+)?\.txt")
+BUILD_LOG = re.compile(r"azureml-logs/\d*_?image_build_log\.txt")
+RANGE_NOT_SATISFIABLE = 416
+MAX_BYTES = 4 << 20  # per request
+
+# Between two polls; the last one repeats. A run that has just started, or fails at once, is polled more often.
 PAUSES_S = (0.5, 0.5, 1.0, 1.0, 2.0)
-LAST_TRIES = 20
-LAST_LINES_S = 0.5  # after a job's end the service may still be carrying its last lines to the log
-STATES_IN_WORDS = {
-    "queued": "waits for a machine",
-    "preparing": "gets its machine ready: the environment, the images",
-    "running": "runs",
+MAX_LAST_READS = 20
+LAST_LINES_S = 0.5  # after a job has ended, the service may still be writing its last lines to the log
+PROGRESS = {
+    "queued": "waiting for a machine",
+    "preparing": "preparing the environment and the images",
+    "running": "running",
 }
+
+
+# --- A log ------------------------------------------------------------------------------------------------------------
+
+
+def log_url(details: Details, pattern: re.Pattern[str]) -> str | None:
+    """The URL of a log, None where there is none yet. Of several processes, that of the first."""
+    names = sorted(name for name in details.logs if pattern.fullmatch(name))
+    return details.logs[names[0]] if names else None
+
+
+@dataclass
+class LogReader:
+    """Reads a log as it grows. is_incomplete: the last read was refused or cut, so there may be more."""
+
+    wait_factor_s: float
+    position: int = 0
+    is_incomplete: bool = False
+    _rest: bytes = field(default=b"", repr=False)
+
+    def lines(self, url: str, *, final: bool) -> Iterator[str]:
+        """The lines added since the last read; final: also a last one without a newline.
+
+        A log that cannot be read now has no new lines; the next read finds them.
+        """
+        while content := self._read(url):
+            self.position += len(content)
+            *lines, self._rest = (self._rest + content).split(b"\n")
+            yield from map(_decode_line, lines)
+        if final and self._rest:
+            rest, self._rest = self._rest, b""
+            yield _decode_line(rest)
+
+    def _read(self, url: str) -> bytes:
+        self.is_incomplete = False
+        try:
+            with BlobClient.from_blob_url(url, retry_policy=retry_policy(self.wait_factor_s)) as blob:
+                return blob.download_blob(offset=self.position, length=MAX_BYTES).readall()
+        except AzureError as error:
+            is_at_end = isinstance(error, HttpResponseError) and error.status_code == RANGE_NOT_SATISFIABLE
+            self.is_incomplete = not is_at_end
+            if is_at_end:
+                self._restart_if_shorter(error)
+            return b""
+
+    def _restart_if_shorter(self, error: AzureError) -> None:
+        """The log of a restarted job replaces that of its first node."""
+        headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+        size = headers.get("Content-Range", "").rpartition("/")[2]
+        if size.isdigit() and int(size) < self.position:
+            self.position, self._rest = 0, b""
+
+
+def _decode_line(content: bytes) -> str:
+    """A line as text. Of a progress bar that was redrawn, its last state."""
+    return content.decode("utf-8", errors="replace").rstrip("\r").rpartition("\r")[2]
+
+
+# --- A job ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Watch:
-    """Watches a job. look(): how it stands. tell: what becomes of it, for people. `details`: how it stood last.
+    """Follows one job. poll(): its details now. report(line): prints a change of state. `details`: the newest ones.
 
-    tail: of the lines that are there at the first look only so many; None: all.
+    tail: of the lines that are there at the first poll, only this many; None: all.
     """
 
     job: str
-    look: Callable[[], Details]
-    tell: Callable[[str], None]
+    poll: Callable[[], Details]
+    report: Callable[[str], None]
     wait_factor_s: float
     with_build_log: bool = False
     tail: int | None = None
     details: Details = field(default_factory=lambda: Details(""))
-    _is_deaf: bool = False
-    _losses: int = 0  # of the machine, since we watch
+    _is_unreachable: bool = False
+    _preemptions: int = 0
 
     def lines(self) -> Iterator[str]:
-        """Each line of the job's log, until its end. Goes on through what passes: a cut connection, a busy service."""
+        """Each line of the job's log, until the job ends. A cut connection or a busy service is waited for."""
         log, build_log = LogReader(self.wait_factor_s), LogReader(self.wait_factor_s)
-        tail, was_seen_alive = self.tail, False
-        for details in self.looks():
-            ended = has_ended(details.status)
-            if self.with_build_log and (url := log_in(details, BUILD_LOG)):
-                for line in build_log.lines(url, to_the_end=ended):
-                    self.tell(line)
-            if ended and was_seen_alive:
+        tail, is_first = self.tail, True
+        for details in self.updates():
+            if self.with_build_log and (url := log_url(details, BUILD_LOG)):
+                for line in build_log.lines(url, final=details.has_ended):
+                    self.report(line)
+            if details.has_ended and not is_first:
                 time.sleep(LAST_LINES_S)
-                details = self._look() or details  # noqa: PLW2901 - its log may have come to be only now
-            if url := log_in(details, JOB_LOG):
-                new = self._last_lines(log, url) if ended else log.lines(url, to_the_end=False)
+                details = self._poll() or details  # noqa: PLW2901 - a log may appear only now
+            if url := log_url(details, JOB_LOG):
+                new = self._last_lines(log, url) if details.has_ended else log.lines(url, final=False)
                 yield from new if tail is None else deque(new, maxlen=tail)
                 tail = None
-            was_seen_alive = True
+            is_first = False
 
     def _last_lines(self, log: LogReader, url: str) -> Iterator[str]:
-        """The rest of a log that no look comes after: where the service does not give it, it is asked again."""
-        for _ in range(LAST_TRIES):
-            yield from log.lines(url, to_the_end=False)
-            if not log.is_cut:
+        """The rest of the log of a job that has ended. No poll follows, so a read that fails is repeated here."""
+        for _ in range(MAX_LAST_READS):
+            yield from log.lines(url, final=False)
+            if not log.is_incomplete:
                 break
             time.sleep(LAST_LINES_S)
-        yield from log.lines(url, to_the_end=True)
+        yield from log.lines(url, final=True)
 
-    def looks(self) -> Iterator[Details]:
-        """How the job stands, again and again until it has ended. Tells what is new."""
-        told: tuple[str, ...] = ()
-        for pause in _pauses():
+    def updates(self) -> Iterator[Details]:
+        """The job's details at each poll, until it has ended. Reports what changes."""
+        before: tuple[str, ...] = ()
+        for pause in chain(PAUSES_S, repeat(PAUSES_S[-1])):
             raise_pending_signal()
-            details = self._look()
+            details = self._poll()
             if details is not None:
                 self.details = details
-                told = self._tell_news(details, told)
+                before = self._report_change(details, before)
                 yield details
-                if has_ended(details.status):
+                if details.has_ended:
                     return
             time.sleep(pause)
 
-    def _look(self) -> Details | None:
-        """How the job stands, None where that cannot be had just now."""
+    def _poll(self) -> Details | None:
+        """The job's details, None where they cannot be read now."""
         try:
-            details = self.look()
+            details = self.poll()
         except AzureServiceError as error:
-            if not will_pass(error):
+            if not is_transient(error):
                 raise
-            if not self._is_deaf:
-                self.tell(f"{error.message} {self.job} goes on, and is looked for until it answers.")
-            self._is_deaf = True
+            if not self._is_unreachable:
+                self.report(f"{error.message} Job {self.job} continues; retrying until Azure answers.")
+            self._is_unreachable = True
             return None
-        self._is_deaf = False
+        self._is_unreachable = False
         return details
 
-    def _tell_news(self, details: Details, told: tuple[str, ...]) -> tuple[str, ...]:
-        """Tells a state, and why, once."""
+    def _report_change(self, details: Details, before: tuple[str, ...]) -> tuple[str, ...]:
+        """Reports a new state, and why the job waits, once."""
         state = state_of(details.status)
         reasons = details.warnings if state == "queued" else ()
-        news = (state, *reasons)
-        if told[:1] == ("running",) and state in ("queued", "preparing"):
-            self._losses += 1
-            self.tell(
-                f"{self.job}: its machine was taken away (time {self._losses} that is seen here). "
-                "It starts again by itself, from its last checkpoint."
+        if before[:1] == ("running",) and state in ("queued", "preparing"):
+            self._preemptions += 1
+            self.report(
+                f"Job {self.job}: preempted ({self._preemptions} so far). "
+                "Azure restarts it, and training resumes from the last checkpoint."
             )
-        if news != told and state in STATES_IN_WORDS:
-            self.tell(f"{self.job}: {STATES_IN_WORDS[state]}" + "".join(f"; {reason}" for reason in reasons))
-        return news
+        if (state, *reasons) != before and state in PROGRESS:
+            self.report(f"Job {self.job}: {PROGRESS[state]}" + "".join(f"; {reason}" for reason in reasons))
+        return (state, *reasons)
 
 
-def will_pass(error: AzureServiceError) -> bool:
-    """Whether asking again later may be answered: the network, or a service that is busy."""
+def is_transient(error: AzureServiceError) -> bool:
+    """Whether the same request may succeed later: the network failed, or the service is busy."""
     cause = error.__cause__
     status = cause.status_code if isinstance(cause, HttpResponseError) else None
     return isinstance(error, UnreachableError) or (status is not None and (status == 429 or status >= 500))
-
-
-def _pauses() -> Iterator[float]:
-    yield from PAUSES_S
-    while True:
-        yield PAUSES_S[-1]

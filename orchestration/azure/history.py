@@ -1,22 +1,168 @@
-"""What does the run history say of a job: its state, why it waits or failed, where its logs are, and its children?"""
+"""Jobs that were submitted: those of a run, and what the workspace's run history records of each.
+
+The first job of a run is called NAME, those that continue it NAME-2, NAME-3, …; all of them have the tag `msggan.run`.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from azure.core.exceptions import ResourceNotFoundError
 from azure.core.rest import HttpRequest
 
-from orchestration.azure.client import Client
+from orchestration.azure.client import Client, as_ours
+from orchestration.data_source import DatastorePath, in_datastore
+from orchestration.errors import WorkspaceError
+
+RUN_TAG = "msggan.run"
+SWEEP_TAG = "msggan.sweep"  # a sweep has both tags
+RUN_OUTPUT = "run"  # the job's output that is the run folder
+
+MAX_JOBS = 2000  # read for a list of runs
+MAX_RUNS = 50
+
+# The service's states → ours. An unknown one counts as running: a run that costs money must not pass for ended.
+STATES = {
+    "NotStarted": "queued",
+    "Queued": "queued",
+    "Provisioning": "queued",
+    "Scheduled": "queued",
+    "Paused": "queued",
+    "Starting": "preparing",
+    "Preparing": "preparing",
+    "Running": "running",
+    "Finalizing": "running",
+    "CancelRequested": "running",
+    "Completed": "completed",
+    "Failed": "failed",
+    "Canceled": "cancelled",
+    "NotResponding": "interrupted",
+}
+ENDED = ("completed", "failed", "cancelled", "interrupted")
+
+
+def state_of(status: str) -> str:
+    """Our state for one of the service's."""
+    return STATES.get(status, "running")
+
+
+def has_ended(status: str) -> bool:
+    return state_of(status) in ENDED
+
+
+# --- The jobs of a run ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunJobs:
+    """The jobs of a run or of a sweep, the newest last, and the name for its next one.
+
+    trial_folder: the run folder of a sweep's trial, whose job does not record it.
+    """
+
+    run: str
+    jobs: tuple[Any, ...]
+    next_name: str = ""
+    trial_folder: DatastorePath | None = None
+
+    @property
+    def newest(self) -> Any | None:
+        return self.jobs[-1] if self.jobs else None
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.newest is not None and is_sweep(self.newest)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the newest job has not ended yet."""
+        return self.newest is not None and not has_ended(self.newest.status)
+
+    @property
+    def folder(self) -> DatastorePath | None:
+        """The run folder of the newest job, None where the job records none that can be read."""
+        return self.trial_folder or (run_folder_of(self.newest) if self.newest is not None else None)
+
+
+def job_name(run: str, number: int) -> str:
+    """The name of a run's job, counted from 1: NAME, NAME-2, …"""
+    return run if number == 1 else f"{run}-{number}"
+
+
+def find_jobs(client: Client, run: str) -> RunJobs:
+    """The jobs of a run, empty where there is no such run. Jobs of those names with another tag are skipped."""
+    found = []
+    for number in itertools.count(1):
+        job = get_job(client, job_name(run, number))
+        if job is None:
+            break
+        if run_of(job) == run:
+            found.append(job)
+    return RunJobs(run, tuple(found), job_name(run, number))
+
+
+def get_job(client: Client, name: str) -> Any | None:
+    """The job of that name, None where there is none."""
+    with client.errors(f"Looking for the job {name}"):
+        try:
+            return client.ml.jobs.get(name)
+        except ResourceNotFoundError as error:
+            if isinstance(as_ours(error, "", client.workspace), WorkspaceError):
+                raise
+            return None
+
+
+def list_runs(client: Client, *, sweeps: bool = False) -> tuple[list[RunJobs], bool]:
+    """The newest runs, or sweeps, newest first, each with its jobs; and whether there are more."""
+    by_run: dict[str, list[Any]] = {}
+    with client.errors("Listing the jobs"):
+        listed = client.ml.jobs.list(tag=SWEEP_TAG if sweeps else RUN_TAG)
+        # The SDK gives None for a job that it cannot read; jobs of others may have a tag that contains ours.
+        ours = (job for job in listed if job is not None and is_sweep(job) == sweeps and run_of(job))
+        for job in itertools.islice(ours, MAX_JOBS):
+            by_run.setdefault(run_of(job), []).append(job)
+    runs = [RunJobs(run, tuple(sorted(jobs, key=created_at))) for run, jobs in by_run.items()]
+    runs.sort(key=lambda run: created_at(run.jobs[-1]), reverse=True)
+    return runs[:MAX_RUNS], len(runs) > MAX_RUNS or sum(map(len, by_run.values())) == MAX_JOBS
+
+
+def run_of(job: Any) -> str:
+    """The run that a job belongs to, empty for a job that is not ours."""
+    return str((job.tags or {}).get(RUN_TAG, ""))
+
+
+def is_sweep(job: Any) -> bool:
+    return SWEEP_TAG in (job.tags or {})
+
+
+def created_at(job: Any) -> str:
+    """When a job was submitted, ISO 8601 in UTC to the second."""
+    return str(job.creation_context.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+
+def run_folder_of(job: Any) -> DatastorePath | None:
+    """The run folder of a job, None where it records none that can be read."""
+    output = (job.outputs or {}).get(RUN_OUTPUT)
+    return in_datastore(str(output.path)) if output is not None and output.path else None
+
+
+def portal_url(job: Any) -> str | None:
+    return job.studio_url or None
+
+
+# --- The run history --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Details:
-    """A job as it stands. status: the service's word. logs: by name an address that opens the log for some hours.
+    """A job as the run history records it. status: the service's state. logs: by name, an URL that is signed for hours.
 
-    Of a child in a list of them the service tells neither logs nor warnings.
+    In a list of children the service leaves out logs and warnings.
     """
 
     status: str
@@ -28,6 +174,28 @@ class Details:
     logs: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def state(self) -> str:
+        """Our state. The service calls a job that reached its time limit cancelled; here it has failed."""
+        state = state_of(self.status)
+        return "failed" if state == "cancelled" and self.timed_out else state
+
+    @property
+    def has_ended(self) -> bool:
+        return has_ended(self.status)
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of the job's process, where the service's error contains it."""
+        found = re.search(r"(?:status|exit) ?code:? ?(-?\d+)", self.error, re.IGNORECASE)
+        return int(found[1]) if found else None
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the error says that the job reached its time limit."""
+        limit = r"time ?limit|time ?out|timed out|max(imum)? ?(run|execution) ?(duration|time)"
+        return re.search(limit, self.error, re.IGNORECASE) is not None
+
 
 @dataclass(frozen=True)
 class History:
@@ -36,17 +204,17 @@ class History:
     client: Client
 
     def details(self, job: str) -> Details:
-        """How a job stands. Raises MsgganError."""
-        with self.client.errors(f"Asking how {job} stands"):
+        """The details of a job. Raises MsgganError."""
+        with self.client.errors(f"Reading the state of {job}"):
             return build_details(self._get(f"runs/{job}/details"))
 
     def children(self, job: str) -> list[Details]:
-        """The jobs that a job has begun, in the order of the numbers at the end of their names. Raises MsgganError.
+        """The jobs that a sweep job has started, in the order of their numbers. Raises MsgganError.
 
-        The SDK's own list ends with its first page: it passes over the token that goes on (azure-sdk-for-python,
-        issue 32440).
+        The SDK's own list ends with its first page: it ignores the continuation token (azure-sdk-for-python, issue
+        32440).
         """
-        with self.client.errors(f"Asking what {job} has begun"):
+        with self.client.errors(f"Listing the trials of {job}"):
             found = {child.name: child for child in map(build_details, self._children(job))}
         return sorted(found.values(), key=lambda child: number_of(job, child.name))
 
@@ -60,31 +228,28 @@ class History:
                 return
 
     def _get(self, path: str, **query: str) -> Any:
-        url = f"https://{self._host}/history/v1.0{self.client.scope}/{path}"
+        host = urlsplit(str(self.client.about.mlflow_tracking_uri)).netloc
+        url = f"https://{host}/history/v1.0{self.client.scope}/{path}"
         return self.client.send(HttpRequest("GET", url, params=query)).json()
-
-    @property
-    def _host(self) -> str:
-        return urlsplit(str(self.client.about.mlflow_tracking_uri)).netloc
 
 
 def number_of(parent: str, child: str) -> int:
-    """The number of a child from 0: the children of NAME are NAME_0, NAME_1 …"""
+    """The number of a child, from 0: the children of NAME are NAME_0, NAME_1, …"""
     ending = child.removeprefix(f"{parent}_")
     return int(ending) if ending.isdecimal() else 0
 
 
-def build_details(told: Mapping[str, Any]) -> Details:
-    """What of the service's answer matters here."""
-    error = ((told.get("error") or {}).get("error") or {}) if told.get("error") else {}
-    warnings = [str(warning.get("message") or "") for warning in told.get("warnings") or []]
+def build_details(response: Mapping[str, Any]) -> Details:
+    """The details in a response of the run history."""
+    error = (response.get("error") or {}).get("error") or {}
+    warnings = [str(warning.get("message") or "") for warning in response.get("warnings") or []]
     return Details(
-        status=str(told.get("status") or ""),
-        name=str(told.get("runId") or ""),
-        started=told.get("startTimeUtc"),
-        ended=told.get("endTimeUtc"),
+        status=str(response.get("status") or ""),
+        name=str(response.get("runId") or ""),
+        started=response.get("startTimeUtc"),
+        ended=response.get("endTimeUtc"),
         error=str(error.get("message") or ""),
         warnings=tuple(filter(None, warnings)),
-        logs=told.get("logFiles") or {},
-        tags=told.get("tags") or {},
+        logs=response.get("logFiles") or {},
+        tags=response.get("tags") or {},
     )

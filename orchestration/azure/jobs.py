@@ -1,4 +1,4 @@
-"""What is a run as a job of Azure ML? Its body, its names, and what its states mean. Asks nobody."""
+"""A run as a job of Azure ML: its body, its names and its tags. Makes no requests."""
 
 from __future__ import annotations
 
@@ -6,64 +6,46 @@ import hashlib
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 from azure.ai.ml import Input, Output, command
 from azure.ai.ml.entities import Command, QueueSettings, UserIdentityConfiguration
 
 from msggan.errors import UsageError
+from orchestration.azure.history import RUN_OUTPUT, RUN_TAG
 from orchestration.data_source import DatastorePath
 from orchestration.spec import RunSpec
 
-RUN_TAG = "msggan.run"
-SWEEP_TAG = "msggan.sweep"  # beside the other, which says whose name is taken
 CONFIGURATION_TAG = "msggan.configuration"
 
-# Where things lie in the datastore.
+# Folders in the datastore.
 DATA_FOLDER = "msggan/data"
 RUNS_FOLDER = "msggan/runs"
 
 DATA_INPUT = "data"
-RUN_OUTPUT = "run"
-# In double quotes: a path may have spaces, and may come as a shell variable.
+# In double quotes: a path may contain spaces, and may come as a shell variable.
 DATA_PLACEHOLDER = f"${{{{inputs.{DATA_INPUT}}}}}"
 RUN_PLACEHOLDER = f"${{{{outputs.{RUN_OUTPUT}}}}}"
 
-# Docker gives 2 GiB of shared memory unless asked, which several loader processes and NCCL outgrow.
+# Azure ML's default is 2 GiB, which several loader processes and NCCL exceed.
 SHARED_MEMORY = "8g"
-ENVIRONMENT_VARIABLES = {"PYTHONUNBUFFERED": "1"}  # a line of the log is to be seen when it is written
+ENVIRONMENT_VARIABLES = {"PYTHONUNBUFFERED": "1"}  # each line of the log is visible as soon as it is written
 
-LONGEST_TAG = 256
-MOST_TAGS = 50
-
-# The service's states → ours. One that is not here goes on: a run must not pass for ended while it costs money.
-STATES = {
-    "NotStarted": "queued",
-    "Queued": "queued",
-    "Provisioning": "queued",
-    "Scheduled": "queued",
-    "Paused": "queued",
-    "Starting": "preparing",
-    "Preparing": "preparing",
-    "Running": "running",
-    "Finalizing": "running",
-    "CancelRequested": "running",
-    "Completed": "completed",
-    "Failed": "failed",
-    "Canceled": "cancelled",
-    "NotResponding": "interrupted",
-}
-ENDED = ("completed", "failed", "cancelled", "interrupted")
-
+MAX_TAG_LENGTH = 256
+MAX_TAGS = 50
+GIT_TIMEOUT_S = 5
 
 Kind = Literal["uri_file", "uri_folder"]
 
 
 @dataclass(frozen=True)
 class JobData:
-    """What the job reads: an address, and whether it is of one file or of a folder."""
+    """The images that the job reads: their URI, and whether it is of a file or a folder."""
 
     uri: str
     kind: Kind
@@ -71,10 +53,10 @@ class JobData:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """Everything that a job is made of. code: a snapshot's id. environment: its id.
+    """All that a job consists of. code, environment: IDs of a snapshot and an environment.
 
     compute: a cluster's name, None for serverless on machines of `instance_type`. as_user: the job reads and writes
-    as who submits it.
+    with the identity of the person who submits it.
     """
 
     name: str
@@ -92,8 +74,11 @@ class JobPlan:
     as_user: bool = False
 
 
+# --- The body ---------------------------------------------------------------------------------------------------------
+
+
 def build_job(plan: JobPlan) -> Command:
-    """The job as the SDK takes it. Raises UsageError for what the service would refuse after the upload."""
+    """The job for the SDK. Raises UsageError for what the service would refuse after the upload."""
     problems = plan_problems(plan)
     if problems:
         raise UsageError(problems)
@@ -114,14 +99,14 @@ def build_job(plan: JobPlan) -> Command:
         inputs={DATA_INPUT: Input(type=plan.data.kind, path=plan.data.uri, mode="download")},
         outputs={RUN_OUTPUT: Output(type="uri_folder", path=plan.run_folder.uri, mode="rw_mount")},
         tags=dict(plan.tags),
-        properties=dict(_git_properties(plan.tags)),
+        properties=_git_properties(plan.tags),
         queue_settings=QueueSettings(job_tier="spot") if serverless and plan.low_priority else None,
         identity=UserIdentityConfiguration() if plan.as_user else None,
     )
 
 
 def build_body(plan: JobPlan, scope: str) -> dict[str, Any]:
-    """The body that would be sent for `build_job`. scope: the workspace's path in the resource manager."""
+    """The request body for `build_job`. scope: the workspace's resource ID."""
     job = build_job(plan)._to_job()
     if plan.compute is not None:
         job.compute = f"{scope}/computes/{plan.compute}"
@@ -130,69 +115,67 @@ def build_body(plan: JobPlan, scope: str) -> dict[str, Any]:
 
 
 def command_line(spec: RunSpec, run_dir: str = RUN_PLACEHOLDER) -> str:
-    """The command of the run, as the job's shell reads it. run_dir: a placeholder, and what the shell expands."""
-    words = spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir)
-    places = {DATA_PLACEHOLDER, run_dir}
-    return " ".join(f'"{word}"' if word in places else shlex.quote(word) for word in words)
+    """The command of the run for the job's shell. run_dir: a placeholder, possibly with shell variables."""
+    args = spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir)
+    expanded = {DATA_PLACEHOLDER, run_dir}
+    return " ".join(f'"{arg}"' if arg in expanded else shlex.quote(arg) for arg in args)
 
 
 def plan_problems(plan: JobPlan) -> list[str]:
-    """What the SDK does not look at, and the service only when everything is uploaded."""
+    """What the SDK does not check, and the service checks only after everything is uploaded."""
     problems = []
     if (plan.compute is None) == (plan.instance_type is None):
-        problems.append("A job trains on --compute or, serverless, on machines of --instance-type: one of the two.")
+        problems.append("A job needs either --compute, or --instance-type to train serverless.")
     if plan.instance_type is not None and not re.fullmatch(r"[A-Za-z]+_[A-Za-z0-9_]+", plan.instance_type):
-        problems.append(f"--instance-type {plan.instance_type}: is not a size such as Standard_NC4as_T4_v3.")
-    if len(plan.tags) > MOST_TAGS or any(len(value) > LONGEST_TAG for value in plan.tags.values()):
-        problems.append(f"A job may have {MOST_TAGS} tags of {LONGEST_TAG} characters.")
+        problems.append(f"--instance-type {plan.instance_type}: is not a VM size such as Standard_NC4as_T4_v3.")
+    if len(plan.tags) > MAX_TAGS or any(len(value) > MAX_TAG_LENGTH for value in plan.tags.values()):
+        problems.append(f"A job may have {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters.")
     return problems
-
-
-# --- Names ------------------------------------------------------------------------------------------------------------
-
-
-def job_name(run: str, number: int) -> str:
-    """The name of a run's first, second … job: NAME, NAME-2 …"""
-    return run if number == 1 else f"{run}-{number}"
 
 
 def run_folder(datastore: str, run: str) -> DatastorePath:
     return DatastorePath(datastore, f"{RUNS_FOLDER}/{run}/")
 
 
-def configuration_hash(spec: RunSpec, data: JobData, also: Sequence[str] = ()) -> str:
-    """The same for the same command on the same images, whatever they are called here. also: what else was asked."""
-    asked = {"command": [*spec.command(data=data.uri, run_dir=""), *also], "name": spec.name}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+# --- Tags -------------------------------------------------------------------------------------------------------------
 
 
-# --- States -----------------------------------------------------------------------------------------------------------
+def build_tags(run: str, configuration: str, folder: Path) -> dict[str, str]:
+    """The tags of a job: its run, its configuration, the package's version, and the commit checked out in `folder`.
+
+    Without git, or outside of a checkout, the commit is left out.
+    """
+    tags = {RUN_TAG: run, CONFIGURATION_TAG: configuration, "msggan.version": version("msggan")}
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return tags
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return tags | {"msggan.git_commit": commit, "msggan.git_dirty": str(changes != "").lower()}
 
 
-def state_of(status: str) -> str:
-    """Our word for the state of a job."""
-    return STATES.get(status, "running")
-
-
-def has_ended(status: str) -> bool:
-    return state_of(status) in ENDED
-
-
-def exit_code_of(error: str) -> int | None:
-    """The exit code of the job's process, where the service's error tells it."""
-    found = re.search(r"(?:status|exit) ?code:? ?(-?\d+)", error, re.IGNORECASE)
-    return int(found[1]) if found else None
-
-
-def is_timeout(error: str) -> bool:
-    """Whether a job was ended because its time was up; the service calls it cancelled."""
-    return (
-        re.search(r"time ?limit|time ?out|timed out|max(imum)? ?(run|execution) ?(duration|time)", error, re.I)
-        is not None
-    )
+def _git(folder: Path, *args: str) -> str | None:
+    """What git prints, None where it fails, is not installed or takes too long."""
+    try:
+        ended = subprocess.run(  # noqa: S603 - fixed arguments
+            ["git", "-C", str(folder), *args],  # noqa: S607 - the user's git
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=GIT_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ended.stdout.strip()
 
 
 def _git_properties(tags: Mapping[str, str]) -> dict[str, str]:
-    """The checkout under the names that the portal shows. Without them the SDK would add the repository's address."""
-    named = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
-    return {there: tags[here] for here, there in named.items() if here in tags}
+    """The commit under the names that the portal shows. Without them the SDK would add the repository's URL."""
+    names = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
+    return {name: tags[tag] for tag, name in names.items() if tag in tags}
+
+
+def configuration_hash(spec: RunSpec, data: JobData, extra: Sequence[str] = ()) -> str:
+    """The same for the same command on the same images, whatever their path here. extra: further arguments."""
+    configuration = {"command": [*spec.command(data=data.uri, run_dir=""), *extra], "name": spec.name}
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,10 +11,7 @@ from orchestration.azure.agreement import Agreement
 from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client, connect
 from orchestration.azure.following import Watch
-from orchestration.azure.history import History
-from orchestration.azure.jobs import has_ended
-from orchestration.azure.run_jobs import RunJobs
-from orchestration.azure.submission import Submission
+from orchestration.azure.history import History, RunJobs
 from orchestration.data_source import DatastorePath, in_datastore
 from orchestration.reporter import Reporter
 from orchestration.settings import Settings
@@ -43,10 +40,6 @@ class Session:
     @cached_property
     def agreement(self) -> Agreement:
         return Agreement(self.settings)
-
-    @property
-    def submission(self) -> Submission:
-        return Submission(self.client, self.settings, self.reporter, self.store, self.environment)
 
     def store(self, datastore: str | None) -> Store:
         """The container of a datastore, the workspace's default one for None. Raises MsgganError."""
@@ -89,9 +82,9 @@ class Session:
             with self.client.errors(f"Cancelling {job}"):
                 self.client.ml.jobs.begin_cancel(job).result()
         except MsgganError:
-            if not has_ended(self.history.details(job).status):  # it may have ended by itself just then
+            if not self.history.details(job).has_ended:  # it may have ended by itself just then
                 raise
-        for _ in itertools.islice(self.watch(job).looks(), STOPS_WITHIN_LOOKS):
+        for _ in itertools.islice(self.watch(job).updates(), STOPS_WITHIN_LOOKS):
             """Until it has ended."""
 
     @cached_property

@@ -15,9 +15,8 @@ from azure.core.exceptions import HttpResponseError
 from azure.core.rest import HttpRequest
 
 import msggan
-from orchestration.azure.blobs import Store
+from orchestration.azure.blobs import Store, ensure_uploaded
 from orchestration.azure.client import MANAGEMENT_URL, Client
-from orchestration.azure.uploads import ensure_uploaded
 
 PACKAGE = "msggan"
 CODE_FOLDER = "msggan/code"  # in the workspace's default datastore

@@ -1,4 +1,4 @@
-"""How does a run become a job: looked at, brought there, sent once? An error says whether a job may exist."""
+"""Submit a run as a job: check, upload, send it once. An error says whether there may be a job."""
 
 from __future__ import annotations
 
@@ -15,67 +15,68 @@ from msggan.config import TrainConfig
 from msggan.errors import MsgganError, UsageError
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import Store
-from orchestration.azure.client import Client
-from orchestration.azure.compute import read_cluster, read_size
-from orchestration.azure.data import OpenStore, bring_data, planned_data
-from orchestration.azure.jobs import CONFIGURATION_TAG, JobData, JobPlan, build_job, configuration_hash, run_folder
-from orchestration.azure.run_jobs import RunJobs, get_job, run_of
+from orchestration.azure.compute import has_identity, read_size, require_cluster
+from orchestration.azure.data import ensure_data, plan_data
+from orchestration.azure.history import RunJobs, get_job, run_of
+from orchestration.azure.jobs import (
+    CONFIGURATION_TAG,
+    JobData,
+    JobPlan,
+    build_job,
+    build_tags,
+    configuration_hash,
+    run_folder,
+)
+from orchestration.azure.session import Session
 from orchestration.azure.snapshot import ensure_code, staged
-from orchestration.azure.tags import build_tags
 from orchestration.errors import UncertainError
-from orchestration.reporter import Reporter
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 
 TO_RESOLVE = "<resolved-at-submit: {}>"
 
-Environment = Callable[[], str]
-Build = Callable[[JobPlan], Any]
-
 
 @dataclass(frozen=True)
-class Begun:
-    """The configuration that a run has, and the one that it would go on with."""
+class StartedRun:
+    """The configuration of a run that has started, and the one with which the new job would resume it."""
 
     stored: TrainConfig
-    continued: TrainConfig
-
-    def as_begun(self, spec: RunSpec) -> RunSpec:
-        """The run with its resolution and background as when it began."""
-        config = replace(spec.config, resolution=self.stored.resolution, background=self.stored.background)
-        return replace(spec, config=config)
+    resumed: TrainConfig
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is needed to send a run. environment(): resolves the job's environment to its id."""
+    """Sends runs as jobs to the session's workspace."""
 
-    client: Client
-    settings: Settings
-    reporter: Reporter
-    open_store: OpenStore
-    environment: Environment
+    session: Session
 
-    def send(self, spec: RunSpec, run: RunJobs, *, build: Build = build_job, also: Sequence[str] = ()) -> Any:
-        """The run's new job; its newest one, where nothing is left to train. Raises MsgganError.
+    def send(
+        self,
+        spec: RunSpec,
+        run: RunJobs,
+        *,
+        build: Callable[[JobPlan], Any] = build_job,
+        extra: Sequence[str] = (),
+    ) -> Any:
+        """The run's new job, or its newest one where nothing is left to train. Raises MsgganError.
 
-        build(plan): the job as the SDK takes it. also: what was asked beyond the run's own command.
+        build(plan): the job for the SDK. extra: what was asked beyond the run's own command.
         """
         refuse_if_running(run)
-        as_user = self._check_machines()
-        store = self.open_store(self.settings.datastore)
-        begun = self._begun(spec, store)
-        as_begun = spec if begun is None else begun.as_begun(spec)
-        environment = self.environment()  # which may be refused, before a hundred thousand images are packed
-        data = bring_data(as_begun, store, self.client, self.open_store, self.reporter)
-        tags = build_tags(spec.name, configuration_hash(spec, data, also), Path.cwd())
-        if is_done(run, tags[CONFIGURATION_TAG]) or (begun and self._is_trained(run, begun, store)):
+        session = self.session
+        without_identity = self._check_machines()
+        store = session.store(session.settings.datastore)
+        started = self._read_started(spec, store)
+        environment = session.environment()  # which may be refused: before a hundred thousand images are packed
+        data = ensure_data(_as_started(spec, started), store, session)
+        tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
+        if is_complete(run, tags[CONFIGURATION_TAG]) or (started and self._is_trained(run, started, store)):
             return run.newest
         with staged() as snapshot:
-            self.reporter.info(f"Code: the msggan package, {snapshot}; nothing else of this folder goes.")
-            code = ensure_code(snapshot, self.open_store(None), self.client)
+            session.reporter.info(f"Uploading the msggan package ({snapshot}) as the job's code.")
+            code = ensure_code(snapshot, session.store(None), session.client)
         plan = build_plan(
-            self.settings,
+            session.settings,
             spec,
             data,
             name=run.next_name,
@@ -83,40 +84,22 @@ class Submission:
             code=code,
             environment=environment,
             tags=tags,
-            as_user=as_user and store.identity_based,
+            as_user=without_identity and store.identity_based,
         )
         return self._put(plan, build)
 
     def _check_machines(self) -> bool:
         """Whether jobs there have no identity of their own. Raises UsageError where there are no such machines."""
-        if self.settings.instance_type is not None:
-            read_size(self.client, self.settings)
+        settings = self.session.settings
+        if settings.instance_type is not None:
+            read_size(self.session.client, settings)
             return True
-        cluster = self._cluster()
-        kind = str(cluster.type).lower()
-        if kind != "amlcompute":
-            raise UsageError(
-                [f"--compute {self.settings.compute}: is no cluster but of the kind {kind}."],
-                "Name a cluster, or make one: msggan-aml provision --compute NAME",
-            )
-        identity = getattr(cluster, "identity", None)
-        return identity is None or str(identity.type).lower() == "none"
+        return not has_identity(require_cluster(self.session.client, settings.compute))
 
-    def _cluster(self) -> Any:
-        name = self.settings.compute
-        cluster = read_cluster(self.client, name)
-        if cluster is None:
-            where = self.client.workspace.workspace_name
-            raise UsageError(
-                [f"No cluster {name!r} in workspace {where!r}."],
-                "Make it: msggan-aml provision. Or train serverless: --instance-type SIZE",
-            )
-        return cluster
-
-    def _begun(self, spec: RunSpec, store: Store) -> Begun | None:
-        """The configurations of a run that has begun, None for a new one. Raises RunFolderError for another one."""
+    def _read_started(self, spec: RunSpec, store: Store) -> StartedRun | None:
+        """The configurations of a run that has started, None for a new one. Raises RunFolderError if they conflict."""
         folder = run_folder(store.datastore, spec.name)
-        with self.client.errors(f"Looking into {folder.uri}"):
+        with self.session.client.errors(f"Reading {folder.uri}"):
             content = store.read(f"{folder.path}config.json")
         if content is None:
             return None
@@ -124,56 +107,57 @@ class Submission:
             here = RunFolder(Path(name) / spec.name)
             here.path.mkdir()
             here.config.write_bytes(content)
-            stored, continued = here.load_config(), here.continued(spec.config)
-        return Begun(stored, continued) if stored and continued else None
+            stored, resumed = here.load_config(), here.continued(spec.config)
+        return StartedRun(stored, resumed) if stored and resumed else None
 
-    def _is_trained(self, run: RunJobs, begun: Begun, store: Store) -> bool:
-        """Whether the run has a checkpoint as far as it is asked to train, and no job would change what it is."""
-        if run.newest is None or not (run.newest.status == "Completed" or begun.continued.kimg < begun.stored.kimg):
+    def _is_trained(self, run: RunJobs, started: StartedRun, store: Store) -> bool:
+        """Whether a checkpoint is as far as the run shall train, so that a new job would change nothing."""
+        is_shorter = started.resumed.kimg < started.stored.kimg
+        if run.newest is None or not (run.newest.status == "Completed" or is_shorter):
             return False
         folder = run_folder(store.datastore, run.run)
-        with self.client.errors(f"Looking into {folder.uri}"):
-            names = [blob.name for blob in store.walk(f"{folder.path}checkpoints/")]
-        reached = [int(stem) for stem, _, kind in (name.partition(".") for name in names) if kind == "json"]
-        return max(reached, default=-1) >= 1000 * begun.continued.kimg
+        with self.session.client.errors(f"Listing {folder.uri}"):
+            names = [blob.name for blob in store.list_blobs(f"{folder.path}checkpoints/")]
+        images = [int(stem) for stem, _, kind in (name.partition(".") for name in names) if kind == "json"]
+        return max(images, default=-1) >= 1000 * started.resumed.kimg
 
-    def _put(self, plan: JobPlan, build: Build) -> Any:
-        """Sends the job. After an error it is looked for: there is one job, or none, or who reads it knows no more."""
+    def _put(self, plan: JobPlan, build: Callable[[JobPlan], Any]) -> Any:
+        """Sends the job. After an error the job is looked up: there is one, or none, or the error says it may exist."""
+        client = self.session.client
         try:
             # The SDK prints notes to itself there.
-            with self.client.errors(f"Submitting {plan.name}"), redirect_stderr(StringIO()):
-                return self.client.ml.jobs.create_or_update(build(plan))
+            with client.errors(f"Submitting {plan.name}"), redirect_stderr(StringIO()):
+                return client.ml.jobs.create_or_update(build(plan))
         except MsgganError as error:
-            job = self._look_for(plan, error)
+            job = self._look_up(plan, error)
             if job is not None:
                 return job
-            error.message += " No job was made."
+            error.message += " No job was submitted."
             raise
         except (KeyboardInterrupt, Terminated) as stop:
-            message = f"Stopped while {plan.name} was being submitted: it may exist. {how_to_look(plan.spec.name)}"
+            message = f"Stopped while submitting {plan.name}: the job may exist. {status_hint(plan.spec.name)}"
             raise stopped(type(stop), message) from None
 
-    def _look_for(self, plan: JobPlan, error: MsgganError) -> Any | None:
-        """The job, if it was made although the answer was an error or none came. Raises UncertainError if unknown."""
+    def _look_up(self, plan: JobPlan, error: MsgganError) -> Any | None:
+        """The job, if it was created although its response was an error or lost. Raises UncertainError if unknown."""
         try:
-            job = get_job(self.client, plan.name)
+            job = get_job(self.session.client, plan.name)
         except MsgganError as second:
-            raise UncertainError(
-                f"{error.message} {plan.name} may exist: {second.message}", how_to_look(plan.spec.name)
-            ) from error
+            message = f"{error.message} The job {plan.name} may exist: {second.message}"
+            raise UncertainError(message, status_hint(plan.spec.name)) from error
         if job is None:
             return None
         if run_of(job) == plan.spec.name and job.tags.get(CONFIGURATION_TAG) == plan.tags[CONFIGURATION_TAG]:
             return job
         raise UsageError(
-            [f"{plan.name}: another command has just submitted a job of this name."], how_to_follow(plan.spec.name)
+            [f"{plan.name}: another command has just submitted a job of this name."], follow_hint(plan.spec.name)
         )
 
 
-def planned_job(settings: Settings, spec: RunSpec, also: Sequence[str] = ()) -> JobPlan:
-    """The job that `Submission.send` would make. Asks nobody: what only the service knows stands as `TO_RESOLVE`."""
+def planned_job(settings: Settings, spec: RunSpec, extra: Sequence[str] = ()) -> JobPlan:
+    """The job that `Submission.send` would send. Makes no requests: what only the service knows is `TO_RESOLVE`."""
     datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
-    data = planned_data(str(spec.data), datastore)
+    data = plan_data(str(spec.data), datastore)
     return build_plan(
         settings,
         spec,
@@ -182,7 +166,7 @@ def planned_job(settings: Settings, spec: RunSpec, also: Sequence[str] = ()) -> 
         datastore=datastore,
         code=TO_RESOLVE.format("the snapshot of the msggan package"),
         environment=TO_RESOLVE.format(f"the environment {settings.environment}"),
-        tags=build_tags(spec.name, configuration_hash(spec, data, also), Path.cwd()),
+        tags=build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd()),
     )
 
 
@@ -198,8 +182,7 @@ def build_plan(
     tags: dict[str, str],
     as_user: bool = False,
 ) -> JobPlan:
-    """The job of a run, as the settings would have it."""
-    serverless = settings.instance_type is not None
+    """The job of a run with these settings."""
     return JobPlan(
         name=name,
         spec=spec,
@@ -207,7 +190,7 @@ def build_plan(
         run_folder=run_folder(datastore, spec.name),
         code=code,
         environment=environment,
-        compute=None if serverless else settings.compute,
+        compute=settings.compute if settings.instance_type is None else None,
         instance_type=settings.instance_type,
         low_priority=settings.low_priority,
         timeout_hours=settings.timeout_hours,
@@ -217,20 +200,28 @@ def build_plan(
     )
 
 
+def _as_started(spec: RunSpec, started: StartedRun | None) -> RunSpec:
+    """The run with the resolution and background that it started with, by which its images are packed."""
+    if started is None:
+        return spec
+    stored = started.stored
+    return replace(spec, config=replace(spec.config, resolution=stored.resolution, background=stored.background))
+
+
 def refuse_if_running(run: RunJobs) -> None:
-    if run.goes_on:
-        raise UsageError([f"{run.run}: is running already, as job {run.jobs[-1].name}."], how_to_follow(run.run))
+    if run.is_active:
+        raise UsageError([f"{run.run}: already running as job {run.jobs[-1].name}."], follow_hint(run.run))
 
 
-def is_done(run: RunJobs, configuration: str) -> bool:
-    """Whether the run's newest job has completed just what is asked."""
+def is_complete(run: RunJobs, configuration: str) -> bool:
+    """Whether the run's newest job has completed this very configuration."""
     newest = run.newest
     return newest is not None and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == configuration
 
 
-def how_to_follow(run: str) -> str:
-    return f"Follow it: msggan-aml logs {run} --follow. Stop it: msggan-aml cancel {run}. Or give another --name."
+def follow_hint(run: str) -> str:
+    return f"Follow it: msggan-aml logs {run} --follow. Stop it: msggan-aml cancel {run}. Or use another --name."
 
 
-def how_to_look(run: str) -> str:
-    return f"Look: msggan-aml status {run}. The same command again makes no second job."
+def status_hint(run: str) -> str:
+    return f"Check: msggan-aml status {run}. The same command again submits no second job."

@@ -15,7 +15,8 @@ from azure.ai.ml.sweep import SweepJob, SweepJobLimits
 from msggan.commands.options import to_argv
 from msggan.config import TrainConfig, flag
 from msggan.errors import UsageError
-from orchestration.azure.jobs import RUN_PLACEHOLDER, SWEEP_TAG, JobPlan, build_job, command_line
+from orchestration.azure.history import SWEEP_TAG
+from orchestration.azure.jobs import RUN_PLACEHOLDER, JobPlan, build_job, command_line
 from orchestration.sweeps.space import Choice, Dimension, Interval
 from orchestration.sweeps.spec import KNOWN_METRICS, EarlyStopping, SweepSpec
 

@@ -65,5 +65,5 @@ def _newest_grid(session: Session, trial: Trial) -> bytes | None:
     """The PNG file of a trial's last sample grid, in full resolution; None where there is none yet."""
     store, folder = session.folder_at(trial.run_dir)
     with session.client.errors(f"Fetching the samples of {trial.name}"):
-        newest = newest_grid(blob.name for blob in store.walk(f"{folder}samples/"))
+        newest = newest_grid(blob.name for blob in store.list_blobs(f"{folder}samples/"))
         return None if newest is None else store.read(f"{folder}samples/{newest}")

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestration.azure.history import Details
-from orchestration.azure.jobs import has_ended, is_timeout
-from orchestration.azure.standing import final_state, reason_of
+from orchestration.azure.status import reason_of
 from orchestration.sweeps.request import SweepRequest
 from orchestration.sweeps.spec import ENDED, Trial, why_given_up
 
 
 def standing(details: Details, trials: Sequence[Trial], request: SweepRequest) -> tuple[str, str]:
     """Our word for how a sweep stands, and why. details: of its newest job."""
-    state = final_state(details)
-    if is_timeout(details.error) and has_ended(details.status):
+    state = details.state
+    if details.timed_out and details.has_ended:
         done = sum(trial.state in ENDED for trial in trials)
         return "completed", f"Its time was up after {done} of {request.planned} trials."
     failed = reasons_to_give_up(trials, request)
-    if has_ended(details.status) and failed:
+    if details.has_ended and failed:
         return "failed", why_given_up(failed, request.planned)
     return state, reason_of(details)
 

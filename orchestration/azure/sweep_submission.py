@@ -9,9 +9,10 @@ from typing import Any
 from azure.ai.ml.sweep import SweepJob
 
 from msggan.errors import UsageError
+from orchestration.azure.history import RunJobs
 from orchestration.azure.jobs import JobPlan, run_folder
-from orchestration.azure.run_jobs import RunJobs
-from orchestration.azure.standing import data_of
+from orchestration.azure.session import Session
+from orchestration.azure.status import data_of
 from orchestration.azure.submission import Submission
 from orchestration.azure.sweep_jobs import RemainingTrials, build_sweep, whole
 from orchestration.spec import SWEEP_NOTE, RunSpec
@@ -20,22 +21,22 @@ from orchestration.sweeps.spec import ENDED, SweepSpec, Trial
 
 
 def send_sweep(
-    submission: Submission, sweep: SweepSpec, part: RemainingTrials, before: RunJobs, request: SweepRequest
+    session: Session, sweep: SweepSpec, part: RemainingTrials, before: RunJobs, request: SweepRequest
 ) -> Any:
     """The sweep's new job, which tries `part` of it. before: its jobs so far. Raises MsgganError.
 
     request: is kept in the sweep's folder, before the job is sent: there is no job that nobody can read.
     """
-    store = submission.open_store(submission.settings.datastore)
+    store = session.store(session.settings.datastore)
     folder = run_folder(store.datastore, sweep.name)
-    with submission.client.errors(f"Writing into {folder.uri}"):
+    with session.client.errors(f"Writing into {folder.uri}"):
         store.write(f"{folder.path}{SWEEP_NOTE}", request.to_bytes())
 
     def build(plan: JobPlan) -> SweepJob:
         refuse_other_images(plan, before)
         return build_sweep(plan, sweep, part)
 
-    return submission.send(trial_run(sweep), before, build=build, also=[*asked(sweep), before.next_name])
+    return Submission(session).send(trial_run(sweep), before, build=build, extra=[*asked(sweep), before.next_name])
 
 
 def refuse_other_images(plan: JobPlan, before: RunJobs) -> None:

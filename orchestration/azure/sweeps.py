@@ -9,23 +9,23 @@ from typing import Any
 
 from msggan.commands.program import Terminated, stopped
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from orchestration.azure.blobs import Tell
+from orchestration.azure.blobs import OnProgress
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
-from orchestration.azure.copies import copy_run
-from orchestration.azure.following import will_pass
-from orchestration.azure.history import Details
-from orchestration.azure.jobs import DATA_PLACEHOLDER, has_ended
-from orchestration.azure.run_jobs import (
+from orchestration.azure.downloads import download_run
+from orchestration.azure.following import is_transient
+from orchestration.azure.history import (
+    Details,
     RunJobs,
-    created,
+    created_at,
     find_jobs,
     get_job,
     is_sweep,
     list_runs,
     portal_url,
 )
+from orchestration.azure.jobs import DATA_PLACEHOLDER
 from orchestration.azure.session import Session
-from orchestration.azure.standing import data_of, to_the_second
+from orchestration.azure.status import data_of, to_seconds
 from orchestration.azure.submission import planned_job, refuse_if_running
 from orchestration.azure.sweep_jobs import TRIAL_FOLDER, azure_problems, build_sweep_body
 from orchestration.azure.sweep_page import page_of, write_page
@@ -94,7 +94,7 @@ class AzureSweeps:
                 [f"{spec.name}: was given up, and would be at once: {why_given_up(failed, request.planned)}"],
                 "A larger --most-failed goes on with the trials that are left; another --name begins anew.",
             )
-        job = send_sweep(self.session.submission, spec, part, before, request)
+        job = send_sweep(self.session, spec, part, before, request)
         self.session.agreement.give()
         jobs = RunJobs(spec.name, (*before.jobs, job))
         self.session.reporter.info(f"Job {job.name}: {portal_url(job)}")
@@ -122,7 +122,7 @@ class AzureSweeps:
     def cancel_sweep(self, name: str) -> SweepStatus:
         """Stops a sweep and its trials, and waits for its end. Raises `UsageError` if it is not running."""
         jobs = self._jobs(name)
-        if not jobs.goes_on:
+        if not jobs.is_active:
             raise UsageError([f"{name}: is not running but {self._status(jobs).state}."])
         self.session.cancel(jobs.jobs[-1].name)
         return self.sweep_status(name)
@@ -135,12 +135,12 @@ class AzureSweeps:
         job = get_job(self.session.client, children[number]) if number in children else None
         if job is None:
             raise RunFolderError(f"{name}: no trial {number} has begun.", f"See its trials: msggan-aml status {name}")
-        return RunJobs(f"{name}/{number}", (job,), place=reader.place(job.name))
+        return RunJobs(f"{name}/{number}", (job,), trial_folder=reader.place(job.name))
 
-    def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: Tell) -> Download:
+    def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: OnProgress) -> Download:
         """Copies a trial's run folder here. Raises MsgganError where it cannot."""
         store, folder = self.session.folder_at(trial.run_dir)
-        return copy_run(self.session.client, store, folder, to, weights=False, force=force, tell=tell)
+        return download_run(self.session.client, store, folder, to, weights=False, force=force, on_progress=tell)
 
     def report(self, status: SweepStatus) -> SweepStatus:
         """Writes the sweep's page into the folder of the runs here; where that cannot be done it is said."""
@@ -155,10 +155,10 @@ class AzureSweeps:
         try:
             reader = self._reader(jobs)
             request = reader.request
-            for details in self.session.watch(job).looks():
+            for details in self.session.watch(job).updates():
                 trials = self._newly_ended(jobs, reader, details, told)
                 failed = reasons_to_give_up(trials, request)
-                if failed and not has_ended(details.status):
+                if failed and not details.has_ended:
                     self.session.reporter.info(f"{jobs.run} is given up: {why_given_up(failed, request.planned)}")
                     self.session.cancel(job)
         except (KeyboardInterrupt, Terminated) as stop:
@@ -176,12 +176,12 @@ class AzureSweeps:
         """Tells of the trials that have ended since the last look; all trials, where there are such."""
         job = jobs.jobs[-1].name
         try:
-            ended = {child.name for child in self.session.history.children(job) if has_ended(child.status)}
+            ended = {child.name for child in self.session.history.children(job) if child.has_ended}
             if ended <= told:
                 return []
             trials = reader.trials(jobs, newest)
         except AzureServiceError as error:
-            if not will_pass(error):
+            if not is_transient(error):
                 raise
             return []  # the next look finds them
         request = reader.request
@@ -260,8 +260,8 @@ class AzureSweeps:
             said=request.said,
             space=request.space,
             planned=request.planned,
-            created=created(jobs.jobs[0]),
-            ended=to_the_second(details.ended) if has_ended(details.status) else None,
+            created=created_at(jobs.jobs[0]),
+            ended=to_seconds(details.ended) if details.has_ended else None,
         )
         return replace(status, next=next_of_sweep(status, request.again, str(self.session.settings.runs_dir)))
 

@@ -15,17 +15,15 @@ from typing import Any
 from msggan.commands.program import StoppedError, Terminated, stopped
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.files import write_whole
-from orchestration.azure.blobs import Tell
+from orchestration.azure.blobs import OnProgress
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
-from orchestration.azure.copies import GENERATOR, copy_run, upload_run
-from orchestration.azure.history import Details
+from orchestration.azure.downloads import GENERATOR, download_run, upload_run
+from orchestration.azure.following import JOB_LOG, LogReader, log_url
+from orchestration.azure.history import Details, RunJobs, find_jobs, list_runs, portal_url
 from orchestration.azure.jobs import DATA_PLACEHOLDER, RUN_PLACEHOLDER, build_body, run_folder
-from orchestration.azure.logs import JOB_LOG, LogReader, log_in
-from orchestration.azure.progress import Progress, read_progress
-from orchestration.azure.run_jobs import RunJobs, find_jobs, list_runs, portal_url
 from orchestration.azure.session import Session
-from orchestration.azure.standing import build_status, final_state, reason_of
-from orchestration.azure.submission import how_to_look, planned_job
+from orchestration.azure.status import Progress, build_status, read_progress, reason_of
+from orchestration.azure.submission import Submission, planned_job, status_hint
 from orchestration.azure.sweeps import AzureSweeps
 from orchestration.reporter import Reporter
 from orchestration.runs import COPY_NOTE, is_copy
@@ -84,7 +82,7 @@ class AzureTarget:
         """
         before = find_jobs(self.session.client, spec.name)
         refuse_sweep(before)
-        job = self.session.submission.send(spec, before)
+        job = Submission(self.session).send(spec, before)
         if job is before.newest:
             notice = f"Nothing to do: {spec.name} has trained this long already. Give a larger --kimg."
             self.reporter.info(notice)
@@ -113,7 +111,7 @@ class AzureTarget:
     def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
         """The lines that the run's jobs have written; with `follow` also those that the newest writes until its end."""
         run = self._jobs(name)
-        if follow and run.goes_on:
+        if follow and run.is_active:
             return self._go_on(run, tail)
         lines: deque[str] = deque(maxlen=tail)
         for job in run.jobs:
@@ -123,15 +121,15 @@ class AzureTarget:
     def cancel(self, name: str) -> RunStatus:
         """Stops a run and waits for its end. Raises `UsageError` if it is not running."""
         run = self._jobs(name)
-        if not run.goes_on:
+        if not run.is_active:
             raise UsageError([f"{name}: is not running but {self._status(run, with_progress=False).state}."])
         self.session.cancel(run.jobs[-1].name)
         return self.status(name)
 
-    def download(self, name: str, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
+    def download(self, name: str, to: Path, *, weights: bool, force: bool, tell: OnProgress) -> Download:
         """Copies a run's folder here, or just its generator. Raises MsgganError where it cannot."""
         store, folder = self.session.folder_of(self._jobs(name))
-        return copy_run(self.session.client, store, folder.path, to, weights=weights, force=force, tell=tell)
+        return download_run(self.session.client, store, folder.path, to, weights=weights, force=force, on_progress=tell)
 
     def begin_from(self, name: str, bring: Callable[[Path], None]) -> None:
         """Gives a run that has not begun the run folder that `bring` makes at a path: it goes on from there."""
@@ -157,18 +155,18 @@ class AzureTarget:
                 f"Bring that one elsewhere: msggan-aml download {name} --target azure --out OTHER",
             )
         with self.session.client.errors(f"Looking into {folder}"):
-            newest = next((blob.etag for blob in store.walk(folder) if blob.name == GENERATOR), None)
+            newest = next((blob.etag for blob in store.list_blobs(folder) if blob.name == GENERATOR), None)
         if newest is None or _etag_of_copy(to) != newest or not (to / GENERATOR).is_file():
             if newest is not None:
                 self._note_copy(to, name, etag="")  # so that an interrupted copy is not taken for a run of this machine
-            copy_run(
+            download_run(
                 self.session.client,
                 store,
                 folder,
                 to,
                 weights=True,
                 force=True,
-                tell=lambda done, total: self.reporter.progress("Fetching the weights", done, total),
+                on_progress=lambda done, total: self.reporter.progress("Fetching the weights", done, total),
             )
             self._note_copy(to, name, etag=newest)
         return str(to)
@@ -190,9 +188,9 @@ class AzureTarget:
         except (KeyboardInterrupt, Terminated) as stop:
             raise _detached(run, stop) from None
         except MsgganError as error:
-            error.hint = "\n".join(filter(None, [error.hint, f"{run.run} goes on. {how_to_look(run.run)}"]))
+            error.hint = "\n".join(filter(None, [error.hint, f"{run.run} goes on. {status_hint(run.run)}"]))
             raise
-        if final_state(watch.details) == "failed":
+        if watch.details.state == "failed":
             self.reporter.info(f"{run.run} failed. {reason_of(watch.details)}")
         return self._status(run, details=watch.details).as_submitted()
 
@@ -203,8 +201,8 @@ class AzureTarget:
         yield from self.session.watch(run.jobs[-1].name, tail=tail).lines()
 
     def _lines_so_far(self, job: str) -> list[str]:
-        url = log_in(self.session.history.details(job), JOB_LOG)
-        return [] if url is None else list(LogReader(self.session.client.wait_factor_s).lines(url, to_the_end=True))
+        url = log_url(self.session.history.details(job), JOB_LOG)
+        return [] if url is None else list(LogReader(self.session.client.wait_factor_s).lines(url, final=True))
 
     def _details_or_less(self, job: Any) -> Details:
         """How a job stands; what its submission was answered, where that cannot be had: it is there all the same."""

@@ -18,11 +18,9 @@ from msggan.config import explicit_values, field_types
 from msggan.errors import MsgganError
 from msggan.tracking.metrics_log import reports_in
 from orchestration.azure.blobs import Store
-from orchestration.azure.history import Details, History, number_of
-from orchestration.azure.jobs import is_timeout, state_of
-from orchestration.azure.logs import JOB_LOG, LogReader, log_in
-from orchestration.azure.run_jobs import RunJobs
-from orchestration.azure.standing import reason_of
+from orchestration.azure.following import JOB_LOG, LogReader, log_url
+from orchestration.azure.history import Details, History, RunJobs, number_of, state_of
+from orchestration.azure.status import reason_of
 from orchestration.azure.sweep_jobs import JOINT, switch
 from orchestration.data_source import DatastorePath
 from orchestration.spec import GOES_ON, TRIALS_FOLDER
@@ -100,8 +98,8 @@ class SweepReader:
     def _why(self, child: Details) -> str:
         """What the program said last of an error, or else what the service says."""
         try:
-            url = log_in(self.history.details(child.name), JOB_LOG)
-            lines = [] if url is None else LogReader(self.history.client.wait_factor_s).lines(url, to_the_end=True)
+            url = log_url(self.history.details(child.name), JOB_LOG)
+            lines = [] if url is None else LogReader(self.history.client.wait_factor_s).lines(url, final=True)
             said_last = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
         except MsgganError:  # without its log the service's word is all there is
             said_last = []
@@ -113,7 +111,7 @@ class SweepReader:
             return replace(trial, state="failed", reason=f"It never logged {self.request.objective.metric}.")
         if trial.state != "cancelled":
             return trial
-        reason = TIME_UP if is_timeout(one.child.error) else self._why_stopped(trial, trials)
+        reason = TIME_UP if one.child.timed_out else self._why_stopped(trial, trials)
         if not reason and not ended_with_its_sweep(one, begun):
             reason = CANCELLED if self.request.early_stopping.policy == "none" else ENDED_EARLY
         return replace(trial, state="stopped", reason=reason) if reason else trial

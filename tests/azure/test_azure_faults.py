@@ -197,7 +197,7 @@ def test_a_service_that_breaks_down_at_any_write_of_submit_leaves_no_unreported_
 
 
 @pytest.mark.parametrize(
-    ("drop", "jobs", "said"), [("before", [], r"No job was made\.$"), ("after", ["one"], "submitted")]
+    ("drop", "jobs", "said"), [("before", [], r"No job was submitted\.$"), ("after", ["one"], "submitted")]
 )
 def test_where_the_last_answer_is_lost_for_good_the_job_is_looked_for(
     azure: AzureLocal, submit: Submit, drop: str, jobs: list[str], said: str
@@ -215,10 +215,10 @@ def test_where_it_cannot_be_looked_for_the_error_says_that_it_may_exist_and_the_
     with pytest.raises(MsgganError) as lost:
         submit()
     assert lost.value.code == "uncertain"
-    assert "one may exist" in lost.value.message
+    assert "The job one may exist" in lost.value.message
     assert "msggan-aml status one" in lost.value.hint
     azure.faults.clear()
-    with pytest.raises(MsgganError, match="is running already, as job one"):
+    with pytest.raises(MsgganError, match="already running as job one"):
         submit()
     assert list(azure.cloud.jobs) == ["one"]
 

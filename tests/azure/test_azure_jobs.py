@@ -16,25 +16,21 @@ import msggan
 from msggan.config import TrainConfig
 from msggan.data.sources import FORMAT_OF_SUFFIX
 from msggan.errors import UsageError
+from orchestration.azure.blobs import hash_files
 from orchestration.azure.data import IMAGES
+from orchestration.azure.history import Details, has_ended, job_name, state_of
 from orchestration.azure.jobs import (
-    LONGEST_TAG,
-    MOST_TAGS,
+    MAX_TAG_LENGTH,
+    MAX_TAGS,
     JobData,
     build_body,
     build_job,
     command_line,
     configuration_hash,
-    exit_code_of,
-    has_ended,
-    is_timeout,
-    job_name,
     plan_problems,
     run_folder,
-    state_of,
 )
 from orchestration.azure.snapshot import staged
-from orchestration.azure.uploads import hash_of
 from orchestration.spec import RunSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -97,19 +93,19 @@ def test_what_the_shell_would_take_apart_is_quoted() -> None:
 def test_all_that_the_service_would_refuse_is_told_at_once() -> None:
     wrong = job_plan(
         instance_type="T4 please",
-        tags={**{str(number): "x" for number in range(MOST_TAGS)}, "long": "x" * (LONGEST_TAG + 1)},
+        tags={**{str(number): "x" for number in range(MAX_TAGS)}, "long": "x" * (MAX_TAG_LENGTH + 1)},
     )
     with pytest.raises(UsageError) as error:
         build_job(wrong)
     assert error.value.problems == (
-        "A job trains on --compute or, serverless, on machines of --instance-type: one of the two.",
-        "--instance-type T4 please: is not a size such as Standard_NC4as_T4_v3.",
+        "A job needs either --compute, or --instance-type to train serverless.",
+        "--instance-type T4 please: is not a VM size such as Standard_NC4as_T4_v3.",
         "A job may have 50 tags of 256 characters.",
     )
-    with pytest.raises(UsageError, match="one of the two"):
+    with pytest.raises(UsageError, match="either --compute"):
         build_job(job_plan(compute=None))
-    build_job(job_plan(tags={str(number): "x" * LONGEST_TAG for number in range(MOST_TAGS)}))
-    for tags in ({"long": "x" * (LONGEST_TAG + 1)}, {str(number): "x" for number in range(MOST_TAGS + 1)}):
+    build_job(job_plan(tags={str(number): "x" * MAX_TAG_LENGTH for number in range(MAX_TAGS)}))
+    for tags in ({"long": "x" * (MAX_TAG_LENGTH + 1)}, {str(number): "x" for number in range(MAX_TAGS + 1)}):
         assert plan_problems(job_plan(tags=tags)) == ["A job may have 50 tags of 256 characters."]
 
 
@@ -164,7 +160,8 @@ def test_the_states_of_the_service_have_our_words_and_one_that_is_new_to_us_goes
     ],
 )
 def test_an_error_tells_an_exit_code_or_that_the_time_was_up(error: str, code: int | None, timeout: bool) -> None:
-    assert (exit_code_of(error), is_timeout(error)) == (code, timeout)
+    details = Details("Failed", error=error)
+    assert (details.exit_code, details.timed_out) == (code, timeout)
 
 
 # --- The snapshot -----------------------------------------------------------------------------------------------------
@@ -196,8 +193,8 @@ def test_the_snapshot_is_the_package_and_nothing_else_and_the_same_twice(
 
 def test_the_hash_of_files_is_of_their_paths_and_contents_in_whatever_order() -> None:
     files = [{"a": b"bc"}, {"ab": b"c"}, {"a": b"b", "c": b""}, {"abc": b""}, {}]
-    assert len({hash_of(one) for one in files}) == len(files)
-    assert hash_of({"a": b"1", "b": b"2"}) == hash_of({"b": b"2", "a": b"1"})
+    assert len({hash_files(one) for one in files}) == len(files)
+    assert hash_files({"a": b"1", "b": b"2"}) == hash_files({"b": b"2", "a": b"1"})
 
 
 def test_what_lies_in_a_package_s_folder_without_being_of_it_stays(

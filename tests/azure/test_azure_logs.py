@@ -1,7 +1,4 @@
-"""Does a log that grows come line by line, none lost and none twice, however it is cut and whatever breaks?
-
-And is a job followed to its end, with what becomes of it told once?
-"""
+"""A growing log is read line by line, none lost and none repeated, and a job is followed to its end."""
 
 from __future__ import annotations
 
@@ -18,20 +15,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from msggan.errors import MsgganError
-from orchestration.azure import following, logs
+from orchestration.azure import following
 from orchestration.azure.client import azure_errors
-from orchestration.azure.following import Watch
+from orchestration.azure.following import BUILD_LOG, JOB_LOG, LogReader, Watch, log_url
 from orchestration.azure.history import Details, build_details
-from orchestration.azure.logs import BUILD_LOG, JOB_LOG, LogReader, log_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
 @dataclass
 class Log:
-    """A blob as it is served: what of it is there, and what becomes of the next requests.
+    """A served blob: its content, and the faults of the next requests.
 
-    faults: an HTTP status, or "cut" for an answer of which half comes. ranges: what was asked for.
+    faults: an HTTP status, or "cut" for a response of which half arrives. ranges: the requested ones.
     """
 
     content: bytes = b""
@@ -109,46 +105,46 @@ def test_every_line_comes_once_and_in_order(
     turn_to(log, faults=faults)
     reader, read = LogReader(wait_factor_s=0), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "MOST_BYTES", most)
+        patch.setattr(following, "MAX_BYTES", most)
         for cut in sorted(cuts):
             log.content = content[:cut]
-            read += list(reader.lines(log.url, to_the_end=False))
+            read += list(reader.lines(log.url, final=False))
             assert read == content[:cut].decode(errors="ignore").split("\n")[: len(read)]
         log.content, log.faults = content, []
-        read += list(reader.lines(log.url, to_the_end=True))
+        read += list(reader.lines(log.url, final=True))
     assert read == (content.decode().removesuffix("\n").split("\n") if content else [])
     assert reader.position == len(content)
 
 
-def test_only_what_is_new_is_asked_for(log: Log) -> None:
+def test_only_new_bytes_are_requested(log: Log) -> None:
     turn_to(log, b"one\ntw")
     reader = LogReader(wait_factor_s=0)
-    assert list(reader.lines(log.url, to_the_end=False)) == ["one"]
+    assert list(reader.lines(log.url, final=False)) == ["one"]
     log.content += b"o\n"
-    assert list(reader.lines(log.url, to_the_end=False)) == ["two"]
+    assert list(reader.lines(log.url, final=False)) == ["two"]
     assert [asked.partition("-")[0] for asked in log.ranges] == ["bytes=0", "bytes=6", "bytes=6", "bytes=8"]
 
 
-def test_a_log_that_cannot_be_read_now_is_read_at_the_next_look(log: Log) -> None:
+def test_a_log_that_cannot_be_read_now_is_read_at_the_next_poll(log: Log) -> None:
     turn_to(log, b"one\n", faults=[403])
     reader = LogReader(wait_factor_s=0)
-    assert list(reader.lines(log.url, to_the_end=False)) == []
-    assert list(reader.lines("http://127.0.0.1:9/container/log.txt", to_the_end=False)) == []
-    assert list(reader.lines(log.url, to_the_end=False)) == ["one"]
+    assert list(reader.lines(log.url, final=False)) == []
+    assert list(reader.lines("http://127.0.0.1:9/container/log.txt", final=False)) == []
+    assert list(reader.lines(log.url, final=False)) == ["one"]
 
 
-def test_a_log_that_a_new_node_has_begun_again_is_read_from_its_beginning(log: Log) -> None:
+def test_a_log_that_a_new_node_has_restarted_is_read_from_its_start(log: Log) -> None:
     turn_to(log, b"one\ntwo\nthr")
     reader = LogReader(wait_factor_s=0)
-    assert list(reader.lines(log.url, to_the_end=False)) == ["one", "two"]
+    assert list(reader.lines(log.url, final=False)) == ["one", "two"]
     log.content = b"again\n"
-    first = list(reader.lines(log.url, to_the_end=False))
-    assert [*first, *reader.lines(log.url, to_the_end=True)] == ["again"]
+    first = list(reader.lines(log.url, final=False))
+    assert [*first, *reader.lines(log.url, final=True)] == ["again"]
 
 
-def test_of_a_bar_that_was_drawn_over_comes_what_stood_there_last(log: Log) -> None:
+def test_a_redrawn_progress_bar_is_one_line(log: Log) -> None:
     turn_to(log, b"10 %\r50 %\r100 %\r\nnext\xff\r")
-    assert list(LogReader(wait_factor_s=0).lines(log.url, to_the_end=True)) == ["100 %", "next\ufffd"]
+    assert list(LogReader(wait_factor_s=0).lines(log.url, final=True)) == ["100 %", "next\ufffd"]
 
 
 @pytest.mark.parametrize(
@@ -160,43 +156,43 @@ def test_of_a_bar_that_was_drawn_over_comes_what_stood_there_last(log: Log) -> N
         ([], None),
     ],
 )
-def test_the_log_of_a_job_is_its_first_process_s(names: list[str], found: str | None) -> None:
+def test_the_log_of_a_job_is_that_of_its_first_process(names: list[str], found: str | None) -> None:
     details = build_details({"status": "Running", "logFiles": {name: f"https://{name}" for name in names}})
-    assert log_in(details, JOB_LOG) == (f"https://{found}" if found else None)
+    assert log_url(details, JOB_LOG) == (f"https://{found}" if found else None)
     built = [name for name in names if "build" in name]
-    assert log_in(details, BUILD_LOG) == (f"https://{built[0]}" if built else None)
+    assert log_url(details, BUILD_LOG) == (f"https://{built[0]}" if built else None)
 
 
 # --- Following a job --------------------------------------------------------------------------------------------------
 
 
 class Job:
-    """A job that is looked at: each look takes the next of `looks`, the last one again and again.
+    """A job whose polls give the next of `answers` each, the last one again and again.
 
-    A look is the service's word for the state, alone, with warnings, or with what the log holds by then; or a status
-    with which the service refuses to answer. number: how many looks there were.
+    An answer is the service's state, alone, with a warning or with the content of the log; or the HTTP status of an
+    error. polls: how many there were.
     """
 
-    def __init__(self, log: Log, *looks: str | int | tuple[str, bytes] | tuple[str, str]) -> None:
+    def __init__(self, log: Log, *answers: str | int | tuple[str, bytes] | tuple[str, str]) -> None:
         turn_to(log)
-        self.log, self.looks, self.number = log, looks, 0
+        self.log, self.answers, self.polls = log, answers, 0
 
-    def look(self) -> Details:
-        look = self.looks[min(self.number, len(self.looks) - 1)]
-        self.number += 1
-        if isinstance(look, int):
+    def poll(self) -> Details:
+        answer = self.answers[min(self.polls, len(self.answers) - 1)]
+        self.polls += 1
+        if isinstance(answer, int):
             refusal = HttpResponseError("Not now")
-            refusal.status_code = look
-            with azure_errors("Looking"):
+            refusal.status_code = answer
+            with azure_errors("Polling"):
                 raise refusal
-        status, more = look if isinstance(look, tuple) else (look, "")
+        status, more = answer if isinstance(answer, tuple) else (answer, "")
         if isinstance(more, bytes):
             self.log.content = more
             return Details(status, logs={"user_logs/std_log.txt": self.log.url})
         return Details(status, warnings=(more,) if more else ())
 
-    def watch(self, told: list[str], *, tail: int | None = None) -> Watch:
-        return Watch("job", self.look, told.append, wait_factor_s=0, tail=tail)
+    def watch(self, lines: list[str], *, tail: int | None = None) -> Watch:
+        return Watch("job", self.poll, lines.append, wait_factor_s=0, tail=tail)
 
 
 @pytest.fixture
@@ -206,53 +202,54 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_pauses")
-def test_what_becomes_of_a_job_is_told_once_however_often_it_is_looked_at(log: Log) -> None:
+def test_each_change_of_state_is_reported_once(log: Log) -> None:
     waiting = [("Queued", "no node is free")] * 3 + [("Queued", "no quota is left")] * 2
     at_work = ["Starting", "Preparing", "Running", "Running", "Queued", "Queued", "Running", "Running", "Finalizing"]
-    told: list[str] = []
-    assert list(Job(log, *waiting, *at_work, "Completed").watch(told).lines()) == []
-    preparing = "job: gets its machine ready: the environment, the images"
-    assert told == [
-        "job: waits for a machine; no node is free",
-        "job: waits for a machine; no quota is left",
-        preparing,
-        "job: runs",
-        "job: its machine was taken away (time 1 that is seen here). It starts again by itself, from its last "
-        "checkpoint.",
-        "job: waits for a machine",
-        "job: runs",
+    reported: list[str] = []
+    assert list(Job(log, *waiting, *at_work, "Completed").watch(reported).lines()) == []
+    assert reported == [
+        "Job job: waiting for a machine; no node is free",
+        "Job job: waiting for a machine; no quota is left",
+        "Job job: preparing the environment and the images",
+        "Job job: running",
+        "Job job: preempted (1 so far). Azure restarts it, and training resumes from the last checkpoint.",
+        "Job job: waiting for a machine",
+        "Job job: running",
     ]
 
 
 @pytest.mark.usefixtures("_no_pauses")
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_job_is_followed_through_a_busy_service_which_is_told_once_each_time(log: Log, status: int) -> None:
-    told: list[str] = []
-    looks = ["Running", status, status, status, "Running", status, ("Completed", b"done\n")]
-    assert list(Job(log, *looks).watch(told).lines()) == ["done"]
-    busy = (
-        f"Azure is busy or broken: status {status}, again and again. job goes on, and is looked for until it answers."
-    )
-    assert told == ["job: runs", f"Looking: Not now. {busy}", f"Looking: Not now. {busy}"]
+def test_a_job_is_followed_through_a_busy_service_which_is_reported_once_each_time(log: Log, status: int) -> None:
+    reported: list[str] = []
+    answers = ["Running", status, status, status, "Running", status, ("Completed", b"done\n")]
+    assert list(Job(log, *answers).watch(reported).lines()) == ["done"]
+    running, *busy = reported
+    assert running == "Job job: running"
+    assert len(busy) == 2
+    for line in busy:
+        assert re.fullmatch(
+            rf"Polling: Not now\. .*\b{status}\b.* Job job continues; retrying until Azure answers\.", line
+        )
 
 
 @pytest.mark.usefixtures("_no_pauses")
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409])
-def test_a_job_that_may_not_be_looked_at_is_not_followed(log: Log, status: int) -> None:
-    with pytest.raises(MsgganError, match="Looking: Not now"):
+def test_a_job_that_may_not_be_read_is_not_followed(log: Log, status: int) -> None:
+    with pytest.raises(MsgganError, match="Polling: Not now"):
         list(Job(log, "Running", status, "Completed").watch([]).lines())
 
 
 @pytest.mark.usefixtures("_no_pauses")
 @pytest.mark.parametrize("seen", [("Running", b"1\n"), "Running"])
-def test_lines_that_are_carried_to_the_log_after_the_end_are_shown(log: Log, seen: str | tuple[str, bytes]) -> None:
+def test_lines_that_reach_the_log_after_the_job_has_ended_are_shown(log: Log, seen: str | tuple[str, bytes]) -> None:
     job = Job(log, seen, ("Completed", b"1\n") if isinstance(seen, tuple) else "Completed", ("Completed", b"1\n2\n3"))
     assert list(job.watch([]).lines()) == ["1", "2", "3"]
-    assert job.number == 3
+    assert job.polls == 3
 
 
 @pytest.mark.usefixtures("_no_pauses")
-def test_a_log_that_cannot_be_read_at_the_end_is_asked_for_again(log: Log) -> None:
+def test_a_log_that_cannot_be_read_at_the_end_is_read_again(log: Log) -> None:
     job = Job(log, ("Completed", b"1\n2"))
     log.faults = [403, 403, "cut"]
     assert list(job.watch([]).lines()) == ["1", "2"]
@@ -262,7 +259,7 @@ def test_a_log_that_cannot_be_read_at_the_end_is_asked_for_again(log: Log) -> No
 
 @pytest.mark.usefixtures("_no_pauses")
 @pytest.mark.parametrize("before", [[], ["Queued", "Running"]])
-def test_the_tail_is_of_the_first_lines_alone(log: Log, before: list[str]) -> None:
+def test_the_tail_applies_to_the_first_lines_only(log: Log, before: list[str]) -> None:
     written = [b"1\n2\n3\n", b"1\n2\n3\n4\n5\n6\n7\n", b"1\n2\n3\n4\n5\n6\n7\n8\n9\n10"]
     job = Job(log, *before, *(("Running", content) for content in written[:-1]), ("Completed", written[-1]))
     assert list(job.watch([], tail=2).lines()) == ["2", "3", "4", "5", "6", "7", "8", "9", "10"]

@@ -70,11 +70,11 @@ def test_a_job_whose_machine_is_taken_away_ends_as_if_it_had_kept_it(
             wait_for(lambda: max(checkpoints(azure), default=0) > seen, following)  # noqa: B023 - called here
             job = azure.job("tiny")
             os.killpg(job.process.pid, signal.SIGSTOP)  # it must not end before who follows it has seen it run
-            wait_for(lambda: said.read_text().count("tiny: runs") == loss, following)  # noqa: B023
+            wait_for(lambda: said.read_text().count("tiny: running") == loss, following)  # noqa: B023
             assert job.status == "Running"
             azure.hold_jobs("no node is free")
             job.preempted.set()
-            wait_for(lambda: said.read_text().count("was taken away") == loss, following)  # noqa: B023
+            wait_for(lambda: said.read_text().count("preempted (") == loss, following)  # noqa: B023
             seen = max(checkpoints(azure))
             azure.release_jobs()
         stdout, _ = following.communicate(timeout=120)

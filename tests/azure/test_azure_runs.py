@@ -18,7 +18,7 @@ from support.azure_commands import Command
 
 from msggan.config import TrainConfig
 from orchestration.azure import blobs, following
-from orchestration.azure.progress import LAST_BYTES
+from orchestration.azure.status import LAST_BYTES
 from orchestration.copies import NOTE
 from orchestration.settings import read_settings
 from orchestration.spec import RunSpec
@@ -84,7 +84,7 @@ def test_a_run_whose_time_is_up_has_failed_and_says_what_to_do(
     ended = msggan_aml("submit", "--data", "azureml:flowers:3", *endless, "--yes", "-o", "json")
     assert (ended.exit_code, ended.json["name"], ended.json["state"]) == (1, "flowers", "failed")
     assert "The job exceeded its time limit of 1 seconds." in ended.stderr
-    assert "Give it longer: --timeout-hours." in ended.stderr
+    assert "Increase --timeout-hours." in ended.stderr
     told = msggan_aml("status", "flowers", "-o", "json").json
     assert told["state"] == "failed"
     assert "time limit" in told["reason"]
@@ -166,7 +166,7 @@ def test_of_a_run_that_goes_on_the_lines_of_its_jobs_before_are_shown_unless_the
             "Canceled",
             "The job exceeded its time limit of 1 seconds.",
             "failed",
-            "Give it longer: --timeout-hours.",
+            "Increase --timeout-hours.",
             "logs",
         ),
         ("Canceled", "Somebody did.", "cancelled", "", "logs"),
@@ -312,7 +312,7 @@ def test_a_file_that_changes_at_every_read_is_given_up_and_left_out(
     azure.fault("GET", GENERATOR, times=10**6, meanwhile=change)
     ended = msggan_aml("download", "old")
     assert ended.exit_code == 1
-    assert "generator.safetensors: changes faster than it can be read.\nDownload it again later." in ended.stderr
+    assert "generator.safetensors: changes faster than it can be downloaded.\nDownload it again later." in ended.stderr
     assert files_in(place / "old-run") == {}
 
 
@@ -345,7 +345,7 @@ def test_what_a_run_did_not_write_whole_or_for_people_is_not_downloaded(
 
 @pytest.mark.usefixtures("msggan_aml")
 def test_a_folder_that_a_mount_has_marked_is_a_folder_of_images(azure: AzureLocal, images: str, place: Path) -> None:
-    from orchestration.azure.data import bring_data
+    from orchestration.azure.data import ensure_data
     from orchestration.azure.jobs import JobData
     from orchestration.azure.session import Session
 
@@ -353,8 +353,7 @@ def test_a_folder_that_a_mount_has_marked_is_a_folder_of_images(azure: AzureLoca
     container.upload_blob(images.rstrip("/"), b"", metadata={"hdi_isfolder": "true"})
     session = Session(read_settings({}, folder=place, environ=os.environ))
     spec = RunSpec(TrainConfig(), DATASTORE + images.rstrip("/"), "images")
-    brought = bring_data(spec, session.store(None), session.client, session.store, session.reporter)
-    assert brought == JobData(spec.data, "uri_folder")
+    assert ensure_data(spec, session.store(None), session) == JobData(spec.data, "uri_folder")
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
@@ -373,7 +372,7 @@ def test_a_download_goes_on_with_no_other_run_s_files(azure: AzureLocal, place: 
     part.write_bytes(bytes(5 * RANGE))  # longer than the file: it cannot be of it
     spoilt = msggan_aml("download", "old")
     assert spoilt.exit_code == 1
-    assert "generator.safetensors: 5120 bytes came instead of 4096.\nDownload it again." in spoilt.stderr
+    assert "generator.safetensors: received 5120 bytes instead of 4096.\nDownload it again." in spoilt.stderr
     assert msggan_aml("download", "old").exit_code == 0
     assert files_in(place / "old-run").keys() == {"a.json", GENERATOR}
 
@@ -470,4 +469,4 @@ def test_a_log_is_followed_through_a_busy_service_and_cut_connections(
     assert followed.stdout.splitlines() == written
     assert any("Training" in line for line in written)
     assert azure.job("images").status == "Completed"
-    assert followed.stderr.count("goes on, and is looked for until it answers") == len(["busy", "cut"])
+    assert followed.stderr.count("Job images continues; retrying until Azure answers.") == len(["busy", "cut"])

@@ -55,7 +55,7 @@ def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: 
     # The same command again has nothing left to do, and spends nothing.
     again = msggan_aml("submit", "--data", "tiny", *SMALL, "-o", "json")
     assert (again.exit_code, again.json["state"], list(azure.cloud.jobs)) == (0, "completed", ["tiny"])
-    assert "are in the datastore workspaceblobstore already" in again.stderr
+    assert "are already in the datastore workspaceblobstore" in again.stderr
 
     for more in ([], ["--kimg", "0.02"], ["--detach"]):
         again = msggan_aml("submit", "--data", "tiny", *SMALL, "--num-samples", "9", *more, "-o", "json")

@@ -245,7 +245,7 @@ def test_a_sweep_at_work_is_left_to_itself_told_of_cancelled_and_gone_on_with(
 
     refused = msggan_aml(*sweep(*words))
     assert refused.exit_code == 2
-    assert "find: is running already, as job find." in refused.stderr
+    assert "find: already running as job find." in refused.stderr
 
     azure.preempt("find_0")  # a trial finds its folder again
     wait_for(lambda: b"Resuming" in azure.artifact("find_0", "user_logs/std_log.txt"))
