@@ -12,16 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
 from msggan.errors import UsageError
-
-LOSSES = (
-    "relativistic-hinge",
-    "relativistic-logistic",
-    "hinge",
-    "standard",
-    "lsgan",
-    "lsgan-sigmoid",
-    "wgan-gp",
-)
+from msggan.losses import LOSSES
 
 # The original's generator average keeps 0.999 of itself a step (facts of BMSG-GAN's train.py), whatever the batch.
 BMSG_EMA_DECAY = 0.999

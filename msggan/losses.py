@@ -1,28 +1,41 @@
-"""What the two networks play for: scores in, loss terms out; gradient penalties over all scales.
+"""Adversarial losses of scores, and gradient penalties over all scales.
 
-The discriminator has judged every scale at once, so one score (N,) a sample carries all of them.
+The discriminator judges all scales at once, so each sample has one score: scores are (N,). A new loss is a name in
+LOSSES and a case in each of the first two functions. torch is imported inside functions: the command line reads LOSSES.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
-from torch.nn.functional import relu, softplus
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOSSES = (
+    "relativistic-hinge",
+    "relativistic-logistic",
+    "hinge",
+    "standard",
+    "lsgan",
+    "lsgan-sigmoid",
+    "wgan-gp",
+)
 
 DRIFT = 0.001  # keeps WGAN scores near zero (ProGAN, appendix A.1)
 WGAN_GP_WEIGHT = 10.0  # Gulrajani et al., "Improved Training of Wasserstein GANs", algorithm 1
 
-Discriminate = Callable[[Sequence[Tensor]], Tensor]
+Discriminate: TypeAlias = "Callable[[Sequence[Tensor]], Tensor]"
 """pyramid → scores (N,)"""
 
 
 def discriminator_loss(name: str, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """What the discriminator minimises: a scalar from scores (N,) of real and of generated images.
+    """The discriminator's loss: a scalar from scores (N,) of real and of generated images.
 
     Raises `ValueError` for an unknown name.
     """
+    from torch.nn.functional import relu, softplus
+
     real, fake = real_scores, fake_scores
     match name:
         case "relativistic-hinge":  # Jolicoeur-Martineau, "The relativistic discriminator", appendix: RaHingeGAN
@@ -37,20 +50,22 @@ def discriminator_loss(name: str, real_scores: Tensor, fake_scores: Tensor) -> T
             return 0.5 * ((real - 1).square().mean() + fake.square().mean())
         case "lsgan-sigmoid":
             return discriminator_loss("lsgan", real.sigmoid(), fake.sigmoid())
-        case "wgan-gp":  # the penalty is a term of its own: `wgan_gradient_penalty`
+        case "wgan-gp":  # the penalty is a separate term: `wgan_gradient_penalty`
             return fake.mean() - real.mean() + DRIFT * real.square().mean()
-    raise ValueError(f"No loss is named {name!r}.")
+    raise ValueError(f"Unknown loss: {name!r}.")
 
 
 def generator_loss(name: str, real_scores: Tensor | None, fake_scores: Tensor) -> Tensor:
-    """What the generator minimises: a scalar from scores (N,); real ones may be None unless `compares(name)`.
+    """The generator's loss: a scalar from scores (N,). `real_scores` may be None unless `compares(name)`.
 
     Raises `ValueError` for an unknown name, or without the real scores that a relativistic loss compares with.
     """
+    from torch.nn.functional import softplus
+
     if compares(name):
         if real_scores is None:
             raise ValueError(f"{name} compares real and generated scores: it needs both.")
-        # A relativistic game is symmetric: the generator plays the discriminator's part with the sides exchanged.
+        # Relativistic losses are symmetric: the generator minimizes the discriminator's loss with the sides exchanged.
         return discriminator_loss(name, fake_scores, real_scores)
     match name:
         case "hinge" | "wgan-gp":
@@ -61,7 +76,7 @@ def generator_loss(name: str, real_scores: Tensor | None, fake_scores: Tensor) -
             return 0.5 * (fake_scores - 1).square().mean()
         case "lsgan-sigmoid":
             return generator_loss("lsgan", None, fake_scores.sigmoid())
-    raise ValueError(f"No loss is named {name!r}.")
+    raise ValueError(f"Unknown loss: {name!r}.")
 
 
 def compares(name: str) -> bool:
@@ -74,6 +89,8 @@ def squared_gradient_norms(discriminate: Discriminate, pyramid: Sequence[Tensor]
 
     Differentiable once more. pyramid: coarse to fine, (N, 3, r, r).
     """
+    import torch
+
     images = [image.detach().requires_grad_() for image in pyramid]
     gradients = torch.autograd.grad(discriminate(images).sum(), images, create_graph=True)
     return torch.stack([gradient.square().sum(dim=(1, 2, 3)) for gradient in gradients], dim=1)
@@ -95,6 +112,8 @@ def wgan_gradient_penalty(
 
     epsilon: (N,) in [0, 1), the share of the real image; a sample's scales share it.
     """
+    import torch
+
     share = epsilon.view(-1, 1, 1, 1)
     between = [share * real + (1 - share) * fake for real, fake in zip(reals, fakes, strict=True)]
     norms = torch.sqrt(squared_gradient_norms(discriminate, between) + 1e-12)  # √0 has no derivative

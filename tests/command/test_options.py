@@ -22,8 +22,9 @@ from msggan.commands.options import (
     train_options,
 )
 from msggan.commands.program import asked_for_json
-from msggan.config import LOSSES, TrainConfig, field_types, flag
+from msggan.config import TrainConfig, field_types, flag
 from msggan.errors import UsageError
+from msggan.losses import LOSSES
 
 
 @click.command()

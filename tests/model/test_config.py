@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from support.configurations import configs
 
 from msggan.config import (
-    LOSSES,
     RECIPES,
     Range,
     TrainConfig,
@@ -28,6 +27,7 @@ from msggan.config import (
     smallest_latent_size,
 )
 from msggan.errors import UsageError
+from msggan.losses import LOSSES
 
 NAMES = [spec.name for spec in fields(TrainConfig)]
 BY_NAME = {spec.name: spec for spec in fields(TrainConfig)}

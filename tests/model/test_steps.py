@@ -10,9 +10,9 @@ import torch
 from support.builders import assert_close, latents_at, reals_at, small_config, training_state
 from torch import Tensor, nn
 
-from msggan.config import LOSSES, TrainConfig
+from msggan.config import TrainConfig
 from msggan.errors import CheckpointError
-from msggan.losses import discriminator_loss, generator_loss
+from msggan.losses import LOSSES, discriminator_loss, generator_loss
 from msggan.networks import Discriminator, Generator
 from msggan.randomness import interpolation
 from msggan.steps import TrainingState
