@@ -1,8 +1,9 @@
-"""How do weights come from BMSG-GAN's own files (`GAN_GEN_SHADOW_12.pth`) and go back? The one place for .pth files."""
+"""Weights of BMSG-GAN (`GAN_GEN_SHADOW_12.pth`): load them, import them as a run, and write them."""
 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msggan.errors import CheckpointError
+from msggan.errors import CheckpointError, RunFolderError
+from msggan.networks import Generator
+from msggan.runs.checkpoint import check_shapes, save_generator
 from msggan.runs.files import write_whole
+from msggan.runs.folder import RunFolder
+from msggan.runs.state import begin, end
 
 GENERATOR_NAMES = (
     (r"layers\.0\.(.+)", lambda match: f"first.{match[1]}"),
@@ -24,7 +29,6 @@ DISCRIMINATOR_NAMES = (
     (r"rgb_to_features\.(\d+)\.(.+)", lambda match: f"from_rgb.{int(match[1]) + 1}.{match[2]}"),
     (r"final_block\.(.+)", lambda match: f"last.{match[1]}"),
 )
-# The way back.
 OUR_GENERATOR_NAMES = (
     (r"first\.(.+)", lambda match: f"layers.0.{match[1]}"),
     (r"blocks\.(\d+)\.(.+)", lambda match: f"layers.{int(match[1]) + 1}.{match[2]}"),
@@ -49,16 +53,66 @@ def load_legacy(path: str | Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file.", "Give the path of a .pth file that BMSG-GAN saved.") from None
-    except Exception as error:  # a damaged file makes torch's reader fail in any way at all
+        raise CheckpointError(f"No such file: {path}", "Specify a .pth file that BMSG-GAN saved.") from None
+    except Exception as error:  # torch raises anything for a damaged file
         raise CheckpointError(
-            f"{path}: is not a file of plain weights.", "Only state dicts of tensors are read; code in a file is not."
+            f"{path}: is not a file of weights.", "Only state dicts of tensors are read; code is never executed."
         ) from error
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise CheckpointError(f"{path}: holds no state dict.", "Give a GAN_GEN_*.pth or GAN_DIS_*.pth of BMSG-GAN.")
+        raise CheckpointError(
+            f"{path}: is not a state dict.", "Specify a GAN_GEN_*.pth or GAN_DIS_*.pth file that BMSG-GAN saved."
+        )
     return convert_state_dict(state)
+
+
+def import_generator(path: str | Path, run_dir: str | Path, *, equalized: bool | None = None) -> Path:
+    """Creates a run folder from a generator that BMSG-GAN saved; returns its path.
+
+    `msggan-aml sample` and `export`, `load_generator` and `Run` accept the folder. It cannot be trained further, which
+    needs the discriminator and the optimizers too. The depth and the latent size are read from the weights'
+    shapes, and equalized, unless specified, from their size. Raises `CheckpointError` if the file is not a whole
+    generator, `RunFolderError` if `run_dir` is not a new or empty folder.
+    """
+    folder = RunFolder(run_dir)
+    if folder.path.exists() and not (folder.path.is_dir() and not any(folder.path.iterdir())):
+        raise RunFolderError(f"{folder}: is not an empty folder.", "Specify a folder that does not exist yet.")
+    weights = load_legacy(path)
+    generator = _generator_of(path, weights, equalized)
+    config = folder.prepare_imported(generator)
+    save_generator(folder.generator, weights, config)
+    state = begin(folder, data=str(path), images_seen=0)
+    end(folder, state, "completed", images_seen=0, reason=f"Imported from {path}.")
+    return folder.path
+
+
+def _generator_of(path: str | Path, weights: Mapping[str, Tensor], equalized: bool | None) -> Generator:
+    """An untrained generator that the weights fit."""
+    depth = len([name for name in weights if re.fullmatch(r"to_rgb\.\d+\.weight", name)])
+    try:
+        latent_size = len(weights["first.conv_1.weight"])
+        is_equalized = _is_equalized(weights) if equalized is None else equalized
+        generator = Generator(depth, latent_size, equalized=is_equalized)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: is not a whole generator of BMSG-GAN.", "Specify a GAN_GEN_*.pth file that BMSG-GAN saved."
+        ) from error
+    check_shapes(path, {name: tensor.shape for name, tensor in generator.state_dict().items()}, weights)
+    return generator
+
+
+def _is_equalized(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the convolutions' weights are nearer to N(0, 1), scaled at run time, than to PyTorch's own initial ones.
+
+    Those are uniform with a standard deviation of 1/√(3·fan_in). The names and shapes are the same in both cases.
+    """
+    kernels = [tensor for name, tensor in weights.items() if re.fullmatch(r".*\.conv_2\.weight", name)]
+    evidence = [
+        math.log(max(kernel.double().square().mean().item(), 1e-30)) + math.log(3 * kernel[0].numel()) / 2
+        for kernel in kernels
+    ]
+    return sum(evidence) > 0
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,7 +123,7 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain = {re.sub(r"\bmodule\.", "", name): tensor for name, tensor in state.items()}
     rules = GENERATOR_NAMES if any(name.startswith("rgb_converters.") for name in plain) else DISCRIMINATOR_NAMES
     return {
-        _renamed(name, rules, network="BMSG-GAN", hint="Give a state dict that BMSG-GAN saved."): tensor
+        _renamed(name, rules, network="BMSG-GAN", hint="Specify a state dict that BMSG-GAN saved."): tensor
         for name, tensor in plain.items()
     }
 
@@ -77,14 +131,14 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_legacy_state_dict(state: Mapping[str, Tensor], *, data_parallel: bool = False) -> dict[str, Tensor]:
     """Our names → BMSG-GAN's, for a generator or a discriminator: the inverse of `convert_state_dict`.
 
-    data_parallel: spelt as BMSG-GAN saves and loads them on a GPU, with `module.` where it wraps its networks; without,
-    as on a CPU. Raises `CheckpointError` for a name that is in neither network.
+    data_parallel: the names that BMSG-GAN saves and loads on a GPU, with `module.` where it wraps its networks;
+    otherwise those on a CPU. Raises `CheckpointError` for a name that is in neither network.
     """
     is_generator = any(name.startswith("to_rgb.") for name in state)
     rules = OUR_GENERATOR_NAMES if is_generator else OUR_DISCRIMINATOR_NAMES
     wrapped = WRAPPED_IN_GENERATOR if is_generator else WRAPPED_IN_DISCRIMINATOR
     theirs = {
-        _renamed(name, rules, network="our networks", hint="Give the state dict of one of them."): tensor
+        _renamed(name, rules, network="our networks", hint="Specify the state dict of one of them."): tensor
         for name, tensor in state.items()
     }
     if not data_parallel:
@@ -93,14 +147,14 @@ def to_legacy_state_dict(state: Mapping[str, Tensor], *, data_parallel: bool = F
 
 
 def save_legacy(path: Path, state: Mapping[str, Tensor], *, data_parallel: bool = True) -> None:
-    """Writes a state dict of ours as a .pth file of tensors alone, under BMSG-GAN's names; whole or not at all.
+    """Writes a state dict of ours as a .pth file that BMSG-GAN loads, of tensors only; whole or not at all.
 
-    BMSG-GAN's programs that make pictures wrap the generator for data parallelism on any machine, and so does its
-    training on a GPU; its training on a CPU wants `data_parallel=False`. Raises `OSError` as the disk does.
+    data_parallel: with `module.` in the names, as BMSG-GAN's sampling on any machine and its training on a GPU load
+    them; its training on a CPU needs False. Raises `OSError` if the file cannot be written.
     """
     theirs = to_legacy_state_dict(state, data_parallel=data_parallel)
     content = io.BytesIO()
-    # Copies: a part of a larger tensor would take all of that along.
+    # Copies: a view would be saved with the whole tensor that it is a part of.
     torch.save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in theirs.items()}, content)
     write_whole(path, content.getvalue())
 
@@ -109,4 +163,4 @@ def _renamed(name: str, rules: tuple, *, network: str, hint: str) -> str:  # typ
     for pattern, other in rules:
         if match := re.fullmatch(pattern, name):
             return str(other(match))
-    raise CheckpointError(f"{name}: no weight of {network} has this name.", hint)
+    raise CheckpointError(f"{name!r} is not the name of a weight of {network}.", hint)

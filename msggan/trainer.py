@@ -385,6 +385,7 @@ class Trainer:
         for path, reason in damaged:
             self.progress.say(f"{path}: damaged ({reason}); using the one before.")
         if checkpoint is None:
+            self._refuse_to_overwrite(has_damaged=bool(damaged))
             self.training_state.reset()
             self.interval, self.seconds, self.saved_images = Interval(), 0.0, 0
             return
@@ -403,6 +404,15 @@ class Trainer:
         self.training_state.dropped.fill_(state.get("dropped_updates", 0))
         self.training_state.dropped_in_a_row.fill_(state.get("dropped_in_a_row", 0))
         self.saved_images = checkpoint.images_seen
+
+    def _refuse_to_overwrite(self, *, has_damaged: bool) -> None:
+        """Raises `RunFolderError` for a completed run without a checkpoint: it was imported, or has lost them."""
+        recorded = read_note(self.folder)
+        if recorded and recorded.state == "completed" and self.folder.generator.exists() and not has_damaged:
+            raise RunFolderError(
+                f"{self.folder}: has a generator but no checkpoint to resume from.",
+                "Use another name or run folder, or remove this one to train it from scratch.",
+            )
 
     def _recorded_end(self) -> RunState | None:
         """How the run has ended where there is nothing left to train, else None."""

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msggan.device import is_out_of_memory
+from msggan.device import choose_device, is_out_of_memory
 from msggan.errors import CheckpointError, UsageError
 from msggan.networks import Generator
 from msggan.runs.files import atomic_replace, naming, sync, temp_path, write_whole
@@ -57,12 +57,13 @@ class Damaged(NamedTuple):
     reason: str
 
 
-def load_generator(source: str | Path) -> Generator:
-    """The averaged generator of a run folder, or of a `generator.safetensors`, ready to make images (eval mode, CPU).
+def load_generator(path: str | Path, device: str = "cpu") -> Generator:
+    """The EMA generator of a run folder, or of a `generator.safetensors`, in eval mode.
 
-    Raises `CheckpointError` where there is none yet, or the file is damaged or of another kind.
+    device: auto, cpu, cuda, cuda:N or mps. Raises `CheckpointError` if there is none yet, or the file is damaged or of
+    another kind; `UsageError` if the device is not available.
     """
-    path = Path(source)
+    path = Path(path)
     path = _weights_of_run(path) if path.is_dir() else path
     if not path.exists():
         raise CheckpointError(f"{path}: no such file.", "Name a run folder, or the generator.safetensors in it.")
@@ -85,7 +86,7 @@ def load_generator(source: str | Path) -> Generator:
         ) from error
     check_shapes(path, {name: tensor.shape for name, tensor in generator.state_dict().items()}, tensors)
     generator.load_state_dict(tensors)
-    return generator.eval()
+    return generator.eval().to(choose_device(device))
 
 
 def _weights_of_run(folder: Path) -> Path:

@@ -9,12 +9,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msggan.config import TrainConfig, changed_for_resume, flag
+from msggan.config import TrainConfig, changed_for_resume, flag, resolve
 from msggan.errors import DataError, RunFolderError, UsageError
 from msggan.runs.files import recover, write_whole
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from msggan.networks import Generator
 
 FORMAT_VERSION = 1
 UNREADABLE_HINT = (
@@ -100,6 +102,18 @@ class RunFolder:
                 _ensure_content(self.path / f"{name}_config.txt", printout(network).encode())
         except OSError as error:
             raise self.unwritable(error) from error
+
+    def prepare_imported(self, generator: Generator) -> dict[str, Any]:
+        """Creates the folder for a generator that BMSG-GAN trained; returns the configuration stored in it."""
+        config = TrainConfig(
+            recipe="bmsg",
+            resolution=2 << generator.depth,
+            latent_size=generator.latent_size,
+            equalized=generator.equalized,
+        )
+        config = resolve(config, shorter_side_px=config.resolution, device="cpu", has_fast_bfloat16=False)
+        self.prepare(config, {"generator": generator}, checkpoint_bytes=0)
+        return asdict(config)
 
     def unwritable(self, error: OSError) -> RunFolderError:
         return RunFolderError(

@@ -1,4 +1,4 @@
-"""Do BMSG-GAN's own files load under our names, go back under theirs, and execute nothing that is in them?"""
+"""BMSG-GAN's files: they load under our names, are written under theirs, become runs, and execute nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import collections
 import os
 import pickle
 import random
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from support.builders import save_images
 from torch import Tensor
 
-from msggan.errors import CheckpointError
-from msggan.legacy import convert_state_dict, load_legacy, save_legacy, to_legacy_state_dict
+from msggan import Run, TrainConfig, Trainer, load_generator
+from msggan.commands.sample_options import SampleOptions
+from msggan.errors import CheckpointError, RunFolderError
+from msggan.legacy import convert_state_dict, import_generator, load_legacy, save_legacy, to_legacy_state_dict
 from msggan.networks import Discriminator, Generator
+from msggan.pictures.grids import generate
+from msggan.pictures.sampler import Sampler
+from msggan.randomness import latents_of
+from msggan.runs.folder import RunFolder
+from msggan.runs.state import state_of
 
 # BMSG-GAN's name → ours, at depth 4, written out by hand: I is 0 … 3 in the generator.
 GENERATOR = {
@@ -131,7 +140,7 @@ def test_a_smaller_network_loads_too() -> None:
 )
 @pytest.mark.parametrize("beside", ["rgb_converters.0.weight", "final_converter.weight"])
 def test_names_of_neither_network_are_refused(name: str, beside: str) -> None:
-    with pytest.raises(CheckpointError, match="no weight of BMSG-GAN"):
+    with pytest.raises(CheckpointError, match="is not the name of a weight of BMSG-GAN"):
         convert_state_dict({beside: torch.zeros(1), name: torch.zeros(1)})
 
 
@@ -192,8 +201,88 @@ def test_the_originals_own_weights_come_back_under_their_own_names(name: str, pr
 @pytest.mark.parametrize("name", ["", "layers.0.conv_1.weight", "from_rgb.x.weight", "module.last.conv_1.bias"])
 @pytest.mark.parametrize("beside", ["to_rgb.0.weight", "last.conv_1.weight"])
 def test_names_that_are_not_ours_are_refused(name: str, beside: str) -> None:
-    with pytest.raises(CheckpointError, match="no weight of our networks"):
+    with pytest.raises(CheckpointError, match="is not the name of a weight of our networks"):
         to_legacy_state_dict({beside: torch.zeros(1), name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize(("name", "equalized"), [("bmsg_gan_32px", True), ("bmsg_gan_32px_plain", False)])
+def test_an_imported_generator_is_a_run_with_the_same_images(tmp_path: Path, name: str, equalized: bool) -> None:
+    recorded = load_file(Path(__file__).parent / "golden" / f"{name}.safetensors")
+    weights = {key.removeprefix("after.ema."): tensor.float() for key, tensor in recorded.items() if "after.ema" in key}
+    torch.save(weights, tmp_path / "GAN_GEN_SHADOW_12.pth")
+
+    path = import_generator(tmp_path / "GAN_GEN_SHADOW_12.pth", tmp_path / "runs" / "old")
+
+    assert path == tmp_path / "runs" / "old"
+    run, generator = Run(path), load_generator(path)
+    assert (generator.depth, generator.latent_size, generator.equalized) == (4, 16, equalized)
+    assert run.config is not None
+    assert (run.config.resolution, run.config.latent_size, run.config.equalized) == (32, 16, equalized)
+    assert run.state is not None
+    assert run.state.state == "completed"
+    theirs = Generator(4, 16, equalized=equalized)
+    theirs.load_state_dict(convert_state_dict(weights))
+    assert all(
+        torch.equal(ours, other)
+        for ours, other in zip(
+            generate(generator, latents_of([5], 16)), generate(theirs, latents_of([5], 16)), strict=True
+        )
+    )
+    assert [path.name for path in Sampler(path, SampleOptions(seeds=(5,), files=True)).run()] == ["seed000005_32px.png"]
+    assert run.images([5]).shape == (1, 32, 32, 3)
+
+
+@pytest.mark.parametrize("equalized", [True, False])
+@pytest.mark.parametrize(("depth", "latent_size"), [(1, 2), (3, 4), (6, 64), (7, 8)])
+def test_depth_latent_size_and_equalized_are_read_from_the_weights(
+    tmp_path: Path, depth: int, latent_size: int, equalized: bool
+) -> None:
+    save_legacy(tmp_path / "a.pth", Generator(depth, latent_size, equalized=equalized).state_dict())
+    generator = load_generator(import_generator(tmp_path / "a.pth", tmp_path / "run"))
+    assert (generator.depth, generator.latent_size, generator.equalized) == (depth, latent_size, equalized)
+
+
+def test_equalized_can_be_specified(tmp_path: Path) -> None:
+    save_legacy(tmp_path / "a.pth", Generator(2, 8, equalized=True).state_dict())
+    assert not load_generator(import_generator(tmp_path / "a.pth", tmp_path / "run", equalized=False)).equalized
+
+
+def test_an_import_into_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
+    save_legacy(tmp_path / "a.pth", Generator(2, 8).state_dict())
+    import_generator(tmp_path / "a.pth", tmp_path / "run")
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    for folder in (tmp_path / "run", tmp_path, tmp_path / "a.pth"):
+        with pytest.raises(RunFolderError, match=re.escape(str(folder))):
+            import_generator(tmp_path / "a.pth", folder)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        to_legacy_state_dict(Discriminator(3, 8).state_dict()),
+        {"rgb_converters.0.weight": torch.zeros(3, 8, 1, 1)},
+        {**to_legacy_state_dict(Generator(2, 8).state_dict()), "layers.0.conv_1.bias": torch.zeros(4)},
+        {**to_legacy_state_dict(Generator(1, 8).state_dict()), "layers.0.conv_1.weight": torch.zeros(6, 6, 4, 4)},
+    ],
+)
+def test_what_is_not_a_whole_generator_is_not_imported(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    torch.save(weights, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth"):
+        import_generator(tmp_path / "a.pth", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_does_not_overwrite_an_imported_generator(tmp_path: Path) -> None:
+    save_legacy(tmp_path / "a.pth", Generator(2, 8).state_dict())
+    path = import_generator(tmp_path / "a.pth", tmp_path / "run")
+    before = (path / "generator.safetensors").read_bytes()
+    trainer = Trainer(TrainConfig(), data=save_images(tmp_path / "images", 40, 8), run_dir=path)
+    with pytest.raises(RunFolderError, match="has a generator but no checkpoint"):
+        trainer.run()
+    assert (path / "generator.safetensors").read_bytes() == before
+    assert Run(path).state == state_of(RunFolder(path))
+    assert state_of(RunFolder(path)).state == "completed"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("data_parallel", [True, False])
@@ -257,7 +346,7 @@ def test_a_file_that_holds_code_executes_nothing(tmp_path: Path, function: str, 
         torch.save({call: torch.zeros(1)}, path)
     else:
         torch.save(call, path, _use_new_zipfile_serialization=way == "torch, zipped")
-    with pytest.raises(CheckpointError, match="not a file of plain weights"):
+    with pytest.raises(CheckpointError, match="is not a file of weights"):
         load_legacy(path)
     assert not witness.exists()
 
@@ -332,7 +421,7 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path: Path, write: Callab
 
 
 def test_a_missing_file_is_called_missing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="No such file"):
         load_legacy(tmp_path / "GAN_GEN_1.pth")
 
 

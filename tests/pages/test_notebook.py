@@ -190,7 +190,7 @@ def test_interrupt_stops_politely_and_the_next_run_goes_on(tmp_path: Path) -> No
     run_notebook(notebook, tmp_path, interrupt)
     printed = [output.text for cell in notebook.cells for output in cell.outputs if output.output_type == "stream"]
     assert printed == ["interrupted\n", "completed 20\n"]
-    assert "goes on from here" in notebook.cells[0].outputs[-2].data["text/html"]
+    assert "continues training" in notebook.cells[0].outputs[-2].data["text/html"]
 
 
 # Elsewhere

@@ -7,13 +7,16 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from support.builders import save_run, small_config
 
 from msggan import Run
+from msggan.commands.sample_options import SampleOptions
 from msggan.errors import CheckpointError, RunFolderError
 from msggan.pictures.grids import thumbnail
+from msggan.pictures.sampler import Sampler
 from msggan.runs.folder import RunFolder
 from msggan.runs.run import curve
 from msggan.runs.state import begin, end, owned
@@ -47,13 +50,13 @@ def pictures(html: str) -> list[Image.Image]:
 
 
 def test_where_no_run_lives_there_is_none_to_look_at(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"holds no run\.\nSee what runs there are: msggan-aml list"):
+    with pytest.raises(RunFolderError, match=r"is not a run folder\.\nList the runs: msggan-aml list"):
         Run(tmp_path)
 
 
 def test_a_run_without_reports_yet_says_so(folder: RunFolder) -> None:
     html = Run(folder.path)._repr_html_()
-    assert "Nothing to see yet." in html
+    assert "No samples or metrics yet." in html
     assert "<svg" not in html
     assert "<img" not in html
 
@@ -69,7 +72,7 @@ def test_a_run_shows_its_state_newest_finest_samples_and_curves(tmp_path: Path) 
     (picture,) = pictures(html)
     assert picture.tobytes() == Image.open(folder.samples / "000001000_16px.png").tobytes()
     assert html.count("<svg") == 2
-    assert "a larger kimg goes on from here" in html
+    assert "a larger kimg continues training" in html
 
 
 def test_a_curve_has_just_the_reports_that_have_a_number(folder: RunFolder) -> None:
@@ -90,7 +93,7 @@ def test_nothing_of_a_file_becomes_html_by_itself(folder: RunFolder) -> None:
     assert "<script>" not in html
     assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in html
     assert "failed, 0.75/1 kimg" in html
-    assert "same configuration, data and run_dir goes on from here" in html
+    assert "same configuration, data and run_dir resumes it" in html
 
 
 def test_a_run_at_work_says_how_to_follow_it(folder: RunFolder) -> None:
@@ -104,7 +107,7 @@ def test_what_is_damaged_is_said_and_the_rest_shown(folder: RunFolder) -> None:
     (folder.samples / "000001000_16px.png").write_bytes(b"none")
     folder.config.write_text("{}")
     run = ended(folder, "completed", images_seen=1000)
-    assert "16px.png: cannot be read as a picture." in run._repr_html_()
+    assert "16px.png: is not a readable picture." in run._repr_html_()
     assert "completed, 1 kimg" in repr(run)
     with pytest.raises(RunFolderError):
         _ = run.config
@@ -116,6 +119,17 @@ def test_a_runs_generator_is_loaded_when_asked_for_and_once(tmp_path: Path, fold
     assert not run.generator.training
     with pytest.raises(CheckpointError):
         _ = Run(folder.path).generator
+
+
+def test_the_images_of_seeds_are_those_that_sample_writes(tmp_path: Path) -> None:
+    run = Run(save_run(tmp_path / "two"))
+    images = run.images(seeds=range(3))
+    assert (images.shape, images.dtype) == ((3, 16, 16, 3), np.uint8)
+    options = SampleOptions(seeds=range(3), files=True)
+    for image, path in zip(images, Sampler(run.path, options, messages=io.StringIO()).run(), strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
+    np.testing.assert_array_equal(run.images([2, 0]), images[[2, 0]])
+    assert run.images([]).shape == (0, 16, 16, 3)
 
 
 @pytest.mark.parametrize(("size", "shown"), [((40, 30), (40, 30)), ((100, 50), (50, 25)), ((50, 200), (12, 50))])
