@@ -1,4 +1,4 @@
-"""What can be said to each command? Writes docs/options.md from the commands themselves: `make docs`."""
+"""Writes docs/options.md, every option of every command, from the commands themselves: `make docs`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from msggan.commands.options import options_by_section
 from msggan.export import export
 from msggan.pack import pack
 from msggan.sample import sample
@@ -16,7 +17,7 @@ from orchestration.commands.main import msggan_aml
 PAGE = Path(__file__).with_name("options.md")
 BEGINNING = """# Every option
 
-Made by `make docs` from the commands themselves: what `--help` says, all on one page."""
+Generated from the commands by `make docs`: the text of each `--help` on one page."""
 
 
 def page() -> str:
@@ -38,15 +39,15 @@ def _sections(name: str, command: click.Command) -> Iterator[str]:
         yield f"## {name}"
         yield _code(_usage(name, command))
         yield _paragraphs(command)
-        yield _table(command)
+        yield from _tables(command)
     if not isinstance(command, click.Group):
         return
-    for word, inner in command.commands.items():
-        yield from _sections(f"{name} {word}", inner)
+    for inner_name, inner in command.commands.items():
+        yield from _sections(f"{name} {inner_name}", inner)
 
 
 def _has_options(group: click.Group) -> bool:
-    """Whether a group can be told what to do itself, beyond --version."""
+    """Whether a group is a command itself, with options beyond --version."""
     return any(isinstance(option, click.Option) and not option.is_eager for option in group.params)
 
 
@@ -59,15 +60,16 @@ def _paragraphs(command: click.Command) -> str:
     return "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
 
 
-def _table(command: click.Command) -> str:
-    rows = [_row(option) for option in command.params if isinstance(option, click.Option)]
-    return "\n".join(["| option | |", "|---|---|", *rows])
+def _tables(command: click.Command) -> Iterator[str]:
+    """A table per section of the help."""
+    for section, options in options_by_section(command.params).items():
+        yield "\n".join([f"| {section} | |", "|---|---|", *map(_row, options)])
 
 
 def _row(option: click.Option) -> str:
-    words = "/".join([*option.opts, *option.secondary_opts])
-    value = "" if option.is_flag else f" {option.metavar or 'TEXT'}"
-    cells = (f"`{words}{value}`".replace("|", r"\|"), (option.help or "").replace("|", r"\|"))
+    names = "/".join([*option.opts, *option.secondary_opts])
+    value = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
+    cells = (f"`{names}{value}`".replace("|", r"\|"), (option.help or "").replace("|", r"\|"))
     return f"| {cells[0]} | {cells[1]} |"
 
 

@@ -105,6 +105,7 @@ def option(
     may_change: bool = False,
     absent: Any = None,
     sweep: Sweep | None = None,
+    section: str = "Quality",
 ) -> Any:
     """A field that is also a command-line option.
 
@@ -112,7 +113,7 @@ def option(
     recipe says; `may_change` marks what a resumed run may be given anew; `absent` is the value that versions before the
     field behaved as, for a stored configuration without it, and None where every version has the field; a field without
     `sweep` cannot be swept: it says how long, on what or how exactly a run is measured, so that its values could not be
-    compared.
+    compared; `section` is the one of the help, see `msggan.commands.options.SECTIONS`.
     """
     metadata = {
         "help": help,
@@ -125,6 +126,7 @@ def option(
         "may_change": may_change,
         "absent": absent,
         "sweep": sweep,
+        "section": section,
     }
     return field(default=None, metadata=metadata)
 
@@ -141,11 +143,13 @@ class TrainConfig:
         default="auto",
         choices=tuple(RECIPES),
         sweep=Sweep(choices=tuple(RECIPES)),
+        section="Common options",
     )
     resolution: int = option(
         "Side of the largest images, in pixels. Default: the images' own, at most 32 on a CPU and 256 on a GPU.",
         range=Range(4, 1024),
         power_of_two=True,
+        section="Common options",
     )
     latent_size: int = option(
         "Length of the latent vector and width of the networks. Default: twice the resolution, from 64 to 512.",
@@ -157,12 +161,14 @@ class TrainConfig:
         "Images in one step, on all devices together.",
         range=Range(1, 65536),
         sweep=Sweep(4, 32, log=True),
+        section="Common options",
     )
     kimg: float = option(
         "How long to train: thousands of images shown to the discriminator.",
         default=100.0,
         range=POSITIVE,
         may_change=True,
+        section="Common options",
     )
     loss: str = option(
         "What the two networks play for.",
@@ -229,12 +235,14 @@ class TrainConfig:
         "Mirror training images at random.",
         default=True,
         sweep=Sweep(choices=(True, False)),
+        section="What to train",
     )
     background: str = option(
         "The colour behind transparent pixels: white, black, grey or #rrggbb.",
         default="white",
         pattern=r"white|black|grey|#[0-9a-fA-F]{6}",
         pattern_in_words="white, black, grey or #rrggbb",
+        section="What to train",
     )
     precision: str = option(
         "Arithmetic of the networks. `auto`: bfloat16 where the processor is built for it, else float32.",
@@ -245,24 +253,30 @@ class TrainConfig:
         default=0,
         range=Range(0, 2**31 - 1),
         sweep=Sweep(),
+        section="What to train",
     )
     sample_kimg: float = option(
         "Write sample grids every so many thousand images. Default: a twentieth of --kimg, at least 1.",
         range=POSITIVE,
         may_change=True,
+        section="How long and how often",
     )
     metric_kimg: float = option(
         "Measure the sliced Wasserstein distance every so many thousand images. "
         "Default: a twentieth of --kimg, at least 1.",
         range=POSITIVE,
         may_change=True,
+        section="How long and how often",
     )
     checkpoint_kimg: float = option(
         "Save the run every so many thousand images. Default: a twentieth of --kimg, from 1 to 20.",
         range=POSITIVE,
         may_change=True,
+        section="How long and how often",
     )
-    num_samples: int = option("Images in a sample grid.", default=36, range=Range(1, 1024), may_change=True)
+    num_samples: int = option(
+        "Images in a sample grid.", default=36, range=Range(1, 1024), may_change=True, section="How long and how often"
+    )
 
     def __post_init__(self) -> None:
         problems = problems_of(asdict(self))
@@ -276,11 +290,6 @@ class TrainConfig:
 
     def __repr__(self) -> str:
         return f"TrainConfig({', '.join(f'{name}={value!r}' for name, value in explicit_values(self).items())})"
-
-    def _repr_html_(self) -> str:
-        from msggan.display.config_table import config_table
-
-        return config_table(self)
 
 
 def depth_of(resolution: int) -> int:

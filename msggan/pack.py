@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from msggan.commands.options import data_option, data_problems
-from msggan.commands.pack_options import PackOptions, pack_options, parse_pack, show_pack
-from msggan.commands.program import output_option, output_problems, run_program
+from msggan.commands.options import command, data_option, option, output_option, required
+from msggan.commands.program import run_program
+from msggan.commands.verbs import PACK_FILE, PackOptions, pack_options, parse_pack, show_pack
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@command()
 @data_option
-@click.option("--out", metavar="FILE", help="The file to create; its name ends in .safetensors.")
+@option(
+    "--out",
+    metavar="FILE",
+    type=PACK_FILE,
+    help="The file to write, which ends in .safetensors.",
+    callback=required("--out", "Name the file to write, which ends in .safetensors."),
+)
 @pack_options
 @output_option
-def pack(*, data: str | None, out: str | None, output: str, **texts: Any) -> int:
+def pack(*, data: str, out: str, output: str, problems: Sequence[str], **values: Any) -> int:
     """Decode a folder or zip of images into one file, which --data accepts in their place.
 
     Training on it equals training on the images, and starts at once. The same images make the same file.
     """
-    options = parse_pack(data_problems(data) + output_problems(output), out, texts)
-    show_pack(make_pack(str(data), str(out), options), output)
+    options = parse_pack(problems, out, **values)
+    show_pack(make_pack(data, out, options), output)
     return 0
 
 

@@ -1,51 +1,67 @@
-"""What is a run? `python -m msggan.train --data PATH --run-dir DIR [options]`: options → Trainer → exit code."""
+"""`python -m msggan.train --data PATH --run-dir DIR [options]`: trains a run, or resumes it."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msggan.commands.packages import end_without_click, require, training_packages
+from msggan.commands.program import (
+    EXIT_CODES,
+    exit_without_click,
+    print_json,
+    require,
+    run_program,
+    training_packages,
+)
 from msggan.commands.tracking_uri import chosen_tracking_uri, tracking_uri_problems
 
 if __name__ == "__main__":
-    end_without_click(chosen_tracking_uri(None, os.environ))
+    exit_without_click(chosen_tracking_uri(None, os.environ))
 
 import click
 
 from msggan.commands.options import (
-    Hardware,
+    COMMON,
+    command,
     data_option,
-    data_problems,
     hardware_options,
-    hardware_problems,
+    option,
+    output_option,
     parse_with,
+    required,
     tracking_option,
     train_options,
 )
-from msggan.commands.program import EXIT_CODES, output_option, output_problems, print_json, run_program
 
 if TYPE_CHECKING:
     from msggan.trainer import RunResult
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@command()
 @data_option
-@click.option("--run-dir", metavar="DIR", help="The run folder. One that holds a run already is resumed.")
+@option(
+    "--run-dir",
+    metavar="DIR",
+    help="The run folder. An existing run is resumed.",
+    section=COMMON,
+    callback=required("--run-dir", "Name the folder for the run."),
+)
 @train_options
 @hardware_options
 @tracking_option
 @output_option
 def train(
     *,
-    data: str | None,
-    run_dir: str | None,
+    data: str,
+    run_dir: str,
     device: str,
-    workers: str,
+    workers: int,
     tracking_uri: str | None,
     output: str,
+    problems: Sequence[str],
     **texts: str | bool | None,
 ) -> int:
     """Train a multi-scale GAN on your own images.
@@ -53,20 +69,16 @@ def train(
     The same command again resumes the run; --kimg, the intervals and --num-samples may then differ.
     """
     require(training_packages(chosen_tracking_uri(tracking_uri, os.environ)))
-    problems = data_problems(data) + run_dir_problems(run_dir)
-    problems += hardware_problems(device, workers) + tracking_uri_problems(tracking_uri, os.environ)
-    problems += output_problems(output)
-    config = parse_with(problems, texts)
-    hardware = Hardware(device, int(workers))
+    config = parse_with([*problems, *tracking_uri_problems(tracking_uri, os.environ)], texts)
 
     from msggan.trainer import Trainer
 
     trainer = Trainer(
         config,
-        data=str(data),
-        run_dir=str(run_dir),
-        device=hardware.device,
-        workers=hardware.workers,
+        data=data,
+        run_dir=run_dir,
+        device=device,
+        workers=workers,
         tracking_uri=chosen_tracking_uri(tracking_uri, os.environ),
     )
     result = trainer.run()
@@ -74,20 +86,16 @@ def train(
     return 0 if result.notice else EXIT_CODES[result.state]
 
 
-def run_dir_problems(run_dir: str | None) -> list[str]:
-    return [] if run_dir else ["--run-dir: is missing. Name the folder that the run is to live in."]
-
-
 def show(result: RunResult, output: str) -> None:
     if output == "json":
-        told = {
+        content = {
             "state": result.state,
             "run_dir": str(result.run_dir),
             "images_seen": result.images_seen,
             "metrics": result.metrics,
             "next": result.next,
         }
-        print_json({**told, "notice": result.notice} if result.notice else told)
+        print_json({**content, "notice": result.notice} if result.notice else content)
         return
     click.echo(f"{result.state.capitalize()} after {result.images_seen} images. Samples: {result.run_dir / 'samples'}")
     for line in result.next:

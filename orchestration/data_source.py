@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from msggan.commands.options import data_problems
-from msggan.commands.pack_options import PACK_SUFFIX
+from msggan.commands.verbs import PACK_SUFFIX
 
 DATASTORE_PATH = re.compile(
     r"azureml://(?:subscriptions/[^/]+/resource[Gg]roups/[^/]+/(?:providers/[^/]+/)?workspaces/[^/]+/)?"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from difflib import get_close_matches
 from pathlib import Path
 
-from msggan.commands.options import to_argv
+from msggan.commands.options import nearest, to_argv
 from msggan.config import TrainConfig, explicit_values
 from msggan.errors import RunFolderError
 from msggan.runs.folder import UNREADABLE_HINT, RunFolder
@@ -185,7 +184,7 @@ def _has_not_begun(folder: RunFolder, trial: tuple[str, str] | None) -> RunFolde
 
 
 def _what_there_is(named: str, names: list[str]) -> str:
-    if near := get_close_matches(named, names, n=3):
+    if near := nearest(named, names):
         return f"Did you mean {' or '.join(near)}?"
     if not names:
         return "There is none yet: msggan-aml submit --data FOLDER begins one."

@@ -14,8 +14,7 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-import click
-
+from msggan.commands.options import AZURE, WHERE, option
 from msggan.commands.tracking_uri import NO_TRACKING, TRACKING_VARIABLES, tracking_uri_complaint
 from msggan.config import KINDS, Range, flag
 from msggan.errors import UsageError
@@ -370,7 +369,7 @@ def settings_options(*names: str) -> Callable[[SomeCommand], SomeCommand]:
 
     The command gets `flags`, what was said by name, as `read_settings` takes it.
     """
-    options = {name: option for named in names for name, option in _build_options(named).items()}
+    options = {name: add for named in names for name, add in _build_options(named).items()}
 
     def decorate(command: SomeCommand) -> SomeCommand:
         @wraps(command)
@@ -378,8 +377,8 @@ def settings_options(*names: str) -> Callable[[SomeCommand], SomeCommand]:
             return command(flags={name: texts.pop(name) for name in options}, **texts)
 
         wrapped: SomeCommand = with_flags
-        for option in reversed(options.values()):  # the decorator nearest to the function comes last in the help
-            wrapped = option(wrapped)
+        for add in reversed(options.values()):  # the decorator nearest to the function comes last in the help
+            wrapped = add(wrapped)
         return wrapped
 
     return decorate
@@ -388,14 +387,17 @@ def settings_options(*names: str) -> Callable[[SomeCommand], SomeCommand]:
 def _build_options(named: str) -> dict[str, Callable[[SomeCommand], SomeCommand]]:
     if named == WORKSPACE_TABLE:
         return {
-            key: click.option(flag(key), key, metavar="TEXT", help=f"{about}  [variable {WORKSPACE_VARIABLES[key]}]")
+            key: option(
+                flag(key), key, section=AZURE, metavar="TEXT", help=f"{about}  [variable {WORKSPACE_VARIABLES[key]}]"
+            )
             for key, about in WORKSPACE_HELP.items()
         }
     (spec,) = (spec for spec in settings_table() if spec.name == named)
+    section = WHERE if named in ("runs_dir", "tracking_uri") else AZURE
     if spec.kind is bool:
         declaration = f"{flag(named)}/{_negative_flag(named)}"
-        return {named: click.option(declaration, named, default=None, help=_help(spec))}
-    return {named: click.option(flag(named), named, default=None, metavar=_metavar(spec), help=_help(spec))}
+        return {named: option(declaration, named, section=section, default=None, help=_help(spec))}
+    return {named: option(flag(named), named, section=section, metavar=_metavar(spec), help=_help(spec))}
 
 
 def _negative_flag(name: str) -> str:

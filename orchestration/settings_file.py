@@ -7,9 +7,10 @@ import re
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from msggan.commands.options import did_you_mean, nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,6 +77,5 @@ def _stranger(key: str, table: str, known: Mapping[str, Collection[str]]) -> str
     home = next((name for name, keys in known.items() if key in keys), None)
     if home is not None:
         return f"{called}: belongs under [{home}]."
-    near = get_close_matches(key, known[table] if table else known, n=1, cutoff=0.4)
-    suggestion = f" Did you mean {near[0]}?" if near else ""
+    suggestion = did_you_mean(nearest(key, known[table] if table else known, cutoff=0.4)[:1])
     return f"{called}: means nothing here.{suggestion}"

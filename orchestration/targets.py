@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,14 +120,6 @@ class Choice:
 
     target: str
     reason: str
-
-
-def target_problems(asked: str) -> list[str]:
-    if asked in TARGETS:
-        return []
-    near = get_close_matches(asked, TARGETS, n=1)
-    suggestion = f" Did you mean {near[0]}?" if near else ""
-    return [f"--target {asked}: is not one of {', '.join(TARGETS)}.{suggestion}"]
 
 
 def choose(asked: str, workspace: Workspace | None) -> Choice:

@@ -1,11 +1,11 @@
-"""How are TrainConfig's fields written on a command line, and how are they read back?
+"""The options that every command shares: how they are declared, checked all at once, and listed in sections of a help.
 
-Click does not convert the values: an option takes its text, and `msggan.config.parse` converts all of them, so that
-all wrong options are reported at once and not one at a time.
+Also TrainConfig and the hardware as options, in both directions, and suggestions for options that do not exist.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -17,44 +17,194 @@ from typing import Any, TypeVar
 
 import click
 
+from msggan.commands.program import OUTPUT_VARIABLE, OUTPUTS
 from msggan.commands.tracking_uri import NO_TRACKING, TRACKING_FLAG, TRACKING_VARIABLES
-from msggan.config import RECIPES, TrainConfig, field_types, flag, parse
+from msggan.config import KINDS, RECIPES, Range, TrainConfig, field_types, flag, parse
 from msggan.errors import UsageError
 
-# A function that becomes a click command. Decorators hand it back as they found it, with options noted on it.
+# A function that becomes a click command. Decorators return it as it was, with options attached.
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+# The sections of a help, in order; options without a section come last.
+COMMON, SWEEP, WHAT, HOW_LONG, QUALITY, WHERE, AZURE = SECTIONS = (
+    "Common options",
+    "Sweep",
+    "What to train",
+    "How long and how often",
+    "Quality",
+    "Where",
+    "Azure",
+)
+PROBLEMS = "msggan.problems"  # in a context's `meta`: the complaints about its options
+HELP_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+# --- Commands and options that report all complaints at once ----------------------------------------------------------
+
+
+class _Collected(click.Parameter):
+    """A parameter whose complaint is collected: click itself stops at the first wrong option."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        try:
+            return super().process_value(ctx, value)
+        except click.BadParameter as error:
+            name = f"{max(self.opts, key=len)} " if isinstance(self, click.Option) else ""
+            problems = [f"{name}{value}: {error.message}"]
+        except UsageError as error:
+            problems = list(error.problems)
+        ctx.meta.setdefault(PROBLEMS, []).extend(problems)
+        return self.default if isinstance(self.default, str | int | float) else None
+
+
+class Option(_Collected, click.Option):
+    """An option, listed in the section `section` of the help."""
+
+    def __init__(self, *names: Any, section: str = "", **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self.section = section
+        if isinstance(self.type, OneOf) and self.metavar is None:
+            self.metavar = "|".join(self.type.choices)
+
+
+class Argument(_Collected, click.Argument):
+    """An argument; its complaints are collected too."""
+
+
+class CollectingCommand(click.Command):
+    """A command that reports all wrong options at once, in one UsageError, and lists its options in sections.
+
+    A function with a parameter `problems` gets the list of complaints instead, to report its own with them; the wrong
+    options then have their defaults.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        problems = ctx.meta.pop(PROBLEMS, [])
+        if self.callback is not None and "problems" in inspect.signature(self.callback).parameters:
+            ctx.params["problems"] = problems
+        else:
+            refuse(problems)
+        return rest
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, options in options_by_section(self.get_params(ctx)).items():
+            records = [record for option in options if (record := option.get_help_record(ctx))]
+            if records:
+                with formatter.section(section):
+                    formatter.write_dl(records)
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+
+
+def options_by_section(params: Iterable[click.Parameter]) -> dict[str, list[click.Option]]:
+    """The options by section, in the order of `SECTIONS`; those without a section are the last, `Options`."""
+    found: dict[str, list[click.Option]] = {section: [] for section in (*SECTIONS, "")}
+    for param in params:
+        if isinstance(param, click.Option):
+            found[getattr(param, "section", "")].append(param)
+    rest = found.pop("")
+    sections = {section: options for section, options in found.items() if options}
+    return {**sections, ("Other options" if sections else "Options"): rest}
+
+
+def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
+    """click.option, with the `section` of the help that it belongs to."""
+    return click.option(*names, cls=Option, **attributes)
+
+
+def argument(*names: str, **attributes: Any) -> Callable[[Command], Command]:
+    return click.argument(*names, cls=Argument, **attributes)
+
+
+def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of `python -m msggan.VERB`."""
+    return click.command(cls=CollectingCommand, context_settings=HELP_SETTINGS, **attributes)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises UsageError if there are problems."""
+    if problems:
+        raise UsageError(problems)
+
+
+def checked(problems_of: Callable[[Any], list[str]]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """An option's callback that reports the problems of its value."""
+
+    def callback(context: click.Context, param: click.Parameter, value: Any) -> Any:
+        refuse(problems_of(value))
+        return value
+
+    return callback
+
+
+def required(name: str, hint: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """The callback of an option that must be given. hint: what to type."""
+    return checked(lambda value: [] if value else [f"{name} is required. {hint}"])
+
+
+class Number(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
+    """A number in a range, with the messages of TrainConfig. click's FloatRange accepts not-a-number."""
+
+    def __init__(self, kind: type, allowed: Range) -> None:
+        self.kind, self.allowed = kind, allowed
+        self.name = "integer" if kind is int else "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            number = self.kind(value)
+        except ValueError:
+            self.fail(f"is not {KINDS[self.kind]}.")
+        if number not in self.allowed:
+            self.fail(f"must be {self.allowed}.")
+        return number
+
+
+class OneOf(click.ParamType):  # type: ignore[type-arg]
+    """One of some texts. pattern: what is accepted, where the choices are only examples."""
+
+    name = "text"
+
+    def __init__(self, *choices: str, pattern: str = "") -> None:
+        self.choices = choices
+        self.pattern = pattern or "|".join(map(re.escape, choices))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(self.pattern, value):
+            self.fail(must_be_one_of(value, self.choices))
+        return str(value)
 
 
 # --- What to train: TrainConfig ---------------------------------------------------------------------------------------
 
 
 def train_options(command: Command) -> Command:
-    """Adds one option for each field of TrainConfig; the command gets their texts, None where nothing was said."""
+    """Adds one option per field of TrainConfig; the command gets their texts, None where an option is not set."""
     for spec in reversed(_option_fields()):  # the decorator nearest to the function comes last in the help
         command = _build_option(spec)(command)
     return command
 
 
-def config_option(name: str, *, said: str = "") -> Callable[[Command], Command]:
-    """The option of one field of TrainConfig, for a command that reads no others. said: its help, if not its own."""
+def config_option(name: str, *, help: str = "") -> Callable[[Command], Command]:  # noqa: A002 - click's own word for it
+    """The option of one field of TrainConfig, for a command that reads no others. help: instead of the field's own."""
     (spec,) = (spec for spec in _option_fields() if spec.name == name)
-    return _build_option(spec, said)
+    return _build_option(spec, help, section="")
 
 
 def to_argv(config: TrainConfig) -> list[str]:
-    """The options that say what `config` says, in the order of its fields; nothing for fields that are None."""
-    words: list[str] = []
+    """The options that set what `config` sets, in the order of its fields; nothing for fields that are None."""
+    args: list[str] = []
     for spec in _option_fields():
         value = getattr(config, spec.name)
         if isinstance(value, bool):
-            words.append(flag(spec.name) if value else _negative_flag(spec.name))
+            args.append(flag(spec.name) if value else _negative_flag(spec.name))
         elif value is not None:
-            words += [flag(spec.name), _text(value, field_types()[spec.name])]
-    return words
+            args += [flag(spec.name), repr(float(value)) if field_types()[spec.name] is float else str(value)]
+    return args
 
 
 def from_argv(argv: Sequence[str]) -> TrainConfig:
-    """The configuration that options say: `from_argv(to_argv(config)) == config`."""
+    """The configuration that options set: `from_argv(to_argv(config)) == config`."""
 
     @click.command(add_help_option=False)
     @train_options
@@ -74,8 +224,7 @@ def parse_with(problems: Sequence[str], texts: Mapping[str, str | bool | None]) 
         config = parse(texts)
     except UsageError as error:
         raise UsageError([*problems, *error.problems], error.hint) from None
-    if problems:
-        raise UsageError(problems)
+    refuse(problems)
     return config
 
 
@@ -84,62 +233,50 @@ def _option_fields() -> list[Field[Any]]:
     return [spec for spec in fields(TrainConfig) if "help" in spec.metadata]
 
 
-def _build_option(spec: Field[Any], said: str = "") -> Callable[[Command], Command]:
+def _build_option(spec: Field[Any], text: str = "", *, section: str | None = None) -> Callable[[Command], Command]:
+    about = {
+        "default": None,
+        "help": _help(spec, text),
+        "section": spec.metadata["section"] if section is None else section,
+    }
     if field_types()[spec.name] is bool:
-        declaration = f"{flag(spec.name)}/{_negative_flag(spec.name)}"
-        return click.option(declaration, spec.name, default=None, help=_help(spec, said))
-    return click.option(flag(spec.name), spec.name, default=None, metavar=_metavar(spec), help=_help(spec, said))
+        return option(f"{flag(spec.name)}/{_negative_flag(spec.name)}", spec.name, **about)
+    metavar = {int: "INTEGER", float: "NUMBER"}.get(field_types()[spec.name], "TEXT")
+    return option(flag(spec.name), spec.name, metavar="|".join(spec.metadata["choices"]) or metavar, **about)
 
 
 def _negative_flag(name: str) -> str:
     return flag(f"no_{name}")
 
 
-def _metavar(spec: Field[Any]) -> str:
-    if spec.metadata["choices"]:
-        return "|".join(spec.metadata["choices"])
-    return {int: "INTEGER", float: "NUMBER"}.get(field_types()[spec.name], "TEXT")
-
-
-def _help(spec: Field[Any], said: str = "") -> str:
-    text = said or spec.metadata["help"]
-    facts = [str(spec.metadata["range"]) if spec.metadata["range"] else "", _default_in_words(spec)]
+def _help(spec: Field[Any], text: str) -> str:
+    facts = [str(spec.metadata["range"] or ""), _format_default(spec)]
     known = "; ".join(fact for fact in facts if fact)
-    return f"{text}  [{known}]" if known else str(text)
+    text = text or spec.metadata["help"]
+    return f"{text}  [{known}]" if known else text
 
 
-def _default_in_words(spec: Field[Any]) -> str:
-    """What a field is when nothing is said, and what the other recipes make of it."""
+def _format_default(spec: Field[Any]) -> str:
+    """A field's default, and where another recipe has another."""
     if spec.metadata["default"] is not None:
-        return f"default: {_value_in_words(spec.name, spec.metadata['default'])}"
-    by_recipe = {name: values.get(spec.name) for name, values in RECIPES.items()}
-    default = by_recipe.pop(_default_recipe())
-    words = [f"default: {_value_in_words(spec.name, default)}"] if default is not None else []
-    for recipe, value in by_recipe.items():
-        if value not in (None, default):
-            words.append(f"{recipe}: {_value_in_words(spec.name, value)}")
-    return "; ".join(words)
+        return f"default: {_format_value(spec.name, spec.metadata['default'])}"
+    (default_recipe,) = (field.metadata["default"] for field in _option_fields() if field.name == "recipe")
+    defaults = {recipe: values.get(spec.name) for recipe, values in RECIPES.items()}
+    default = defaults.pop(default_recipe)
+    named = {"default": default, **{recipe: value for recipe, value in defaults.items() if value != default}}
+    return "; ".join(f"{name}: {_format_value(spec.name, value)}" for name, value in named.items() if value is not None)
 
 
-def _default_recipe() -> str:
-    (spec,) = (spec for spec in _option_fields() if spec.name == "recipe")
-    return str(spec.metadata["default"])
-
-
-def _value_in_words(name: str, value: Any) -> str:
+def _format_value(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return flag(name).removeprefix("--") if value else _negative_flag(name).removeprefix("--")
+        return (flag(name) if value else _negative_flag(name)).removeprefix("--")
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _text(value: Any, kind: type) -> str:
-    return repr(float(value)) if kind is float else str(value)
 
 
 # --- Where to train: the hardware -------------------------------------------------------------------------------------
 
-DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
-MOST_WORKERS = 256
+DEVICE = OneOf("auto", "cpu", "cuda", "cuda:N", "mps", pattern="auto|cpu|cuda|cuda:[0-9]{1,3}|mps")
+WORKERS = Number(int, Range(0, 256))
 
 
 @dataclass(frozen=True)
@@ -150,64 +287,131 @@ class Hardware:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        problems = hardware_problems(self.device, str(self.workers))
-        if problems:
-            raise UsageError(problems)
+        problems = []
+        for name, kind, value in (("--device", DEVICE, self.device), ("--workers", WORKERS, self.workers)):
+            try:
+                kind.convert(value, None, None)
+            except click.BadParameter as error:
+                problems.append(f"{name} {value}: {error.message}")
+        refuse(problems)
 
     def to_argv(self) -> list[str]:
-        """The options that say this; nothing for what is as by default."""
-        words = ["--device", self.device] if self.device != "auto" else []
-        return words + (["--workers", str(self.workers)] if self.workers else [])
+        return argv_of(self)
+
+
+def argv_of(options: Any, **as_text: Callable[[Any], str]) -> list[str]:
+    """The options that set the fields of a dataclass; nothing for defaults. as_text: how to write a field, by name."""
+    args: list[str] = []
+    for spec in fields(options):
+        value = getattr(options, spec.name)
+        if value is True:
+            args.append(flag(spec.name))
+        elif value != spec.default:
+            args += [flag(spec.name), as_text.get(spec.name, str)(value)]
+    return args
 
 
 def hardware_options(command: Command) -> Command:
-    """Adds --device and --workers; the command gets their texts."""
-    return device_option(workers_option(command))
+    """Adds --device and --workers."""
+    return device_option(section=COMMON)(workers_option(section=WHERE)(command))
 
 
-def workers_option(command: Command) -> Command:
-    return click.option(
-        "--workers",
-        default="0",
-        metavar="INTEGER",
-        help="Threads that decode images (0: as many as fit the cores).  [default: 0]",
-    )(command)
+def workers_option(*, section: str = "") -> Callable[[Command], Command]:
+    text = "Threads that decode images (0: as many as fit the cores).  [default: 0]"
+    return option("--workers", default=0, type=WORKERS, help=text, section=section)
 
 
-def device_option(command: Command) -> Command:
-    """Adds --device; the command gets its text."""
-    return click.option(
-        "--device", default="auto", metavar="|".join(DEVICES), help="What computes.  [default: auto, the fastest here]"
-    )(command)
-
-
-def hardware_problems(device: str, workers: str) -> list[str]:
-    """Every complaint about the texts of --device and --workers, a sentence each."""
-    problems = device_problems(device)
-    if not re.fullmatch(r"-?[0-9]+", workers):
-        problems.append(f"--workers {workers}: is not a whole number.")
-    elif not 0 <= int(workers[:9]) <= MOST_WORKERS:  # nine digits tell; Python refuses to read very long numbers
-        problems.append(f"--workers {workers}: must be 0 or more, at most {MOST_WORKERS}.")
-    return problems
-
-
-def device_problems(device: str) -> list[str]:
-    if re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,3}|mps", device):
-        return []
-    return [f"--device {device}: is not one of {', '.join(DEVICES)}."]
+def device_option(*, section: str = "") -> Callable[[Command], Command]:
+    text = "The device that trains.  [default: auto, the fastest here]"
+    return option("--device", default="auto", type=DEVICE, help=text, section=section)
 
 
 def tracking_option(command: Command) -> Command:
-    """Adds --tracking-uri; the command gets its text, None where nothing was said on the command line."""
-    return click.option(
-        TRACKING_FLAG,
-        metavar="URI",
-        help="An MLflow to tell of the run: sqlite:///PATH/mlflow.db, http://HOST:PORT, …, or none.  "
-        f"[default: {NO_TRACKING}; variable {', then '.join(TRACKING_VARIABLES)}]",
-    )(command)
+    """Adds --tracking-uri; None where it is not on the command line."""
+    text = (
+        "The MLflow server or database to log to: sqlite:///PATH/mlflow.db, http://HOST:PORT, …, or none.  "
+        f"[default: {NO_TRACKING}; variable {', then '.join(TRACKING_VARIABLES)}]"
+    )
+    return option(TRACKING_FLAG, metavar="URI", help=text, section=WHERE)(command)
 
 
-# --- What was meant: suggestions --------------------------------------------------------------------------------------
+# --- Paths and output -------------------------------------------------------------------------------------------------
+
+
+def output_option(command: Command) -> Command:
+    """Adds -o/--output."""
+    text = f"Lines for people or one JSON object on stdout.  [default: text; variable {OUTPUT_VARIABLE}]"
+    return option("-o", "--output", default=OUTPUTS[0], type=OneOf(*OUTPUTS), envvar=OUTPUT_VARIABLE, help=text)(
+        command
+    )
+
+
+DATA_HELP = "The images: a folder with its subfolders, a zip or a pack."
+
+
+def data_option(command: Command) -> Command:
+    """Adds --data, which must exist."""
+    return option("--data", metavar="PATH", help=DATA_HELP, section=COMMON, callback=checked(data_problems))(command)
+
+
+def data_argument(command: Command) -> Command:
+    """Adds --data and, instead of it, an argument; the command gets `data`, the text of either, unchecked."""
+
+    @wraps(command)
+    def with_data(*positional: Any, paths: tuple[str, ...] = (), data: str | None, **others: Any) -> Any:
+        return command(*positional, data=_only_path(paths, data), **others)
+
+    data_option = option("--data", metavar="PATH", help=DATA_HELP, section=COMMON)
+    return click.argument("paths", nargs=-1, metavar="[PATH]")(data_option(with_data))  # type: ignore[return-value]
+
+
+def _only_path(paths: tuple[str, ...], data: str | None) -> str | None:
+    """The one path that was given. Raises `UsageError` where there are more."""
+    if not paths:
+        return data
+    if data is not None:
+        raise UsageError([f"{paths[0]} and --data {data}: give the images once."])
+    if len(paths) == 1:
+        return paths[0]
+    listed, whole = ", ".join(paths), " ".join(paths)
+    if os.path.exists(whole):
+        raise UsageError([f"{listed}: write a path with spaces in quotes: {shlex.quote(whole)}."])
+    folders = {os.path.dirname(path) or "." for path in paths}
+    if len(folders) == 1 and all(map(os.path.isfile, paths)):  # as the shell expands FOLDER/*
+        raise UsageError([f"{paths[0]} and {len(paths) - 1} more: give the folder of the images: {folders.pop()}."])
+    raise UsageError([f"{listed}: give one folder, zip or pack of images."])
+
+
+def data_problems(data: str | None) -> list[str]:
+    """Every complaint about the text of --data that can be made without opening it."""
+    if not data:
+        return ["--data is required. Name a folder, a zip or a pack of images."]
+    return path_problems(data, option="--data ")
+
+
+def run_dir_option(command: Command) -> Command:
+    """Adds --run-dir to a command that reads a run."""
+
+    def problems_of(run_dir: str | None) -> list[str]:
+        return path_problems(run_dir, option="--run-dir ") if run_dir else ["--run-dir is required. Name a run folder."]
+
+    text = "The run folder, or a generator.safetensors."
+    return option("--run-dir", metavar="DIR", help=text, callback=checked(problems_of))(command)
+
+
+def path_problems(path: str, *, option: str = "") -> list[str]:
+    """A complaint if a path does not exist. option: what precedes it in the message."""
+    if os.path.exists(path):  # Path.exists raises where a folder above may not be read
+        return []
+    folder, name = os.path.split(os.path.normpath(path))
+    try:
+        beside = [os.path.join(folder, other) for other in get_close_matches(name, os.listdir(folder or "."), n=3)]
+    except (OSError, ValueError):
+        beside = []
+    return [f"{option}{path}: not found.{did_you_mean(beside)}"]
+
+
+# --- Suggestions ------------------------------------------------------------------------------------------------------
 
 # Names that other programs give to what is an option here.
 OPTION_SYNONYMS = {
@@ -230,23 +434,34 @@ OPTION_SYNONYMS = {
 }
 
 
-def nearest(word: str, names: Iterable[str]) -> list[str]:
-    """At most three of `names` that are spelt like a word, the most alike first; else those that begin with it."""
-    bare = {name.lstrip("-"): name for name in names}
-    plain = word.lstrip("-").lower().replace("_", "-")
+def must_be_one_of(value: str, choices: Sequence[str]) -> str:
+    """The complaint about a value that is none of the choices."""
+    return f"must be one of {', '.join(choices)}.{did_you_mean(nearest(value, choices)[:1])}"
+
+
+def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    """At most three of `names` that are spelt like a word, the most alike first; else those that start with it.
+
+    cutoff: how alike, from 0 (anything) to 1 (equal), as in `difflib.get_close_matches`.
+    """
+
+    def bare_of(name: str) -> str:
+        return name.lstrip("-").lower().replace("_", "-")
+
+    plain, bare = bare_of(word), {bare_of(name): name for name in names}
     if plain in bare:
         return [bare[plain]]
-    found = get_close_matches(plain, bare, n=3) or [name for name in bare if name.startswith(plain)]
+    found = get_close_matches(plain, bare, n=3, cutoff=cutoff) or [name for name in bare if name.startswith(plain)]
     return [bare[name] for name in found[:3]]
 
 
 def did_you_mean(names: Sequence[str]) -> str:
-    """The suggestion, as a sentence to follow another; empty where there is none."""
-    return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""
+    """The suggestion, as a sentence to follow another; empty if there is none."""
+    return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
 def options_meant(word: str, context: click.Context) -> list[str]:
-    """The options of a command that `word`, which is none of them, may stand for, the likeliest first."""
+    """The options of a command that `word`, which does not exist, may stand for, the likeliest first."""
     names = _option_names(context.command)
     synonyms = [name for name in OPTION_SYNONYMS.get(word, "").split() if name in names]
     if synonyms or not isinstance(context.command, click.Group):
@@ -258,75 +473,3 @@ def options_meant(word: str, context: click.Context) -> list[str]:
 def _option_names(command: click.Command) -> list[str]:
     options = (option for option in command.params if isinstance(option, click.Option))
     return [name for option in options for name in (*option.opts, *option.secondary_opts) if name.startswith("--")]
-
-
-# --- What both programs read ------------------------------------------------------------------------------------------
-
-
-def data_option(command: Command) -> Command:
-    """Adds --data; the command gets its text, None where nothing was said."""
-    return click.option("--data", metavar="PATH", help="The images: a folder with its subfolders, a zip or a pack.")(
-        command
-    )
-
-
-def data_argument(command: Command) -> Command:
-    """Adds --data and, instead of it, an argument; the command gets `data`, the text of either."""
-
-    @wraps(command)
-    def with_data(*positional: Any, paths: tuple[str, ...] = (), data: str | None, **others: Any) -> Any:
-        return command(*positional, data=_only_path(paths, data), **others)
-
-    return click.argument("paths", nargs=-1, metavar="[PATH]")(data_option(with_data))  # type: ignore[return-value]
-
-
-def _only_path(paths: tuple[str, ...], data: str | None) -> str | None:
-    """The one path that was given. Raises `UsageError` where there are more."""
-    if not paths:
-        return data
-    if data is not None:
-        raise UsageError([f"{paths[0]} and --data {data}: give the images once."])
-    if len(paths) == 1:
-        return paths[0]
-    listed, whole = ", ".join(paths), " ".join(paths)
-    if os.path.exists(whole):
-        raise UsageError([f"{listed}: write a path with spaces in quotes: {shlex.quote(whole)}."])
-    folders = {os.path.dirname(path) or "." for path in paths}
-    if len(folders) == 1 and all(map(os.path.isfile, paths)):  # as the shell writes FOLDER/*
-        raise UsageError([f"{paths[0]} and {len(paths) - 1} more: give the folder of the images: {folders.pop()}."])
-    raise UsageError([f"{listed}: give one folder, zip or pack of images."])
-
-
-def data_problems(data: str | None) -> list[str]:
-    """Every complaint about the text of --data that can be made without opening it."""
-    if not data:
-        return ["--data: is missing. Name a folder, a zip or a pack of images."]
-    return path_problems(data, option="--data ")
-
-
-def path_problems(path: str, *, option: str = "") -> list[str]:
-    """A complaint where there is nothing at a path. option: what goes before it."""
-    if os.path.exists(path):  # Path.exists raises where a folder above may not be read
-        return []
-    return [f"{option}{path}: no such file or folder.{neighbours(path)}"]
-
-
-def run_dir_option(command: Command) -> Command:
-    """Adds --run-dir to a command that reads a run; the command gets its text."""
-    return click.option("--run-dir", metavar="DIR", help="The run folder, or a generator.safetensors.")(command)
-
-
-def run_dir_problems(run_dir: str | None) -> list[str]:
-    if not run_dir:
-        return ["--run-dir: is missing. Name the folder of a run."]
-    return path_problems(run_dir, option="--run-dir ")
-
-
-def neighbours(path: str) -> str:
-    """What lies beside `path` under a similar name."""
-    folder, name = os.path.split(os.path.normpath(path))
-    try:
-        near = get_close_matches(name, os.listdir(folder or "."), n=3)
-    except (OSError, ValueError):
-        return ""
-    return f" Did you mean {' or '.join(os.path.join(folder, other) for other in near)}?" if near else ""

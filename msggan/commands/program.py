@@ -1,6 +1,7 @@
-"""How does a program of this project begin and end: output for people or for scripts, errors, exit codes, signals?
+"""What every program of this project shares: output for people or scripts, errors, exit codes, signals.
 
-stderr is for people. On `-o json` stdout carries one JSON object, the result or `{"error": …}`, and nothing else.
+stderr is for people. With `-o json` stdout has one JSON object, the result or `{"error": …}`, and nothing else. This
+module needs the standard library alone, so that it can report that every other package, click included, is missing.
 """
 
 from __future__ import annotations
@@ -9,27 +10,26 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from msggan.commands.options import did_you_mean, options_meant
-from msggan.commands.packages import as_missing_package
 from msggan.errors import MsgganError, UsageError
+
+if TYPE_CHECKING:
+    import click
 
 OUTPUT_VARIABLE = "MSGGAN_OUTPUT"
 OUTPUTS = ("text", "json")
 
-# What a process ends with for each state that a run can end in.
+# The exit code for each state that a run can end in.
 EXIT_CODES = {"completed": 0, "failed": 1, "cancelled": 6, "interrupted": 130}
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Terminated(BaseException):
@@ -46,106 +46,109 @@ class StoppedError(MsgganError):
 
 
 class OperatingSystemError(MsgganError):
-    """The operating system refused something that nobody foresaw: no permission, no space, no such file."""
+    """The operating system refused something unexpectedly: no permission, no space, no such file."""
 
     code = "system"
     exit_code = 1
 
 
 class ReportedError(MsgganError):
-    """An error that a child process reported. is_told: its text has reached stderr, so that only the rest is left."""
+    """An error that a child process reported. on_stderr: its text is on stderr already, and only its JSON is left."""
 
-    def __init__(self, message: str, hint: str, *, code: str, exit_code: int, is_told: bool = True) -> None:
+    def __init__(self, message: str, hint: str, *, code: str, exit_code: int, on_stderr: bool = True) -> None:
         super().__init__(message, hint)
         self.code = code
         self.exit_code = exit_code
-        self.is_told = is_told
+        self.on_stderr = on_stderr
+
+
+class MissingPackagesError(MsgganError):
+    """This Python lacks packages that are needed."""
+
+    code = "missing_packages"
 
 
 def stopped(by: type[BaseException], message: str, hint: str = "") -> StoppedError:
-    """What a stop is told as, by SIGTERM (`Terminated`) or Ctrl-C (any other)."""
+    """The error for a stop by SIGTERM (`Terminated`) or Ctrl-C (any other)."""
     state = "cancelled" if issubclass(by, Terminated) else "interrupted"
     return StoppedError(state, EXIT_CODES[state], message, hint)
 
 
-def output_option(command: Command) -> Command:
-    """Adds -o/--output; the command gets its text."""
-    return click.option(
-        "-o",
-        "--output",
-        default=OUTPUTS[0],
-        envvar=OUTPUT_VARIABLE,
-        metavar="|".join(OUTPUTS),
-        help=f"What stdout gets: lines for people or one JSON object.  [default: text; variable {OUTPUT_VARIABLE}]",
-    )(command)
-
-
-def output_problems(output: str) -> list[str]:
-    return [] if output in OUTPUTS else [f"--output {output}: is not one of {', '.join(OUTPUTS)}."]
+# --- From a command line to an exit code ------------------------------------------------------------------------------
 
 
 def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None = None) -> int:
-    """Runs a command line to its exit code. The command returns its own, or raises MsgganError."""
+    """Runs a command line and returns its exit code. The command returns its own, or raises MsgganError."""
+    import click
+
     if isinstance(sys.stdout, io.TextIOWrapper):  # as Python's stderr: a locale may lack a character of a path's
         sys.stdout.reconfigure(errors="backslashreplace")
-    words = list(sys.argv[1:] if argv is None else argv)
-    error: MsgganError
+    args = list(sys.argv[1:] if argv is None else argv)
     try:
         with _signals_as_exceptions():
-            return command.main(args=words, prog_name=name, standalone_mode=False) or 0
-    except (MsgganError, click.ClickException, click.Abort, OSError, Terminated) as problem:
-        error = _as_ours(problem, words)
-    except ModuleNotFoundError as problem:
-        missing = as_missing_package(problem)
-        if missing is None:
-            raise
-        error = missing
-    report(error, as_json=asked_for_json(words, os.environ))
+            return command.main(args=args, prog_name=name, standalone_mode=False) or 0
+    except (MsgganError, click.ClickException, click.Abort, OSError, Terminated, ModuleNotFoundError) as problem:
+        error = _as_msggan_error(problem, args)
+    report(error, as_json=wants_json(args, os.environ))
     return error.exit_code
 
 
 def report(error: MsgganError, *, as_json: bool) -> None:
-    """Tells an error: its text on stderr, and on stdout its JSON where that was asked for.
+    """Prints an error: its text on stderr, and its JSON on stdout if requested.
 
-    To stop a program is no error: the text does not call it one. Neither is an indented line, which continues another.
+    Stopping a program is not called an error. Neither is an indented line, which continues another.
     """
-    if not (isinstance(error, ReportedError) and error.is_told):
-        beginning = "" if isinstance(error, StoppedError) else "Error: "
+    if not (isinstance(error, ReportedError) and error.on_stderr):
+        prefix = "" if isinstance(error, StoppedError) else "Error: "
         for problem in error.message.splitlines():
-            click.echo(problem if problem.startswith(" ") else f"{beginning}{problem}", err=True)
+            sys.stderr.write(f"{problem}\n" if problem.startswith(" ") else f"{prefix}{problem}\n")
         if error.hint:
-            click.echo(error.hint, err=True)
+            sys.stderr.write(f"{error.hint}\n")
+        sys.stderr.flush()
     if as_json:
         print_json(error.as_json())
 
 
 def print_json(content: Mapping[str, Any]) -> None:
     """One line of JSON on stdout, in ASCII, which every locale has. Not-a-number and infinity become null."""
-    click.echo(json.dumps(_finite(content), allow_nan=False))
+    sys.stdout.write(json.dumps(_finite(content), allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
-def asked_for_json(words: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Whether a command line asks for JSON, found without click: it must be known where click could not read it."""
-    asked = environ.get(OUTPUT_VARIABLE, "")
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word in ("-o", "--output"):
-            asked = following
-        elif word.startswith("--output="):
-            asked = word.removeprefix("--output=")
-        elif word.startswith("-o"):
-            asked = word.removeprefix("-o")
-    return asked == "json"
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _as_ours(problem: BaseException, words: Sequence[str]) -> MsgganError:
-    """The error of ours that says what `problem` is, which ended the command line of these words."""
+def wants_json(args: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether a command line requests JSON, found without click: errors of parsing are reported as JSON too."""
+    output = environ.get(OUTPUT_VARIABLE, "")
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
+        if arg in ("-o", "--output"):
+            output = following
+        elif arg.startswith("--output="):
+            output = arg.removeprefix("--output=")
+        elif arg.startswith("-o"):
+            output = arg.removeprefix("-o")
+    return output == "json"
+
+
+def _as_msggan_error(problem: BaseException, args: Sequence[str]) -> MsgganError:
+    """The MsgganError for what ended a command line. Raises `problem` itself if it is a fault of this project's."""
+    import click
+
     if isinstance(problem, MsgganError):
         return problem
+    if isinstance(problem, ModuleNotFoundError):
+        return _missing_package(problem)
     if isinstance(problem, click.UsageError):
         path = problem.ctx.command_path if problem.ctx else ""
-        message = (
-            _no_such_option(problem, words) if isinstance(problem, click.NoSuchOption) else problem.format_message()
-        )
+        message = problem.format_message()
+        if isinstance(problem, click.NoSuchOption):
+            message = _no_such_option(problem, args)
         return UsageError([message], f"See: {path} --help" if path else "")
     if isinstance(problem, click.ClickException):
         return UsageError([problem.format_message()])
@@ -157,34 +160,111 @@ def _as_ours(problem: BaseException, words: Sequence[str]) -> MsgganError:
     return stopped(KeyboardInterrupt, "Interrupted.")  # which click calls Abort
 
 
-def _no_such_option(problem: click.NoSuchOption, words: Sequence[str]) -> str:
-    """As click says it, but with synonyms too and the most alike option first."""
+def _no_such_option(problem: click.NoSuchOption, args: Sequence[str]) -> str:
+    """click's message, but with synonyms too and the most alike option first."""
+    from msggan.commands.options import did_you_mean, options_meant
+
     name = problem.option_name
     if not name.startswith("--"):  # click reads -data as -d and more
-        name = next((word for word in words if word.startswith(name)), name)
-    return f"No such option {name!r}.{did_you_mean(options_meant(name, problem.ctx)) if problem.ctx else ''}"
+        name = next((arg for arg in args if arg.startswith(name)), name)
+    meant = options_meant(name, problem.ctx) if problem.ctx else []
+    return f"No such option {name!r}.{did_you_mean([repr(option) for option in meant])}"
+
+
+# --- Missing packages -------------------------------------------------------------------------------------------------
+
+# What training imports, by module, with the bounds of pyproject.toml.
+TRAINING = {
+    "click": "click>=8.1,<9",
+    "filelock": "filelock>=3.13,<5",
+    "numpy": "numpy>=1.26,<3",
+    "PIL": "pillow>=10.3,<14",
+    "safetensors": "safetensors>=0.4.3,<1",
+    "torch": "torch>=2.6,<3",
+    "torchvision": "torchvision>=0.21,<1",
+}
+MLFLOW = {"mlflow": "mlflow>=3.5,<=3.15.0"}
+AZURE_MLFLOW = {"azureml.mlflow": "azureml-mlflow>=1.62.0.post6,<2"}
+OTHERS = {"azure": "azure-ai-ml>=1.30,<2", "imageio_ffmpeg": "imageio-ffmpeg>=0.6,<1"}
+OURS = ("msggan", "orchestration", "environments")
+JOB_VARIABLE = "AZUREML_RUN_ID"  # which Azure ML sets in its jobs
+
+
+def training_packages(tracking_uri: str | None) -> dict[str, str]:
+    """What training imports, including what it needs to log to MLflow at this address (None: no MLflow)."""
+    if tracking_uri is None:
+        return TRAINING
+    return TRAINING | MLFLOW | (AZURE_MLFLOW if tracking_uri.startswith("azureml:") else {})
+
+
+def require(packages: Mapping[str, str]) -> None:
+    """Raises MissingPackagesError that names every package, by module, that is not installed. Imports none of them."""
+    missing = [requirement for module, requirement in packages.items() if not _is_installed(module)]
+    if missing:
+        raise _missing(missing)
+
+
+def exit_without_click(tracking_uri: str | None) -> None:
+    """Ends the process, naming all that is missing, if click is: without it no options can be read."""
+    try:
+        if not _is_installed("click"):
+            require(training_packages(tracking_uri))
+    except MissingPackagesError as error:
+        report(error, as_json=wants_json(sys.argv, os.environ))
+        sys.exit(error.exit_code)
+
+
+def _missing_package(error: ModuleNotFoundError) -> MissingPackagesError:
+    """The error for an import that failed. Raises it again if the module is ours or Python's own."""
+    top = (error.name or "").partition(".")[0]
+    if not top or top in OURS or top in sys.stdlib_module_names:
+        raise error
+    known = TRAINING | MLFLOW | OTHERS | {"azureml": AZURE_MLFLOW["azureml.mlflow"]}
+    return _missing([known.get(top, top)])
+
+
+def _missing(requirements: Iterable[str]) -> MissingPackagesError:
+    needed = sorted(requirements)
+    names = ", ".join(requirement.partition("<")[0].partition(">")[0] for requirement in needed)
+    hint = f"Install: {shlex.join([sys.executable, '-m', 'pip', 'install', *needed])}"
+    if os.environ.get(JOB_VARIABLE):
+        hint = (
+            "The job's environment lacks them. Submit again with --environment curated, which has all that training "
+            f"needs, or add them to your own image or conda file: {' '.join(needed)}"
+        )
+    return MissingPackagesError(f"Missing Python packages: {names}. This Python is {sys.executable}.", hint)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # its parent package is missing; or it is loaded without a spec
+        return module in sys.modules
+
+
+# --- Signals ----------------------------------------------------------------------------------------------------------
 
 
 def raise_pending_signal() -> None:
-    """Raises what a signal asked for since the program began, and a library lost: for loops that wait.
+    """Raises the exception of a signal that arrived and was lost: for loops that wait.
 
-    What a signal raises while an object is taken away (`__del__`) goes nowhere; Python only prints it.
+    An exception raised while an object is finalized (`__del__`) goes nowhere; Python only prints it.
     """
-    if _asked_for:
-        raise _asked_for[0]
+    if _received:
+        raise _received[0]
 
 
-_asked_for: list[type[BaseException]] = []
+_received: list[type[BaseException]] = []
 
 
 @contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """SIGTERM unwinds the program as Ctrl-C does. The trainer puts its own, gentler handlers over this."""
+    """SIGTERM unwinds the program as Ctrl-C does. The trainer replaces this by its own, gentler handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
-    _asked_for.clear()
-    # Where Ctrl-C is ignored, as in a shell's background, or somebody's own already, it stays so.
+    _received.clear()
+    # Where Ctrl-C is ignored, as in a shell's background, or has another handler already, that stays.
     numbers = [signal.SIGTERM]
     numbers += [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
     before = {number: signal.signal(number, _raise) for number in numbers}
@@ -197,13 +277,5 @@ def _signals_as_exceptions() -> Iterator[None]:
 
 def _raise(number: int, frame: FrameType | None) -> None:
     stop = Terminated if number == signal.SIGTERM else KeyboardInterrupt
-    _asked_for.append(stop)
+    _received.append(stop)
     raise stop
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from msggan.commands.sample_options import (
-    SECONDS_A_SAMPLE,
+from msggan.commands.verbs import (
+    SECONDS_PER_GRID,
     SampleOptions,
+    format_seeds,
     frame_problems,
     scale_problems,
-    seeds_in_words,
 )
 from msggan.device import choose_device, memory_errors
 from msggan.display.progress import progress_bar
@@ -151,7 +151,7 @@ class Sampler:
             (pyramid,) = pyramids
             return picture(pyramid[level][0])
 
-        if options.shows_grid:
+        if options.makes_grid:
             most = max(1, GRID_SIDE_PX // (side + PADDING_PX)) ** 2
             self._add_pages(painter, "grid", f"_{side}px", most, draw_grid)
         if options.files:
@@ -177,7 +177,7 @@ class Sampler:
         shown = samples[self.options.scale or max(samples)]
         if len(shown) < 2:
             return [f"--progress-film: of one sample grid, {shown[0]}, it has one frame only. Train on for more."]
-        frames = self.options.frames(SECONDS_A_SAMPLE * len(shown))
+        frames = self.options.frames(SECONDS_PER_GRID * len(shown))
         self.outputs.append(Output(self.out / name, frames, partial(self._write_slides, shown, frames)))
         return frame_problems("--progress-film", frames) or _webp_problems(
             "--progress-film", name, frames, size_of_all(shown)
@@ -208,11 +208,11 @@ class Sampler:
 
     def _refuse_existing(self) -> None:
         existing = [output.path for output in self.outputs if output.path.exists()]
-        problems = [f"{path}: is there already." for path in existing[:EXISTING_NAMED]]
+        problems = [f"{path}: already exists." for path in existing[:EXISTING_NAMED]]
         if len(existing) > EXISTING_NAMED:
-            problems.append(f"{self.out}: {len(existing) - EXISTING_NAMED} more of these files are there already.")
+            problems.append(f"{self.out}: {len(existing) - EXISTING_NAMED} more of these files already exist.")
         if problems:
-            raise UsageError(problems, "Give --force to overwrite, or another --out.")
+            raise UsageError(problems, "Use --force to overwrite, or another --out.")
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _draw_sheet(pyramids: Iterable[list[Tensor]], count: int) -> Image.Image:
 
 def named_by(seeds: Sequence[int]) -> str:
     """Seeds in a file's name: `seeds0-15`, `seed7`; a long list by its length and the digest of the list."""
-    words = seeds_in_words(seeds)
+    words = format_seeds(seeds)
     if len(words) > LONGEST_SEEDS_IN_NAME:
         return f"{len(seeds)}seeds-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
     return f"seed{words}" if len(seeds) == 1 else f"seeds{words}"

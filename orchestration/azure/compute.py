@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from azure.ai.ml.entities import AmlCompute, Compute, IdentityConfiguration, ManagedIdentityConfiguration
 
+from msggan.commands.options import nearest
 from msggan.config import flag
 from msggan.errors import UsageError
 from orchestration.azure.client import Client, how_to_get_quota
@@ -137,7 +137,7 @@ def _why_not(asked: str, location: str) -> str:
 
 def _others(asked: str, by_name: Mapping[str, Size], setting: str) -> str:
     is_retired = any(re.fullmatch(pattern, asked, re.IGNORECASE) for pattern in RETIRED)
-    near = [] if is_retired else get_close_matches(asked.lower(), by_name, n=3, cutoff=0.75)
+    near = [] if is_retired else nearest(asked, by_name, cutoff=0.75)
     sizes = [by_name[name] for name in near]
     if not sizes:
         sizes = sorted((size for size in by_name.values() if size.gpus), key=lambda size: (size.gpus, size.cores))[:3]

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from msggan.commands.options import to_argv
-from msggan.commands.pack_options import PACK_SUFFIX
+from msggan.commands.verbs import PACK_SUFFIX
 from msggan.config import TrainConfig
 from msggan.errors import DataError
 from orchestration.azure.blobs import Store

@@ -14,19 +14,38 @@ from typing import Any, TypeVar
 
 import click
 
-from msggan.commands.export_options import export_options, parse_export
 from msggan.commands.options import (
+    AZURE,
+    COMMON,
+    HELP_SETTINGS,
+    WHAT,
+    WHERE,
     Hardware,
+    Number,
+    argument,
+    checked,
     data_argument,
     hardware_options,
-    hardware_problems,
+    option,
+    output_option,
     parse_with,
     path_problems,
+    refuse,
     train_options,
 )
-from msggan.commands.pack_options import pack_options, parse_pack, show_pack
-from msggan.commands.program import EXIT_CODES, output_option, output_problems, print_json, report, run_program
-from msggan.commands.sample_options import parse_sample, sample_options, show_files
+from msggan.commands.program import EXIT_CODES, print_json, report, run_program
+from msggan.commands.verbs import (
+    PACK_FILE,
+    export_options,
+    pack_options,
+    parse_export,
+    parse_pack,
+    parse_sample,
+    sample_options,
+    show_files,
+    show_pack,
+)
+from msggan.config import Range
 from msggan.errors import UsageError
 from orchestration.commands.sweep import bring_checkpoint, show_sweep, sweep, take_over
 from orchestration.commands.terminal import (
@@ -36,15 +55,15 @@ from orchestration.commands.terminal import (
     echo,
     place_of_runs,
     problems_here,
-    refuse,
     settings_here,
     show_next,
+    target_option,
     tell,
 )
 from orchestration.data_source import source_problems
 from orchestration.format import columns, status_lines, table
 from orchestration.reporter import Reporter
-from orchestration.settings import Flags, Settings, settings_options, settings_problems
+from orchestration.settings import Flags, Settings, settings_options
 from orchestration.spec import (
     Run,
     RunSpec,
@@ -58,7 +77,6 @@ from orchestration.spec import (
 from orchestration.sweeps.spec import SweepStatus
 from orchestration.sweeps.words import sweep_table
 from orchestration.targets import (
-    TARGETS,
     Target,
     build_target,
     build_targets,
@@ -66,7 +84,6 @@ from orchestration.targets import (
     data_problems_of,
     named_problems,
     target_of,
-    target_problems,
 )
 from orchestration.workspace import WORKSPACE_TABLE
 
@@ -75,19 +92,18 @@ PROVISION_SETTINGS = (
     *("location", "instance_type", "storage_account", "storage_container", "datastore", "environment"),
 )
 Dated = TypeVar("Dated", RunStatus, SweepStatus)
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 run_argument = click.argument("run", metavar="NAME|FOLDER|SWEEP/NUMBER")
 
 
-def settings_or_refuse(flags: Flags, target: str, output: str) -> Settings:
-    """The settings that hold here. Raises UsageError with every complaint about what says where runs are."""
-    refuse(target_problems(target) + output_problems(output) + problems_here(flags))
+def settings_or_refuse(flags: Flags, problems: Sequence[str]) -> Settings:
+    """The settings that hold here. Raises UsageError with the problems and every complaint about a setting."""
+    refuse([*problems, *problems_here(flags)])
     return settings_here(flags)
 
 
-@click.group(cls=Commands, context_settings=SETTINGS, invoke_without_command=True)
+@click.group(cls=Commands, context_settings=HELP_SETTINGS, invoke_without_command=True)
 @click.version_option(package_name="msggan")
 @click.pass_context
 def msggan_aml(context: click.Context) -> int:
@@ -100,8 +116,12 @@ def msggan_aml(context: click.Context) -> int:
 
 @msggan_aml.command(short_help="Train on a folder, a zip or a pack of images.")
 @data_argument
-@click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
-@click.option("--name", help="The run's name; a name used before resumes that run.  [default: from the data's name]")
+@option(
+    "--name",
+    section=COMMON,
+    help="The run's name; a name used before resumes that run.  [default: from the data's name]",
+)
+@target_option("Where to train.  [default: auto: Azure if a workspace is configured, else local]")
 @settings_options(
     "runs_dir",
     "tracking_uri",
@@ -114,13 +134,14 @@ def msggan_aml(context: click.Context) -> int:
     "datastore",
     "experiment",
 )
-@click.option("--from-trial", metavar="SWEEP[/NUMBER]", help="Go on with a sweep's best trial, or that one.")
-@click.option("--anew", is_flag=True, help="With --from-trial: its settings, but from the first image.")
-@click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
-@click.option("--detach", is_flag=True, help="Return as soon as the run has begun, and leave it to itself.")
-@click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
-@click.option(
+@option("--from-trial", section=WHAT, metavar="SWEEP[/NUMBER]", help="Go on with a sweep's best trial, or that one.")
+@option("--anew", section=WHAT, is_flag=True, help="With --from-trial: its settings, but from the first image.")
+@option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and stop.")
+@option("--detach", section=COMMON, is_flag=True, help="Return as soon as the run has begun, and leave it to itself.")
+@option("--yes", section=AZURE, is_flag=True, help="Do not ask before money is spent.")
+@option(
     "--rehearse-preemption",
+    section=WHERE,
     is_flag=True,
     help="Instead, kill a short run here three times, and tell how much work each loss costs.",
 )
@@ -140,8 +161,9 @@ def submit(
     yes: bool,
     rehearse_preemption: bool,
     device: str,
-    workers: str,
+    workers: int,
     output: str,
+    problems: Sequence[str],
     **texts: str | bool | None,
 ) -> int:
     """Train on the images in a folder, a zip or a pack, given as PATH or --data PATH, and follow the run to its end.
@@ -152,9 +174,8 @@ def submit(
     The same command again resumes the run; --kimg, the intervals, --num-samples, --device and --workers may then
     differ.
     """
-    problems = [] if from_trial and not data else source_problems(data)
-    problems += target_problems(target) + (name_problems(name) if name is not None else [])
-    problems += hardware_problems(device, workers) + output_problems(output) + problems_here(flags)
+    problems = [*([] if from_trial and not data else source_problems(data)), *problems]
+    problems += (name_problems(name) if name is not None else []) + problems_here(flags)
     problems += ["--anew: goes with --from-trial only."] if anew and not from_trial else []
     if rehearse_preemption:
         from orchestration.local.rehearsal import rehearsal_problems
@@ -169,9 +190,7 @@ def submit(
         config, images, run_name = taken.config, data or taken.data, name or taken.name
     choice = choose(target, settings.workspace)
     refuse(data_problems_of(choice.target, images) + sweep_problems(run_name, choice.target, settings))
-    spec = RunSpec(
-        config, images, default_name(images) if run_name is None else run_name, Hardware(device, int(workers))
-    )
+    spec = RunSpec(config, images, default_name(images) if run_name is None else run_name, Hardware(device, workers))
     if rehearse_preemption:
         return rehearse(spec, output)
 
@@ -213,12 +232,12 @@ msggan_aml.add_command(sweep)
 @msggan_aml.command(name="list", short_help="List the runs.")
 @place_of_runs
 @output_option
-def list_runs(*, target: str, flags: Flags, output: str) -> None:
+def list_runs(*, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
     """List the runs and the sweeps, the newest first.
 
     Those of this machine, and those on Azure where a workspace is configured.
     """
-    settings = settings_or_refuse(flags, target, output)
+    settings = settings_or_refuse(flags, problems)
     places = build_targets(target, settings, Reporter(tell))
     runs = newest_first(run for place in places for run in place.runs())
     sweeps = newest_first(found for place in places for found in place.sweeps.sweeps())
@@ -234,12 +253,12 @@ def list_runs(*, target: str, flags: Flags, output: str) -> None:
 @click.argument("run", metavar="[NAME|FOLDER|SWEEP/NUMBER]", required=False)
 @place_of_runs
 @output_option
-def status(*, run: str | None, target: str, flags: Flags, output: str) -> None:
+def status(*, run: str | None, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
     """Tell how a run, a sweep or one of its trials stands: its state, how far it is and what to type next.
 
     Without a name it is the newest run.
     """
-    serving, name = find_newest(target, flags, output) if run is None else find_target(run, target, flags, output)
+    serving, name = find_newest(target, flags, problems) if run is None else find_target(run, target, flags, problems)
     if serving.sweeps.is_sweep(name):
         show_sweep(serving.sweeps.sweep_status(name), output)
         return
@@ -248,17 +267,19 @@ def status(*, run: str | None, target: str, flags: Flags, output: str) -> None:
 
 @msggan_aml.command(short_help="Show what a run has written.")
 @run_argument
-@click.option("--follow", is_flag=True, help="Go on until the run ends. Ctrl-C leaves it running.")
-@click.option("--tail", metavar="N", help="Only the last N lines.  [default: all]")
+@option("--follow", is_flag=True, help="Go on until the run ends. Ctrl-C leaves it running.")
+@option("--tail", metavar="N", type=Number(int, Range(1)), help="Only the last N lines.  [default: all]")
 @place_of_runs
 @output_option
-def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags, output: str) -> int:
+def logs(
+    *, run: str, follow: bool, tail: int | None, target: str, flags: Flags, output: str, problems: Sequence[str]
+) -> int:
     """Show the lines that a run, or a trial of a sweep, has written."""
-    serving, name = find_target(run, target, flags, output, problems=tail_problems(tail))
+    serving, name = find_target(run, target, flags, problems)
     lines: list[str] = []
     exit_code = 0
     try:
-        for line in serving.logs(name, tail=None if tail is None else int(tail), follow=follow):
+        for line in serving.logs(name, tail=tail, follow=follow):
             if output == "json":
                 lines.append(line)
             else:
@@ -277,12 +298,12 @@ def logs(*, run: str, follow: bool, tail: str | None, target: str, flags: Flags,
 @run_argument
 @place_of_runs
 @output_option
-def cancel(*, run: str, target: str, flags: Flags, output: str) -> None:
+def cancel(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
     """Stop a run or a sweep after the step at hand, with a checkpoint. The same command again goes on from there.
 
     Of a sweep one trial can be stopped, too: the sweep goes on with the others.
     """
-    serving, name = find_target(run, target, flags, output)
+    serving, name = find_target(run, target, flags, problems)
     if serving.sweeps.is_sweep(name):
         show_sweep(serving.sweeps.cancel_sweep(name), output)
         return
@@ -291,22 +312,32 @@ def cancel(*, run: str, target: str, flags: Flags, output: str) -> None:
 
 @msggan_aml.command(short_help="Copy a run's result to a folder.")
 @run_argument
-@click.option(
+@option(
     "--out",
     metavar="FOLDER",
     help="Where to: a new or an empty folder, or an earlier download of the run.  "
     "[default: NAME-run or SWEEP-trial-NUMBER]",
 )
-@click.option("--weights", is_flag=True, help="Only generator.safetensors.")
-@click.option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
+@option("--weights", is_flag=True, help="Only generator.safetensors.")
+@option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
 @place_of_runs
 @output_option
-def download(*, run: str, out: str | None, weights: bool, force: bool, target: str, flags: Flags, output: str) -> None:
+def download(
+    *,
+    run: str,
+    out: str | None,
+    weights: bool,
+    force: bool,
+    target: str,
+    flags: Flags,
+    output: str,
+    problems: Sequence[str],
+) -> None:
     """Copy everything that a run has left, or just its weights, to a folder of its own.
 
     The same command again brings what has changed since. A folder that holds anything else is never written to.
     """
-    serving, name = find_target(run, target, flags, output)
+    serving, name = find_target(run, target, flags, problems)
     with Bars() as bars:
         copied = serving.download(
             name,
@@ -326,12 +357,12 @@ def download(*, run: str, out: str | None, weights: bool, force: bool, target: s
 @place_of_runs
 @sample_options
 @output_option
-def sample(*, run: str, target: str, flags: Flags, output: str, **texts: Any) -> int:
+def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any) -> int:
     """Make pictures and films with the generator of a run, named or by its folder.
 
     Each picture has a seed, and the same seed makes the same picture, however many are made beside it.
     """
-    options = parse_sample(run_problems(run, target, flags, output), texts)
+    options = parse_sample([*run_problems(run, target, flags), *problems], **values)
 
     from orchestration.local.process import result_of
 
@@ -346,12 +377,12 @@ def sample(*, run: str, target: str, flags: Flags, output: str, **texts: Any) ->
 @place_of_runs
 @export_options
 @output_option
-def export(*, run: str, target: str, flags: Flags, output: str, **texts: Any) -> int:
+def export(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any) -> int:
     """Write the generator of a run, named or by its folder, for other programs.
 
     The ONNX file takes `latents` (N, L), each of norm √L, and gives `images_4px`, `images_8px`, … in about [-1, 1].
     """
-    options = parse_export(run_problems(run, target, flags, output), texts)
+    options = parse_export([*run_problems(run, target, flags), *problems], **values)
 
     from orchestration.local.process import result_of
 
@@ -362,16 +393,16 @@ def export(*, run: str, target: str, flags: Flags, output: str, **texts: Any) ->
 
 
 @msggan_aml.command(short_help="Make one file of images, to train on in their place.")
-@click.argument("folder", metavar="FOLDER|ZIP")
-@click.argument("out", metavar="OUT")
+@argument("folder", metavar="FOLDER|ZIP", callback=checked(path_problems))
+@argument("out", metavar="OUT", type=PACK_FILE)
 @pack_options
 @output_option
-def pack(*, folder: str, out: str, output: str, **texts: Any) -> int:
+def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **values: Any) -> int:
     """Decode the images in a folder or zip into one file, OUT.safetensors, which --data takes in their place.
 
     Training on it equals training on the images, and begins at once. The same images make the same file.
     """
-    options = parse_pack(path_problems(folder) + output_problems(output), out, texts)
+    options = parse_pack(problems, out, **values)
 
     from orchestration.local.process import result_of
 
@@ -383,18 +414,17 @@ def pack(*, folder: str, out: str, output: str, **texts: Any) -> int:
 
 @msggan_aml.command(short_help="Make what a workspace needs to train.")
 @settings_options(*PROVISION_SETTINGS)
-@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
-@click.option("--yes", is_flag=True, help="Do it without asking.")
-@click.option("--delete", is_flag=True, help="Take away what provision made; never the data.")
+@option("--dry-run", is_flag=True, help="Print the plan, and stop.")
+@option("--yes", is_flag=True, help="Do it without asking.")
+@option("--delete", is_flag=True, help="Take away what provision made; never the data.")
 @output_option
-def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: str) -> int:
+def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: str, problems: Sequence[str]) -> int:
     """Make the cluster, datastore and environment that training in an Azure ML workspace needs.
 
     It reads what is there, prints what it would do and what that costs, asks, does it, and looks whether it is so. Run
     again, it changes only what is not as it should be.
     """
-    refuse(settings_problems(flags, folder=Path.cwd(), environ=os.environ) + output_problems(output))
-    settings = settings_here(flags)
+    settings = settings_or_refuse(flags, problems)
 
     from orchestration.azure.client import connect
 
@@ -436,37 +466,28 @@ def config_group(context: click.Context) -> int:
 
 @config_group.command(name="show", short_help="Show each setting, its value and where it comes from.")
 @output_option
-def config_show(*, output: str) -> None:
+def config_show(*, output: str, problems: Sequence[str]) -> None:
     """Show the workspace and each setting, its value and where it comes from.
 
     A flag comes before a variable, a variable before a key in the nearest msggan.toml, and that before the default. Of
     secrets only whether they are set is shown.
     """
-    refuse(settings_problems({}, folder=Path.cwd(), environ=os.environ) + output_problems(output))
-    settings = settings_here({})
+    settings = settings_or_refuse({}, problems)
     if output == "json":
         print_json(settings.as_json())
     else:
         echo(columns([("NAME", "VALUE", "WHERE FROM"), *settings.as_rows()]))
 
 
-def tail_problems(tail: str | None) -> list[str]:
-    if tail is None or (tail.isascii() and tail.isdigit() and int(tail[:9]) > 0):
-        return []
-    return [f"--tail {tail}: is not a whole number of 1 or more."]
-
-
-def find_target(
-    run: str, target: str, flags: Flags, output: str, *, problems: Sequence[str] = ()
-) -> tuple[Target, str]:
+def find_target(run: str, target: str, flags: Flags, problems: Sequence[str]) -> tuple[Target, str]:
     """The target that has the run which is meant, and its name there. Raises UsageError with every complaint."""
-    refuse([*problems, *run_problems(run, target, flags, output)])
+    refuse([*problems, *run_problems(run, target, flags)])
     return target_of(run, target, settings_here(flags), Reporter(tell))
 
 
-def find_newest(target: str, flags: Flags, output: str) -> tuple[Target, str]:
+def find_newest(target: str, flags: Flags, problems: Sequence[str]) -> tuple[Target, str]:
     """The target that has the newest run, and the run's name. Raises UsageError where there is no run."""
-    settings = settings_or_refuse(flags, target, output)
+    settings = settings_or_refuse(flags, problems)
     runs = [(run, place) for place in build_targets(target, settings, Reporter(tell)) for run in place.runs()]
     if not runs:
         raise UsageError([no_runs(settings)])
@@ -496,10 +517,9 @@ def newest_first(found: Iterable[Dated]) -> list[Dated]:
     return sorted(found, key=lambda one: one.created or "", reverse=True)
 
 
-def run_problems(run: str, target: str, flags: Flags, output: str) -> list[str]:
+def run_problems(run: str, target: str, flags: Flags) -> list[str]:
     """Every complaint about what says which run is meant."""
-    found = target_problems(target) + output_problems(output) + problems_here(flags)
-    return found or named_problems(run, target, settings_here(flags))
+    return problems_here(flags) or named_problems(run, target, settings_here(flags))
 
 
 def weights_of(run: str, target: str, flags: Flags) -> str:

@@ -14,15 +14,21 @@ from typing import Any
 import click
 
 from msggan.commands.options import (
+    AZURE,
+    COMMON,
+    SWEEP,
     Hardware,
+    Number,
     data_argument,
     hardware_options,
-    hardware_problems,
+    option,
+    output_option,
     parse_with,
+    refuse,
     train_options,
 )
-from msggan.commands.program import output_option, output_problems, print_json
-from msggan.config import TrainConfig, explicit_values, problems_of
+from msggan.commands.program import print_json
+from msggan.config import Range, TrainConfig, explicit_values, problems_of
 from msggan.errors import UsageError
 from orchestration.commands.terminal import (
     Bars,
@@ -31,9 +37,9 @@ from orchestration.commands.terminal import (
     echo,
     place_of_runs,
     problems_here,
-    refuse,
     settings_here,
     show_next,
+    target_option,
     tell,
 )
 from orchestration.copies import forget_download
@@ -56,106 +62,111 @@ from orchestration.sweeps.spec import (
 )
 from orchestration.sweeps.words import sweep_lines
 from orchestration.targets import (
-    TARGETS,
     SweepTarget,
     build_target,
     choose,
     data_problems_of,
     named_problems,
     target_of,
-    target_problems,
 )
 from orchestration.workspace import WORKSPACE_TABLE
 
 DEFAULT_TRIALS = 20
-Numbers = Mapping[str, Any]
 
 
 # --- The options ------------------------------------------------------------------------------------------------------
 
-# By option: what it is read as, and what it is when nothing is said.
-NUMBERS: Mapping[str, tuple[type, Any]] = {
-    "trials": (int, None),
-    "concurrent": (int, 1),
-    "sampling_seed": (int, 0),
-    "timeout": (float, None),
-    "stop_interval": (int, 1),
-    "stop_delay": (int, 0),
-    "slack": (float, None),
-    "slack_amount": (float, None),
-    "truncate": (int, None),
-    "most_failed": (float, 0.5),
-}
-KINDS = {int: "a whole number", float: "a number"}
-
 
 def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that only a sweep has; the command gets their texts."""
-    for option in reversed(
-        (
-            click.option(
-                "--over",
-                multiple=True,
-                metavar="NAME[=VALUES]",
-                help="An option to search: NAME (its own range), NAME=LOW..HIGH or NAME=a,b,c. May be repeated.",
-            ),
-            click.option(
-                "--trials",
-                metavar="INTEGER",
-                help=f"How many to try.  [default: {DEFAULT_TRIALS}, or all there are; grid: all]",
-            ),
-            click.option("--concurrent", metavar="INTEGER", help="How many at once, the cores shared.  [default: 1]"),
-            click.option(
-                "--sampling",
-                default=SAMPLINGS[0],
-                metavar="|".join(SAMPLINGS),
-                help="How settings are chosen.  [default: random]",
-            ),
-            click.option("--sampling-seed", metavar="INTEGER", help="Another seed, other settings.  [default: 0]"),
-            click.option("--timeout", metavar="HOURS", help="Of the whole sweep.  [default: no limit]"),
-            click.option("--objective", default="swd", metavar="METRIC", help="What decides.  [default: swd]"),
-            click.option(
-                "--direction",
-                metavar="|".join(DIRECTIONS),
-                help="Which way it is better.  [default: the metric's own]",
-            ),
-            click.option(
-                "--stop-early",
-                default="none",
-                metavar="|".join(POLICIES),
-                help="End trials that do badly.  [default: none]",
-            ),
-            click.option("--stop-interval", metavar="N", help="Decide at every N-th measurement.  [default: 1]"),
-            click.option("--stop-delay", metavar="N", help="Not before the N-th measurement.  [default: 0]"),
-            click.option("--slack", metavar="RATIO", help="bandit: how far from the best, as 0.2 for a fifth."),
-            click.option("--slack-amount", metavar="DIFFERENCE", help="bandit: the same as a difference."),
-            click.option("--truncate", metavar="PERCENT", help="truncation: the share that ends each time, 1 to 99."),
-            click.option(
-                "--most-failed", metavar="SHARE", help="Give up when more than this share fails.  [default: 0.5]"
-            ),
-        )
-    ):
-        command = option(command)
+    """Adds the options that only a sweep has; SweepSpec checks their values."""
+    for add in reversed(_SWEEP_OPTIONS):
+        command = add(command)
     return command
 
 
-def read_numbers(texts: Mapping[str, str | None]) -> tuple[Numbers, list[str]]:
-    """The numbers that the options say, and every complaint about what is none."""
-    numbers: dict[str, Any] = {}
-    problems = []
-    for name, (kind, default) in NUMBERS.items():
-        text = texts[name]
-        numbers[name] = default
-        if text is None:
-            continue
-        try:
-            number = kind(text[:30])
-            if not math.isfinite(number):
-                raise ValueError
-            numbers[name] = number
-        except ValueError:
-            problems.append(f"--{name.replace('_', '-')} {text}: is not {KINDS[kind]}.")
-    return numbers, problems
+WHOLE, FRACTION = (Number(kind, Range(-math.inf)) for kind in (int, float))
+_SWEEP_OPTIONS = (
+    option(
+        "--over",
+        section=COMMON,
+        multiple=True,
+        metavar="NAME[=VALUES]",
+        help="An option to search: NAME (its own range), NAME=LOW..HIGH or NAME=a,b,c. May be repeated.",
+    ),
+    option(
+        "--trials",
+        section=COMMON,
+        type=WHOLE,
+        help=f"How many to try.  [default: {DEFAULT_TRIALS}, or all there are; grid: all]",
+    ),
+    option(
+        "--concurrent", section=SWEEP, default=1, type=WHOLE, help="How many at once, the cores shared.  [default: 1]"
+    ),
+    option(
+        "--sampling",
+        section=SWEEP,
+        default=SAMPLINGS[0],
+        metavar="|".join(SAMPLINGS),
+        help="How settings are chosen.  [default: random]",
+    ),
+    option("--sampling-seed", section=SWEEP, default=0, type=WHOLE, help="Another seed, other settings.  [default: 0]"),
+    option("--timeout", section=SWEEP, metavar="HOURS", type=FRACTION, help="Of the whole sweep.  [default: no limit]"),
+    option("--objective", section=SWEEP, default="swd", metavar="METRIC", help="What decides.  [default: swd]"),
+    option(
+        "--direction",
+        section=SWEEP,
+        metavar="|".join(DIRECTIONS),
+        help="Which way it is better.  [default: the metric's own]",
+    ),
+    option(
+        "--stop-early",
+        section=SWEEP,
+        default="none",
+        metavar="|".join(POLICIES),
+        help="End trials that do badly.  [default: none]",
+    ),
+    option(
+        "--stop-interval",
+        section=SWEEP,
+        default=1,
+        metavar="N",
+        type=WHOLE,
+        help="Decide at every N-th measurement.  [default: 1]",
+    ),
+    option(
+        "--stop-delay",
+        section=SWEEP,
+        default=0,
+        metavar="N",
+        type=WHOLE,
+        help="Not before the N-th measurement.  [default: 0]",
+    ),
+    option(
+        "--slack",
+        section=SWEEP,
+        metavar="RATIO",
+        type=FRACTION,
+        help="bandit: how far from the best, as 0.2 for a fifth.",
+    ),
+    option(
+        "--slack-amount", section=SWEEP, metavar="DIFFERENCE", type=FRACTION, help="bandit: the same as a difference."
+    ),
+    option(
+        "--truncate",
+        section=SWEEP,
+        metavar="PERCENT",
+        type=WHOLE,
+        help="truncation: the share that ends each time, 1 to 99.",
+    ),
+    option(
+        "--most-failed",
+        section=SWEEP,
+        default=0.5,
+        metavar="SHARE",
+        type=FRACTION,
+        help="Give up when more than this share fails.  [default: 0.5]",
+    ),
+)
 
 
 def default_trials(space: SearchSpace, sampling: str) -> int:
@@ -173,8 +184,12 @@ def default_trials(space: SearchSpace, sampling: str) -> int:
 )
 @data_argument
 @sweep_options
-@click.option("--target", default="auto", metavar="|".join(TARGETS), help="Where to train.  [default: auto]")
-@click.option("--name", help="The sweep's name; used before, it goes on.  [default: from the data's name, with -sweep]")
+@target_option("Where to train.  [default: auto]")
+@option(
+    "--name",
+    section=COMMON,
+    help="The sweep's name; used before, it goes on.  [default: from the data's name, with -sweep]",
+)
 @settings_options(
     "runs_dir",
     "tracking_uri",
@@ -187,20 +202,20 @@ def default_trials(space: SearchSpace, sampling: str) -> int:
     "datastore",
     "experiment",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be started, and stop.")
-@click.option("--detach", is_flag=True, help="On Azure: return as soon as the sweep has begun.")
-@click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
+@option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and stop.")
+@option("--detach", section=COMMON, is_flag=True, help="On Azure: return as soon as the sweep has begun.")
+@option("--yes", section=AZURE, is_flag=True, help="Do not ask before money is spent.")
 @train_options
 @hardware_options
 @output_option
 @click.pass_context
-def sweep(context: click.Context, /, **given: Any) -> int:
+def sweep(context: click.Context, /, *, problems: list[str], **given: Any) -> int:
     """Find good settings: train many short trials on the images at PATH, and tell which was the best.
 
     --over names what is searched and may be repeated; every other training option is the same for all trials. The
     same command again goes on with a sweep that was stopped.
     """
-    return 0 if context.invoked_subcommand is not None else run_sweep(**given)
+    return 0 if context.invoked_subcommand is not None else run_sweep(problems=problems, **given)
 
 
 def run_sweep(
@@ -218,26 +233,34 @@ def run_sweep(
     detach: bool,
     yes: bool,
     device: str,
-    workers: str,
+    workers: int,
     output: str,
+    problems: list[str],
+    trials: int | None,
+    concurrent: int,
+    sampling_seed: int,
+    timeout: float | None,
+    stop_interval: int,
+    stop_delay: int,
+    slack: float | None,
+    slack_amount: float | None,
+    truncate: int | None,
+    most_failed: float,
     **texts: Any,
 ) -> int:
-    """The command itself, with the options' texts."""
-    number_texts = {name: texts.pop(name) for name in NUMBERS}
-    numbers, problems = read_numbers(number_texts)
-    problems = source_problems(data) + target_problems(target) + problems
-    problems += hardware_problems(device, workers) + output_problems(output) + problems_here(flags)
+    """The command itself; texts: those of TrainConfig's options."""
+    problems = [*source_problems(data), *problems, *problems_here(flags)]
     problems += objective_problems(objective, direction)
     config, space = config_and_space(texts, over, problems)
     settings = settings_here(flags)
     choice = choose(target, settings.workspace)
     stopping = EarlyStopping(
         policy=stop_early,
-        interval=numbers["stop_interval"],
-        delay=numbers["stop_delay"],
-        slack_factor=numbers["slack"],
-        slack_amount=numbers["slack_amount"],
-        percentage=numbers["truncate"],
+        interval=stop_interval,
+        delay=stop_delay,
+        slack_factor=slack,
+        slack_amount=slack_amount,
+        percentage=truncate,
     )
     try:
         spec = SweepSpec(
@@ -247,13 +270,13 @@ def run_sweep(
             space=space,
             objective=objective_of(objective, direction),
             sampling=sampling,
-            sampling_seed=numbers["sampling_seed"],
-            trials=default_trials(space, sampling) if numbers["trials"] is None else numbers["trials"],
-            concurrent=numbers["concurrent"],
-            timeout_hours=numbers["timeout"],
+            sampling_seed=sampling_seed,
+            trials=default_trials(space, sampling) if trials is None else trials,
+            concurrent=concurrent,
+            timeout_hours=timeout,
             early_stopping=stopping,
-            most_failed=numbers["most_failed"],
-            hardware=Hardware(device, int(workers)) if not hardware_problems(device, workers) else Hardware(),
+            most_failed=most_failed,
+            hardware=Hardware(device, workers),
         )
     except UsageError as error:
         problems += error.problems
@@ -291,18 +314,20 @@ def config_and_space(
 
 @sweep.command(name="best", short_help="Tell the best settings that a sweep found.")
 @click.argument("name", metavar="NAME")
-@click.option(
+@option(
     "--download",
     "folder",
     metavar="FOLDER",
     help="Copy the best trial's run folder there: to a new or an empty folder.",
 )
-@click.option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
+@option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
 @place_of_runs
 @output_option
-def best(*, name: str, folder: str | None, force: bool, target: str, flags: Flags, output: str) -> int:
+def best(
+    *, name: str, folder: str | None, force: bool, target: str, flags: Flags, output: str, problems: list[str]
+) -> int:
     """Tell the best settings that a sweep found, where its pictures are, and how to train it in full."""
-    refuse(target_problems(target) + output_problems(output) + problems_here(flags))
+    refuse([*problems, *problems_here(flags)])
     with Bars() as bars:
         serving, status = find_sweep(name, target, settings_here(flags), Reporter(tell, bars.show))
         trial = best_trial(status)

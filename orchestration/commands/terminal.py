@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from msggan.commands.options import did_you_mean, nearest
+from msggan.commands.options import COMMON, CollectingCommand, OneOf, did_you_mean, nearest, option
 from msggan.commands.program import StoppedError
 from msggan.errors import UsageError
 from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
@@ -28,23 +28,15 @@ def problems_here(flags: Flags) -> list[str]:
     return settings_problems(flags, folder=Path.cwd(), environ=os.environ)
 
 
-target_option = click.option(
-    "--target",
-    default="auto",
-    metavar="|".join(TARGETS),
-    help="Where the run is.  [default: auto, here if it is here and else on Azure]",
-)
+def target_option(text: str, *, section: str = COMMON) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds --target. text: its help."""
+    return option("--target", default="auto", type=OneOf(*TARGETS), section=section, help=text)
 
 
 def place_of_runs(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what says where runs are: --target, --runs-dir and the workspace; the command gets `target` and `flags`."""
-    return target_option(settings_options("runs_dir", WORKSPACE_TABLE)(command))
-
-
-def refuse(problems: list[str]) -> None:
-    """Raises UsageError if there are problems."""
-    if problems:
-        raise UsageError(problems)
+    text = "Where the run is.  [default: auto, here if it is here and else on Azure]"
+    return target_option(text, section="")(settings_options("runs_dir", WORKSPACE_TABLE)(command))
 
 
 def agree(question: str, *, yes: bool) -> None:
@@ -82,8 +74,10 @@ COMMAND_SYNONYMS = {
 DELETE = ("delete", "del", "rm", "remove")
 
 
-class Commands(click.Group):
+class Commands(CollectingCommand, click.Group):
     """A group of commands that answers one that does not exist with what may be meant."""
+
+    command_class = CollectingCommand
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -96,7 +90,7 @@ class Commands(click.Group):
         """The complaint about a word that is no command of this group."""
         if word in DELETE:
             return f"No such command {word!r}. A run is a folder: delete that. To stop a run: 'cancel'."
-        return f"No such command {word!r}.{did_you_mean(self.commands_meant(word))}"
+        return f"No such command {word!r}.{did_you_mean([repr(name) for name in self.commands_meant(word)])}"
 
     def commands_meant(self, word: str) -> list[str]:
         """What `word`, which is no command of this group, may stand for, the likeliest first."""

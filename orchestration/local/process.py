@@ -88,7 +88,7 @@ def told_by(ending: Ending) -> dict[str, Any]:
             error["hint"],
             code=error["code"],
             exit_code=abs(ending.status) or 1,
-            is_told=ending.wrote_to_stderr,
+            on_stderr=ending.wrote_to_stderr,
         )
     return told
 

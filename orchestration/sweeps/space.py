@@ -6,9 +6,9 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
+from msggan.commands.options import nearest
 from msggan.config import KINDS, Sweep, TrainConfig, explicit_values, field_types, flag, problems_of
 from msggan.errors import UsageError
 
@@ -126,7 +126,7 @@ def _read_dimension(text: str) -> Dimension:
 def _not_sweepable(name: str) -> str:
     if name in field_types():
         return f"{flag(name)} cannot be swept: its values could not be compared. {_what_can()}"
-    near = get_close_matches(name, SWEEPABLE, n=1)
+    near = nearest(name, SWEEPABLE)
     return f"there is no option {flag(name)}. {f'Did you mean {near[0]}?' if near else _what_can()}"
 
 

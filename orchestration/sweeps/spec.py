@@ -7,11 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from msggan.commands.options import Hardware, to_argv
+from msggan.commands.options import Hardware, must_be_one_of, nearest, to_argv
 from msggan.commands.program import EXIT_CODES
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
@@ -329,9 +328,9 @@ def objective_problems(metric: str, direction: str | None) -> list[str]:
     """Every complaint about the texts of --objective and --direction."""
     problems = []
     if direction is not None and direction not in DIRECTIONS:
-        problems.append(f"--direction {direction}: is not one of {', '.join(DIRECTIONS)}.")
+        problems.append(f"--direction {direction}: {must_be_one_of(direction, DIRECTIONS)}")
     if not is_known(metric):
-        near = get_close_matches(metric.lower(), KNOWN_METRICS, n=1)
+        near = nearest(metric, KNOWN_METRICS)
         suggestion = (
             f"Did you mean {near[0]}?" if near else f"There are {', '.join(KNOWN_METRICS)} and swd_16, swd_32 …"
         )
@@ -372,9 +371,7 @@ def spec_problems(spec: SweepSpec) -> list[str]:
 
 def _sampling_problems(spec: SweepSpec) -> list[str]:
     if spec.sampling not in SAMPLINGS:
-        return [
-            f"--sampling {spec.sampling}: is not one of {', '.join(SAMPLINGS)}.{_nearest(spec.sampling, SAMPLINGS)}"
-        ]
+        return [f"--sampling {spec.sampling}: {must_be_one_of(spec.sampling, SAMPLINGS)}"]
     if spec.sampling == "grid":
         return [
             f"--sampling grid: --over {dimension} has no end of values. Name them, as in "
@@ -383,11 +380,6 @@ def _sampling_problems(spec: SweepSpec) -> list[str]:
             if isinstance(dimension, Interval)
         ]
     return []
-
-
-def _nearest(word: str, words: Sequence[str]) -> str:
-    near = get_close_matches(word.lower(), words, n=1)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _number_problems(spec: SweepSpec) -> list[str]:
@@ -418,9 +410,7 @@ def _trials_problems(spec: SweepSpec) -> list[str]:
 def early_stopping_problems(stopping: EarlyStopping) -> list[str]:
     """Every complaint about --stop-early and what goes with it."""
     if stopping.policy not in POLICIES:
-        return [
-            f"--stop-early {stopping.policy}: is not one of {', '.join(POLICIES)}.{_nearest(stopping.policy, POLICIES)}"
-        ]
+        return [f"--stop-early {stopping.policy}: {must_be_one_of(stopping.policy, POLICIES)}"]
     problems = []
     if stopping.interval < 1:
         problems.append(f"--stop-interval {stopping.interval}: must be 1 or more.")

@@ -72,11 +72,11 @@ def test_a_path_here_is_looked_for_here(tmp_path: Path, monkeypatch: pytest.Monk
         assert not is_remote(name)
         assert source_problems(name) == []
         assert data_problems_of("local", name) == []
-    assert source_problems("imagez") == ["--data imagez: no such file or folder. Did you mean images or images.zip?"]
+    assert source_problems("imagez") == ["--data imagez: not found. Did you mean images or images.zip?"]
     assert (
         source_problems(None)
         == source_problems("")
-        == ["--data: is missing. Name a folder, a zip or a pack of images."]
+        == ["--data is required. Name a folder, a zip or a pack of images."]
     )
 
 

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,7 @@ from support.images import draw_tiny_images
 from support.programs import Ended, command_line, environment
 
 from msggan import TrainConfig, Trainer
-from msggan.commands.pack_options import PackOptions, out_problems, parse_pack
+from msggan.commands.verbs import PACK_FILE, PackOptions, existing_problems, parse_pack
 from msggan.data.dataset import Dataset
 from msggan.data.pack_file import CHUNK_BYTES, HEADER_START, Contents, Pack, PackedDataset, is_pack, write_pack
 from msggan.data.sources import ImageDataset, find_images, open_source
@@ -41,7 +42,7 @@ SKIPPED = {"broken.png": b"", "letter.jpg": b"Dear Sir"}
 
 
 def packed(images: Path, out: Path, *, force: bool = False, **config: Any) -> Path:
-    make_pack(str(images), str(out), PackOptions(TrainConfig(**config), force=force))
+    make_pack(str(images), str(out), PackOptions(**config, force=force))
     return out
 
 
@@ -507,9 +508,9 @@ def test_what_stands_against_packing_comes_at_once_before_anything_is_read(
     ended = run_program("msggan-aml", "pack", "nowhere", "x.npy", "--resolution", "7", "--workers", "x", "-o", "json")
     assert ended.exit_code == 2
     assert ended.json["error"]["message"].splitlines() == [
-        "nowhere: no such file or folder.",
-        "x.npy: must end in .safetensors, which is what a pack is: x.npy.safetensors",
         "--workers x: is not a whole number.",
+        "nowhere: not found.",
+        "x.npy: must end in .safetensors, as x.npy.safetensors",
         "--resolution 7: must be a power of two; the nearest are 4 and 8.",
     ]
     assert not list(tmp_path.iterdir())
@@ -518,24 +519,27 @@ def test_what_stands_against_packing_comes_at_once_before_anything_is_read(
 def test_a_file_that_is_there_is_overwritten_by_force_alone(tmp_path: Path) -> None:
     there = tmp_path / "x.safetensors"
     there.write_text("mine")
-    assert out_problems(str(there), force=False) == [
-        f"{there}: is there already. Give --force to overwrite it, or another name."
-    ]
-    assert out_problems(str(there), force=True) == []
-    assert out_problems(str(tmp_path), force=True) == [
-        f"{tmp_path}: is a folder. Name the file to make in it: {tmp_path / 'images.safetensors'}"
-    ]
-    assert out_problems(None, force=False) == ["--out: is missing. Name the file to make, which ends in .safetensors."]
+    assert existing_problems(str(there), force=False) == [f"{there}: already exists. Use --force to overwrite it."]
+    assert existing_problems(str(there), force=True) == []
+    with pytest.raises(click.BadParameter) as raised:
+        PACK_FILE.convert(str(tmp_path), None, None)
+    assert raised.value.message == f"is a directory. Name the file to write: {tmp_path / 'images.safetensors'}"
 
 
-def test_options_are_passed_on_as_they_were_said() -> None:
-    texts = {"resolution": "16", "background": "#010203", "workers": "3", "force": True}
-    options = parse_pack([], "x.safetensors", texts)
-    assert options == PackOptions(TrainConfig(resolution=16, background="#010203"), 3, True)
+def test_a_pack_needs_a_name(run_program: RunProgram, tiny_images: Path) -> None:
+    ended = run_program("msggan.pack", "--data", tiny_images)
+    assert ended.exit_code == 2
+    assert "Error: --out is required. Name the file to write, which ends in .safetensors." in ended.stderr
+
+
+def test_pack_options_are_passed_on_as_they_were_given() -> None:
+    values: dict[str, Any] = {"resolution": "16", "background": "#010203", "workers": 3, "force": True}
+    options = parse_pack([], "x.safetensors", **values)
+    assert options == PackOptions(resolution=16, background="#010203", workers=3, force=True)
     assert options.to_argv() == ["--resolution", "16", "--background", "#010203", "--workers", "3", "--force"]
-    assert PackOptions(TrainConfig()).to_argv() == []
+    assert PackOptions().to_argv() == []
     with pytest.raises(UsageError):
-        parse_pack(["Something else."], "x.safetensors", texts)
+        parse_pack(["Something else."], "x.safetensors", **values)
 
 
 def test_help_says_what_the_default_resolution_is() -> None:

@@ -21,7 +21,7 @@ from support.builders import save_images
 from torch import Tensor
 
 from msggan import Run, TrainConfig, Trainer, load_generator
-from msggan.commands.sample_options import SampleOptions
+from msggan.commands.verbs import SampleOptions
 from msggan.errors import CheckpointError, RunFolderError
 from msggan.legacy import convert_state_dict, import_generator, load_legacy, save_legacy, to_legacy_state_dict
 from msggan.networks import Discriminator, Generator

@@ -1,4 +1,4 @@
-"""Does an exported generator make the same images elsewhere, and is what stands against an export said?"""
+"""An exported generator makes the same images elsewhere; what prevents an export is reported at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from support.builders import save_run
 from support.programs import REPOSITORY, Ended
 
 from msggan import load_generator
-from msggan.commands.export_options import ExportOptions, export_options, parse_export
+from msggan.commands.options import CollectingCommand
+from msggan.commands.verbs import ExportOptions, export_options, parse_export
 from msggan.errors import CheckpointError, ExportError, UsageError
 from msggan.export import write_exports
 from msggan.legacy import convert_state_dict, load_legacy
@@ -83,7 +84,7 @@ def test_onnxruntime_makes_the_same_images_for_a_batch_of_any_size(
 
 @pytest.mark.parametrize("name", ["bmsg_gan_32px", "bmsg_gan_32px_plain"])
 def test_weights_of_the_original_make_its_own_images_in_onnxruntime(name: str) -> None:
-    recorded = load_file(REPOSITORY / "tests" / "golden" / f"{name}.safetensors")
+    recorded = load_file(REPOSITORY / "tests" / "model" / "golden" / f"{name}.safetensors")
     prefix = "before.generator."
     theirs = {key.removeprefix(prefix): tensor for key, tensor in recorded.items() if key.startswith(prefix)}
     generator = Generator(4, 16, equalized=not name.endswith("plain"))
@@ -158,7 +159,7 @@ def test_both_programs_write_the_same_files_and_nothing_but_them(
     assert named.exit_code == 0, named.stderr
     files = [str(Path("new/folder/a.onnx")), "GAN_GEN_SHADOW_1.PTH"]
     assert named.json == {"files": files, "count": 2}
-    assert named.stderr.splitlines() == [f"Making {files[0]}; this takes some seconds."]
+    assert named.stderr.splitlines() == [f"Writing {files[0]}; this takes some seconds."]
     written = [(tmp_path / name).read_bytes() for name in files]
     assert sorted(path.name for path in tmp_path.rglob("*.*") if path.is_file() and flowers not in path.parents) == [
         "GAN_GEN_SHADOW_1.PTH",
@@ -221,8 +222,8 @@ def test_weights_that_cannot_be_used_leave_nothing_behind(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_scale_of_another_network_is_answered_with_those_there_are(tmp_path: Path, flowers: Path) -> None:
-    with pytest.raises(UsageError, match=r"--scale 32: is not made by this network, whose scales are 4, 8, 16\."):
+def test_a_scale_of_another_network_is_reported_with_those_there_are(tmp_path: Path, flowers: Path) -> None:
+    with pytest.raises(UsageError, match=r"--scale 32: must be a scale of this network: 4, 8, 16\."):
         write_exports(flowers, ExportOptions(onnx=str(tmp_path / "new" / "a.onnx"), scale=32))
     assert not (tmp_path / "new").exists()
 
@@ -240,7 +241,7 @@ def test_a_file_that_exists_stays_unless_force_is_given(run_program: RunProgram,
     existing.write_text("mine")
     refused = run_program("msggan-aml", "export", "flowers", "--pth", "a.pth")
     assert (refused.exit_code, existing.read_text()) == (2, "mine")
-    assert "a.pth: is there already. Give --force to overwrite it, or another name." in refused.stderr
+    assert "a.pth: already exists. Use --force to overwrite it." in refused.stderr
     assert run_program("msggan-aml", "export", "flowers", "--pth", "a.pth", "--force").exit_code == 0
     assert load_legacy(existing)
 
@@ -249,13 +250,13 @@ def test_a_file_that_exists_stays_unless_force_is_given(run_program: RunProgram,
 
 
 def read(*words: str) -> ExportOptions:
-    @click.command(add_help_option=False)
+    @click.command(cls=CollectingCommand, add_help_option=False)
     @export_options
-    def command(**texts: object) -> None:
+    def command(*, problems: list[str], **values: object) -> None:
         """Only parsed."""
 
     with command.make_context("export", list(words)) as context:
-        return parse_export([], context.params)
+        return parse_export(**context.params)
 
 
 def problems(*words: str) -> tuple[str, ...]:
@@ -281,21 +282,21 @@ def test_options_written_are_the_options_read(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "Nothing to write: add --onnx OUT.onnx for onnxruntime, or --pth OUT.pth for BMSG-GAN."),
+        ([], "Nothing to write. Add --onnx OUT.onnx for onnxruntime, or --pth OUT.pth for BMSG-GAN."),
         (["--onnx", "a"], "--onnx a: must end in .onnx, as a.onnx"),
         (["--onnx", "a.pth"], "--onnx a.pth: must end in .onnx"),
         (["--onnx", ""], "must end in .onnx, as generator.onnx"),
         (["--onnx", ".onnx/"], "must end in .onnx"),
         (["--pth", "a.onnx"], "--pth a.onnx: must end in .pth"),
-        (["--pth", "folder"], "is a folder. Name the file to make in it"),
-        (["--onnx", "file/a.onnx"], "file is a file, not a folder."),
-        (["--onnx", "file/new/a.onnx"], "file is a file, not a folder."),
+        (["--pth", "folder"], "is a directory. Name the file to write: folder/generator.pth"),
+        (["--onnx", "file/a.onnx"], "file is not a directory."),
+        (["--onnx", "file/new/a.onnx"], "file is not a directory."),
         (["--onnx", "a.onnx", "--scale", "large"], "--scale large: is not a whole number."),
         (["--onnx", "a.onnx", "--scale", "2"], "--scale 2: must be 4 or more"),
-        (["--pth", "a.pth", "--scale", "8"], "--scale 8: is for --onnx; a .pth file holds the whole generator."),
+        (["--pth", "a.pth", "--scale", "8"], "--scale 8: needs --onnx; a .pth file holds the whole generator."),
     ],
 )
-def test_what_cannot_be_written_is_said_with_what_can(
+def test_what_cannot_be_written_is_reported_with_what_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], complaint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -305,7 +306,7 @@ def test_what_cannot_be_written_is_said_with_what_can(
     assert complaint in problem
 
 
-def test_all_wrong_options_are_told_at_once_and_nothing_is_loaded(run_program: RunProgram, flowers: Path) -> None:
+def test_all_wrong_options_are_reported_at_once_and_nothing_is_loaded(run_program: RunProgram, flowers: Path) -> None:
     shutil.rmtree(flowers)
     words = ["--onnx", "a", "--pth", "b", "--scale", "x", "-o", "json"]
     for program, where in (("msggan-aml", ["export", "flowers"]), ("msggan.export", ["--run-dir", "flowers"])):
@@ -313,4 +314,4 @@ def test_all_wrong_options_are_told_at_once_and_nothing_is_loaded(run_program: R
         told = ended.json["error"]["message"].splitlines()
         assert (ended.exit_code, ended.stderr.count("Error: ")) == (2, 4)
         assert "flowers" in told[0]
-        assert [line.split(":")[0] for line in told[1:]] == ["--scale x", "--onnx a", "--pth b"]
+        assert [line.split(":")[0] for line in told[1:]] == ["--onnx a", "--pth b", "--scale x"]

@@ -1,4 +1,4 @@
-"""Are the options of sampling read as they are written, all complaints at once, and written as they are read?"""
+"""The options of sampling: a round trip, all complaints at once."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msggan.commands.sample_options import (
-    LARGEST_SEED,
-    MOST_PICTURES,
+from msggan.commands.options import CollectingCommand
+from msggan.commands.verbs import (
+    MAX_PICTURES,
+    MAX_SEED,
     SampleOptions,
+    Seeds,
+    format_seeds,
     parse_sample,
-    parse_seeds,
     sample_options,
-    seeds_in_words,
 )
 from msggan.errors import UsageError
 
 
 def read(*words: str) -> SampleOptions:
-    @click.command(add_help_option=False)
+    @click.command(cls=CollectingCommand, add_help_option=False)
     @sample_options
-    def command(**texts: object) -> None:
+    def command(*, problems: list[str], **values: object) -> None:
         """Only parsed."""
 
     with command.make_context("sample", list(words)) as context:
-        return parse_sample([], context.params)
+        return parse_sample(**context.params)
 
 
 def problems(*words: str) -> tuple[str, ...]:
@@ -42,40 +43,40 @@ def problems(*words: str) -> tuple[str, ...]:
         ("3,7,9", [3, 7, 9]),
         ("7", [7]),
         ("9, 1 - 3", [9, 1, 2, 3]),
-        (str(LARGEST_SEED), [LARGEST_SEED]),
+        (str(MAX_SEED), [MAX_SEED]),
     ],
 )
 def test_seeds_are_numbers_and_ranges_in_the_order_given(text: str, seeds: list[int]) -> None:
-    assert list(parse_seeds(text)) == list(seeds)
+    assert list(Seeds().convert(text, None, None)) == list(seeds)
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "nothing is no seed"),
-        ("a", "a is no seed. Write 0-15 or 3,7,9."),
-        ("1,,2", "nothing is no seed"),
-        ("-3", "-3 is no seed"),
-        ("1.5", "1.5 is no seed"),
+        ("", "nothing is not a seed"),
+        ("a", "a is not a seed. Write 0-15 or 3,7,9."),
+        ("1,,2", "nothing is not a seed"),
+        ("-3", "-3 is not a seed"),
+        ("1.5", "1.5 is not a seed"),
         ("5-2", "5-2 goes backwards"),
-        ("1-3,2", "names a seed twice"),
-        (str(LARGEST_SEED + 1), f"the largest seed is {LARGEST_SEED}"),
-        ("0-2000000000", f"at most {MOST_PICTURES}"),
-        ("9" * 5000, "is no seed"),
+        ("1-3,2", "a seed is repeated"),
+        (str(MAX_SEED + 1), f"the largest seed is {MAX_SEED}"),
+        ("0-2000000000", f"at most {MAX_PICTURES}"),
+        ("9" * 5000, "is not a seed"),
     ],
 )
-def test_what_are_no_seeds_is_said(text: str, complaint: str) -> None:
+def test_what_is_not_a_seed_is_reported(text: str, complaint: str) -> None:
     (problem,) = problems("--seeds", text)
     assert complaint in problem
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, unique=True))
 def test_seeds_written_are_the_seeds_read(seeds: list[int]) -> None:
-    assert list(parse_seeds(seeds_in_words(seeds))) == seeds
+    assert list(Seeds().convert(format_seeds(seeds), None, None)) == seeds
 
 
-def test_many_seeds_are_written_in_few_words() -> None:
-    assert seeds_in_words(range(MOST_PICTURES)) == f"0-{MOST_PICTURES - 1}"
+def test_many_seeds_are_written_as_a_range() -> None:
+    assert format_seeds(range(MAX_PICTURES)) == f"0-{MAX_PICTURES - 1}"
 
 
 def test_a_seed_and_a_number_are_the_seeds_that_follow() -> None:
@@ -98,7 +99,7 @@ def test_options_written_are_the_options_read(words: list[str]) -> None:
     assert read(*options.to_argv()) == options
 
 
-def test_all_wrong_options_are_told_at_once() -> None:
+def test_all_wrong_options_are_reported_at_once() -> None:
     wrong = {"--seeds": "x", "--scale": "q", "--truncation": "nan", "--fps": "0", "--seconds": "-1", "--device": "gpu"}
     wrong |= {"--film": "loop.gif", "--progress-film": "film"}
     told = problems(*(word for pair in wrong.items() for word in pair))
@@ -108,13 +109,13 @@ def test_all_wrong_options_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--seeds", "1-3", "--num", "5"], "--seeds: says all; leave out --num and --seed."),
+        (["--seeds", "1-3", "--num", "5"], "--seeds: sets all seeds. Leave out --num and --seed."),
         (["--num", "0"], "--num 0: must be 1 or more"),
         (["--num", "9" * 5000], "is not a whole number"),
-        (["--seed", str(LARGEST_SEED), "--num", "2"], "goes beyond the largest seed"),
+        (["--seed", str(MAX_SEED), "--num", "2"], "exceeds the largest seed"),
         (["--film", "a.gif"], "--film a.gif: must end in .mp4 or .webp."),
         (["--film", "mp4"], "must end in .mp4 or .webp."),
-        (["--film", "a.mp4", "--seeds", "7"], "has one frame only. Name two or more, as --seeds 0-7."),
+        (["--film", "a.mp4", "--seeds", "7"], "--film: needs two seeds or more, as --seeds 0-7."),
         (["--film", "a.mp4", "--seeds", "7-8", "--seconds", "0.04"], "one frame would be too few"),
         (["--film", "a.mp4", "--num", "50", "--seconds", "1"], "24 frames would be too few, there are more seeds"),
         (["--film", "a.mp4", "--seconds", "3600"], "86400 frames are too many"),
@@ -122,13 +123,13 @@ def test_all_wrong_options_are_told_at_once() -> None:
         (["--all-scales", "--scale", "8"], "--all-scales shows them all"),
     ],
 )
-def test_what_does_not_go_together_is_said(words: list[str], complaint: str) -> None:
+def test_options_that_do_not_fit_together_are_reported(words: list[str], complaint: str) -> None:
     (problem,) = problems(*words)
     assert complaint in problem
 
 
-def test_a_grid_is_made_when_nothing_is_said() -> None:
-    assert read().shows_grid
-    assert read("--files", "--grid").shows_grid
-    assert not read("--files").shows_grid
+def test_a_grid_is_the_default() -> None:
+    assert read().makes_grid
+    assert read("--files", "--grid").makes_grid
+    assert not read("--files").makes_grid
     assert not read("--progress-film", "a.mp4").needs_weights

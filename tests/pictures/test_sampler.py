@@ -18,7 +18,7 @@ from support.builders import save_run
 from torch import Tensor
 
 from msggan import load_generator
-from msggan.commands.sample_options import SampleOptions
+from msggan.commands.verbs import SampleOptions
 from msggan.errors import CheckpointError, UsageError
 from msggan.pictures import sampler
 from msggan.pictures.films import interpolation, loop
@@ -221,8 +221,8 @@ def test_files_that_exist_are_kept_unless_forced_and_nothing_else_is_written(run
     before = {path: path.read_bytes() for path in (run / "generated").iterdir()}
     told = problems(run, files=True, grid=True, seeds=range(9))
     assert told == (
-        *(f"{run / 'generated' / f'seed00000{seed}_16px.png'}: is there already." for seed in range(3)),
-        f"{run / 'generated'}: 2 more of these files are there already.",
+        *(f"{run / 'generated' / f'seed00000{seed}_16px.png'}: already exists." for seed in range(3)),
+        f"{run / 'generated'}: 2 more of these files already exist.",
     )
     assert {path: path.read_bytes() for path in (run / "generated").iterdir()} == before
     for path in before:
@@ -249,7 +249,7 @@ def test_a_failure_leaves_no_half_file(run: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_the_run_cannot_give_is_said_at_once(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert problems(run, scale=32, out=str(tmp_path / "file"), progress_film="a.mp4") == (
-        "--scale 32: is not made by this network, whose scales are 4, 8, 16.",
+        "--scale 32: must be a scale of this network: 4, 8, 16.",
         f"--out {tmp_path / 'file'}: is a file, not a folder.",
     )
 

@@ -13,7 +13,7 @@ from PIL import Image
 from support.builders import save_run, small_config
 
 from msggan import Run
-from msggan.commands.sample_options import SampleOptions
+from msggan.commands.verbs import SampleOptions
 from msggan.errors import CheckpointError, RunFolderError
 from msggan.pictures.grids import thumbnail
 from msggan.pictures.sampler import Sampler

@@ -169,7 +169,7 @@ def test_values_that_are_good_alone_and_bad_together_are_found_before_a_trial_do
         ({"sampling": "grid"}, "--sampling grid: --over g_lr=0.0005..0.01 has no end of values."),
         ({"trials": 2, "concurrent": 3}, "--concurrent 3: is more than --trials 2."),
         ({"trials": 0}, "--trials 0: must be 1 or more"),
-        ({"sampling": "Sobol"}, "--sampling Sobol: is not one of random, grid, bayesian, sobol. Did you mean sobol?"),
+        ({"sampling": "Sobol"}, "--sampling Sobol: must be one of random, grid, bayesian, sobol. Did you mean sobol?"),
         ({"most_failed": 1.5}, "--most-failed 1.5: must be a share from 0 to 1."),
         ({"timeout_hours": 0.0}, "--timeout 0: must be more than 0 hours."),
     ],

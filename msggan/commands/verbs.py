@@ -1,0 +1,351 @@
+"""The options of sample, export and pack, shared by `python -m msggan.VERB` and `msggan-aml VERB`, and their output."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from msggan.commands.options import (
+    Command,
+    Number,
+    argv_of,
+    config_option,
+    device_option,
+    option,
+    parse_with,
+    refuse,
+    workers_option,
+)
+from msggan.commands.program import print_json
+from msggan.config import Range, TrainConfig, flag
+
+FILM_SUFFIXES = (".mp4", ".webp")
+PACK_SUFFIX = ".safetensors"
+MAX_SEED = 2**31 - 1
+MAX_PICTURES = 100_000
+MAX_FRAMES = 20_000
+# A film of training progress shows each sample grid for a quarter of a second; a loop takes a second per seed.
+SECONDS_PER_GRID = 0.25
+SECONDS_PER_SEED = 1.0
+MAX_FILES_LISTED = 4
+
+SCALE = Number(int, Range(4, 1024))
+
+
+class Seeds(click.ParamType):  # type: ignore[type-arg]
+    """`0-15`, `3,7,9`, `1,4-6`: the seeds in that order."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Sequence[int]:
+        ranges, problems = [], []
+        for part in value.split(","):
+            match = re.fullmatch(r"\s*([0-9]{1,10})\s*(?:-\s*([0-9]{1,10})\s*)?", part)
+            if not match:
+                problems.append(f"{part.strip() or 'nothing'} is not a seed")
+                continue
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                problems.append(f"{part.strip()} goes backwards")
+            elif last > MAX_SEED:
+                problems.append(f"the largest seed is {MAX_SEED}")
+            ranges.append(range(first, last + 1))
+        count = sum(map(len, ranges))
+        if count > MAX_PICTURES:
+            problems.append(f"{count} seeds are too many, at most {MAX_PICTURES}")
+        if not problems and len(set(itertools.chain(*ranges))) < count:
+            problems.append("a seed is repeated")
+        if problems:
+            self.fail(f"{'; '.join(problems)}. Write 0-15 or 3,7,9.")
+        return ranges[0] if len(ranges) == 1 else list(itertools.chain(*ranges))
+
+
+def format_seeds(seeds: Sequence[int]) -> str:
+    """The seeds as `--seeds` takes them, neighbours as a range."""
+    parts = []
+    for _, run in itertools.groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0]):
+        first, *more = [seed for _, seed in run]
+        parts.append(f"{first}-{more[-1]}" if more else str(first))
+    return ",".join(parts)
+
+
+class FilmName(click.ParamType):  # type: ignore[type-arg]
+    """The name of a film, relative to the folder of the pictures."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if os.path.splitext(value)[1].lower() not in FILM_SUFFIXES:
+            self.fail(f"must end in {' or '.join(FILM_SUFFIXES)}.")
+        return str(value)
+
+
+class OutputFile(click.ParamType):  # type: ignore[type-arg]
+    """The path of a file to write. example: a name for it, in messages."""
+
+    name = "file"
+
+    def __init__(self, example: str) -> None:
+        self.example, self.suffix = example, Path(example).suffix
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if os.path.isdir(value):
+            self.fail(f"is a directory. Name the file to write: {os.path.join(value, self.example)}")
+        if not value.lower().endswith(self.suffix) or not Path(value).stem:
+            stem = value.rstrip(".")
+            self.fail(f"must end in {self.suffix}, as {stem + self.suffix if stem else self.example}")
+        above = next((folder for folder in Path(value).parents if os.path.exists(folder)), Path())
+        if not os.path.isdir(above):
+            self.fail(f"{above} is not a directory.")
+        return str(value)
+
+
+def force_option(command: Command) -> Command:
+    return option("--force", is_flag=True, help="Overwrite existing files.")(command)
+
+
+def existing_problems(path: str | None, *, force: bool, option: str = "") -> list[str]:
+    """A complaint if the file to write exists. option: what precedes it in the message."""
+    if path is None or force or not os.path.exists(path):
+        return []
+    return [f"{option}{path}: already exists. Use --force to overwrite it."]
+
+
+# --- sample -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Which pictures and films to make, of which seeds. `out` None is `generated` in the run folder."""
+
+    seeds: Sequence[int] = range(16)
+    grid: bool = False
+    files: bool = False
+    all_scales: bool = False
+    film: str | None = None
+    progress_film: str | None = None
+    scale: int | None = None
+    truncation: float = 1.0
+    seconds: float | None = None
+    fps: int = 24
+    out: str | None = None
+    force: bool = False
+    device: str = "auto"
+
+    @property
+    def makes_grid(self) -> bool:
+        """A grid is the default, if nothing else is requested."""
+        return self.grid or not (self.files or self.all_scales or self.film or self.progress_film)
+
+    @property
+    def needs_weights(self) -> bool:
+        """A film of training progress is made of the sample grids in the run folder."""
+        return bool(self.makes_grid or self.files or self.all_scales or self.film)
+
+    @property
+    def film_frames(self) -> int:
+        return self.frames(SECONDS_PER_SEED * len(self.seeds))
+
+    def frames(self, seconds: float) -> int:
+        """Frames of a film of this length, unless --seconds sets another."""
+        return round((self.seconds or seconds) * self.fps)
+
+    def to_argv(self) -> list[str]:
+        return argv_of(self, seeds=format_seeds)
+
+
+def sample_options(command: Command) -> Command:
+    """Adds the options of SampleOptions; the command gets what `parse_sample` takes."""
+    for add in reversed(_SAMPLE_OPTIONS):  # the decorator nearest to the function comes last in the help
+        command = add(command)
+    return command
+
+
+_SAMPLE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    device_option(),
+    option(
+        "--num",
+        type=Number(int, Range(1, MAX_PICTURES)),
+        help="How many pictures: seeds SEED, SEED + 1, …  [default: 16]",
+    ),
+    option("--seed", type=Number(int, Range(0, MAX_SEED)), help="The first picture's seed.  [default: 0]"),
+    option("--seeds", type=Seeds(), help="Exactly these seeds: 0-15, 3,7,9 or 1,4-6."),
+    option("--grid", is_flag=True, help="One picture of all samples side by side. The default."),
+    option("--files", is_flag=True, help="One file per picture."),
+    option("--all-scales", is_flag=True, help="One column per picture, with every scale from 4 pixels up."),
+    option("--film", type=FilmName(), help="A smooth loop from seed to seed, as FILE.mp4 or FILE.webp in --out."),
+    option("--progress-film", type=FilmName(), help="How the run's sample grids changed during training, likewise."),
+    option("--scale", metavar="PIXELS", type=SCALE, help="The scale to show, as 16.  [default: the finest]"),
+    option(
+        "--truncation",
+        default=1.0,
+        type=Number(float, Range(0, 1)),
+        help="Truncation trick: from 1, as trained, to 0, all alike.  [default: 1]",
+    ),
+    option(
+        "--seconds",
+        type=Number(float, Range(0, 3600, low_included=False)),
+        help="Length of a film.  [default: 1 per seed; 0.25 per sample grid]",
+    ),
+    option("--fps", default=24, type=Number(int, Range(1, 120)), help="Frames of a film per second.  [default: 24]"),
+    option("--out", metavar="FOLDER", help="The folder for the files.  [default: generated in the run folder]"),
+    force_option,
+)
+
+
+def parse_sample(
+    problems: Sequence[str], *, num: int | None, seed: int | None, seeds: Sequence[int] | None, **values: Any
+) -> SampleOptions:
+    """Raises UsageError with the problems found so far, else with those of options that do not fit together."""
+    refuse(problems)
+    if seeds is None:
+        seeds = range(seed or 0, (seed or 0) + (num or 16))
+    elif num is not None or seed is not None:
+        problems = ["--seeds: sets all seeds. Leave out --num and --seed."]
+    options = SampleOptions(seeds=seeds, **values)
+    refuse([*problems, *_cross_field_errors(options)])
+    return options
+
+
+def _cross_field_errors(options: SampleOptions) -> list[str]:
+    problems = []
+    if options.seeds[-1] > MAX_SEED:
+        problems.append(f"--num {len(options.seeds)}: exceeds the largest seed, {MAX_SEED}.")
+    if options.film is not None and options.film == options.progress_film:
+        problems.append(f"--film {options.film}: --progress-film cannot have the same name.")
+    if options.scale is not None and options.all_scales and not (options.grid or options.files or options.film):
+        problems.append(f"--scale {options.scale}: --all-scales shows them all; add --grid or --files for one.")
+    if options.film is not None and len(options.seeds) == 1:
+        problems.append("--film: needs two seeds or more, as --seeds 0-7.")
+    elif options.film is not None:
+        reason = "a film has at least 2" if len(options.seeds) < 3 else "there are more seeds to show"
+        problems += frame_problems("--film", options.film_frames, minimum=len(options.seeds), reason=reason)
+    return problems
+
+
+def frame_problems(name: str, frames: int, *, minimum: int = 2, reason: str = "a film has at least 2") -> list[str]:
+    """Every complaint about the number of frames of a film."""
+    if frames < minimum:
+        number = "one frame" if frames == 1 else f"{frames} frames"
+        return [f"{name}: {number} would be too few, {reason}. Make --seconds or --fps larger."]
+    if frames > MAX_FRAMES:
+        return [f"{name}: {frames} frames are too many, at most {MAX_FRAMES}. Make --seconds or --fps smaller."]
+    return []
+
+
+def scale_problems(scale: int | None, scales: Sequence[int]) -> list[str]:
+    """A complaint about a scale, in pixels, that a network does not have."""
+    if scale is None or scale in scales:
+        return []
+    return [f"--scale {scale}: must be a scale of this network: {', '.join(map(str, scales))}."]
+
+
+def show_files(files: Sequence[str], output: str) -> None:
+    """Prints on stdout what was written: all files as JSON, the first few as text."""
+    if output == "json":
+        print_json({"files": files, "count": len(files)})
+        return
+    for name in files[:MAX_FILES_LISTED]:
+        click.echo(name)
+    if len(files) > MAX_FILES_LISTED:
+        click.echo(f"and {len(files) - MAX_FILES_LISTED} more.")
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Which files to write, None: not this one. scale: of the ONNX file, None for all."""
+
+    onnx: str | None = None
+    pth: str | None = None
+    scale: int | None = None
+    force: bool = False
+
+    def to_argv(self) -> list[str]:
+        return argv_of(self)
+
+
+def export_options(command: Command) -> Command:
+    """Adds the options of ExportOptions."""
+    command = option(
+        "--scale", metavar="PIXELS", type=SCALE, help="Only this scale in the ONNX file, as 16.  [default: all]"
+    )(force_option(command))
+    command = option(
+        "--pth", metavar="OUT.pth", type=OutputFile("generator.pth"), help="The weights, in the format of BMSG-GAN."
+    )(command)
+    return option(
+        "--onnx",
+        metavar="OUT.onnx",
+        type=OutputFile("generator.onnx"),
+        help="A model for onnxruntime, which needs neither msggan nor torch.",
+    )(command)
+
+
+def parse_export(problems: Sequence[str], **values: Any) -> ExportOptions:
+    """Raises UsageError with the problems found so far, else with those of options that do not fit together."""
+    refuse(problems)
+    options = ExportOptions(**values)
+    errors = []
+    for kind in ("onnx", "pth"):
+        errors += existing_problems(values[kind], force=options.force, option=f"{flag(kind)} ")
+    if options.onnx is None and options.pth is None:
+        errors.append("Nothing to write. Add --onnx OUT.onnx for onnxruntime, or --pth OUT.pth for BMSG-GAN.")
+    elif options.onnx is None and options.scale is not None:
+        errors.append(f"--scale {options.scale}: needs --onnx; a .pth file holds the whole generator.")
+    refuse(errors)
+    return options
+
+
+# --- pack -------------------------------------------------------------------------------------------------------------
+
+PACK_FILE = OutputFile(f"images{PACK_SUFFIX}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How to pack; resolution and background are those of TrainConfig, None: the default."""
+
+    resolution: int | None = None
+    background: str | None = None
+    workers: int = 0
+    force: bool = False
+
+    @property
+    def config(self) -> TrainConfig:
+        return TrainConfig(resolution=self.resolution, background=self.background)  # type: ignore[arg-type]
+
+    def to_argv(self) -> list[str]:
+        return argv_of(self)
+
+
+def pack_options(command: Command) -> Command:
+    """Adds the options of PackOptions."""
+    command = config_option("background")(workers_option()(force_option(command)))
+    text = "Side of the packed images, in pixels, and the resolution that trains on them. Default: the images' own, at "
+    return config_option("resolution", help=f"{text}most 256.")(command)
+
+
+def parse_pack(
+    problems: Sequence[str], out: str | None, *, workers: int, force: bool, **texts: str | None
+) -> PackOptions:
+    """Raises UsageError with the problems found so far and with those about the images or the file to write."""
+    config = parse_with([*problems, *existing_problems(out, force=force)], texts)
+    return PackOptions(resolution=config.resolution, background=config.background, workers=workers, force=force)
+
+
+def show_pack(result: Mapping[str, Any], output: str) -> None:
+    """Prints on stdout which pack was written."""
+    if output == "json":
+        print_json(result)
+        return
+    size = f"{result['bytes'] / 2**20:.1f} MiB"
+    click.echo(f"{result['path']}: {result['images']} images at {result['resolution']} px, {size}. Train with --data.")
