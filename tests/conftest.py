@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
+from support.fork_server import ForkServer
 from support.images import draw_tiny_images
-from support.programs import Ended, run_in
+from support.programs import FAST_PYTHON, Ended, run_in
 
 from msggan import TELEMETRY_SWITCHES
 
@@ -24,6 +27,16 @@ os.environ.update(TELEMETRY_SWITCHES)
 # A script's `make test &` starts with Ctrl-C ignored, which all that the tests start would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the fork server once, for all of xdist's workers. It imports nothing before it is needed."""
+    if hasattr(config, "workerinput") or not hasattr(os, "pidfd_open"):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="fork-"))
+    server = ForkServer(folder)
+    os.environ[FAST_PYTHON] = server.python
+    config.add_cleanup(lambda: (server.close(), shutil.rmtree(folder, ignore_errors=True)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+FAST_PYTHON = "TESTS_FAST_PYTHON"
 
 PROGRAMS = {
     "msggan-aml": ["-c", "from orchestration.commands.main import main; main()"],
@@ -52,14 +53,19 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, "MSGGAN_TRACKING_URI": "none", **extra}
 
 
-def command_line(program: str, *words: object) -> list[str]:
-    return [sys.executable, *PROGRAMS[program], *map(str, words)]
+def fast_python() -> str:
+    """An interpreter that has imported the large packages already, where there is one. See support.fork_server."""
+    return os.environ.get(FAST_PYTHON, sys.executable)
 
 
-def run_in(folder: Path, program: str, *words: object, **variables: str) -> Ended:
-    """Runs a program in a folder to its end."""
+def command_line(program: str, *words: object, python: str = sys.executable) -> list[str]:
+    return [python, *PROGRAMS[program], *map(str, words)]
+
+
+def run_in(folder: Path, program: str, *words: object, python: str | None = None, **variables: str) -> Ended:
+    """Runs a program in a folder to its end. python: the interpreter; by default one that starts at once."""
     ended = subprocess.run(
-        command_line(program, *words),
+        command_line(program, *words, python=python or fast_python()),
         cwd=folder,
         env=environment(**variables),
         capture_output=True,

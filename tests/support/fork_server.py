@@ -1,0 +1,247 @@
+"""A Python interpreter that starts at once: a server imports the large packages, and each program is a fork of it.
+
+Importing PyTorch, MLflow and the Azure SDK takes seconds, training a test's network a fraction of one. The server
+imports none of our own packages: a program finds those as any does, in the folder it is started in or on its path.
+
+A program started so is another process than the one that was asked for: `ForkServer.python` waits for it, passes on
+signals and ends as it does. Tests of kills, locks, limits and process numbers start `sys.executable` instead.
+
+    fork_server.py serve SOCKET     the server; it ends when its stdin is closed
+    fork_server.py run SOCKET …     the client, with the arguments of a Python interpreter
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+TORCH = ("torch", "torchvision", "scipy.linalg", "safetensors.torch", "PIL.Image", "numpy", "click", "filelock")
+SERVICES = ("mlflow", "mlflow.tracking", "sqlalchemy", "azure.ai.ml", "azure.identity", "azure.storage.blob")
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
+FORKED_MODULES = ("msggan.", "orchestration.")
+
+
+class ForkServer:
+    """The server, started as a process. `python`: an executable that takes the arguments of a Python interpreter."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: for its socket and the executable; its path is to be short."""
+        address = folder / "socket"
+        self.python = str(folder / "python")
+        code = f'#!/bin/sh\nexec {sys.executable} -IS {__file__} run {address} "$@"\n'
+        Path(self.python).write_text(code)
+        Path(self.python).chmod(0o755)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", __file__, "serve", str(address)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it listens
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+# The client: imports little, as it is started for each program
+
+
+def run(address: str, args: list[str]) -> None:
+    """Runs a program by the server, and ends as it does. What cannot be forked is run by this interpreter."""
+    if not can_be_forked(args, os.environ):
+        os.execv(sys.executable, [sys.executable, *args])  # noqa: S606 - the arguments of a Python interpreter
+    ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
+    request = {"args": args, "cwd": os.getcwd(), "environ": dict(os.environ), "ignored": ignored}
+    received: list[int] = []
+    for number in set(PASSED_ON) - set(ignored):
+        signal.signal(number, lambda number, frame: received.append(number))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        body = json.dumps(request).encode()
+        socket.send_fds(server, [len(body).to_bytes(8, "big")], [0, 1, 2])
+        server.sendall(body)
+        replies = server.makefile()
+        child = int(replies.readline())
+        for number in set(PASSED_ON) - set(ignored):
+            signal.signal(number, lambda number, frame: _send(child, number))
+        for number in received:
+            _send(child, number)
+        status = int(replies.readline())
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def _send(process: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
+
+
+def can_be_forked(args: list[str], environ: Any) -> bool:
+    """Whether a fork of the server does the same: our own programs, and code; with one thread, as the server has."""
+    ours = args[:1] == ["-c"] or (args[:1] == ["-m"] and args[1].startswith(FORKED_MODULES))
+    real = {"--detach", "--dry-run"}  # where the process number, or the interpreter's path, is looked at
+    return ours and real.isdisjoint(args) and environ.get("OMP_NUM_THREADS") == "1"
+
+
+# The server
+
+
+def serve(address: str) -> dict[str, Any]:
+    """Forks for each request, and returns in the child alone, with what it is to do."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
+    print("listening", flush=True)  # noqa: T201
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
+    clients: dict[int, socket.socket] = {}  # by the process of each
+    selector = selectors.DefaultSelector()
+    selector.register(0, selectors.EVENT_READ, ("end", 0))
+    selector.register(listener, selectors.EVENT_READ, ("request", 0))
+    while True:
+        for key, _ in selector.select():
+            event, child = key.data
+            if event == "end":
+                for living in clients:
+                    os.kill(living, signal.SIGKILL)
+                os._exit(0)
+            if event == "request":
+                client, _ = listener.accept()
+                request = fork_for(client, selector, clients)
+                if request is not None:
+                    selector.close()
+                    listener.close()
+                    return request
+            elif event == "gone":  # the client was killed
+                selector.unregister(key.fileobj)
+                _send(child, signal.SIGKILL)
+            else:
+                selector.unregister(key.fd)
+                os.close(key.fd)
+                _reply_end(child, clients.pop(child), selector)
+
+
+def fork_for(
+    client: socket.socket, selector: selectors.BaseSelector, clients: dict[int, socket.socket]
+) -> dict[str, Any] | None:
+    """The request in the child, None in the server."""
+    request, streams = receive(client)
+    if request is None:
+        client.close()
+        return None
+    preload(request)
+    gc.freeze()  # a collection in the child would copy all of the server's memory
+    child = os.fork()
+    if child == 0:
+        for other in (*clients.values(), client):
+            other.close()
+        become(request, streams)
+        return request
+    for stream in streams:
+        os.close(stream)
+    clients[child] = client
+    selector.register(os.pidfd_open(child), selectors.EVENT_READ, ("ended", child))
+    selector.register(client, selectors.EVENT_READ, ("gone", child))
+    with contextlib.suppress(OSError):
+        client.sendall(f"{child}\n".encode())
+    return None
+
+
+def _reply_end(child: int, client: socket.socket, selector: selectors.BaseSelector) -> None:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(KeyError):
+        selector.unregister(client)
+    with contextlib.suppress(OSError):
+        client.sendall(f"{status}\n".encode())
+    client.close()
+
+
+def receive(client: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    header, streams, _, _ = socket.recv_fds(client, 8, 3)
+    size, body = int.from_bytes(header, "big"), b""
+    while len(body) < size:
+        part = client.recv(size - len(body))
+        if not part:
+            return None, []
+        body += part
+    return (json.loads(body) if body else None), streams
+
+
+def preload(request: dict[str, Any]) -> None:
+    """Imports what the program is likely to need, once."""
+    environ = request["environ"]
+    tracking = environ.get("MSGGAN_TRACKING_URI", "") != "none"
+    for name in (*TORCH, *(SERVICES if tracking or "AZUREML_ARM_WORKSPACE_NAME" in environ else ())):
+        if name not in sys.modules:
+            importlib.import_module(name)
+
+
+def become(request: dict[str, Any], streams: list[int]) -> None:
+    """Makes this fork of the server a process as the client's: its streams, folder, variables, signals and path."""
+    os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115 - as long as the process
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1 if os.isatty(1) else -1)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    for number in PASSED_ON:
+        signal.signal(number, signal.SIG_IGN if number in request["ignored"] else signal.SIG_DFL)
+    if signal.SIGINT not in request["ignored"]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    first = "" if request["args"][0] == "-c" else request["cwd"]
+    sys.path[:0] = [first, *filter(None, request["environ"].get("PYTHONPATH", "").split(os.pathsep))]
+
+
+def execute(args: list[str]) -> None:
+    """What an interpreter does with these arguments, and its end, without taking down all that was imported."""
+    status = 0
+    try:
+        _run_main(args)
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if ended.code is not None and not isinstance(ended.code, int):
+            print(ended.code, file=sys.stderr)  # noqa: T201
+    except BaseException:
+        status = 1
+        sys.excepthook(*sys.exc_info())
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status & 0xFF)
+
+
+def _run_main(args: list[str]) -> None:
+    if args[0] == "-c":
+        sys.argv = ["-c", *args[2:]]
+        exec(compile(args[1], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102 - as `python -c`
+    else:
+        sys.argv = [args[1], *args[2:]]
+        runpy.run_module(args[1], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "run":
+        run(sys.argv[2], sys.argv[3:])
+    asked = serve(sys.argv[2])
+    sys.executable = str(Path(sys.argv[2]).parent / "python")  # what it starts is forked too
+    execute(asked["args"])
