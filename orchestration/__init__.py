@@ -1,4 +1,4 @@
-"""What does `import orchestration` offer? The public names, loaded when first used."""
+"""The public names, imported when first used."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orchestration.azure.target import AzureTarget
     from orchestration.local.target import LocalTarget
-    from orchestration.spec import Run, RunSpec
+    from orchestration.spec import RunSpec, RunStatus
     from orchestration.sweeps.space import read_space
     from orchestration.sweeps.spec import SweepSpec, SweepStatus
+    from orchestration.targets import Run
 
-__all__ = ["AzureTarget", "LocalTarget", "Run", "RunSpec", "SweepSpec", "SweepStatus", "read_space"]
+__all__ = ["AzureTarget", "LocalTarget", "Run", "RunSpec", "RunStatus", "SweepSpec", "SweepStatus", "read_space"]
 
 _HOMES = {
     "AzureTarget": "orchestration.azure.target",
     "LocalTarget": "orchestration.local.target",
-    "Run": "orchestration.spec",
+    "Run": "orchestration.targets",
     "RunSpec": "orchestration.spec",
+    "RunStatus": "orchestration.spec",
     "SweepSpec": "orchestration.sweeps.spec",
     "SweepStatus": "orchestration.sweeps.spec",
     "read_space": "orchestration.sweeps.space",

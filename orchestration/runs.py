@@ -78,15 +78,21 @@ def names_in(runs_dir: str, *files: str) -> list[str]:
     return sorted(name for name in names if any(os.path.isfile(os.path.join(runs_dir, name, file)) for file in files))
 
 
-def read_status(name: str, runs_dir: str) -> RunStatus:
-    """How the run in `runs_dir`/NAME stands. Raises `RunFolderError` where there is none.
+def folder_of(name: str, runs_dir: str | Path) -> RunFolder:
+    """The run folder of a run NAME or of a trial SWEEP/NUMBER, whether or not it is there."""
+    trial = find_trial(name, str(runs_dir))
+    return RunFolder(trial_path(*trial) if trial else Path(runs_dir) / name)
 
-    One whose configuration cannot be read has the state that was recorded, and the reason says what is wrong.
+
+def read_status(name: str, runs_dir: str) -> RunStatus:
+    """The status of a run NAME or of a trial SWEEP/NUMBER. Raises `RunFolderError` if there is none.
+
+    If its configuration cannot be read, the state is the recorded one, and the reason says what is wrong.
     """
-    folder = RunFolder(Path(runs_dir) / name)
+    folder = folder_of(name, runs_dir)
     if (folder.path / SWEEP_NOTE).is_file():
         raise RunFolderError(f"{folder}: holds a sweep, not a run.", sweep_hint(name))
-    trial, state = _trial_at(folder.path), state_of(folder)
+    trial, state = trial_at(folder.path), state_of(folder)
     config, problem = _config_or_problem(folder)
     if state is None and folder.state.exists():
         problem = problem or RunFolderError(f"{folder.state}: is not a record that msggan wrote.", UNREADABLE_HINT)
@@ -163,7 +169,7 @@ def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
     return [shlex.join(["msggan-aml", *verb, *place]) for verb in verbs]
 
 
-def _trial_at(folder: Path) -> tuple[str, str] | None:
+def trial_at(folder: Path) -> tuple[str, str] | None:
     """SWEEP/NUMBER and the folder of the runs, where `folder` is that of a sweep's trial."""
     whole = Path(os.path.abspath(folder))
     sweep = whole.parent.parent

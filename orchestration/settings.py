@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -216,13 +217,23 @@ class Said(NamedTuple):
     folder: Path | None = None
 
 
-def read_settings(flags: Flags, *, folder: Path, environ: Mapping[str, str]) -> Settings:
-    """The settings that hold in a folder and its environment. Raises UsageError with every complaint at once."""
+def read_settings(
+    flags: Flags, *, folder: Path, environ: Mapping[str, str], keywords: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings that hold in a folder and its environment. Raises UsageError with every complaint at once.
+
+    keywords: those that Python code gives, which precede all others.
+    """
     folder = folder.absolute()
+    keywords = dict(keywords or {})
     known = {SETTINGS_TABLE: [spec.name for spec in settings_table()], WORKSPACE_TABLE: list(WORKSPACE_VARIABLES)}
     file = read_settings_file(folder, known)
-    problems = list(file.problems)
-    said = {spec.name: _said(spec, flags, environ, file, folder) for spec in settings_table()}
+    problems = [*_unknown_keywords(keywords, known), *file.problems]
+    flags = {**flags, **{key: value for key, value in keywords.items() if key in WORKSPACE_VARIABLES}}
+    said = {
+        spec.name: _of_keyword(spec.name, keywords) or _said(spec, flags, environ, file, folder)
+        for spec in settings_table()
+    }
     values = {spec.name: _checked(spec, said[spec.name], problems) for spec in settings_table()}
     workspace = None
     try:
@@ -249,7 +260,26 @@ def settings_problems(flags: Flags, *, folder: Path, environ: Mapping[str, str])
     return []
 
 
-def _said(spec: Setting, flags: Flags, environ: Mapping[str, str], file: SettingsFile, folder: Path) -> Said:
+def _unknown_keywords(keywords: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> list[str]:
+    names = [name for names in known.values() for name in names]
+    nearest = {key: get_close_matches(key, names, n=1) for key in keywords if key not in names}
+    return [f"{key}: is not a setting.{f' Did you mean {near[0]}?' if near else ''}" for key, near in nearest.items()]
+
+
+def _of_keyword(name: str, keywords: Mapping[str, Any]) -> Said | None:
+    value = keywords.get(name)
+    if value is None:
+        return None
+    return Said(os.fspath(value) if isinstance(value, os.PathLike) else value, f"keyword {name}", name, has_kind=True)
+
+
+def _said(
+    spec: Setting,
+    flags: Flags,
+    environ: Mapping[str, str],
+    file: SettingsFile,
+    folder: Path,
+) -> Said:
     """What the first place says that says anything; an empty variable says nothing."""
     value = flags.get(spec.name)
     if value is not None:
@@ -313,7 +343,7 @@ def _converted(said: Said, kind: type) -> Any:
 
 
 def _in_quotes(said: Said, kind: type) -> str:
-    if not said.has_kind or (kind is str) == isinstance(said.value, str):
+    if not said.has_kind or said.label.isidentifier() or (kind is str) == isinstance(said.value, str):
         return ""
     return ": in a file it has quotes" if kind is str else ": in a file it has no quotes"
 

@@ -1,4 +1,4 @@
-"""What is asked of a target, and what comes back? RunSpec, its command line, and Run."""
+"""What a target takes and returns: RunSpec with its command line, RunStatus, Download and ProvisionPlan; and names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from msggan.commands.program import EXIT_CODES
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.data_source import FILE_SUFFIXES, path_of
+from orchestration.errors import RefusedError
 
 LONGEST_NAME = 63
 # In the folder of a sweep, here and on Azure: what was asked, and the trials' run folders.
@@ -44,10 +46,12 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What became of a run, in the words that scripts read.
+class RunStatus:
+    """The status of a run, whoever started it.
 
-    notice: for people. That there was nothing to do, and the run stands as it was recorded before; else empty.
+    state: one of queued, preparing, running, completed, failed, cancelled, interrupted. images_total: the number of
+    images that the run is to see. next: commands to type next. created, ended: in UTC, ISO 8601. notice: for people,
+    that there was nothing to do and the run is as it was recorded before; else empty.
     """
 
     name: str
@@ -59,29 +63,25 @@ class Run:
     images_seen: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     next: list[str] = field(default_factory=list)
-    notice: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """What `submit` ends with: neither a run that goes on without it nor one with nothing to do is a failure."""
-        return 0 if self.notice else EXIT_CODES.get(self.state, 0)
-
-    def as_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "notice"}
-
-
-@dataclass(frozen=True)
-class RunStatus(Run):
-    """How a run stands, whoever started it. Times in UTC, ISO 8601; `images_total` is how many it is to see."""
-
     images_total: int | None = None
     created: str | None = None
     ended: str | None = None
     reason: str = ""
+    notice: str = ""
 
-    def as_submitted(self) -> Run:
-        """Of it what `submit` tells."""
-        return Run(**{name: getattr(self, name) for name in Run.__dataclass_fields__})
+    @property
+    def exit_code(self) -> int:
+        """The exit code of `submit`: neither a run that continues without it nor one with nothing to do has failed."""
+        return 0 if self.notice else EXIT_CODES.get(self.state, 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `status` prints."""
+        return {name: value for name, value in asdict(self).items() if name != "notice"}
+
+    def as_submitted(self) -> dict[str, Any]:
+        """What `submit` prints."""
+        left_out = ("images_total", "created", "ended", "reason")
+        return {name: value for name, value in self.as_json().items() if name not in left_out}
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,109 @@ class Download:
     files: int
     bytes: int
     path: str
+
+
+# --- What `provision` does --------------------------------------------------------------------------------------------
+
+Change = Mapping[str, Any]  # "from" and "to"
+
+
+def changes_between(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Change]:
+    """The changes from what is there, {} for a new resource, to the wanted values."""
+    return {name: {"from": before.get(name), "to": to} for name, to in wanted.items() if before.get(name) != to}
+
+
+SIGNS = {"create": "+ create", "change": "~ change", "keep": "  keep", "refuse": "! refuse", "delete": "- delete"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One resource of a plan. action: create, change, keep, refuse or delete. hint: what to type if it is refused.
+
+    costs: what it costs and when that stops, one sentence each, for people.
+    """
+
+    kind: str
+    name: str
+    action: str
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    reason: str = ""
+    hint: str = ""
+    costs: tuple[str, ...] = ()
+
+    @property
+    def is_to_do(self) -> bool:
+        return self.action not in ("keep", "refuse")
+
+    @property
+    def full_reason(self) -> str:
+        """The reason and what differs, as the end of a sentence."""
+        changes = (f"{name} is {change['from']}, not {change['to']}" for name, change in self.changes.items())
+        return "; ".join([self.reason.removesuffix("."), *changes])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "action": self.action,
+            "changes": {name: dict(change) for name, change in self.changes.items()},
+            "reason": self.reason,
+        }
+
+    def as_lines(self) -> list[str]:
+        lines = [f"{SIGNS[self.action]} {self.kind} {self.name}" + (f": {self.reason}" if self.reason else "")]
+        for name, change in self.changes.items():
+            before = "" if change["from"] is None else f"{_written(change['from'])} → "
+            lines.append(f"      {name}: {before}{_written(change['to'])}")
+        return lines + [f"      {sentence}" for sentence in self.costs]
+
+
+def _written(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An item of a plan, and the function that applies it. apply(report): report(line) prints progress."""
+
+    item: Item
+    apply: Callable[[Callable[[str], None]], Any] | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class ProvisionPlan:
+    """What `provision` is to do. Its text, which a notebook shows, has one line per item and per change."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return tuple(step.item for step in self.steps)
+
+    @property
+    def to_do(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.item.is_to_do)
+
+    @property
+    def refusal(self) -> RefusedError | None:
+        """Why none of it may be done, None where all may."""
+        refused = [item for item in self.items if item.action == "refuse"]
+        if not refused:
+            return None
+        lines = [f"{item.kind} {item.name}: {item.full_reason}." for item in refused]
+        return RefusedError("\n".join(lines), "\n".join(item.hint for item in refused if item.hint))
+
+    def as_json(self, *, applied: bool) -> dict[str, Any]:
+        return {"plan": [item.as_json() for item in self.items], "applied": applied}
+
+    def as_lines(self) -> list[str]:
+        return [line for item in self.items for line in item.as_lines()]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.as_lines())
+
+
+# --- Names ------------------------------------------------------------------------------------------------------------
 
 
 def name_problems(name: str) -> list[str]:

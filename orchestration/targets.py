@@ -1,84 +1,264 @@
-"""Where does a run go? What a target can do, and which one serves when nobody says."""
+"""The seam between this machine and Azure ML: `Target`; the handle of a run, `Run`; the choice of a target."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+from msggan.commands.options import Hardware
+from msggan.config import TrainConfig
 from msggan.errors import UsageError
-from orchestration.data_source import is_remote
+from orchestration.data_source import source_problems
 from orchestration.reporter import Reporter
-from orchestration.runs import find_run, is_copy, run_problems
-from orchestration.settings import Settings
-from orchestration.spec import Download, Run, RunSpec, RunStatus, name_problems, trial_named
-from orchestration.sweeps.spec import SweepSpec, SweepStatus, Trial
+from orchestration.runs import find_run, is_copy, run_problems, trial_at
+from orchestration.settings import Settings, read_settings
+from orchestration.spec import (
+    Download,
+    ProvisionPlan,
+    RunSpec,
+    RunStatus,
+    default_name,
+    name_of_trial,
+    name_problems,
+    trial_named,
+)
+from orchestration.sweeps.space import read_space
+from orchestration.sweeps.spec import SweepSpec, SweepStatus, Trial, default_trials, objective_of, sweep_name
 from orchestration.workspace import Workspace
 
+if TYPE_CHECKING:
+    from msggan.networks import Generator
+
 TARGETS = ("auto", "local", "azure")
+SomeTarget = TypeVar("SomeTarget", bound="Target")
 
 
-class Target(Protocol):
-    """A place where runs train."""
+class Target(ABC):
+    """Where runs train: `LocalTarget`, this machine, or `AzureTarget`, an Azure ML workspace.
 
-    @property
-    def name(self) -> str: ...
+    A run is named NAME, a trial of a sweep SWEEP/NUMBER. Every method raises MsgganError where it cannot do its work.
+    """
 
-    @property
-    def sweeps(self) -> SweepTarget:
-        """The sweeps of the same place."""
-        ...
+    name: ClassVar[str]
+    reporter: Reporter  # prints for people: lines, and the progress of copies
 
-    def plan(self, spec: RunSpec) -> dict[str, Any]:
-        """What `submit` would do, as plain values. Touches nothing."""
-        ...
+    @classmethod
+    def from_config(cls: type[SomeTarget], **settings: Any) -> SomeTarget:
+        """A target with the settings that `msggan-aml` would find in the current folder; keywords take precedence.
 
+        settings: any that `msggan-aml config show` lists, and the workspace's subscription_id, resource_group and
+        workspace_name. Raises UsageError naming each keyword or value that is wrong.
+        """
+        found = read_settings({}, keywords=settings, folder=Path.cwd(), environ=os.environ)
+        return cls.from_settings(found, Reporter())
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls: type[SomeTarget], settings: Settings, reporter: Reporter) -> SomeTarget:
+        """A target with these settings."""
+
+    # --- Train --------------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        config: TrainConfig,
+        *,
+        data: str | Path,
+        name: str | None = None,
+        device: str = "auto",
+        workers: int = 0,
+    ) -> Run:
+        """Starts a run, or resumes the one of that name, and returns once it trains here or is accepted as a job.
+
+        The run continues without this process. data: a folder, a zip or a pack; on Azure also an address. name: by
+        default from the data's. device, workers: as `msggan-aml submit` takes them.
+        """
+        spec = self.spec(config, data=data, name=name, hardware=Hardware(device, workers))
+        return Run(self, self.start(spec).name)
+
+    def plan(self, config: TrainConfig, *, data: str | Path, name: str | None = None) -> dict[str, Any]:
+        """What `submit` would start, as plain values. Makes no requests and changes nothing."""
+        return self.plan_run(self.spec(config, data=data, name=name))
+
+    def spec(
+        self, config: TrainConfig, *, data: str | Path, name: str | None = None, hardware: Hardware | None = None
+    ) -> RunSpec:
+        """A run to be, checked as far as that takes no requests. Raises UsageError with every problem."""
+        problems = source_problems(str(data)) + (name_problems(name) if name is not None else [])
+        if problems := problems or self.problems(str(data), name):
+            raise UsageError(problems)
+        return RunSpec(config, data, default_name(data) if name is None else name, hardware or Hardware())
+
+    @abstractmethod
+    def problems(self, data: str | None, name: str | None) -> list[str]:
+        """Why this target cannot train on this data under this name, as far as that takes no requests."""
+
+    @abstractmethod
     def question(self, spec: RunSpec) -> str | None:
-        """What a person has to agree to before `submit`, None where there is nothing."""
-        ...
+        """What a person has to agree to before the run is started, None where there is nothing."""
 
-    def submit(self, spec: RunSpec, *, detach: bool = False) -> Run:
-        """Starts the run, or resumes the one of that name, and follows it to its end; with `detach` it lets it go."""
-        ...
+    @abstractmethod
+    def plan_run(self, spec: RunSpec) -> dict[str, Any]:
+        """What `start` would start, as plain values. Makes no requests and changes nothing."""
 
+    @abstractmethod
+    def start(self, spec: RunSpec) -> RunStatus:
+        """Starts or resumes a run, and returns once it trains or its job is accepted."""
+
+    @abstractmethod
+    def run(self, spec: RunSpec) -> RunStatus:
+        """Starts or resumes a run and follows it to its end. Ctrl-C stops a local run and leaves a job running."""
+
+    @abstractmethod
+    def start_from(self, name: str, copy_run: Callable[[Path], None]) -> None:
+        """Gives a run that has not started the run folder that `copy_run` makes at a path: it resumes from there."""
+
+    # --- Its runs -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
     def runs(self) -> list[RunStatus]:
         """Every run, the newest first."""
-        ...
 
+    @abstractmethod
     def status(self, name: str) -> RunStatus:
-        """How a run stands."""
-        ...
+        """The status of a run."""
 
+    @abstractmethod
     def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
-        """The last `tail` lines that a run has written, or all; with `follow` also those it writes until its end."""
-        ...
+        """The last `tail` lines of a run's log, or all; with `follow` also each line written until its end."""
 
+    @abstractmethod
     def cancel(self, name: str) -> RunStatus:
-        """Stops a run and waits for its end."""
-        ...
+        """Stops a run with a checkpoint and waits for its end."""
 
     def download(
-        self, name: str, to: Path, *, weights: bool, force: bool, tell: Callable[[int, int], None]
+        self, name: str, to: str | Path | None = None, *, weights: bool = False, force: bool = False
     ) -> Download:
-        """Copies the result out, or with `weights` just the generator; tells of bytes done and bytes in all."""
-        ...
+        """Copies the run folder, or with `weights` just the generator, to a new or an empty folder.
 
-    def begin_from(self, name: str, bring: Callable[[Path], None]) -> None:
-        """Gives a run that has not begun the run folder that `bring` makes at a path: it goes on from there."""
-        ...
+        to: by default NAME-run, and of a trial SWEEP-trial-NUMBER. Called again it copies what has changed since; with
+        `force` it overwrites files that were changed there.
+        """
+        trial = trial_named(name)
+        folder = name_of_trial(*trial) if trial else f"{name}-run"
+        return self.copy_run(name, Path(to or folder), weights=weights, force=force)
 
+    @abstractmethod
+    def copy_run(self, name: str, to: Path, *, weights: bool, force: bool) -> Download:
+        """`download` with every argument given."""
+
+    @abstractmethod
     def weights(self, name: str) -> str:
-        """Where the run's generator lies on this machine, brought here first if need be: a run folder or a file."""
-        ...
+        """The run folder or file on this machine that has the run's generator, downloaded first if need be."""
+
+    # --- What training needs ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def plan_provision(self, *, delete: bool = False) -> ProvisionPlan:
+        """What `provision` would do, as a plan that prints itself. Only reads. delete: remove what it has created."""
+
+    @abstractmethod
+    def provision(self, plan: ProvisionPlan | None = None, *, delete: bool = False) -> ProvisionPlan:
+        """Creates what training needs, and verifies it. plan: as `plan_provision` returned it, by default a new one.
+
+        Raises RefusedError, before anything is changed, where the plan refuses an item.
+        """
+
+    # --- Sweeps -------------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def sweeps(self) -> SweepTarget:
+        """The sweeps of this target: their status, their end, their results."""
+
+    def sweep(
+        self,
+        config: TrainConfig,
+        *,
+        data: str | Path,
+        over: Mapping[str, Any],
+        name: str | None = None,
+        trials: int | None = None,
+        sampling: str = "random",
+        objective: str = "swd",
+        direction: str | None = None,
+        detach: bool = False,
+        device: str = "auto",
+        workers: int = 0,
+        **options: Any,
+    ) -> SweepStatus:
+        """Trains a trial per setting, follows the sweep to its end and returns its status: `.best`, `.trials`.
+
+        over: by field what is searched: None for the field's own range, (low, high) for a range, a list for choices.
+        trials: by default 20 or every combination. detach: on Azure, return when the job is accepted. options: further
+        fields of `SweepSpec`.
+        """
+        space = read_space(over, config)
+        if problems := source_problems(str(data)) or self.problems(str(data), None):
+            raise UsageError(problems)
+        spec = SweepSpec(
+            config=config,
+            data=data,
+            name=name or sweep_name(data),
+            space=space,
+            objective=objective_of(objective, direction),
+            sampling=sampling,
+            trials=default_trials(space, sampling) if trials is None else trials,
+            hardware=Hardware(device, workers),
+            **options,
+        )
+        return self.sweeps.submit_sweep(spec, detach=detach)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The handle of a run: `target.submit(…)` returns it, and `Run(target, "photos")` is that of one started before."""
+
+    target: Target = field(repr=False)
+    name: str
+
+    def status(self) -> RunStatus:
+        """State, progress, metrics, and where it is."""
+        return self.target.status(self.name)
+
+    def wait(self) -> RunStatus:
+        """Prints the run's log to its end and returns the final status. Ctrl-C leaves the run as it is and says so."""
+        try:
+            for line in self.target.logs(self.name, follow=True):
+                self.target.reporter.info(line)
+        except KeyboardInterrupt:
+            self.target.reporter.info(f"Stopped following. {self.name} continues; cancel() stops it.")
+            raise
+        return self.status()
+
+    def logs(self, tail: int | None = None) -> list[str]:
+        """The lines that it has written, or the last `tail` of them."""
+        return list(self.target.logs(self.name, tail=tail))
+
+    def cancel(self) -> RunStatus:
+        """Stops it with a checkpoint; the same `submit` resumes it."""
+        return self.target.cancel(self.name)
+
+    def download(self, to: str | Path | None = None, *, weights: bool = False, force: bool = False) -> Download:
+        """Copies its run folder to `to`, by default NAME-run; see `Target.download`."""
+        return self.target.download(self.name, to, weights=weights, force=force)
+
+    def generator(self, device: str = "cpu") -> Generator:
+        """Its generator with the EMA weights, in eval mode; downloaded first if the run is on Azure."""
+        from msggan import load_generator
+
+        return load_generator(self.target.weights(self.name), device=device)
 
 
 class SweepTarget(Protocol):
-    """A place where sweeps run."""
+    """The sweeps of a target."""
 
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
-        """What `submit_sweep` would do, as plain values. Touches nothing."""
+        """What `submit_sweep` would do, as plain values. Makes no requests and changes nothing."""
         ...
 
     def sweep_question(self, spec: SweepSpec) -> str | None:
@@ -86,7 +266,7 @@ class SweepTarget(Protocol):
         ...
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
-        """Starts the sweep, or goes on with the one of that name, and follows it; with `detach` it lets it go."""
+        """Starts the sweep, or resumes the one of that name, and follows it to its end, unless `detach`."""
         ...
 
     def sweeps(self) -> list[SweepStatus]:
@@ -98,7 +278,7 @@ class SweepTarget(Protocol):
         ...
 
     def sweep_status(self, name: str) -> SweepStatus:
-        """How a sweep and its trials stand."""
+        """The status of a sweep and its trials."""
         ...
 
     def cancel_sweep(self, name: str) -> SweepStatus:
@@ -106,85 +286,77 @@ class SweepTarget(Protocol):
         ...
 
     def report(self, status: SweepStatus) -> SweepStatus:
-        """Writes the page of a sweep that stands so; the status then names it."""
+        """Writes the report of a sweep; the status then names it."""
         ...
 
     def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: Callable[[int, int], None]) -> Download:
-        """Copies a trial's run folder out; tells of bytes done and bytes in all."""
+        """Copies a trial's run folder; tell(done, total) gets bytes."""
         ...
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The target that serves, and why, as the end of a sentence."""
+    """The chosen target, and why, as the end of a sentence."""
 
     target: str
     reason: str
 
 
-def choose(asked: str, workspace: Workspace | None) -> Choice:
-    """The target for what --target says, where `workspace` is configured."""
-    if asked != "auto":
-        return Choice(asked, "as --target says")
+def choose(target: str, workspace: Workspace | None) -> Choice:
+    """The target for the value of --target, where `workspace` is configured."""
+    if target != "auto":
+        return Choice(target, "as --target says")
     if workspace is None:
         return Choice("local", "no Azure ML workspace is configured")
     return Choice("azure", f"{workspace.source} names workspace {workspace.workspace_name}")
 
 
-def data_problems_of(target: str, data: str | None) -> list[str]:
-    """Why a target cannot read what --data names, though another might."""
-    if target != "local" or not data or not is_remote(data):
-        return []
-    return [
-        f"--data {data}: only a job on Azure can read this. Download the images and give their folder, "
-        "or train there: --target azure."
-    ]
-
-
 def build_target(name: str, settings: Settings, reporter: Reporter) -> Target:
+    """The target of that name, which is imported here: Azure's SDK takes seconds."""
     if name == "azure":
-        from orchestration.azure.target import AzureTarget  # a target is loaded when it serves
+        from orchestration.azure.target import AzureTarget
 
-        return AzureTarget(settings, reporter)
+        return AzureTarget.from_settings(settings, reporter)
     from orchestration.local.target import LocalTarget
 
-    return LocalTarget(settings.runs_dir, tracking_uri=settings.tracking_uri, tell=reporter.info)
+    return LocalTarget.from_settings(settings, reporter)
 
 
-def build_targets(asked: str, settings: Settings, reporter: Reporter) -> list[Target]:
-    """The targets whose runs are meant when none is named: this machine, and Azure where it is configured."""
-    names = [asked] if asked != "auto" else ["local", *(["azure"] if settings.workspace else [])]
+def build_targets(target: str, settings: Settings, reporter: Reporter) -> list[Target]:
+    """The targets to look at when no run is named: for `auto` this machine, and Azure where it is configured."""
+    names = [target] if target != "auto" else ["local", *(["azure"] if settings.workspace else [])]
     return [build_target(name, settings, reporter) for name in names]
 
 
-def named_problems(named: str, asked: str, settings: Settings) -> list[str]:
-    """Every complaint about what names a run that can be made without asking Azure."""
-    if _is_elsewhere(named, asked, settings):
-        return []
-    return run_problems(named, settings.runs_dir)
+def named_problems(named: str, target: str, settings: Settings) -> list[str]:
+    """Every problem with the name of a run that is found without a request."""
+    return [] if _is_on_azure(named, target, settings) else run_problems(named, settings.runs_dir)
 
 
-def target_of(named: str, asked: str, settings: Settings, reporter: Reporter) -> tuple[Target, str]:
+def target_of(named: str, target: str, settings: Settings, reporter: Reporter) -> tuple[Target, str]:
     """The target that has what is named, and its name there. Raises `UsageError` if nothing is found.
 
-    NAME is a run or a sweep, SWEEP/NUMBER a trial, FOLDER where one of these lies. What the folder of the runs has is
-    of this machine, unless it is only a copy of what Azure has.
+    named: a run or a sweep NAME, a trial SWEEP/NUMBER, or the folder of one. What the folder of the runs has is on this
+    machine, unless it is only a copy of a run on Azure.
     """
-    if _is_elsewhere(named, asked, settings):
+    if _is_on_azure(named, target, settings):
         return build_target("azure", settings, reporter), named
     path = find_run(named, settings.runs_dir)
     if path is None:
         raise UsageError(run_problems(named, settings.runs_dir))
-    folder, name = os.path.split(os.path.abspath(path))
     from orchestration.local.target import LocalTarget
 
-    return LocalTarget(os.path.relpath(folder), tell=reporter.info), name
+    if trial := trial_at(Path(path)):
+        name, runs_dir = trial
+        return LocalTarget(runs_dir, reporter=reporter), name
+    folder, name = os.path.split(os.path.abspath(path))
+    return LocalTarget(os.path.relpath(folder), reporter=reporter), name
 
 
-def _is_elsewhere(named: str, asked: str, settings: Settings) -> bool:
-    """Whether what is meant is on Azure: a name of a run or of a trial, which the folder of the runs does not have."""
-    if asked != "auto":
-        return asked == "azure"
+def _is_on_azure(named: str, target: str, settings: Settings) -> bool:
+    """Whether a run is looked for on Azure: a name of a run or of a trial that the folder of the runs does not have."""
+    if target != "auto":
+        return target == "azure"
     trial = trial_named(named)
     top = trial[0] if trial else named
     here = os.path.join(settings.runs_dir, top)

@@ -57,6 +57,9 @@ MANAGEMENT_URL = "https://management.azure.com"
 MANAGEMENT = f"{MANAGEMENT_URL}/.default"
 PATIENCE_S = 1.0  # until a person is told that signing in takes its time
 
+# Clusters, datastores and environments that `provision` made have this tag. Nothing without it is ever deleted.
+PROVISIONED_TAG = {"msggan": "provisioned"}
+
 # Requests are repeated by the SDK where the service is busy or the connection breaks: five times in about 12 s.
 RETRIES: dict[str, Any] = {"retry_total": 5, "retry_connect": 4, "retry_read": 4, "retry_status": 4}
 WAIT_FACTOR_S = 0.8
@@ -273,6 +276,11 @@ def configured_workspace(settings: Settings) -> Workspace:
     if settings.workspace is None:
         raise WorkspaceError("No Azure ML workspace is configured.", how_to_name_a_workspace())
     return settings.workspace
+
+
+def is_provisioned(tags: Mapping[str, str] | None) -> bool:
+    """Whether `provision` made what has these tags."""
+    return PROVISIONED_TAG.items() <= (tags or {}).items()
 
 
 def quieten() -> None:

@@ -12,10 +12,10 @@ from azure.ai.ml.entities import AmlCompute, Compute, IdentityConfiguration, Man
 from msggan.commands.options import nearest
 from msggan.config import flag
 from msggan.errors import UsageError
-from orchestration.azure.client import Client, how_to_get_quota
-from orchestration.azure.plan import TAG, Change, Item, difference, is_ours, new
+from orchestration.azure.client import PROVISIONED_TAG, Client, how_to_get_quota, is_provisioned
 from orchestration.errors import QuotaError
 from orchestration.settings import Settings
+from orchestration.spec import Change, Item, changes_between
 
 KIND = "compute"
 LONGEST_NAME = 24
@@ -194,7 +194,7 @@ def build_cluster(settings: Settings, location: str) -> AmlCompute:
         idle_time_before_scale_down=settings.idle_minutes * 60,
         identity=build_identity(settings.identity),
         location=settings.location or location,
-        tags=dict(TAG),
+        tags=dict(PROVISIONED_TAG),
     )
 
 
@@ -256,7 +256,7 @@ def plan_cluster(settings: Settings, there: Compute | None, size: Size) -> Item:
     name = settings.compute
     costs = cost_sentences(settings, size)
     if there is None:
-        return Item(KIND, name, "create", new(wanted_values(settings)), costs=costs)
+        return Item(KIND, name, "create", changes_between({}, wanted_values(settings)), costs=costs)
     if not isinstance(there, AmlCompute):
         reason = f"the name is taken by another kind of compute ({there.type})"
         return Item(KIND, name, "refuse", reason=reason)
@@ -282,7 +282,7 @@ def cluster_changes(settings: Settings, there: AmlCompute) -> dict[str, Change]:
     for key in ("vm_size", "location", "identity"):  # the service writes them in letters of its own choice
         if key in wanted and _plain_words(wanted[key]) == _plain_words(values[key]):
             wanted[key] = values[key]
-    return difference(values, wanted)
+    return changes_between(values, wanted)
 
 
 def _plain_words(value: Any) -> str:
@@ -379,7 +379,7 @@ def delete_cluster(client: Client, name: str, tell: Callable[[str], None]) -> No
 
 def plan_cluster_deletion(name: str, there: Compute) -> Item:
     """Whether the cluster goes: only one that was made here does. Pure."""
-    if not isinstance(there, AmlCompute) or not is_ours(there.tags):
+    if not isinstance(there, AmlCompute) or not is_provisioned(there.tags):
         return Item(KIND, name, "keep", reason="was not made by msggan-aml provision")
     return Item(KIND, name, "delete", reason="jobs that wait for it or run on it end")
 

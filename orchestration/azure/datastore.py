@@ -17,10 +17,10 @@ from azure.storage.blob import ContainerClient
 
 from msggan.errors import UsageError
 from orchestration.azure.blobs import build_container
-from orchestration.azure.client import Client, as_ours, error_code, storage_role_hint
-from orchestration.azure.plan import TAG, Change, Item, difference, is_ours, new
+from orchestration.azure.client import PROVISIONED_TAG, Client, as_ours, error_code, is_provisioned, storage_role_hint
 from orchestration.errors import AuthError, AzureServiceError, UnreachableError
 from orchestration.settings import Settings
+from orchestration.spec import Change, Item, changes_between
 
 KIND = "datastore"
 CONTAINER_KIND = "container"
@@ -70,7 +70,7 @@ def build_datastore(settings: Settings, secret: Secret | None) -> AzureBlobDatas
         account_name=str(settings.storage_account),
         container_name=str(settings.storage_container),
         credentials=credentials,
-        tags=dict(TAG),
+        tags=dict(PROVISIONED_TAG),
     )
 
 
@@ -106,7 +106,7 @@ def plan_datastore(settings: Settings, there: Datastore | None, secret: Secret |
         return Item(KIND, name, "refuse", reason=reason, hint=f"Take another name: --datastore {better}")
     costs = ("Azure asks money for what is stored there, as long as it lies there; no command here deletes it.",)
     if there is None:
-        return Item(KIND, name, "create", new(wanted_values(settings, secret)), costs=costs)
+        return Item(KIND, name, "create", changes_between({}, wanted_values(settings, secret)), costs=costs)
     if not isinstance(there, AzureBlobDatastore):
         return Item(KIND, name, "refuse", reason=f"the name is taken by a datastore of another kind ({there.type})")
     changes = _changes(settings, there, secret)
@@ -123,7 +123,7 @@ def _changes(settings: Settings, there: AzureBlobDatastore, secret: Secret | Non
     wanted, values = wanted_values(settings, secret), values_of(there)
     if secret is None:
         wanted["credentials"] = values["credentials"]
-    return difference(values, wanted)
+    return changes_between(values, wanted)
 
 
 def with_credentials(item: Item, secret: Secret) -> Item:
@@ -134,7 +134,7 @@ def with_credentials(item: Item, secret: Secret) -> Item:
 
 def plan_datastore_deletion(name: str, there: Datastore) -> Item:
     """Whether the datastore goes, which is a name for a place; what lies there stays in any case. Pure."""
-    if not isinstance(there, AzureBlobDatastore) or not is_ours(there.tags):
+    if not isinstance(there, AzureBlobDatastore) or not is_provisioned(there.tags):
         return Item(KIND, name, "keep", reason="was not made by msggan-aml provision")
     reason = f"only the name goes: what lies in {there.account_name}/{there.container_name} stays"
     return Item(KIND, name, "delete", reason=reason)
@@ -225,7 +225,7 @@ def ensure_datastore(client: Client, settings: Settings, secret: Secret | None) 
     """Makes the datastore, or gives it other credentials."""
     store = build_datastore(settings, secret)
     there = read_datastore(client, str(store.name))
-    if there is not None and not is_ours(there.tags):
+    if there is not None and not is_provisioned(there.tags):
         store.tags = there.tags or {}
     with client.errors(f"Making the datastore {store.name}"):
         client.ml.datastores.create_or_update(store)

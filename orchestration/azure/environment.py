@@ -27,9 +27,9 @@ from azure.core.exceptions import AzureError, ResourceExistsError
 import environments
 from msggan.errors import UsageError
 from orchestration.azure.blobs import ensure_uploaded, open_store
-from orchestration.azure.client import Client
-from orchestration.azure.plan import TAG, Item, is_ours
+from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
 from orchestration.settings import Settings
+from orchestration.spec import Item
 
 KIND = "environment"
 NAME = "msggan"
@@ -167,7 +167,11 @@ def build_environment(recipe: Recipe, *, conda_file: Path | None = None, context
     if recipe.conda:
         given["conda_file"] = str(conda_file)
     return Environment(
-        name=NAME, version=recipe.version, description=f"For msggan: {recipe.made_from}", tags=dict(TAG), **given
+        name=NAME,
+        version=recipe.version,
+        description=f"For msggan: {recipe.made_from}",
+        tags=dict(PROVISIONED_TAG),
+        **given,
     )
 
 
@@ -251,7 +255,7 @@ def read_ours(client: Client) -> list[str]:
     """The versions of our environment that were made here, without those in the archive."""
     doing = f"Listing the environment {NAME}"
     versions = client.find(doing, lambda: list(client.ml.environments.list(NAME)))
-    return [str(one.version) for one in versions or () if is_ours(one.tags)]
+    return [str(one.version) for one in versions or () if is_provisioned(one.tags)]
 
 
 def plan_environment_deletion(versions: list[str]) -> Item:

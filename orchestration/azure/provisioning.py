@@ -6,72 +6,31 @@ In three steps: `plan_provisioning` asks the service and changes nothing, `apply
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
 
 from msggan.commands.program import Terminated, stopped
 from msggan.errors import MsgganError
 from orchestration.azure import compute, datastore, environment
 from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client
-from orchestration.azure.plan import Item, plan_lines
-from orchestration.errors import AuthError, AzureServiceError, RefusedError, UnreachableError
+from orchestration.errors import AuthError, AzureServiceError, UnreachableError
 from orchestration.settings import Settings
+from orchestration.spec import Item, ProvisionPlan, Step
 
-__all__ = ["Plan", "Step", "apply", "how_far", "plan_deletion", "plan_lines", "plan_provisioning", "verify"]
-
-Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Step:
-    """An item of the plan, and what does it."""
-
-    item: Item
-    act: Callable[[Tell], Any] | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    steps: tuple[Step, ...]
-
-    @property
-    def items(self) -> tuple[Item, ...]:
-        return tuple(step.item for step in self.steps)
-
-    @property
-    def to_do(self) -> tuple[Step, ...]:
-        return tuple(step for step in self.steps if step.item.is_to_do)
-
-    @property
-    def refusal(self) -> RefusedError | None:
-        """Why nothing of it may be done, None where all may."""
-        refused = [item for item in self.items if item.action == "refuse"]
-        if not refused:
-            return None
-        lines = [f"{item.kind} {item.name}: {_reason(item)}." for item in refused]
-        return RefusedError("\n".join(lines), "\n".join(item.hint for item in refused if item.hint))
-
-    def as_json(self, *, applied: bool) -> dict[str, Any]:
-        return {"plan": [item.as_json() for item in self.items], "applied": applied}
-
-
-def _reason(item: Item) -> str:
-    changes = (f"{name} is {change['from']}, not {change['to']}" for name, change in item.changes.items())
-    return "; ".join([item.reason.removesuffix("."), *changes])
+Report = Callable[[str], None]
 
 
 # --- Planning ---------------------------------------------------------------------------------------------------------
 
 
-def plan_provisioning(client: Client, settings: Settings, environ: Mapping[str, str]) -> Plan:
-    """What is there against what the settings say. Only reads."""
-    secret = datastore.read_secret(environ)
+def plan_provisioning(client: Client, settings: Settings) -> ProvisionPlan:
+    """What differs between the workspace and the settings. Only reads."""
+    secret = datastore.read_secret(os.environ)
     environment.check_said(settings.environment)
     _ = client.about  # first whether there is such a workspace, and a role in it
     recipe = environment.resolve_recipe(client, settings.environment)
-    return Plan(
+    return ProvisionPlan(
         (
             _compute_step(client, settings),
             *_datastore_steps(client, settings, secret),
@@ -92,7 +51,7 @@ def _compute_step(client: Client, settings: Settings) -> Step:
     if wanted > there:
         quotas = compute.read_quotas(client, location)
         compute.check_quota(size, wanted - there, quotas, low_priority=settings.low_priority, there=there)
-    return Step(item, lambda tell: compute.ensure_cluster(client, settings, location, tell))
+    return Step(item, lambda report: compute.ensure_cluster(client, settings, location, report))
 
 
 def _most_nodes(item: Item) -> tuple[int, int]:
@@ -119,9 +78,9 @@ def _datastore_steps(client: Client, settings: Settings, secret: datastore.Secre
             if secret is None:
                 raise
             item = datastore.with_credentials(item, secret)  # its own have become stale
-    step = Step(item, lambda tell: datastore.ensure_datastore(client, settings, secret))
+    step = Step(item, lambda report: datastore.ensure_datastore(client, settings, secret))
     place = datastore.check_place(client, settings, secret)
-    return [Step(place, lambda tell: datastore.ensure_container(client, settings, secret)), step] if place else [step]
+    return [Step(place, lambda report: datastore.ensure_container(client, settings, secret)), step] if place else [step]
 
 
 def _existing_datastore_step(client: Client, name: str | None) -> Step:
@@ -147,12 +106,12 @@ def _environment_step(client: Client, recipe: environment.Recipe) -> Step:
     there = environment.read_environment(client, recipe)
     if there is not None and recipe.version not in environment.read_ours(client):
         item = environment.plan_environment(recipe, there, is_archived=True)
-        return Step(item, lambda tell: environment.restore_environment(client, recipe))
+        return Step(item, lambda report: environment.restore_environment(client, recipe))
     item = environment.plan_environment(recipe, there)
-    return Step(item, lambda tell: environment.ensure_environment(client, recipe))
+    return Step(item, lambda report: environment.ensure_environment(client, recipe))
 
 
-def plan_deletion(client: Client, settings: Settings) -> Plan:
+def plan_deletion(client: Client, settings: Settings) -> ProvisionPlan:
     """What to delete of what exists under the names that the settings give. Only reads.
 
     What was not made here is kept; what does not exist is left out of the plan.
@@ -160,28 +119,28 @@ def plan_deletion(client: Client, settings: Settings) -> Plan:
     steps = []
     if (cluster := compute.read_cluster(client, settings.compute)) is not None:
         item = compute.plan_cluster_deletion(settings.compute, cluster)
-        steps.append(Step(item, lambda tell: compute.delete_cluster(client, settings.compute, tell)))
+        steps.append(Step(item, lambda report: compute.delete_cluster(client, settings.compute, report)))
     name = settings.datastore
     if name is not None and (store := datastore.read_datastore(client, name)) is not None:
         item = datastore.plan_datastore_deletion(name, store)
-        steps.append(Step(item, lambda tell: datastore.delete_datastore(client, name)))
+        steps.append(Step(item, lambda report: datastore.delete_datastore(client, name)))
     if versions := environment.read_ours(client):
         item = environment.plan_environment_deletion(versions)
-        steps.append(Step(item, lambda tell: environment.archive_environments(client, versions)))
-    return Plan(tuple(steps))
+        steps.append(Step(item, lambda report: environment.archive_environments(client, versions)))
+    return ProvisionPlan(tuple(steps))
 
 
 # --- Doing ------------------------------------------------------------------------------------------------------------
 
 
-def apply(plan: Plan, tell: Tell) -> None:
+def apply(plan: ProvisionPlan, report: Report) -> None:
     """Does what is to do, item by item. An error says what is done, what may be, and what is not."""
     to_do = plan.to_do
     for number, step in enumerate(to_do):
-        tell(f"{step.item.action.capitalize()} {step.item.kind} {step.item.name} …")
+        report(f"{step.item.action.capitalize()} {step.item.kind} {step.item.name} …")
         try:
-            if step.act is not None:
-                step.act(tell)
+            if step.apply is not None:
+                step.apply(report)
         except MsgganError as error:
             error.hint = "\n".join(filter(None, [error.hint, *how_far(to_do, number, is_open=_is_open(error))]))
             raise
@@ -207,7 +166,7 @@ def how_far(steps: Sequence[Step], number: int, *, is_open: bool) -> list[str]:
     return [*filter(None, lines), "See how it stands: msggan-aml provision --dry-run"]
 
 
-def verify(done: Plan, read_plan: Callable[[], Plan]) -> None:
+def verify(done: ProvisionPlan, read_plan: Callable[[], ProvisionPlan]) -> None:
     """Reads again after `apply`. Raises AzureServiceError where there is still something to do."""
     try:
         plan = read_plan()
@@ -217,5 +176,5 @@ def verify(done: Plan, read_plan: Callable[[], Plan]) -> None:
         raise
     left = [item for item in plan.items if item.is_to_do]
     if left:
-        lines = [f"{item.kind} {item.name} is still to {item.action}: {_reason(item)}." for item in left]
+        lines = [f"{item.kind} {item.name} is still to {item.action}: {item.full_reason}." for item in left]
         raise AzureServiceError("\n".join(lines), "Azure took it and did not do it. Run the same command again.")

@@ -1,4 +1,4 @@
-"""How does a run train on Azure ML? As a job, whose run folder lies in the workspace's storage."""
+"""An Azure ML workspace as a target: a run is a job, whose run folder is in the workspace's storage."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 from msggan.commands.program import StoppedError, Terminated, stopped
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.files import write_whole
-from orchestration.azure.blobs import OnProgress
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
 from orchestration.azure.downloads import GENERATOR, download_run, upload_run
 from orchestration.azure.following import JOB_LOG, LogReader, log_url
 from orchestration.azure.history import Details, RunJobs, find_jobs, list_runs, portal_url
 from orchestration.azure.jobs import DATA_PLACEHOLDER, RUN_PLACEHOLDER, build_body, run_folder
+from orchestration.azure.provisioning import apply, plan_deletion, plan_provisioning, verify
 from orchestration.azure.session import Session
 from orchestration.azure.status import Progress, build_status, read_progress, reason_of
 from orchestration.azure.submission import Submission, planned_job, status_hint
@@ -28,14 +28,23 @@ from orchestration.azure.sweeps import AzureSweeps
 from orchestration.reporter import Reporter
 from orchestration.runs import COPY_NOTE, is_copy
 from orchestration.settings import Settings
-from orchestration.spec import Download, Run, RunSpec, RunStatus, name_of_trial, sweep_hint, trial_named
+from orchestration.spec import (
+    Download,
+    ProvisionPlan,
+    RunSpec,
+    RunStatus,
+    name_of_trial,
+    sweep_hint,
+    trial_named,
+)
+from orchestration.targets import Target
 
 ASKED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class AzureTarget:
-    """The workspace that the settings name. Speaks to people by `voice`."""
+class AzureTarget(Target):
+    """The workspace that the settings name. Nothing is requested before it is needed."""
 
     settings: Settings
     reporter: Reporter = field(default_factory=Reporter)
@@ -43,9 +52,13 @@ class AzureTarget:
 
     name = "azure"
 
+    @classmethod
+    def from_settings(cls, settings: Settings, reporter: Reporter) -> AzureTarget:
+        return cls(settings, reporter)
+
     @cached_property
     def session(self) -> Session:
-        """What the commands on this target share; nothing is asked before one needs it."""
+        """What the methods share."""
         return Session(self.settings, self.reporter, self.wait_factor_s)
 
     @property
@@ -53,10 +66,13 @@ class AzureTarget:
         """The sweeps in the same workspace."""
         return AzureSweeps(self.session)
 
-    # --- Before anything is sent --------------------------------------------------------------------------------------
+    # --- Train --------------------------------------------------------------------------------------------------------
 
-    def plan(self, spec: RunSpec) -> dict[str, Any]:
-        """What `submit` would send. Asks nobody: what only the service knows stands as `<resolved-at-submit: …>`."""
+    def problems(self, data: str | None, name: str | None) -> list[str]:
+        return []  # `start` looks for the jobs of the name and for the data
+
+    def plan_run(self, spec: RunSpec) -> dict[str, Any]:
+        """The request that `start` would send; what only the service knows is `<resolved-at-submit: …>`."""
         quieten()
         scope = workspace_scope(configured_workspace(self.settings))
         job = planned_job(self.settings, spec)
@@ -70,29 +86,48 @@ class AzureTarget:
         }
 
     def question(self, spec: RunSpec) -> str | None:
-        """What a person has to agree to before the first run in this folder: it costs money."""
+        """The question before the first run in this folder: it costs money."""
         return self.session.agreement.question(f"{spec.name} trains")
 
-    # --- The verbs ----------------------------------------------------------------------------------------------------
-
-    def submit(self, spec: RunSpec, *, detach: bool = False) -> Run:
-        """Sends the run as a job and follows it to its end; with `detach` it leaves it as soon as it is accepted.
+    def start(self, spec: RunSpec) -> RunStatus:
+        """Sends the run as a job, and returns once it is accepted.
 
         Raises MsgganError: there is no job then, or the error says that there may be one.
         """
+        sent = self._send(spec)
+        if isinstance(sent, RunStatus):
+            return sent
+        return self._status(sent, details=self._details_or_less(sent.jobs[-1]), with_progress=False)
+
+    def run(self, spec: RunSpec) -> RunStatus:
+        sent = self._send(spec)
+        return sent if isinstance(sent, RunStatus) else self._follow(sent)
+
+    def _send(self, spec: RunSpec) -> RunJobs | RunStatus:
+        """The run with its new job; its status where nothing is left to train."""
         before = find_jobs(self.session.client, spec.name)
         refuse_sweep(before)
         job = Submission(self.session).send(spec, before)
         if job is before.newest:
             notice = f"Nothing to do: {spec.name} has trained this long already. Give a larger --kimg."
             self.reporter.info(notice)
-            return replace(self._status(before).as_submitted(), notice=notice)
+            return replace(self._status(before), notice=notice)
         self.session.agreement.give()
-        run = RunJobs(spec.name, (*before.jobs, job))
         self.reporter.info(f"Job {job.name}: {portal_url(job)}")
-        if detach:
-            return self._status(run, details=self._details_or_less(job), with_progress=False).as_submitted()
-        return self._follow(run)
+        return RunJobs(spec.name, (*before.jobs, job))
+
+    def start_from(self, name: str, copy_run: Callable[[Path], None]) -> None:
+        store = self.session.store(self.settings.datastore)
+        folder = run_folder(store.datastore, name)
+        with self.session.client.errors(f"Looking into {folder.uri}"):
+            if store.size_of(f"{folder.path}config.json") is not None:
+                return
+        with TemporaryDirectory(prefix="msggan-trial-") as here:
+            copy_run(Path(here) / name)
+            with self.session.client.errors(f"Copying the trial to {folder.uri}"):
+                upload_run(store, Path(here) / name, folder.path, partial(self.reporter.progress, "Uploading"))
+
+    # --- Its runs -----------------------------------------------------------------------------------------------------
 
     def runs(self) -> list[RunStatus]:
         """The newest runs, the newest first."""
@@ -126,22 +161,12 @@ class AzureTarget:
         self.session.cancel(run.jobs[-1].name)
         return self.status(name)
 
-    def download(self, name: str, to: Path, *, weights: bool, force: bool, tell: OnProgress) -> Download:
-        """Copies a run's folder here, or just its generator. Raises MsgganError where it cannot."""
+    def copy_run(self, name: str, to: Path, *, weights: bool, force: bool) -> Download:
         store, folder = self.session.folder_of(self._jobs(name))
-        return download_run(self.session.client, store, folder.path, to, weights=weights, force=force, on_progress=tell)
-
-    def begin_from(self, name: str, bring: Callable[[Path], None]) -> None:
-        """Gives a run that has not begun the run folder that `bring` makes at a path: it goes on from there."""
-        store = self.session.store(self.settings.datastore)
-        folder = run_folder(store.datastore, name)
-        with self.session.client.errors(f"Looking into {folder.uri}"):
-            if store.size_of(f"{folder.path}config.json") is not None:
-                return
-        with TemporaryDirectory(prefix="msggan-trial-") as here:
-            bring(Path(here) / name)
-            with self.session.client.errors(f"Copying the trial to {folder.uri}"):
-                upload_run(store, Path(here) / name, folder.path, partial(self.reporter.progress, "Uploading"))
+        copying = partial(self.reporter.progress, "Copying")
+        return download_run(
+            self.session.client, store, folder.path, to, weights=weights, force=force, on_progress=copying
+        )
 
     def weights(self, name: str) -> str:
         """The folder here in which the run's newest generator lies, brought if it is not there yet."""
@@ -177,9 +202,26 @@ class AzureTarget:
         note = {"scope": self.session.agreement.scope, "run": name, "etag": etag}
         write_whole(folder / COPY_NOTE, json.dumps(note).encode())
 
+    # --- What training needs ------------------------------------------------------------------------------------------
+
+    def plan_provision(self, *, delete: bool = False) -> ProvisionPlan:
+        """What differs from the settings. delete: what `provision` has created under their names; never the data."""
+        plan = plan_deletion if delete else plan_provisioning
+        return plan(self.session.client, self.settings)
+
+    def provision(self, plan: ProvisionPlan | None = None, *, delete: bool = False) -> ProvisionPlan:
+        plan = plan or self.plan_provision(delete=delete)
+        if plan.refusal:
+            raise plan.refusal
+        if plan.to_do:
+            apply(plan, self.reporter.info)
+            verify(plan, lambda: self.plan_provision(delete=delete))
+            self.reporter.info("Done and verified.")
+        return plan
+
     # --- Following ----------------------------------------------------------------------------------------------------
 
-    def _follow(self, run: RunJobs) -> Run:
+    def _follow(self, run: RunJobs) -> RunStatus:
         """Shows what the run's newest job says, to its end. Ctrl-C leaves it to itself and says so."""
         watch = self.session.watch(run.jobs[-1].name, with_build_log=True)
         try:
@@ -192,7 +234,7 @@ class AzureTarget:
             raise
         if watch.details.state == "failed":
             self.reporter.info(f"{run.run} failed. {reason_of(watch.details)}")
-        return self._status(run, details=watch.details).as_submitted()
+        return self._status(run, details=watch.details)
 
     def _go_on(self, run: RunJobs, tail: int | None) -> Iterator[str]:
         """The last lines of the run, and then those that come."""

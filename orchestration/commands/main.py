@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -65,14 +64,10 @@ from orchestration.format import columns, status_lines, table
 from orchestration.reporter import Reporter
 from orchestration.settings import Flags, Settings, settings_options
 from orchestration.spec import (
-    Run,
     RunSpec,
     RunStatus,
     default_name,
-    name_of_trial,
     name_problems,
-    sweep_hint,
-    trial_named,
 )
 from orchestration.sweeps.spec import SweepStatus
 from orchestration.sweeps.words import sweep_table
@@ -81,7 +76,6 @@ from orchestration.targets import (
     build_target,
     build_targets,
     choose,
-    data_problems_of,
     named_problems,
     target_of,
 )
@@ -188,15 +182,15 @@ def submit(
     images, run_name = str(data), name
     if taken is not None:
         config, images, run_name = taken.config, data or taken.data, name or taken.name
-    choice = choose(target, settings.workspace)
-    refuse(data_problems_of(choice.target, images) + sweep_problems(run_name, choice.target, settings))
     spec = RunSpec(config, images, default_name(images) if run_name is None else run_name, Hardware(device, workers))
     if rehearse_preemption:
         return rehearse(spec, output)
 
+    choice = choose(target, settings.workspace)
     with Bars() as bars:
         serving = build_target(choice.target, settings, Reporter(tell, bars.show))
-        plan = serving.plan(spec)
+        refuse(serving.problems(images, run_name))
+        plan = serving.plan_run(spec)
         tell(f"Target: {choice.target} ({choice.reason}).")
         if dry_run:
             show_plan(plan, output)
@@ -205,8 +199,8 @@ def submit(
             tell(question)
             agree("Go on?", yes=yes)
         if taken is not None and not anew:
-            serving.begin_from(spec.name, partial(bring_checkpoint, taken))
-        run = serving.submit(spec, detach=detach)
+            serving.start_from(spec.name, partial(bring_checkpoint, taken))
+        run = serving.start(spec) if detach else serving.run(spec)
     show_run(run, output)
     return run.exit_code
 
@@ -290,7 +284,7 @@ def logs(
         tell("Stopped following. The run continues.")
         exit_code = EXIT_CODES["interrupted"]
     if output == "json":
-        print_json({"name": run if trial_named(run) else name, "lines": lines})
+        print_json({"name": name, "lines": lines})
     return exit_code
 
 
@@ -337,15 +331,9 @@ def download(
 
     The same command again brings what has changed since. A folder that holds anything else is never written to.
     """
-    serving, name = find_target(run, target, flags, problems)
     with Bars() as bars:
-        copied = serving.download(
-            name,
-            Path(out or folder_of_copy(run, name)),
-            weights=weights,
-            force=force,
-            tell=partial(bars.show, "Copying"),
-        )
+        serving, name = find_target(run, target, flags, problems, Reporter(tell, bars.show))
+        copied = serving.download(name, out, weights=weights, force=force)
     if output == "json":
         print_json(asdict(copied))
     else:
@@ -426,29 +414,17 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
     """
     settings = settings_or_refuse(flags, problems)
 
-    from orchestration.azure.client import connect
-
-    client = connect(settings, tell)
-
-    from orchestration.azure import provisioning  # the SDK takes seconds to load: first who asks is told
-
-    def read_plan() -> Any:
-        if delete:
-            return provisioning.plan_deletion(client, settings)
-        return provisioning.plan_provisioning(client, settings, os.environ)
-
-    plan = read_plan()
+    serving = build_target("azure", settings, Reporter(tell))
+    plan = serving.plan_provision(delete=delete)
     nothing = ["Nothing to delete."] if delete and not plan.to_do else []
-    for line in [*provisioning.plan_lines(plan.items), *nothing]:
+    for line in [*plan.as_lines(), *nothing]:
         (tell if output == "json" else click.echo)(line)
     refusal = plan.refusal
     if refusal:
         report(refusal, as_json=False)
     elif not dry_run and plan.to_do:
         agree("Do this?", yes=yes)
-        provisioning.apply(plan, tell)
-        provisioning.verify(plan, read_plan)
-        tell("Done, and read again: all is as planned.")
+        serving.provision(plan, delete=delete)
     if output == "json":
         print_json(plan.as_json(applied=not dry_run and not refusal) | (refusal.as_json() if refusal else {}))
     return refusal.exit_code if refusal else 0
@@ -479,10 +455,12 @@ def config_show(*, output: str, problems: Sequence[str]) -> None:
         echo(columns([("NAME", "VALUE", "WHERE FROM"), *settings.as_rows()]))
 
 
-def find_target(run: str, target: str, flags: Flags, problems: Sequence[str]) -> tuple[Target, str]:
-    """The target that has the run which is meant, and its name there. Raises UsageError with every complaint."""
+def find_target(
+    run: str, target: str, flags: Flags, problems: Sequence[str], reporter: Reporter | None = None
+) -> tuple[Target, str]:
+    """The target that has the named run, and its name there. Raises UsageError with every complaint."""
     refuse([*problems, *run_problems(run, target, flags)])
-    return target_of(run, target, settings_here(flags), Reporter(tell))
+    return target_of(run, target, settings_here(flags), reporter or Reporter(tell))
 
 
 def find_newest(target: str, flags: Flags, problems: Sequence[str]) -> tuple[Target, str]:
@@ -499,19 +477,6 @@ def no_runs(settings: Settings) -> str:
     return f"There is no run in {settings.runs_dir} yet. msggan-aml submit --data FOLDER begins one."
 
 
-def folder_of_copy(run: str, name: str) -> str:
-    """Where a run found as `name` is downloaded to by default: not to NAME, which may be the folder of its images."""
-    trial = trial_named(run)
-    return name_of_trial(*trial) if trial else f"{name}-run"
-
-
-def sweep_problems(name: str | None, target: str, settings: Settings) -> list[str]:
-    """A complaint where the name of a run is that of a sweep."""
-    if name is None or target != "local" or not build_target("local", settings, Reporter(tell)).sweeps.is_sweep(name):
-        return []  # on Azure who submits looks for the name's jobs anyway
-    return [f"--name {name}: is a sweep. Give another name; --from-trial {name} trains its best trial in full."]
-
-
 def newest_first(found: Iterable[Dated]) -> list[Dated]:
     """Runs or sweeps by when they began."""
     return sorted(found, key=lambda one: one.created or "", reverse=True)
@@ -526,8 +491,6 @@ def weights_of(run: str, target: str, flags: Flags) -> str:
     """Where the run's generator lies on this machine, fetched first if it is on Azure."""
     with Bars() as bars:
         serving, name = target_of(run, target, settings_here(flags), Reporter(tell, bars.show))
-        if serving.name == "local" and serving.sweeps.is_sweep(name):
-            raise UsageError([f"{run}: is a sweep, not a run."], sweep_hint(run))
         return serving.weights(name)
 
 
@@ -541,9 +504,9 @@ def show_plan(plan: dict[str, Any], output: str) -> None:
         click.echo(f"{request['method']} {request['path']}\n{json.dumps(request['body'], indent=2)}")
 
 
-def show_run(run: Run, output: str) -> None:
+def show_run(run: RunStatus, output: str) -> None:
     if output == "json":
-        print_json(run.as_json())
+        print_json(run.as_submitted())
         return
     seen = "" if run.images_seen is None else f" after {run.images_seen} images"
     click.echo(f"{run.name}: {run.state}{seen}. Samples: {os.path.join(run.run_dir, 'samples')}")

@@ -47,9 +47,10 @@ from orchestration.data_source import source_problems
 from orchestration.reporter import Reporter
 from orchestration.runs import is_copy
 from orchestration.settings import Flags, Settings, settings_options
-from orchestration.spec import default_name, name_of_trial, trial_named
+from orchestration.spec import name_of_trial, trial_named
 from orchestration.sweeps.space import SearchSpace, read_space
 from orchestration.sweeps.spec import (
+    DEFAULT_TRIALS,
     DIRECTIONS,
     POLICIES,
     SAMPLINGS,
@@ -57,22 +58,20 @@ from orchestration.sweeps.spec import (
     SweepSpec,
     SweepStatus,
     Trial,
+    default_trials,
     objective_of,
     objective_problems,
+    sweep_name,
 )
 from orchestration.sweeps.words import sweep_lines
 from orchestration.targets import (
     SweepTarget,
     build_target,
     choose,
-    data_problems_of,
     named_problems,
     target_of,
 )
 from orchestration.workspace import WORKSPACE_TABLE
-
-DEFAULT_TRIALS = 20
-
 
 # --- The options ------------------------------------------------------------------------------------------------------
 
@@ -169,13 +168,6 @@ _SWEEP_OPTIONS = (
 )
 
 
-def default_trials(space: SearchSpace, sampling: str) -> int:
-    """All of a grid; otherwise a number that fits a night, at most all."""
-    if space.size is None:
-        return DEFAULT_TRIALS
-    return space.size if sampling == "grid" else min(DEFAULT_TRIALS, space.size)
-
-
 # --- msggan-aml sweep -------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +258,7 @@ def run_sweep(
         spec = SweepSpec(
             config=config,
             data=str(data or "."),
-            name=name or f"{default_name(str(data or 'x'))[:50]}-sweep",
+            name=name or sweep_name(data or "x"),
             space=space,
             objective=objective_of(objective, direction),
             sampling=sampling,
@@ -280,10 +272,12 @@ def run_sweep(
         )
     except UsageError as error:
         problems += error.problems
-    refuse([*problems, *data_problems_of(choice.target, data)])
+    refuse(problems)
 
     with Bars() as bars:
-        serving = build_target(choice.target, settings, Reporter(tell, bars.show)).sweeps
+        target_here = build_target(choice.target, settings, Reporter(tell, bars.show))
+        refuse(target_here.problems(data, None))
+        serving = target_here.sweeps
         tell(f"Target: {choice.target} ({choice.reason}).")
         if dry_run:
             show_sweep_plan(serving.plan_sweep(spec), output)

@@ -20,17 +20,17 @@ def last_lines(path: Path, tail: int | None) -> list[str]:
         return []
 
 
-def follow_lines(path: Path, tail: int | None, *, goes_on: Callable[[], bool]) -> Iterator[str]:
+def follow_lines(path: Path, tail: int | None, *, continues: Callable[[], bool]) -> Iterator[str]:
     """The last `tail` lines of a file and then each line as it is written, until nothing writes to it any more."""
     while not path.exists():
-        if not goes_on():
+        if not continues():
             return
         time.sleep(PAUSE_SECONDS)
     with path.open(encoding="utf-8", errors="replace") as file:
         yield from (line.rstrip("\n") for line in deque(file, maxlen=tail))
         alive = True
         while alive:
-            alive = goes_on()  # before reading: what was written up to the end is read in the last round
+            alive = continues()  # before reading: what was written up to the end is read in the last round
             yield from _whole_lines(file, or_rest=not alive)
             if alive:
                 time.sleep(PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""How does a run train on this machine? As a subprocess: the same command that a person could type."""
+"""This machine as a target: a run is a subprocess with the command that a person could type."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,16 @@ from msggan.commands.program import EXIT_CODES
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.folder import RunFolder
 from msggan.runs.state import is_owned, read_note, terminate_holder
-from orchestration.copies import Tell, copy_run
+from orchestration.copies import copy_run
+from orchestration.data_source import is_remote
 from orchestration.errors import JobFailedError
 from orchestration.local.log_file import follow_lines, last_lines
 from orchestration.local.process import Ending, follow, mlflow_of, silent_death, start, told_by, variables_of
 from orchestration.reporter import Reporter
-from orchestration.runs import DEFAULT_RUNS_DIR, next_commands, read_status, run_names
-from orchestration.spec import Download, Run, RunSpec, RunStatus
+from orchestration.runs import DEFAULT_RUNS_DIR, folder_of, next_commands, read_status, run_names
+from orchestration.settings import Settings
+from orchestration.spec import Download, Item, ProvisionPlan, RunSpec, RunStatus, Step, sweep_hint
+from orchestration.targets import Target
 
 if TYPE_CHECKING:
     from orchestration.local.sweep import LocalSweeps
@@ -36,29 +41,54 @@ STOPS_WITHIN_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class LocalTarget:
-    """This machine. Runs live in `runs_dir`/NAME; `python` is the interpreter that trains.
+class LocalTarget(Target):
+    """This machine. Runs are in `runs_dir`/NAME; `python` is the interpreter that trains.
 
-    tracking_uri: the MLflow that runs are told to, `none` for none, by default a database among the runs. tell(line):
-    for people.
+    tracking_uri: where MLflow keeps the runs, `none` for nowhere, by default a database among the runs.
     """
 
     runs_dir: str | Path = DEFAULT_RUNS_DIR
     python: str = sys.executable
     tracking_uri: str | None = None
-    tell: Callable[[str], None] = Reporter().info
+    reporter: Reporter = field(default_factory=Reporter)
 
     name = "local"
 
+    @classmethod
+    def from_settings(cls, settings: Settings, reporter: Reporter) -> LocalTarget:
+        return cls(settings.runs_dir, tracking_uri=settings.tracking_uri, reporter=reporter)
+
     @property
     def sweeps(self) -> LocalSweeps:
-        """The sweeps on this machine, which live among the runs."""
-        from orchestration.local.sweep import LocalSweeps  # loaded when there is a question about one
+        """The sweeps on this machine, which are among the runs."""
+        from orchestration.local.sweep import LocalSweeps  # loaded when needed: it is large
 
-        return LocalSweeps(self.runs_dir, self.python, self.tracking_uri, self.tell)
+        return LocalSweeps(self.runs_dir, self.python, self.tracking_uri, self.reporter.info)
 
-    def plan(self, spec: RunSpec) -> dict[str, Any]:
-        """What `submit` would start. Touches nothing."""
+    @property
+    def mlflow(self) -> str:
+        """Where MLflow keeps the runs, `none` for nowhere."""
+        return mlflow_of(self.runs_dir, self.tracking_uri)
+
+    # --- Train --------------------------------------------------------------------------------------------------------
+
+    def problems(self, data: str | None, name: str | None) -> list[str]:
+        problems = []
+        if data and is_remote(data):
+            problems.append(
+                f"--data {data}: only a job on Azure can read this. Download the images and give their folder, "
+                "or train there: --target azure."
+            )
+        if name is not None and self.sweeps.is_sweep(name):
+            problems.append(
+                f"--name {name}: is a sweep. Give another name; --from-trial {name} trains its best trial in full."
+            )
+        return problems
+
+    def question(self, spec: RunSpec) -> str | None:
+        return None  # this machine costs nothing
+
+    def plan_run(self, spec: RunSpec) -> dict[str, Any]:
         run_dir = str(self._folder(spec.name))
         return {
             "target": self.name,
@@ -67,53 +97,73 @@ class LocalTarget:
             "run_dir": run_dir,
         }
 
-    def question(self, spec: RunSpec) -> str | None:
-        """Nothing: this machine costs nothing."""
-        return None
+    def run(self, spec: RunSpec) -> RunStatus:
+        return self._built_run(spec, follow(self.plan_run(spec)["command"], self._environ()))
 
-    def submit(self, spec: RunSpec, *, detach: bool = False) -> Run:
-        """Trains to the end or until stopped; with `detach` it returns when training has begun.
+    def start(self, spec: RunSpec) -> RunStatus:
+        folder = self._folder(spec.name)
+        is_new = not folder.path.exists()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as result, folder.log.open("a") as log:
+            child = start(
+                self.plan_run(spec)["command"],
+                self._environ(),
+                stdin=subprocess.DEVNULL,
+                stdout=result,
+                stderr=log,
+                start_new_session=True,
+            )
+            try:
+                _wait_for_first_step(folder, child)
+            except BaseException:  # Ctrl-C while the images are read
+                child.terminate()
+                child.wait()
+                raise
+            if child.returncode is None:
+                threading.Thread(target=child.wait, daemon=True).start()  # leaves no zombie in a notebook's process
+                return self.status(spec.name)
+            result.seek(0)
+            ending = Ending(child.returncode, result.read(), wrote_to_stderr=False)
+        if is_new and not folder.config.exists():
+            _remove_traces(folder)
+        run = self._built_run(spec, ending)
+        if run.notice:
+            self.reporter.info(run.notice)
+        return run
 
-        Raises MsgganError if the run cannot begin or fails.
-        """
-        plan = self.plan(spec)
-        environ = {**os.environ, **variables_of(self.mlflow, with_password=True)}
-        if detach:
-            return self._submit_detached(spec, plan["command"], environ)
-        return self._built_run(spec, follow(plan["command"], environ))
+    def start_from(self, name: str, copy_run: Callable[[Path], None]) -> None:
+        folder = self._folder(name)
+        if not folder.config.exists():
+            copy_run(folder.path)
+
+    # --- Its runs -----------------------------------------------------------------------------------------------------
 
     def runs(self) -> list[RunStatus]:
-        """Every run, the newest first; also tells which configurations and records cannot be read."""
+        """Every run, the newest first; configurations and records that cannot be read are reported."""
         found = []
         for name in run_names(str(self.runs_dir)):
             try:
                 run = self.status(name)
             except MsgganError as error:
-                self.tell(error.message)
+                self.reporter.info(error.message)
                 continue
             found.append(run)
             if run.images_total is None:
-                self.tell(run.reason)
+                self.reporter.info(run.reason)
         return sorted(found, key=lambda run: run.created or "", reverse=True)
 
     def status(self, name: str) -> RunStatus:
-        """How a run stands. Raises `RunFolderError` where there is none."""
         return read_status(name, str(self.runs_dir))
 
     def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
-        """The lines that a run has written; with `follow` also those it writes until its end.
-
-        Raises `RunFolderError` where there is no run, nor what one wrote that could not begin.
-        """
         folder = self._folder(name)
-        if not folder.log.is_file():
+        if not folder.log.is_file():  # a run that could not start may have left a log and nothing else
             self.status(name)
         if not follow:
             return iter(last_lines(folder.log, tail))
-        return follow_lines(folder.log, tail, goes_on=lambda: is_owned(folder))
+        return follow_lines(folder.log, tail, continues=lambda: is_owned(folder))
 
     def cancel(self, name: str) -> RunStatus:
-        """Stops a run politely and waits for its end. Raises `UsageError` if it is not running."""
         folder, status = self._folder(name), self.status(name)
         note = read_note(folder)
         if status.state != "running" or note is None:
@@ -123,66 +173,47 @@ class LocalTarget:
         if not terminate_holder(folder.lock, note.process) and is_owned(folder):
             raise RunFolderError(
                 f"{folder}: is being trained, but process {note.process} of this machine has nothing to do with it.",
-                f"Cancel it on the machine that trains it, which calls itself {note.machine} too.",
+                f"Cancel it on the machine that trains it, which is also named {note.machine}.",
             )
         _wait_for_end(folder, note.process)
         return self.status(name)
 
-    def download(self, name: str, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
-        """Copies a run's folder, or just its generator. Raises MsgganError where it cannot."""
+    def copy_run(self, name: str, to: Path, *, weights: bool, force: bool) -> Download:
         self.status(name)
-        return copy_run(self._folder(name), to, weights=weights, force=force, tell=tell)
-
-    def begin_from(self, name: str, bring: Callable[[Path], None]) -> None:
-        """Gives a run that has not begun the run folder that `bring` makes at a path: it goes on from there."""
-        folder = self._folder(name)
-        if not folder.config.exists():
-            bring(folder.path)
+        copying = partial(self.reporter.progress, "Copying")
+        return copy_run(self._folder(name), to, weights=weights, force=force, tell=copying)
 
     def weights(self, name: str) -> str:
-        """Where the run's generator lies on this machine: its folder."""
+        if self.sweeps.is_sweep(name):
+            raise UsageError([f"{name}: is a sweep, not a run."], sweep_hint(name))
         return str(self._folder(name))
 
-    @property
-    def mlflow(self) -> str:
-        """The MLflow that runs are told to, `none` for none."""
-        return mlflow_of(self.runs_dir, self.tracking_uri)
+    # --- What training needs ------------------------------------------------------------------------------------------
+
+    def plan_provision(self, *, delete: bool = False) -> ProvisionPlan:
+        reason = "trains as it is; there is nothing to provision"
+        return ProvisionPlan((Step(Item("machine", platform.node() or "localhost", "keep", reason=reason)),))
+
+    def provision(self, plan: ProvisionPlan | None = None, *, delete: bool = False) -> ProvisionPlan:
+        plan = plan or self.plan_provision(delete=delete)
+        self.reporter.info(repr(plan))
+        return plan
 
     def _folder(self, name: str) -> RunFolder:
-        return RunFolder(Path(self.runs_dir) / name)
+        return folder_of(name, self.runs_dir)
 
-    def _submit_detached(self, spec: RunSpec, command: list[str], environ: dict[str, str]) -> Run:
-        folder = self._folder(spec.name)
-        is_new = not folder.path.exists()
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as result, folder.log.open("a") as log:
-            child = start(command, environ, stdin=subprocess.DEVNULL, stdout=result, stderr=log, start_new_session=True)
-            try:
-                _wait_for_first_step(folder, child)
-            except BaseException:  # Ctrl-C while the images are read
-                child.terminate()
-                child.wait()
-                raise
-            if child.returncode is None:
-                return self.status(spec.name).as_submitted()
-            result.seek(0)
-            ending = Ending(child.returncode, result.read(), wrote_to_stderr=False)
-        if is_new and not folder.config.exists():
-            _remove_traces(folder)
-        run = self._built_run(spec, ending)
-        if run.notice:
-            self.tell(run.notice)
-        return run
+    def _environ(self) -> dict[str, str]:
+        return {**os.environ, **variables_of(self.mlflow, with_password=True)}
 
-    def _built_run(self, spec: RunSpec, ending: Ending) -> Run:
+    def _built_run(self, spec: RunSpec, ending: Ending) -> RunStatus:
         return build_run(spec, str(self._folder(spec.name)), ending, runs_dir=str(self.runs_dir))
 
 
-def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> Run:
-    """The run that the child told of; raises its error, or one that says how it died without a word."""
+def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> RunStatus:
+    """The run as the child's result has it. Raises the child's error, or how it died if it left no result."""
     told = told_by(ending)
     if told.get("state") in EXIT_CODES:
-        return Run(
+        return RunStatus(
             name=spec.name,
             target=LocalTarget.name,
             state=told["state"],
@@ -194,12 +225,12 @@ def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> 
         )
     if ending.terminated_by_us:  # SIGTERM came before the child could have answered it
         again = next_commands(spec, runs_dir, "cancelled", 0)
-        return Run(name=spec.name, target=LocalTarget.name, state="cancelled", run_dir=run_dir, next=again)
+        return RunStatus(name=spec.name, target=LocalTarget.name, state="cancelled", run_dir=run_dir, next=again)
     raise silent_death(ending.status, process="training", hint=RESUMES, if_out_of_memory=NEEDS_LESS_MEMORY)
 
 
 def _wait_for_first_step(folder: RunFolder, child: subprocess.Popen[str]) -> None:
-    """Returns when the child has begun to train, or has ended."""
+    """Returns when the child trains, or has ended."""
     while child.poll() is None:
         note = read_note(folder)
         if note is not None and note.process == child.pid and note.state == "running":
@@ -219,8 +250,8 @@ def _wait_for_end(folder: RunFolder, process: int) -> None:
 
 
 def _remove_traces(folder: RunFolder) -> None:
-    """Of a run that could not begin."""
+    """Removes what is left of a run that could not start."""
     for path in (folder.log, folder.lock):
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # somebody else has put something there
+    with suppress(OSError):  # it holds something else
         folder.path.rmdir()

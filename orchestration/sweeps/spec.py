@@ -14,7 +14,7 @@ from msggan.commands.options import Hardware, must_be_one_of, nearest, to_argv
 from msggan.commands.program import EXIT_CODES
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
-from orchestration.spec import name_problems
+from orchestration.spec import default_name, name_problems
 from orchestration.sweeps.space import Interval, SearchSpace, written
 
 SAMPLINGS = ("random", "grid", "bayesian", "sobol")
@@ -23,6 +23,7 @@ DIRECTIONS = ("minimize", "maximize")
 # What metrics.jsonl has, and which way it is better. swd_16, swd_32 … are among them.
 KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
 MOST_TRIALS = 1000
+DEFAULT_TRIALS = 20
 ENDED = ("completed", "stopped", "failed")  # a trial that is not begun again
 CANCELLED = "Somebody cancelled it."  # and not its sweep
 
@@ -59,6 +60,18 @@ class EarlyStopping:
     slack_factor: float | None = None
     slack_amount: float | None = None
     percentage: int | None = None
+
+
+def default_trials(space: SearchSpace, sampling: str) -> int:
+    """All of a grid; otherwise a number that fits a night, at most all."""
+    if space.size is None:
+        return DEFAULT_TRIALS
+    return space.size if sampling == "grid" else min(DEFAULT_TRIALS, space.size)
+
+
+def sweep_name(data: str | Path) -> str:
+    """The default name of a sweep, from its data's."""
+    return f"{default_name(data)[:50]}-sweep"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from msggan.config import TrainConfig
 from msggan.errors import MsgganError
 from orchestration.reporter import Reporter
 from orchestration.settings import read_settings
-from orchestration.spec import Run, RunSpec
+from orchestration.spec import RunSpec, RunStatus
 from orchestration.sweeps.space import read_space
 from orchestration.sweeps.spec import SweepSpec, SweepStatus
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 
-Submit = Callable[..., Run | SweepStatus]
+Submit = Callable[..., RunStatus | SweepStatus]
 SHORT = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.04)
 
 PATIENCE_S = 60
@@ -80,7 +80,7 @@ def build_target(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def submit(build_target: Callable[[], AzureTarget], pack: Path) -> Submit:
     """submit(NAME): sends a run and leaves it."""
-    return lambda name="one": build_target().submit(RunSpec(SHORT, pack, name), detach=True)
+    return lambda name="one": build_target().start(RunSpec(SHORT, pack, name))
 
 
 @pytest.fixture

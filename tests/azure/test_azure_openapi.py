@@ -173,7 +173,7 @@ def test_what_a_dry_run_prints_is_described(
     from orchestration.azure.target import AzureTarget  # which loads the SDK
 
     target = AzureTarget(read_settings(flags, folder=place, environ=workspace))
-    (request,) = target.plan(RunSpec(TrainConfig(resolution=8), data, "one"))["requests"]
+    (request,) = target.plan_run(RunSpec(TrainConfig(resolution=8), data, "one"))["requests"]
     assert described.complaints(request["method"], request["path"], request["body"]) == []
 
 

@@ -33,10 +33,10 @@ from orchestration.azure.environment import (
     plan_environment,
     read_recipe,
 )
-from orchestration.azure.plan import Item, plan_lines
 from orchestration.errors import QuotaError
 from orchestration.settings import Settings, read_settings
 from orchestration.settings_file import tomllib
+from orchestration.spec import Item, ProvisionPlan, Step
 
 T4 = Size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", 4, 1, 28, True, {"Standard": 0.526, "LowPriority": 0.1})
 A100 = Size("Standard_NC24ads_A100_v4", "StandardNCADSA100v4Family", 24, 1, 220, False, {})
@@ -359,7 +359,8 @@ def test_the_environments_ask_for_what_the_package_does() -> None:
 
 def test_a_plan_reads_line_by_line() -> None:
     changes = {"max_nodes": {"from": 1, "to": 2}, "low_priority": {"from": None, "to": False}}
-    assert list(plan_lines([Item("compute", "gpu", "change", changes, "so be it", "", ("It costs.",))])) == [
+    item = Item("compute", "gpu", "change", changes, "so be it", "", ("It costs.",))
+    assert ProvisionPlan((Step(item),)).as_lines() == [
         "~ change compute gpu: so be it",
         "      max_nodes: 1 → 2",
         "      low_priority: no",

@@ -21,6 +21,7 @@ from support.programs import Ended, command_line, environment, run_in, wait_for
 from msggan.commands.program import run_program
 from msggan.errors import MsgganError
 from orchestration.commands.main import msggan_aml
+from orchestration.reporter import Reporter
 from orchestration.settings import read_settings
 
 # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
@@ -587,18 +588,14 @@ def test_a_busy_service_is_asked_again(azure: AzureLocal, provision: Provision) 
 def test_a_connection_cut_at_any_request_leaves_nothing_unreported(
     azure: AzureLocal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from orchestration.azure import provisioning
-    from orchestration.azure.client import connect
+    from orchestration.azure.target import AzureTarget
 
     use(azure, monkeypatch)
     flags = {"storage_account": "otherstore", "storage_container": "images", "environment": IMAGE[1]}
     settings = read_settings(flags, folder=tmp_path, environ=os.environ)
 
     def run() -> None:
-        client = connect(settings, lambda line: None, wait_factor_s=0)
-        plan = provisioning.plan_provisioning(client, settings, os.environ)
-        provisioning.apply(plan, lambda line: None)
-        provisioning.verify(plan, lambda: provisioning.plan_provisioning(client, settings, os.environ))
+        AzureTarget(settings, Reporter(info=lambda line: None), wait_factor_s=0).provision()
 
     run()
     asked = {(one.method, one.path): None for one in azure.requests if "login." not in one.host}

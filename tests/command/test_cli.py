@@ -26,7 +26,7 @@ from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.tracking.metrics_log import read_metrics
 from msggan.train import train
-from orchestration import LocalTarget, Run, RunSpec
+from orchestration import LocalTarget, RunSpec, RunStatus
 from orchestration.commands.main import msggan_aml
 from orchestration.commands.terminal import as_typed
 from orchestration.errors import JobFailedError, ReportedError
@@ -435,7 +435,7 @@ def test_the_command_carries_configuration_and_place() -> None:
 SPEC = RunSpec(TrainConfig(), "images", "one")
 
 
-def ended(status: int, stdout: str = "", **more: Any) -> Run:
+def ended(status: int, stdout: str = "", **more: Any) -> RunStatus:
     return build_run(SPEC, "runs/one", Ending(status, stdout, **more), runs_dir="runs")
 
 
@@ -444,7 +444,7 @@ def test_a_result_becomes_a_run_with_the_childs_exit_code(state: str, status: in
     told = {"state": state, "run_dir": "runs/one", "images_seen": 4000, "metrics": {"swd": 1.5}, "next": []}
     run = ended(status, f"a library's chatter\n{json.dumps(told)}\n")
     assert run.exit_code == status
-    assert run.as_json().keys() == RUN_KEYS
+    assert run.as_submitted().keys() == RUN_KEYS
     assert (run.state, run.images_seen, run.metrics) == (state, 4000, {"swd": 1.5})
 
 
@@ -527,12 +527,12 @@ def test_a_killed_training_process_is_an_error_and_not_a_result(tmp_path: Path) 
     python.write_text("#!/bin/sh\nkill -9 $$\n")
     python.chmod(0o755)
     with pytest.raises(JobFailedError, match="SIGKILL"):
-        LocalTarget(tmp_path / "runs", python=str(python)).submit(SPEC)
+        LocalTarget(tmp_path / "runs", python=str(python)).run(SPEC)
 
 
 def test_an_interpreter_that_cannot_be_started_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(JobFailedError, match="Cannot start"):
-        LocalTarget(tmp_path / "runs", python=str(tmp_path / "none")).submit(SPEC)
+        LocalTarget(tmp_path / "runs", python=str(tmp_path / "none")).run(SPEC)
 
 
 # --- Training here ----------------------------------------------------------------------------------------------------

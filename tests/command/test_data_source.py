@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestration import LocalTarget
 from orchestration.data_source import (
     FORMS,
     DatastorePath,
@@ -19,7 +20,6 @@ from orchestration.data_source import (
     source_problems,
 )
 from orchestration.spec import default_name
-from orchestration.targets import data_problems_of
 
 WORKSPACE = "subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w/"
 ADDRESSES = [
@@ -38,8 +38,7 @@ ADDRESSES = [
 def test_an_address_that_azure_knows_is_taken_and_is_no_path_here(data: str) -> None:
     assert is_remote(data)
     assert source_problems(data) == []
-    assert data_problems_of("azure", data) == []
-    assert data_problems_of("local", data) == [
+    assert LocalTarget().problems(data, None) == [
         f"--data {data}: only a job on Azure can read this. Download the images and give their folder, "
         "or train there: --target azure."
     ]
@@ -71,7 +70,7 @@ def test_a_path_here_is_looked_for_here(tmp_path: Path, monkeypatch: pytest.Monk
         Path(name).mkdir()
         assert not is_remote(name)
         assert source_problems(name) == []
-        assert data_problems_of("local", name) == []
+        assert LocalTarget().problems(name, None) == []
     assert source_problems("imagez") == ["--data imagez: not found. Did you mean images or images.zip?"]
     assert (
         source_problems(None)

@@ -85,9 +85,9 @@ FLOORS = (
     "orchestration.spec orchestration.settings orchestration.settings_file orchestration.workspace "
     "orchestration.data_source orchestration.errors orchestration.reporter orchestration.format orchestration.runs "
     "orchestration.copies",
-    "orchestration.sweeps",
+    "orchestration.sweeps orchestration.targets",
     "orchestration.local orchestration.azure",
-    "orchestration.targets orchestration.commands",
+    "orchestration.commands",
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 # The rooms of msggan that orchestration may enter: none of their modules that it imports loads torch.

@@ -42,7 +42,6 @@ def test_what_a_test_makes_shorter_stands_in_the_notebook() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_from_images_to_pictures_in_a_notebook(azure: AzureLocal, tmp_path: Path) -> None:
-    azure.add_cluster("msggan-gpu")
     folder = tmp_path / "examples"
     shutil.copytree(REPOSITORY / "examples", folder, ignore=shutil.ignore_patterns("runs", "__pycache__"))
     notebook = read()
@@ -52,15 +51,16 @@ def test_from_images_to_pictures_in_a_notebook(azure: AzureLocal, tmp_path: Path
     client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment(**azure.variables))
 
-    assert result(notebook, "settings.workspace") == "('msggan-ws', 'msggan-gpu')"
+    assert result(notebook, "azure.settings.workspace") == "('msggan-ws', 'msggan-gpu')"
+    assert "+ create compute msggan-gpu" in result(notebook, "plan_provision")
     assert re.match(r"\('\w+',\s*'https://ml\.azure\.com/runs/flowers", result(notebook, "submit("))
-    assert "0.04/0.04 kimg" in printed(notebook, "follow=True")
-    assert re.match(r"\('completed',\s*40,\s*\{.*'d_loss': \d", result(notebook, "azure.status"), re.DOTALL)
+    assert "0.04/0.04 kimg" in printed(notebook, "run.wait()")
+    assert re.match(r"\('completed',\s*40,\s*\{.*'d_loss': \d", result(notebook, "run.wait()"), re.DOTALL)
     assert list(azure.cloud.jobs) == ["flowers"]
     home = folder / "runs" / "azure-flowers"
     assert (home / "generator.safetensors").read_bytes() == azure.blob("msggan/runs/flowers/generator.safetensors")
     assert "completed, 0.04/0.04 kimg" in data(notebook, "Run(home)")["text/html"]
-    assert picture(notebook, "load_generator").width > 16
+    assert picture(notebook, "run.generator()").width > 16
     assert picture(notebook, "all_scales_sheet(pyramid)").height > 16
 
 

@@ -137,8 +137,16 @@ def test_the_run_and_the_configuration_show_themselves(
     run = shown(notebook, "run = Run(run_dir)")
     assert "<b>runs/quickstart</b>: completed, 0.3/0.3 kimg  swd" in run
     assert len(grids(run)) == 1
-    assert notebook.cells[-2].source == "longer_result"
-    assert "completed, 0.4/0.4 kimg" in notebook.cells[-2].outputs[0].data["text/html"]
+    (longer,) = (cell for cell in notebook.cells if cell.source == "longer_result")
+    assert "completed, 0.4/0.4 kimg" in longer.outputs[0].data["text/html"]
+
+
+def test_a_run_in_the_background_is_started_and_cancelled(
+    executed: tuple[nbformat.NotebookNode, Counter[str], Path],
+) -> None:
+    notebook = executed[0]
+    states = [outputs_of(notebook, f"background.{verb}()")[-1].data["text/plain"] for verb in ("status", "cancel")]
+    assert states == ["'running'", "'cancelled'"]
 
 
 @pytest.mark.parametrize(

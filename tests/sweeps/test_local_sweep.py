@@ -182,10 +182,12 @@ def test_a_trial_is_found_by_its_path_with_or_without_zeros(finished: tuple[Path
     assert (found["name"], found["run_dir"], found["next"][0]) == ("s/1", "runs/s/trials/001", "msggan-aml sample s/1")
 
 
-def test_logs_and_sample_take_a_trials_path(finished: tuple[Path, Ended]) -> None:
+def test_logs_sample_and_download_take_a_trials_path(finished: tuple[Path, Ended]) -> None:
     folder, _ = finished
     log = (folder / "runs/s/trials/001/log.txt").read_text()
     assert run_in(folder, "msggan-aml", "logs", "runs/s/1").stdout == log
+    assert run_in(folder, "msggan-aml", "logs", "runs/s/1", "-o", "json").json["name"] == "s/1"
+    assert run_in(folder, "msggan-aml", "download", "runs/s/trials/001", "-o", "json").json["path"] == "s-trial-1"
     made = run_in(folder, "msggan-aml", "sample", "runs/s/1", "--num", "1", "--out", "by-path", "-o", "json").json
     assert (folder / made["files"][0]).is_file()
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.metrics import sliced_wasserstein
-from orchestration.commands.sweep import default_trials
 from orchestration.sweeps.space import SWEEPABLE, Choice, Interval, SearchSpace, read_space
-from orchestration.sweeps.spec import SAMPLINGS, Objective, SweepSpec, scale_problems
+from orchestration.sweeps.spec import SAMPLINGS, Objective, SweepSpec, default_trials, scale_problems
 
 ANY = TrainConfig()
 SCALES = ["swd", *(f"swd_{1 << power}" for power in range(2, 11))]
