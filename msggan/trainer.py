@@ -307,7 +307,7 @@ class Trainer:
         }
         self._ensure_ours()
         self.tracker.report(self.metrics)
-        self._say_each(self.tracker.news())
+        self._say_each(self.tracker.messages())
         self.interval = Interval()
         self.progress.report(self.metrics, seconds_left=self._seconds_left())
 
@@ -369,7 +369,7 @@ class Trainer:
         self.tracker.forget_after(self.images_seen)
         self.metrics = self.tracker.newest()
         self.progress.open_log(self.folder.log)
-        self._say_each(self.tracker.begin())
+        self._say_each(self.tracker.start())
         self.began, self.began_images = time.perf_counter(), self.images_seen
         self.progress.say(
             f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
@@ -430,7 +430,7 @@ class Trainer:
         self.progress.close_log()  # a notebook shows what follows where `run` was called
         self.progress.say(notice)
         if not self.tracker.is_delivered(recorded.state):
-            self._say_each(self.tracker.begin() + self.tracker.close(recorded.state))
+            self._say_each(self.tracker.start() + self.tracker.close(recorded.state))
         self.progress.close()
         self.metrics = self.tracker.newest()
         return self._result(recorded.state, notice)

@@ -1,4 +1,4 @@
-"""Which MLflow is a run told to: where the address comes from, whether it can be one, and how it is shown?"""
+"""The MLflow to log to: where its address is set, whether it is valid, and how it is displayed."""
 
 from __future__ import annotations
 
@@ -12,67 +12,66 @@ from urllib.parse import SplitResult, urlsplit
 TRACKING_FLAG = "--tracking-uri"
 TRACKING_VARIABLES = ("MSGGAN_TRACKING_URI", "MLFLOW_TRACKING_URI")
 NO_TRACKING = "none"
-# A folder, of a sweep: in MLflow, the run is nested in that folder's.
+# The folder of a sweep: in MLflow, the run is nested in the sweep's.
 PARENT_VARIABLE = "MSGGAN_MLFLOW_PARENT"
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SCHEMES = ("http", "https", "azureml", "databricks", *DATABASES)
-A_FILE_HERE = "For a file on this machine give sqlite:///PATH/mlflow.db."
+FOR_A_FILE = "For a file on this machine use sqlite:///PATH/mlflow.db."
 
 
-def said_tracking_uri(text: str | None, environ: Mapping[str, str]) -> tuple[str, str]:
-    """Where an address is said, and which: the option's text, else a variable's; an empty address if nowhere."""
-    if text is not None:
-        return TRACKING_FLAG, text
-    said = [(name, environ[name]) for name in TRACKING_VARIABLES if environ.get(name)]
-    return said[0] if said else ("", "")
-
-
-def chosen_tracking_uri(text: str | None, environ: Mapping[str, str]) -> str | None:
-    """The address to use, None for no MLflow. Only for what has no `tracking_uri_problems`."""
-    _, uri = said_tracking_uri(text, environ)
+def chosen_tracking_uri(option: str | None, environ: Mapping[str, str]) -> str | None:
+    """The address to use, None for no MLflow. Only where `tracking_uri_problems` finds none."""
+    _, uri = _configured_uri(option, environ)
     return None if uri in ("", NO_TRACKING) else uri
 
 
-def tracking_uri_problems(text: str | None, environ: Mapping[str, str]) -> list[str]:
-    """Every complaint about the address that is said, a sentence each, without asking the network."""
-    source, uri = said_tracking_uri(text, environ)
-    if source == "" or uri == NO_TRACKING:
+def tracking_uri_problems(option: str | None, environ: Mapping[str, str]) -> list[str]:
+    """What is wrong with the address, a sentence each. Makes no requests."""
+    source, uri = _configured_uri(option, environ)
+    if source == "":
         return []
-    complaint = tracking_uri_complaint(uri)
-    # A command line is seen by everyone on the machine and kept by the shell; a variable is not.
-    if not complaint and source == TRACKING_FLAG and urlsplit(uri).password is not None:
-        complaint = f"holds a password, which a command line must not. {_where_passwords_go(urlsplit(uri).scheme)}"
-    return [f"{source} {without_password(uri)}: {complaint}"] if complaint else []
+    problem = tracking_uri_complaint(uri)
+    parts = urlsplit(uri) if not problem else None
+    # A command line is visible to everyone on the machine and kept by the shell; a variable is not.
+    if parts and source == TRACKING_FLAG and parts.password is not None:
+        instead = f"Omit {TRACKING_FLAG} and set {TRACKING_VARIABLES[0]}."
+        if parts.scheme in ("http", "https"):
+            instead = "Omit it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+        problem = f"contains a password, which a command line must not. {instead}"
+    return [f"{source} {without_password(uri)}: {problem}"] if problem else []
+
+
+def _configured_uri(option: str | None, environ: Mapping[str, str]) -> tuple[str, str]:
+    """→ where the address is set, and the address: the option, else a variable; both empty if it is not set."""
+    if option is not None:
+        return TRACKING_FLAG, option
+    return next(((name, environ[name]) for name in TRACKING_VARIABLES if environ.get(name)), ("", ""))
 
 
 def tracking_uri_complaint(uri: str) -> str:
-    """Why this cannot be an MLflow's address, the end of a sentence; empty if it can be."""
+    """Why this is not the address of an MLflow, as the end of a sentence; empty if it may be one."""
     try:
-        return _complaint(uri, urlsplit(uri))
+        return "" if uri in (NO_TRACKING, "databricks") else _complaint(uri, urlsplit(uri))
     except ValueError as error:
-        return f"is no address ({error})."
+        return f"is not a valid address ({error})."
 
 
 def _complaint(uri: str, parts: SplitResult) -> str:
-    if uri == NO_TRACKING:
-        return ""
-    kind = _kind(uri)
-    if uri == "databricks":
-        return ""
-    if kind == "file" or "://" not in uri:
-        return f"MLflow no longer keeps runs in plain files. {A_FILE_HERE}"
-    if kind not in SCHEMES:
-        near = get_close_matches(kind, SCHEMES, n=1)
-        return f"{kind}:// is not one of {', '.join(SCHEMES)}.{f' Did you mean {near[0]}://?' if near else ''}"
-    if kind == "sqlite":
+    scheme = _scheme(uri)
+    if scheme == "file" or "://" not in uri:
+        return f"MLflow no longer supports plain files. {FOR_A_FILE}"
+    if scheme not in SCHEMES:
+        near = get_close_matches(scheme, SCHEMES, n=1)
+        return f"{scheme}:// is not one of {', '.join(SCHEMES)}.{f' Did you mean {near[0]}://?' if near else ''}"
+    if scheme == "sqlite":
         return _sqlite_complaint(uri)
     if re.search(r"[\s\x00-\x1f]", uri):
-        return "holds a blank."
-    if kind in ("http", "https"):
-        _ = parts.port  # raises ValueError where it is no number
+        return "contains a space."
+    if scheme in ("http", "https"):
+        _ = parts.port  # raises ValueError where it is not a number
         if not parts.hostname:
-            return f"names no host. It should read {kind}://HOST:PORT."
+            return f"has no host. Use {scheme}://HOST:PORT."
         if parts.query or parts.fragment:
             return "must end before its ? or #."
     return ""
@@ -81,43 +80,37 @@ def _complaint(uri: str, parts: SplitResult) -> str:
 def _sqlite_complaint(uri: str) -> str:
     path = _sqlite_path(uri)
     if path is None:
-        return "should have three slashes before a path from here, four before one from the root: sqlite:///PATH."
+        return "needs three slashes before a relative path, four before an absolute one: sqlite:///PATH."
     if path in ("", ":memory:"):
-        return f"names no file. {A_FILE_HERE}"
+        return f"names no file. {FOR_A_FILE}"
     if os.path.isdir(path):
         return f"is a folder. Name a file in it: sqlite:///{os.path.join(path, 'mlflow.db')}."
     return ""
 
 
-def _where_passwords_go(scheme: str) -> str:
-    if scheme in ("http", "https"):
-        return "Leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-    return f"Leave {TRACKING_FLAG} out and set {TRACKING_VARIABLES[0]}."
-
-
-def _kind(uri: str) -> str:
-    """What stands before the colon, without the driver of a database: sqlite, http, …"""
+def _scheme(uri: str) -> str:
+    """The scheme without the driver of a database: sqlite, http, …"""
     return uri.partition(":")[0].partition("+")[0].lower()
 
 
 def _sqlite_path(uri: str) -> str | None:
-    """The path of a database file as it is written there, or None where the address has too few slashes."""
+    """The path of an sqlite address as it is written there, None where there are too few slashes."""
     match = re.fullmatch(r"[^:]+:///([^?]*)(\?.*)?", uri)
     return match[1] if match else None
 
 
 def sqlite_file(uri: str) -> Path | None:
     """The database file of an sqlite address, None for any other address."""
-    path = _sqlite_path(uri) if _kind(uri) == "sqlite" else None
+    path = _sqlite_path(uri) if _scheme(uri) == "sqlite" else None
     return Path(path) if path else None
 
 
 def is_database(uri: str) -> bool:
-    return _kind(uri) in DATABASES
+    return _scheme(uri) in DATABASES
 
 
-def from_anywhere(uri: str) -> str:
-    """The address with the path of an sqlite file made absolute, so that it holds whatever folder a process is in."""
+def absolute_uri(uri: str) -> str:
+    """The address, with the path of an sqlite file made absolute."""
     path = sqlite_file(uri)
     if path is None:
         return uri
@@ -125,13 +118,12 @@ def from_anywhere(uri: str) -> str:
 
 
 def without_password(uri: str) -> str:
-    """The address as it may be shown and written down: nothing between :// and an @."""
+    """The address as it may be displayed and stored: nothing between :// and an @."""
     return re.sub(r"^([^:/]+://)[^/?#]*@", r"\1", uri)
 
 
-def look_with(uri: str) -> str:
-    """How a person looks at what is there; empty where the address is none that can be opened."""
-    shown = without_password(uri)
+def view_command(uri: str) -> str:
+    """How to view what is logged there: a command or an address, empty where there is none."""
     if is_database(uri):
-        return f"mlflow ui --backend-store-uri {shown}"
-    return shown if _kind(uri) in ("http", "https") else ""
+        return f"mlflow ui --backend-store-uri {without_password(uri)}"
+    return without_password(uri) if _scheme(uri) in ("http", "https") else ""

@@ -16,23 +16,24 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from msggan.commands.options import to_argv
-from msggan.commands.tracking_uri import PARENT_VARIABLE
+from msggan.commands.program import EXIT_CODES
+from msggan.commands.tracking_uri import NO_TRACKING, PARENT_VARIABLE, absolute_uri, without_password
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.folder import RunFolder
 from msggan.runs.state import is_owned, terminate_holder
+from msggan.tracking.mlflow_process import log_sweep_result
 from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError
 from orchestration.local.process import mlflow_of, variables_of
 from orchestration.local.trial_process import AdoptedTrial, Outcome, TrialProcess
 from orchestration.runs import DEFAULT_RUNS_DIR
 from orchestration.spec import Download, RunSpec
-from orchestration.sweeps.delivery import tell_mlflow
 from orchestration.sweeps.early_stopping import reason_to_stop
 from orchestration.sweeps.folder import SweepFolder, SweepNote, TrialNote, now, sweep_names, this_machine
 from orchestration.sweeps.report import write_report
 from orchestration.sweeps.request import refuse_another_space
-from orchestration.sweeps.space import read_space
+from orchestration.sweeps.space import read_space, written
 from orchestration.sweeps.spec import CANCELLED, ENDED, SweepSpec, SweepStatus, Trial, sorted_trials, why_given_up
 from orchestration.sweeps.words import next_of_sweep, trial_line
 
@@ -92,9 +93,20 @@ class LocalSweeps:
             with _stopping() as stop:
                 sweep.run(stop)
         status = self.report(self.sweep_status(spec.name))
-        if problem := tell_mlflow(spec, status, tracking_uri=self.mlflow, python=self.python):
-            self.tell(problem)
+        self._log_to_mlflow(spec, status)
         return status
+
+    def _log_to_mlflow(self, spec: SweepSpec, status: SweepStatus) -> None:
+        """Logs the result of a sweep that has ended."""
+        uri = self.mlflow
+        if uri == NO_TRACKING or status.state not in EXIT_CODES:
+            return
+        folder, result = Path(status.run_dir), mlflow_result(spec, status)
+        if problem := log_sweep_result(folder, absolute_uri(uri), result, python=self.python):
+            self.tell(
+                f"MLflow at {without_password(uri)} does not have the sweep's result yet ({problem}). "
+                "The same command again logs it."
+            )
 
     def sweeps(self) -> list[SweepStatus]:
         """Every sweep, the newest first; of one that cannot be read is told why."""
@@ -394,6 +406,26 @@ def _stopping() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def mlflow_result(spec: SweepSpec, status: SweepStatus) -> dict[str, Any]:
+    """What `log_sweep_result` logs. What may change when the sweep is continued is a tag."""
+    objective, best = spec.objective, status.best
+    return {
+        "state": status.state,
+        "ended": status.ended,
+        "params": {
+            **{f"over.{dimension.name}": str(dimension).partition("=")[2] for dimension in spec.space.dimensions},
+            "sampling": spec.sampling,
+            "objective": f"{objective.metric} ({objective.direction})",
+        },
+        "metrics": {f"best_{objective.metric}": best.objective, "best_trial": best.number} if best else {},
+        "tags": {
+            "trials": written(status.planned),
+            **{f"best.{name}": written(value) for name, value in (best.settings if best else {}).items()},
+        },
+        "files": [status.report] if status.report else [],
+    }
 
 
 # --- What is noted of a sweep -----------------------------------------------------------------------------------------

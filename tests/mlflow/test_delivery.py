@@ -26,21 +26,21 @@ from PIL import Image
 from support.mlflow import (
     CONFIG,
     a_run,
+    attempt,
     delivered,
     free_port,
     report_at,
     reported,
     runs_at,
-    said_by,
     utc_ms,
 )
 from support.programs import command_line, environment, run_in
 
 from msggan.runs.folder import RunFolder
 from msggan.runs.state import RunState, read_note
-from msggan.tracking.delivered import load_delivered
-from msggan.tracking.delivery import Delivery, Reports
 from msggan.tracking.metrics_log import Tracker, read_metrics
+from msggan.tracking.mlflow_process import MlflowCursor
+from msggan.tracking.mlflow_worker import RunLogger
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow's own, about its libraries, as it is imported
@@ -78,10 +78,10 @@ def sampled(run: RunFolder, images: int) -> None:
         Image.new("RGB", (8, 8), (images % 256, 0, 0)).save(run.samples / f"{images:09d}_{kind}.png")
 
 
-def told(run: RunFolder, uri: str, state: str = "completed") -> list[str]:
-    """Delivers a run as the trainer does, by a process. → what was said, after the line that it begins."""
+def logged(run: RunFolder, uri: str, state: str = "completed") -> list[str]:
+    """Logs a run as the trainer does, by a process. → the messages after the first."""
     tracker = Tracker(run.metrics, tracking_uri=uri)
-    assert len(tracker.begin()) == 1
+    assert len(tracker.start()) == 1
     return tracker.close(state)
 
 
@@ -209,7 +209,7 @@ def test_a_server_has_a_run_whole(server: Server, tmp_path: Path, monkeypatch: p
     Tracker(run.metrics).report(report_at(1608, d_loss=math.nan))
     sampled(run, 8)
     sampled(run, 1608)
-    assert told(run, server.uri) == []
+    assert logged(run, server.uri) == []
 
     there = the_run(server.uri, "whole")
     assert (there.info.run_name, there.info.status) == ("flowers", "FINISHED")
@@ -268,7 +268,7 @@ def test_a_run_without_a_noted_end_ends_when_its_delivery_heard_of_it(
 ) -> None:
     run = a_run(tmp_path / "run", 100)
     noted(run, "running", created="2023-11-14T22:13:20Z")
-    assert Delivery(run, database, lambda news: None).attempt(state, heard_ms=4_000_000_000_000)
+    assert attempt(run, database, state, heard_ms=4_000_000_000_000) == (True, "")
     assert the_run(database).info.end_time == 4_000_000_000_000
 
 
@@ -312,26 +312,22 @@ def test_a_picture_that_is_being_written_waits_until_it_is_whole(database: str, 
     assert "samples/000000016_8px.png" in files_at(database, the_run(database))
 
 
-def test_a_report_that_is_half_written_is_read_once_and_whole_when_it_is_complete(tmp_path: Path) -> None:
-    """Whatever byte the file ends at when it is read between two writes."""
-    path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"images": images, "kimg": images / 1000}) + "\n" for images in (8, 16, 24)]
-    content = "".join(lines).encode()
-    for cut in range(len(content) + 1):
-        reports = Reports(path)
-        path.write_bytes(content[:cut])
-        first = [report["images"] for report, _ in reports.new()]
-        assert first == [8, 16, 24][: content[:cut].count(b"\n")]
-        with path.open("ab") as file:
-            file.write(content[cut:])
-        assert first + [report["images"] for report, _ in reports.new()] == [8, 16, 24]
-        assert reports.new() == []
+def test_a_report_that_is_half_written_is_logged_once_it_is_complete(database: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    logger = RunLogger(run, database, lambda message, problem: None)
+    for images in range(8, 88, 8):
+        line = json.dumps(report_at(images)) + "\n"
+        for part in (line[: images + 40], line[images + 40 :]):
+            with run.metrics.open("a") as file:
+                file.write(part)
+            assert logger.attempt()
+    assert curves_at(database, the_run(database)) == curves_in(run)
 
 
 def test_a_picture_is_delivered_once(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8)
     sampled(run, 8)
-    delivery = Delivery(run, database, lambda news: None)
+    delivery = RunLogger(run, database, lambda message, problem: None)
     assert delivery.attempt()
     (there,) = (tmp_path / "mlflow-artifacts").rglob("000000008_8px.png")
     there.unlink()
@@ -367,10 +363,9 @@ def test_a_resumed_run_is_the_same_run_there_and_has_each_step_once(database: st
 def test_points_arrive_once_where_it_was_not_noted_that_they_had_arrived(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8, 16, 24)
     delivered(run, database, "failed")
-    path = run.path / "mlflow.json"
-    known = load_delivered(path, tracking_uri=database, name="run")
+    known = MlflowCursor.load(run.path, database)
     assert known is not None
-    replace(known, delivered_images=8).save(path)
+    replace(known, delivered_images=8).save(run.path)
     reported(run, 32)
     delivered(run, database)
     assert curves_at(database, the_run(database)) == curves_in(run)
@@ -390,15 +385,14 @@ def test_a_run_that_was_deleted_there_begins_anew_from_the_start(database: str, 
     sampled(run, 8)
     delivered(run, database)
     MlflowClient(database).delete_run(the_run(database).info.run_id)
-    assert "was deleted: a new one gets everything from the start" in delivered(run, database)
+    assert "was deleted in MLflow. Logging everything to a new run." in delivered(run, database)
     assert curves_at(database, the_run(database)) == curves_in(run)
     assert "samples/000000008_8px.png" in files_at(database, the_run(database))
 
 
 def test_a_run_deleted_while_it_trains_begins_anew(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8)
-    news: list[dict[str, str]] = []
-    delivery = Delivery(run, database, news.append)
+    delivery = RunLogger(run, database, lambda message, problem: None)
     assert delivery.attempt()
     MlflowClient(database).delete_run(the_run(database).info.run_id)
     reported(run, 16)
@@ -411,7 +405,7 @@ def test_another_mlflow_gets_everything_from_the_start(database: str, tmp_path: 
     run = a_run(tmp_path / "run", 8, 16)
     delivered(run, database)
     other = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'other.db')}"
-    assert "gets everything from the start" in delivered(run, other)
+    assert "Logging everything to a new run." in delivered(run, other)
     assert curves_at(other, the_run(other)) == curves_in(run)
 
 
@@ -419,7 +413,7 @@ def test_another_mlflow_gets_everything_from_the_start(database: str, tmp_path: 
 def test_a_damaged_note_of_what_arrived_costs_no_point(database: str, tmp_path: Path, content: str) -> None:
     run = a_run(tmp_path / "run", 8)
     (run.path / "mlflow.json").write_text(content)
-    assert "gets everything from the start" in delivered(run, database)
+    assert "Logging everything to a new run." in delivered(run, database)
     assert curves_at(database, the_run(database)) == curves_in(run)
 
 
@@ -444,7 +438,7 @@ def test_a_run_that_was_begun_for_us_is_used_and_not_ended(
     client.log_param(given.info.run_id, "seed", "7")
     monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
     run = a_run(tmp_path / "run", 8)
-    assert "had other parameters before and keeps them" in delivered(run, database)
+    assert "has other parameters, which it keeps" in delivered(run, database)
     there = the_run(database, "job")
     assert (there.info.run_name, there.info.status) == ("given", "RUNNING")
     assert curves_at(database, there) == curves_in(run)
@@ -458,10 +452,10 @@ def test_a_run_that_was_begun_for_us_is_used_and_not_ended(
 def test_an_experiment_that_was_deleted_is_named(database: str, tmp_path: Path) -> None:
     client = MlflowClient(database)
     client.delete_experiment(client.create_experiment("msggan", artifact_location=str(tmp_path / "files")))
-    news: list[dict[str, str]] = []
-    assert not Delivery(a_run(tmp_path / "run", 8), database, news.append).attempt()
-    assert "The experiment msggan was deleted" in said_by(news)
-    assert "MLFLOW_EXPERIMENT_NAME" in said_by(news)
+    succeeded, message = attempt(a_run(tmp_path / "run", 8), database)
+    assert not succeeded
+    assert "the experiment msggan was deleted" in message
+    assert "MLFLOW_EXPERIMENT_NAME" in message
 
 
 # The process
@@ -472,7 +466,7 @@ def test_two_runs_at_once_make_one_database(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / name, 8, 16) for name in ("one", "two")]
     trackers = [Tracker(run.metrics, tracking_uri=uri) for run in runs]
     for tracker in trackers:
-        tracker.begin()
+        tracker.start()
     assert [tracker.close("completed") for tracker in trackers] == [[], []]
     there = {each.info.run_name: curves_at(uri, each) for each in runs_at(uri)}
     assert there == {run.path.name: curves_in(run) for run in runs}
@@ -481,7 +475,7 @@ def test_two_runs_at_once_make_one_database(tmp_path: Path) -> None:
 def test_ctrl_c_reaches_the_process_and_takes_nothing(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8)
     tracker = Tracker(run.metrics, tracking_uri=database)
-    tracker.begin()
+    tracker.start()
     wait_for((run.path / "mlflow.json").exists)
     for number_ in (signal.SIGINT, signal.SIGTERM):
         os.kill(process_of(tracker).pid, number_)
@@ -492,32 +486,32 @@ def test_ctrl_c_reaches_the_process_and_takes_nothing(database: str, tmp_path: P
 
 
 def process_of(tracker: Tracker) -> subprocess.Popen[str]:
-    assert tracker._delivery is not None
-    assert tracker._delivery._child is not None
-    return tracker._delivery._child
+    assert tracker._mlflow is not None
+    assert tracker._mlflow._process is not None
+    return tracker._mlflow._process
 
 
 def test_a_process_that_is_killed_is_noted_and_its_work_done_next_time(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8)
     tracker = Tracker(run.metrics, tracking_uri=database)
-    tracker.begin()
-    wait_for(lambda: load_delivered(run.path / "mlflow.json", tracking_uri=database, name="run"))
+    tracker.start()
+    wait_for(lambda: MlflowCursor.load(run.path, database))
     os.kill(process_of(tracker).pid, signal.SIGKILL)
-    assert wait_for(tracker.news) == [
-        "MLflow is told no more: the process that tells it was killed by signal 9. "
-        "Training goes on and metrics.jsonl has everything."
+    assert wait_for(tracker.messages) == [
+        "No longer logging to MLflow: the process that logs to it was killed by signal 9. "
+        "Training continues; metrics.jsonl has every report."
     ]
     reported(run, 16)
     (line,) = tracker.close("completed")
-    assert line.endswith("metrics.jsonl has them all, and the same command again delivers them.")
-    assert "of 2 points were not delivered" in line
-    assert told(run, database) == []
+    assert line.endswith("The same command again logs what is missing.")
+    assert "of 2 reports yet (the process that logs to it was killed by signal 9)" in line
+    assert logged(run, database) == []
     assert curves_at(database, the_run(database)) == curves_in(run)
 
 
 def test_without_an_address_there_is_no_process(tmp_path: Path) -> None:
     tracker = Tracker(a_run(tmp_path / "run", 8).metrics)
-    assert (tracker.begin(), tracker.news(), tracker.close("completed")) == ([], [], [])
+    assert (tracker.start(), tracker.messages(), tracker.close("completed")) == ([], [], [])
 
 
 def test_a_run_is_delivered_when_mlflow_has_its_end_too(database: str, tmp_path: Path) -> None:
@@ -529,15 +523,14 @@ def test_a_run_is_delivered_when_mlflow_has_its_end_too(database: str, tmp_path:
     assert not tracker.is_delivered("failed")
     assert not Tracker(run.metrics, tracking_uri="sqlite:///other.db").is_delivered("completed")
     assert Tracker(run.metrics).is_delivered("completed"), "there is none to tell"
-    known = load_delivered(run.path / "mlflow.json", tracking_uri=database, name="run")
+    known = MlflowCursor.load(run.path, database)
     reported(run, 16)
     assert not tracker.is_delivered("completed")
-    assert Delivery(run, database, lambda news: None).attempt()  # it goes on
+    assert attempt(run, database) == (True, "")  # it is resumed
     assert not tracker.is_delivered("completed")
-    older = {
-        name: value for name, value in json.loads((run.path / "mlflow.json").read_text()).items() if name != "ended"
-    }
-    (run.path / "mlflow.json").write_text(json.dumps(older))
+    before = json.loads((run.path / "mlflow.json").read_text())  # as the version before wrote it
+    del before["ended"]
+    (run.path / "mlflow.json").write_text(json.dumps({**before, "experiment_id": "1"}))
     assert reached(run, database) == 16
     assert known is not None
     assert known.run_id == the_run(database).info.run_id
@@ -553,11 +546,11 @@ def nobody() -> str:
 
 
 @pytest.mark.parametrize(
-    ("who", "line", "reason"),
+    ("who", "reason", "advice"),
     [
-        ("nobody", "does not answer (connection refused).", "connection refused"),
-        ("silent", "does not answer (no answer in time).", "no answer in time"),
-        ("web_page", "answers, but not as an MLflow server (error 404).", "not an MLflow server: error 404"),
+        ("nobody", "connection refused", ""),
+        ("silent", "no answer in time", ""),
+        ("web_page", "not an MLflow server: error 404", " Check --tracking-uri."),
     ],
 )
 def test_what_was_not_delivered_is_counted_and_delivered_the_next_time(
@@ -567,18 +560,16 @@ def test_what_was_not_delivered_is_counted_and_delivered_the_next_time(
     database: str,
     *,
     who: str,
-    line: str,
     reason: str,
+    advice: str,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     uri = request.getfixturevalue(who)
     run = a_run(tmp_path / "run", 8, 16, 24)
-    said, shortfall = told(run, uri)
-    assert f"{line} Training goes on and metrics.jsonl has everything." in said
-    assert shortfall == (
-        f"MLflow: 3 of 3 points were not delivered to {uri} ({reason}); "
-        "metrics.jsonl has them all, and the same command again delivers them."
-    )
+    assert logged(run, uri) == [
+        f"Cannot log to MLflow at {uri}: {reason}. Training continues; metrics.jsonl has every report.{advice}",
+        f"MLflow at {uri} does not have 3 of 3 reports yet ({reason}). The same command again logs what is missing.",
+    ]
     delivered(run, database)
     assert curves_at(database, the_run(database)) == curves_in(run)
 
@@ -589,40 +580,38 @@ def test_a_server_that_dies_and_comes_back_has_all_in_the_end(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "dies")
     run = a_run(tmp_path / "run", 8)
     tracker = Tracker(run.metrics, tracking_uri=server.uri)
-    tracker.begin()
+    tracker.start()
     wait_for(lambda: reached(run, server.uri) == 8)
     server.kill()
     reported(run, 16, 24)
     try:
-        assert "does not answer (connection" in wait_for(tracker.news)[0]
+        assert ": connection " in wait_for(tracker.messages)[0]
         assert reached(run, server.uri) == 8
     finally:
         server.start()
     reported(run, 32)
-    said = tracker.close("completed")
-    assert said == [f"MLflow at {server.uri} has everything again."]
+    assert tracker.close("completed") == [f"MLflow at {server.uri} is available again and has every report."]
     assert curves_at(server.uri, the_run(server.uri, "dies")) == curves_in(run)
 
 
 def reached(run: RunFolder, uri: str) -> int | None:
-    known = load_delivered(run.path / "mlflow.json", tracking_uri=uri, name=run.path.name)
+    known = MlflowCursor.load(run.path, uri)
     return known and known.delivered_images
 
 
 def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.db"
     path.write_text("Not a database, but somebody's notes.")
-    news: list[dict[str, str]] = []
-    assert not Delivery(a_run(tmp_path / "run", 8), f"sqlite:///{path}", news.append).attempt()
-    assert f"{path} is no SQLite database." in said_by(news)
+    succeeded, message = attempt(a_run(tmp_path / "run", 8), f"sqlite:///{path}")
+    assert not succeeded
+    assert f"{path} is not an SQLite database." in message
     assert path.read_text() == "Not a database, but somebody's notes."
 
 
 def test_a_store_that_takes_no_files_gets_the_numbers_and_the_end(database: str, tmp_path: Path) -> None:
     (tmp_path / "mlflow-artifacts").write_text("A file stands where the folder should.")
     run = a_run(tmp_path / "run", 8)
-    news: list[dict[str, str]] = []
-    assert not Delivery(run, database, news.append).attempt("completed")
+    assert not attempt(run, database, "completed")[0]
     there = the_run(database)
     assert there.info.status == "FINISHED"
     assert curves_at(database, there) == curves_in(run)
@@ -632,10 +621,10 @@ def test_no_secret_of_an_address_is_written_down(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8)
     port = free_port()
     tracker = Tracker(run.metrics, tracking_uri=f"http://me:s3same@127.0.0.1:{port}")
-    said = tracker.begin()
+    messages = tracker.start()
     arguments = process_of(tracker).args
-    said += tracker.close("completed")
-    assert "s3same" not in f"{said} {arguments}"
+    messages += tracker.close("completed")
+    assert "s3same" not in f"{messages} {arguments}"
     assert not [path for path in run.path.rglob("*") if path.is_file() and b"s3same" in path.read_bytes()]
 
 
@@ -665,7 +654,7 @@ def test_a_training_that_was_killed_goes_on_with_each_step_once(
     ended = run_in(tmp_path, "msggan.train", *words, *longer)
     assert ended.exit_code == 0
     assert ended.json["state"] == "completed"
-    assert "MLflow:" not in ended.stderr
+    assert "does not have" not in ended.stderr
     there = the_run(database)
     assert (there.info.run_name, there.info.status) == ("run", "FINISHED")
     note = read_note(run)
@@ -683,4 +672,4 @@ def test_training_goes_on_beside_an_mlflow_that_never_answers(silent: str, tiny_
     ended = run_in(tmp_path, "msggan.train", *words, **variables)
     assert ended.exit_code == 0
     assert ended.json["state"] == "completed"
-    assert f"1 of 1 points were not delivered to {silent} (no answer in time)" in ended.stderr
+    assert f"MLflow at {silent} does not have 1 of 1 reports yet (no answer in time)" in ended.stderr

@@ -1,4 +1,4 @@
-"""Does MLflow show a sweep as one run, with its result, and the trials as runs nested in it?"""
+"""MLflow shows a sweep as one run, with its result, and the trials as runs nested in it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from support.mlflow import _own_environment as own_environment  # noqa: F401 - a fixture
-from support.mlflow import a_run, database, delivered, empty_database, free_port, runs_at, utc_ms  # noqa: F401
+from support.mlflow import a_run, delivered, free_port, runs_at, utc_ms
 from support.programs import Ended
 
 from msggan.commands.tracking_uri import PARENT_VARIABLE
 from msggan.runs.folder import RunFolder
-from msggan.tracking.mlflow_run import DeliveryError, connect
-from msggan.tracking.parent_run import parent_run, tell_result
+from msggan.tracking.mlflow_worker import connect, log_result, parent_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy")
 
@@ -40,7 +38,7 @@ def by_name(uri: str) -> dict[str, Run]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a sweep, which its trials are told of."""
+    """The folder of a sweep, set for its trials."""
     path = tmp_path / "find"
     path.mkdir()
     monkeypatch.setenv(PARENT_VARIABLE, str(path))
@@ -68,7 +66,7 @@ def a_result(state: str = "completed", **more: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("tiny_images")
 def test_a_sweep_is_one_run_with_its_result_and_its_trials_nested(
-    database: str,  # noqa: F811
+    database: str,
     tmp_path: Path,
     run_program: RunProgram,
 ) -> None:
@@ -85,9 +83,9 @@ def test_a_sweep_is_one_run_with_its_result_and_its_trials_nested(
     parent, best = there.pop("find"), ended.json["best"]
     assert {run.data.tags[PARENT] for run in there.values()} == {parent.info.run_id}
     assert {run.info.status for run in there.values()} == {"FINISHED"}
-    begun, done = utc_ms(ended.json["created"]), utc_ms(ended.json["ended"])
-    assert (parent.info.start_time, parent.info.end_time) == (begun, done)
-    assert all(begun <= run.info.start_time < run.info.end_time < done + 1000 for run in there.values())
+    started, ended_ms = utc_ms(ended.json["created"]), utc_ms(ended.json["ended"])
+    assert (parent.info.start_time, parent.info.end_time) == (started, ended_ms)
+    assert all(started <= run.info.start_time < run.info.end_time < ended_ms + 1000 for run in there.values())
     assert parent.info.status == "FINISHED"
     assert PARENT not in parent.data.tags
     assert parent.data.params["over.g_lr"] == "0.001..0.01"
@@ -100,26 +98,26 @@ def test_a_sweep_is_one_run_with_its_result_and_its_trials_nested(
 
 
 @pytest.mark.usefixtures("tiny_images")
-def test_a_sweep_ends_well_where_mlflow_is_away_and_says_so_once(run_program: RunProgram) -> None:
+def test_a_sweep_completes_without_mlflow_and_reports_it_once(run_program: RunProgram) -> None:
     uri = f"http://me:s3same@127.0.0.1:{free_port()}"
     ended = run_program(*sweep("--over", "g_lr", "--trials", "1"), MSGGAN_TRACKING_URI=uri)
     assert ended.exit_code == 0, ended.stderr
     assert ended.json["state"] == "completed"
-    assert ended.stderr.count("does not have the sweep's result (connection refused)") == 1
+    assert ended.stderr.count("does not have the sweep's result yet (connection refused)") == 1
     assert "s3same" not in ended.stderr + ended.stdout
 
 
 # The parent
 
 
-def test_trials_that_begin_at_once_are_nested_in_one_run(database: str, folder: Path) -> None:  # noqa: F811
+def test_trials_that_start_at_once_are_nested_in_one_run(database: str, folder: Path) -> None:
     at_once = threading.Barrier(8)
     found: list[str] = []
 
     def ask() -> None:
         client = connect(database)
         at_once.wait()
-        found.append(parent_run(client, database, folder, goes_on=True).run_id)
+        found.append(parent_run(client, database, folder, is_active=True).run_id)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -133,39 +131,39 @@ def test_trials_that_begin_at_once_are_nested_in_one_run(database: str, folder: 
     ("state", "status"), [("failed", "FAILED"), ("cancelled", "KILLED"), ("interrupted", "KILLED")]
 )
 def test_the_parent_ends_as_the_sweep_does_and_runs_again_when_a_trial_does(
-    database: str,  # noqa: F811
+    database: str,
     folder: Path,
     state: str,
     status: str,
 ) -> None:
-    tell_result(database, folder, a_result(state))
+    log_result(database, folder, a_result(state))
     assert by_name(database)["find"].info.status == status
     trial = a_trial(folder, 0)
     delivered(trial, database, "interrupted")
-    assert by_name(database)["find"].info.status == status, "a trial told late, when the sweep was over"
+    assert by_name(database)["find"].info.status == status, "a trial logged late, after the sweep's end"
     delivered(trial, database)
     assert by_name(database)["find"].info.status == "RUNNING"
-    tell_result(database, folder, a_result())
+    log_result(database, folder, a_result())
     assert by_name(database)["find"].info.status == "FINISHED"
 
 
-def test_a_result_told_again_is_the_last_one(database: str, folder: Path) -> None:  # noqa: F811
+def test_a_result_logged_again_replaces_the_first(database: str, folder: Path) -> None:
     for value in (30.0, 20.5):
         result = a_result(params={"trials": str(value)}, metrics={"best_swd": value}, tags={"best.g_lr": str(value)})
-        tell_result(database, folder, result)
+        log_result(database, folder, result)
     parent = by_name(database)["find"]
     assert parent.data.params == {"trials": "30.0"}, "MLflow keeps the first"
     assert parent.data.metrics == {"best_swd": 20.5}
     assert parent.data.tags["best.g_lr"] == "20.5"
 
 
-def test_the_end_is_told_though_a_file_is_not_taken(database: str, folder: Path) -> None:  # noqa: F811
-    with pytest.raises(DeliveryError):
-        tell_result(database, folder, a_result(files=[str(folder / "no such file")]))
+def test_the_final_state_is_set_though_a_file_cannot_be_logged(database: str, folder: Path) -> None:
+    with pytest.raises(OSError, match="no such file"):
+        log_result(database, folder, a_result(files=[str(folder / "no such file")]))
     assert by_name(database)["find"].info.status == "FINISHED"
 
 
-def test_a_parent_that_was_deleted_is_made_anew(database: str, folder: Path) -> None:  # noqa: F811
+def test_a_parent_that_was_deleted_is_created_again(database: str, folder: Path) -> None:
     trial = a_trial(folder, 0)
     delivered(trial, database)
     MlflowClient(database).delete_run(by_name(database)["find"].info.run_id)
@@ -175,8 +173,8 @@ def test_a_parent_that_was_deleted_is_made_anew(database: str, folder: Path) -> 
     assert there["find/0"].data.tags[PARENT] == there["find"].info.run_id
 
 
-def test_a_trial_that_was_told_alone_before_is_nested_when_it_goes_on(
-    database: str,  # noqa: F811
+def test_a_trial_that_was_logged_alone_is_nested_when_it_resumes(
+    database: str,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -191,7 +189,7 @@ def test_a_trial_that_was_told_alone_before_is_nested_when_it_goes_on(
 
 
 def test_a_run_that_was_given_gets_no_parent(
-    database: str,  # noqa: F811
+    database: str,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

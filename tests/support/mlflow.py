@@ -17,8 +17,8 @@ import pytest
 
 from msggan.config import TrainConfig, resolve
 from msggan.runs.folder import RunFolder
-from msggan.tracking.delivery import Delivery
 from msggan.tracking.metrics_log import Tracker
+from msggan.tracking.mlflow_worker import RunLogger
 from support.programs import REPOSITORY
 
 with warnings.catch_warnings():
@@ -95,15 +95,18 @@ def utc_ms(moment: str) -> int:
     return round(1000 * datetime.strptime(moment, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp())
 
 
-def said_by(news: list[dict[str, str]]) -> str:
-    return "\n".join(line["say"] for line in news if "say" in line)
+def attempt(run: RunFolder, uri: str, state: str = "", **more: int) -> tuple[bool, str]:
+    """Logs a run from this process. → whether that succeeded, and the messages."""
+    messages: list[str] = []
+    succeeded = RunLogger(run, uri, lambda message, problem: messages.append(message)).attempt(state, **more)
+    return succeeded, "\n".join(messages)
 
 
 def delivered(run: RunFolder, uri: str, state: str = "completed") -> str:
-    """Delivers a run from this process, to its end. → what was said."""
-    news: list[dict[str, str]] = []
-    assert Delivery(run, uri, news.append).attempt(state), news
-    return said_by(news)
+    """Logs a run from this process, to its end. → the messages."""
+    succeeded, messages = attempt(run, uri, state)
+    assert succeeded, messages
+    return messages
 
 
 def runs_at(uri: str, experiment: str = "msggan") -> list[Run]:

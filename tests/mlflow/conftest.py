@@ -1,0 +1,3 @@
+"""The fixtures of the tests that log to MLflow."""
+
+from support.mlflow import _own_environment, database, empty_database  # noqa: F401
