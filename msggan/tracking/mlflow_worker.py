@@ -1,8 +1,8 @@
 """Log a run to MLflow beside its training: `python -m msggan.tracking.mlflow_worker RUN_DIR`, see `mlflow_process`.
 
-A process, not a thread of the trainer: a thread that imports mlflow holds Python's lock. Measured on two busy cores with
-networks whose steps are bound by Python, as on a GPU: 82 steps per second alone, 51 beside this process, and 10 for the
-14 s in which a thread imported mlflow and opened a database. Also, a run that was killed cannot set its own state.
+A process, not a thread of the trainer: a thread that imports mlflow holds Python's lock. Measured on two busy cores
+with networks whose steps are bound by Python, as on a GPU: 82 steps per second alone, 51 beside this process, and 10
+for the 14 s in which a thread imported mlflow and opened a database. Nor can a run that was killed set its own state.
 
 The address comes in MLFLOW_TRACKING_URI. One line on stdin is the final state; stdin's end without one means that the
 trainer has died. With `--sweep FOLDER`, it logs a sweep's result, JSON on stdin, to the parent run of the trials.

@@ -124,7 +124,7 @@ def test_it_is_refused_together_with_everything_else_before_anything_starts(run_
     ended = run_program("msggan.train", "--run-dir", "run", "--kimg", "x", "--tracking-uri", "mlruns")
     assert ended.exit_code == 2
     assert [line.partition(":")[2][1:15] for line in ended.stderr.splitlines()] == [
-        "--data: is mis",
+        "--data is requ",
         "--tracking-uri",
         "--kimg x: is n",
     ]
