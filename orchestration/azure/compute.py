@@ -1,10 +1,11 @@
-"""Which cluster should there be, which one is there, and how does the one become the other?"""
+"""The cluster: VM sizes and quota, its plan, and how it is created, changed and deleted."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from azure.ai.ml.entities import AmlCompute, Compute, IdentityConfiguration, ManagedIdentityConfiguration
@@ -18,10 +19,10 @@ from orchestration.settings import Settings
 from orchestration.spec import Change, Item, changes_between
 
 KIND = "compute"
-LONGEST_NAME = 24
-TELL_EVERY_S = 10
+MAX_NAME_LENGTH = 24
+REPORT_EVERY_S = 10
 
-# What the service has no longer, and since when.
+# VM sizes that Azure has retired, and when.
 RETIRED = {
     r"Standard_NC(6|12|24|24r)(_Promo)?": "August 2023",
     r"Standard_NC\d+r?s_v2": "August 2023",
@@ -36,7 +37,7 @@ RETIRED = {
 
 @dataclass(frozen=True)
 class Size:
-    """A size of machine that the workspace's region offers. prices: an hour's in US dollars, by tier, where known."""
+    """A VM size that the workspace's region offers. prices: US dollars per hour by tier, where known."""
 
     name: str
     family: str
@@ -47,14 +48,14 @@ class Size:
     prices: Mapping[str, float]
 
     @property
-    def in_words(self) -> str:
+    def description(self) -> str:
         gpus = f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else "no GPU"
         return f"{self.name} ({gpus}, {self.cores} cores, {self.memory_gb:g} GB)"
 
 
 @dataclass(frozen=True)
 class Quota:
-    """How many cores a family of sizes may have in all, and how many it has."""
+    """The quota of a family of VM sizes in cores, and how many are used. family: its ID|its name."""
 
     family: str
     used: int
@@ -62,15 +63,14 @@ class Quota:
 
 
 def read_sizes(client: Client, location: str) -> list[Size]:
-    """Every size of machine that a cluster may have there."""
-    with client.errors(f"Asking for the VM sizes of {location}"):
-        return [
-            _size(vars(told)) for told in client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
-        ]
+    """The VM sizes that a cluster may have there."""
+    with client.errors(f"Listing the VM sizes in {location}"):
+        sizes = client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
+        return [_size(vars(size)) for size in sizes]
 
 
 def read_size(client: Client, settings: Settings) -> Size:
-    """The size of machine that the settings ask for. Raises UsageError where it is not on offer."""
+    """The VM size that the settings name. Raises UsageError where the region does not offer it."""
     location = settings.location or str(client.about.location)
     setting = "vm_size" if settings.instance_type is None else "instance_type"
     return find_size(
@@ -84,71 +84,63 @@ def read_size(client: Client, settings: Settings) -> Size:
 
 
 def read_quotas(client: Client, location: str) -> list[Quota]:
-    with client.errors(f"Asking for the quota in {location}"):
-        return [_quota(vars(told)) for told in client.ml.compute.list_usage(location=location)]
+    with client.errors(f"Reading the quota in {location}"):
+        return [_quota(vars(usage)) for usage in client.ml.compute.list_usage(location=location)]
 
 
-def _size(told: Mapping[str, Any]) -> Size:
-    """The SDK tells some values by the service's names, and some by its own."""
-    prices = told.get("estimatedVMPrices") or told.get("estimated_vm_prices") or {}
+def _size(values: Mapping[str, Any]) -> Size:
+    """The SDK keeps some values under the service's names, others under its own."""
+    prices = values.get("estimatedVMPrices") or values.get("estimated_vm_prices") or {}
     return Size(
-        told["name"],
-        told.get("family") or "",
-        told.get("vCPUs") or told.get("v_cp_us") or 0,
-        told.get("gpus") or 0,
-        told.get("memoryGB") or told.get("memory_gb") or 0,
-        bool(told.get("lowPriorityCapable") or told.get("low_priority_capable")),
+        values["name"],
+        values.get("family") or "",
+        values.get("vCPUs") or values.get("v_cp_us") or 0,
+        values.get("gpus") or 0,
+        values.get("memoryGB") or values.get("memory_gb") or 0,
+        bool(values.get("lowPriorityCapable") or values.get("low_priority_capable")),
         {price["vmTier"]: price["retailPrice"] for price in prices.get("values", ()) if price.get("osType") == "Linux"},
     )
 
 
-def _quota(told: Mapping[str, Any]) -> Quota:
-    name = told.get("name") or {}
+def _quota(values: Mapping[str, Any]) -> Quota:
+    name = values.get("name") or {}
     family = f"{name.get('value') or ''}|{name.get('localizedValue') or name.get('localized_value') or ''}"
-    return Quota(family, told.get("currentValue") or told.get("current_value") or 0, told.get("limit") or 0)
+    return Quota(family, values.get("currentValue") or values.get("current_value") or 0, values.get("limit") or 0)
 
 
 def find_size(
-    asked: str, sizes: Iterable[Size], *, location: str, setting: str, said_by: str, low_priority: bool = False
+    name: str, sizes: Iterable[Size], *, location: str, setting: str, said_by: str, low_priority: bool = False
 ) -> Size:
-    """The size of that name. Raises UsageError, with names near to it, where it is not on offer.
+    """The size of that name. Raises UsageError, with similar names, where the location does not offer it.
 
-    setting: what asks for it, and where that was said.
+    setting, said_by: which setting names it, and where that was set.
     """
     by_name = {size.name.lower(): size for size in sizes}
-    found = by_name.get(asked.lower())
+    found = by_name.get(name.lower())
     if found is None:
-        raise UsageError(
-            [f"VM size {asked} ({said_by}): {_why_not(asked, location)}"], _others(asked, by_name, setting)
-        )
+        retired = next((when for pattern, when in RETIRED.items() if re.fullmatch(pattern, name, re.IGNORECASE)), None)
+        problem = f"was retired by Azure in {retired}." if retired else f"is not offered in {location}."
+        similar = [] if retired else nearest(name, by_name, cutoff=0.75)
+        raise UsageError([f"VM size {name} ({said_by}): {problem}"], _size_hint(similar, by_name, setting))
     if low_priority and not found.has_low_priority:
-        raise UsageError(
-            [f"VM size {found.name}: is not to be had at low priority in {location}."], "Add --no-low-priority."
-        )
+        problem = f"VM size {found.name}: is not available at low priority in {location}."
+        raise UsageError([problem], "Add --no-low-priority.")
     return found
 
 
-def _why_not(asked: str, location: str) -> str:
-    for pattern, when in RETIRED.items():
-        if re.fullmatch(pattern, asked, re.IGNORECASE):
-            return f"was retired by Azure in {when}."
-    return f"is not offered in {location}."
-
-
-def _others(asked: str, by_name: Mapping[str, Size], setting: str) -> str:
-    is_retired = any(re.fullmatch(pattern, asked, re.IGNORECASE) for pattern in RETIRED)
-    near = [] if is_retired else nearest(asked, by_name, cutoff=0.75)
-    sizes = [by_name[name] for name in near]
+def _size_hint(similar: Sequence[str], by_name: Mapping[str, Size], setting: str) -> str:
+    """The sizes with a similar name, or else the smallest with a GPU."""
+    sizes = [by_name[name] for name in similar]
     if not sizes:
         sizes = sorted((size for size in by_name.values() if size.gpus), key=lambda size: (size.gpus, size.cores))[:3]
-    words = "Nearest" if near else "With a GPU there are"
-    return f"{words}: {', '.join(size.in_words for size in sizes)}. Say it with {flag(setting)}." if sizes else ""
+    which = "Similar sizes" if similar else "Sizes with a GPU"
+    return f"{which}: {', '.join(size.description for size in sizes)}. Set it with {flag(setting)}." if sizes else ""
 
 
 def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority: bool, there: int = 0) -> None:
-    """Raises QuotaError where so many machines of this size would be more than the subscription may have.
+    """Raises QuotaError where this many more machines of a size would exceed a quota of the subscription.
 
-    there: how many machines the cluster may have already, beside which `nodes` are to come.
+    there: how many machines the cluster may have already.
     """
     needed = size.cores * nodes
     for quota in quotas:
@@ -156,28 +148,29 @@ def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority
             continue
         fitting = max(0, quota.limit - quota.used) // size.cores if size.cores else 0
         fewer = f"\n--max-nodes {there + fitting} would fit." if fitting else ""
+        machines = f"{nodes} machine{'s' if nodes > 1 else ''} {size.name}"
+        family, _, description = quota.family.partition("|")
         raise QuotaError(
-            f"{nodes} machine{'s' if nodes > 1 else ''} {size.name} would need {needed} cores of {quota_words(quota)}.",
+            f"{machines} would need {needed} cores of the quota {family or description}, "
+            f"of which {quota.used} of {quota.limit} are used.",
             how_to_get_quota() + fewer,
         )
 
 
-def quota_words(quota: Quota) -> str:
-    family = quota.family.partition("|")[0] or quota.family.partition("|")[2]
-    return f"the quota {family}, of which {quota.used} of {quota.limit} are used"
-
-
 def _counts(quota: Quota, size: Size, *, low_priority: bool) -> bool:
-    """Whether machines of the size are counted by a quota: its family's, or the one of all families."""
-    value, _, words = quota.family.lower().partition("|")
-    is_low = "low" in words and "priority" in words.replace(" ", "")
+    """Whether machines of the size count toward a quota: its family's, or the total of all families."""
+    family, _, description = quota.family.lower().partition("|")
+    is_low = "low" in description and "priority" in description.replace(" ", "")
     if low_priority:
         return is_low
-    return not is_low and (_plain(value) == _plain(size.family) or ("total" in words and "dedicated" in words))
+    return not is_low and (
+        _plain(family) == _plain(size.family) or ("total" in description and "dedicated" in description)
+    )
 
 
-def _plain(family: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", family.lower())
+def _plain(text: str) -> str:
+    """A name as it compares: the service varies case, spaces and underscores."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 # --- The cluster ------------------------------------------------------------------------------------------------------
@@ -188,7 +181,7 @@ def build_cluster(settings: Settings, location: str) -> AmlCompute:
     return AmlCompute(
         name=settings.compute,
         size=settings.vm_size,
-        tier=_tier(settings),
+        tier="low_priority" if settings.low_priority else "dedicated",
         min_instances=settings.min_nodes,
         max_instances=settings.max_nodes,
         idle_time_before_scale_down=settings.idle_minutes * 60,
@@ -198,23 +191,19 @@ def build_cluster(settings: Settings, location: str) -> AmlCompute:
     )
 
 
-def build_identity(said: str) -> IdentityConfiguration | None:
-    """none, the cluster's own (system), or the one with this resource ID."""
-    if said == "none":
+def build_identity(setting: str) -> IdentityConfiguration | None:
+    """setting: none, system, or the resource ID of a user-assigned identity."""
+    if setting == "none":
         return None
-    if said == "system":
+    if setting == "system":
         return IdentityConfiguration(type="system_assigned")
     return IdentityConfiguration(
-        type="user_assigned", user_assigned_identities=[ManagedIdentityConfiguration(resource_id=said)]
+        type="user_assigned", user_assigned_identities=[ManagedIdentityConfiguration(resource_id=setting)]
     )
 
 
-def _tier(settings: Settings) -> str:
-    return "low_priority" if settings.low_priority else "dedicated"
-
-
 def wanted_values(settings: Settings) -> dict[str, Any]:
-    """What the settings say of a cluster. Where nothing is said of identity and location, any will do."""
+    """The values that the settings ask of a cluster. Without a setting, any identity and location will do."""
     values = {
         "vm_size": settings.vm_size,
         "low_priority": settings.low_priority,
@@ -230,20 +219,20 @@ def wanted_values(settings: Settings) -> dict[str, Any]:
 
 
 def values_of(cluster: AmlCompute) -> dict[str, Any]:
-    """The same of a cluster that is there."""
+    """The same values of an existing cluster."""
     idle_minutes = (cluster.idle_time_before_scale_down or 0) / 60
     return {
         "vm_size": cluster.size,
-        "low_priority": str(cluster.tier).lower().replace("_", "") == "lowpriority",
+        "low_priority": _plain(str(cluster.tier)) == "lowpriority",
         "min_nodes": cluster.min_instances,
         "max_nodes": cluster.max_instances,
         "idle_minutes": int(idle_minutes) if idle_minutes == int(idle_minutes) else idle_minutes,
-        "identity": _identity_words(cluster.identity),
+        "identity": _identity_of(cluster.identity),
         "location": cluster.location,
     }
 
 
-def _identity_words(identity: Any) -> str:
+def _identity_of(identity: Any) -> str:
     if identity is None or str(identity.type).lower() == "none":
         return "none"
     if "user" in str(identity.type).lower():
@@ -252,7 +241,7 @@ def _identity_words(identity: Any) -> str:
 
 
 def plan_cluster(settings: Settings, there: Compute | None, size: Size) -> Item:
-    """What is to be done about the cluster. Pure."""
+    """What to do about the cluster. Makes no requests."""
     name = settings.compute
     costs = cost_sentences(settings, size)
     if there is None:
@@ -268,48 +257,42 @@ def plan_cluster(settings: Settings, there: Compute | None, size: Size) -> Item:
     state = str(getattr(there.provisioning_state, "value", there.provisioning_state)).lower()
     if state in ("failed", "canceled", "deleting"):
         cause = f" ({there.provisioning_errors})" if there.provisioning_errors else ""
-        reason = f"it is there and its state is {state}{cause}"
+        reason = f"it exists in state {state}{cause}"
         return Item(KIND, name, "refuse", reason=reason)
     if changes:
         by_default = [key for key in changes if settings.source(key) == "default"]
-        reason = f"nothing else is said of {', '.join(by_default)}, so the default holds" if by_default else ""
+        reason = f"{', '.join(by_default)} not set: back to the default" if by_default else ""
         return Item(KIND, name, "change", changes, reason, costs=costs)
-    return Item(KIND, name, "keep", reason="is as it should be", costs=costs)
+    return Item(KIND, name, "keep", reason="is up to date", costs=costs)
 
 
 def cluster_changes(settings: Settings, there: AmlCompute) -> dict[str, Change]:
     wanted, values = wanted_values(settings), values_of(there)
-    for key in ("vm_size", "location", "identity"):  # the service writes them in letters of its own choice
-        if key in wanted and _plain_words(wanted[key]) == _plain_words(values[key]):
+    for key in ("vm_size", "location", "identity"):  # of which the service varies case and spaces
+        if key in wanted and _plain(wanted[key]) == _plain(values[key]):
             wanted[key] = values[key]
     return changes_between(values, wanted)
-
-
-def _plain_words(value: Any) -> str:
-    return str(value).lower().replace(" ", "")
 
 
 def cost_sentences(settings: Settings, size: Size) -> tuple[str, ...]:
     """What the cluster costs, and when that stops."""
     price = size.prices.get("LowPriority" if settings.low_priority else "Standard")
-    at = f", about {price:.2f} US dollars an hour each" if price else ""
-    up = f"A machine {size.in_words} costs money from when a job needs it{at}"
-    end = f"until {settings.idle_minutes} minutes after the last job; then it is given back."
+    at = f"about {price:.2f} US dollars per hour" if price else "money"
+    while_used = (
+        f"Each machine, {size.description}, costs {at} from when a job needs it until {settings.idle_minutes} minutes "
+        "after the last job; then it is released."
+    )
     if not settings.min_nodes:
-        return (f"{up} {end}", "Without jobs the cluster costs nothing.")
-    kept = f"{settings.min_nodes} of them cost{'s' if settings.min_nodes == 1 else ''} money day and night"
-    return (f"{up} {end}", f"{kept}: --min-nodes 0 or provision --delete ends that.")
+        return (while_used, "Without jobs the cluster costs nothing.")
+    always = f"{settings.min_nodes} of them cost{'s' if settings.min_nodes == 1 else ''} money day and night"
+    return (while_used, f"{always}, until --min-nodes 0 or provision --delete.")
 
 
 def free_name(name: str, taken: Iterable[str]) -> str:
-    """A name near to this one that no compute has."""
-    others = {one.lower() for one in taken}
-    numbers = iter(range(2, 10_000))
-    while True:
-        suffix = f"-{next(numbers)}"
-        candidate = name[: LONGEST_NAME - len(suffix)].rstrip("-") + suffix
-        if candidate.lower() not in others:
-            return candidate
+    """A similar name that no compute has: NAME-2, NAME-3, …"""
+    others = {other.lower() for other in taken}
+    names = (name[: MAX_NAME_LENGTH - len(suffix)].rstrip("-") + suffix for suffix in map("-{}".format, count(2)))
+    return next(candidate for candidate in names if candidate.lower() not in others)
 
 
 # --- With the service -------------------------------------------------------------------------------------------------
@@ -338,30 +321,30 @@ def require_cluster(client: Client, name: str) -> AmlCompute:
 
 def has_identity(cluster: AmlCompute) -> bool:
     """Whether jobs on a cluster have an identity of the cluster's."""
-    return _identity_words(cluster.identity) != "none"
+    return _identity_of(cluster.identity) != "none"
 
 
 def hint_of_refusal(client: Client, name: str) -> str:
-    """What to type where the name cannot be used."""
+    """What to type if the name cannot be used."""
     with client.errors("Listing the computes"):
         taken = [compute.name for compute in client.ml.compute.list()]
-    return f"Take another name: --compute {free_name(name, taken)}"
+    return f"Use another name: --compute {free_name(name, taken)}"
 
 
-def ensure_cluster(client: Client, settings: Settings, location: str, tell: Callable[[str], None]) -> None:
-    """Makes the cluster, or changes what can be changed of it. Returns when it is there."""
-    doing = f"Making the cluster {settings.compute}"
+def ensure_cluster(client: Client, settings: Settings, location: str, report: Callable[[str], None]) -> None:
+    """Creates the cluster, or changes what can be changed. Returns when that is done."""
+    doing = f"Creating the cluster {settings.compute}"
     there = read_cluster(client, settings.compute)
     cluster = build_cluster(settings, location)
     if isinstance(there, AmlCompute):
         doing = f"Changing the cluster {settings.compute}"
         cluster = _changed(there, cluster, keep_identity=settings.source("identity") == "default")
     with client.errors(doing):
-        _await(client.ml.compute.begin_create_or_update(cluster), doing, tell)
+        _await(client.ml.compute.begin_create_or_update(cluster), doing, report)
 
 
 def _changed(there: AmlCompute, wanted: AmlCompute, *, keep_identity: bool) -> AmlCompute:
-    """What is there with what is wanted of that which can be changed; network, keys and tags stay."""
+    """The existing cluster with the wanted values that can be changed; its network, keys and tags stay."""
     there.min_instances, there.max_instances = wanted.min_instances, wanted.max_instances
     there.idle_time_before_scale_down = wanted.idle_time_before_scale_down
     if not keep_identity:
@@ -371,25 +354,24 @@ def _changed(there: AmlCompute, wanted: AmlCompute, *, keep_identity: bool) -> A
     return there
 
 
-def delete_cluster(client: Client, name: str, tell: Callable[[str], None]) -> None:
+def delete_cluster(client: Client, name: str, report: Callable[[str], None]) -> None:
     doing = f"Deleting the cluster {name}"
     with client.errors(doing):
-        _await(client.ml.compute.begin_delete(name), doing, tell)
+        _await(client.ml.compute.begin_delete(name), doing, report)
 
 
 def plan_cluster_deletion(name: str, there: Compute) -> Item:
-    """Whether the cluster goes: only one that was made here does. Pure."""
+    """Whether to delete the cluster: only one that was created here. Makes no requests."""
     if not isinstance(there, AmlCompute) or not is_provisioned(there.tags):
-        return Item(KIND, name, "keep", reason="was not made by msggan-aml provision")
-    return Item(KIND, name, "delete", reason="jobs that wait for it or run on it end")
+        return Item(KIND, name, "keep", reason="was not created by msggan-aml provision")
+    return Item(KIND, name, "delete", reason="ends the jobs that wait for it or run on it")
 
 
-def _await(poller: Any, doing: str, tell: Callable[[str], None]) -> None:
-    """Waits for a long operation, and tells that it goes on."""
-    waited_s = 0
-    while not poller.done():
-        poller.wait(timeout=1)
-        waited_s += 1
-        if waited_s % TELL_EVERY_S == 0:
-            tell(f"{doing}: {waited_s} s so far.")
+def _await(poller: Any, doing: str, report: Callable[[str], None]) -> None:
+    """Waits for a long-running operation, and reports now and then that it is not done."""
+    for waited_s in count(REPORT_EVERY_S, REPORT_EVERY_S):
+        poller.wait(timeout=REPORT_EVERY_S)
+        if poller.done():
+            break
+        report(f"{doing}: {waited_s} s so far.")
     poller.result()

@@ -1,7 +1,7 @@
-"""Where on Azure do images and runs lie? The datastore, the account behind it, and whether it opens.
+"""The datastore for images and runs: its plan, its storage account, and how it is created, checked and deleted.
 
-A datastore of our own names an account and no key: who asks for its blobs does so by an identity. A key or a SAS comes
-from the environment alone, and goes nowhere but into the datastore's credentials.
+A datastore of our own holds no key: its blobs are read with an identity. A key or a SAS comes only from an environment
+variable, and is written only to the datastore's credentials.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, 
 from azure.storage.blob import ContainerClient
 
 from msggan.errors import UsageError
-from orchestration.azure.blobs import build_container
+from orchestration.azure.blobs import KEYS_REFUSED, build_container
 from orchestration.azure.client import PROVISIONED_TAG, Client, as_ours, error_code, is_provisioned, storage_role_hint
 from orchestration.errors import AuthError, AzureServiceError, UnreachableError
 from orchestration.settings import Settings
@@ -27,13 +27,13 @@ CONTAINER_KIND = "container"
 KEY_VARIABLE = "MSGGAN_STORAGE_KEY"
 SAS_VARIABLE = "MSGGAN_STORAGE_SAS"
 
-STORE_NAME = r"[a-z0-9_]+"
+NAME_PATTERN = r"[a-z0-9_]+"
 IDENTITY, KEY, SAS = "identity", "account key", "SAS"
 
 
-@dataclass(frozen=True, repr=False)  # no repr: it must not be printed by accident
+@dataclass(frozen=True, repr=False)  # without a repr, which might be printed by accident
 class Secret:
-    """A key or a SAS that the environment gives. kind: `account key` or `SAS`."""
+    """A key or a SAS from an environment variable. kind: `account key` or `SAS`."""
 
     kind: str
     value: str
@@ -44,7 +44,7 @@ class Secret:
 
 
 def read_secret(environ: Mapping[str, str]) -> Secret | None:
-    """The secret that is set, None for none. Raises UsageError for both."""
+    """The secret that is set, None if none is. Raises UsageError if both are."""
     key, sas = environ.get(KEY_VARIABLE), environ.get(SAS_VARIABLE)
     if key and sas:
         raise UsageError([f"{KEY_VARIABLE} and {SAS_VARIABLE}: both are set. Unset one of them."])
@@ -75,6 +75,7 @@ def build_datastore(settings: Settings, secret: Secret | None) -> AzureBlobDatas
 
 
 def wanted_values(settings: Settings, secret: Secret | None) -> dict[str, Any]:
+    """The values that the settings and the environment ask of the datastore."""
     return {
         "storage_account": settings.storage_account,
         "storage_container": settings.storage_container,
@@ -83,43 +84,43 @@ def wanted_values(settings: Settings, secret: Secret | None) -> dict[str, Any]:
 
 
 def values_of(store: AzureBlobDatastore) -> dict[str, Any]:
-    """The same of a datastore that is there."""
+    """The same values of an existing datastore."""
     return {
         "storage_account": store.account_name,
         "storage_container": store.container_name,
-        "credentials": credentials_kind(store),
+        "credentials": _credentials_kind(store),
     }
 
 
-def credentials_kind(store: Datastore) -> str:
-    """How a datastore opens: `identity`, `account key` or `SAS`."""
-    told = str(getattr(store.credentials, "type", "") or "").lower().replace("_", "")
-    return {"accountkey": KEY, "sas": SAS}.get(told, IDENTITY)
+def _credentials_kind(store: Datastore) -> str:
+    if isinstance(store.credentials, AccountKeyConfiguration):
+        return KEY
+    return SAS if isinstance(store.credentials, SasTokenConfiguration) else IDENTITY
 
 
 def plan_datastore(settings: Settings, there: Datastore | None, secret: Secret | None) -> Item:
-    """What is to be done about the datastore that the settings name with its account. Pure."""
+    """What to do about the datastore that the settings name with its account. Makes no requests."""
     name = str(settings.datastore)
-    if there is None and not re.fullmatch(STORE_NAME, name):
-        reason = "a new datastore's name has small letters, digits and _ only"
-        better = re.sub(r"[^a-z0-9_]", "_", name.lower())
-        return Item(KIND, name, "refuse", reason=reason, hint=f"Take another name: --datastore {better}")
-    costs = ("Azure asks money for what is stored there, as long as it lies there; no command here deletes it.",)
+    if there is None and not re.fullmatch(NAME_PATTERN, name):
+        reason = "the name of a new datastore must be lowercase letters, digits and _"
+        valid = re.sub(r"[^a-z0-9_]", "_", name.lower())
+        return Item(KIND, name, "refuse", reason=reason, hint=f"Use another name: --datastore {valid}")
+    costs = ("What is stored there costs money until you delete it; no command here does.",)
     if there is None:
         return Item(KIND, name, "create", changes_between({}, wanted_values(settings, secret)), costs=costs)
     if not isinstance(there, AzureBlobDatastore):
         return Item(KIND, name, "refuse", reason=f"the name is taken by a datastore of another kind ({there.type})")
     changes = _changes(settings, there, secret)
     if "storage_account" in changes or "storage_container" in changes:
-        reason = "it leads to another container, where earlier jobs find their data"
-        return Item(KIND, name, "refuse", changes, reason, f"Take another name: --datastore {name}_2")
+        reason = "it is another container, with the data of earlier jobs"
+        return Item(KIND, name, "refuse", changes, reason, f"Use another name: --datastore {name}_2")
     if changes:
         return Item(KIND, name, "change", changes, costs=costs)
-    return Item(KIND, name, "keep", reason="is as it should be", costs=costs)
+    return Item(KIND, name, "keep", reason="is up to date", costs=costs)
 
 
 def _changes(settings: Settings, there: AzureBlobDatastore, secret: Secret | None) -> dict[str, Change]:
-    """Without a secret at hand the credentials stay what they are."""
+    """Without a secret the credentials stay as they are."""
     wanted, values = wanted_values(settings, secret), values_of(there)
     if secret is None:
         wanted["credentials"] = values["credentials"]
@@ -127,16 +128,16 @@ def _changes(settings: Settings, there: AzureBlobDatastore, secret: Secret | Non
 
 
 def with_credentials(item: Item, secret: Secret) -> Item:
-    """The change of a datastore whose own credentials open nothing any more."""
-    changes = {"credentials": {"from": "some that do not open it", "to": secret.kind}}
+    """The change of a datastore whose credentials have expired."""
+    changes = {"credentials": {"from": "expired", "to": secret.kind}}
     return Item(item.kind, item.name, "change", changes, costs=item.costs)
 
 
 def plan_datastore_deletion(name: str, there: Datastore) -> Item:
-    """Whether the datastore goes, which is a name for a place; what lies there stays in any case. Pure."""
+    """Whether to delete the datastore: only one that was created here, and never its data. Makes no requests."""
     if not isinstance(there, AzureBlobDatastore) or not is_provisioned(there.tags):
-        return Item(KIND, name, "keep", reason="was not made by msggan-aml provision")
-    reason = f"only the name goes: what lies in {there.account_name}/{there.container_name} stays"
+        return Item(KIND, name, "keep", reason="was not created by msggan-aml provision")
+    reason = f"the data in {there.account_name}/{there.container_name} stays"
     return Item(KIND, name, "delete", reason=reason)
 
 
@@ -144,18 +145,18 @@ def plan_datastore_deletion(name: str, there: Datastore) -> Item:
 
 
 def read_datastore(client: Client, name: str) -> Datastore | None:
-    """The datastore of that name, without what opens it; None where there is none."""
+    """The datastore of that name, without its secrets; None where there is none."""
     return client.find(f"Looking for the datastore {name}", lambda: client.ml.datastores.get(name))
 
 
-class ContainerMissing(Exception):  # noqa: N818 - what was found, rather than what went wrong
-    """The account opens, and has no such container."""
+class ContainerMissing(Exception):  # noqa: N818 - a finding, not an error
+    """The account can be read, and has no such container."""
 
 
 def check_opens(client: Client, container: ContainerClient, secret: Secret | None) -> None:
-    """Reads the name of one blob. Raises ContainerMissing; AuthError with the role's command; UnreachableError."""
+    """Lists one blob. Raises ContainerMissing; AuthError with the command that assigns the role; UnreachableError."""
     account = str(container.account_name)
-    doing = f"Looking into the storage account {account}"
+    doing = f"Reading the storage account {account}"
     try:
         with container:
             next(iter(container.list_blob_names(results_per_page=1)), None)
@@ -163,58 +164,50 @@ def check_opens(client: Client, container: ContainerClient, secret: Secret | Non
         if error_code(error) != "ContainerNotFound":
             raise as_ours(error, doing, client.workspace, client.identity) from error
         raise ContainerMissing from error
-    except ClientAuthenticationError as error:
-        raise AuthError(
-            f"{doing}: {_why_closed(error, account, secret)}", _how_to_open(client, error, account)
-        ) from None
     except HttpResponseError as error:
-        if error.status_code != 403:
+        if not isinstance(error, ClientAuthenticationError) and error.status_code != 403:
             raise as_ours(error, doing, client.workspace, client.identity) from error
-        raise AuthError(
-            f"{doing}: {_why_closed(error, account, secret)}", _how_to_open(client, error, account)
-        ) from None
-    except ValueError as error:  # a key that is no base64
+        raise _refusal(client, error, doing, account, secret) from None
+    except ValueError as error:  # of a key that is not base64
         variable = secret.variable if secret else "the credentials"
-        raise UsageError([f"{variable}: is not an account key, as the Azure portal shows it."]) from error
+        raise UsageError([f"{variable}: is not an account key as the Azure portal shows it."]) from error
     except Exception as error:
         ours = as_ours(error, doing, client.workspace, client.identity)
         raise (ours if isinstance(ours, AzureServiceError) else error) from error
 
 
-def _why_closed(error: HttpResponseError, account: str, secret: Secret | None) -> str:
+def _refusal(client: Client, error: HttpResponseError, doing: str, account: str, secret: Secret | None) -> AuthError:
     code = error_code(error)
-    if code == "KeyBasedAuthenticationNotPermitted":
-        unset = f" Unset {secret.variable}: without it identities serve." if secret else ""
-        return f"{account} takes no keys and no SAS (KeyBasedAuthenticationNotPermitted).{unset}"
-    if secret is not None:
-        return f"the {secret.kind} does not open it ({code})."
-    return f"who is signed in may not read its blobs ({code})."
-
-
-def _how_to_open(client: Client, error: HttpResponseError, account: str) -> str:
-    if error_code(error) == "AuthenticationFailed":
-        return f"See the keys: az storage account keys list --account-name {account}"
-    return storage_role_hint(client.identity, account)
+    if code == KEYS_REFUSED:
+        unset = f" Unset {secret.variable} to use identities." if secret else ""
+        reason = f"{account} accepts no keys and no SAS ({code}).{unset}"
+    elif secret is not None:
+        reason = f"the {secret.kind} was refused ({code})."
+    else:
+        reason = f"the signed-in identity may not read its blobs ({code})."
+    if code == "AuthenticationFailed":
+        return AuthError(f"{doing}: {reason}", f"See the keys: az storage account keys list --account-name {account}")
+    return AuthError(f"{doing}: {reason}", storage_role_hint(client.identity, account))
 
 
 def check_place(client: Client, settings: Settings, secret: Secret | None) -> Item | None:
-    """An item where the account is out of reach (refuse) or has no such container (create), None where all is well."""
+    """An item if the account is unreachable (refuse) or has no such container (create), else None."""
     account, name = str(settings.storage_account), str(settings.storage_container)
     try:
         check_opens(client, build_container(client, account, name, secret.value if secret else None), secret)
     except ContainerMissing:
         return Item(CONTAINER_KIND, f"{account}/{name}", "create")
     except UnreachableError as error:
-        hint = f"See which accounts there are: az storage account list --output table\n{error.hint}"
+        hint = f"List the accounts: az storage account list --output table\n{error.hint}"
         return Item(CONTAINER_KIND, f"{account}/{name}", "refuse", reason=error.message, hint=hint)
     return None
 
 
 def ensure_container(client: Client, settings: Settings, secret: Secret | None) -> None:
-    """Makes the container. Where it is there already, nothing is done."""
+    """Creates the container if there is none."""
     account, name = str(settings.storage_account), str(settings.storage_container)
     with (
-        client.errors(f"Making the container {account}/{name}"),
+        client.errors(f"Creating the container {account}/{name}"),
         build_container(client, account, name, secret.value if secret else None) as container,
     ):
         if not container.exists():
@@ -222,12 +215,12 @@ def ensure_container(client: Client, settings: Settings, secret: Secret | None) 
 
 
 def ensure_datastore(client: Client, settings: Settings, secret: Secret | None) -> None:
-    """Makes the datastore, or gives it other credentials."""
+    """Creates the datastore, or changes its credentials."""
     store = build_datastore(settings, secret)
     there = read_datastore(client, str(store.name))
     if there is not None and not is_provisioned(there.tags):
         store.tags = there.tags or {}
-    with client.errors(f"Making the datastore {store.name}"):
+    with client.errors(f"Creating the datastore {store.name}"):
         client.ml.datastores.create_or_update(store)
 
 

@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 def plan_provisioning(client: Client, settings: Settings) -> ProvisionPlan:
     """What differs between the workspace and the settings. Only reads."""
     secret = datastore.read_secret(os.environ)
-    environment.check_said(settings.environment)
+    environment.read_recipe(settings.environment, curated_version="latest")  # may be refused without a request
     _ = client.about  # first whether there is such a workspace, and a role in it
     recipe = environment.resolve_recipe(client, settings.environment)
     return ProvisionPlan(

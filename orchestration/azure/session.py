@@ -62,9 +62,9 @@ class Session:
 
     def environment(self) -> str:
         """The id of the environment that the settings name, which is made if need be. Raises MsgganError."""
-        from orchestration.azure.environment import resolve_environment
+        from orchestration.azure.environment import ensure_environment, resolve_recipe
 
-        return resolve_environment(self.settings, self.client)
+        return ensure_environment(self.client, resolve_recipe(self.client, self.settings.environment))
 
     def watch(self, job: str, *, with_build_log: bool = False, tail: int | None = None) -> Watch:
         return Watch(

@@ -154,7 +154,7 @@ def test_a_free_name_is_offered(name: str, taken: list[str], free: str) -> None:
 
 def test_sizes_are_found_in_whatever_letters() -> None:
     assert find_size("standard_nc4as_t4_v3", [T4, A100], location="eastus", setting="vm_size", said_by="default") is T4
-    with pytest.raises(UsageError, match="is not to be had at low priority in eastus"):
+    with pytest.raises(UsageError, match="is not available at low priority in eastus"):
         find_size(A100.name, [T4, A100], location="eastus", setting="vm_size", said_by="default", low_priority=True)
 
 
@@ -164,7 +164,7 @@ def test_sizes_are_found_in_whatever_letters() -> None:
 def test_sizes_of_the_past_are_known(size: str) -> None:
     with pytest.raises(UsageError, match="was retired by Azure in August 2023") as error:
         find_size(size, [CPU, T4, A100], location="eastus", setting="vm_size", said_by="default")
-    assert error.value.hint.startswith("With a GPU there are: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)")
+    assert error.value.hint.startswith("Sizes with a GPU: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)")
 
 
 FAMILY = Quota("Standard NCASv3_T4 Family|Standard NCASv3_T4 Family Cluster Dedicated vCPUs", 4, 8)
@@ -195,13 +195,13 @@ def test_quota_is_counted_in_cores(nodes: int, low_priority: bool, quotas: list[
 
 def test_what_costs_money_is_said_and_when_it_stops() -> None:
     assert cost_sentences(settings(), T4) == (
-        "A machine Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB) costs money from when a job needs it, about 0.53 US "
-        "dollars an hour each until 2 minutes after the last job; then it is given back.",
+        "Each machine, Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB), costs about 0.53 US dollars per hour from when a "
+        "job needs it until 2 minutes after the last job; then it is released.",
         "Without jobs the cluster costs nothing.",
     )
     kept = cost_sentences(settings(min_nodes=2, max_nodes=2, low_priority=True), T4)
     assert "about 0.10 US dollars" in kept[0]
-    assert kept[1] == "2 of them cost money day and night: --min-nodes 0 or provision --delete ends that."
+    assert kept[1] == "2 of them cost money day and night, until --min-nodes 0 or provision --delete."
 
 
 # --- Datastores -------------------------------------------------------------------------------------------------------

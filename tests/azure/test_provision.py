@@ -150,7 +150,7 @@ def test_what_is_made_is_kept_changed_refused_and_deleted(azure: AzureLocal, pro
     assert refused.exit_code == 3
     assert refused.json["plan"][0]["action"] == "refuse"
     assert refused.json["applied"] is False
-    assert "Take another name: --compute msggan-gpu-2" in refused.stderr
+    assert "Use another name: --compute msggan-gpu-2" in refused.stderr
     assert changing(azure) == []
 
     shown = provision("--delete", "--dry-run", "-o", "json", *STORE)
@@ -229,8 +229,8 @@ def test_clusters_and_datastores_of_others_are_left_alone(azure: AzureLocal, pro
     ended = provision("--delete", "--yes", "-o", "json", "--datastore", "workspaceblobstore")
     assert actions(ended) == {"compute": "keep", "datastore": "keep"}
     assert ended.stderr.splitlines()[1:] == [
-        "  keep compute msggan-gpu: was not made by msggan-aml provision",
-        "  keep datastore workspaceblobstore: was not made by msggan-aml provision",
+        "  keep compute msggan-gpu: was not created by msggan-aml provision",
+        "  keep datastore workspaceblobstore: was not created by msggan-aml provision",
         "Nothing to delete.",
     ]
     assert list(azure.cloud.computes) == ["msggan-gpu"]
@@ -251,7 +251,7 @@ def test_a_default_that_would_change_a_cluster_of_others_is_named(azure: AzureLo
     azure.add_cluster("msggan-gpu", max_nodes=4)
     (item, *_) = provision("--dry-run", "-o", "json").json["plan"]
     assert (item["action"], item["changes"]) == ("change", {"max_nodes": {"from": 4, "to": 1}})
-    assert item["reason"] == "nothing else is said of max_nodes, so the default holds"
+    assert item["reason"] == "max_nodes not set: back to the default"
     assert provision("--dry-run", "-o", "json", "--max-nodes", "4").json["plan"][0]["action"] == "keep"
 
 
@@ -259,7 +259,7 @@ def test_low_priority_identity_and_region_are_sent(azure: AzureLocal, provision:
     words = ("--low-priority", "--identity", "system", "--location", "eastus", "--min-nodes", "1", *IMAGE)
     ended = provision("--yes", *words)
     assert ended.exit_code == 0, ended.stderr
-    assert "1 of them costs money day and night: --min-nodes 0 or provision --delete ends that." in ended.stdout
+    assert "1 of them costs money day and night, until --min-nodes 0 or provision --delete." in ended.stdout
     (sent,) = azure.made("PUT", "/computes/msggan-gpu")
     assert sent.body["identity"] == {"type": "SystemAssigned"}
     assert sent.body["properties"]["properties"]["vmPriority"] == "LowPriority"
@@ -329,15 +329,15 @@ def test_an_edit_is_never_ignored_and_nothing_unchanged_is_made_again(
 @pytest.mark.parametrize(
     ("said", "complaint"),
     [
-        ("curatd", "is not curated, nor a file or folder that is there, nor an image with its tag"),
+        ("curatd", "must be curated, an existing file or folder, or an image with its tag"),
         ("pytorch/pytorch", "nor an image with its tag"),
         ("nowhere.yml", "cannot be read as a conda file: No such file or directory"),
         ("empty.yml", "is not a conda file: it has no list of dependencies"),
         ("broken.yml", "cannot be read as a conda file"),
         ("nothing", "has no Dockerfile"),
-        ("many", "has 101 files; Azure ML takes 100"),
-        ("large", "has 1.0 MiB; Azure ML takes 1 MiB"),
-        ("linked", "is a link, which would not arrive"),
+        ("many", "has 101 files; Azure ML allows 100"),
+        ("large", "has 1.0 MiB; Azure ML allows 1 MiB"),
+        ("linked", "is a link, which cannot be uploaded"),
         ("Upper:1+also.yml", "nor an image with its tag"),
     ],
 )
@@ -365,8 +365,11 @@ def test_what_is_no_environment_is_refused(
 @pytest.mark.parametrize(
     ("size", "told"),
     [
-        ("Standard_NC4as_T4_v2", ["is not offered in eastus", "Nearest: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)"]),
-        ("Standard_NC6", ["was retired by Azure in August 2023", "With a GPU there are: Standard_NC4as_T4_v3"]),
+        (
+            "Standard_NC4as_T4_v2",
+            ["is not offered in eastus", "Similar sizes: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)"],
+        ),
+        ("Standard_NC6", ["was retired by Azure in August 2023", "Sizes with a GPU: Standard_NC4as_T4_v3"]),
         ("Standard_NC6s_v3", ["was retired by Azure in September 2025"]),
     ],
 )
@@ -418,7 +421,7 @@ def test_a_name_taken_by_another_kind_of_compute_is_refused(azure: AzureLocal, p
     assert ended.exit_code == 3
     assert ended.json["error"]["code"] == "refused"
     assert "another kind of compute (computeinstance)" in ended.json["error"]["message"]
-    assert ended.json["error"]["hint"] == "Take another name: --compute gpu-3"
+    assert ended.json["error"]["hint"] == "Use another name: --compute gpu-3"
     assert changing(azure) == []
 
 
@@ -448,8 +451,8 @@ def test_an_account_that_forbids_keys_says_so(
     azure.cloud.shared_keys = False
     ended = provision("--yes", *STORE)
     assert ended.exit_code == 4
-    assert "otherstore takes no keys and no SAS (KeyBasedAuthenticationNotPermitted)" in ended.stderr
-    assert "Unset MSGGAN_STORAGE_KEY: without it identities serve." in ended.stderr
+    assert "otherstore accepts no keys and no SAS (KeyBasedAuthenticationNotPermitted)" in ended.stderr
+    assert "Unset MSGGAN_STORAGE_KEY to use identities." in ended.stderr
     assert 'az role assignment create --role "Storage Blob Data Contributor"' in ended.stderr
     assert changing(azure) == []
 
@@ -480,7 +483,7 @@ def test_a_key_that_was_exchanged_is_exchanged_in_the_datastore(
     (item,) = [item for item in ended.json["plan"] if item["kind"] == "datastore"]
     assert (item["action"], item["changes"]) == (
         "change",
-        {"credentials": {"from": "some that do not open it", "to": "SAS"}},
+        {"credentials": {"from": "expired", "to": "SAS"}},
     )
     assert azure.cloud.datastores["msggan"]["credentials"]["secrets"]["sasToken"] == sas
 
@@ -488,14 +491,14 @@ def test_a_key_that_was_exchanged_is_exchanged_in_the_datastore(
 def test_a_name_that_no_datastore_may_have_is_refused(azure: AzureLocal, provision: Provision) -> None:
     ended = provision("--yes", "-o", "json", *STORE, "--datastore", "My-Store")
     assert ended.exit_code == 3
-    assert ended.json["error"]["hint"] == "Take another name: --datastore my_store"
+    assert ended.json["error"]["hint"] == "Use another name: --datastore my_store"
     assert changing(azure) == []
 
 
 def test_a_datastore_that_leads_elsewhere_is_refused(azure: AzureLocal, provision: Provision) -> None:
     ended = provision("--yes", "-o", "json", *STORE, "--datastore", "workspaceblobstore")
     assert ended.exit_code == 3
-    assert ended.json["error"]["hint"] == "Take another name: --datastore workspaceblobstore_2"
+    assert ended.json["error"]["hint"] == "Use another name: --datastore workspaceblobstore_2"
     missing = provision("--yes", "--datastore", "nowhere")
     assert missing.exit_code == 2
     assert "No datastore nowhere in workspace 'msggan-ws'." in missing.stderr
