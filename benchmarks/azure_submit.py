@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from benchmarks.results import write_rows
-from orchestration.azure.snapshot import staged
+from orchestration.azure.snapshot import build_snapshot
 from tests.azure_local import azurite
 from tests.azure_local.local import AzureLocal
 from tests.azure_local.messages import Recorded
@@ -57,13 +57,16 @@ def main(images: int, rounds: int) -> None:
     reason = azurite.missing()
     if reason:
         raise click.ClickException(reason)
-    with tempfile.TemporaryDirectory() as name, staged() as snapshot, AzureLocal() as azure:
+    with tempfile.TemporaryDirectory() as name, AzureLocal() as azure:
         folder = Path(name)
         draw_images(folder / "images", images)
+        for path, content in build_snapshot().items():
+            (folder / "code" / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "code" / path).write_bytes(content)
         measured: dict[str, list[dict[str, Sent]]] = {"ours": [], "bare": []}
         for _ in range(rounds):
             for who, sent in measured.items():
-                sent.append(submissions(azure, folder, who, str(snapshot.folder)))
+                sent.append(submissions(azure, folder, who, str(folder / "code")))
     rows = rows_of(measured, f"{images:,} images of {SIDE_PX} px")
     click.echo(f"{write_rows(rows, torch.device('cpu'))}\n")
     for row in rows:

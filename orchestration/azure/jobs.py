@@ -19,6 +19,7 @@ from azure.ai.ml.entities import Command, QueueSettings, UserIdentityConfigurati
 from msggan.errors import UsageError
 from orchestration.azure.history import RUN_OUTPUT, RUN_TAG
 from orchestration.data_source import DatastorePath
+from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 
 CONFIGURATION_TAG = "msggan.configuration"
@@ -53,25 +54,29 @@ class JobData:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """All that a job consists of. code, environment: IDs of a snapshot and an environment.
+    """All that a job consists of. datastore: for its run folder. code, environment: IDs of a snapshot and environment.
 
-    compute: a cluster's name, None for serverless on machines of `instance_type`. as_user: the job reads and writes
-    with the identity of the person who submits it.
+    as_user: the job reads and writes with the identity of the person who submits it.
     """
 
     name: str
     spec: RunSpec
     data: JobData
-    run_folder: DatastorePath
+    datastore: str
     code: str
     environment: str
-    compute: str | None
-    instance_type: str | None
-    low_priority: bool
-    timeout_hours: float
-    experiment: str
+    settings: Settings
     tags: Mapping[str, str] = field(default_factory=dict)
     as_user: bool = False
+
+    @property
+    def run_folder(self) -> DatastorePath:
+        return run_folder(self.datastore, self.spec.name)
+
+    @property
+    def compute(self) -> str | None:
+        """The name of the cluster, None for serverless."""
+        return self.settings.compute if self.settings.instance_type is None else None
 
 
 # --- The body ---------------------------------------------------------------------------------------------------------
@@ -82,25 +87,25 @@ def build_job(plan: JobPlan) -> Command:
     problems = plan_problems(plan)
     if problems:
         raise UsageError(problems)
-    serverless = plan.compute is None
+    settings, serverless = plan.settings, plan.compute is None
     return command(
         name=plan.name,
         display_name=plan.name,
-        experiment_name=plan.experiment,
+        experiment_name=settings.experiment,
         code=plan.code,
         command=command_line(plan.spec),
         environment=plan.environment,
         environment_variables=dict(ENVIRONMENT_VARIABLES),
         compute=plan.compute,
-        instance_type=plan.instance_type if serverless else None,
+        instance_type=settings.instance_type,
         instance_count=1 if serverless else None,
         shm_size=SHARED_MEMORY,
-        timeout=max(1, round(plan.timeout_hours * 3600)),
+        timeout=max(1, round(settings.timeout_hours * 3600)),
         inputs={DATA_INPUT: Input(type=plan.data.kind, path=plan.data.uri, mode="download")},
         outputs={RUN_OUTPUT: Output(type="uri_folder", path=plan.run_folder.uri, mode="rw_mount")},
         tags=dict(plan.tags),
         properties=_git_properties(plan.tags),
-        queue_settings=QueueSettings(job_tier="spot") if serverless and plan.low_priority else None,
+        queue_settings=QueueSettings(job_tier="spot") if serverless and settings.low_priority else None,
         identity=UserIdentityConfiguration() if plan.as_user else None,
     )
 
@@ -124,10 +129,9 @@ def command_line(spec: RunSpec, run_dir: str = RUN_PLACEHOLDER) -> str:
 def plan_problems(plan: JobPlan) -> list[str]:
     """What the SDK does not check, and the service checks only after everything is uploaded."""
     problems = []
-    if (plan.compute is None) == (plan.instance_type is None):
-        problems.append("A job needs either --compute, or --instance-type to train serverless.")
-    if plan.instance_type is not None and not re.fullmatch(r"[A-Za-z]+_[A-Za-z0-9_]+", plan.instance_type):
-        problems.append(f"--instance-type {plan.instance_type}: is not a VM size such as Standard_NC4as_T4_v3.")
+    size = plan.settings.instance_type
+    if size is not None and not re.fullmatch(r"[A-Za-z]+_[A-Za-z0-9_]+", size):
+        problems.append(f"--instance-type {size}: is not a VM size such as Standard_NC4as_T4_v3.")
     if len(plan.tags) > MAX_TAGS or any(len(value) > MAX_TAG_LENGTH for value in plan.tags.values()):
         problems.append(f"A job may have {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters.")
     return problems

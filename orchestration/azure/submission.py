@@ -20,7 +20,6 @@ from orchestration.azure.data import ensure_data, plan_data
 from orchestration.azure.history import RunJobs, get_job, run_of
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
-    JobData,
     JobPlan,
     build_job,
     build_tags,
@@ -28,7 +27,7 @@ from orchestration.azure.jobs import (
     run_folder,
 )
 from orchestration.azure.session import Session
-from orchestration.azure.snapshot import ensure_code, staged
+from orchestration.azure.snapshot import ensure_code
 from orchestration.errors import UncertainError
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
@@ -72,19 +71,10 @@ class Submission:
         tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
         if is_complete(run, tags[CONFIGURATION_TAG]) or (started and self._is_trained(run, started, store)):
             return run.newest
-        with staged() as snapshot:
-            session.reporter.info(f"Uploading the msggan package ({snapshot}) as the job's code.")
-            code = ensure_code(snapshot, session.store(None), session.client)
-        plan = build_plan(
-            session.settings,
-            spec,
-            data,
-            name=run.next_name,
-            datastore=store.datastore,
-            code=code,
-            environment=environment,
-            tags=tags,
-            as_user=without_identity and store.identity_based,
+        code = ensure_code(session.store(None), session.client, session.reporter)
+        as_user = without_identity and store.identity_based
+        plan = JobPlan(
+            run.next_name, spec, data, store.datastore, code, environment, session.settings, tags, as_user=as_user
         )
         return self._put(plan, build)
 
@@ -158,46 +148,10 @@ def planned_job(settings: Settings, spec: RunSpec, extra: Sequence[str] = ()) ->
     """The job that `Submission.send` would send. Makes no requests: what only the service knows is `TO_RESOLVE`."""
     datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
     data = plan_data(str(spec.data), datastore)
-    return build_plan(
-        settings,
-        spec,
-        data,
-        name=spec.name,
-        datastore=datastore,
-        code=TO_RESOLVE.format("the snapshot of the msggan package"),
-        environment=TO_RESOLVE.format(f"the environment {settings.environment}"),
-        tags=build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd()),
-    )
-
-
-def build_plan(
-    settings: Settings,
-    spec: RunSpec,
-    data: JobData,
-    *,
-    name: str,
-    datastore: str,
-    code: str,
-    environment: str,
-    tags: dict[str, str],
-    as_user: bool = False,
-) -> JobPlan:
-    """The job of a run with these settings."""
-    return JobPlan(
-        name=name,
-        spec=spec,
-        data=data,
-        run_folder=run_folder(datastore, spec.name),
-        code=code,
-        environment=environment,
-        compute=settings.compute if settings.instance_type is None else None,
-        instance_type=settings.instance_type,
-        low_priority=settings.low_priority,
-        timeout_hours=settings.timeout_hours,
-        experiment=settings.experiment,
-        tags=tags,
-        as_user=as_user,
-    )
+    code = TO_RESOLVE.format("the snapshot of the msggan package")
+    environment = TO_RESOLVE.format(f"the environment {settings.environment}")
+    tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
+    return JobPlan(spec.name, spec, data, datastore, code, environment, settings, tags)
 
 
 def _as_started(spec: RunSpec, started: StartedRun | None) -> RunSpec:

@@ -60,7 +60,7 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials | None = 
         name=plan.name,
         display_name=plan.name,
         description=describe(sweep),
-        experiment_name=plan.experiment,
+        experiment_name=plan.settings.experiment,
         tags={**plan.tags, SWEEP_TAG: sweep.name},
         properties=dict(trial.properties),
         trial=trial,
@@ -149,7 +149,7 @@ def _limits(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials) -> SweepJobL
         max_total_trials=part.trials,
         max_concurrent_trials=min(sweep.concurrent, part.trials),
         timeout=None if sweep.timeout_hours is None else _seconds(sweep.timeout_hours),
-        trial_timeout=_seconds(plan.timeout_hours),
+        trial_timeout=_seconds(plan.settings.timeout_hours),
     )
 
 

@@ -91,7 +91,7 @@ def test_the_body_is_what_the_sweep_says() -> None:
 
 
 def test_a_serverless_sweep_has_its_size_its_tier_and_its_identity() -> None:
-    plan = job_plan(compute=None, instance_type=SIZE, low_priority=True, as_user=True)
+    plan = job_plan(instance_type=SIZE, low_priority=True, as_user=True)
     sent = build_sweep_body(plan, sweep_spec(), SCOPE)["properties"]
     assert "computeId" not in sent
     assert sent["queueSettings"] == {"jobTier": "Spot"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from msggan.commands.options import Hardware
@@ -9,8 +12,8 @@ from msggan.config import TrainConfig
 from orchestration.azure.jobs import (
     JobData,
     JobPlan,
-    run_folder,
 )
+from orchestration.settings import read_settings
 from orchestration.spec import RunSpec
 
 SCOPE = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
@@ -68,19 +71,26 @@ SERVERLESS: dict[str, Any] = {
 }
 
 
-def job_plan(**changes: Any) -> JobPlan:
-    given = {
-        "name": "flowers-2",
-        "spec": SPEC,
-        "data": JobData("azureml://datastores/store/paths/a b/", "uri_folder"),
-        "run_folder": run_folder("store", "flowers"),
-        "code": CODE,
-        "environment": ENVIRONMENT,
-        "compute": "gpu",
-        "instance_type": None,
-        "low_priority": False,
-        "timeout_hours": 1.5,
-        "experiment": "garden",
-        "tags": {"msggan.run": "flowers"},
-    }
-    return JobPlan(**{**given, **changes})
+SETTINGS = replace(
+    read_settings({}, folder=Path("/"), environ={}), compute="gpu", timeout_hours=1.5, experiment="garden"
+)
+
+
+def job_plan(
+    *,
+    data: JobData | None = None,
+    tags: Mapping[str, str] | None = None,
+    as_user: bool = False,
+    **settings: Any,
+) -> JobPlan:
+    return JobPlan(
+        name="flowers-2",
+        spec=SPEC,
+        data=data or JobData("azureml://datastores/store/paths/a b/", "uri_folder"),
+        datastore="store",
+        code=CODE,
+        environment=ENVIRONMENT,
+        settings=replace(SETTINGS, **settings),
+        tags={"msggan.run": "flowers"} if tags is None else tags,
+        as_user=as_user,
+    )
