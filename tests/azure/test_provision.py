@@ -330,7 +330,7 @@ def test_an_edit_is_never_ignored_and_nothing_unchanged_is_made_again(
     ("said", "complaint"),
     [
         ("curatd", "must be curated, an existing file or folder, or an image with its tag"),
-        ("pytorch/pytorch", "nor an image with its tag"),
+        ("pytorch/pytorch", "or an image with its tag"),
         ("nowhere.yml", "cannot be read as a conda file: No such file or directory"),
         ("empty.yml", "is not a conda file: it has no list of dependencies"),
         ("broken.yml", "cannot be read as a conda file"),
@@ -338,7 +338,7 @@ def test_an_edit_is_never_ignored_and_nothing_unchanged_is_made_again(
         ("many", "has 101 files; Azure ML allows 100"),
         ("large", "has 1.0 MiB; Azure ML allows 1 MiB"),
         ("linked", "is a link, which cannot be uploaded"),
-        ("Upper:1+also.yml", "nor an image with its tag"),
+        ("Upper:1+also.yml", "or an image with its tag"),
     ],
 )
 def test_what_is_no_environment_is_refused(
