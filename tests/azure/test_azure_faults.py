@@ -1,4 +1,4 @@
-"""Is there one job, or an error and none, or an error that says there may be one, whatever breaks while it is sent?"""
+"""Whatever breaks while a run is submitted: one job, or an error and none, or an error that says there may be one."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ pytestmark = pytest.mark.filterwarnings(
 Submit = Callable[..., RunStatus | SweepStatus]
 SHORT = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.04)
 
-PATIENCE_S = 60
-MOST_AT_ONCE = 256  # blobs that one request deletes
+TIMEOUT_S = 60
+MAX_DELETED = 256  # blobs that one request deletes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +60,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def build_target(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AzureTarget]:
-    """The target of another command, in this process. What the SDK waits before it repeats passes at once."""
+    """Builds the target of another command, in this process. The SDK retries without waiting."""
     monkeypatch.setattr("azure.core.pipeline.transport.HttpTransport.sleep", lambda self, duration: None)
     for name, value in azure.variables.items():
         monkeypatch.setenv(name, value)
@@ -79,13 +79,13 @@ def build_target(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def submit(build_target: Callable[[], AzureTarget], pack: Path) -> Submit:
-    """submit(NAME): sends a run and leaves it."""
+    """submit(NAME): submits a run and does not follow it."""
     return lambda name="one": build_target().start(RunSpec(SHORT, pack, name))
 
 
 @pytest.fixture
 def submit_sweep(build_target: Callable[[], AzureTarget], pack: Path) -> Submit:
-    """submit_sweep(NAME): sends a sweep of two trials and leaves it."""
+    """submit_sweep(NAME): submits a sweep of two trials and does not follow it."""
 
     def submit(name: str = "one") -> SweepStatus:
         space = read_space(("g_lr=0.001..0.01",), SHORT)
@@ -95,13 +95,13 @@ def submit_sweep(build_target: Callable[[], AzureTarget], pack: Path) -> Submit:
 
 
 def kind_of(request: Recorded) -> str:
-    """What a request is for, the same for the many blobs of a snapshot."""
+    """What a request is for; the blobs of a snapshot are of one kind."""
     path = re.sub(r"(msggan/(?:code|environments))/.*|[0-9a-f]{8,}(-[0-9a-f-]+)?", r"\1*", request.path)
     return f"{request.method} {request.host.split('.')[0]} {path} {request.query.get('comp', '')}"
 
 
 def kinds(requests: list[Recorded]) -> dict[str, int]:
-    """The kinds of requests in the order of their first, and the number of that one."""
+    """The kinds of requests, and the number of the first of each."""
     found: dict[str, int] = {}
     for number, request in enumerate(requests, start=1):
         found.setdefault(kind_of(request), number)
@@ -109,19 +109,19 @@ def kinds(requests: list[Recorded]) -> dict[str, int]:
 
 
 def forget(azure: AzureLocal) -> None:
-    """Takes away what was sent: the job, its images, its code and its environment."""
+    """Removes what was submitted: the job, its images, its code and its environment."""
     azure.end_jobs()
     for kept in (azure.cloud.jobs, azure.cloud.codes, azure.cloud.environments):
         kept.clear()
     paths = azure.blobs_below("msggan/")
-    for start in range(0, len(paths), MOST_AT_ONCE):
-        azure.cloud.blobs.container(azure.cloud.account, azure.container).delete_blobs(*paths[start:][:MOST_AT_ONCE])
+    for start in range(0, len(paths), MAX_DELETED):
+        azure.cloud.blobs.container(azure.cloud.account, azure.container).delete_blobs(*paths[start:][:MAX_DELETED])
     azure.faults.clear()
     azure.recording.clear()
 
 
 def outcome_of(submit: Submit) -> str:
-    """`submitted`, or what the error says. Fails where it takes for ever."""
+    """`submitted`, or the error's message. Fails if it takes for ever."""
     outcome: list[str | BaseException] = []
 
     def attempt() -> None:
@@ -133,10 +133,10 @@ def outcome_of(submit: Submit) -> str:
         except BaseException as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=attempt, daemon=True)  # a daemon: one that hangs holds up nothing else
+    thread = threading.Thread(target=attempt, daemon=True)  # a daemon: one that hangs blocks nothing else
     thread.start()
-    thread.join(PATIENCE_S)
-    assert outcome, f"submit hangs after {PATIENCE_S} s"
+    thread.join(TIMEOUT_S)
+    assert outcome, f"submit hangs after {TIMEOUT_S} s"
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
@@ -174,7 +174,7 @@ def test_a_connection_cut_at_any_write_of_a_sweep_leaves_one_job_or_an_error_and
         assert sweeps == (["one"] if outcome == "submitted" else []), (kind, outcome)
 
 
-def test_a_sweep_that_can_note_nothing_of_what_was_asked_is_not_sent(azure: AzureLocal, submit_sweep: Submit) -> None:
+def test_a_sweep_whose_request_cannot_be_recorded_is_not_submitted(azure: AzureLocal, submit_sweep: Submit) -> None:
     azure.fault("PUT", "sweep.json", times=10**6, status=503, retry_after=0.01)
     outcome = outcome_of(submit_sweep)
     assert outcome.startswith("Writing into azureml://datastores/workspaceblobstore/paths/msggan/runs/one/"), outcome
@@ -197,17 +197,17 @@ def test_a_service_that_breaks_down_at_any_write_of_submit_leaves_no_unreported_
 
 
 @pytest.mark.parametrize(
-    ("drop", "jobs", "said"), [("before", [], r"No job was submitted\.$"), ("after", ["one"], "submitted")]
+    ("drop", "jobs", "outcome"), [("before", [], r"No job was submitted\.$"), ("after", ["one"], "submitted")]
 )
-def test_where_the_last_answer_is_lost_for_good_the_job_is_looked_for(
-    azure: AzureLocal, submit: Submit, drop: str, jobs: list[str], said: str
+def test_if_the_last_response_is_lost_the_job_is_looked_up(
+    azure: AzureLocal, submit: Submit, drop: str, jobs: list[str], outcome: str
 ) -> None:
     azure.fault("PUT", "/jobs/one", drop=drop, times=100)
-    assert re.search(said, outcome_of(submit).splitlines()[0])
+    assert re.search(outcome, outcome_of(submit).splitlines()[0])
     assert list(azure.cloud.jobs) == jobs
 
 
-def test_where_it_cannot_be_looked_for_the_error_says_that_it_may_exist_and_the_same_command_makes_no_second(
+def test_if_it_cannot_be_looked_up_the_error_says_it_may_exist_and_the_same_command_submits_no_second(
     azure: AzureLocal, submit: Submit
 ) -> None:
     azure.fault("PUT", "/jobs/one", drop="after", times=100)
@@ -232,7 +232,7 @@ def test_two_submissions_of_different_names_at_once_both_succeed(azure: AzureLoc
     assert set(azure.cloud.jobs) == {"one", "two"}
 
 
-def test_what_was_sent_once_is_not_sent_again(azure: AzureLocal, submit: Submit) -> None:
+def test_identical_content_is_uploaded_once(azure: AzureLocal, submit: Submit) -> None:
     submit("one")
     before = len(azure.requests)
     submit("two")

@@ -1,7 +1,7 @@
-"""Are the bodies that we send to Azure what Microsoft's own description of the service says?
+"""The bodies that we send to Azure conform to Microsoft's OpenAPI description of the service.
 
 The description is read from the folder that MSGGAN_TEST_OPENAPI names. It is of one release, 2023-04-01-preview; the
-SDK speaks several newer ones, whose departures stand in DEPARTURES.
+SDK uses several newer ones, whose differences are in DEPARTURES.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def described() -> Description:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images and two environments of one's own."""
+    """A folder with images and two custom environments."""
     folder = tmp_path_factory.mktemp("openapi")
     draw_tiny_images(folder / "tiny")
     (folder / "conda.yml").write_text("dependencies: [python=3.11, pip]\n")
@@ -71,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sent(_azure_process: AzureLocal, place: Path) -> Iterator[list[Recorded]]:
-    """Every request that can change something, of all the commands that send any."""
+    """Every request that can change something, of all the commands that send one."""
     azure = _azure_process
     azure.reset()
     azure.hold_jobs()
@@ -138,7 +138,7 @@ def complaints(described: Description, request: Recorded) -> list[str]:
     return [complaint for complaint in found if complaint not in DEPARTURES]
 
 
-def test_the_releases_that_are_spoken_are_these(sent: list[Recorded]) -> None:
+def test_the_api_versions_are_these(sent: list[Recorded]) -> None:
     assert {kind_of(request): request.query["api-version"] for request in sent if request.method == "PUT"} == {
         "PUT computes": "2023-08-01-preview",
         "PUT datastores": "2024-10-01-preview",
@@ -160,7 +160,7 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_what_a_dry_run_prints_is_described(
+def test_the_body_of_a_dry_run_is_described(
     name: str, described: Description, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
@@ -184,7 +184,7 @@ SAMPLINGS = {"random": EarlyStopping("bandit", 2, 1, slack_factor=0.2), "sobol":
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_what_a_sweep_sends_is_described(sampling: str, described: Description) -> None:
+def test_the_body_of_a_sweep_is_described(sampling: str, described: Description) -> None:
     from support.azure_jobs import SCOPE, job_plan
 
     from orchestration.azure.sweep_jobs import build_sweep_body  # which loads the SDK

@@ -1,4 +1,4 @@
-"""Does a job whose machine is taken away end as if it had kept it?"""
+"""A preempted job ends as one that was not preempted, and a run that ended early is continued."""
 
 from __future__ import annotations
 
@@ -48,14 +48,12 @@ def checkpoints(azure: AzureLocal) -> list[int]:
     return [int(Path(path).stem) for path in paths if path.endswith(".json")]
 
 
-@pytest.mark.parametrize("losses", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_job_whose_machine_is_taken_away_ends_as_if_it_had_kept_it(
-    azure: AzureLocal, place: Path, losses: int
-) -> None:
+@pytest.mark.parametrize("preemptions", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_preempted_job_ends_as_if_it_had_not_been(azure: AzureLocal, place: Path, preemptions: int) -> None:
     words = ["submit", "--data", "tiny", *TRAINING]
-    said = place / "said.txt"
+    printed = place / "stderr.txt"
     with (
-        said.open("w") as stderr,
+        printed.open("w") as stderr,
         subprocess.Popen(
             command_line("msggan-aml", *words, "--yes", "-o", "json"),
             cwd=place,
@@ -66,25 +64,25 @@ def test_a_job_whose_machine_is_taken_away_ends_as_if_it_had_kept_it(
         ) as following,
     ):
         seen = 0
-        for loss in range(1, losses + 1):
+        for count in range(1, preemptions + 1):
             wait_for(lambda: max(checkpoints(azure), default=0) > seen, following)  # noqa: B023 - called here
             job = azure.job("tiny")
-            os.killpg(job.process.pid, signal.SIGSTOP)  # it must not end before who follows it has seen it run
-            wait_for(lambda: said.read_text().count("tiny: running") == loss, following)  # noqa: B023
+            os.killpg(job.process.pid, signal.SIGSTOP)  # it must not end before the follower has seen it running
+            wait_for(lambda: printed.read_text().count("tiny: running") == count, following)  # noqa: B023
             assert job.status == "Running"
             azure.hold_jobs("no node is free")
             job.preempted.set()
-            wait_for(lambda: said.read_text().count("preempted (") == loss, following)  # noqa: B023
+            wait_for(lambda: printed.read_text().count("preempted (") == count, following)  # noqa: B023
             seen = max(checkpoints(azure))
             azure.release_jobs()
         stdout, _ = following.communicate(timeout=120)
-    told = json.loads(stdout)
-    assert (following.returncode, told["state"], told["images_seen"]) == (0, "completed", 3000)
-    assert (azure.job("tiny").attempt, list(azure.cloud.jobs)) == (losses + 1, ["tiny"])
+    result = json.loads(stdout)
+    assert (following.returncode, result["state"], result["images_seen"]) == (0, "completed", 3000)
+    assert (azure.job("tiny").attempt, list(azure.cloud.jobs)) == (preemptions + 1, ["tiny"])
 
     written = azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
-    assert [line for line in said.read_text().splitlines() if line in written] == written
-    assert sum("Resuming" in line for line in written) == losses
+    assert [line for line in printed.read_text().splitlines() if line in written] == written
+    assert sum("Resuming" in line for line in written) == preemptions
 
     alone = run_in(place, "msggan-aml", *words, "--target", "local")
     assert alone.exit_code == 0, alone.stderr
@@ -99,7 +97,7 @@ def test_a_job_whose_machine_is_taken_away_ends_as_if_it_had_kept_it(
 
 
 def reports_in(content: bytes) -> list[dict[str, float]]:
-    """The reports of a run, without what the clock says."""
+    """The reports of a run, without times."""
     timings = ("seconds", "images_per_second")
     lines = map(json.loads, content.splitlines())
     return [{name: value for name, value in line.items() if name not in timings} for line in lines]

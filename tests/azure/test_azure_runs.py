@@ -1,4 +1,4 @@
-"""Do runs on Azure do what they should beyond the straight way: other machines and images, ends, cuts, long lists?"""
+"""Runs on Azure beyond the usual case: serverless, other images, errors, interrupted downloads, long lists."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def _left_behind() -> Iterator[None]:
 
 @pytest.fixture
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the SDK waits before it repeats a request passes at once."""
+    """The SDK retries without waiting."""
     monkeypatch.setattr("azure.core.pipeline.transport.HttpTransport.sleep", lambda self, duration: None)
 
 
 @pytest.fixture
 def images(azure: AzureLocal, place: Path) -> str:
-    """The images as the default datastore has them: their path. Jobs tell no MLflow, which takes long."""
+    """The path of the images in the default datastore. Jobs do not log to MLflow, which takes long."""
     azure.cloud.job_environment["MSGGAN_TRACKING_URI"] = "none"
     for path in (place / "tiny").iterdir():
         azure.put_blob(f"images/{path.name}", path.read_bytes())
@@ -75,7 +75,7 @@ def test_blobs_are_trained_on_serverless(azure: AzureLocal, images: str, msggan_
     assert sent["inputs"]["data"]["uri"] == BLOBS + images
 
 
-def test_a_run_whose_time_is_up_has_failed_and_says_what_to_do(
+def test_a_run_that_reached_its_time_limit_has_failed_and_says_what_to_do(
     azure: AzureLocal, images: str, msggan_aml: Command
 ) -> None:
     asset = {"dataType": "uri_folder", "dataUri": DATASTORE + images, "isAnonymous": False, "isArchived": False}
@@ -85,33 +85,33 @@ def test_a_run_whose_time_is_up_has_failed_and_says_what_to_do(
     assert (ended.exit_code, ended.json["name"], ended.json["state"]) == (1, "flowers", "failed")
     assert "The job exceeded its time limit of 1 seconds." in ended.stderr
     assert "Increase --timeout-hours." in ended.stderr
-    told = msggan_aml("status", "flowers", "-o", "json").json
-    assert told["state"] == "failed"
-    assert "time limit" in told["reason"]
+    status = msggan_aml("status", "flowers", "-o", "json").json
+    assert status["state"] == "failed"
+    assert "time limit" in status["reason"]
 
 
-def test_a_long_list_is_read_page_by_page_and_told_up_to_a_limit(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_a_long_list_is_read_page_by_page_up_to_a_limit(azure: AzureLocal, msggan_aml: Command) -> None:
     azure.cloud.page_size = 7
     for number in range(60):
         output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/old-{number}/"}
         job = azure.add_ended_job(f"old-{number}", tags={"msggan.run": f"old-{number}"}, outputs={"run": output})
         job.created = f"2026-01-01T00:00:{number:02d}.000000Z"
     azure.add_ended_job("of-somebody-else", tags={"theirs": "yes"})
-    told = msggan_aml("list", "-o", "json")
-    assert told.exit_code == 0, told.stderr
-    assert [run["name"] for run in told.json["runs"]] == [f"old-{number}" for number in range(59, 9, -1)]
-    assert {run["state"] for run in told.json["runs"]} == {"completed"}
-    assert "There are more than these 50 runs; the older ones are in the portal." in told.stderr
-    listed = [request for request in azure.made("GET", "/jobs") if request.path.endswith("/jobs")]
-    assert [request.query["tag"] for request in listed] == ["msggan.run"] * 9 + ["msggan.sweep"]
+    listed = msggan_aml("list", "-o", "json")
+    assert listed.exit_code == 0, listed.stderr
+    assert [run["name"] for run in listed.json["runs"]] == [f"old-{number}" for number in range(59, 9, -1)]
+    assert {run["state"] for run in listed.json["runs"]} == {"completed"}
+    assert "There are more than these 50 runs; the older ones are in the portal." in listed.stderr
+    requests = [request for request in azure.made("GET", "/jobs") if request.path.endswith("/jobs")]
+    assert [request.query["tag"] for request in requests] == ["msggan.run"] * 9 + ["msggan.sweep"]
     for number in range(10):
         del azure.cloud.jobs[f"old-{number}"]
     all_of_them = msggan_aml("list", "-o", "json")
-    assert (all_of_them.json, "There are more" in all_of_them.stderr) == (told.json, False)
+    assert (all_of_them.json, "There are more" in all_of_them.stderr) == (listed.json, False)
 
 
 def add_jobs(azure: AzureLocal, run: str, **statuses: str) -> list[Job]:
-    """The past jobs of a run by name, a minute after each other, each with two lines of log."""
+    """The past jobs of a run by name, one per minute, each with two lines of log."""
     output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/{run}/"}
     jobs = []
     for minute, (name, status) in enumerate(statuses.items()):
@@ -125,9 +125,9 @@ def add_jobs(azure: AzureLocal, run: str, **statuses: str) -> list[Job]:
 def test_the_jobs_of_a_run_are_one_run_with_the_logs_of_all(azure: AzureLocal, msggan_aml: Command) -> None:
     jobs = add_jobs(azure, "old", old="Failed", old_2="Canceled", old_4="Completed")
     add_jobs(azure, "of-somebody-else", old_3="Failed")  # which has taken the name
-    told = msggan_aml("status", "old", "-o", "json").json
-    assert (told["state"], told["job_id"]) == ("completed", "old-4")
-    assert (told["created"], told["ended"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:02:30Z")
+    status = msggan_aml("status", "old", "-o", "json").json
+    assert (status["state"], status["job_id"]) == ("completed", "old-4")
+    assert (status["created"], status["ended"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:02:30Z")
     lines = [f"{job.name} {what}" for job in jobs for what in ("began", "ended")]
     assert msggan_aml("logs", "old", "-o", "json").json["lines"] == lines
     assert msggan_aml("logs", "old", "--tail", "3").stdout.splitlines() == lines[-3:]
@@ -138,7 +138,7 @@ def test_the_jobs_of_a_run_are_one_run_with_the_logs_of_all(azure: AzureLocal, m
     assert "sweep" not in [run["name"] for run in listed]
 
 
-def test_of_a_run_that_goes_on_the_lines_of_its_jobs_before_are_shown_unless_the_tail_is_asked_for(
+def test_following_an_active_run_shows_its_earlier_jobs_too_unless_a_tail_is_asked_for(
     azure: AzureLocal, msggan_aml: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "PAUSES_S", (0,))
@@ -177,26 +177,26 @@ def test_of_a_run_that_goes_on_the_lines_of_its_jobs_before_are_shown_unless_the
         ("SomethingNew", "", "running", "", "logs"),
     ],
 )
-def test_how_a_job_stands_is_said_in_our_words(
+def test_the_status_of_a_job_has_our_state_and_a_reason(
     azure: AzureLocal, msggan_aml: Command, *, status: str, error: str, state: str, reason: str, verb: str
 ) -> None:
     (job,) = add_jobs(azure, "old", old=status)
     job.error = {"code": "UserError", "message": error} if error else None
-    told = msggan_aml("status", "old", "-o", "json").json
-    assert told["state"] == state
-    assert reason in told["reason"]
-    assert bool(told["reason"]) is bool(reason)
-    assert (told["ended"] is None) is (state == "running")
-    assert told["next"][0].startswith(f"msggan-aml {verb} old")
-    assert told["next"][0].endswith("--follow") is (state == "running")
+    status = msggan_aml("status", "old", "-o", "json").json
+    assert status["state"] == state
+    assert reason in status["reason"]
+    assert bool(status["reason"]) is bool(reason)
+    assert (status["ended"] is None) is (state == "running")
+    assert status["next"][0].startswith(f"msggan-aml {verb} old")
+    assert status["next"][0].endswith("--follow") is (state == "running")
 
 
-def test_how_far_a_run_is_is_read_from_the_end_of_its_reports(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_progress_is_read_from_the_end_of_the_reports(azure: AzureLocal, msggan_aml: Command) -> None:
     report = '{{"images": {}, "d_loss": 1.5, "note": "{}"}}\n'
     long = "".join(report.format(number, "x" * 1000) for number in range(1000))
     add_run(azure, "old", {"metrics.jsonl": long.encode(), "config.json": b'{"kimg": 1.001}'})
-    told = msggan_aml("status", "old", "-o", "json").json
-    assert (told["images_seen"], told["images_total"], told["metrics"]["d_loss"]) == (999, 1001, 1.5)
+    status = msggan_aml("status", "old", "-o", "json").json
+    assert (status["images_seen"], status["images_total"], status["metrics"]["d_loss"]) == (999, 1001, 1.5)
     (read,) = [
         request for request in azure.made("GET", "runs/old/metrics.jsonl") if request.host.startswith("msgganstore")
     ]
@@ -205,15 +205,15 @@ def test_how_far_a_run_is_is_read_from_the_end_of_its_reports(azure: AzureLocal,
     assert msggan_aml("status", "old", "-o", "json").json["images_total"] is None
 
 
-def test_a_run_whose_storage_does_not_open_says_how_its_job_stands(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_a_run_whose_storage_cannot_be_read_has_the_status_of_its_job(azure: AzureLocal, msggan_aml: Command) -> None:
     add_run(azure, "old", {"metrics.jsonl": b'{"images": 40}\n'})
     azure.cloud.shared_keys, azure.cloud.blob_role = False, None
-    told = msggan_aml("status", "old", "-o", "json")
-    assert (told.exit_code, told.json["state"], told.json["images_seen"]) == (0, "completed", None)
-    assert "KeyBasedAuthenticationNotPermitted" in told.stderr
+    ended = msggan_aml("status", "old", "-o", "json")
+    assert (ended.exit_code, ended.json["state"], ended.json["images_seen"]) == (0, "completed", None)
+    assert "KeyBasedAuthenticationNotPermitted" in ended.stderr
 
 
-RANGE = 1 << 10  # bytes that a download asks for at a time in these tests; the SDK's own is 32 MiB
+RANGE = 1 << 10  # bytes per request of a download in these tests; the SDK's default is 32 MiB
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def _small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def add_run(azure: AzureLocal, name: str, content: dict[str, bytes]) -> None:
-    """An ended run on Azure that has left these files."""
+    """Adds a completed run with these files."""
     for path, data in content.items():
         azure.put_blob(f"msggan/runs/{name}/{path}", data)
     output = {"jobOutputType": "uri_folder", "uri": f"{DATASTORE}msggan/runs/{name}/"}
@@ -232,13 +232,13 @@ def add_run(azure: AzureLocal, name: str, content: dict[str, bytes]) -> None:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """What is in a folder that a download made, but for its own note."""
+    """The files in a downloaded folder, without its record."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != NOTE]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
-def test_a_download_that_was_cut_goes_on_where_it_ended(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_a_download_that_was_cut_resumes_where_it_ended(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     content = {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE), "samples/1.png": b"picture"}
     add_run(azure, "old", content)
     azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
@@ -286,7 +286,7 @@ def test_a_file_that_changes_while_it_is_downloaded_is_of_one_version(
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
 @pytest.mark.parametrize("newer", [b"newer", None])
-def test_no_part_is_left_of_a_file_that_changed_or_went_between_two_downloads(
+def test_no_partial_file_is_left_of_one_that_changed_or_was_removed_between_two_downloads(
     azure: AzureLocal, place: Path, msggan_aml: Command, newer: bytes | None
 ) -> None:
     add_run(azure, "old", {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
@@ -301,9 +301,7 @@ def test_no_part_is_left_of_a_file_that_changed_or_went_between_two_downloads(
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
-def test_a_file_that_changes_at_every_read_is_given_up_and_left_out(
-    azure: AzureLocal, place: Path, msggan_aml: Command
-) -> None:
+def test_a_file_that_changes_at_every_request_is_given_up(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     add_run(azure, "old", {GENERATOR: os.urandom(2 * RANGE)})
 
     def change() -> None:
@@ -317,9 +315,7 @@ def test_a_file_that_changes_at_every_read_is_given_up_and_left_out(
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
-def test_a_file_that_the_run_takes_away_meanwhile_is_left_out(
-    azure: AzureLocal, place: Path, msggan_aml: Command
-) -> None:
+def test_a_file_that_the_run_removes_meanwhile_is_skipped(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     add_run(azure, "old", {"a.json": b"{}", "checkpoints/1.json": b"{1}"})
     azure.fault("GET", "checkpoints/1", meanwhile=lambda: azure.delete_blob("msggan/runs/old/checkpoints/1.json"))
     ended = msggan_aml("download", "old", "-o", "json")
@@ -328,9 +324,7 @@ def test_a_file_that_the_run_takes_away_meanwhile_is_left_out(
     assert files_in(place / "old-run") == {"a.json": b"{}"}
 
 
-def test_what_a_run_did_not_write_whole_or_for_people_is_not_downloaded(
-    azure: AzureLocal, place: Path, msggan_aml: Command
-) -> None:
+def test_partial_hidden_and_lock_files_are_not_downloaded(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     kept = {"a.json": b"{}", "samples/1.png": b"picture"}
     left = ["run.lock", "a.json.part", ".amlignore", "samples/.thumbnail.png", ".cache/x"]
     add_run(azure, "old", {**kept, **dict.fromkeys(left, b"1")})
@@ -344,7 +338,7 @@ def test_what_a_run_did_not_write_whole_or_for_people_is_not_downloaded(
 
 
 @pytest.mark.usefixtures("msggan_aml")
-def test_a_folder_that_a_mount_has_marked_is_a_folder_of_images(azure: AzureLocal, images: str, place: Path) -> None:
+def test_the_blob_by_which_a_mount_marks_a_folder_is_not_a_file(azure: AzureLocal, images: str, place: Path) -> None:
     from orchestration.azure.data import ensure_data
     from orchestration.azure.jobs import JobData
     from orchestration.azure.session import Session
@@ -357,7 +351,9 @@ def test_a_folder_that_a_mount_has_marked_is_a_folder_of_images(azure: AzureLoca
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
-def test_a_download_goes_on_with_no_other_run_s_files(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_a_download_does_not_resume_the_files_of_another_run(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
     add_run(azure, "old", {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
     azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
     assert msggan_aml("download", "old").exit_code == 1
@@ -370,16 +366,16 @@ def test_a_download_goes_on_with_no_other_run_s_files(azure: AzureLocal, place: 
 
     (part,) = (place / "old-run").glob("*.part")
     part.write_bytes(bytes(5 * RANGE))  # longer than the file: it cannot be of it
-    spoilt = msggan_aml("download", "old")
-    assert spoilt.exit_code == 1
-    assert "generator.safetensors: received 5120 bytes instead of 4096.\nDownload it again." in spoilt.stderr
+    failed = msggan_aml("download", "old")
+    assert failed.exit_code == 1
+    assert "generator.safetensors: received 5120 bytes instead of 4096.\nDownload it again." in failed.stderr
     assert msggan_aml("download", "old").exit_code == 0
     assert files_in(place / "old-run").keys() == {"a.json", GENERATOR}
 
 
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize(("becomes", "exit_code"), [("Completed", 0), ("Running", 1)])
-def test_a_job_that_ends_by_itself_while_it_is_cancelled_stands_as_it_ended(
+def test_a_job_that_ends_while_it_is_cancelled_keeps_its_own_end(
     azure: AzureLocal, msggan_aml: Command, becomes: str, exit_code: int
 ) -> None:
     (job,) = add_jobs(azure, "old", old="Running")
@@ -398,9 +394,7 @@ def test_a_job_that_ends_by_itself_while_it_is_cancelled_stands_as_it_ended(
     assert refused is None or (refused.exit_code, "old: is not running but completed." in refused.stderr) == (2, True)
 
 
-def test_a_download_is_not_written_into_a_folder_that_no_download_of_the_run_made(
-    azure: AzureLocal, place: Path, msggan_aml: Command
-) -> None:
+def test_a_download_is_not_written_into_another_folder(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     for name in ("tiny", "other"):
         add_run(azure, name, {"config.json": b"{}", "generator.safetensors": b"weights"})
     images = sorted(path.name for path in (place / "tiny").iterdir())
@@ -415,7 +409,7 @@ def test_a_download_is_not_written_into_a_folder_that_no_download_of_the_run_mad
     assert re.search(r"Error: tiny-run: holds a download of another run: \S+/msggan/runs/tiny/?\.", refused.stderr)
 
 
-def test_a_download_that_is_repeated_fetches_only_what_has_changed(
+def test_a_repeated_download_requests_only_what_has_changed(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
     add_run(azure, "old", {"config.json": b"{}", "metrics.jsonl": b"1\n", "generator.safetensors": b"weights"})
@@ -436,15 +430,13 @@ def test_a_download_that_is_repeated_fetches_only_what_has_changed(
 
 
 @pytest.mark.usefixtures("_no_waiting")
-def test_weights_that_did_not_arrive_are_not_taken_for_a_run_of_this_machine(
-    azure: AzureLocal, msggan_aml: Command
-) -> None:
+def test_weights_that_were_not_downloaded_are_not_taken_for_a_local_run(azure: AzureLocal, msggan_aml: Command) -> None:
     add_run(azure, "old", {"config.json": b"{}", "generator.safetensors": b"weights"})
     azure.fault("GET", "generator.safetensors", nth=1, times=20, drop="before")
     cut = msggan_aml("sample", "old")
     assert (cut.exit_code, "Downloading generator.safetensors" in cut.stderr) == (1, True)
-    told = msggan_aml("status", "old", "-o", "json")
-    assert (told.exit_code, told.json["target"]) == (0, "azure"), told.stderr
+    ended = msggan_aml("status", "old", "-o", "json")
+    assert (ended.exit_code, ended.json["target"]) == (0, "azure"), ended.stderr
 
 
 @pytest.mark.usefixtures("_no_waiting")

@@ -1,4 +1,4 @@
-"""Does a secret that is given in the environment go to its own place and to no other, whatever is typed?"""
+"""A secret in an environment variable is written to its own place only, whatever the command."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _left_behind() -> Iterator[None]:
 
 
 def has(text: object, secret: str) -> bool:
-    """Whether a secret stands in it, as it is or as a form or an address would have it."""
+    """Whether a secret is in it, as it is or URL-encoded."""
     content = text if isinstance(text, bytes) else repr(text).encode()
     return any(form.encode() in content for form in (secret, quote_plus(secret)))
 
@@ -61,13 +61,13 @@ def test_a_key_and_the_credential_s_secret_are_only_where_they_belong(
 ) -> None:
     azure.cloud.blobs.container("msgganstore", "images")
     key, secret = azure.account_key, azure.cloud.client_secret
-    said = []
+    printed = []
     for exit_code, words in COMMANDS:
         ended = msggan_aml(*words, "-o", "json", MSGGAN_STORAGE_KEY=key, **STORE)
         assert ended.exit_code == exit_code, (words, ended.stderr)
-        said.append(ended.stdout + ended.stderr)
+        printed.append(ended.stdout + ended.stderr)
 
-    # The key goes into the datastore's credentials, the secret to who gives tokens: as what each is, and nowhere else.
+    # The key is sent in the datastore's credentials, the secret to the token endpoint, and neither anywhere else.
     assert {kind_of(one) for one in azure.requests if has(one, key)} == {"PUT management.azure.com msggan"}
     for put in azure.made("PUT", "/datastores/msggan"):
         credentials = put.body["properties"].pop("credentials")
@@ -83,7 +83,7 @@ def test_a_key_and_the_credential_s_secret_are_only_where_they_belong(
     assert any(name.startswith("msggan/runs/tiny/") for name in stored)
     assert str(place / "result" / "generator.safetensors") in written
     everything = {
-        "output": said,
+        "output": printed,
         "job": [job.properties, job.parameters, job.tags],
         "log": azure.artifact("tiny", "user_logs/std_log.txt"),
         "code": [azure.blob(path) for path in azure.blobs_below("")],

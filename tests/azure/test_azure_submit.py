@@ -1,4 +1,4 @@
-"""Does a person get from images to a trained generator on Azure by the commands alone?"""
+"""From images to a trained generator on Azure, by the commands."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: 
     assert [line for line in submitted.stderr.splitlines() if line in written] == written
     assert {metric.key for metric in azure.job("tiny").metrics} >= {"d_loss", "g_loss", "swd", "images_per_second"}
 
-    # The same command again has nothing left to do, and spends nothing.
+    # The same command again has nothing left to do, and costs nothing.
     again = msggan_aml("submit", "--data", "tiny", *SMALL, "-o", "json")
     assert (again.exit_code, again.json["state"], list(azure.cloud.jobs)) == (0, "completed", ["tiny"])
     assert "are already in the datastore workspaceblobstore" in again.stderr
@@ -86,7 +86,9 @@ def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: 
 DATASTORE = "azureml://datastores/workspaceblobstore/paths/"
 
 
-def test_what_a_dry_run_prints_is_what_is_sent(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
     azure.hold_jobs("no node is free")
     words = ["submit", "--data", "tiny", *SMALL, "--compute", "msggan-gpu", "--timeout-hours", "2"]
     dry = msggan_aml(*words, "--dry-run", "-o", "json", HTTPS_PROXY="http://127.0.0.1:9")
@@ -108,14 +110,14 @@ def test_what_a_dry_run_prints_is_what_is_sent(azure: AzureLocal, place: Path, m
     refused = msggan_aml(*words)
     assert refused.exit_code == 2
     assert "msggan-aml logs tiny --follow" in refused.stderr
-    told = msggan_aml("status", "tiny", "-o", "json").json
-    assert (told["state"], told["reason"]) == ("queued", "no node is free")
+    status = msggan_aml("status", "tiny", "-o", "json").json
+    assert (status["state"], status["reason"]) == ("queued", "no node is free")
     cancelled = msggan_aml("cancel", "tiny", "-o", "json")
     assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
 
 
 def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str, object]:
-    """By path what is planned and not so sent, or sent and not planned."""
+    """The planned values, by path, that differ from the sent ones or are missing on one side."""
     if not (isinstance(planned, dict) and isinstance(sent, dict)):
         return {} if planned == sent else {path: planned}
     found: dict[str, object] = {}
@@ -124,7 +126,7 @@ def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str,
     return found
 
 
-def test_ctrl_c_leaves_the_run_to_itself_and_logs_follow_it_to_its_end(
+def test_ctrl_c_does_not_stop_the_run_and_logs_follow_it_to_its_end(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
     words = ["submit", "--data", "tiny", *ENDLESS, "--yes"]
@@ -154,13 +156,13 @@ def test_ctrl_c_leaves_the_run_to_itself_and_logs_follow_it_to_its_end(
     followed = msggan_aml("logs", "tiny", "--follow")
     assert followed.stdout.splitlines() == azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
 
-    # As far as a smaller --kimg it is trained already; it stays what it is.
+    # It has already trained for this smaller --kimg, and stays as it is.
     smaller = msggan_aml("submit", "--data", "tiny", *WHAT, "--kimg", "0.004", "-o", "json")
     assert (smaller.exit_code, smaller.json["state"], list(azure.cloud.jobs)) == (0, "cancelled", ["tiny"])
 
-    # The same command goes on from the last checkpoint, as a job of its own.
-    going_on = msggan_aml("submit", "--data", "tiny", *ENDLESS, "--detach", "-o", "json")
-    assert going_on.json["job_id"] == "tiny-2"
+    # The same command resumes from the last checkpoint, as another job.
+    resumed = msggan_aml("submit", "--data", "tiny", *ENDLESS, "--detach", "-o", "json")
+    assert resumed.json["job_id"] == "tiny-2"
     listed = msggan_aml("list", "-o", "json").json["runs"]
     assert [(run["name"], run["job_id"], run["target"]) for run in listed] == [("tiny", "tiny-2", "azure")]
 
@@ -182,19 +184,19 @@ def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, place: 
     refused = msggan_aml("submit", "--data", sas, *SMALL, "--yes", "-o", "json")
     assert (refused.exit_code, refused.json["error"]["code"]) == (2, "usage")
     assert "s3cr3tsecret" not in refused.stdout + refused.stderr
-    for words, said in (
+    for args, message in (
         (["--data", DATASTORE + "x/", "--target", "local"], "only a job on Azure can read this"),
         (["--data", "tiny"], "Add --yes"),
         (["--data", "s3://bucket/x", "--yes"], "is no address that a job can read"),
     ):
-        ended = msggan_aml("submit", *words, *SMALL)
-        assert (ended.exit_code, said in ended.stderr) == (2, True), ended.stderr
+        ended = msggan_aml("submit", *args, *SMALL)
+        assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr
     assert azure.requests == []
-    for words, said in (
+    for args, message in (
         (["--data", "tiny", "--compute", "other"], "No cluster 'other' in workspace 'msggan-ws'."),
         (["--data", DATASTORE + "nowhere/"], "there is nothing at this path"),
         (["--data", "tiny", "--instance-type", "Standard_NC4as_T4_v4"], "Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)"),
     ):
-        ended = msggan_aml("submit", *words, *SMALL, "--yes")
-        assert (ended.exit_code, said in ended.stderr) == (2, True), ended.stderr
+        ended = msggan_aml("submit", *args, *SMALL, "--yes")
+        assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr
     assert azure.cloud.jobs == {}

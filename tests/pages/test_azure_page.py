@@ -1,4 +1,4 @@
-"""Do the commands on docs/azure.md do what the page says, one after the other, as typed?"""
+"""The commands of docs/azure.md, run in their order as typed, do what the page says."""
 
 from __future__ import annotations
 
