@@ -1,15 +1,21 @@
-"""What is set, and who said so? Each setting once, with its help, range and default, and the places it is read from.
+"""The settings: each once, with its help, range and default, and the places where it is set.
 
-A setting NAME is the flag --name, else the variable MSGGAN_NAME, else NAME under [azure] in the nearest msggan.toml,
-else its default. A relative path in msggan.toml starts from that file's folder, any other from the current one.
+A setting NAME is a keyword of `Target.from_config` or the flag --name, else the variable MSGGAN_NAME, else NAME under
+[azure] in the nearest msggan.toml, else its default. The workspace is taken whole, from the first place that names a
+part of it: keywords, flags, variables, then msggan.toml or Azure ML's config.json in the nearest folder.
+
+click knows all but keywords: it reads a setting only while it parses a command line, stops at the first wrong value and
+does not name its source. A notebook reads the same settings, so they are read here, and click declares the flags.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache, wraps
 from pathlib import Path
@@ -19,166 +25,177 @@ from msggan.commands.options import AZURE, WHERE, option
 from msggan.commands.tracking_uri import NO_TRACKING, TRACKING_VARIABLES, tracking_uri_complaint
 from msggan.config import KINDS, Range, flag
 from msggan.errors import UsageError
-from orchestration.settings_file import SECRETS, SettingsFile, read_settings_file
-from orchestration.workspace import WORKSPACE_HELP, WORKSPACE_TABLE, WORKSPACE_VARIABLES, Workspace, find_workspace
 
-SETTINGS_TABLE = "azure"
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
-# What the command line gives: by name a text, or true or false; None where nothing was said.
-Flags = Mapping[str, str | bool | None]
-SomeCommand = Callable[..., Any]
+FILE_NAME = "msggan.toml"
+SETTINGS_TABLE, WORKSPACE_TABLE = "azure", "workspace"
+WORKSPACE_VARIABLES = {
+    "subscription_id": "AZUREML_ARM_SUBSCRIPTION",
+    "resource_group": "AZUREML_ARM_RESOURCEGROUP",
+    "workspace_name": "AZUREML_ARM_WORKSPACE_NAME",
+}
+WORKSPACE_HELP = {
+    "subscription_id": "The subscription of the Azure ML workspace.",
+    "resource_group": "The resource group of the Azure ML workspace.",
+    "workspace_name": "The name of the Azure ML workspace.",
+}
+# How `az configure` writes a workspace into config.json, in one line.
+SCOPE = re.compile(
+    r"/subscriptions/(?P<subscription_id>[^/]+)/resourceGroups/(?P<resource_group>[^/]+)"
+    r"/providers/Microsoft\.MachineLearningServices/workspaces/(?P<workspace_name>[^/]+)",
+    re.IGNORECASE,
+)
 
-YES_AND_NO = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+# Secrets are read from these alone: files are copied and committed, and command lines are visible to everyone.
+SECRETS = ("MSGGAN_STORAGE_KEY", "MSGGAN_STORAGE_SAS")
+SECRET_KEY = re.compile(
+    r"(?:^|[_-])(?:keys?|sas|passwords?|pwd|secrets?|tokens?|credentials?|connection[_-]?string)(?:$|[_-])",
+    re.IGNORECASE,
+)
 # A key in a connection string, a signature in an address, a password before a host, an account's key alone.
-SECRET_TEXT = re.compile(r"AccountKey=|SharedAccess\w*=|[?&]sig=|//[^/@]*:[^/@]*@|[A-Za-z0-9+/]{86}==", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"AccountKey=|SharedAccess\w*=|[?&]sig=|//[^/@]*:[^/@]*@|[A-Za-z0-9+/]{86}==", re.IGNORECASE)
+BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+Flags = Mapping[str, str | bool | None]  # by name the value of a flag, None where it is not given
+SomeCommand = Callable[..., Any]
 
 
 # --- The settings -----------------------------------------------------------------------------------------------------
 
 
-def setting(
-    help: str,  # noqa: A002 - click's own word for it
-    *,
-    default: Any = None,
-    range: Range | None = None,  # noqa: A002
-    pattern: str = r".+",
-    in_words: str = "a text that is not empty",
-    complaint: Callable[[str], str] = lambda text: "",
-    also: tuple[str, ...] = (),
-) -> Any:
-    """A field of Settings that can be said.
+@dataclass(frozen=True)
+class Setting:
+    """The metadata of a setting. required: what its pattern requires. also: variables that are read after its own."""
 
-    complaint: what stands against a text that fits the pattern, the end of a sentence. also: variables that are looked
-    at after its own.
-    """
-    about = {
-        "help": help,
-        "default": default,
-        "range": range,
-        "pattern": pattern,
-        "in_words": in_words,
-        "complaint": complaint,
-        "also": also,
-    }
-    return field(metadata=about)
+    help: str
+    default: Any = None
+    range: Range | None = None
+    pattern: str = ".+"
+    required: str = "a text that is not empty"
+    also: tuple[str, ...] = ()
+    name: str = ""
+    kind: type = str
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        return (f"MSGGAN_{self.name.upper()}", *self.also)
 
 
-def _name_setting(help: str, default: str | None = None) -> Any:  # noqa: A002
-    """A name as Azure ML has them."""
-    return setting(
-        help,
-        default=default,
-        pattern=r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}",
-        in_words="letters, digits, - and _, and start with a letter or digit",
-    )
+def _setting(help: str, default: Any = None, range: Range | None = None, **metadata: Any) -> Any:  # noqa: A002
+    return field(metadata={"setting": Setting(help, default, range, **metadata)})
 
 
-def _size_setting(help: str, default: str | None = None) -> Any:  # noqa: A002
-    """A size of machine. Which ones there are, the service knows."""
-    words = "a size such as Standard_NC4as_T4_v3: letters, digits and _"
-    return setting(help, default=default, pattern=r"[A-Za-z0-9_]+", in_words=words)
+NAME: dict[str, Any] = {
+    "pattern": r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}",
+    "required": "letters, digits, - and _, and start with a letter or digit",
+}
+SIZE: dict[str, Any] = {
+    "pattern": r"[A-Za-z0-9_]+",
+    "required": "a size such as Standard_NC4as_T4_v3: letters, digits and _",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every setting, as `read_settings` found it. None: not set, and there is no default."""
+    """Every setting, as `read_settings` found it; None is not set. secrets: by variable whether it is set."""
 
-    runs_dir: str = setting("The folder of the run folders.", default="runs")
-    tracking_uri: str = setting(
+    runs_dir: str = _setting("The folder of the run folders.", "runs")
+    tracking_uri: str = _setting(
         f"Where MLflow keeps the runs; `{NO_TRACKING}`: nowhere. Default: mlflow.db in the folder of the runs.",
-        complaint=tracking_uri_complaint,
         also=TRACKING_VARIABLES[1:],
     )
-    compute: str = setting(
+    compute: str = _setting(
         "The cluster that trains.",
-        default="msggan-gpu",
+        "msggan-gpu",
         pattern=r"[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9]",
-        in_words="3 to 24 letters, digits and -, start with a letter and not end with -",
+        required="3 to 24 letters, digits and -, start with a letter and not end with -",
     )
-    vm_size: str = _size_setting("The size of the cluster's machines.", "Standard_NC4as_T4_v3")
-    min_nodes: int = setting(
-        "Machines that the cluster keeps when idle. More than 0 costs money day and night.",
-        default=0,
-        range=Range(0, 1000),
+    vm_size: str = _setting("The size of the cluster's machines.", "Standard_NC4as_T4_v3", **SIZE)
+    min_nodes: int = _setting(
+        "Machines that the cluster keeps when idle. More than 0 costs money day and night.", 0, Range(0, 1000)
     )
-    max_nodes: int = setting("The most machines of the cluster at a time.", default=1, range=Range(1, 1000))
-    idle_minutes: int = setting(
-        "Minutes without a job after which a machine is given back.", default=2, range=Range(1, 1440)
-    )
-    low_priority: bool = setting("Cheaper machines, which Azure may take away at any time.", default=False)
-    identity: str = setting(
+    max_nodes: int = _setting("The maximum number of the cluster's machines.", 1, Range(1, 1000))
+    idle_minutes: int = _setting("Minutes without a job after which a machine is released.", 2, Range(1, 1440))
+    low_priority: bool = _setting("Cheaper machines, which Azure may take away at any time.", False)
+    identity: str = _setting(
         "The identity of the cluster's machines: `none`, `system` (its own) or the resource ID of a managed one.",
-        default="none",
+        "none",
         pattern=r"none|system|/subscriptions/[^/]+/resource[Gg]roups/[^/]+/providers/[^/]+/userAssignedIdentities/[^/]+",
-        in_words="none, system or /subscriptions/…/userAssignedIdentities/NAME",
+        required="none, system or /subscriptions/…/userAssignedIdentities/NAME",
     )
-    location: str | None = setting(
+    location: str | None = _setting(
         "The region of the cluster. Default: the workspace's.",
         pattern=r"[a-z0-9]+",
-        in_words="a region as Azure writes it, such as westeurope",
+        required="a region as Azure writes it, such as westeurope",
     )
-    instance_type: str | None = _size_setting("Train serverless on machines of this size, not on the cluster.")
-    storage_account: str | None = setting(
+    instance_type: str | None = _setting("Train serverless on machines of this size, not on the cluster.", **SIZE)
+    storage_account: str | None = _setting(
         "The storage account of the datastore. Default: the workspace's own.",
         pattern=r"[a-z0-9]{3,24}",
-        in_words="3 to 24 small letters and digits",
+        required="3 to 24 lowercase letters and digits",
     )
-    storage_container: str | None = setting(
+    storage_container: str | None = _setting(
         "The blob container of the datastore, in that account.",
         pattern=r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*",
-        in_words="3 to 63 small letters, digits and single -",
+        required="3 to 63 lowercase letters, digits and single -",
     )
-    datastore: str | None = _name_setting(
-        "The datastore of images and runs. Default: msggan where an account is named, else the workspace's own."
+    datastore: str | None = _setting(
+        "The datastore of images and runs. Default: msggan if storage_account is set, else the workspace's own.", **NAME
     )
-    environment: str = setting(
-        "What the job runs in: `curated`, an image, a conda file, IMAGE+FILE, or the folder of a Dockerfile.",
-        default="curated",
+    environment: str = _setting(
+        "What the job runs in: `curated`, an image, a conda file, IMAGE+FILE, or the folder of a Dockerfile.", "curated"
     )
-    experiment: str = _name_setting("The experiment that jobs are listed under.", "msggan")
-    timeout_hours: float = setting(
-        "Hours after which a job is ended, done or not.", default=24.0, range=Range(0, 504, low_included=False)
+    experiment: str = _setting("The experiment that jobs are listed under.", "msggan", **NAME)
+    timeout_hours: float = _setting(
+        "Hours after which a job is ended, done or not.", 24.0, Range(0, 504, low_included=False)
     )
 
     workspace: Workspace | None
     sources: Mapping[str, str]
-    secrets: Mapping[str, bool]  # by variable whether it is set; never what it is set to
+    secrets: Mapping[str, bool]
 
     def source(self, name: str) -> str:
-        """Where a setting comes from: `flag --runs-dir`, `variable MSGGAN_RUNS_DIR`, a file's path or `default`."""
+        """Where a setting is set: `flag --runs-dir`, `variable MSGGAN_RUNS_DIR`, a file's path or `default`."""
         return self.sources[name]
 
     def as_json(self) -> dict[str, Any]:
-        """All that is set and who said so, fit to be shown."""
+        """All settings and their sources, without secrets."""
         shown = {spec.name: without_secrets(getattr(self, spec.name)) for spec in settings_table()}
         return {
             "workspace": self.workspace.as_json() if self.workspace else None,
-            "settings": {name: {"value": shown[name], "source": self.sources[name]} for name in shown},
+            "settings": {name: {"value": value, "source": self.sources[name]} for name, value in shown.items()},
             "secrets": dict(self.secrets),
         }
 
     def as_rows(self) -> list[tuple[str, str, str]]:
-        """The same for people: name, value and source."""
-        told = self.as_json()
+        """The same as rows of name, value and source."""
         sources = self.workspace.sources if self.workspace else {}
         rows = [(key, getattr(self.workspace, key, None), sources.get(key, "")) for key in WORKSPACE_VARIABLES]
-        rows += [(name, one["value"], one["source"]) for name, one in told["settings"].items()]
-        rows += [(name, "set" if is_set else None, "") for name, is_set in told["secrets"].items()]
+        rows += [(name, one["value"], one["source"]) for name, one in self.as_json()["settings"].items()]
+        rows += [(name, "set" if is_set else None, "") for name, is_set in self.secrets.items()]
         return [(name, "not set" if value is None else _written(value), source) for name, value, source in rows]
 
 
-class Setting(NamedTuple):
-    """What the table says of a setting. `variables` are looked at in that order."""
+@dataclass(frozen=True)
+class Workspace:
+    """An Azure ML workspace. sources: by part where it is set."""
 
-    name: str
-    kind: type
-    help: str
-    default: Any
-    range: Range | None
-    pattern: str
-    in_words: str
-    complaint: Callable[[str], str]
-    variables: tuple[str, ...]
+    subscription_id: str
+    resource_group: str
+    workspace_name: str
+    sources: Mapping[str, str]
+
+    @property
+    def source(self) -> str:
+        """Where the workspace's name is set."""
+        return self.sources["workspace_name"]
+
+    def as_json(self) -> dict[str, str]:
+        return {**{key: getattr(self, key) for key in WORKSPACE_VARIABLES}, "source": self.source}
 
 
 @cache
@@ -186,166 +203,25 @@ def settings_table() -> tuple[Setting, ...]:
     """Every setting, in the order in which they are shown."""
     hints = get_type_hints(Settings)
     return tuple(
-        Setting(
-            spec.name,
-            next(iter(get_args(hints[spec.name])), hints[spec.name]),  # of `str | None` the str
-            **{key: about for key, about in spec.metadata.items() if key != "also"},
-            variables=(f"MSGGAN_{spec.name.upper()}", *spec.metadata["also"]),
+        replace(
+            spec.metadata["setting"],
+            name=spec.name,
+            kind=next(iter(get_args(hints[spec.name])), hints[spec.name]),  # of `str | None` the str
         )
         for spec in fields(Settings)
         if spec.metadata
     )
 
 
+KEYS_OF = {SETTINGS_TABLE: [spec.name for spec in settings_table()], WORKSPACE_TABLE: list(WORKSPACE_VARIABLES)}
+KNOWN = [key for keys in KEYS_OF.values() for key in keys]
+
+
 def without_secrets(value: Any) -> Any:
-    """An address without what stands before its host and after its question mark; any other value as it is."""
+    """An address without user, password and the values of its query; any other value as it is."""
     if not isinstance(value, str):
         return value
     return re.sub(r"(?<=[?&])([^=&]+)=[^&]*", r"\1=***", re.sub(r"//[^/@]*@", "//***@", value))
-
-
-# --- Reading them -----------------------------------------------------------------------------------------------------
-
-
-class Said(NamedTuple):
-    """A value as somebody said it. label: what a complaint calls it. folder: where a relative path in it starts."""
-
-    value: Any
-    source: str
-    label: str
-    has_kind: bool = False  # values in a file are numbers, texts or true and false already
-    folder: Path | None = None
-
-
-def read_settings(
-    flags: Flags, *, folder: Path, environ: Mapping[str, str], keywords: Mapping[str, Any] | None = None
-) -> Settings:
-    """The settings that hold in a folder and its environment. Raises UsageError with every complaint at once.
-
-    keywords: those that Python code gives, which precede all others.
-    """
-    folder = folder.absolute()
-    keywords = dict(keywords or {})
-    known = {SETTINGS_TABLE: [spec.name for spec in settings_table()], WORKSPACE_TABLE: list(WORKSPACE_VARIABLES)}
-    file = read_settings_file(folder, known)
-    problems = [*_unknown_keywords(keywords, known), *file.problems]
-    flags = {**flags, **{key: value for key, value in keywords.items() if key in WORKSPACE_VARIABLES}}
-    said = {
-        spec.name: _of_keyword(spec.name, keywords) or _said(spec, flags, environ, file, folder)
-        for spec in settings_table()
-    }
-    values = {spec.name: _checked(spec, said[spec.name], problems) for spec in settings_table()}
-    workspace = None
-    try:
-        workspace = find_workspace(flags, folder=folder, environ=environ, file=file)
-    except UsageError as error:
-        problems += error.problems
-    problems = problems or _misfits(values, said)
-    if problems:
-        raise UsageError(problems)
-    return Settings(
-        **_filled(values),
-        workspace=workspace,
-        sources={name: one.source for name, one in said.items()},
-        secrets={name: bool(environ.get(name)) for name in SECRETS},
-    )
-
-
-def settings_problems(flags: Flags, *, folder: Path, environ: Mapping[str, str]) -> list[str]:
-    """Every complaint of `read_settings`, for those who have others to tell beside them."""
-    try:
-        read_settings(flags, folder=folder, environ=environ)
-    except UsageError as error:
-        return list(error.problems)
-    return []
-
-
-def _unknown_keywords(keywords: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> list[str]:
-    names = [name for names in known.values() for name in names]
-    nearest = {key: get_close_matches(key, names, n=1) for key in keywords if key not in names}
-    return [f"{key}: is not a setting.{f' Did you mean {near[0]}?' if near else ''}" for key, near in nearest.items()]
-
-
-def _of_keyword(name: str, keywords: Mapping[str, Any]) -> Said | None:
-    value = keywords.get(name)
-    if value is None:
-        return None
-    return Said(os.fspath(value) if isinstance(value, os.PathLike) else value, f"keyword {name}", name, has_kind=True)
-
-
-def _said(
-    spec: Setting,
-    flags: Flags,
-    environ: Mapping[str, str],
-    file: SettingsFile,
-    folder: Path,
-) -> Said:
-    """What the first place says that says anything; an empty variable says nothing."""
-    value = flags.get(spec.name)
-    if value is not None:
-        name = _negative_flag(spec.name) if value is False else flag(spec.name)
-        return Said(value, f"flag {name}", name)
-    for variable in spec.variables:
-        if environ.get(variable):
-            return Said(environ[variable], f"variable {variable}", variable)
-    table = file.tables.get(SETTINGS_TABLE, {})
-    if file.path is not None and spec.name in table:
-        elsewhere = None if file.path.parent == folder else file.path.parent
-        return Said(table[spec.name], str(file.path), f"{file.path}: {spec.name}", has_kind=True, folder=elsewhere)
-    return Said(spec.default, "default", spec.name)
-
-
-def _checked(spec: Setting, said: Said, problems: list[str]) -> Any:
-    """The value that was said, converted; one complaint more where it cannot be used."""
-    if said.source == "default":
-        return said.value
-    if isinstance(said.value, str) and SECRET_TEXT.search(said.value) and not _may_be_secret(spec, said):
-        problems.append(f"{said.label}: holds a secret. {_home_of_secrets(spec)}")
-        return None
-    try:
-        value = _converted(said, spec.kind)
-    except (ValueError, OverflowError):
-        problems.append(f"{said.label} {_written(said.value)}: is not {KINDS[spec.kind]}{_in_quotes(said, spec.kind)}.")
-        return None
-    if spec.range is not None and value not in spec.range:
-        problems.append(f"{said.label} {_written(said.value)}: must be {spec.range}.")
-    elif spec.kind is str and not re.fullmatch(spec.pattern, value):
-        problems.append(f"{said.label} {value}: must be {spec.in_words}.")
-    elif spec.kind is str and (complaint := spec.complaint(value)):
-        problems.append(f"{said.label} {without_secrets(value)}: {complaint}")
-    return value if said.folder is None else _from_folder(spec.name, value, said.folder)
-
-
-def _may_be_secret(spec: Setting, said: Said) -> bool:
-    """A tracking server's address may hold a password where it stands in a variable."""
-    return spec.name == "tracking_uri" and said.source.startswith("variable ")
-
-
-def _home_of_secrets(spec: Setting) -> str:
-    homes = spec.variables if spec.name == "tracking_uri" else SECRETS
-    return f"Secrets belong in variables alone: {' or '.join(homes)}."
-
-
-def _converted(said: Said, kind: type) -> Any:
-    """The value as its kind. Raises ValueError where it is of another."""
-    value = said.value
-    if type(value) is kind:
-        return value
-    if said.has_kind:
-        if kind is float and type(value) is int:
-            return float(value)
-        raise ValueError(value)
-    if kind is bool:
-        if value.lower() not in YES_AND_NO:
-            raise ValueError(value)
-        return YES_AND_NO[value.lower()]
-    return kind(value)
-
-
-def _in_quotes(said: Said, kind: type) -> str:
-    if not said.has_kind or said.label.isidentifier() or (kind is str) == isinstance(said.value, str):
-        return ""
-    return ": in a file it has quotes" if kind is str else ": in a file it has no quotes"
 
 
 def _written(value: Any) -> str:
@@ -354,8 +230,150 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+# --- Reading them -----------------------------------------------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    """The values of one place, by name. source, label: of a name, for `config show` and for complaints.
+
+    is_typed: values are numbers, texts or true and false already. folder: where relative paths start, if not here.
+    """
+
+    values: Mapping[str, Any]
+    source: Callable[[str], str]
+    label: Callable[[str], str]
+    is_typed: bool = False
+    folder: Path | None = None
+
+
+_NO_LAYER = Layer({}, str, str)
+
+
+def read_settings(
+    flags: Flags, *, folder: Path, environ: Mapping[str, str], keywords: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings in a folder and an environment. Raises UsageError with every complaint at once.
+
+    keywords: values that Python code gives; they precede all others.
+    """
+    folder, keywords = folder.absolute(), keywords or {}
+    path, tables, problems = _read_file(folder)
+    explicit = [_keywords_layer(keywords), _flags_layer(flags), _variables_layer(environ)]
+    values_in_file = _file_layer(path, SETTINGS_TABLE, tables, folder) if path else _NO_LAYER
+    default = Layer({spec.name: spec.default for spec in settings_table()}, lambda _: "default", str, is_typed=True)
+    layers = {
+        spec.name: next(layer for layer in (*explicit, values_in_file, default) if spec.name in layer.values)
+        for spec in settings_table()
+    }
+    problems = [f"{key}: is not a setting.{_suggestion(key, KNOWN)}" for key in keywords if key not in KNOWN] + problems
+    values = {spec.name: _checked(spec, layers[spec.name], problems) for spec in settings_table()}
+    workspace = next(_workspaces(explicit, folder, path, tables, problems), None)
+    problems = problems or _cross_field_errors(values, layers)
+    if problems:
+        raise UsageError(problems)
+    return Settings(
+        **_with_derived_defaults(values),
+        workspace=workspace,
+        sources={name: layer.source(name) for name, layer in layers.items()},
+        secrets={name: bool(environ.get(name)) for name in SECRETS},
+    )
+
+
+def settings_problems(flags: Flags, *, folder: Path, environ: Mapping[str, str]) -> list[str]:
+    """Every complaint of `read_settings`, to be reported together with others."""
+    try:
+        read_settings(flags, folder=folder, environ=environ)
+    except UsageError as error:
+        return list(error.problems)
+    return []
+
+
+def _keywords_layer(keywords: Mapping[str, Any]) -> Layer:
+    values = {
+        key: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for key, value in keywords.items()
+        if value is not None
+    }
+    return Layer(values, lambda name: f"keyword {name}", str, is_typed=True)
+
+
+def _flags_layer(flags: Flags) -> Layer:
+    def flag_of(name: str) -> str:
+        return _negative_flag(name) if flags.get(name) is False else flag(name)
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    return Layer(given, lambda name: f"flag {flag_of(name)}", flag_of)
+
+
+def _variables_layer(environ: Mapping[str, str]) -> Layer:
+    """The variables that are set; an empty one is not."""
+    variables = {spec.name: spec.variables for spec in settings_table()}
+    variables |= {key: (variable,) for key, variable in WORKSPACE_VARIABLES.items()}
+    first = {name: next(filter(environ.get, names), names[0]) for name, names in variables.items()}
+    values = {name: environ[variable] for name, variable in first.items() if environ.get(variable)}
+    return Layer(values, lambda name: f"variable {first[name]}", lambda name: first[name])
+
+
+def _file_layer(path: Path, table: str, tables: Mapping[str, Mapping[str, Any]], folder: Path) -> Layer:
+    named = "" if table == SETTINGS_TABLE else f"[{table}] "
+    elsewhere = None if path.parent == folder else path.parent
+    return Layer(tables.get(table, {}), lambda _: str(path), lambda name: f"{path}: {named}{name}", True, elsewhere)
+
+
+def _checked(spec: Setting, layer: Layer, problems: list[str]) -> Any:
+    """The converted value of a setting; adds a complaint where it is wrong."""
+    value, label = layer.values[spec.name], layer.label(spec.name)
+    if value is None:
+        return None  # a default
+    is_secret = isinstance(value, str) and SECRET_VALUE.search(value)
+    # The address of a tracking server may have a password, in a variable.
+    if is_secret and not (spec.name == "tracking_uri" and layer.source(spec.name).startswith("variable ")):
+        variables = spec.variables if spec.name == "tracking_uri" else SECRETS
+        problems.append(f"{label}: holds a secret. Secrets belong in variables alone: {' or '.join(variables)}.")
+        return None
+    try:
+        converted = _converted(value, spec.kind, is_typed=layer.is_typed)
+    except (ValueError, OverflowError):
+        quotes = _quotes_hint(value, spec.kind) if FILE_NAME in label else ""
+        problems.append(f"{label} {_written(value)}: is not {KINDS[spec.kind]}{quotes}.")
+        return None
+    if complaint := _complaint(spec, converted):
+        problems.append(f"{label} {without_secrets(_written(value))}: {complaint}")
+    return converted if layer.folder is None else _from_folder(spec.name, converted, layer.folder)
+
+
+def _complaint(spec: Setting, value: Any) -> str:
+    """What is wrong with a value of the right kind, as the end of a sentence."""
+    if spec.range is not None:
+        return "" if value in spec.range else f"must be {spec.range}."
+    if spec.kind is str and not re.fullmatch(spec.pattern, value):
+        return f"must be {spec.required}."
+    return tracking_uri_complaint(value) if spec.name == "tracking_uri" else ""
+
+
+def _converted(value: Any, kind: type, *, is_typed: bool) -> Any:
+    """The value as its kind. Raises ValueError if it is of another."""
+    if type(value) is kind:
+        return value
+    if is_typed:
+        if kind is float and type(value) is int:
+            return float(value)
+        raise ValueError(value)
+    if kind is bool:
+        if value.lower() not in BOOLEANS:
+            raise ValueError(value)
+        return BOOLEANS[value.lower()]
+    return kind(value)
+
+
+def _quotes_hint(value: Any, kind: type) -> str:
+    if (kind is str) == isinstance(value, str):
+        return ""
+    return ": in a file it has quotes" if kind is str else ": in a file it has no quotes"
+
+
 def _from_folder(name: str, value: Any, folder: Path) -> Any:
-    """A path that starts from `folder` as one that may be used from anywhere; any other value as it is."""
+    """A path relative to `folder` as an absolute one; any other value as it is."""
     if name == "runs_dir":
         return str(folder / value)
     if name == "tracking_uri" and value.startswith("sqlite:///"):
@@ -367,44 +385,139 @@ def _from_folder(name: str, value: Any, folder: Path) -> Any:
     return value
 
 
-def _misfits(values: Mapping[str, Any], said: Mapping[str, Said]) -> list[str]:
-    """Complaints about values that are good alone and bad together."""
+def _cross_field_errors(values: Mapping[str, Any], layers: Mapping[str, Layer]) -> list[str]:
+    """Complaints about values that are right alone and wrong together."""
     problems = []
     if values["min_nodes"] > values["max_nodes"]:
         problems.append(
-            f"{said['min_nodes'].label} {values['min_nodes']}: must be at most max_nodes, which is "
-            f"{values['max_nodes']} ({said['max_nodes'].source})."
+            f"{layers['min_nodes'].label('min_nodes')} {values['min_nodes']}: must be at most max_nodes, which is "
+            f"{values['max_nodes']} ({layers['max_nodes'].source('max_nodes')})."
         )
     for one, other in (("storage_account", "storage_container"), ("storage_container", "storage_account")):
         if values[one] is not None and values[other] is None:
-            problems.append(f"{said[one].label} {values[one]}: needs {other} too.")
+            problems.append(f"{layers[one].label(one)} {values[one]}: needs {other} too.")
     return problems
 
 
-def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with the defaults that follow from others."""
-    filled = dict(values)
-    if filled["tracking_uri"] is None:
-        filled["tracking_uri"] = f"sqlite:///{Path(filled['runs_dir']).as_posix()}/mlflow.db"
-    if filled["datastore"] is None and filled["storage_account"] is not None:
-        filled["datastore"] = "msggan"
-    return filled
+def _with_derived_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the defaults that follow from other settings."""
+    uri = values["tracking_uri"] or f"sqlite:///{Path(values['runs_dir']).as_posix()}/mlflow.db"
+    datastore = values["datastore"] or ("msggan" if values["storage_account"] else None)
+    return {**values, "tracking_uri": uri, "datastore": datastore}
 
 
-# --- Their flags ------------------------------------------------------------------------------------------------------
+# --- The workspace ----------------------------------------------------------------------------------------------------
+
+
+def _workspaces(
+    explicit: list[Layer],
+    folder: Path,
+    path: Path | None,
+    tables: Mapping[str, Mapping[str, Any]],
+    problems: list[str],
+) -> Iterator[Workspace | None]:
+    """The workspace that each place names, in order. In one folder msggan.toml precedes Azure ML's own file."""
+    for layer in explicit:
+        if any(key in layer.values for key in WORKSPACE_VARIABLES):
+            yield _workspace(layer, problems)
+    for place in (folder, *folder.parents):
+        if path is not None and path.parent == place and WORKSPACE_TABLE in tables:
+            yield _workspace(_file_layer(path, WORKSPACE_TABLE, tables, folder), problems)
+        for config in (place / ".azureml" / "config.json", place / "config.json"):
+            if named := _named_in(config):
+                yield _workspace(_file_layer(config, SETTINGS_TABLE, {SETTINGS_TABLE: named}, folder), problems)
+
+
+def _workspace(layer: Layer, problems: list[str]) -> Workspace | None:
+    """The workspace of a place that should name all three parts; adds complaints where it does not."""
+    given = {key: layer.values[key] for key in WORKSPACE_VARIABLES if key in layer.values}
+    found = [
+        f"{layer.label(key)}: is missing; a workspace needs all three."
+        for key in WORKSPACE_VARIABLES
+        if key not in given
+    ]
+    for key, value in given.items():
+        if not (isinstance(value, str) and re.fullmatch(r"[^\s/?#]+", value)):
+            found.append(f"{layer.label(key)} {value}: must be a name, without spaces and slashes.")
+    problems += found
+    return None if found else Workspace(**given, sources={key: layer.source(key) for key in given})
+
+
+def _named_in(path: Path) -> dict[str, Any]:
+    """The workspace in a file that Azure ML wrote. Other files are called config.json too, such as a run's: {}."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    if scope := SCOPE.fullmatch(str(content.get("Scope", ""))):
+        return scope.groupdict()
+    named = {key: content.get(key) for key in WORKSPACE_VARIABLES}
+    return named if all(named.values()) else {}
+
+
+# --- msggan.toml ------------------------------------------------------------------------------------------------------
+
+
+def _read_file(folder: Path) -> tuple[Path | None, dict[str, dict[str, Any]], list[str]]:
+    """The nearest msggan.toml in `folder` or above it, its tables, and every complaint about it."""
+    path = next((place / FILE_NAME for place in (folder, *folder.parents) if os.path.lexists(place / FILE_NAME)), None)
+    if path is None:
+        return None, {}, []
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        return path, {}, [f"{path}: cannot be read: {error.strerror or error}."]
+    except UnicodeDecodeError:
+        return path, {}, [f"{path}: is not UTF-8 text."]
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number of 5,000 digits is a ValueError
+        return path, {}, [f"{path}: is not TOML: {error}."]
+    tables = {name: table for name, table in content.items() if name in KEYS_OF and isinstance(table, dict)}
+    return path, tables, [f"{path}: {problem}" for problem in _misplaced(content)]
+
+
+def _misplaced(content: Mapping[str, Any]) -> Iterator[str]:
+    """A complaint for each unknown table and key. Their values, which may be secret, are not shown."""
+    for name, table in content.items():
+        if name not in KEYS_OF:
+            yield _unknown_key(name, "")
+        elif not isinstance(table, dict):
+            yield f"{name} must be a table: write [{name}] on a line of its own."
+        else:
+            yield from (_unknown_key(key, name) for key in table if key not in KEYS_OF[name])
+
+
+def _unknown_key(key: str, table: str) -> str:
+    """The complaint about a key in a table, or about a key or table at the top of the file where `table` is empty."""
+    shown = f"[{table}] {key}" if table else key
+    if SECRET_KEY.search(key):
+        return f"{shown}: a secret may not be in a file. Set the variable {' or '.join(SECRETS)} instead."
+    home = next((name for name, keys in KEYS_OF.items() if key in keys), None)
+    if home is not None:
+        return f"{shown}: belongs under [{home}]."
+    return f"{shown}: is unknown.{_suggestion(key, KEYS_OF[table] if table else KEYS_OF, cutoff=0.4)}"
+
+
+def _suggestion(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    near = get_close_matches(name, names, n=1, cutoff=cutoff)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+# --- The flags ------------------------------------------------------------------------------------------------------
 
 
 def settings_options(*names: str) -> Callable[[SomeCommand], SomeCommand]:
     """Adds the flags of these settings; `workspace` stands for the three that name one.
 
-    The command gets `flags`, what was said by name, as `read_settings` takes it.
+    The command gets `flags`, their values by name, as `read_settings` takes them.
     """
     options = {name: add for named in names for name, add in _build_options(named).items()}
 
     def decorate(command: SomeCommand) -> SomeCommand:
         @wraps(command)
-        def with_flags(**texts: Any) -> Any:
-            return command(flags={name: texts.pop(name) for name in options}, **texts)
+        def with_flags(**values: Any) -> Any:
+            return command(flags={name: values.pop(name) for name in options}, **values)
 
         wrapped: SomeCommand = with_flags
         for add in reversed(options.values()):  # the decorator nearest to the function comes last in the help
@@ -416,36 +529,25 @@ def settings_options(*names: str) -> Callable[[SomeCommand], SomeCommand]:
 
 def _build_options(named: str) -> dict[str, Callable[[SomeCommand], SomeCommand]]:
     if named == WORKSPACE_TABLE:
-        return {
-            key: option(
-                flag(key), key, section=AZURE, metavar="TEXT", help=f"{about}  [variable {WORKSPACE_VARIABLES[key]}]"
-            )
-            for key, about in WORKSPACE_HELP.items()
-        }
+        helps = {key: f"{text}  [variable {WORKSPACE_VARIABLES[key]}]" for key, text in WORKSPACE_HELP.items()}
+        return {key: option(flag(key), key, section=AZURE, metavar="TEXT", help=text) for key, text in helps.items()}
     (spec,) = (spec for spec in settings_table() if spec.name == named)
     section = WHERE if named in ("runs_dir", "tracking_uri") else AZURE
     if spec.kind is bool:
-        declaration = f"{flag(named)}/{_negative_flag(named)}"
-        return {named: option(declaration, named, section=section, default=None, help=_help(spec))}
-    return {named: option(flag(named), named, section=section, metavar=_metavar(spec), help=_help(spec))}
+        both = f"{flag(named)}/{_negative_flag(named)}"
+        return {named: option(both, named, section=section, default=None, help=_help(spec))}
+    metavar = "DIR" if named == "runs_dir" else {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")
+    return {named: option(flag(named), named, section=section, metavar=metavar, help=_help(spec))}
 
 
 def _negative_flag(name: str) -> str:
     return flag(f"no_{name}")
 
 
-def _metavar(spec: Setting) -> str:
-    return "DIR" if spec.name == "runs_dir" else {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")
-
-
 def _help(spec: Setting) -> str:
     facts = [str(spec.range)] if spec.range else []
-    if spec.default is not None:
-        facts.append(f"default: {_default_in_words(spec)}")
-    return f"{spec.help}  [{'; '.join([*facts, f'variable {spec.variables[0]}'])}]"
-
-
-def _default_in_words(spec: Setting) -> str:
     if spec.kind is bool:
-        return (flag(spec.name) if spec.default else _negative_flag(spec.name)).removeprefix("--")
-    return _written(spec.default)
+        facts.append(f"default: {flag(spec.name) if spec.default else _negative_flag(spec.name)}".replace("--", ""))
+    elif spec.default is not None:
+        facts.append(f"default: {_written(spec.default)}")
+    return f"{spec.help}  [{'; '.join([*facts, f'variable {spec.variables[0]}'])}]"

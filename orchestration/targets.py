@@ -15,7 +15,7 @@ from msggan.errors import UsageError
 from orchestration.data_source import source_problems
 from orchestration.reporter import Reporter
 from orchestration.runs import find_run, is_copy, run_problems, trial_at
-from orchestration.settings import Settings, read_settings
+from orchestration.settings import Settings, Workspace, read_settings
 from orchestration.spec import (
     Download,
     ProvisionPlan,
@@ -28,7 +28,6 @@ from orchestration.spec import (
 )
 from orchestration.sweeps.space import read_space
 from orchestration.sweeps.spec import SweepSpec, SweepStatus, Trial, default_trials, objective_of, sweep_name
-from orchestration.workspace import Workspace
 
 if TYPE_CHECKING:
     from msggan.networks import Generator

@@ -45,8 +45,7 @@ from azure.identity import (
 
 from msggan.errors import MsgganError, UsageError
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
-from orchestration.settings import Settings
-from orchestration.workspace import WORKSPACE_VARIABLES, Workspace
+from orchestration.settings import WORKSPACE_VARIABLES, Settings, Workspace
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient

@@ -62,7 +62,7 @@ from orchestration.commands.terminal import (
 from orchestration.data_source import source_problems
 from orchestration.format import columns, status_lines, table
 from orchestration.reporter import Reporter
-from orchestration.settings import Flags, Settings, settings_options
+from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, settings_options
 from orchestration.spec import (
     RunSpec,
     RunStatus,
@@ -79,7 +79,6 @@ from orchestration.targets import (
     named_problems,
     target_of,
 )
-from orchestration.workspace import WORKSPACE_TABLE
 
 PROVISION_SETTINGS = (
     *("workspace", "compute", "vm_size", "min_nodes", "max_nodes", "idle_minutes", "low_priority", "identity"),

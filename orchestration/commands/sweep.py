@@ -46,7 +46,7 @@ from orchestration.copies import forget_download
 from orchestration.data_source import source_problems
 from orchestration.reporter import Reporter
 from orchestration.runs import is_copy
-from orchestration.settings import Flags, Settings, settings_options
+from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, settings_options
 from orchestration.spec import name_of_trial, trial_named
 from orchestration.sweeps.space import SearchSpace, read_space
 from orchestration.sweeps.spec import (
@@ -71,7 +71,6 @@ from orchestration.targets import (
     named_problems,
     target_of,
 )
-from orchestration.workspace import WORKSPACE_TABLE
 
 # --- The options ------------------------------------------------------------------------------------------------------
 

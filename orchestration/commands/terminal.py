@@ -15,9 +15,8 @@ import click
 from msggan.commands.options import COMMON, CollectingCommand, OneOf, did_you_mean, nearest, option
 from msggan.commands.program import StoppedError
 from msggan.errors import UsageError
-from orchestration.settings import Flags, Settings, read_settings, settings_options, settings_problems
+from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, read_settings, settings_options, settings_problems
 from orchestration.targets import TARGETS
-from orchestration.workspace import WORKSPACE_TABLE
 
 
 def settings_here(flags: Flags) -> Settings:

@@ -28,7 +28,7 @@ from orchestration.azure.client import (
     sign_in,
 )
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
-from orchestration.workspace import Workspace
+from orchestration.settings import Workspace
 
 WORKSPACE = Workspace("s1", "g1", "w1", {"workspace_name": "variable AZUREML_ARM_WORKSPACE_NAME"})
 SOMEBODY = Identity("ann@example.org", "oid-1", "Azure CLI", is_user=True)

@@ -34,8 +34,7 @@ from orchestration.azure.environment import (
     read_recipe,
 )
 from orchestration.errors import QuotaError
-from orchestration.settings import Settings, read_settings
-from orchestration.settings_file import tomllib
+from orchestration.settings import Settings, read_settings, tomllib
 from orchestration.spec import Item, ProvisionPlan, Step
 
 T4 = Size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", 4, 1, 28, True, {"Standard": 0.526, "LowPriority": 0.1})

@@ -419,7 +419,7 @@ def test_complaints_about_settings_come_with_all_others(run_program: RunProgram,
     assert ended.exit_code == 2
     assert ended.stderr.splitlines() == [
         "Error: --data is required. Name a folder, a zip or a pack of images.",
-        f"Error: {tmp_path / 'msggan.toml'}: [azure] run_dir: means nothing here. Did you mean runs_dir?",
+        f"Error: {tmp_path / 'msggan.toml'}: [azure] run_dir: is unknown. Did you mean runs_dir?",
         "Error: --kimg 0: must be more than 0.",
     ]
 

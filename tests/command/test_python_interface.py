@@ -109,9 +109,9 @@ def test_a_wrong_keyword_or_value_is_named(build_target: BuildTarget) -> None:
         "runs_dir : must be a text that is not empty.",
         "min_nodes true: is not a whole number.",
         "max_nodes 2: is not a whole number.",
-        "--resource-group: is missing; a workspace needs all three.",
-        "--workspace-name: is missing; a workspace needs all three.",
-        "--subscription-id a/b: must be a name, without spaces and slashes.",
+        "resource_group: is missing; a workspace needs all three.",
+        "workspace_name: is missing; a workspace needs all three.",
+        "subscription_id a/b: must be a name, without spaces and slashes.",
     ]
 
 

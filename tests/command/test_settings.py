@@ -187,12 +187,12 @@ def test_only_the_nearest_file_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "problem"),
     [
-        ("[azure]\nvmsize = 'x'\n", "[azure] vmsize: means nothing here. Did you mean vm_size?"),
-        ("[azur]\n", "azur: means nothing here. Did you mean azure?"),
-        ("[workspace]\nname = 'w'\n", "[workspace] name: means nothing here. Did you mean workspace_name?"),
+        ("[azure]\nvmsize = 'x'\n", "[azure] vmsize: is unknown. Did you mean vm_size?"),
+        ("[azur]\n", "azur: is unknown. Did you mean azure?"),
+        ("[workspace]\nname = 'w'\n", "[workspace] name: is unknown. Did you mean workspace_name?"),
         ("runs_dir = 'x'\n", "runs_dir: belongs under [azure]."),
         ("[azure]\nresource_group = 'x'\n", "[azure] resource_group: belongs under [workspace]."),
-        ("[azure]\nzzzzz = 1\n", "[azure] zzzzz: means nothing here."),
+        ("[azure]\nzzzzz = 1\n", "[azure] zzzzz: is unknown."),
         ("azure = 3\n", "azure must be a table: write [azure] on a line of its own."),
         ("[azure]\nmin_nodes = '1'\n", "min_nodes 1: is not a whole number: in a file it has no quotes."),
         ("[azure]\nmin_nodes = true\n", "min_nodes true: is not a whole number."),
@@ -240,7 +240,7 @@ def test_all_complaints_come_at_once(tmp_path: Path) -> None:
     problems = complaints(tmp_path, "[azure]\nvmsize = 'x'\nidle_minutes = 0\n", flags=flags, **variables)
     path = tmp_path / "msggan.toml"
     assert problems == [
-        f"{path}: [azure] vmsize: means nothing here. Did you mean vm_size?",
+        f"{path}: [azure] vmsize: is unknown. Did you mean vm_size?",
         "--compute -: must be 3 to 24 letters, digits and -, start with a letter and not end with -.",
         "--min-nodes few: is not a whole number.",
         "MSGGAN_MAX_NODES 0: must be 1 or more, at most 1000.",

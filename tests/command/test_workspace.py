@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from msggan.errors import UsageError
-from orchestration.settings import read_settings
-from orchestration.workspace import WORKSPACE_VARIABLES, Workspace
+from orchestration.settings import WORKSPACE_VARIABLES, Workspace, read_settings
 
 KEYS = tuple(WORKSPACE_VARIABLES)
 VARIABLES = {variable: f"{key}-by-variable" for key, variable in WORKSPACE_VARIABLES.items()}

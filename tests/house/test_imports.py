@@ -53,7 +53,6 @@ LIGHT_MODULES = [
     "orchestration.runs",
     "orchestration.sweeps.space",
     "orchestration.settings",
-    "orchestration.settings_file",
     "orchestration.spec",
     "orchestration.sweeps.early_stopping",
     "orchestration.local.sweep",
@@ -69,7 +68,6 @@ LIGHT_MODULES = [
     "orchestration.commands.terminal",
     "orchestration.reporter",
     "orchestration.format",
-    "orchestration.workspace",
 ]
 
 # The floors as CONTRIBUTING draws them: a module is on the floor of the longest of these names that it is in.
@@ -78,7 +76,7 @@ FLOORS = (
     "msggan.layers msggan.networks msggan.ema msggan.metrics msggan.randomness msggan.device "
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display",
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",
-    "orchestration.spec orchestration.settings orchestration.settings_file orchestration.workspace "
+    "orchestration.spec orchestration.settings "
     "orchestration.data_source orchestration.errors orchestration.reporter orchestration.format orchestration.runs "
     "orchestration.copies",
     "orchestration.sweeps orchestration.targets",

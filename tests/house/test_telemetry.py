@@ -15,7 +15,7 @@ import pytest
 from support.programs import REPOSITORY, command_line
 
 from msggan import TELEMETRY_SWITCHES
-from orchestration.workspace import WORKSPACE_VARIABLES
+from orchestration.settings import WORKSPACE_VARIABLES
 
 
 def login(home: Path, **variables: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import runpy
 
 from support.programs import REPOSITORY
 
-from orchestration.settings_file import SECRETS
+from orchestration.settings import SECRETS
 
 
 def test_the_page_of_options_is_what_the_commands_say() -> None:
