@@ -58,6 +58,7 @@ torture: $(INSTALLED)
 	$(BIN)/python tests/torture.py
 
 azure-local: $(INSTALLED) $(AZURITE)
+	@echo "Try: msggan-aml provision --yes; msggan-aml submit --target azure --data FOLDER"
 	@$(BIN)/python -m tests.azure_local
 
 # Without Node.js, or where npm's registry cannot be reached, the tests that need it say so and are skipped.

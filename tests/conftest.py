@@ -9,13 +9,17 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.fork_server import ForkServer
 from support.images import draw_tiny_images
-from support.programs import FAST_PYTHON, Ended, run_in
+from support.programs import FAST_PYTHON, Ended, fast_python, run_in
 
 from msggan import TELEMETRY_SWITCHES
+
+if TYPE_CHECKING:
+    from azure_local import Settings
 
 pytest_plugins = ["azure_local.fixtures", "support.azure_commands", "support.browser", "support.disks"]
 
@@ -37,6 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
     server = ForkServer(folder)
     os.environ[FAST_PYTHON] = server.python
     config.add_cleanup(lambda: (server.close(), shutil.rmtree(folder, ignore_errors=True)))
+
+
+@pytest.fixture(scope="session")
+def azure_settings() -> Settings:
+    """The names in the tests' Azure. Its jobs run by the interpreter that starts at once."""
+    from azure_local import Settings
+
+    return Settings(group="msggan-rg", workspace="msggan-ws", account="msgganstore", python=fast_python())
 
 
 @pytest.fixture(scope="session", autouse=True)

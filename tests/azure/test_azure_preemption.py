@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,7 @@ def checkpoints(azure: AzureLocal) -> list[int]:
 
 @pytest.mark.parametrize("preemptions", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_preempted_job_ends_as_if_it_had_not_been(azure: AzureLocal, place: Path, preemptions: int) -> None:
+    azure.cloud.python = sys.executable  # its process is stopped and killed here, which must be the trainer itself
     words = ["submit", "--data", "tiny", *TRAINING]
     printed = place / "stderr.txt"
     with (

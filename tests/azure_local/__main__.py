@@ -1,6 +1,6 @@
-"""Starts the local Azure for a person: `python -m tests.azure_local [COMMAND …]`, a shell where no command is given.
+"""Starts a shell, or a command, with a local Azure: `python -m azure_local [COMMAND …]`.
 
-In it msggan-aml, the Azure SDK and MLflow talk to this machine alone. All of it is gone when the shell or command ends.
+In it the Azure SDK and MLflow talk to this machine alone. Everything is removed when the shell or command ends.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from . import azurite
 from .local import AzureLocal
 
 WELCOME = """\
-This shell's Azure is on this machine, and is gone when you leave the shell (exit).
-Workspace {workspace} in resource group {group}. Jobs run here, as processes.
-Try: msggan-aml provision --yes
-     msggan-aml submit --target azure --data FOLDER
+This shell has its own Azure ML on this machine. Jobs run here, as processes. Everything is removed at `exit`.
+Workspace {workspace} in resource group {group}: see `env | grep AZURE`.
 """
 
 

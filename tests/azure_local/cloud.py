@@ -1,10 +1,11 @@
-"""What does the local Azure hold at this moment? The workspace's resources, and the switches that tests turn."""
+"""The state of the local Azure: the workspace's resources, and the switches that tests set."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import itertools
+import sys
 import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -62,22 +63,35 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The names in a local Azure, and the interpreter of its jobs, which are fixed as it starts."""
+
+    subscription: str = "6b1f4b0c-7a57-4d0b-8f0e-2f6f0d6f1c01"
+    group: str = "local-rg"
+    workspace: str = "local-ws"
+    account: str = "localstore"  # of the workspace's default datastore
+    other_account: str = "otherstore"
+    python: str = sys.executable  # its folder is first in the PATH of jobs
+
+
 @dataclass
 class Cloud:
-    """Everything that `reset` of the local Azure makes anew, except identifiers and blobs' process."""
+    """The state of the local Azure, which `AzureLocal.reset` replaces; the blobs' process and the settings stay."""
 
     folder: Path  # where jobs run
     blobs: Blobs
     job_environment: dict[str, str]  # proxy and certificate variables, for the processes of jobs
+    subscription: str
+    group: str
+    workspace: str
+    account: str
+    other_account: str
+    python: str
     tenant: str = "7ec4f9c2-1f0b-4a3e-9a51-6f0d6b9f2a10"
     client_id: str = "0a6c2d53-68a4-4a1c-8a63-3d0c4b0fd701"
     client_secret: str = "not-a-secret-of-anybody"  # noqa: S105 - opens nothing but this
     object_id: str = "c1d7a4ab-8a2b-4b0d-8c6b-0f7d9f4f5b11"
-    subscription: str = "6b1f4b0c-7a57-4d0b-8f0e-2f6f0d6f1c01"
-    group: str = "msggan-rg"
-    workspace: str = "msggan-ws"
-    account: str = "msgganstore"
-    other_account: str = "otherstore"
 
     # What tests turn.
     role: str | None = "Contributor"  # None, Reader, AzureML Data Scientist: what who is signed in may do

@@ -1,4 +1,4 @@
-"""How does a test get a local Azure? By the fixture `azure`: empty for each test, started once a process."""
+"""The pytest fixture `azure`: a local Azure, empty for each test and started once per process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ import pytest
 from . import azurite
 
 if TYPE_CHECKING:
+    from .cloud import Settings
     from .local import AzureLocal
 
 
 @pytest.fixture(scope="session")
-def _azure_process() -> Iterator[AzureLocal]:
+def azure_settings() -> Settings | None:
+    """The names in the local Azure, and the interpreter of its jobs; to be overridden in a conftest.py."""
+    return None
+
+
+@pytest.fixture(scope="session")
+def _azure_process(azure_settings: Settings | None) -> Iterator[AzureLocal]:
     reason = azurite.missing()
     if reason:
-        if os.environ.get("MSGGAN_TEST_REQUIRE_AZURE"):
+        if os.environ.get("AZURE_LOCAL_REQUIRED"):
             pytest.fail(f"The local Azure is needed here: {reason}")
         pytest.skip(reason)
     from .local import AzureLocal
 
-    with AzureLocal() as local:
+    with AzureLocal(azure_settings) as local:
         yield local
 
 

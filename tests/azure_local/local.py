@@ -1,4 +1,4 @@
-"""How is the local Azure started, turned to what a test wants, and ended?"""
+"""The local Azure itself: it is started, set to what a test needs, inspected and ended here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -28,7 +29,7 @@ from . import (
 )
 from .authority import create_authority
 from .blobs import Blobs
-from .cloud import ARTIFACT_CONTAINER, BLOB_CONTAINER, Cloud, account_key, now
+from .cloud import ARTIFACT_CONTAINER, BLOB_CONTAINER, Cloud, Settings, account_key, now
 from .faults import Fault, Faults
 from .jobs_state import ENDED, Job
 from .messages import Recorded, Reply, Request, ServiceError
@@ -36,7 +37,6 @@ from .proxy import IDENTITY_PATH, Proxy
 from .routing import merged
 from .server import Recording, Server
 
-ACCOUNTS = ("msgganstore", "otherstore")
 ROUTES = merged(
     part.routes for part in (arm, assets, compute, datastores, entra, history, jobs, mlflow_rest, workspace)
 )
@@ -49,7 +49,9 @@ class AzureLocal:
     `cloud` holds what the workspace holds and the switches (role, shared_keys, quotas, page_size …).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.accounts = (self.settings.account, self.settings.other_account)
         self.faults = Faults()
         self.recording = Recording()
         self._stack = ExitStack()
@@ -61,7 +63,7 @@ class AzureLocal:
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self.authority = create_authority(self.folder)
             self._client_context = self.authority.client_context()
-            keys = {account: account_key(account) for account in ACCOUNTS}
+            keys = {account: account_key(account) for account in self.accounts}
             process = azurite.Azurite(keys, self.authority, self.folder)
             stack.callback(process.close)
             self.server = Server(self.authority.server_context(), self._answer, self.faults, self.recording)
@@ -281,12 +283,13 @@ class AzureLocal:
 
     def _unreachable(self, host: str) -> bool:
         account, _, domain = host.partition(".")
-        return domain == "blob.core.windows.net" and account not in ACCOUNTS
+        return domain == "blob.core.windows.net" and account not in self.accounts
 
     def _start_afresh(self) -> None:
         self.faults.clear()
         self.recording.clear()
         runs = Path(tempfile.mkdtemp(prefix="jobs-", dir=self.folder))
-        self.cloud = Cloud(runs, self._blobs, {**self._way(), **self.identity_variables})
+        environment = {**self._way(), **self.identity_variables}
+        self.cloud = Cloud(runs, self._blobs, environment, **asdict(self.settings))
         for container in (BLOB_CONTAINER, ARTIFACT_CONTAINER):
             self._blobs.container(self.cloud.account, container)

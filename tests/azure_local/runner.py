@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -190,7 +189,7 @@ class Attempt:
     def environment(self) -> dict[str, str]:
         cloud, job = self.cloud, self.job
         token = entra.make_token(cloud.tenant, "https://management.azure.com", 86400, run=job.name, oid=cloud.object_id)
-        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+        path = os.pathsep.join([os.path.dirname(cloud.python), os.environ["PATH"]])
         context = {"run_attempt_count": job.attempt, "vm_priority": cloud.vm_priority, "node_count": 1, "gpu_count": 0}
         return {
             "PATH": path,
@@ -262,7 +261,7 @@ class Attempt:
             container = self.cloud.blobs.container(place.account, place.container)
             for blob, _ in list(place.files(self.cloud.blobs)):
                 container.delete_blob(blob)
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def signal_group(process: subprocess.Popen[bytes], number: int) -> None:

@@ -1,7 +1,8 @@
-"""How does a test type a command against the local Azure? In its own process: the SDK takes seconds to load."""
+"""The command line against the local Azure, in the test's own process, because the SDK takes seconds to import."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -13,7 +14,7 @@ import pytest
 from msggan.commands.program import run_program
 from orchestration.commands import main as cli
 from support.images import draw_tiny_images
-from support.programs import Ended
+from support.programs import Ended, fast_python
 
 if TYPE_CHECKING:
     from azure_local import AzureLocal
@@ -41,6 +42,9 @@ def msggan_aml(azure: AzureLocal, place: Path, monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as set_here, redirect_stdout(out), redirect_stderr(err):
             for name, value in variables.items():
                 set_here.setenv(name, value)
+            set_here.setattr("orchestration.azure.following.PAUSES_S", (0.1,))
+            if "--detach" not in words:
+                set_here.setattr(sys, "executable", fast_python())  # for the programs that it starts
             code = run_program(cli.msggan_aml, name="msggan-aml", argv=[str(word) for word in words])
         return Ended(code, out.getvalue(), err.getvalue())
 

@@ -1,4 +1,4 @@
-"""Does the local Azure serve the unmodified SDK, run jobs for real, and refuse what the real one refuses?"""
+"""Tests of the local Azure: it serves the unmodified SDK, runs jobs as processes, and refuses what Azure refuses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import azure_local
 import pytest
 from azure_local import AzureLocal
 from azure_local.authority import create_authority
@@ -29,7 +30,6 @@ from azure_local.jobs_state import ENDED
 from azure_local.messages import Reply
 from azure_local.server import Recording, Server
 from azure_local.sweep_rules import wrong_sweep
-from support.programs import REPOSITORY
 
 # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -398,12 +398,25 @@ def test_an_account_without_shared_keys_takes_tokens_only(azure: AzureLocal, cli
                     blob.download_blob()
 
 
+def test_names_and_the_interpreter_are_settings(azure: AzureLocal, tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    settings = azure_local.Settings(group="a-group", workspace="a-workspace", account="anaccount", python=str(python))
+    with AzureLocal(settings) as other:
+        assert other.variables["AZUREML_ARM_WORKSPACE_NAME"] == "a-workspace"
+        assert "/resourceGroups/a-group/" in other.cloud.scope
+        assert other.cloud.datastores["workspaceblobstore"]["accountName"] == "anaccount"
+        other.reset()
+        other.put_blob("one.txt", b"1")
+        assert other.blob("one.txt") == b"1"
+        assert (other.cloud.workspace, other.cloud.python) == ("a-workspace", str(python))
+
+
 def test_the_tool_runs_a_command_beside_its_azure_and_leaves_nothing(azure: AzureLocal, tmp_path: Path) -> None:
     url = "https://management.azure.com/metadata/endpoints?api-version=2019-05-01"
     asks = f"import requests; print(requests.get('{url}').json()[0]['name'])"
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.azure_local", "bash", "-c", f'python -c "{asks}"; exit 7'],
-        cwd=REPOSITORY,
+        [sys.executable, "-m", azure_local.__name__, "bash", "-c", f'python -c "{asks}"; exit 7'],
+        cwd=Path(azure_local.__file__).parents[1],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
         encoding="utf-8",
