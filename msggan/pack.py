@@ -14,6 +14,7 @@ import click
 from msggan.commands.options import command, data_option, option, output_option, required
 from msggan.commands.program import run_program
 from msggan.commands.verbs import PACK_FILE, PackOptions, pack_options, parse_pack, show_pack
+from msggan.display.progress import progress_bar
 
 
 @command()
@@ -76,10 +77,10 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
 
 
 @contextmanager
-def _bar(label: str, length: int) -> Iterator[Callable[[int, int], None]]:
+def _bar(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, moved by calling progress(done, total)."""
-    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
-        yield lambda done, total: bar.update(done - bar.pos)
+    with progress_bar(label, total) as bar:
+        yield lambda done, total: bar.update(done - bar.n)
 
 
 def main() -> None:

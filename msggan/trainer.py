@@ -21,7 +21,7 @@ from msggan.config import TrainConfig, explicit_values, resolve
 from msggan.data.dataset import SampleStream, to_float
 from msggan.data.sources import describe_skipped, open_source
 from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, memory_errors
-from msggan.display.notebook import choose_progress
+from msggan.display.progress import choose_progress
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
@@ -274,7 +274,7 @@ class Trainer:
             self.progress.sample = write_samples(self.folder.samples, self.images_seen, pictures)
         except OSError as error:  # a picture is not worth a run; said once
             if not self.samples_fail:
-                self.progress.say(f"{self.folder.samples}: samples cannot be written ({error.strerror or error}).")
+                self.progress.info(f"{self.folder.samples}: samples cannot be written ({error.strerror or error}).")
             self.samples_fail = True
 
     def _measure(self) -> dict[str, float]:
@@ -352,15 +352,15 @@ class Trainer:
                 f"Add images of the same kind: {IMAGES_NEEDED} are a beginning." + (smaller if training > 1 else ""),
             )
         if training < IMAGES_NEEDED:
-            self.progress.say(
+            self.progress.info(
                 f"Few images ({training}): the generator may copy them. {IMAGES_NEEDED} or more give varied results."
             )
         held_back = f"{self.dataset.held_back} more are held back to measure with"
         if not self.dataset.held_back:
             held_back = "too few to hold any back, so swd is measured against the same images"
-        self.progress.say(f"{training} images to train on at {self.config.resolution} px; {held_back}.")
+        self.progress.info(f"{training} images to train on at {self.config.resolution} px; {held_back}.")
         if self.dataset.enlarged:
-            self.progress.say(f"{self.dataset.enlarged} of the images were smaller than that and have been enlarged.")
+            self.progress.info(f"{self.dataset.enlarged} of the images were smaller than that and have been enlarged.")
 
     def _begin(self) -> None:
         networks = {"generator": self.generator, "discriminator": self.discriminator}
@@ -371,7 +371,7 @@ class Trainer:
         self.progress.open_log(self.folder.log)
         self._say_each(self.tracker.start())
         self.began, self.began_images = time.perf_counter(), self.images_seen
-        self.progress.say(
+        self.progress.info(
             f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
             f"{self.config.precision}: {self.images_seen / 1000:g} of {self.config.kimg:g} kimg done."
         )
@@ -383,7 +383,7 @@ class Trainer:
         self.state = None
         checkpoint, damaged = newest_checkpoint(self.folder.checkpoints)
         for path, reason in damaged:
-            self.progress.say(f"{path}: damaged ({reason}); using the one before.")
+            self.progress.info(f"{path}: damaged ({reason}); using the one before.")
         if checkpoint is None:
             self._refuse_to_overwrite(has_damaged=bool(damaged))
             self.training_state.reset()
@@ -397,7 +397,7 @@ class Trainer:
                 "Bring those images back to go on, or give another name or run folder to begin with these.",
             )
         if state.get("data_notes", []) != list(self.dataset.notes):
-            self.progress.say("So far, this run was trained on images that were decoded differently.")
+            self.progress.info("So far, this run was trained on images that were decoded differently.")
         self.training_state.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
         self.interval = Interval(**state["interval"])
         self.seconds = state["seconds"]
@@ -428,7 +428,7 @@ class Trainer:
         look = _where_to_look(self.folder)
         notice = f"Nothing to do: {self.folder} has {self.images_seen / 1000:g} kimg.{look} Give a larger --kimg."
         self.progress.close_log()  # a notebook shows what follows where `run` was called
-        self.progress.say(notice)
+        self.progress.info(notice)
         if not self.tracker.is_delivered(recorded.state):
             self._say_each(self.tracker.start() + self.tracker.close(recorded.state))
         self.progress.close()
@@ -442,9 +442,9 @@ class Trainer:
         self._say_each(describe_skipped(self.dataset.skipped))
         kimg, look = f"{self.images_seen / 1000:g} kimg", _where_to_look(self.folder)
         if state == "completed":
-            self.progress.say(f"Done: {kimg}.{look} A larger --kimg goes on from here.")
+            self.progress.info(f"Done: {kimg}.{look} A larger --kimg goes on from here.")
         else:
-            self.progress.say(f"Stopped after {kimg}.{look} The same command again goes on from here.")
+            self.progress.info(f"Stopped after {kimg}.{look} The same command again goes on from here.")
         return self._result(state)
 
     def _result(self, state: str, notice: str = "") -> RunResult:
@@ -454,7 +454,7 @@ class Trainer:
 
     def _say_each(self, lines: list[str]) -> None:
         for line in lines:
-            self.progress.say(line)
+            self.progress.info(line)
 
     @contextmanager
     def _tracked(self) -> Iterator[None]:

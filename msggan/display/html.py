@@ -1,4 +1,8 @@
-"""How are numbers and pictures written as HTML that a notebook shows, complete in itself, on light and dark pages?"""
+"""HTML for notebooks and reports: pictures, bars and curves, self-contained, for light and dark pages.
+
+The curves are SVG written here: a notebook redraws two of them every half second while it trains, which takes
+matplotlib 160 ms each and this 6 ms. Nothing from a file reaches a page unescaped.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 360, 150
 LEFT, RIGHT, TOP, BOTTOM = 48, 8, 20, 20
-POINTS_AT_MOST = 400
-# Of middle brightness, and told apart by the colour-blind.
+MAX_POINTS = 400
+# Of middle brightness, and distinguishable for the colour-blind.
 COLOURS = ("#3d85c6", "#e07b39", "#7aa32b")
 FAINT = "opacity:.65"
 NUMBER_STYLE = 'font-size="11" fill="currentColor" font-family="sans-serif"'
@@ -19,24 +23,24 @@ Points = Sequence[tuple[float, float]]
 
 
 def escaped(text: object) -> str:
-    """Any text, so that it stands as it is between tags and in double quotes."""
+    """Any text, safe between tags and in double quotes."""
     return html.escape(str(text), quote=True)
 
 
 def embedded(content: bytes, kind: str) -> str:
-    """A file as an address that holds all of it. kind: its MIME type."""
+    """A file as a data URL. kind: its MIME type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def png(content: bytes, *, width_px: int, title: str) -> str:
-    """A picture of this width; small ones keep the edges of their pixels."""
+    """A picture of this width; the pixels of small ones keep sharp edges."""
     style = f"width:{width_px}px;max-width:100%;image-rendering:pixelated"
     source = embedded(content, "image/png")
     return f'<img src="{source}" style="{style}" alt="{escaped(title)}" title="{escaped(title)}">'
 
 
 def bar(share: float) -> str:
-    """How much is done. share: in [0, 1]."""
+    """A progress bar. share: in [0, 1]."""
     done = 100 * min(1.0, max(0.0, share))
     track = "width:360px;max-width:100%;height:6px;border-radius:3px;background:rgba(128,128,128,.3);margin:4px 0"
     return (
@@ -46,7 +50,7 @@ def bar(share: float) -> str:
 
 
 def chart(curves: Mapping[str, Points]) -> str:
-    """An SVG of curves by name, of points (kimg, value), on axes that just hold them; nothing where there is no point.
+    """An SVG of curves by name, of points (kimg, value), on axes that just fit; empty if there are no points.
 
     A value that is not finite leaves a gap.
     """
@@ -57,7 +61,7 @@ def chart(curves: Mapping[str, Points]) -> str:
     left, right = min(x for x, _ in finite), max(x for x, _ in finite)
     low, high = min(y for _, y in finite), max(y for _, y in finite)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def position(x: float, y: float) -> tuple[float, float]:
         across = (x - left) / (right - left) if right > left else 0.5
         up = (y - low) / (high - low) if high > low else 0.5
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
@@ -65,7 +69,7 @@ def chart(curves: Mapping[str, Points]) -> str:
     parts = [_axes(left, right, low, high)]
     for number, (name, points) in enumerate(drawn.items()):
         colour = COLOURS[number % len(COLOURS)]
-        parts += [_stretch([place(*point) for point in stretch], colour) for stretch in _stretches(points)]
+        parts += [_segment([position(*point) for point in segment], colour) for segment in _segments(points)]
         x = LEFT + 8 + 80 * number
         parts.append(f'<text x="{x}" y="12" font-size="12" fill="{colour}" font-family="sans-serif">')
         parts.append(f"{escaped(name)}</text>")
@@ -74,29 +78,29 @@ def chart(curves: Mapping[str, Points]) -> str:
 
 
 def thinned(points: Points) -> Points:
-    """Evenly chosen ones of many points, the first and the last among them."""
-    if len(points) <= POINTS_AT_MOST:
+    """At most `MAX_POINTS` evenly chosen points, including the first and the last."""
+    if len(points) <= MAX_POINTS:
         return points
     last = len(points) - 1
-    return [points[round(index * last / (POINTS_AT_MOST - 1))] for index in range(POINTS_AT_MOST)]
+    return [points[round(index * last / (MAX_POINTS - 1))] for index in range(MAX_POINTS)]
 
 
-def _stretches(points: Points) -> list[list[tuple[float, float]]]:
+def _segments(points: Points) -> list[list[tuple[float, float]]]:
     """The points between one gap and the next."""
-    stretches: list[list[tuple[float, float]]] = [[]]
+    segments: list[list[tuple[float, float]]] = [[]]
     for point in points:
         if math.isfinite(point[1]):
-            stretches[-1].append(point)
-        elif stretches[-1]:
-            stretches.append([])
-    return [stretch for stretch in stretches if stretch]
+            segments[-1].append(point)
+        elif segments[-1]:
+            segments.append([])
+    return [segment for segment in segments if segment]
 
 
-def _stretch(places: Points, colour: str) -> str:
-    if len(places) == 1:
-        ((x, y),) = places
+def _segment(points: Points, colour: str) -> str:
+    if len(points) == 1:
+        ((x, y),) = points
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>'
-    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
 
 

@@ -1,6 +1,7 @@
-"""What a person sees while a run trains: a live line on a terminal, plain lines elsewhere; stderr, never stdout.
+"""The progress of a run: a live line on a terminal, plain lines elsewhere, one display in a notebook.
 
-The same lines are kept in the run's `log.txt`.
+It goes to stderr, never stdout, and the same lines are kept in the run's `log.txt`. The live line is written here and
+not by tqdm: what fits the terminal is chosen by importance, and a job's environment needs one package less.
 """
 
 from __future__ import annotations
@@ -8,45 +9,50 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import click
+from msggan.display.html import bar, escaped
 
-# On a terminal that is too narrow for all parts of a line they are left out in this order.
-LEAST_NEEDED_FIRST = ("sample", "g_loss", "d_loss", "images_per_second", "dropped_updates", "swd", "left", "reading")
-BAR_COLUMNS = 36  # at most
-AROUND_BAR = len("  []  100%")
-TIME_LEFT = len("  1d 00:00:00")
-LINES_BEFORE_THE_LOG = 100  # what is said before the run folder is there
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from msggan.runs.folder import RunFolder
+
+# The parts of a line, the least important first: they are left out in this order if the terminal is too narrow.
+BY_IMPORTANCE = ("sample", "g_loss", "d_loss", "images_per_second", "dropped_updates", "swd", "left", "reading")
+MAX_LINES_BEFORE_LOG = 100  # lines from before the run folder exists
+MAX_SENTENCES_SHOWN = 6
+SECONDS_BETWEEN_UPDATES = 0.5  # of a notebook: each has a picture, and browsers fall behind
 
 
 class Progress:
-    """Tells how far a run is. A terminal's last line is rewritten in place; a file or pipe gets a line a report."""
+    """Reports to a stream. A terminal's last line is rewritten in place; a file or pipe gets one line per report."""
 
     def __init__(self, *, total_images: int, stream: TextIO | None = None) -> None:
         self.total_images = total_images
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.sample: Path | None = None
-        self.distance: float | None = None
+        self.swd: float | None = None
         self.line_is_open = False
         self.log: TextIO | None = None
-        self.not_yet_logged: deque[str] = deque(maxlen=LINES_BEFORE_THE_LOG)
+        self.unlogged: deque[str] = deque(maxlen=MAX_LINES_BEFORE_LOG)
 
-    def say(self, text: str) -> None:
-        """A sentence that stays."""
+    def info(self, text: str) -> None:
+        """Prints a sentence."""
         self._clear()
         self._write(text + "\n")
         self.record(text)
 
     def record(self, text: str) -> None:
-        """A line for the log alone."""
-        self.not_yet_logged.append(text)
+        """Writes a line to the log alone."""
+        self.unlogged.append(text)
         if self.log is not None:
             self._write_log(self.log)
 
@@ -62,8 +68,7 @@ class Progress:
                 log.close()
 
     def report(self, metrics: Mapping[str, float], *, seconds_left: float) -> None:
-        """Where the run stands, from the metrics of its last report."""
-        self.distance = metrics.get("swd", self.distance)
+        """Shows and logs the metrics of the last report."""
         parts = self._parts(metrics, seconds_left)
         text = "  ".join(parts.values())
         self.record(text)
@@ -73,21 +78,19 @@ class Progress:
             self._write(text + "\n")
 
     def decoding(self, done: int, total: int) -> None:
-        """How many images have been read so far. Only a terminal is told."""
+        """Shows how many images have been read, on a terminal only."""
         if self.live:
-            self._rewrite({"reading": "reading images:", "images": f"{done}/{total}"}, between=" ")
+            self._rewrite({"reading": "reading images:", "images": f"{done}/{total}"}, separator=" ")
 
     def close(self) -> None:
-        """Leaves the last live line standing."""
+        """Keeps the last live line."""
         if self.line_is_open:
             self._write("\n")
             self.line_is_open = False
 
-    def _line(self, metrics: Mapping[str, float], seconds_left: float) -> str:
-        return "  ".join(self._parts(metrics, seconds_left).values())
-
     def _parts(self, metrics: Mapping[str, float], seconds_left: float) -> dict[str, str]:
-        """What the line shows, in order, by the names in `LEAST_NEEDED_FIRST`."""
+        """The parts of the line in order, by the names in `BY_IMPORTANCE`."""
+        self.swd = metrics.get("swd", self.swd)
         parts = {
             "kimg": f"{metrics['kimg']:.2f}/{self.total_images / 1000:g} kimg",
             "images_per_second": f"{metrics['images_per_second']:.0f} images/s",
@@ -96,16 +99,16 @@ class Progress:
         }
         if "dropped_updates" in metrics:
             parts["dropped_updates"] = f"{metrics['dropped_updates']} updates dropped"
-        if self.distance is not None:
-            parts["swd"] = f"swd {self.distance:.0f}"
+        if self.swd is not None:
+            parts["swd"] = f"swd {self.swd:.0f}"
         if self.sample is not None:
             parts["sample"] = str(self.sample)
         return parts
 
-    def _rewrite(self, parts: Mapping[str, str], *, between: str = "  ") -> None:
-        """Puts what fits the terminal in the place of the last line. A line that wrapped could not be cleared."""
+    def _rewrite(self, parts: Mapping[str, str], *, separator: str = "  ") -> None:
+        """Replaces the last line by what fits the terminal. A line that wrapped could not be cleared."""
         self._clear()
-        self._write(fitting(parts, columns_of(self.stream) - 1, between=between))
+        self._write(fitting(parts, columns_of(self.stream) - 1, separator=separator))
         self.line_is_open = True
 
     def _clear(self) -> None:
@@ -113,71 +116,53 @@ class Progress:
             self._write("\r\033[K")
             self.line_is_open = False
 
+    def _write_log(self, log: TextIO) -> None:
+        with suppress(OSError):  # on a full disk the log is what matters least
+            log.writelines(f"{line}\n" for line in self.unlogged)
+            self.unlogged.clear()
+
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
 
-    def _write_log(self, log: TextIO) -> None:
-        with suppress(OSError):  # on a full disk the log is the least that is lost
-            log.writelines(f"{line}\n" for line in self.not_yet_logged)
-            self.not_yet_logged.clear()
-
-
-def without_log(stream: TextIO, log: Path) -> TextIO:
-    """The stream; nowhere if it is the log file, which then gets each line once, and none before the run begins."""
-    with suppress(OSError, ValueError, AttributeError):  # no log yet; a stream in memory has no file
-        if os.path.samestat(os.fstat(stream.fileno()), log.stat()):
-            return Path(os.devnull).open("w", encoding="utf-8")
-    return stream
-
 
 def columns_of(stream: TextIO) -> int:
-    """How wide the terminal is now that a stream writes to; COLUMNS, or 80, where it does not tell."""
+    """The current width of a stream's terminal; COLUMNS, or 80, if it has none."""
     with suppress(OSError, ValueError):  # a stream in memory has no file
         if columns := os.get_terminal_size(stream.fileno()).columns:
             return columns
     return shutil.get_terminal_size().columns
 
 
-def fitting(parts: Mapping[str, str], columns: int, *, between: str = "  ") -> str:
-    """The parts in one line of at most so many columns, without those that are needed least; the last may be cut."""
+def fitting(parts: Mapping[str, str], columns: int, *, separator: str = "  ") -> str:
+    """The parts in one line of at most `columns`, without the least important ones; the last may be cut."""
     shown = dict(parts)
-    for name in LEAST_NEEDED_FIRST:
-        if width_of(between.join(shown.values())) > columns:
+    for name in BY_IMPORTANCE:
+        if width_of(separator.join(shown.values())) > columns:
             shown.pop(name, None)
-    text = between.join(shown.values())
+    text = separator.join(shown.values())
     while width_of(text) > columns:
         text = text.rpartition(" ")[0] or text[:-1]
     return text
 
 
 def width_of(text: str) -> int:
-    """How many columns of a terminal a text takes: two for each wide character, as Chinese ones are."""
+    """The columns of a terminal that a text takes: two for each wide character, as Chinese ones are."""
     return sum(
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
     )
 
 
-@contextmanager
-def progress_bar(label: str, length: int, stream: TextIO) -> Iterator[Callable[[int], None]]:
-    """A bar that fits the terminal as it is now, and the label alone elsewhere. → call it with how many more are done.
+def progress_bar(label: str, total: int, stream: TextIO | None = None) -> tqdm[Any]:
+    """A bar on a terminal, by default stderr's; the label alone elsewhere."""
+    from tqdm import tqdm
 
-    click's own bar looks for the terminal on stdout, which is a pipe where a command reads our result.
-    """
-    bar = click.progressbar(length=length, label=label, file=stream)
-
-    def advance(steps: int) -> None:
-        room = columns_of(stream) - 1
-        beside = room - width_of(label) - AROUND_BAR
-        bar.show_eta = beside > TIME_LEFT
-        bar.width = max(1, min(BAR_COLUMNS, beside - TIME_LEFT if bar.show_eta else beside))
-        bar.max_width = min(bar.max_width or room, room)  # to which click fills a line up with spaces
-        bar.update(steps)
-
-    advance(0)
-    with bar:
-        yield advance
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        stream.write(f"{label}\n")
+    form = "{desc}  {percentage:3.0f}%|{bar}| {remaining}"
+    return tqdm(total=total, desc=label, file=stream, disable=None, dynamic_ncols=True, bar_format=form)
 
 
 def duration(seconds: float) -> str:
@@ -188,3 +173,99 @@ def duration(seconds: float) -> str:
     if minutes < 90:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# --- In a notebook ----------------------------------------------------------------------------------------------------
+
+
+def choose_progress(folder: RunFolder, *, total_images: int, stream: TextIO | None) -> Progress:
+    """A display in a notebook, unless a stream is given; lines elsewhere."""
+    if stream is None and in_notebook():
+        return NotebookProgress(folder, total_images=total_images)
+    stream = stream or sys.stderr
+    with suppress(OSError, ValueError, AttributeError):  # no log yet; a stream in memory has no file
+        if os.path.samestat(os.fstat(stream.fileno()), folder.log.stat()):  # which gets each line once
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open as long as the process
+    return Progress(total_images=total_images, stream=stream)
+
+
+def in_notebook() -> bool:
+    """Whether this is the process of a notebook, found without importing IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class NotebookProgress(Progress):
+    """Shows a run's progress, newest samples and curves in one display, which is updated, per run of the trainer."""
+
+    def __init__(self, folder: RunFolder, *, total_images: int) -> None:
+        super().__init__(total_images=total_images)
+        self.folder = folder
+        self.sentences: deque[str] = deque(maxlen=MAX_SENTENCES_SHOWN)
+        self.line = ""
+        self.share = 0.0
+        self.display: Any = None
+        self.updated_at = 0.0
+
+    def info(self, text: str) -> None:
+        self.sentences.append(text)
+        self.record(text)
+        self._show()
+
+    def open_log(self, path: Path) -> None:
+        """A run starts: it gets a display in the cell that called `run`, not in the one that made the trainer."""
+        self._end_display()
+        super().open_log(path)
+
+    def close_log(self) -> None:
+        self._end_display()
+        super().close_log()
+
+    def report(self, metrics: Mapping[str, float], *, seconds_left: float) -> None:
+        self.line = "  ".join(self._parts(metrics, seconds_left).values())
+        self.record(self.line)
+        self.share = metrics["images"] / self.total_images
+        self._show_if_due()
+
+    def decoding(self, done: int, total: int) -> None:
+        self.line = f"reading images: {done}/{total}" if done < total else ""
+        self.share = done / total
+        self._show_if_due()
+
+    def close(self) -> None:
+        if self.display is not None:
+            self._show()
+
+    def _show_if_due(self) -> None:
+        if time.perf_counter() - self.updated_at >= SECONDS_BETWEEN_UPDATES:
+            self._show()
+
+    def _show(self) -> None:
+        """Creates the display, or updates it."""
+        from IPython.display import HTML, display
+
+        self.updated_at = time.perf_counter()
+        content = HTML(self._content())
+        if self.display is None:
+            self.display = display(content, display_id=True)
+        else:
+            self.display.update(content)
+
+    def _content(self) -> str:
+        from msggan.runs.run import overview
+
+        sentences = "".join(f"<div>{escaped(sentence)}</div>" for sentence in self.sentences)
+        if not self.line:
+            return f"<div>{sentences}</div>"
+        line = f'<div style="white-space:pre-wrap">{escaped(self.line)}</div>'
+        seen = overview(self.folder) if self.log is not None else ""
+        return f"<div>{sentences}{bar(self.share)}{line}{seen}</div>"
+
+    def _end_display(self) -> None:
+        """What follows is shown in a new display."""
+        if self.display is not None:
+            self._show()
+        self.display = None
+        self.sentences.clear()
+        self.line = ""

@@ -51,7 +51,7 @@ EXISTING_NAMED = 3
 LONGEST_SEEDS_IN_NAME = 24
 
 Item = TypeVar("Item")
-Tick = Callable[[int], None]
+Tick = Callable[[int], object]
 Draw = Callable[[Iterable[list[Tensor]], int], Image.Image]  # of so many pyramids, each of one image
 
 
@@ -104,11 +104,12 @@ class Sampler:
         """
         self._ensure_writable()
         total = sum(output.pictures for output in self.outputs)
-        with memory_errors(self._out_of_memory), progress_bar(f"Making {total} pictures", total, self.messages) as tick:
+        bar = progress_bar(f"Making {total} pictures", total, self.messages)
+        with memory_errors(self._out_of_memory), bar:
             for output in self.outputs:
                 aside = output.path.with_name(f".{output.path.stem}.part{output.path.suffix}")
                 try:
-                    output.write(aside, tick)
+                    output.write(aside, bar.update)
                     aside.replace(output.path)
                 finally:
                     aside.unlink(missing_ok=True)

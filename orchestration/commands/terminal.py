@@ -14,6 +14,7 @@ import click
 
 from msggan.commands.options import COMMON, CollectingCommand, OneOf, did_you_mean, nearest, option
 from msggan.commands.program import StoppedError
+from msggan.display.progress import progress_bar
 from msggan.errors import UsageError
 from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, read_settings, settings_options, settings_problems
 from orchestration.targets import TARGETS
@@ -141,14 +142,14 @@ class Bars:
     def show(self, label: str, done: int, total: int) -> None:
         if self.bar is None or label != self.label:
             self._end()
-            self.label, self.bar = label, click.progressbar(length=total, label=label, file=sys.stderr).__enter__()
-        self.bar.update(done - self.bar.pos)
+            self.label, self.bar = label, progress_bar(label, total)
+        self.bar.update(done - self.bar.n)
         if done >= total:
             self._end()
 
     def _end(self) -> None:
         if self.bar is not None:
-            self.bar.__exit__(None, None, None)
+            self.bar.close()
         self.bar = None
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""Does a terminal show one live line, and a file or pipe plain ones?"""
+"""A terminal shows one live line, a file or pipe plain lines."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
-def test_a_file_gets_a_plain_line_a_report() -> None:
+def test_a_file_gets_one_plain_line_per_report() -> None:
     stream = io.StringIO()
     progress = Progress(total_images=20_000, stream=stream)
-    progress.say("Training.")
+    progress.info("Training.")
     report(progress)
     report(progress)
     progress.close()
     assert stream.getvalue() == f"Training.\n{LINE}\n{LINE}\n"
 
 
-def test_a_terminals_line_is_rewritten_in_place_and_left_standing() -> None:
+def test_a_terminals_line_is_rewritten_in_place_and_kept_at_the_end() -> None:
     stream = Terminal()
     progress = Progress(total_images=20_000, stream=stream)
     report(progress)
@@ -61,11 +61,11 @@ def test_a_terminals_line_is_rewritten_in_place_and_left_standing() -> None:
     assert stream.getvalue() == f"{LINE}{CLEARED}{LINE}\n"
 
 
-def test_a_sentence_takes_the_live_lines_place() -> None:
+def test_a_sentence_replaces_the_live_line() -> None:
     stream = Terminal()
     progress = Progress(total_images=20_000, stream=stream)
     report(progress)
-    progress.say("Stopped.")
+    progress.info("Stopped.")
     report(progress)
     progress.close()
     assert stream.getvalue() == f"{LINE}{CLEARED}Stopped.\n{LINE}\n"
@@ -133,19 +133,19 @@ def test_the_last_distance_and_the_last_sample_stay_on_the_line() -> None:
     assert second == f"{LINE}  swd 321  {progress.sample}"
 
 
-def test_only_a_terminal_is_told_how_many_images_have_been_read() -> None:
+def test_only_a_terminal_shows_how_many_images_have_been_read() -> None:
     file, terminal = io.StringIO(), Terminal()
     for stream in (file, terminal):
         progress = Progress(total_images=1, stream=stream)
         progress.decoding(1, 2)
         progress.decoding(2, 2)
-        progress.say("Read.")
+        progress.info("Read.")
     assert file.getvalue() == "Read.\n"
     assert terminal.getvalue() == f"reading images: 1/2{CLEARED}reading images: 2/2{CLEARED}Read.\n"
 
 
-def test_progress_goes_to_stderr_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
-    Progress(total_images=1).say("Here.")
+def test_progress_goes_to_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress(total_images=1).info("Here.")
     captured = capsys.readouterr()
     assert captured.err == "Here.\n"
     assert captured.out == ""
@@ -240,5 +240,5 @@ def test_the_bar_of_sample_fits_its_terminal(tmp_path: Path, columns: int) -> No
         (50 * 3600 + 5 * 60, "50 h 05 min"),
     ],
 )
-def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+def test_durations_are_written_in_the_unit_that_fits(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -1,4 +1,4 @@
-"""Do curves go through just their points, and does nothing from a file become HTML by itself?"""
+"""Curves go through exactly their points, and nothing from a file becomes HTML unescaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msggan.display.html import (
     BOTTOM,
     HEIGHT,
     LEFT,
-    POINTS_AT_MOST,
+    MAX_POINTS,
     RIGHT,
     TOP,
     WIDTH,
@@ -76,10 +76,10 @@ def test_without_a_point_there_is_no_chart(curves: dict[str, list[tuple[float, f
     assert chart(curves) == ""
 
 
-@pytest.mark.parametrize("count", [POINTS_AT_MOST, POINTS_AT_MOST + 1, 12345])
+@pytest.mark.parametrize("count", [MAX_POINTS, MAX_POINTS + 1, 12345])
 def test_a_long_curve_is_thinned_from_its_first_point_to_its_last(count: int) -> None:
     points = thinned([(float(x), 0.0) for x in range(count)])
-    assert len(points) == POINTS_AT_MOST
+    assert len(points) == MAX_POINTS
     assert (points[0][0], points[-1][0]) == (0, count - 1)
     gaps = {round(after[0] - before[0]) for before, after in itertools.pairwise(points)}
     assert max(gaps) - min(gaps) <= 1
