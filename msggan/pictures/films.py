@@ -1,4 +1,4 @@
-"""How do pictures become a film: which latents it goes through, and how are its frames written to mp4 or WebP?"""
+"""Films: the path through the latents, the frames, and mp4 or WebP files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from torch import Tensor
 
 from msggan.display.html import embedded, escaped
 from msggan.errors import DataError, FilmError
-from msggan.networks import Generator
-from msggan.pictures.grids import enlarged, generate, picture
-from msggan.pictures.truncation import TruncatedGenerator
+from msggan.pictures.grids import Network, enlarged, generate, picture
 from msggan.randomness import latents_of
 from msggan.runs.checkpoint import reason_of
 
-STEPS_A_KEY = 256
-# Smaller frames are enlarged by a whole factor: players smear them, and video has colour at every second pixel only.
-LEAST_SIDE_PX = 256
-# 0 is without loss, 51 the worst; 18 and less cannot be told from the original by eye.
+STEPS_PER_KEY = 256
+# Smaller frames are enlarged by a whole factor: players blur them, and video has colour at every second pixel only.
+MIN_FRAME_PX = 256
+# 0 is lossless, 51 the worst; 18 and less look like the original.
 X264_QUALITY = 16
 WEBP_QUALITY = 90
 WITHOUT_FFMPEG = "A film that ends in .webp needs no ffmpeg."
@@ -34,20 +32,20 @@ WITHOUT_FFMPEG = "A film that ends in .webp needs no ffmpeg."
 
 @dataclass(frozen=True)
 class Film:
-    """A film on the disk. A notebook plays it, and keeps a copy of it in its output."""
+    """A film on disk. A notebook plays it and keeps a copy in its output."""
 
     path: Path
 
     def _repr_html_(self) -> str:
         if not self.path.exists():
-            return f"<p>{escaped(self.path)}: no longer there.</p>"
+            return f"<p>{escaped(self.path)}: no longer exists.</p>"
         if self.path.suffix.lower() == ".webp":
             return f'<img src="{embedded(self.path.read_bytes(), "image/webp")}" alt="{escaped(self.path)}">'
         return f'<video src="{embedded(self.path.read_bytes(), "video/mp4")}" autoplay loop muted controls></video>'
 
 
 def interpolation(
-    generator: Generator | TruncatedGenerator,
+    generator: Network,
     seeds: Sequence[int],
     path: str | Path,
     *,
@@ -55,10 +53,10 @@ def interpolation(
     fps: int = 24,
     level: int = -1,
 ) -> Film:
-    """Writes the film of a smooth loop by the pictures of these seeds, at least two, in place of one that is there.
+    """Writes the film of a smooth loop through the pictures of these seeds, at least two; overwrites an existing file.
 
-    path: ends in .mp4 or .webp. seconds: by default one a seed. level: which scale, by default the finest.
-    Raises `FilmError` where there is nothing to go between, or the film cannot be written.
+    path: ends in .mp4 or .webp. seconds: by default one per seed. level: which scale, by default the finest.
+    Raises `FilmError` if there are fewer seeds or the film cannot be written.
     """
     path = Path(path)
     if len(seeds) < 2 or path.suffix.lower() not in (".mp4", ".webp"):
@@ -68,39 +66,39 @@ def interpolation(
     frames = max(2, round((len(seeds) if seconds is None else seconds) * fps))
     keys = latents_of(seeds, generator.latent_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = frames_between(keys, frames, paint=lambda latent: generate(generator, latent, chunk=1)[level])
+    shown = loop_frames(keys, frames, paint=lambda latent: generate(generator, latent, chunk=1)[level])
     write_film(path, shown, fps=fps)
     return Film(path)
 
 
-def frames_between(keys: Tensor, frames: int, *, paint: Callable[[Tensor], Tensor]) -> Iterator[Image.Image]:
+def loop_frames(keys: Tensor, frames: int, *, paint: Callable[[Tensor], Tensor]) -> Iterator[Image.Image]:
     """keys: (K, L) → the frames of their loop, one at a time. paint: latent (1, L) → (1, 3, r, r) uint8."""
     for latent in loop(keys, frames).split(1):
-        yield enlarged(picture(paint(latent)[0]), least_side_px=LEAST_SIDE_PX)
+        yield enlarged(picture(paint(latent)[0]), min_side_px=MIN_FRAME_PX)
 
 
 def loop(keys: Tensor, frames: int) -> Tensor:
-    """keys: (K, L) of norm √L, at least two → (frames, L): a closed, smooth path by the keys in turn, from the first.
+    """keys: (K, L) of norm √L, at least two → (frames, L): a closed, smooth path through the keys, from the first.
 
-    It stays on the sphere that the latents were drawn from and goes at one speed, so that the last frame is as near to
-    the first as any frame to the next: Catmull and Rom's spline ("A class of local interpolating splines", 1974), laid
+    It stays on the sphere that latents are drawn from, at constant speed: the last frame is as near to the first as any
+    frame to the next: Catmull and Rom's spline ("A class of local interpolating splines", 1974), laid
     on the sphere, in steps of equal length. Two keys are joined by the great circle through both.
     """
     ring = keys.double().numpy()
     if len(ring) == 2:
         ring = np.concatenate([ring, -ring])
-    times = np.arange(len(ring) * STEPS_A_KEY + 1) / STEPS_A_KEY
-    gone = np.concatenate([[0.0], np.cumsum([_length(ring, *ends) for ends in itertools.pairwise(times)])])
-    wanted = np.interp(np.arange(frames) / frames * gone[-1], gone, times)
+    times = np.arange(len(ring) * STEPS_PER_KEY + 1) / STEPS_PER_KEY
+    travelled = np.concatenate([[0.0], np.cumsum([_length(ring, *ends) for ends in itertools.pairwise(times)])])
+    wanted = np.interp(np.arange(frames) / frames * travelled[-1], travelled, times)
     return torch.from_numpy(np.stack([_point(ring, time) for time in wanted]).astype(np.float32))
 
 
-def _length(ring: np.ndarray, begin: float, end: float) -> float:
-    return float(np.linalg.norm(_point(ring, end) - _point(ring, begin)))
+def _length(ring: np.ndarray, start: float, end: float) -> float:
+    return float(np.linalg.norm(_point(ring, end) - _point(ring, start)))
 
 
 def _point(ring: np.ndarray, time: float) -> np.ndarray:
-    """(L,): the spline at a time, at whole numbers a key, moved outwards to the sphere."""
+    """(L,): the spline at a time, whose whole numbers are the keys, projected onto the sphere."""
     key, t = divmod(time, 1)
     before, here, there, after = (ring[(int(key) + shift) % len(ring)] for shift in (-1, 0, 1, 2))
     square = 2 * before - 5 * here + 4 * there - after
@@ -111,15 +109,15 @@ def _point(ring: np.ndarray, time: float) -> np.ndarray:
 
 
 def size_of_all(paths: Sequence[Path]) -> tuple[int, int]:
-    """The size that holds each of these pictures, of which only the headers are read."""
+    """The smallest size that holds each of these pictures; only headers are read."""
     sizes = [_read(path, header_only=True).size for path in paths]
     return max(width for width, _ in sizes), max(height for _, height in sizes)
 
 
 def slides(paths: Sequence[Path], frames: int) -> Iterator[Image.Image]:
-    """So many frames that show pictures one after another, each as long as the others, one in memory at a time.
+    """Frames that show pictures one after another, each for the same time, one in memory at a time.
 
-    A smaller picture is enlarged by the largest whole factor that fits, so that grids written at other sizes match.
+    A smaller picture is enlarged by the largest whole factor that fits, so that grids of different sizes match.
     """
     size = size_of_all(paths)
     shown = [index * len(paths) // frames for index in range(frames)]
@@ -128,7 +126,7 @@ def slides(paths: Sequence[Path], frames: int) -> Iterator[Image.Image]:
         shown_now = _read(paths[index])
         factor = min(size[0] // shown_now.width, size[1] // shown_now.height)
         canvas.paste(shown_now.resize((shown_now.width * factor, shown_now.height * factor), Image.Resampling.NEAREST))
-        frame = enlarged(canvas, least_side_px=LEAST_SIDE_PX)
+        frame = enlarged(canvas, min_side_px=MIN_FRAME_PX)
         for _ in same:
             yield frame
 
@@ -137,7 +135,7 @@ def _read(path: Path, *, header_only: bool = False) -> Image.Image:
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             return picture if header_only else picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is Pillow's word for a broken PNG
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
         raise DataError(f"{path}: cannot be read as a picture.", "Remove this file and try again.") from error
 
 
@@ -152,8 +150,8 @@ def write_film(path: Path, frames: Iterable[Image.Image], *, fps: int) -> None:
 
 
 def _write_webp(path: Path, first: Image.Image, rest: list[Image.Image], fps: int) -> None:
-    begins = [round(1000 * index / fps) for index in range(len(rest) + 2)]
-    durations = [end - begin for begin, end in itertools.pairwise(begins)]
+    starts = [round(1000 * index / fps) for index in range(len(rest) + 2)]
+    durations = [end - start for start, end in itertools.pairwise(starts)]
     first.save(
         path, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, quality=WEBP_QUALITY, method=4
     )
@@ -161,36 +159,36 @@ def _write_webp(path: Path, first: Image.Image, rest: list[Image.Image], fps: in
 
 def _write_mp4(path: Path, first: Image.Image, rest: Iterator[Image.Image], fps: int) -> None:
     try:
-        ffmpeg = subprocess.Popen(  # noqa: S603 - the program that imageio-ffmpeg brings, and no shell reads the list
+        ffmpeg = subprocess.Popen(  # noqa: S603 - imageio-ffmpeg's own program, without a shell
             _ffmpeg_command(path, first.size, fps), stdin=subprocess.PIPE, stderr=subprocess.PIPE
         )
-    except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg brings none for this kind of machine
+    except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg has none for this platform
         raise FilmError(f"{path.name}: ffmpeg cannot be started ({reason_of(error)}).", WITHOUT_FFMPEG) from error
     with ffmpeg:
         try:
             for frame in itertools.chain([first], rest):
                 cast(IO[bytes], ffmpeg.stdin).write(frame.tobytes())
         except BrokenPipeError:
-            pass  # it has ended, and says why below
+            pass  # it has ended; its reason is read below
         except BaseException:
             ffmpeg.kill()
             raise
-        _, told = ffmpeg.communicate()
+        _, output = ffmpeg.communicate()
     if ffmpeg.returncode != 0:
-        reason = (told.decode(errors="replace").strip().splitlines() or ["it gives no reason"])[-1].rstrip(".")
+        reason = (output.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1].rstrip(".")
         raise FilmError(f"{path.name}: ffmpeg could not write it ({reason}).", WITHOUT_FFMPEG)
 
 
 def _ffmpeg_command(path: Path, size: tuple[int, int], fps: int) -> list[str]:
-    """ffmpeg reads bare RGB frames and writes what every player and browser can show: H.264 in 4:2:0."""
+    """ffmpeg reads raw RGB frames and writes what every player and browser can show: H.264 in 4:2:0."""
     frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{size[0]}x{size[1]}", "-framerate", str(fps)]
     codec = ["-c:v", "libx264", "-crf", str(X264_QUALITY), "-pix_fmt", "yuv420p"]
-    # Without a word on colour a player guesses from the size, and small and large films would differ in hue.
+    # Without colour metadata a player guesses from the size, and small and large films would differ in hue.
     colour = ["-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709"]
     colour += ["-color_primaries", "bt709", "-color_trc", "bt709"]
-    begins_at_once = ["-movflags", "+faststart"]  # before a browser has the whole file
-    target = str(path.absolute())  # which ffmpeg cannot take for an option or an address
+    streamable = ["-movflags", "+faststart"]  # a browser starts before it has the whole file
+    target = str(path.absolute())  # which ffmpeg cannot mistake for an option or an address
     return [
         *[imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *frames, "-i", "pipe:0"],
-        *[*codec, *colour, *begins_at_once, "-f", "mp4", target],
+        *[*codec, *colour, *streamable, "-f", "mp4", target],
     ]

@@ -1,4 +1,7 @@
-"""What do a generator's images look like: one by one, side by side in a grid of one scale, on a sheet of all scales?"""
+"""A generator's images: generated in bounded memory, with truncation, side by side in grids, and as a run's samples.
+
+Grids are pasted one image at a time: torchvision's make_grid needs all images in memory, and a second to import.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,60 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from msggan.layers import pixel_norm
 from msggan.networks import Generator
-from msggan.pictures.truncation import TruncatedGenerator
+from msggan.randomness import Purpose, latents
 from msggan.runs.files import write_whole
-
-Network = Generator | TruncatedGenerator
 
 SHEET_COLUMNS = 8
 PADDING_PX = 2
-CHUNK = 64  # images that are computed at a time, fewer where they have more pixels than this together
+CHUNK = 64  # images that are computed at a time, fewer if they have more pixels than this together
 PIXELS_AT_A_TIME = 2**18
-# Smaller grids are enlarged by a whole factor: image viewers show them tiny, or smear them.
-LEAST_SIDE_PX = 512
+MEAN_OF = 1024  # latents: the mean of their features is within a thirtieth of their spread
+# Smaller grids are enlarged by a whole factor: image viewers show them tiny, or blur them.
+MIN_SIDE_PX = 512
+
+
+# --- Generating -------------------------------------------------------------------------------------------------------
+
+
+class TruncatedGenerator(nn.Module):
+    """A generator whose images are drawn towards the typical one: latents (N, L) → pyramid, as `Generator`.
+
+    Karras et al., "A Style-Based Generator Architecture for Generative Adversarial Networks", CVPR 2019, appendix B:
+    w' = w̄ + ψ (w − w̄), where ψ is the truncation: near 1 little changes, at 0 all images are the same.
+
+    Departure: w is what the first block makes of a latent, features (L, 4, 4), and w' is given the pixel norm that
+    those have. In latents themselves it cannot be done: they lie on the sphere of radius √L, whose mean is its
+    centre, and a latent that is drawn there only becomes shorter, which the first pixel norm takes back.
+    """
+
+    mean: Tensor
+
+    def __init__(self, generator: Generator, truncation: float) -> None:
+        super().__init__()
+        self.generator, self.truncation = generator, truncation
+        self.depth, self.latent_size = generator.depth, generator.latent_size
+        self.register_buffer("mean", mean_features(generator))
+
+    def forward(self, latents: Tensor) -> list[Tensor]:
+        features = self.generator.first(latents)
+        return self.generator.render(pixel_norm(self.mean + self.truncation * (features - self.mean)))
+
+
+@torch.no_grad()
+def mean_features(generator: Generator) -> Tensor:
+    """(1, L, 4, 4): the mean of what the first block makes of latents, always of the same ones."""
+    weight = next(generator.parameters())
+    drawn = latents(0, range(MEAN_OF), generator.latent_size, Purpose.SAMPLE).to(weight)
+    sums: list[Tensor] = [generator.first(chunk).sum(dim=0, keepdim=True) for chunk in drawn.split(CHUNK)]
+    return torch.cat(sums).sum(dim=0, keepdim=True) / MEAN_OF
+
+
+Network = Generator | TruncatedGenerator
 
 
 def generate(generator: Network, latents: Tensor, *, chunk: int | None = None) -> list[Tensor]:
@@ -41,7 +83,7 @@ def generate(generator: Network, latents: Tensor, *, chunk: int | None = None) -
 
 @torch.no_grad()
 def generate_parts(generator: Network, latents: Tensor, *, chunk: int | None = None) -> Iterator[list[Tensor]]:
-    """The pyramids of `generate`, one chunk after another, for images that need not be in memory together."""
+    """The pyramids of `generate`, one chunk at a time, for images that need not be in memory together."""
     weight = next(generator.parameters())
     finest_px = 2 << generator.depth
     for part in latents.split(chunk or max(1, min(CHUNK, PIXELS_AT_A_TIME // finest_px**2))):
@@ -53,8 +95,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+
 def picture(image: Tensor) -> Image.Image:
-    """(3, H, W) uint8 → a picture of just these pixels."""
+    """(3, H, W) uint8 → a picture of exactly these pixels."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -64,7 +109,7 @@ def grid(images: Tensor) -> Image.Image:
 
 
 def grid_of(images: Iterable[Tensor], *, count: int, side: int) -> Image.Image:
-    """The grid of `count` images, each (3, side, side) uint8, of which one is in memory at a time."""
+    """The grid of `count` images, each (3, side, side) uint8, consumed one at a time."""
     if count == 1:
         (image,) = images
         return picture(image)
@@ -73,7 +118,7 @@ def grid_of(images: Iterable[Tensor], *, count: int, side: int) -> Image.Image:
 
 
 def all_scales_sheet(pyramid: Sequence[Tensor]) -> Image.Image:
-    """Pyramid of uint8 → one picture: a column a sample, a row a scale from 4² down to the finest, all of one size."""
+    """Pyramid of uint8 → one picture: a column per sample, a row per scale from 4² to the finest, all of one size."""
     side = max(64, pyramid[-1].shape[-1])
     rows = [level[:SHEET_COLUMNS] for level in pyramid]
     cells = (functional.interpolate(image[None], size=(side, side))[0] for level in rows for image in level)
@@ -90,19 +135,19 @@ def _side_by_side(images: Iterable[Tensor], *, columns: int, rows: int, side: in
     return shown
 
 
-def enlarged(picture: Image.Image, *, least_side_px: int = LEAST_SIDE_PX) -> Image.Image:
-    """The same picture in larger pixels, its shorter side at least so long; one that is large enough as it is."""
-    factor = enlargement(picture.size, least_side_px=least_side_px)
+def enlarged(picture: Image.Image, *, min_side_px: int = MIN_SIDE_PX) -> Image.Image:
+    """The picture in larger pixels, its shorter side at least `min_side_px`; unchanged if it is large enough."""
+    factor = enlargement(picture.size, min_side_px=min_side_px)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def enlargement(size: tuple[int, int], *, least_side_px: int = LEAST_SIDE_PX) -> int:
+def enlargement(size: tuple[int, int], *, min_side_px: int = MIN_SIDE_PX) -> int:
     """The whole factor by which a picture of this size is enlarged."""
-    return -(-least_side_px // min(size))
+    return -(-min_side_px // min(size))
 
 
 def thumbnail(path: Path, side_px: int) -> bytes:
-    """A picture's PNG, its longer side at most so long. Raises `OSError` or `ValueError` where it cannot be read."""
+    """A picture as PNG, its longer side at most `side_px`. Raises `OSError` or `ValueError` if it cannot be read."""
     with Image.open(path, formats=["PNG"]) as picture:
         if max(picture.size) <= side_px:
             return path.read_bytes()
@@ -112,7 +157,7 @@ def thumbnail(path: Path, side_px: int) -> bytes:
 
 
 def write_samples(folder: Path, images_seen: int, pyramid: Sequence[Tensor]) -> Path:
-    """Writes a grid for each scale and the sheet of all, enlarged for looking; returns the finest grid's path."""
+    """Writes a grid of each scale and the sheet of all, enlarged for viewing; returns the path of the finest grid."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"{images_seen:09d}_scales.png", as_png(enlarged(all_scales_sheet(pyramid))))
     path = folder
@@ -129,7 +174,7 @@ def as_png(picture: Image.Image) -> bytes:
 
 
 def find_samples(folder: Path) -> dict[int, list[Path]]:
-    """What `write_samples` left in a folder: the grids of each scale, coarse to fine, each from first to last."""
+    """The grids that `write_samples` wrote: by scale, coarse to fine, each from first to last."""
     found: dict[int, list[tuple[int, Path]]] = {}
     for path in folder.glob("*px.png"):
         if match := re.fullmatch(r"([0-9]{9,})_([0-9]+)px\.png", path.name):

@@ -1,4 +1,4 @@
-"""What is a trained generator as an ONNX model, which needs neither msggan nor torch to make images?"""
+"""A trained generator as an ONNX model, which makes images without msggan or torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import onnx
 
 FORMAT_VERSION = 1
-OPSET = 18  # what torch's exporter is written for
-IR_VERSION = 8  # the one of that opset: onnxruntime reads both since 1.14, of February 2023
+OPSET = 18  # the one that torch's exporter targets
+IR_VERSION = 8  # of that opset; onnxruntime reads both since 1.14, of February 2023
 LARGEST_BYTES = 2**31 - 2**24  # an ONNX file is one protobuf message, which ends at 2 GiB
 
 
@@ -29,8 +29,8 @@ def build_onnx(generator: Generator, *, scale: int | None = None) -> onnx.ModelP
     """The model of a generator, in float32: `latents` (N, L) → `images_4px` (N, 3, 4, 4), `images_8px`, …, for any N.
 
     The latents have norm √L, and the images are about [-1, 1], as the generator's own; the metadata say both.
-    scale: only the images of this scale, one of the generator's, in pixels. Raises `ExportError` where the weights are
-    too many for one file, or torch's exporter fails.
+    scale: only the images of this scale of the generator, in pixels. Raises `ExportError` if the weights are too large
+    for one file, or torch's exporter fails.
     """
     import onnx
 
@@ -46,7 +46,7 @@ def build_onnx(generator: Generator, *, scale: int | None = None) -> onnx.ModelP
 
 
 class Finest(nn.Module):
-    """A generator of which only the finest images are wanted."""
+    """A generator that returns the finest images alone."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
@@ -68,8 +68,8 @@ def _check_size(generator: Generator) -> None:
 
 
 def _bare_copy(generator: Generator, *, depth: int) -> Generator:
-    """Its coarsest `depth` scales, on the CPU in float32, with weights that are multiplied by their scale for good."""
-    with torch.device("meta"):  # nothing is drawn: weights follow
+    """Its coarsest `depth` scales, on the CPU in float32, with the scales of equalized weights multiplied in."""
+    with torch.device("meta"):  # no random weights: they are loaded below
         bare = Generator(depth, generator.latent_size, equalized=generator.equalized)
     weights = generator.state_dict()
     copies = {name: weights[name].to("cpu", torch.float32, copy=True).contiguous() for name in bare.state_dict()}
@@ -83,7 +83,7 @@ def _bare_copy(generator: Generator, *, depth: int) -> Generator:
 
 
 def _exported(network: nn.Module, latent_size: int, outputs: Sequence[str]) -> onnx.ModelProto:
-    example = torch.zeros(2, latent_size)  # of two, as torch takes a batch of one for a constant
+    example = torch.zeros(2, latent_size)  # two: torch takes a batch of one for a constant
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -96,20 +96,20 @@ def _exported(network: nn.Module, latent_size: int, outputs: Sequence[str]) -> o
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # it has no one kind of error, and it changes with each torch
+    except Exception as error:  # it raises many kinds, which change with each torch
         if is_out_of_memory(error):
             raise
         raise ExportError(
             f"torch {torch.__version__} could not make an ONNX model ({type(error).__name__}).",
             "Another release may: pip install --upgrade torch onnx onnxscript",
         ) from error
-    assert program is not None  # noqa: S101 - there is none only with the exporter before this one
+    assert program is not None  # noqa: S101 - None comes from the old exporter only
     return program.model_proto
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks to itself: deprecations in torch's own code, and which rewrites it tried."""
+    """Without the exporter's own logs: deprecations in torch's code, and which rewrites it tried."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -121,9 +121,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _remove_traces(model: onnx.ModelProto) -> None:
-    """Takes out what the exporter notes on how it went, paths of this machine among it, and calls the batch N."""
+    """Removes the exporter's metadata, which includes paths of this machine, and names the batch N."""
     graph = model.graph
-    model.ir_version = IR_VERSION  # nothing of a later one is left then
+    model.ir_version = IR_VERSION  # nothing of a later version is left then
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
     for value in (*graph.input, *graph.output):

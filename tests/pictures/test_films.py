@@ -18,7 +18,7 @@ from PIL import Image
 
 from msggan.errors import DataError, FilmError
 from msggan.networks import Generator
-from msggan.pictures.films import LEAST_SIDE_PX, Film, interpolation, loop, size_of_all, slides, write_film
+from msggan.pictures.films import MIN_FRAME_PX, Film, interpolation, loop, size_of_all, slides, write_film
 from msggan.pictures.grids import enlarged
 from msggan.randomness import latents
 
@@ -102,7 +102,7 @@ def test_two_latents_are_joined_by_the_great_circle_through_both() -> None:
 )
 def test_small_frames_are_enlarged_pixel_by_pixel(size: tuple[int, int], larger: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    shown = enlarged(Image.fromarray(pixels), least_side_px=LEAST_SIDE_PX)
+    shown = enlarged(Image.fromarray(pixels), min_side_px=MIN_FRAME_PX)
     factor = larger[0] // size[0]
     assert shown.size == larger
     assert np.array_equal(np.asarray(shown), pixels.repeat(factor, axis=0).repeat(factor, axis=1))

@@ -22,9 +22,8 @@ from msggan.commands.verbs import SampleOptions
 from msggan.errors import CheckpointError, UsageError
 from msggan.pictures import sampler
 from msggan.pictures.films import interpolation, loop
-from msggan.pictures.grids import PADDING_PX, all_scales_sheet, enlarged, generate, grid
+from msggan.pictures.grids import PADDING_PX, TruncatedGenerator, all_scales_sheet, enlarged, generate, grid
 from msggan.pictures.sampler import Painter, Sampler
-from msggan.pictures.truncation import TruncatedGenerator
 from msggan.randomness import latents
 
 
@@ -91,7 +90,7 @@ def test_all_scales_stand_side_by_side_eight_seeds_a_sheet(run: Path) -> None:
 
 
 def test_more_than_fit_a_grid_go_on_in_a_second(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler, "GRID_SIDE_PX", 40)  # two columns of 16 and a margin
+    monkeypatch.setattr(sampler, "MAX_GRID_PX", 40)  # two columns of 16 and a margin
     paths = sample(run, seeds=range(9))
     assert [path.name for path in paths] == [f"grid_{name}_16px.png" for name in ("seeds0-3", "seeds4-7", "seed8")]
     assert [pixels(path).shape for path in paths] == [(532, 532, 3), (532, 532, 3), (512, 512, 3)]
@@ -195,7 +194,7 @@ def test_what_is_held_at_a_time_does_not_grow_with_what_is_made(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], most: int
 ) -> None:
     """Counted: the pictures that are still held when the next is made."""
-    monkeypatch.setattr(sampler, "GRID_SIDE_PX", 40)
+    monkeypatch.setattr(sampler, "MAX_GRID_PX", 40)
     paint, made, held = Painter.paint, [], []
 
     def counting(self: Painter, latent: Tensor) -> list[Tensor]:
@@ -250,7 +249,7 @@ def test_what_the_run_cannot_give_is_said_at_once(run: Path, tmp_path: Path) -> 
     (tmp_path / "file").touch()
     assert problems(run, scale=32, out=str(tmp_path / "file"), progress_film="a.mp4") == (
         "--scale 32: must be a scale of this network: 4, 8, 16.",
-        f"--out {tmp_path / 'file'}: is a file, not a folder.",
+        f"--out {tmp_path / 'file'}: is not a directory.",
     )
 
 
@@ -272,7 +271,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_picture_is_
 def test_a_folder_in_a_files_place_is_refused(run: Path) -> None:
     (run / "generated" / "seed000001_16px.png").mkdir(parents=True)
     assert problems(run, files=True, seeds=[1], force=True) == (
-        f"{run / 'generated' / 'seed000001_16px.png'}: is a folder.",
+        f"{run / 'generated' / 'seed000001_16px.png'}: is a directory.",
     )
 
 
@@ -281,7 +280,7 @@ def test_folders_that_are_missing_are_made(run: Path, tmp_path: Path) -> None:
     assert sample(run, files=True, seeds=[1], out=str(out)) == [out / "seed000001_16px.png"]
 
 
-@pytest.mark.parametrize(("samples", "complaint"), [(0, "there are no sample grids"), (1, "it has one frame only")])
+@pytest.mark.parametrize(("samples", "complaint"), [(0, "there are no sample grids"), (1, "needs two sample grids")])
 def test_a_progress_film_of_less_than_two_grids_is_refused(tmp_path: Path, samples: int, complaint: str) -> None:
     (problem,) = problems(save_run(tmp_path / "run", samples=samples), progress_film="a.mp4")
     assert complaint in problem
@@ -289,7 +288,7 @@ def test_a_progress_film_of_less_than_two_grids_is_refused(tmp_path: Path, sampl
 
 def test_a_webp_that_would_not_fit_memory_is_refused(run: Path) -> None:
     (problem,) = problems(run, film="a.webp", seconds=100)
-    assert "2400 frames are too many for WebP, at most 1365 of this size. Take .mp4." in problem
+    assert "2400 frames are too many for WebP, at most 1365 of this size. Use .mp4." in problem
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])

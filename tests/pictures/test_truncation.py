@@ -8,7 +8,7 @@ from support.builders import assert_close
 from torch import Tensor
 
 from msggan.networks import Generator
-from msggan.pictures.truncation import MEAN_OF, TruncatedGenerator, mean_features
+from msggan.pictures.grids import MEAN_OF, TruncatedGenerator, mean_features
 from msggan.randomness import Purpose, latents
 
 
