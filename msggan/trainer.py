@@ -442,9 +442,9 @@ class Trainer:
         self._say_each(describe_skipped(self.dataset.skipped))
         kimg, look = f"{self.images_seen / 1000:g} kimg", _where_to_look(self.folder)
         if state == "completed":
-            self.progress.info(f"Done: {kimg}.{look} A larger --kimg goes on from here.")
+            self.progress.info(f"Done: {kimg}.{look} A larger --kimg continues training.")
         else:
-            self.progress.info(f"Stopped after {kimg}.{look} The same command again goes on from here.")
+            self.progress.info(f"Stopped after {kimg}.{look} The same command again continues training.")
         return self._result(state)
 
     def _result(self, state: str, notice: str = "") -> RunResult:
