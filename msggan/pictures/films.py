@@ -38,7 +38,7 @@ class Film:
 
     def _repr_html_(self) -> str:
         if not self.path.exists():
-            return f"<p>{escaped(self.path)}: no longer exists.</p>"
+            return f"<p>{escaped(self.path)}: not found.</p>"
         if self.path.suffix.lower() == ".webp":
             return f'<img src="{embedded(self.path.read_bytes(), "image/webp")}" alt="{escaped(self.path)}">'
         return f'<video src="{embedded(self.path.read_bytes(), "video/mp4")}" autoplay loop muted controls></video>'

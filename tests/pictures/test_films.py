@@ -216,7 +216,7 @@ def test_a_notebook_is_given_the_whole_film(tmp_path: Path, name: str, kind: str
 
 
 def test_a_film_that_was_removed_is_no_longer_shown() -> None:
-    assert Film(Path("<b>.mp4"))._repr_html_() == "<p>&lt;b&gt;.mp4: no longer there.</p>"
+    assert Film(Path("<b>.mp4"))._repr_html_() == "<p>&lt;b&gt;.mp4: not found.</p>"
 
 
 @pytest.mark.parametrize(("seeds", "name"), [([1], "a.mp4"), ([1, 2], "a.gif")])
