@@ -12,14 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from functools import partial
+from itertools import chain, islice, repeat
 
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import BlobClient
 
 from msggan.commands.program import raise_pending_signal
+from msggan.errors import MsgganError
 from orchestration.azure.blobs import retry_policy
 from orchestration.azure.history import Details, state_of
+from orchestration.azure.session import Session
 from orchestration.errors import AzureServiceError, UnreachableError
 
 JOB_LOG = re.compile(r"user_logs/std_log(?:_process_0+)?\.txt")
@@ -30,6 +33,7 @@ MAX_BYTES = 4 << 20  # per request
 # Between two polls; the last one repeats. A run that has just started, or fails at once, is polled more often.
 PAUSES_S = (0.5, 0.5, 1.0, 1.0, 2.0)
 MAX_LAST_READS = 20
+MAX_POLLS_OF_CANCELLED = 60
 LAST_LINES_S = 0.5  # after a job has ended, the service may still be writing its last lines to the log
 PROGRESS = {
     "queued": "waiting for a machine",
@@ -181,6 +185,24 @@ class Watch:
         if (state, *reasons) != before and state in PROGRESS:
             self.report(f"Job {self.job}: {PROGRESS[state]}" + "".join(f"; {reason}" for reason in reasons))
         return (state, *reasons)
+
+
+def watch(session: Session, job: str, *, with_build_log: bool = False, tail: int | None = None) -> Watch:
+    """Follows a job of the session's workspace."""
+    poll, wait_factor_s = partial(session.history.details, job), session.client.wait_factor_s
+    return Watch(job, poll, session.reporter.info, wait_factor_s, with_build_log=with_build_log, tail=tail)
+
+
+def cancel(session: Session, job: str) -> None:
+    """Cancels a job and waits for its end, for a minute or two: after that its status shows what became of it."""
+    try:
+        with session.client.errors(f"Cancelling {job}"):
+            session.client.ml.jobs.begin_cancel(job).result()
+    except MsgganError:
+        if not session.history.details(job).has_ended:  # it may have ended just then
+            raise
+    for _ in islice(watch(session, job).updates(), MAX_POLLS_OF_CANCELLED):
+        """Until it has ended."""
 
 
 def is_transient(error: AzureServiceError) -> bool:

@@ -21,7 +21,9 @@ from orchestration.errors import WorkspaceError
 
 RUN_TAG = "msggan.run"
 SWEEP_TAG = "msggan.sweep"  # a sweep has both tags
-RUN_OUTPUT = "run"  # the job's output that is the run folder
+# A job's input and output.
+DATA_INPUT = "data"
+RUN_OUTPUT = "run"
 
 MAX_JOBS = 2000  # read for a list of runs
 MAX_RUNS = 50
@@ -149,6 +151,12 @@ def run_folder_of(job: Any) -> DatastorePath | None:
     """The run folder of a job, None where it records none that can be read."""
     output = (job.outputs or {}).get(RUN_OUTPUT)
     return in_datastore(str(output.path)) if output is not None and output.path else None
+
+
+def data_of(job: Any) -> str:
+    """The images of a job, as --data takes them."""
+    given = (job.inputs or {}).get(DATA_INPUT)
+    return str(getattr(given, "path", None) or "PATH")
 
 
 def portal_url(job: Any) -> str | None:

@@ -17,7 +17,7 @@ from azure.ai.ml import Input, Output, command
 from azure.ai.ml.entities import Command, QueueSettings, UserIdentityConfiguration
 
 from msggan.errors import UsageError
-from orchestration.azure.history import RUN_OUTPUT, RUN_TAG
+from orchestration.azure.history import DATA_INPUT, RUN_OUTPUT, RUN_TAG
 from orchestration.data_source import DatastorePath
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
@@ -28,7 +28,6 @@ CONFIGURATION_TAG = "msggan.configuration"
 DATA_FOLDER = "msggan/data"
 RUNS_FOLDER = "msggan/runs"
 
-DATA_INPUT = "data"
 # In double quotes: a path may contain spaces, and may come as a shell variable.
 DATA_PLACEHOLDER = f"${{{{inputs.{DATA_INPUT}}}}}"
 RUN_PLACEHOLDER = f"${{{{outputs.{RUN_OUTPUT}}}}}"

@@ -1,27 +1,23 @@
-"""What does a command on Azure stand on? The workspace that the settings name, opened when it is first needed."""
+"""One command's session with the workspace: its client, stores and environment, each opened when first needed."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from msggan.errors import MsgganError, RunFolderError
+from msggan.errors import RunFolderError
 from orchestration.azure.agreement import Agreement
 from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client, connect
-from orchestration.azure.following import Watch
 from orchestration.azure.history import History, RunJobs
 from orchestration.data_source import DatastorePath, in_datastore
 from orchestration.reporter import Reporter
 from orchestration.settings import Settings
 
-STOPS_WITHIN_LOOKS = 60
-
 
 @dataclass(frozen=True)
 class Session:
-    """The client, run history and stores of one command; speaks to people by `voice`. Nothing is asked before use."""
+    """The client, run history and stores of one command. Makes no requests before they are used."""
 
     settings: Settings
     reporter: Reporter = field(default_factory=Reporter)
@@ -48,44 +44,23 @@ class Session:
         return self._stores[datastore]
 
     def folder_of(self, run: RunJobs) -> tuple[Store, DatastorePath]:
-        """The container in which a run or a sweep is kept, and where. Raises MsgganError."""
+        """The container of a run or a sweep, and its run folder. Raises MsgganError."""
         if run.folder is None:
-            raise RunFolderError(f"The jobs of {run.run} do not say where they keep it.")
+            raise RunFolderError(f"The jobs of {run.run} record no run folder.")
         return self.store(run.folder.datastore), run.folder
 
     def folder_at(self, uri: str) -> tuple[Store, str]:
-        """The container and the path in it of an azureml:// address that a job said. Raises MsgganError."""
-        place = in_datastore(uri)
-        if place is None:
-            raise RunFolderError(f"{uri}: is no path in a datastore.")
-        return self.store(place.datastore), place.path
+        """The container of an azureml:// URI, and the path in it. Raises MsgganError."""
+        path = in_datastore(uri)
+        if path is None:
+            raise RunFolderError(f"{uri}: is not a path in a datastore.")
+        return self.store(path.datastore), path.path
 
     def environment(self) -> str:
-        """The id of the environment that the settings name, which is made if need be. Raises MsgganError."""
+        """The ID of the environment that the settings specify; creates it if there is none. Raises MsgganError."""
         from orchestration.azure.environment import ensure_environment, resolve_recipe
 
         return ensure_environment(self.client, resolve_recipe(self.client, self.settings.environment))
-
-    def watch(self, job: str, *, with_build_log: bool = False, tail: int | None = None) -> Watch:
-        return Watch(
-            job,
-            lambda: self.history.details(job),
-            self.reporter.info,
-            self.client.wait_factor_s,
-            with_build_log=with_build_log,
-            tail=tail,
-        )
-
-    def cancel(self, job: str) -> None:
-        """Stops a job and waits for its end, unless that takes too long: then its status says so."""
-        try:
-            with self.client.errors(f"Cancelling {job}"):
-                self.client.ml.jobs.begin_cancel(job).result()
-        except MsgganError:
-            if not self.history.details(job).has_ended:  # it may have ended by itself just then
-                raise
-        for _ in itertools.islice(self.watch(job).updates(), STOPS_WITHIN_LOOKS):
-            """Until it has ended."""
 
     @cached_property
     def _stores(self) -> dict[str | None, Store]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass, field
-from typing import Any
 
 from msggan.tracking.metrics_log import newest_values, reports_in
 from orchestration.azure.blobs import Store
-from orchestration.azure.history import Details, RunJobs, created_at, portal_url
-from orchestration.azure.jobs import DATA_INPUT
+from orchestration.azure.history import Details, RunJobs, created_at, data_of, portal_url
 from orchestration.runs import next_of_trial, place_words
 from orchestration.spec import GOES_ON, RunStatus, trial_named
 
@@ -92,12 +90,6 @@ def next_commands(run: str, data: str, state: str, runs_dir: str) -> list[str]:
     else:
         verbs = (["logs", run, "--tail", "40"], ["submit", "--data", data, "--name", run])
     return [shlex.join(["msggan-aml", *verb, *place_words(runs_dir)]) for verb in verbs]
-
-
-def data_of(job: Any) -> str:
-    """The images of a job, as --data takes them."""
-    given = (job.inputs or {}).get(DATA_INPUT)
-    return str(getattr(given, "path", None) or "PATH")
 
 
 def to_seconds(moment: str | None) -> str | None:

@@ -9,10 +9,9 @@ from typing import Any
 from azure.ai.ml.sweep import SweepJob
 
 from msggan.errors import UsageError
-from orchestration.azure.history import RunJobs
+from orchestration.azure.history import RunJobs, data_of
 from orchestration.azure.jobs import JobPlan, run_folder
 from orchestration.azure.session import Session
-from orchestration.azure.status import data_of
 from orchestration.azure.submission import Submission
 from orchestration.azure.sweep_jobs import RemainingTrials, build_sweep, whole
 from orchestration.spec import SWEEP_NOTE, RunSpec

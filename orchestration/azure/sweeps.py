@@ -12,11 +12,12 @@ from msggan.errors import MsgganError, RunFolderError, UsageError
 from orchestration.azure.blobs import OnProgress
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
 from orchestration.azure.downloads import download_run
-from orchestration.azure.following import is_transient
+from orchestration.azure.following import cancel, is_transient, watch
 from orchestration.azure.history import (
     Details,
     RunJobs,
     created_at,
+    data_of,
     find_jobs,
     get_job,
     is_sweep,
@@ -25,7 +26,7 @@ from orchestration.azure.history import (
 )
 from orchestration.azure.jobs import DATA_PLACEHOLDER
 from orchestration.azure.session import Session
-from orchestration.azure.status import data_of, to_seconds
+from orchestration.azure.status import to_seconds
 from orchestration.azure.submission import planned_job, refuse_if_running
 from orchestration.azure.sweep_jobs import TRIAL_FOLDER, azure_problems, build_sweep_body
 from orchestration.azure.sweep_page import page_of, write_page
@@ -97,7 +98,7 @@ class AzureSweeps:
         job = send_sweep(self.session, spec, part, before, request)
         self.session.agreement.give()
         jobs = RunJobs(spec.name, (*before.jobs, job))
-        self.session.reporter.info(f"Job {job.name}: {portal_url(job)}")
+        self.session.reporter.info(f"Submitted job {job.name}: {portal_url(job)}")
         if detach:
             return self._status(jobs)
         self._follow(jobs)
@@ -124,7 +125,7 @@ class AzureSweeps:
         jobs = self._jobs(name)
         if not jobs.is_active:
             raise UsageError([f"{name}: is not running but {self._status(jobs).state}."])
-        self.session.cancel(jobs.jobs[-1].name)
+        cancel(self.session, jobs.jobs[-1].name)
         return self.sweep_status(name)
 
     def trial_jobs(self, name: str, number: int) -> RunJobs:
@@ -155,12 +156,12 @@ class AzureSweeps:
         try:
             reader = self._reader(jobs)
             request = reader.request
-            for details in self.session.watch(job).updates():
+            for details in watch(self.session, job).updates():
                 trials = self._newly_ended(jobs, reader, details, told)
                 failed = reasons_to_give_up(trials, request)
                 if failed and not details.has_ended:
                     self.session.reporter.info(f"{jobs.run} is given up: {why_given_up(failed, request.planned)}")
-                    self.session.cancel(job)
+                    cancel(self.session, job)
         except (KeyboardInterrupt, Terminated) as stop:
             raise stopped(
                 type(stop),

@@ -17,7 +17,7 @@ from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.files import write_whole
 from orchestration.azure.client import configured_workspace, quieten, workspace_scope
 from orchestration.azure.downloads import GENERATOR, download_run, upload_run
-from orchestration.azure.following import JOB_LOG, LogReader, log_url
+from orchestration.azure.following import JOB_LOG, LogReader, cancel, log_url, watch
 from orchestration.azure.history import Details, RunJobs, find_jobs, list_runs, portal_url
 from orchestration.azure.jobs import DATA_PLACEHOLDER, RUN_PLACEHOLDER, build_body, run_folder
 from orchestration.azure.provisioning import apply, plan_deletion, plan_provisioning, verify
@@ -113,7 +113,7 @@ class AzureTarget(Target):
             self.reporter.info(notice)
             return replace(self._status(before), notice=notice)
         self.session.agreement.give()
-        self.reporter.info(f"Job {job.name}: {portal_url(job)}")
+        self.reporter.info(f"Submitted job {job.name}: {portal_url(job)}")
         return RunJobs(spec.name, (*before.jobs, job))
 
     def start_from(self, name: str, copy_run: Callable[[Path], None]) -> None:
@@ -158,7 +158,7 @@ class AzureTarget(Target):
         run = self._jobs(name)
         if not run.is_active:
             raise UsageError([f"{name}: is not running but {self._status(run, with_progress=False).state}."])
-        self.session.cancel(run.jobs[-1].name)
+        cancel(self.session, run.jobs[-1].name)
         return self.status(name)
 
     def copy_run(self, name: str, to: Path, *, weights: bool, force: bool) -> Download:
@@ -223,24 +223,24 @@ class AzureTarget(Target):
 
     def _follow(self, run: RunJobs) -> RunStatus:
         """Shows what the run's newest job says, to its end. Ctrl-C leaves it to itself and says so."""
-        watch = self.session.watch(run.jobs[-1].name, with_build_log=True)
+        following = watch(self.session, run.jobs[-1].name, with_build_log=True)
         try:
-            for line in watch.lines():
+            for line in following.lines():
                 self.reporter.info(line)
         except (KeyboardInterrupt, Terminated) as stop:
             raise _detached(run, stop) from None
         except MsgganError as error:
             error.hint = "\n".join(filter(None, [error.hint, f"{run.run} goes on. {status_hint(run.run)}"]))
             raise
-        if watch.details.state == "failed":
-            self.reporter.info(f"{run.run} failed. {reason_of(watch.details)}")
-        return self._status(run, details=watch.details)
+        if following.details.state == "failed":
+            self.reporter.info(f"{run.run} failed. {reason_of(following.details)}")
+        return self._status(run, details=following.details)
 
     def _go_on(self, run: RunJobs, tail: int | None) -> Iterator[str]:
         """The last lines of the run, and then those that come."""
         for job in run.jobs[:-1]:
             yield from () if tail is not None else self._lines_so_far(job.name)
-        yield from self.session.watch(run.jobs[-1].name, tail=tail).lines()
+        yield from watch(self.session, run.jobs[-1].name, tail=tail).lines()
 
     def _lines_so_far(self, job: str) -> list[str]:
         url = log_url(self.session.history.details(job), JOB_LOG)
