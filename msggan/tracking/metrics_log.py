@@ -43,7 +43,7 @@ class Tracker:
         """Starts logging the run folder to MLflow, after `forget_after`. → messages for the user."""
         if not self.tracking_uri:
             return []
-        self._mlflow = MlflowProcess(self.path.parent, self.tracking_uri)
+        self._mlflow = MlflowProcess([str(self.path.parent)], self.tracking_uri)
         view = view_command(self.tracking_uri)
         return [f"Logging to MLflow at {without_password(self.tracking_uri)}." + (f" View it: {view}" if view else "")]
 
@@ -59,8 +59,11 @@ class Tracker:
         process, self._mlflow = self._mlflow, None
         if process is None:
             return []
-        messages = process.close(state, wait=wait)
-        return messages + self._missing(process.problem) if wait else messages
+        if not wait:
+            return process.close(state, wait_seconds=0)
+        if state in ("cancelled", "interrupted"):  # the user, or a machine that goes away, wants the end now
+            return process.close(state, wait_seconds=5) + self._missing(process.problem)
+        return process.close(state) + self._missing(process.problem)
 
     def is_delivered(self, state: str) -> bool:
         """Whether MLflow has all of a run that ended in `state`, or there is no MLflow to log to."""

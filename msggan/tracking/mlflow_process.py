@@ -21,9 +21,7 @@ from typing import Any
 from msggan.commands.tracking_uri import without_password
 from msggan.runs.files import write_whole
 
-WORKER = "msggan.tracking.mlflow_worker"
-FINISH_SECONDS = 60.0  # after the final state is set, the process exits by then, whatever the server does
-STOPPED_SECONDS = 5.0  # a stopped run waits no longer for it
+FINISH_SECONDS = 60.0  # after its last line of input, the process exits by then, whatever the server does
 
 # The client gives up early: what failed is logged later. These yield to what the user has set.
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -62,20 +60,21 @@ class MlflowCursor:
 
 
 class MlflowProcess:
-    """Logs the run in `run_dir` to MLflow while it trains. Nothing here raises, and only `close` waits.
+    """A process that logs to MLflow. Nothing here raises, and only `close` waits.
 
-    problem: why MLflow does not have everything yet; empty when all is well.
+    args: of the worker. problem: why MLflow does not have everything yet; empty when all is well.
     """
 
-    def __init__(self, run_dir: Path, tracking_uri: str) -> None:
+    def __init__(self, args: list[str], tracking_uri: str, *, python: str = sys.executable) -> None:
         self.problem = ""
         self._closing = False
         self._messages: queue.Queue[str] = queue.Queue()
         self._process: subprocess.Popen[str] | None = None
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own command, as a list: no shell reads it
-                [sys.executable, "-m", WORKER, str(run_dir)],
-                env=worker_environment(tracking_uri),
+                [python, "-m", "msggan.tracking.mlflow_worker", *args],
+                # The address may hold a password, and a command line is visible to everyone.
+                env={**DEFAULTS, **os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -92,22 +91,21 @@ class MlflowProcess:
         """The messages for the user since the last call."""
         return [self._messages.get() for _ in range(self._messages.qsize())]
 
-    def close(self, state: str, *, wait: bool) -> list[str]:
-        """Sets the final state and waits until everything is logged, for a bounded time. → messages for the user.
+    def close(self, line: str, *, wait_seconds: float = FINISH_SECONDS + 5) -> list[str]:
+        """Sends the last line, and waits until everything is logged, for a bounded time. → messages for the user.
 
-        The process is never killed: one that takes longer than this waits exits by itself within FINISH_SECONDS.
+        A process that takes longer is not killed: it exits by itself within FINISH_SECONDS.
         """
         if self._process is None:
             return self.messages()
         self._closing = True
         assert self._process.stdin is not None  # noqa: S101 - started with a pipe
         with suppress(OSError), self._process.stdin as stdin:  # it may have died, which `_read` reports
-            stdin.write(state + "\n")
-        if wait:
-            with suppress(KeyboardInterrupt):  # ends the waiting: the run itself has ended
-                self._reader.join(STOPPED_SECONDS if state in ("cancelled", "interrupted") else FINISH_SECONDS + 5)
-            if self._reader.is_alive():
-                self.problem = self.problem or "not finished in time"
+            stdin.write(line + "\n")
+        with suppress(KeyboardInterrupt):  # ends the waiting: what is logged has ended already
+            self._reader.join(wait_seconds)
+        if self._reader.is_alive():
+            self.problem = self.problem or "not finished in time"
         return self.messages()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
@@ -134,36 +132,10 @@ class MlflowProcess:
 
 
 def log_sweep_result(folder: Path, tracking_uri: str, result: Mapping[str, Any], *, python: str) -> str:
-    """Logs the result of a sweep that has ended to its run. → why MLflow does not have it, or an empty string.
+    """Logs the result of a sweep that has ended, to the run that its trials are nested in. → the problem, or empty.
 
     result: `state`, `ended` (UTC, ISO 8601), `params`, `metrics` and `tags` by name, and paths of `files`.
     """
-    try:
-        ended = subprocess.run(  # noqa: S603 - our own command, as a list: no shell reads it
-            [python, "-m", WORKER, "--sweep", str(folder)],
-            env=worker_environment(tracking_uri),
-            input=json.dumps(result),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            errors="replace",
-            timeout=FINISH_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return "not finished in time"
-    except KeyboardInterrupt:  # ends the waiting: the sweep itself has ended
-        return "interrupted"
-    except OSError as error:
-        return f"the process that logs to it cannot start: {error.strerror}"
-    if ended.returncode == 0:
-        return ""
-    try:
-        return str(json.loads(ended.stdout.splitlines()[-1])["problem"])
-    except (IndexError, KeyError, TypeError, ValueError):
-        return f"the process that logs to it exited with code {ended.returncode}"
-
-
-def worker_environment(tracking_uri: str) -> dict[str, str]:
-    """The address goes by the environment: it may hold a password, and a command line is visible to everyone."""
-    return {**DEFAULTS, **os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "OMP_NUM_THREADS": "1"}
+    process = MlflowProcess(["--sweep", str(folder)], tracking_uri, python=python)
+    process.close(json.dumps(result))
+    return process.problem

@@ -41,13 +41,7 @@ EXPERIMENT = "msggan"
 METRICS = ("d_loss", "g_loss", "swd", "images_per_second")
 MAX_REPORTS = 250 // len(METRICS)  # in one request: Azure takes 250 rows, MLflow itself 1000
 RUN_FILES = ("config.json", "generator_config.txt", "discriminator_config.txt")
-STATUSES = {
-    "completed": "FINISHED",
-    "failed": "FAILED",
-    "cancelled": "KILLED",
-    "interrupted": "KILLED",
-    "died": "FAILED",
-}
+STATUSES = {"completed": "FINISHED", "cancelled": "KILLED", "interrupted": "KILLED"}  # any other is FAILED
 
 INTERVAL_SECONDS = 5.0
 MAX_INTERVAL_SECONDS = 60.0  # while MLflow is unavailable
@@ -78,29 +72,25 @@ class RunLogger:
         self.send = send
         self.sweep = Path(os.environ[PARENT_VARIABLE]) if os.environ.get(PARENT_VARIABLE) else None
         self.run: MlflowRun | None = None
-        self.problem, self.advice = "", ""
+        self.failing = False
 
-    def attempt(self, state: str = "", *, heard_ms: int | None = None) -> bool:
-        """Logs what is new, and the final state where there is one. → whether everything succeeded.
-
-        heard_ms: when this process heard of the run's end, in milliseconds since 1970. None: now.
-        """
+    def attempt(self, state: str = "") -> bool:
+        """Logs what is new, and the final state where there is one. → whether everything succeeded."""
         where = without_password(self.uri)
         try:
-            self._log(state, heard_ms)
+            self._log(state)
         except Exception as error:
             problem, advice = explain(error)
-            is_known = self.problem and advice == self.advice  # an outage is reported once, though its reasons vary
             line = f"Cannot log to MLflow at {where}: {problem}. Training continues; metrics.jsonl has every report."
-            self.problem, self.advice = problem, advice
-            self.send("" if is_known else f"{line} {advice}".strip(), problem)
+            self.send("" if self.failing else f"{line} {advice}".strip(), problem)
+            self.failing = True
             return False
-        if self.problem:
-            self.problem = ""
+        if self.failing:
             self.send(f"MLflow at {where} is available again and has every report.", "")
+            self.failing = False
         return True
 
-    def _log(self, state: str, heard_ms: int | None) -> None:
+    def _log(self, state: str) -> None:
         try:
             run = self.run = self.run or self._connect(state)
             self._log_reports(run)
@@ -116,7 +106,7 @@ class RunLogger:
                 run.log_file(self.folder.metrics)
         finally:
             if state:  # also where the store takes no files
-                run.end(state, self._ended_ms(state, heard_ms))
+                run.end(state, self._ended_ms(state))
         if state:
             self._save(ended=state)
 
@@ -131,7 +121,8 @@ class RunLogger:
         if run is None:
             note = read_note(self.folder)
             run_name = name if self.sweep is None else f"{self.sweep.resolve().name}/{name.lstrip('0') or '0'}"
-            self._announce_new_run(given_id, known)
+            if missing := given_id or (known.run_id if known else ""):
+                self.send(f"MLflow has no run {missing}. Logging everything to a new run.", "")
             run = create_run(client, self.uri, run_name, started_ms=milliseconds(note.created) if note else None)
             logged = -1
         else:
@@ -144,14 +135,6 @@ class RunLogger:
         self.files = [file for file in RUN_FILES if (self.folder.path / file).exists()]
         self._describe(client, run, state)
         return run
-
-    def _announce_new_run(self, given_id: str, known: MlflowCursor | None) -> None:
-        if given_id:
-            self.send(f"MLflow has no run {given_id} (MLFLOW_RUN_ID). Logging to a new run.", "")
-        elif known:
-            self.send("The run was deleted in MLflow. Logging everything to a new run.", "")
-        elif (self.folder.path / "mlflow.json").exists():
-            self.send("This run was logged elsewhere before. Logging everything to a new run.", "")
 
     def _describe(self, client: MlflowClient, run: MlflowRun, state: str) -> None:
         """Fields of the configuration that may change on resuming are tags, the others are parameters."""
@@ -210,11 +193,11 @@ class RunLogger:
                     run.log_file(path, "samples")
                 self._save(delivered_sample_images=images)
 
-    def _ended_ms(self, state: str, heard_ms: int | None) -> int | None:
-        """When the training ended, as run.json has it. A run that fails or dies has not recorded its end yet."""
+    def _ended_ms(self, state: str) -> int | None:
+        """When the training ended, as run.json has it. None, for now: a run that fails or dies has not recorded it."""
         note = read_note(self.folder)
         ended_ms = milliseconds(note.ended) if note is not None and note.state == state else None
-        return heard_ms if ended_ms is None else max(ended_ms, self.newest_ms)
+        return ended_ms and max(ended_ms, self.newest_ms)
 
 
 class MlflowRun:
@@ -260,9 +243,9 @@ class MlflowRun:
         self.client.log_artifact(self.run_id, str(path), folder)
 
     def end(self, state: str, ended_ms: int | None) -> None:
-        """state: one of STATUSES. ended_ms: when the training ended, in milliseconds since 1970. None: now."""
+        """state: completed, failed, cancelled, interrupted or died. ended_ms: milliseconds since 1970. None: now."""
         if not self.given:
-            self.client.set_terminated(self.run_id, STATUSES[state], end_time=ended_ms)
+            self.client.set_terminated(self.run_id, STATUSES.get(state, "FAILED"), end_time=ended_ms)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -344,19 +327,16 @@ def parent_run(client: MlflowClient, uri: str, folder: Path, *, is_active: bool)
 
     is_active: whether to show a run that had ended as running again.
     """
-    try:
-        with exclusive_lock(folder, seconds=30.0):
-            cursor = MlflowCursor.load(folder, uri)
-            run = find_run(client, cursor.run_id) if cursor else None
-            if run is None:
-                name = folder.resolve().name
-                run = create_run(client, uri, name, started_ms=_sweep_started_ms(folder))
-                MlflowCursor(without_password(uri), name, run.run_id).save(folder)
-                is_active = True
-            if is_active:
-                run.log_tags({"msggan.version": version("msggan"), "msggan.run_dir": str(folder.resolve())})
-    except Timeout:
-        raise MlflowError("another process is creating the sweep's run", "") from None
+    with exclusive_lock(folder, seconds=30.0):
+        cursor = MlflowCursor.load(folder, uri)
+        run = find_run(client, cursor.run_id) if cursor else None
+        if run is None:
+            name = folder.resolve().name
+            run = create_run(client, uri, name, started_ms=_sweep_started_ms(folder))
+            MlflowCursor(without_password(uri), name, run.run_id).save(folder)
+            is_active = True
+        if is_active:
+            run.log_tags({"msggan.version": version("msggan"), "msggan.run_dir": str(folder.resolve())})
     return run
 
 
@@ -441,45 +421,50 @@ def exclusive_lock(folder: Path, seconds: float) -> Iterator[None]:
         lock.release()
 
 
-def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches all processes; the trainer says when to exit
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(os, "nice"):
-        os.nice(10)
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    if sys.argv[1] == "--sweep":
-        try:
-            log_result(uri, Path(sys.argv[2]), json.load(sys.stdin))
-        except Exception as error:
-            send("", explain(error)[0])
-            raise SystemExit(1) from None
-    else:
-        log_run(RunFolder(sys.argv[1]), uri)
+class LastLine:
+    """The last line from the parent on stdin, empty if it died. FINISH_SECONDS after it, this process exits."""
 
+    def __init__(self) -> None:
+        self.text = ""
+        self.received = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
 
-def log_run(folder: RunFolder, uri: str) -> None:
-    """Logs a run every few seconds, less often where that fails, until its end."""
-    ended = threading.Event()
-    end: list[tuple[str, int]] = []
-
-    def listen() -> None:
-        end.append((sys.stdin.readline().strip() or "died", round(1000 * time.time())))
-        ended.set()
+    def _read(self) -> None:
+        self.text = sys.stdin.readline().strip()
+        self.received.set()
         time.sleep(FINISH_SECONDS)
         os._exit(1)
 
-    threading.Thread(target=listen, daemon=True).start()
-    with exclusive_lock(folder.path, FINISH_SECONDS + 5):  # the last process may outlive its trainer, and exits first
+
+def log_run(folder: RunFolder, uri: str, last_line: LastLine) -> None:
+    """Logs a run every few seconds, less often while that fails, until its end."""
+    with exclusive_lock(folder.path, FINISH_SECONDS + 5):  # the process of a trainer that died exits first
         logger = RunLogger(folder, uri, send)
         pause = 0.0
-        while not ended.wait(pause):
+        while not last_line.received.wait(pause):
             succeeded = logger.attempt()
             pause = INTERVAL_SECONDS if succeeded else min(max(2 * pause, INTERVAL_SECONDS), MAX_INTERVAL_SECONDS)
-        state, heard_ms = end[0]
         for pause in FINAL_PAUSES_SECONDS:
-            if logger.attempt(state, heard_ms=heard_ms):
+            if logger.attempt(last_line.text or "died"):
                 return
             time.sleep(pause)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches all processes; the parent says when to exit
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(10)
+    uri, last_line = os.environ["MLFLOW_TRACKING_URI"], LastLine()
+    if sys.argv[1] != "--sweep":
+        log_run(RunFolder(sys.argv[1]), uri, last_line)
+        return
+    last_line.received.wait()
+    try:
+        log_result(uri, Path(sys.argv[2]), json.loads(last_line.text))
+    except Exception as error:
+        send("", explain(error)[0])
+        raise SystemExit(1) from None
 
 
 def send(message: str, problem: str) -> None:

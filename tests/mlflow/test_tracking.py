@@ -1,4 +1,4 @@
-"""Are a run's numbers all there, once each, whatever interrupted it?"""
+"""`metrics.jsonl` has every report of a run once, whatever interrupted it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_report_is_on_the_disk_when_it_returns(tmp_path: Path) -> None:
         assert read_metrics(tracker.path)[-1] == line_at(count)
 
 
-def test_another_process_goes_on_at_the_end(tmp_path: Path) -> None:
+def test_another_process_appends_to_it(tmp_path: Path) -> None:
     tracked(tmp_path, 8)
     assert read_metrics(tracked(tmp_path, 16).path) == [line_at(8), line_at(16)]
 
@@ -49,7 +49,7 @@ def test_before_the_first_report_there_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images_seen", "left"), [(0, []), (7, []), (8, [8]), (20, [8, 16]), (24, [8, 16, 24]), (99, [8, 16, 24])]
 )
-def test_steps_that_will_be_done_again_are_forgotten(tmp_path: Path, images_seen: int, left: list[int]) -> None:
+def test_reports_of_steps_that_will_be_repeated_are_dropped(tmp_path: Path, images_seen: int, left: list[int]) -> None:
     tracker = tracked(tmp_path, 8, 16, 24)
     tracker.forget_after(images_seen)
     assert read_metrics(tracker.path) == [line_at(images) for images in left]
@@ -57,18 +57,18 @@ def test_steps_that_will_be_done_again_are_forgotten(tmp_path: Path, images_seen
     assert read_metrics(tracker.path)[-1] == line_at(images_seen + 8)
 
 
-def test_forgetting_without_reports_leaves_none(tmp_path: Path) -> None:
+def test_dropping_without_reports_leaves_none(tmp_path: Path) -> None:
     tracker = tracked(tmp_path)
     tracker.forget_after(0)
     assert read_metrics(tracker.path) == []
 
 
-def test_forgetting_leaves_nothing_half_written_beside(tmp_path: Path) -> None:
+def test_dropping_leaves_no_temporary_file(tmp_path: Path) -> None:
     tracked(tmp_path, 8, 16).forget_after(8)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_file_cut_off_anywhere_gives_its_whole_lines_and_goes_on_cleanly(tmp_path: Path) -> None:
+def test_a_file_cut_off_anywhere_gives_its_complete_lines_and_can_be_appended_to(tmp_path: Path) -> None:
     tracker = tracked(tmp_path, 8, 16)
     content = tracker.path.read_bytes()
     first = content.index(b"\n")
@@ -81,7 +81,7 @@ def test_a_file_cut_off_anywhere_gives_its_whole_lines_and_goes_on_cleanly(tmp_p
         assert read_metrics(tracker.path) == [*whole, line_at(24)]
 
 
-def test_bytes_that_are_no_text_are_passed_over(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_skipped(tmp_path: Path) -> None:
     tracker = tracked(tmp_path, 8)
     with tracker.path.open("ab") as file:
         file.write(b"\xff\xfe\x00\x00\n")
@@ -91,14 +91,14 @@ def test_bytes_that_are_no_text_are_passed_over(tmp_path: Path) -> None:
 
 @given(values=st.dictionaries(st.text(max_size=8), st.floats(allow_nan=False), max_size=4))
 @settings(deadline=None, max_examples=50)
-def test_numbers_come_back_exactly(tmp_path_factory: pytest.TempPathFactory, values: dict[str, float]) -> None:
+def test_numbers_are_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, values: dict[str, float]) -> None:
     tracker = Tracker(tmp_path_factory.mktemp("run") / "metrics.jsonl")
     tracker.report({**values, "images": 8})
     assert read_metrics(tracker.path) == [{**values, "images": 8}]
 
 
 @pytest.mark.parametrize("line", ["7", "null", "[1]", '"images"', "{}"])
-def test_a_line_that_is_json_and_no_report_is_passed_over(tmp_path: Path, line: str) -> None:
+def test_json_that_is_not_a_report_is_skipped(tmp_path: Path, line: str) -> None:
     tracker = tracked(tmp_path, 8)
     with tracker.path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
