@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
 import re
 import shlex
@@ -33,7 +32,12 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolicy
+from azure.core.pipeline.policies import (
+    BearerTokenCredentialPolicy,
+    HttpLoggingPolicy,
+    RequestIdPolicy,
+    RetryPolicy,
+)
 from azure.core.rest import HttpRequest
 from azure.identity import (
     AzureCliCredential,
@@ -216,8 +220,10 @@ class Client:
     @cached_property
     def _pipeline(self) -> PipelineClient[HttpRequest, Any]:
         policies = [
+            RequestIdPolicy(),
             RetryPolicy(retry_backoff_factor=self.wait_factor_s, **RETRIES),
             BearerTokenCredentialPolicy(self.credential, MANAGEMENT),
+            HttpLoggingPolicy(),
         ]
         return PipelineClient(MANAGEMENT_URL, policies=policies)
 
@@ -240,7 +246,6 @@ class Client:
                 show_progress=False,
                 retry_backoff_factor=self.wait_factor_s,
             )
-        quieten()  # again: the SDK has turned its own up
         if cloud is None:  # the SDK writes it down in this process's environment, where others would find it
             os.environ.pop("AZUREML_CURRENT_CLOUD", None)
         return client
@@ -258,7 +263,6 @@ def connect(
     Raises WorkspaceError where none is configured, AuthError where nobody is signed in.
     """
     where = configured_workspace(settings)
-    quieten()
     candidates = build_candidates(environ)
     named = f"Workspace {where.workspace_name} (group {where.resource_group})"
     with (
@@ -280,12 +284,6 @@ def configured_workspace(settings: Settings) -> Workspace:
 def is_provisioned(tags: Mapping[str, str] | None) -> bool:
     """Whether `provision` made what has these tags."""
     return PROVISIONED_TAG.items() <= (tags or {}).items()
-
-
-def quieten() -> None:
-    """Silences the SDK's log: what it warns of is told as an error, or is not for people."""
-    for name in ("azure", "azure.ai.ml"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from msggan.commands.program import Terminated, stopped
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from orchestration.azure.blobs import OnProgress
-from orchestration.azure.client import configured_workspace, quieten, workspace_scope
+from orchestration.azure.client import configured_workspace, workspace_scope
 from orchestration.azure.downloads import download_run
 from orchestration.azure.following import cancel, is_transient, watch
 from orchestration.azure.history import (
@@ -55,7 +55,6 @@ class AzureSweeps:
 
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
         """What `submit_sweep` would send for a new sweep. Asks nobody. Raises `UsageError` for what Azure refuses."""
-        quieten()
         refuse_on_azure(spec)
         scope = workspace_scope(configured_workspace(self.session.settings))
         job = planned_job(self.session.settings, trial_run(spec), list(asked(spec)))

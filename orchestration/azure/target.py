@@ -15,7 +15,7 @@ from typing import Any
 from msggan.commands.program import StoppedError, Terminated, stopped
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.files import write_whole
-from orchestration.azure.client import configured_workspace, quieten, workspace_scope
+from orchestration.azure.client import configured_workspace, workspace_scope
 from orchestration.azure.downloads import GENERATOR, download_run, upload_run
 from orchestration.azure.following import JOB_LOG, LogReader, cancel, log_url, watch
 from orchestration.azure.history import Details, RunJobs, find_jobs, list_runs, portal_url
@@ -73,7 +73,6 @@ class AzureTarget(Target):
 
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:
         """The request that `start` would send; what only the service knows is `<resolved-at-submit: …>`."""
-        quieten()
         scope = workspace_scope(configured_workspace(self.settings))
         job = planned_job(self.settings, spec)
         body = build_body(job, scope)

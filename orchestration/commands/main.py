@@ -51,9 +51,11 @@ from orchestration.commands.terminal import (
     Bars,
     Commands,
     agree,
+    debug_option,
     echo,
     place_of_runs,
     problems_here,
+    quiet_logging,
     settings_here,
     show_next,
     target_option,
@@ -101,6 +103,7 @@ def settings_or_refuse(flags: Flags, problems: Sequence[str]) -> Settings:
 @click.pass_context
 def msggan_aml(context: click.Context) -> int:
     """Train a multi-scale GAN on your own images: here, now, with one command."""
+    context.with_resource(quiet_logging())
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         return 2
@@ -127,6 +130,7 @@ def msggan_aml(context: click.Context) -> int:
     "datastore",
     "experiment",
 )
+@debug_option
 @option("--from-trial", section=WHAT, metavar="SWEEP[/NUMBER]", help="Go on with a sweep's best trial, or that one.")
 @option("--anew", section=WHAT, is_flag=True, help="With --from-trial: its settings, but from the first image.")
 @option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and stop.")
@@ -401,6 +405,7 @@ def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **value
 
 @msggan_aml.command(short_help="Make what a workspace needs to train.")
 @settings_options(*PROVISION_SETTINGS)
+@debug_option
 @option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @option("--yes", is_flag=True, help="Do it without asking.")
 @option("--delete", is_flag=True, help="Take away what provision made; never the data.")

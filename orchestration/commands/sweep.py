@@ -34,6 +34,7 @@ from orchestration.commands.terminal import (
     Bars,
     CommandsOrData,
     agree,
+    debug_option,
     echo,
     place_of_runs,
     problems_here,
@@ -193,6 +194,7 @@ _SWEEP_OPTIONS = (
     "datastore",
     "experiment",
 )
+@debug_option
 @option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and stop.")
 @option("--detach", section=COMMON, is_flag=True, help="On Azure: return as soon as the sweep has begun.")
 @option("--yes", section=AZURE, is_flag=True, help="Do not ask before money is spent.")

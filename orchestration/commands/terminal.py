@@ -1,18 +1,20 @@
-"""How do the commands of `msggan-aml` speak to the person who types, and what do they all read?"""
+"""What the commands of `msggan-aml` share: settings, questions, suggestions, logging, and output on the terminal."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from msggan.commands.options import COMMON, CollectingCommand, OneOf, did_you_mean, nearest, option
+from msggan.commands.options import AZURE, COMMON, CollectingCommand, OneOf, did_you_mean, nearest, option
 from msggan.commands.program import StoppedError
 from msggan.display.progress import progress_bar
 from msggan.errors import UsageError
@@ -36,7 +38,53 @@ def target_option(text: str, *, section: str = COMMON) -> Callable[[Callable[...
 def place_of_runs(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what says where runs are: --target, --runs-dir and the workspace; the command gets `target` and `flags`."""
     text = "Where the run is.  [default: auto, here if it is here and else on Azure]"
-    return target_option(text, section="")(settings_options("runs_dir", WORKSPACE_TABLE)(command))
+    return target_option(text, section="")(settings_options("runs_dir", WORKSPACE_TABLE)(debug_option(command)))
+
+
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Within, no library logs to the terminal: the commands report errors themselves."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def debug_logging() -> Iterator[None]:
+    """Within, the Azure SDK logs each request and answer to stderr.
+
+    It redacts all headers and query values that may be secret. Bodies are logged at the level DEBUG only.
+    """
+    logger, handler, disabled = (
+        logging.getLogger("azure"),
+        logging.StreamHandler(sys.stderr),
+        logging.root.manager.disable,
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    level = logger.level
+    logging.disable(logging.NOTSET)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logging.disable(disabled)
+
+
+def _debug(context: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        context.with_resource(debug_logging())
+
+
+def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --debug, which the command does not get."""
+    text = "Log the requests to Azure with their request IDs to stderr."
+    return option("--debug", is_flag=True, expose_value=False, callback=_debug, section=AZURE, help=text)(command)
 
 
 def agree(question: str, *, yes: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +116,31 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
     assert (status["state"], status["reason"]) == ("queued", "no node is free")
     cancelled = msggan_aml("cancel", "tiny", "-o", "json")
     assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
+
+
+def test_debug_logs_the_requests_with_their_ids_and_no_secrets(
+    azure: AzureLocal, place: Path, msggan_aml: Command
+) -> None:
+    azure.hold_jobs("no node is free")
+    ended = msggan_aml("submit", "--data", "tiny", *SMALL, "--detach", "--yes", "--debug", "-o", "json")
+    assert (ended.exit_code, ended.json["state"]) == (0, "queued")
+    urls = re.findall(r"Request URL: '(\S+)'", ended.stderr)
+    assert any(url.startswith("https://management.azure.com/") for url in urls)
+    assert any(".blob.core.windows.net/" in url for url in urls)
+    assert {"x-ms-client-request-id", "Response status: 200"} <= set(
+        re.findall(r"x-ms-client-request-id|Response status: 200", ended.stderr)
+    )
+    assert "'Authorization': 'REDACTED'" in ended.stderr
+    assert set(re.findall(r"[?&]sig=([^&'\s]*)", ended.stderr)) <= {"REDACTED"}
+    assert azure.account_key not in ended.stderr
+    assert "Bearer " not in ended.stderr
+
+    quiet = msggan_aml("status", "tiny")
+    assert "Request" not in quiet.stderr
+    assert "Request URL" in msggan_aml("status", "tiny", "--debug").stderr
+    assert (logging.getLogger("azure").handlers, logging.getLogger("azure").level) == ([], logging.NOTSET)
+    assert logging.root.manager.disable == logging.NOTSET
+    msggan_aml("cancel", "tiny")
 
 
 def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str, object]:
