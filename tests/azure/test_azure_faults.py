@@ -6,7 +6,6 @@ import gc
 import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from azure_local import AzureLocal
 from azure_local.messages import Recorded
 from support.images import draw_tiny_images
-from support.programs import environment
+from support.programs import environment, fast_python
 
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError
@@ -54,7 +53,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pack")
     draw_tiny_images(folder / "tiny")
     words = ["--data", str(folder / "tiny"), "--out", str(folder / "tiny.safetensors"), "--resolution", "8"]
-    subprocess.run([sys.executable, "-m", "msggan.pack", *words], check=True, env=environment(), capture_output=True)
+    subprocess.run([fast_python(), "-m", "msggan.pack", *words], check=True, env=environment(), capture_output=True)
     return folder / "tiny.safetensors"
 
 

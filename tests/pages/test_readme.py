@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.programs import REPOSITORY, environment, run_in
+from support.programs import REPOSITORY, environment, fast_python, run_in
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("first-run", "own-images", "reading-the-curves"))]
 PAGES += ["docs/never-lost.md", "docs/sweeps.md"]
@@ -87,12 +87,18 @@ def after_demo(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `flowers` in it, and a finished run of them. Each test uses a copy."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_command(folder, f"{DRAW_FLOWERS} flowers")
+    run_command(folder, "msggan-aml submit flowers")
+    return folder
+
+
 @pytest.fixture
-def flowers(tmp_path: Path) -> Path:
-    """A folder with `flowers` in it, and a finished run of them."""
-    run_command(tmp_path, f"{DRAW_FLOWERS} flowers")
-    run_command(tmp_path, "msggan-aml submit flowers")
-    return tmp_path
+def flowers(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path, dirs_exist_ok=True))
 
 
 def test_the_pages_show_commands_and_python() -> None:
@@ -122,7 +128,7 @@ def test_python_of_the_pages_runs(flowers: Path, code: str) -> None:
     if "GAN_GEN_SHADOW_12.pth" in code:
         save_as_bmsg_gan(flowers / "GAN_GEN_SHADOW_12.pth")
     ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=flowers, env=environment(), capture_output=True, encoding="utf-8", check=False
+        [fast_python(), "-c", code], cwd=flowers, env=environment(), capture_output=True, encoding="utf-8", check=False
     )
     assert ended.returncode == 0, ended.stderr
 
