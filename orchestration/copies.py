@@ -1,4 +1,4 @@
-"""How is the result of a run copied out of its folder, and which folders may it be copied to?"""
+"""Copies of run folders, and the folders that a download may write to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does --data name: something on this machine, or something that Azure keeps?"""
+"""The value of --data: a path on this machine, or an address in Azure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong only when a run is sent somewhere: on top of `msggan.errors`."""
+"""The errors of orchestration, beyond those of `msggan.errors`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs are there on this machine, where is the one that is meant, and how does it stand?"""
+"""The runs on this machine: found by name or path, their status, and what to type next."""
 
 from __future__ import annotations
 
@@ -193,6 +193,6 @@ def _what_there_is(named: str, names: list[str]) -> str:
     if near := nearest(named, names):
         return f"Did you mean {' or '.join(near)}?"
     if not names:
-        return "There is none yet: msggan-aml submit --data FOLDER begins one."
+        return "There are none yet: msggan-aml submit --data FOLDER starts one."
     more = f" and {len(names) - RUNS_NAMED} more" if len(names) > RUNS_NAMED else ""
     return f"There are {', '.join(names[:RUNS_NAMED])}{more}."

@@ -1,4 +1,4 @@
-"""Who asks Azure, for which workspace, and what do its errors mean? The only door to Azure ML.
+"""The only door to Azure ML: signing in, the SDK's client, and Azure's errors as ours.
 
     client = connect(settings, tell)
     with client.errors("Making the cluster gpu"):

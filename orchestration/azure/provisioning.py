@@ -1,4 +1,4 @@
-"""What does `msggan-aml provision` do? It reads what is there, plans, and once that is agreed to, makes it so.
+"""What `provision` does: plan from what exists, apply the plan, verify.
 
 In three steps: `plan_provisioning` asks the service and changes nothing, `apply` does what is to do item by item, and
 `verify` reads again, when nothing may be left to do.

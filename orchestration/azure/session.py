@@ -2,17 +2,66 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from msggan.errors import RunFolderError
-from orchestration.azure.agreement import Agreement
+from msggan.runs.files import write_whole
 from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client, connect
 from orchestration.azure.history import History, RunJobs
 from orchestration.data_source import DatastorePath, in_datastore
 from orchestration.reporter import Reporter
 from orchestration.settings import Settings
+
+AGREED = ".azure-agreed.json"  # in the folder of the runs: the workspaces in which money may be spent
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whether money may be spent in the workspace of the settings: a person is asked once in each folder of runs."""
+
+    settings: Settings
+
+    @property
+    def scope(self) -> str:
+        """The workspace, as it is recorded; empty where none is configured."""
+        where = self.settings.workspace
+        return f"{where.subscription_id}/{where.resource_group}/{where.workspace_name}" if where else ""
+
+    def question(self, what: str) -> str | None:
+        """The question to ask before the first job, None afterwards. what: a sentence up to the machine."""
+        if self.scope in self._given():
+            return None
+        where = self.settings
+        size, cluster = where.instance_type, where.compute
+        machine = f"a machine of size {size}" if size else f"a machine of cluster {cluster}"
+        return (
+            f"{what} on {machine} in workspace {self.scope.rpartition('/')[2]}, which costs money, "
+            f"for {where.timeout_hours:g} hours at most (--timeout-hours). This is asked once in {where.runs_dir}."
+        )
+
+    def give(self) -> None:
+        """Records that a job was sent: the question is not asked again."""
+        given = self._given()
+        if self.scope not in given:
+            # The job is there: a full disk, or another submission writing this too, costs one more question at most.
+            with suppress(OSError):
+                self._note.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self._note, json.dumps([*given, self.scope]).encode())
+
+    @property
+    def _note(self) -> Path:
+        return Path(self.settings.runs_dir) / AGREED
+
+    def _given(self) -> list[str]:
+        try:
+            return [str(scope) for scope in json.loads(self._note.read_bytes())]
+        except (OSError, ValueError, TypeError):
+            return []
 
 
 @dataclass(frozen=True)

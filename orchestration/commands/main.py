@@ -1,4 +1,4 @@
-"""What can a person type? The commands of `msggan-aml`. Only this module and those it registers print."""
+"""The commands of `msggan-aml`. Only they print."""
 
 from __future__ import annotations
 
@@ -62,8 +62,7 @@ from orchestration.commands.terminal import (
     tell,
 )
 from orchestration.data_source import source_problems
-from orchestration.format import columns, status_lines, table
-from orchestration.reporter import Reporter
+from orchestration.reporter import Reporter, columns, status_lines, table
 from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, settings_options
 from orchestration.spec import (
     RunSpec,
@@ -131,10 +130,10 @@ def msggan_aml(context: click.Context) -> int:
     "experiment",
 )
 @debug_option
-@option("--from-trial", section=WHAT, metavar="SWEEP[/NUMBER]", help="Go on with a sweep's best trial, or that one.")
+@option("--from-trial", section=WHAT, metavar="SWEEP[/NUMBER]", help="Resume a sweep's best trial, or that one.")
 @option("--anew", section=WHAT, is_flag=True, help="With --from-trial: its settings, but from the first image.")
 @option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and stop.")
-@option("--detach", section=COMMON, is_flag=True, help="Return as soon as the run has begun, and leave it to itself.")
+@option("--detach", section=COMMON, is_flag=True, help="Return as soon as the run has started.")
 @option("--yes", section=AZURE, is_flag=True, help="Do not ask before money is spent.")
 @option(
     "--rehearse-preemption",
@@ -246,14 +245,14 @@ def list_runs(*, target: str, flags: Flags, output: str, problems: Sequence[str]
         echo([*(table(runs) if runs else []), *(sweep_table(sweeps) if sweeps else [])])
 
 
-@msggan_aml.command(short_help="Tell how a run stands.")
+@msggan_aml.command(short_help="Show a run's status.")
 @click.argument("run", metavar="[NAME|FOLDER|SWEEP/NUMBER]", required=False)
 @place_of_runs
 @output_option
 def status(*, run: str | None, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
-    """Tell how a run, a sweep or one of its trials stands: its state, how far it is and what to type next.
+    """Show the status of a run, a sweep or a trial: its state, its progress and what to type next.
 
-    Without a name it is the newest run.
+    Without a name, the newest run.
     """
     serving, name = find_newest(target, flags, problems) if run is None else find_target(run, target, flags, problems)
     if serving.sweeps.is_sweep(name):
@@ -262,16 +261,16 @@ def status(*, run: str | None, target: str, flags: Flags, output: str, problems:
     show_status(serving.status(name), output)
 
 
-@msggan_aml.command(short_help="Show what a run has written.")
+@msggan_aml.command(short_help="Show a run's log.")
 @run_argument
-@option("--follow", is_flag=True, help="Go on until the run ends. Ctrl-C leaves it running.")
+@option("--follow", is_flag=True, help="Follow until the run ends. Ctrl-C leaves it running.")
 @option("--tail", metavar="N", type=Number(int, Range(1)), help="Only the last N lines.  [default: all]")
 @place_of_runs
 @output_option
 def logs(
     *, run: str, follow: bool, tail: int | None, target: str, flags: Flags, output: str, problems: Sequence[str]
 ) -> int:
-    """Show the lines that a run, or a trial of a sweep, has written."""
+    """Show the log of a run, or of a trial of a sweep."""
     serving, name = find_target(run, target, flags, problems)
     lines: list[str] = []
     exit_code = 0
@@ -296,9 +295,9 @@ def logs(
 @place_of_runs
 @output_option
 def cancel(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
-    """Stop a run or a sweep after the step at hand, with a checkpoint. The same command again goes on from there.
+    """Stop a run or a sweep after the current step, with a checkpoint. The same `submit` or `sweep` resumes it.
 
-    Of a sweep one trial can be stopped, too: the sweep goes on with the others.
+    A single trial can be cancelled too: the sweep continues with the others.
     """
     serving, name = find_target(run, target, flags, problems)
     if serving.sweeps.is_sweep(name):
@@ -330,9 +329,9 @@ def download(
     output: str,
     problems: Sequence[str],
 ) -> None:
-    """Copy everything that a run has left, or just its weights, to a folder of its own.
+    """Copy a run folder, or just its weights, to a folder of its own.
 
-    The same command again brings what has changed since. A folder that holds anything else is never written to.
+    Run again, it copies what has changed since. A folder that has other content is never written to.
     """
     with Bars() as bars:
         serving, name = find_target(run, target, flags, problems, Reporter(tell, bars.show))
@@ -403,18 +402,18 @@ def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **value
     return 0
 
 
-@msggan_aml.command(short_help="Make what a workspace needs to train.")
+@msggan_aml.command(short_help="Create what training on Azure needs.")
 @settings_options(*PROVISION_SETTINGS)
 @debug_option
 @option("--dry-run", is_flag=True, help="Print the plan, and stop.")
-@option("--yes", is_flag=True, help="Do it without asking.")
-@option("--delete", is_flag=True, help="Take away what provision made; never the data.")
+@option("--yes", is_flag=True, help="Do not ask.")
+@option("--delete", is_flag=True, help="Remove what provision created; never the data.")
 @output_option
 def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: str, problems: Sequence[str]) -> int:
-    """Make the cluster, datastore and environment that training in an Azure ML workspace needs.
+    """Create the cluster, datastore and environment that training in an Azure ML workspace needs.
 
-    It reads what is there, prints what it would do and what that costs, asks, does it, and looks whether it is so. Run
-    again, it changes only what is not as it should be.
+    It prints a plan with its costs, asks, applies the plan and verifies it. Run again, it changes only what differs
+    from the settings.
     """
     settings = settings_or_refuse(flags, problems)
 
@@ -434,29 +433,31 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
     return refusal.exit_code if refusal else 0
 
 
-@msggan_aml.group(name="config", cls=Commands, short_help="Show what is set, and where.", invoke_without_command=True)
+@msggan_aml.group(
+    name="config", cls=Commands, short_help="Show the settings and their sources.", invoke_without_command=True
+)
 @click.pass_context
 def config_group(context: click.Context) -> int:
-    """Show what is set, and where."""
+    """Show the settings and their sources."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         return 2
     return 0
 
 
-@config_group.command(name="show", short_help="Show each setting, its value and where it comes from.")
+@config_group.command(name="show", short_help="Show each setting, its value and its source.")
 @output_option
 def config_show(*, output: str, problems: Sequence[str]) -> None:
-    """Show the workspace and each setting, its value and where it comes from.
+    """Show the workspace and each setting, its value and its source.
 
-    A flag comes before a variable, a variable before a key in the nearest msggan.toml, and that before the default. Of
-    secrets only whether they are set is shown.
+    A flag precedes a variable, a variable a key in the nearest msggan.toml, and that the default. Of secrets only
+    whether they are set is shown.
     """
     settings = settings_or_refuse({}, problems)
     if output == "json":
         print_json(settings.as_json())
     else:
-        echo(columns([("NAME", "VALUE", "WHERE FROM"), *settings.as_rows()]))
+        echo(columns([("NAME", "VALUE", "SOURCE"), *settings.as_rows()]))
 
 
 def find_target(
@@ -478,7 +479,7 @@ def find_newest(target: str, flags: Flags, problems: Sequence[str]) -> tuple[Tar
 
 
 def no_runs(settings: Settings) -> str:
-    return f"There is no run in {settings.runs_dir} yet. msggan-aml submit --data FOLDER begins one."
+    return f"There is no run in {settings.runs_dir} yet. msggan-aml submit --data FOLDER starts one."
 
 
 def newest_first(found: Iterable[Dated]) -> list[Dated]:

@@ -1,4 +1,4 @@
-"""What does losing the machine cost a run? A short run here is killed and started again, and then looked at."""
+"""The rehearsal of preemption: a short local run is killed and resumed, and compared with one that was not."""
 
 from __future__ import annotations
 

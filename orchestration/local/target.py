@@ -23,8 +23,17 @@ from msggan.runs.state import is_owned, read_note, terminate_holder
 from orchestration.copies import copy_run
 from orchestration.data_source import is_remote
 from orchestration.errors import JobFailedError
-from orchestration.local.log_file import follow_lines, last_lines
-from orchestration.local.process import Ending, follow, mlflow_of, silent_death, start, told_by, variables_of
+from orchestration.local.process import (
+    Ending,
+    follow,
+    follow_lines,
+    last_lines,
+    mlflow_of,
+    silent_death,
+    start,
+    told_by,
+    variables_of,
+)
 from orchestration.reporter import Reporter
 from orchestration.runs import DEFAULT_RUNS_DIR, folder_of, next_commands, read_status, run_names
 from orchestration.settings import Settings

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestration.format import columns
+from orchestration.reporter import columns
 from orchestration.runs import place_words
 from orchestration.spec import GOES_ON
 from orchestration.sweeps.space import written

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.local.log_file import follow_lines, last_lines
+from orchestration.local.process import follow_lines, last_lines
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestration.format import status_lines, table
+from orchestration.reporter import status_lines, table
 from orchestration.spec import RunStatus
 
 RUNNING = RunStatus(

@@ -48,7 +48,6 @@ LIGHT_MODULES = [
     "orchestration.copies",
     "orchestration.data_source",
     "orchestration.local.target",
-    "orchestration.local.log_file",
     "orchestration.local.rehearsal",
     "orchestration.runs",
     "orchestration.sweeps.space",
@@ -67,7 +66,6 @@ LIGHT_MODULES = [
     "orchestration.targets",
     "orchestration.commands.terminal",
     "orchestration.reporter",
-    "orchestration.format",
 ]
 
 # The floors as CONTRIBUTING draws them: a module is on the floor of the longest of these names that it is in.
@@ -77,7 +75,7 @@ FLOORS = (
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display",
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",
     "orchestration.spec orchestration.settings "
-    "orchestration.data_source orchestration.errors orchestration.reporter orchestration.format orchestration.runs "
+    "orchestration.data_source orchestration.errors orchestration.reporter orchestration.runs "
     "orchestration.copies",
     "orchestration.sweeps orchestration.targets",
     "orchestration.local orchestration.azure",

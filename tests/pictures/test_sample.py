@@ -148,7 +148,7 @@ def test_a_name_is_a_run_in_its_folder_before_it_is_a_path(tmp_path: Path, monke
 def test_an_unknown_name_is_told_with_the_nearest_or_with_what_there_is(tmp_path: Path) -> None:
     runs = str(tmp_path)
     (complaint,) = run_problems("flowers", runs)
-    assert complaint.endswith("There is none yet: msggan-aml submit --data FOLDER begins one.")
+    assert complaint.endswith("There are none yet: msggan-aml submit --data FOLDER starts one.")
     for name in ("flowers", "flowers-2", "shoes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").touch()
