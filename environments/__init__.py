@@ -1,1 +1,1 @@
-"""What do jobs on Azure ML run in? The files that their environments are made of; there is no code here."""
+"""Files for the environments of jobs on Azure ML: the default build context, and a conda file as a template."""

@@ -324,7 +324,7 @@ def has_identity(cluster: AmlCompute) -> bool:
     return _identity_of(cluster.identity) != "none"
 
 
-def hint_of_refusal(client: Client, name: str) -> str:
+def name_hint(client: Client, name: str) -> str:
     """What to type if the name cannot be used."""
     with client.errors("Listing the computes"):
         taken = [compute.name for compute in client.ml.compute.list()]

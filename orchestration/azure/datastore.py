@@ -153,7 +153,7 @@ class ContainerMissing(Exception):  # noqa: N818 - a finding, not an error
     """The account can be read, and has no such container."""
 
 
-def check_opens(client: Client, container: ContainerClient, secret: Secret | None) -> None:
+def check_access(client: Client, container: ContainerClient, secret: Secret | None) -> None:
     """Lists one blob. Raises ContainerMissing; AuthError with the command that assigns the role; UnreachableError."""
     account = str(container.account_name)
     doing = f"Reading the storage account {account}"
@@ -190,28 +190,30 @@ def _refusal(client: Client, error: HttpResponseError, doing: str, account: str,
     return AuthError(f"{doing}: {reason}", storage_role_hint(client.identity, account))
 
 
-def check_place(client: Client, settings: Settings, secret: Secret | None) -> Item | None:
+def plan_container(client: Client, settings: Settings, secret: Secret | None) -> Item | None:
     """An item if the account is unreachable (refuse) or has no such container (create), else None."""
-    account, name = str(settings.storage_account), str(settings.storage_container)
+    name = f"{settings.storage_account}/{settings.storage_container}"
     try:
-        check_opens(client, build_container(client, account, name, secret.value if secret else None), secret)
+        check_access(client, _container_of(client, settings, secret), secret)
     except ContainerMissing:
-        return Item(CONTAINER_KIND, f"{account}/{name}", "create")
+        return Item(CONTAINER_KIND, name, "create")
     except UnreachableError as error:
         hint = f"List the accounts: az storage account list --output table\n{error.hint}"
-        return Item(CONTAINER_KIND, f"{account}/{name}", "refuse", reason=error.message, hint=hint)
+        return Item(CONTAINER_KIND, name, "refuse", reason=error.message, hint=hint)
     return None
 
 
 def ensure_container(client: Client, settings: Settings, secret: Secret | None) -> None:
     """Creates the container if there is none."""
-    account, name = str(settings.storage_account), str(settings.storage_container)
-    with (
-        client.errors(f"Creating the container {account}/{name}"),
-        build_container(client, account, name, secret.value if secret else None) as container,
-    ):
+    doing = f"Creating the container {settings.storage_account}/{settings.storage_container}"
+    with client.errors(doing), _container_of(client, settings, secret) as container:
         if not container.exists():
             container.create_container()
+
+
+def _container_of(client: Client, settings: Settings, secret: Secret | None) -> ContainerClient:
+    account, name = str(settings.storage_account), str(settings.storage_container)
+    return build_container(client, account, name, secret.value if secret else None)
 
 
 def ensure_datastore(client: Client, settings: Settings, secret: Secret | None) -> None:

@@ -228,7 +228,7 @@ def restore_environment(client: Client, recipe: Recipe) -> None:
         client.ml.environments.restore(NAME, version=recipe.version)
 
 
-def read_ours(client: Client) -> list[str]:
+def read_versions(client: Client) -> list[str]:
     """The versions of our environment that were created here, without those in the archive."""
     doing = f"Listing the environment {NAME}"
     versions = client.find(doing, lambda: list(client.ml.environments.list(NAME)))

@@ -46,7 +46,7 @@ def _compute_step(client: Client, settings: Settings) -> Step:
         return Step(Item(compute.KIND, size.name, "keep", reason="is serverless: there is no cluster to make"))
     item = compute.plan_cluster(settings, compute.read_cluster(client, settings.compute), size)
     if item.action == "refuse":
-        return Step(_with_hint(item, compute.hint_of_refusal(client, settings.compute)))
+        return Step(_with_hint(item, compute.name_hint(client, settings.compute)))
     there, wanted = _most_nodes(item)
     if wanted > there:
         quotas = compute.read_quotas(client, location)
@@ -79,8 +79,12 @@ def _datastore_steps(client: Client, settings: Settings, secret: datastore.Secre
                 raise
             item = datastore.with_credentials(item, secret)  # its own have become stale
     step = Step(item, lambda report: datastore.ensure_datastore(client, settings, secret))
-    place = datastore.check_place(client, settings, secret)
-    return [Step(place, lambda report: datastore.ensure_container(client, settings, secret)), step] if place else [step]
+    container = datastore.plan_container(client, settings, secret)
+    return (
+        [Step(container, lambda report: datastore.ensure_container(client, settings, secret)), step]
+        if container
+        else [step]
+    )
 
 
 def _existing_datastore_step(client: Client, name: str | None) -> Step:
@@ -93,7 +97,7 @@ def _existing_datastore_step(client: Client, name: str | None) -> Step:
 def _opened(client: Client, store: Store, step: Step) -> Step:
     """The step, if the datastore opens."""
     try:
-        datastore.check_opens(client, store.container, None)
+        datastore.check_access(client, store.container, None)
     except datastore.ContainerMissing:
         name = store.container.container_name
         reason = f"its container {store.account}/{name} is not there"
@@ -104,7 +108,7 @@ def _opened(client: Client, store: Store, step: Step) -> Step:
 
 def _environment_step(client: Client, recipe: environment.Recipe) -> Step:
     there = environment.read_environment(client, recipe)
-    if there is not None and recipe.version not in environment.read_ours(client):
+    if there is not None and recipe.version not in environment.read_versions(client):
         item = environment.plan_environment(recipe, there, is_archived=True)
         return Step(item, lambda report: environment.restore_environment(client, recipe))
     item = environment.plan_environment(recipe, there)
@@ -124,7 +128,7 @@ def plan_deletion(client: Client, settings: Settings) -> ProvisionPlan:
     if name is not None and (store := datastore.read_datastore(client, name)) is not None:
         item = datastore.plan_datastore_deletion(name, store)
         steps.append(Step(item, lambda report: datastore.delete_datastore(client, name)))
-    if versions := environment.read_ours(client):
+    if versions := environment.read_versions(client):
         item = environment.plan_environment_deletion(versions)
         steps.append(Step(item, lambda report: environment.archive_environments(client, versions)))
     return ProvisionPlan(tuple(steps))
