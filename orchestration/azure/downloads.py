@@ -44,7 +44,8 @@ def download_run(
         blobs = [blob for blob in blobs if blob.name == GENERATOR]
     if not blobs:
         what = "no generator.safetensors" if weights else "no files"
-        raise CheckpointError(f"There are {what} in {folder} yet.", "A run writes them at its first checkpoint.")
+        hint = "A run has files once it has started, and its generator after its first checkpoint."
+        raise CheckpointError(f"{folder} has {what} yet.", hint)
     return _RunDownload(client, store, folder, to=to, blobs=blobs, on_progress=on_progress).run(force=force)
 
 
