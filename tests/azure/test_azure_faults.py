@@ -157,7 +157,8 @@ def test_a_connection_cut_at_any_request_of_a_first_submit_leaves_one_job_or_an_
         assert list(azure.cloud.jobs) == (["one"] if outcome == "submitted" else []), (kind, outcome)
 
 
-@pytest.mark.parametrize("drop", [pytest.param("before", marks=pytest.mark.slow), "after"])
+@pytest.mark.slow
+@pytest.mark.parametrize("drop", ["before", "after"])
 def test_a_connection_cut_at_any_write_of_a_sweep_leaves_one_job_or_an_error_and_none(
     azure: AzureLocal, submit_sweep: Submit, drop: str
 ) -> None:

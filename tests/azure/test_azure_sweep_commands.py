@@ -226,6 +226,7 @@ def test_a_grid_goes_on_with_just_the_combinations_that_are_left_wherever_the_im
 
 
 @pytest.mark.usefixtures("_no_mlflow")
+@pytest.mark.slow
 def test_a_sweep_at_work_is_left_to_itself_told_of_cancelled_and_gone_on_with(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:

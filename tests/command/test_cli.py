@@ -616,7 +616,7 @@ def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Pope
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        ("msggan.train", ["--data", "tiny", "--run-dir", "runs/tiny"]),
+        pytest.param("msggan.train", ["--data", "tiny", "--run-dir", "runs/tiny"], marks=pytest.mark.slow),
         ("msggan-aml", ["submit", "--data", "tiny"]),
     ],
 )

@@ -214,7 +214,9 @@ def test_a_run_that_submit_starts_fits_its_terminal_as_it_is_resized(tiny_images
                 assert all(line.endswith("_8px.png") for line in shown)
 
 
-@pytest.mark.parametrize("columns", [40, 60, 80])
+@pytest.mark.parametrize(
+    "columns", [40, pytest.param(60, marks=pytest.mark.slow), pytest.param(80, marks=pytest.mark.slow)]
+)
 def test_the_bar_of_sample_fits_its_terminal(tmp_path: Path, columns: int) -> None:
     save_run(tmp_path / "runs" / "one", depth=1)
     words = ["sample", "one", "--files", "--num", 120, "--device", "cpu"]

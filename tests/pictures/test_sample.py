@@ -119,7 +119,10 @@ def test_files_that_exist_are_overwritten_by_force_alone(run_program: RunProgram
 
 
 @posix
-@pytest.mark.parametrize(("by", "exit_code", "code"), [("Ctrl-C", 130, "interrupted"), ("SIGTERM", 6, "cancelled")])
+@pytest.mark.parametrize(
+    ("by", "exit_code", "code"),
+    [("Ctrl-C", 130, "interrupted"), pytest.param("SIGTERM", 6, "cancelled", marks=pytest.mark.slow)],
+)
 def test_stopped_it_says_so_and_leaves_whole_files(
     tmp_path: Path, run: Path, by: str, exit_code: int, code: str
 ) -> None:
