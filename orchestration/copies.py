@@ -50,7 +50,7 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, tell: T
 
 
 def files_of(folder: RunFolder) -> list[Path]:
-    """What is worth keeping of a run folder: all but its lock, and what was only half written."""
+    """The files of a run folder but its lock and unfinished ones."""
     return sorted(
         path
         for path in folder.path.rglob("*")
@@ -146,12 +146,12 @@ class CopyFolder:
 
 
 def forget_download(folder: Path) -> None:
-    """Makes a folder that was downloaded to an ordinary one: no download writes to it any more."""
+    """Makes a downloaded folder an ordinary one, which no download writes to."""
     (folder / NOTE).unlink(missing_ok=True)
 
 
 def _identity(folder: RunFolder) -> str:
-    """The run that lives in a folder; another one that is begun there later is another."""
+    """Identifies the run in a folder, not another one started there later."""
     note = read_note(folder)
     return os.path.realpath(folder.path) + (f", created {note.created}" if note else "")
 
@@ -177,7 +177,7 @@ def _copy_whole(source: Path, destination: Path) -> None:
 
 
 def _version(size_and_time: list[int]) -> str:
-    """A mark of a file of a run that changes with its content."""
+    """The version of a file, which changes with its content."""
     return "-".join(map(str, size_and_time))
 
 

@@ -17,7 +17,7 @@ from orchestration.spec import GOES_ON, SWEEP_NOTE, TRIALS_FOLDER, RunSpec, RunS
 
 RUNS_NAMED = 8
 DEFAULT_RUNS_DIR = "runs"
-COPY_NOTE = "azure.json"  # beside what was brought here of a run on Azure: which run, and which state of it
+COPY_NOTE = "azure.json"  # in a copy of a run on Azure: which run, and which version of its weights
 
 
 def find_run(named: str, runs_dir: str) -> str | None:
@@ -53,14 +53,14 @@ def run_problems(named: str, runs_dir: str) -> list[str]:
         return []
     if trial := find_trial(named, runs_dir):
         folder, number = trial
-        sweep = shlex.join(["msggan-aml", "status", folder.name, *place_words(str(folder.parent))])
+        sweep = shlex.join(["msggan-aml", "status", folder.name, *runs_dir_args(str(folder.parent))])
         return [f"{folder.name}: no trial {number} has begun. See its trials: {sweep}"]
     names = names_in(runs_dir, "config.json", SWEEP_NOTE)
-    return [f"No run {named!r} in {runs_dir}, and no such folder. {_what_there_is(named, names)}"]
+    return [f"No run {named!r} in {runs_dir}, and no such folder. {_names_hint(named, names)}"]
 
 
 def is_copy(folder: str | Path) -> bool:
-    """Whether a folder only holds what was brought here of a run on Azure; once trained here it is a run of here."""
+    """Whether a folder is only a copy of a run on Azure; once trained here it is a local run."""
     return os.path.isfile(os.path.join(folder, COPY_NOTE)) and not os.path.exists(os.path.join(folder, "run.json"))
 
 
@@ -97,14 +97,14 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
     if state is None and folder.state.exists():
         problem = problem or RunFolderError(f"{folder.state}: is not a record that msggan wrote.", UNREADABLE_HINT)
     if state is None or (config is None and problem is None):
-        raise problem or _has_not_begun(folder, trial)
+        raise problem or _not_started(folder, trial)
     reports = read_metrics(folder.metrics)
     images_seen = max(state.images_seen, int(reports[-1]["images"]) if reports else 0)
     if trial:
         name, above = trial
         next_lines = next_of_trial(name, above, state.state)
     elif problem and state.state != "running":
-        next_lines = []  # nothing here can go on with it
+        next_lines = []  # nothing can resume it
     else:
         next_lines = next_commands(RunSpec(TrainConfig(), state.data, name), runs_dir, state.state, images_seen)
     return RunStatus(
@@ -130,28 +130,28 @@ def _config_or_problem(folder: RunFolder) -> tuple[TrainConfig | None, RunFolder
         return None, error
 
 
-def place_words(runs_dir: str) -> list[str]:
-    """What a command says of the folder of the runs: nothing of the one that is meant anyway."""
+def runs_dir_args(runs_dir: str) -> list[str]:
+    """The --runs-dir of a command, nothing if it is the default."""
     return ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
 
 
 def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) -> list[str]:
-    """What to type next: to see a run that goes on, or stop it; pictures of a complete one; else the same run again."""
-    place = place_words(runs_dir)
+    """What to type next: follow or cancel a running run, sample a completed one, else resume it."""
+    place_args = runs_dir_args(runs_dir)
     if state == "running":
         verbs = (["logs", spec.name, "--follow"], ["cancel", spec.name])
-        return [shlex.join(["msggan-aml", *verb, *place]) for verb in verbs]
+        return [shlex.join(["msggan-aml", *verb, *place_args]) for verb in verbs]
     # A workspace may be configured, or will be by then: a run of this machine must not become a job there.
-    again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, "--target", "local", *place]
-    kimg = _kimg_to_go_on(spec.config.kimg or 0, state, images_seen)
+    again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, "--target", "local", *place_args]
+    kimg = _kimg_to_continue(spec.config.kimg or 0, state, images_seen)
     config = TrainConfig(**{**explicit_values(spec.config), "kimg": kimg})
     resume = shlex.join([*again, *to_argv(config), *spec.hardware.to_argv()])
-    look = [shlex.join(["msggan-aml", "sample", spec.name, *place])] if state == "completed" else []
+    look = [shlex.join(["msggan-aml", "sample", spec.name, *place_args])] if state == "completed" else []
     return [*look, resume]
 
 
-def _kimg_to_go_on(kimg: float, state: str, images_seen: int) -> float | None:
-    """The --kimg with which a run trains on. None: the one it was begun with, which it has not reached."""
+def _kimg_to_continue(kimg: float, state: str, images_seen: int) -> float | None:
+    """The --kimg with which a run continues. None: the one it was started with, which it has not reached."""
     if state == "completed":
         return 2 * kimg if 2000 * kimg > images_seen else 2 * images_seen / 1000
     return kimg if 1000 * kimg > images_seen else None
@@ -165,8 +165,8 @@ def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
         verbs = [["sample", trial], ["submit", "--from-trial", trial]]
     else:
         verbs = [["logs", trial, "--tail", "40"]]
-    place = place_words(runs_dir)
-    return [shlex.join(["msggan-aml", *verb, *place]) for verb in verbs]
+    place_args = runs_dir_args(runs_dir)
+    return [shlex.join(["msggan-aml", *verb, *place_args]) for verb in verbs]
 
 
 def trial_at(folder: Path) -> tuple[str, str] | None:
@@ -179,7 +179,7 @@ def trial_at(folder: Path) -> tuple[str, str] | None:
     return f"{sweep.name}/{int(whole.name)}", str(runs_dir)
 
 
-def _has_not_begun(folder: RunFolder, trial: tuple[str, str] | None) -> RunFolderError:
+def _not_started(folder: RunFolder, trial: tuple[str, str] | None) -> RunFolderError:
     if trial is None:
         return RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")
     name, _ = trial
@@ -189,7 +189,7 @@ def _has_not_begun(folder: RunFolder, trial: tuple[str, str] | None) -> RunFolde
     )
 
 
-def _what_there_is(named: str, names: list[str]) -> str:
+def _names_hint(named: str, names: list[str]) -> str:
     if near := nearest(named, names):
         return f"Did you mean {' or '.join(near)}?"
     if not names:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from msggan.tracking.metrics_log import newest_values, reports_in
 from orchestration.azure.blobs import Store
 from orchestration.azure.history import Details, RunJobs, created_at, data_of, portal_url
-from orchestration.runs import next_of_trial, place_words
+from orchestration.runs import next_of_trial, runs_dir_args
 from orchestration.spec import GOES_ON, RunStatus, trial_named
 
 TARGET = "azure"
@@ -89,7 +89,7 @@ def next_commands(run: str, data: str, state: str, runs_dir: str) -> list[str]:
         verbs = (["sample", run], ["download", run])
     else:
         verbs = (["logs", run, "--tail", "40"], ["submit", "--data", data, "--name", run])
-    return [shlex.join(["msggan-aml", *verb, *place_words(runs_dir)]) for verb in verbs]
+    return [shlex.join(["msggan-aml", *verb, *runs_dir_args(runs_dir)]) for verb in verbs]
 
 
 def to_seconds(moment: str | None) -> str | None:

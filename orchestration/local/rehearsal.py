@@ -28,9 +28,9 @@ from orchestration.local.process import Ending, silent_death, start, told_by
 from orchestration.spec import RunSpec
 
 LOSSES = 3
-REPORT_IMAGES = 250  # a run reports each time it has seen so many more
+REPORT_IMAGES = 250  # images between two reports of a run
 STEPS_BETWEEN_LOSSES = 5  # at least; fewer would leave no step between a checkpoint and a loss
-CHECKPOINTS_PER_LOSS = 1.25  # no whole number, so that losses come at different distances from the last checkpoint
+CHECKPOINTS_PER_LOSS = 1.25  # not a whole number, so that losses come at different distances from the last checkpoint
 TIMINGS = ("seconds", "images_per_second")
 LOOK_SECONDS = 0.01
 SHOWS_WHY = "The same command with --target local in place of --rehearse-preemption shows why."
@@ -84,7 +84,7 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was found. differs: the files in which the run that was killed is another than the undisturbed one."""
+    """The result. differs: the files in which the killed run differs from the undisturbed one."""
 
     losses: tuple[Loss, ...]
     differs: tuple[str, ...]
@@ -110,7 +110,7 @@ class Rehearsal:
         }
 
     def as_lines(self) -> list[str]:
-        """The same for people."""
+        """The same as text."""
         lines = [
             f"Loss {number}: killed after {loss.images_seen} images, went on from {loss.resumed_from}: "
             f"{loss.images_again} images done again, {loss.seconds:.1f} s until it was there again, start included."
@@ -141,8 +141,8 @@ def rehearsal_problems(data: str | None, *, dry_run: bool, detach: bool) -> list
     """Every complaint about options that do not go with --rehearse-preemption."""
     problems = [
         f"{name}: does not go with --rehearse-preemption, which sends nothing and ends by itself. Leave one out."
-        for name, is_said in (("--dry-run", dry_run), ("--detach", detach))
-        if is_said
+        for name, is_set in (("--dry-run", dry_run), ("--detach", detach))
+        if is_set
     ]
     if data and is_remote(data):
         problems.append(
@@ -179,7 +179,7 @@ def resolved_asked(config: TrainConfig) -> TrainConfig:
 
 
 def images_between_losses(asked: TrainConfig) -> int:
-    """How many images lie between two losses: enough for reports to tell of, and for several steps."""
+    """The number of images between two losses: enough for a report and several steps."""
     fewest = STEPS_BETWEEN_LOSSES * asked.batch_size
     return REPORT_IMAGES * -(-fewest // REPORT_IMAGES)
 
@@ -208,12 +208,12 @@ class _Child:
     folder: RunFolder
 
     def note(self) -> RunState | None:
-        """What it noted when it began; None as long as the note is that of the process before it."""
+        """Its record in the run folder; None while that is still the previous process's."""
         note = read_note(self.folder)
         return note if note is not None and note.process == self.process.pid else None
 
     def check_end(self) -> None:
-        """Raises the error of one that has ended without being done."""
+        """Raises the error of a process that ended without a result."""
         self.stdout.seek(0)
         told = told_by(Ending(self.process.wait(), self.stdout.read(), wrote_to_stderr=False))
         if told.get("state") not in EXIT_CODES:
@@ -237,11 +237,11 @@ def _training(spec: RunSpec, folder: RunFolder) -> Iterator[_Child]:
         try:
             yield _Child(process, stdout, folder)
         finally:
-            _take_away(process)
+            _kill_group(process)
 
 
-def _take_away(process: subprocess.Popen[str]) -> None:
-    """Kills a process and all that it has started, as a machine that is gone takes them along."""
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    """Kills a process and all that it has started, as the loss of a machine does."""
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -250,18 +250,18 @@ def _take_away(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _train_with_losses(spec: RunSpec, folder: RunFolder, moments: list[int], tell: Callable[[str], None]) -> list[Loss]:
-    """Trains to the end, killed each time it has seen so many images."""
+def _train_with_losses(spec: RunSpec, folder: RunFolder, kill_at: list[int], tell: Callable[[str], None]) -> list[Loss]:
+    """Trains to the end, killed when it has seen each of these numbers of images."""
     losses: list[Loss] = []
     lost_at = 0
-    for moment in [*moments, None]:
-        began = time.monotonic()
+    for limit in [*kill_at, None]:
+        started = time.monotonic()
         with _training(spec, folder) as child:
-            resumed_from = _wait_for_begin(child)
+            resumed_from = _wait_for_start(child)
             if lost_at:
                 _reach(child, lost_at)
-                losses.append(Loss(lost_at, resumed_from, time.monotonic() - began))
-            if moment is None or not _reach(child, moment):
+                losses.append(Loss(lost_at, resumed_from, time.monotonic() - started))
+            if limit is None or not _reach(child, limit):
                 _reach_end(child)
                 break
         lost_at = _images_seen(folder)
@@ -269,8 +269,8 @@ def _train_with_losses(spec: RunSpec, folder: RunFolder, moments: list[int], tel
     return losses
 
 
-def _wait_for_begin(child: _Child) -> int:
-    """→ the images that it goes on from, when it begins to train."""
+def _wait_for_start(child: _Child) -> int:
+    """→ the images seen when it starts to train."""
     while (note := child.note()) is None:
         if child.process.poll() is not None:
             child.check_end()
@@ -279,7 +279,7 @@ def _wait_for_begin(child: _Child) -> int:
 
 
 def _reach(child: _Child, images: int) -> bool:
-    """Waits until it has seen so many images. → whether it still trains."""
+    """Waits until it has seen that number of images. → whether it still trains."""
     while _images_seen(child.folder) < images:
         if child.process.poll() is not None:
             child.check_end()
@@ -294,13 +294,13 @@ def _reach_end(child: _Child) -> None:
 
 
 def _images_seen(folder: RunFolder) -> int:
-    """How many images the run has told of, in a report or by a checkpoint."""
+    """The number of images in the newest report or checkpoint."""
     reported = [int(report["images"]) for report in read_metrics(folder.metrics)]
     saved = [int(path.stem) for path in folder.checkpoints.glob("*.json")]
     return max([0, *reported, *saved])
 
 
-# --- Looking at it ----------------------------------------------------------------------------------------------------
+# --- Comparing ----------------------------------------------------------------------------------------------------
 
 
 def differences(one: RunFolder, other: RunFolder) -> list[str]:

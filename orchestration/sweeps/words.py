@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration.reporter import columns
-from orchestration.runs import place_words
+from orchestration.runs import runs_dir_args
 from orchestration.spec import GOES_ON
 from orchestration.sweeps.space import written
 from orchestration.sweeps.spec import ENDED, Objective, SweepStatus, Trial, best_of
@@ -94,7 +94,7 @@ def sweep_row(status: SweepStatus) -> tuple[str, ...]:
 
 def next_of_sweep(status: SweepStatus, again: Sequence[str], runs_dir: str) -> list[str]:
     """What to type next: to train the best trial in full; to go on with a sweep that was stopped."""
-    place = place_words(runs_dir)
+    place = runs_dir_args(runs_dir)
     if status.state in GOES_ON:
         return [shlex.join(["msggan-aml", verb, status.name, *place]) for verb in ("status", "cancel")]
     lines = []
