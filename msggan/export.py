@@ -39,25 +39,18 @@ def write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
     Raises `CheckpointError`, `UsageError`, `ExportError` or `OutOfMemoryError`; then nothing is written.
     """
     from msggan.device import memory_errors
-
-    def explain() -> OutOfMemoryError:
-        return OutOfMemoryError(f"Out of memory while exporting {source}.", "Close other programs and try again.")
-
-    with memory_errors(explain):
-        return _write_exports(source, options)
-
-
-def _write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
     from msggan.runs.checkpoint import load_generator
 
-    generator = load_generator(source)
-    refuse(scale_problems(options.scale, [4 << level for level in range(generator.depth)]))
-    paths = []
-    for name, write in ((options.onnx, _write_onnx), (options.pth, _write_pth)):
-        if name is not None:
-            paths.append(Path(name))
-            paths[-1].parent.mkdir(parents=True, exist_ok=True)
-            write(paths[-1], generator, options)
+    error = OutOfMemoryError(f"Out of memory while exporting {source}.", "Close other programs and try again.")
+    with memory_errors(lambda: error):
+        generator = load_generator(source)
+        refuse(scale_problems(options.scale, [4 << level for level in range(generator.depth)]))
+        paths = []
+        for name, write in ((options.onnx, _write_onnx), (options.pth, _write_pth)):
+            if name is not None:
+                paths.append(Path(name))
+                paths[-1].parent.mkdir(parents=True, exist_ok=True)
+                write(paths[-1], generator, options)
     return paths
 
 

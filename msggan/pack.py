@@ -13,7 +13,7 @@ import click
 
 from msggan.commands.options import command, data_option, option, output_option, required
 from msggan.commands.program import run_program
-from msggan.commands.verbs import PACK_FILE, PackOptions, pack_options, parse_pack, show_pack
+from msggan.commands.verbs import PackOptions, pack_file, pack_options, parse_pack, show_pack
 from msggan.display.progress import progress_bar
 
 
@@ -22,7 +22,7 @@ from msggan.display.progress import progress_bar
 @option(
     "--out",
     metavar="FILE",
-    type=PACK_FILE,
+    type=pack_file,
     help="The file to write, which ends in .safetensors.",
     callback=required("--out", "Name the file to write, which ends in .safetensors."),
 )

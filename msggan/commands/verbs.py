@@ -39,32 +39,28 @@ MAX_FILES_LISTED = 4
 SCALE = Number(int, Range(4, 1024))
 
 
-class Seeds(click.ParamType):  # type: ignore[type-arg]
-    """`0-15`, `3,7,9`, `1,4-6`: the seeds in that order."""
-
-    name = "list"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Sequence[int]:
-        ranges, problems = [], []
-        for part in value.split(","):
-            match = re.fullmatch(r"\s*([0-9]{1,10})\s*(?:-\s*([0-9]{1,10})\s*)?", part)
-            if not match:
-                problems.append(f"{part.strip() or 'nothing'} is not a seed")
-                continue
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first:
-                problems.append(f"{part.strip()} goes backwards")
-            elif last > MAX_SEED:
-                problems.append(f"the largest seed is {MAX_SEED}")
-            ranges.append(range(first, last + 1))
-        count = sum(map(len, ranges))
-        if count > MAX_PICTURES:
-            problems.append(f"{count} seeds are too many, at most {MAX_PICTURES}")
-        if not problems and len(set(itertools.chain(*ranges))) < count:
-            problems.append("a seed is repeated")
-        if problems:
-            self.fail(f"{'; '.join(problems)}. Write 0-15 or 3,7,9.")
-        return ranges[0] if len(ranges) == 1 else list(itertools.chain(*ranges))
+def parse_seeds(text: str) -> Sequence[int]:
+    """`0-15`, `3,7,9`, `1,4-6` → the seeds in that order. Raises click.BadParameter with every complaint."""
+    ranges, problems = [], []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,10})\s*(?:-\s*([0-9]{1,10})\s*)?", part)
+        if not match:
+            problems.append(f"{part.strip() or 'nothing'} is not a seed")
+            continue
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            problems.append(f"{part.strip()} goes backwards")
+        elif last > MAX_SEED:
+            problems.append(f"the largest seed is {MAX_SEED}")
+        ranges.append(range(first, last + 1))
+    count = sum(map(len, ranges))
+    if count > MAX_PICTURES:
+        problems.append(f"{count} seeds are too many, at most {MAX_PICTURES}")
+    if not problems and len(set(itertools.chain(*ranges))) < count:
+        problems.append("a seed is repeated")
+    if problems:
+        raise click.BadParameter(f"{'; '.join(problems)}. Write 0-15 or 3,7,9.")
+    return ranges[0] if len(ranges) == 1 else list(itertools.chain(*ranges))
 
 
 def format_seeds(seeds: Sequence[int]) -> str:
@@ -76,35 +72,28 @@ def format_seeds(seeds: Sequence[int]) -> str:
     return ",".join(parts)
 
 
-class FilmName(click.ParamType):  # type: ignore[type-arg]
-    """The name of a film, relative to the folder of the pictures."""
-
-    name = "file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if os.path.splitext(value)[1].lower() not in FILM_SUFFIXES:
-            self.fail(f"must end in {' or '.join(FILM_SUFFIXES)}.")
-        return str(value)
+def film_name(name: str) -> str:
+    """The name of a film, relative to the folder of the pictures. Raises click.BadParameter."""
+    if os.path.splitext(name)[1].lower() not in FILM_SUFFIXES:
+        raise click.BadParameter(f"must end in {' or '.join(FILM_SUFFIXES)}.")
+    return name
 
 
-class OutputFile(click.ParamType):  # type: ignore[type-arg]
-    """The path of a file to write. example: a name for it, in messages."""
+def output_file(example: str) -> Callable[[str], str]:
+    """The type of an option that names a file to write. example: a name for it, whose suffix is required."""
 
-    name = "file"
-
-    def __init__(self, example: str) -> None:
-        self.example, self.suffix = example, Path(example).suffix
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if os.path.isdir(value):
-            self.fail(f"is a directory. Name the file to write: {os.path.join(value, self.example)}")
-        if not value.lower().endswith(self.suffix) or not Path(value).stem:
-            stem = value.rstrip(".")
-            self.fail(f"must end in {self.suffix}, as {stem + self.suffix if stem else self.example}")
-        above = next((folder for folder in Path(value).parents if os.path.exists(folder)), Path())
+    def checked_path(path: str) -> str:
+        suffix, stem = Path(example).suffix, path.rstrip(".")
+        above = next((folder for folder in Path(path).parents if os.path.exists(folder)), Path())
+        if os.path.isdir(path):
+            raise click.BadParameter(f"is a directory. Name the file to write: {os.path.join(path, example)}")
+        if not path.lower().endswith(suffix) or not Path(path).stem:
+            raise click.BadParameter(f"must end in {suffix}, as {stem + suffix if stem else example}")
         if not os.path.isdir(above):
-            self.fail(f"{above} is not a directory.")
-        return str(value)
+            raise click.BadParameter(f"{above} is not a directory.")
+        return path
+
+    return checked_path
 
 
 def force_option(command: Command) -> Command:
@@ -176,12 +165,22 @@ _SAMPLE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="How many pictures: seeds SEED, SEED + 1, …  [default: 16]",
     ),
     option("--seed", type=Number(int, Range(0, MAX_SEED)), help="The first picture's seed.  [default: 0]"),
-    option("--seeds", type=Seeds(), help="Exactly these seeds: 0-15, 3,7,9 or 1,4-6."),
+    option("--seeds", metavar="LIST", type=parse_seeds, help="Exactly these seeds: 0-15, 3,7,9 or 1,4-6."),
     option("--grid", is_flag=True, help="One picture of all samples side by side. The default."),
     option("--files", is_flag=True, help="One file per picture."),
     option("--all-scales", is_flag=True, help="One column per picture, with every scale from 4 pixels up."),
-    option("--film", type=FilmName(), help="A smooth loop from seed to seed, as FILE.mp4 or FILE.webp in --out."),
-    option("--progress-film", type=FilmName(), help="How the run's sample grids changed during training, likewise."),
+    option(
+        "--film",
+        metavar="FILE",
+        type=film_name,
+        help="A smooth loop from seed to seed, as FILE.mp4 or FILE.webp in --out.",
+    ),
+    option(
+        "--progress-film",
+        metavar="FILE",
+        type=film_name,
+        help="How the run's sample grids changed during training, likewise.",
+    ),
     option("--scale", metavar="PIXELS", type=SCALE, help="The scale to show, as 16.  [default: the finest]"),
     option(
         "--truncation",
@@ -280,12 +279,15 @@ def export_options(command: Command) -> Command:
         "--scale", metavar="PIXELS", type=SCALE, help="Only this scale in the ONNX file, as 16.  [default: all]"
     )(force_option(command))
     command = option(
-        "--pth", metavar="OUT.pth", type=OutputFile("generator.pth"), help="The weights, in the format of BMSG-GAN."
+        "--pth",
+        metavar="OUT.pth",
+        type=output_file("generator.pth"),
+        help="The weights, in the format of BMSG-GAN.",
     )(command)
     return option(
         "--onnx",
         metavar="OUT.onnx",
-        type=OutputFile("generator.onnx"),
+        type=output_file("generator.onnx"),
         help="A model for onnxruntime, which needs neither msggan nor torch.",
     )(command)
 
@@ -307,7 +309,7 @@ def parse_export(problems: Sequence[str], **values: Any) -> ExportOptions:
 
 # --- pack -------------------------------------------------------------------------------------------------------------
 
-PACK_FILE = OutputFile(f"images{PACK_SUFFIX}")
+pack_file = output_file(f"images{PACK_SUFFIX}")
 
 
 @dataclass(frozen=True, kw_only=True)

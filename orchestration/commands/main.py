@@ -34,8 +34,8 @@ from msggan.commands.options import (
 )
 from msggan.commands.program import EXIT_CODES, print_json, report, run_program
 from msggan.commands.verbs import (
-    PACK_FILE,
     export_options,
+    pack_file,
     pack_options,
     parse_export,
     parse_pack,
@@ -384,7 +384,7 @@ def export(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
 
 @msggan_aml.command(short_help="Make one file of images, to train on in their place.")
 @argument("folder", metavar="FOLDER|ZIP", callback=checked(path_problems))
-@argument("out", metavar="OUT", type=PACK_FILE)
+@argument("out", metavar="OUT", type=pack_file)
 @pack_options
 @output_option
 def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **values: Any) -> int:

@@ -26,7 +26,7 @@ from support.images import draw_tiny_images
 from support.programs import Ended, command_line, environment
 
 from msggan import TrainConfig, Trainer
-from msggan.commands.verbs import PACK_FILE, PackOptions, existing_problems, parse_pack
+from msggan.commands.verbs import PackOptions, existing_problems, pack_file, parse_pack
 from msggan.data.dataset import Dataset
 from msggan.data.pack_file import CHUNK_BYTES, HEADER_START, Contents, Pack, PackedDataset, is_pack, write_pack
 from msggan.data.sources import ImageDataset, find_images, open_source
@@ -522,7 +522,7 @@ def test_a_file_that_is_there_is_overwritten_by_force_alone(tmp_path: Path) -> N
     assert existing_problems(str(there), force=False) == [f"{there}: already exists. Use --force to overwrite it."]
     assert existing_problems(str(there), force=True) == []
     with pytest.raises(click.BadParameter) as raised:
-        PACK_FILE.convert(str(tmp_path), None, None)
+        pack_file(str(tmp_path))
     assert raised.value.message == f"is a directory. Name the file to write: {tmp_path / 'images.safetensors'}"
 
 

@@ -12,9 +12,9 @@ from msggan.commands.verbs import (
     MAX_PICTURES,
     MAX_SEED,
     SampleOptions,
-    Seeds,
     format_seeds,
     parse_sample,
+    parse_seeds,
     sample_options,
 )
 from msggan.errors import UsageError
@@ -47,7 +47,7 @@ def problems(*words: str) -> tuple[str, ...]:
     ],
 )
 def test_seeds_are_numbers_and_ranges_in_the_order_given(text: str, seeds: list[int]) -> None:
-    assert list(Seeds().convert(text, None, None)) == list(seeds)
+    assert list(parse_seeds(text)) == list(seeds)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_is_not_a_seed_is_reported(text: str, complaint: str) -> None:
 
 @given(st.lists(st.integers(0, 60), min_size=1, unique=True))
 def test_seeds_written_are_the_seeds_read(seeds: list[int]) -> None:
-    assert list(Seeds().convert(format_seeds(seeds), None, None)) == seeds
+    assert list(parse_seeds(format_seeds(seeds))) == seeds
 
 
 def test_many_seeds_are_written_as_a_range() -> None:
