@@ -1,4 +1,4 @@
-"""Does a program stop that is told to, whatever becomes of what the signal raises?"""
+"""A program stops at a signal, even if the exception that it raises is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import os, sys
 import click
 from msggan.commands.program import raise_pending_signal, run_program
 
-class TakenAway:
+class Finalized:
     def __del__(self):
         os.kill(os.getpid(), int(sys.argv[1]))
         for _ in range(1000):
@@ -22,7 +22,7 @@ class TakenAway:
 
 @click.command()
 def program():
-    gone = TakenAway()
+    gone = Finalized()
     raise_pending_signal()
     del gone
     print("It went on.")
@@ -34,7 +34,7 @@ sys.exit(run_program(program, name="program", argv=[]))
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 6)])
-def test_a_signal_that_is_lost_while_an_object_is_taken_away_is_heeded(number: signal.Signals, exit_code: int) -> None:
+def test_a_signal_that_is_lost_while_an_object_is_finalized_is_raised(number: signal.Signals, exit_code: int) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(int(number))],
         env=environment(),

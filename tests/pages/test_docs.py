@@ -1,4 +1,4 @@
-"""Are the pages in docs/ true?"""
+"""The pages in docs/ match the commands."""
 
 from __future__ import annotations
 

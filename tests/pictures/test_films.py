@@ -1,4 +1,4 @@
-"""Does a loop go smoothly round by each of its latents, and does a film show just the frames that it was given?"""
+"""A loop goes smoothly through each of its latents, and a film has exactly the frames that it was given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do sample pictures show exactly what the generator made, in the order it was asked?"""
+"""Sample pictures show exactly what the generator made, in order."""
 
 from __future__ import annotations
 

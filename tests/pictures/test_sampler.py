@@ -1,4 +1,4 @@
-"""Are the pictures of a run the same for the same seed, all there, and made within bounded memory?"""
+"""The pictures of a run: the same for the same seed, complete, and made in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does truncation draw pictures towards the typical one, by how much it says, and not at all at 1?"""
+"""Truncation draws pictures towards the average one, by the given amount, and not at all at 1."""
 
 from __future__ import annotations
 
