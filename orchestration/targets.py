@@ -345,7 +345,7 @@ def target_of(named: str, target: str, settings: Settings, reporter: Reporter) -
         raise UsageError(run_problems(named, settings.runs_dir))
     from orchestration.local.target import LocalTarget
 
-    if trial := trial_at(Path(path)):
+    if trial := trial_at(Path(os.path.relpath(path))):
         name, runs_dir = trial
         return LocalTarget(runs_dir, reporter=reporter), name
     folder, name = os.path.split(os.path.abspath(path))
