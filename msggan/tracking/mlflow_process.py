@@ -21,6 +21,7 @@ from typing import Any
 from msggan.commands.tracking_uri import without_password
 from msggan.runs.files import write_whole
 
+UNAVAILABLE_SECONDS = 15.0  # how long to wait for an MLflow that was unavailable when the run ended
 FINISH_SECONDS = 60.0  # after its last line of input, the process exits by then, whatever the server does
 
 # The client gives up early: what failed is logged later. These yield to what the user has set.
@@ -103,7 +104,7 @@ class MlflowProcess:
         with suppress(OSError), self._process.stdin as stdin:  # it may have died, which `_read` reports
             stdin.write(line + "\n")
         with suppress(KeyboardInterrupt):  # ends the waiting: what is logged has ended already
-            self._reader.join(wait_seconds)
+            self._reader.join(min(wait_seconds, UNAVAILABLE_SECONDS) if self.problem else wait_seconds)
         if self._reader.is_alive():
             self.problem = self.problem or "not finished in time"
         return self.messages()

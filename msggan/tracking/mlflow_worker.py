@@ -45,7 +45,7 @@ STATUSES = {"completed": "FINISHED", "cancelled": "KILLED", "interrupted": "KILL
 
 INTERVAL_SECONDS = 5.0
 MAX_INTERVAL_SECONDS = 60.0  # while MLflow is unavailable
-FINAL_PAUSES_SECONDS = (2.0, 0.0)  # after each attempt to log the final state
+FINAL_PAUSE_SECONDS = 2.0  # before the second attempt to log the final state
 MAX_REASON_CHARACTERS = 160
 
 
@@ -444,10 +444,10 @@ def log_run(folder: RunFolder, uri: str, last_line: LastLine) -> None:
         while not last_line.received.wait(pause):
             succeeded = logger.attempt()
             pause = INTERVAL_SECONDS if succeeded else min(max(2 * pause, INTERVAL_SECONDS), MAX_INTERVAL_SECONDS)
-        for pause in FINAL_PAUSES_SECONDS:
-            if logger.attempt(last_line.text or "died"):
-                return
-            time.sleep(pause)
+        state, was_failing = last_line.text or "died", logger.failing
+        if not logger.attempt(state) and not was_failing:
+            time.sleep(FINAL_PAUSE_SECONDS)
+            logger.attempt(state)
 
 
 def main() -> None:
