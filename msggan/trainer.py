@@ -1,4 +1,4 @@
-"""A run from its first image to its last: begin or resume, step, report, sample, measure, save, stop politely."""
+"""`Trainer`: a run from its first image to its last. Start or resume, step, sample, measure, report, save, stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from msggan.config import TrainConfig, explicit_values, resolve
 from msggan.data.dataset import SampleStream, to_float
 from msggan.data.sources import describe_skipped, open_source
-from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, memory_errors
+from msggan.device import choose_device, has_fast_bfloat16, memory_errors
 from msggan.display.progress import choose_progress
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import Patches, distances
@@ -35,16 +35,16 @@ from msggan.steps import TrainingState
 from msggan.tracking.metrics_log import Tracker
 
 REPORT_IMAGES = 250
-MEASURED_IMAGES_AT_MOST = 512
-IMAGES_NEEDED = 200  # with fewer, training runs and its results are poor
-DROPPED_AT_MOST = 10
+MAX_MEASURED_IMAGES = 512
+RECOMMENDED_IMAGES = 200  # with fewer, training works and its results are poor
+MAX_DROPPED_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
 class RunResult:
     """How a run ended. state: completed, interrupted (Ctrl-C) or cancelled (SIGTERM).
 
-    notice: empty, or that there was nothing to do; the state is then the one that was recorded before, also `failed`.
+    notice: empty, or that there was nothing to do; the state is then the one recorded before, which may be `failed`.
     """
 
     state: str
@@ -58,63 +58,12 @@ class RunResult:
         return Run(self.run_dir)._repr_html_()
 
 
-@dataclass
-class Interval:
-    """What has happened since the last report. The losses are sums, on the device, so that no step waits for them.
-
-    d_missing, g_missing: in how many steps the loss was not finite, and is in no sum.
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    d_loss: Tensor | float = 0.0
-    g_loss: Tensor | float = 0.0
-    d_missing: Tensor | int = 0
-    g_missing: Tensor | int = 0
-    clock: float = field(default_factory=time.perf_counter)
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        self.steps += 1
-        self.d_loss = self.d_loss + _finite(losses["d_loss"])
-        self.g_loss = self.g_loss + _finite(losses["g_loss"])
-        self.d_missing = self.d_missing + ~torch.isfinite(losses["d_loss"])
-        self.g_missing = self.g_missing + ~torch.isfinite(losses["g_loss"])
-
-    def stop_clock(self) -> None:
-        """Counts the time since the clock was started, once the device has done what it was given."""
-        float(self.d_loss)
-        self.seconds += time.perf_counter() - self.clock
-
-    def start_clock(self) -> None:
-        self.clock = time.perf_counter()
-
-    def plain(self) -> dict[str, float]:
-        """What a checkpoint keeps, while the clock is stopped."""
-        return {
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "d_loss": float(self.d_loss),
-            "g_loss": float(self.g_loss),
-            "d_missing": int(self.d_missing),
-            "g_missing": int(self.g_missing),
-        }
-
-    def losses(self) -> dict[str, float]:
-        """The mean of each loss; one that was finite in no step is left out."""
-        counted = {"d_loss": self.steps - int(self.d_missing), "g_loss": self.steps - int(self.g_missing)}
-        return {name: float(getattr(self, name)) / steps for name, steps in counted.items() if steps}
-
-
-def _finite(loss: Tensor) -> Tensor:
-    return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
-
-
 class Trainer:
-    """Trains on the images at `data` and keeps everything in `run_dir`; a folder that holds a run resumes it.
+    """Trains on the images at `data` and keeps everything in `run_dir`; a folder that holds a run is resumed.
 
-    device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0 is as many as there are cores.
-    tracking_uri: an MLflow that is told too; the run does not depend on it.
-    messages: where progress is told; by default stderr, and in a notebook a display that is updated in place.
+    device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0: one per core.
+    tracking_uri: an MLflow server or database to log to as well; the run does not depend on it.
+    messages: where progress is printed; by default stderr, and in a notebook a display that is updated in place.
     Raises `UsageError`, `DataError`, `RunFolderError` or `OutOfMemoryError` before anything is written; `run` may also
     raise `CheckpointError` and `TrainingError`.
     """
@@ -141,12 +90,12 @@ class Trainer:
         source = open_source(data)
         self.config = self.folder.continued(config) or resolve(
             TrainConfig(**{**source.settled, **explicit_values(config)}),
-            shorter_side_px=config.resolution or source.median_shorter_side(),  # read only where it decides
+            shorter_side_px=config.resolution or source.median_shorter_side(),  # reads headers only if needed
             device=self.device.type,
             has_fast_bfloat16=has_fast_bfloat16(self.device),
         )
-        total_images = round(self.config.kimg * 1000)
-        self.progress = choose_progress(self.folder, total_images=total_images, stream=messages)
+        self.total_images = self.config.kimg * 1000
+        self.progress = choose_progress(self.folder, total_images=round(self.total_images), stream=messages)
         with memory_errors(self._out_of_memory):
             self.dataset = source.dataset(
                 resolution=self.config.resolution,
@@ -161,12 +110,12 @@ class Trainer:
             self.training_state = TrainingState(self.config, self.device)
         self.tracker = Tracker(self.folder.metrics, tracking_uri=tracking_uri)
         self.writer = CheckpointWriter(self.folder, may_write=self._ensure_ours)
-        self.state: RunState | None = None
+        self.state: RunState | None = None  # None until this process has started the run
         self.samples_fail = False
         self.interval = Interval()
-        self.seconds = 0.0  # spent on steps, over all the processes that have worked on this run
+        self.seconds = 0.0  # spent on steps, by all the processes that have worked on this run
         self.saved_images = 0
-        self.began, self.began_images = 0.0, 0  # when this process took its first step, and at which image
+        self.started, self.started_images = 0.0, 0  # when this process took its first step, and at which image
         self.metrics: dict[str, float] = {}
 
     @property
@@ -179,7 +128,7 @@ class Trainer:
 
     @property
     def ema(self) -> Generator:
-        """The generator's moving average: samples and `generator.safetensors` come from it."""
+        """The generator's moving average: samples and `generator.safetensors` are made from it."""
         return self.training_state.ema
 
     @property
@@ -194,35 +143,36 @@ class Trainer:
         return self.training_state.step(reals, latents)
 
     def run(self) -> RunResult:
-        """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Called again, it goes on from there.
+        """Trains to the end of the configuration, or until Ctrl-C or SIGTERM. Called again, it resumes.
 
-        It always starts from the newest checkpoint in the run folder, however an earlier call ended. Where that has
+        It always starts from the newest checkpoint in the run folder, however an earlier call ended. If that has
         reached --kimg already, it writes nothing and returns the recorded state with a `notice`.
         """
-        with _polite_stop() as stop, owned(self.folder), self._recorded(), memory_errors(self._out_of_memory):
+        with _graceful_stop() as stop, owned(self.folder), self._failures(), memory_errors(self._out_of_memory):
             self._resume()
-            recorded = self._recorded_end()
-            if recorded is not None:
-                return self._leave_as_recorded(recorded)
-            self._begin()
-            with self._tracked(), self._explained(), closing(self.samples.batches(self.images_seen)) as batches:
+            if recorded := self._recorded_end():
+                return self._nothing_to_do(recorded)
+            self._start()
+            with closing(self.samples.batches(self.images_seen)) as batches:
                 try:
                     self._train(batches, stop)
                 finally:
-                    self.writer.wait()  # before the run may be another's
-            return self._leave("completed" if self._finished() else stop.state or "completed")
+                    self.writer.wait()  # before another process may take over the run
+            return self._finish("completed" if self._is_finished() else stop.state or "completed")
 
     def _train(self, batches: Iterator[Tensor], stop: Stop) -> None:
-        """The loop: a step, then what is due after it; at the end, or where a stop is asked for, a checkpoint."""
+        """The loop: a step, then what is due after it; at the end, or when stopped, a checkpoint."""
         self.interval.start_clock()
-        while not self._finished() and stop.state is None:
+        while not self._is_finished() and stop.state is None:
             reals = to_float(next(batches).to(self.device))
             self.interval.add(self.step(reals, self._latents()))
-            self._give_up_if_dropping()
+            self._check_dropped_updates()
 
-            kimgs = (self.config.sample_kimg, self.config.metric_kimg, self.config.checkpoint_kimg)
-            sample, measure, save = (self._due(kimg * 1000) for kimg in kimgs)
-            report = measure or self._due(REPORT_IMAGES)
+            sample, measure, save = (
+                self._is_due(kimg * 1000)
+                for kimg in (self.config.sample_kimg, self.config.metric_kimg, self.config.checkpoint_kimg)
+            )
+            report = measure or self._is_due(REPORT_IMAGES)
             if not (sample or save or report):
                 continue
             self.interval.stop_clock()
@@ -230,39 +180,39 @@ class Trainer:
                 self._sample()
             if report:
                 self._report(self._measure() if measure else {})
-            if save and not self.training_state.dropped_in_a_row:  # which may be for good
+            if save and not self.training_state.dropped_in_a_row:  # the networks may never recover
                 self._save()
             self.interval.start_clock()
         self.interval.stop_clock()
         self._save()
         self.writer.finish()
 
-    def _give_up_if_dropping(self) -> None:
-        """Raises TrainingError after ten dropped updates in a row. A GPU is asked every ten steps, as it would wait."""
-        steps = self.images_seen // self.config.batch_size
-        if self.device.type != "cpu" and steps % DROPPED_AT_MOST:
-            return
-        if self.training_state.most_dropped_in_a_row >= DROPPED_AT_MOST:
-            networks = " and ".join(f"the {name}'s" for name in self.training_state.dropped_networks())
-            raise TrainingError(
-                f"{DROPPED_AT_MOST} updates in a row were dropped, by {self.images_seen / 1000:g} kimg: "
-                f"{networks or 'a'} loss or gradient is not finite.",
-                f"Under another name, lower --g-lr {self.config.g_lr:g} and --d-lr {self.config.d_lr:g}"
-                + (" or try --precision float32." if self.config.precision == "bfloat16" else ".")
-                + f" The last checkpoint is from before, at {self.saved_images / 1000:g} kimg.",
-            )
-
-    def _due(self, interval_images: float) -> bool:
+    def _is_due(self, interval_images: float) -> bool:
         """Whether the last step reached or passed a multiple of the interval, or was the last of all."""
         before = self.images_seen - self.config.batch_size
-        return self._finished() or self.images_seen // interval_images > before // interval_images
+        return self._is_finished() or self.images_seen // interval_images > before // interval_images
 
-    def _finished(self) -> bool:
-        return self.images_seen >= self.config.kimg * 1000
+    def _is_finished(self) -> bool:
+        return self.images_seen >= self.total_images
 
     def _latents(self) -> Tensor:
         positions = range(self.images_seen, self.images_seen + self.config.batch_size)
         return latents(self.config.seed, positions, self.config.latent_size)
+
+    def _check_dropped_updates(self) -> None:
+        """Raises `TrainingError` after ten dropped updates in a row. A GPU is asked every ten steps, since that waits."""
+        steps = self.images_seen // self.config.batch_size
+        if self.device.type != "cpu" and steps % MAX_DROPPED_IN_A_ROW:
+            return
+        if self.training_state.most_dropped_in_a_row >= MAX_DROPPED_IN_A_ROW:
+            networks = " and ".join(f"the {name}'s" for name in self.training_state.dropped_networks())
+            raise TrainingError(
+                f"{MAX_DROPPED_IN_A_ROW} updates in a row were dropped by {self._kimg()}: "
+                f"{networks or 'a'} loss or gradient is not finite.",
+                f"Use another name, and lower --g-lr {self.config.g_lr:g} and --d-lr {self.config.d_lr:g}"
+                + (" or try --precision float32." if self.config.precision == "bfloat16" else ".")
+                + f" The last checkpoint is from before, at {self.saved_images / 1000:g} kimg.",
+            )
 
     # What is due
 
@@ -272,20 +222,20 @@ class Trainer:
         self._ensure_ours()
         try:
             self.progress.sample = write_samples(self.folder.samples, self.images_seen, pictures)
-        except OSError as error:  # a picture is not worth a run; said once
+        except OSError as error:  # a picture is not worth a run; printed once
             if not self.samples_fail:
                 self.progress.info(f"{self.folder.samples}: samples cannot be written ({error.strerror or error}).")
             self.samples_fail = True
 
     def _measure(self) -> dict[str, float]:
-        """swd against the held-back images, or against training images where none are held back.
+        """swd against the hold-out images, or against training images if there are none.
 
-        Of what is generated and of the pyramids of both, no more than a part is in memory at a time.
+        The generated images and the pyramids of both are in memory only in part at any time.
         """
         if self.dataset.held_back:
-            reals = self.dataset.held_back_images(MEASURED_IMAGES_AT_MOST)
+            reals = self.dataset.held_back_images(MAX_MEASURED_IMAGES)
         else:
-            reals = self.dataset.images(range(min(self.dataset.training, MEASURED_IMAGES_AT_MOST)))
+            reals = self.dataset.images(range(min(self.dataset.training, MAX_MEASURED_IMAGES)))
         fixed = latents(self.config.seed, range(len(reals)), self.config.latent_size, Purpose.METRIC)
         real, fake = (Patches(len(reals), self.config.resolution, device=self.device) for _ in range(2))
         real.add(reals)
@@ -307,17 +257,14 @@ class Trainer:
         }
         self._ensure_ours()
         self.tracker.report(self.metrics)
-        self._say_each(self.tracker.messages())
+        self._say(self.tracker.messages())
         self.interval = Interval()
-        self.progress.report(self.metrics, seconds_left=self._seconds_left())
-
-    def _seconds_left(self) -> float:
-        """At the pace of this process so far, everything that is due included."""
-        images_left = max(0, self.config.kimg * 1000 - self.images_seen)
-        return images_left * (time.perf_counter() - self.began) / (self.images_seen - self.began_images)
+        # At the average speed of this process so far, which includes sampling, measuring and saving.
+        speed = (self.images_seen - self.started_images) / (time.perf_counter() - self.started)
+        self.progress.report(self.metrics, seconds_left=max(0, self.total_images - self.images_seen) / speed)
 
     def _save(self) -> None:
-        """A checkpoint of this very step, unless there is one."""
+        """Writes a checkpoint of this step, unless there is one."""
         if self.images_seen == self.saved_images:
             return
         state = {
@@ -334,51 +281,38 @@ class Trainer:
         self.saved_images = self.images_seen
 
     def _ensure_ours(self) -> None:
-        """Before anything is written: where no lock can tell, another process may have taken over the run."""
+        """Before each write: without working locks, another process may have taken over the run."""
         if self.state is not None:
             ensure_ours(self.folder, self.state)
 
-    # Before the first step and after the last
+    # Before the first step
 
     def _check_images(self) -> None:
-        training, batch_size = self.dataset.training, self.config.batch_size
-        self._say_each([*describe_skipped(self.dataset.skipped), *self.dataset.notes])
+        training, held_out, batch_size = self.dataset.training, self.dataset.held_back, self.config.batch_size
+        self._say([*describe_skipped(self.dataset.skipped), *self.dataset.notes])
         if training < batch_size:
-            smaller = f" Only to see it run, use --batch-size {1 << (training.bit_length() - 1)}."
+            smaller = f" To try it anyway, use --batch-size {1 << (training.bit_length() - 1)}."
             raise DataError(
                 f"--data {self.data}: {training} images to train on are fewer than --batch-size {batch_size}."
                 if training > 1
                 else f"--data {self.data}: 1 image is not enough to train on.",
-                f"Add images of the same kind: {IMAGES_NEEDED} are a beginning." + (smaller if training > 1 else ""),
+                f"Add images of the same kind, {RECOMMENDED_IMAGES} or more." + (smaller if training > 1 else ""),
             )
-        if training < IMAGES_NEEDED:
+        if training < RECOMMENDED_IMAGES:
             self.progress.info(
-                f"Few images ({training}): the generator may copy them. {IMAGES_NEEDED} or more give varied results."
+                f"Few images ({training}): the generator may copy them. {RECOMMENDED_IMAGES} or more give varied "
+                "results."
             )
-        held_back = f"{self.dataset.held_back} more are held back to measure with"
-        if not self.dataset.held_back:
-            held_back = "too few to hold any back, so swd is measured against the same images"
-        self.progress.info(f"{training} images to train on at {self.config.resolution} px; {held_back}.")
+        reference = f"{held_out} more are held out to measure swd"
+        if not held_out:
+            reference = "too few to hold any out, so swd is measured against the same images"
+        self.progress.info(f"{training} images to train on at {self.config.resolution} px; {reference}.")
         if self.dataset.enlarged:
-            self.progress.info(f"{self.dataset.enlarged} of the images were smaller than that and have been enlarged.")
-
-    def _begin(self) -> None:
-        networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.folder.prepare(self.config, networks, checkpoint_bytes=self.training_state.checkpoint_bytes())
-        self.state = begin(self.folder, data=str(self.data), images_seen=self.images_seen)
-        self.tracker.forget_after(self.images_seen)
-        self.metrics = self.tracker.newest()
-        self.progress.open_log(self.folder.log)
-        self._say_each(self.tracker.start())
-        self.began, self.began_images = time.perf_counter(), self.images_seen
-        self.progress.info(
-            f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
-            f"{self.config.precision}: {self.images_seen / 1000:g} of {self.config.kimg:g} kimg done."
-        )
+            self.progress.info(f"{self.dataset.enlarged} of the images were smaller and have been enlarged.")
 
     def _resume(self) -> None:
-        """Makes the networks and counts those of the newest checkpoint, or of the beginning where there is none."""
-        with suppress(Exception):  # how an earlier call ended does not matter: the disk says what was saved
+        """Restores the state of the newest checkpoint, or the initial one if there is none."""
+        with suppress(Exception):  # how an earlier call ended does not matter: what counts is on the disk
             self.writer.finish()
         self.state = None
         checkpoint, damaged = newest_checkpoint(self.folder.checkpoints)
@@ -394,7 +328,7 @@ class Trainer:
             raise RunFolderError(
                 f"--data {self.data}: these are not the images that {self.folder} was trained on "
                 f"({state['data_images']} then, {self.dataset.training + self.dataset.held_back} now).",
-                "Bring those images back to go on, or give another name or run folder to begin with these.",
+                "Use the same images to resume, or another name or run folder to train on these.",
             )
         if state.get("data_notes", []) != list(self.dataset.notes):
             self.progress.info("So far, this run was trained on images that were decoded differently.")
@@ -414,77 +348,60 @@ class Trainer:
                 "Use another name or run folder, or remove this one to train it from scratch.",
             )
 
+    def _start(self) -> None:
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        self.folder.prepare(self.config, networks, checkpoint_bytes=self.training_state.checkpoint_bytes())
+        self.state = begin(self.folder, data=str(self.data), images_seen=self.images_seen)
+        self.tracker.forget_after(self.images_seen)
+        self.metrics = self.tracker.newest()
+        self.progress.open_log(self.folder.log)
+        self._say(self.tracker.start())
+        self.started, self.started_images = time.perf_counter(), self.images_seen
+        self.progress.info(
+            f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
+            f"{self.config.precision}: {self.images_seen / 1000:g} of {self.config.kimg:g} kimg done."
+        )
+
+    # After the last step
+
+    def _finish(self, state: str) -> RunResult:
+        self.progress.close()
+        self._record_end(state)
+        self._say(self.tracker.close(state))
+        self._say(describe_skipped(self.dataset.skipped))
+        if state == "completed":
+            self.progress.info(f"Done: {self._kimg()}.{self._newest_samples()} Use a larger --kimg to train further.")
+        else:
+            self.progress.info(f"Stopped at {self._kimg()}.{self._newest_samples()} Run the same command to resume.")
+        return self._result(state)
+
     def _recorded_end(self) -> RunState | None:
-        """How the run has ended where there is nothing left to train, else None."""
+        """How the run has ended if there is nothing left to train, else None."""
         recorded, stored = read_note(self.folder), self.folder.load_config()
-        if recorded is None or stored is None or not self._finished():
+        if recorded is None or stored is None or not self._is_finished():
             return None
         # Else its process died after the last checkpoint, before it recorded the end.
         is_recorded = recorded.state == "completed" or self.config.kimg < stored.kimg
         return recorded if is_recorded else None
 
-    def _leave_as_recorded(self, recorded: RunState) -> RunResult:
-        """Writes nothing, unless MLflow lacks a part of the run, which it then gets."""
-        look = _where_to_look(self.folder)
-        notice = f"Nothing to do: {self.folder} has {self.images_seen / 1000:g} kimg.{look} Give a larger --kimg."
+    def _nothing_to_do(self, recorded: RunState) -> RunResult:
+        """Writes nothing; a part of the run that MLflow has not received is delivered."""
+        notice = f"Nothing to do: {self.folder} has {self._kimg()}.{self._newest_samples()} Use a larger --kimg."
         self.progress.close_log()  # a notebook shows what follows where `run` was called
         self.progress.info(notice)
         if not self.tracker.is_delivered(recorded.state):
-            self._say_each(self.tracker.start() + self.tracker.close(recorded.state))
+            self._say(self.tracker.start() + self.tracker.close(recorded.state))
         self.progress.close()
         self.metrics = self.tracker.newest()
         return self._result(recorded.state, notice)
-
-    def _leave(self, state: str) -> RunResult:
-        self.progress.close()
-        self._end(state)
-        self._say_each(self.tracker.close(state))
-        self._say_each(describe_skipped(self.dataset.skipped))
-        kimg, look = f"{self.images_seen / 1000:g} kimg", _where_to_look(self.folder)
-        if state == "completed":
-            self.progress.info(f"Done: {kimg}.{look} A larger --kimg continues training.")
-        else:
-            self.progress.info(f"Stopped after {kimg}.{look} The same command again continues training.")
-        return self._result(state)
 
     def _result(self, state: str, notice: str = "") -> RunResult:
         again = [sys.executable, "-m", "msggan.train", "--data", str(self.data), "--run-dir", str(self.folder)]
         following = [] if state == "completed" else [shlex.join(again)]
         return RunResult(state, self.folder.path, self.images_seen, self.metrics, following, notice)
 
-    def _say_each(self, lines: list[str]) -> None:
-        for line in lines:
-            self.progress.info(line)
-
-    @contextmanager
-    def _tracked(self) -> Iterator[None]:
-        """Tells MLflow of a run that fails. One that is stopped at once does not wait for it."""
-        try:
-            yield
-        except SupersededError:
-            self.progress.close_log()
-            self.tracker.close("interrupted", wait=False)
-            raise
-        except Exception:
-            self._say_each(self.tracker.close("failed"))
-            raise
-        except BaseException:
-            self.tracker.close("interrupted", wait=False)
-            raise
-
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """Sees that the run folder tells of an end that nobody asked for, too."""
-        try:
-            yield
-        except BaseException as error:
-            self._end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", reason=str(error))
-            raise
-        finally:
-            self.progress.close_log()
-
-    def _end(self, state: str, reason: str = "") -> None:
-        """Notes how the run ended, unless it had not begun."""
+    def _record_end(self, state: str, reason: str = "") -> None:
+        """Records in the run folder how the run ended, if this process had started it."""
         if self.state is None:
             return
         with suppress(OSError, SupersededError):  # the disk may be what ended it, or another process
@@ -493,28 +410,56 @@ class Trainer:
                 self.progress.record(f"{state.capitalize()}: {reason}")
             end(self.folder, self.state, state, images_seen=self.images_seen, reason=reason)
 
+    def _kimg(self) -> str:
+        return f"{self.images_seen / 1000:g} kimg"
+
+    def _newest_samples(self) -> str:
+        """A sentence that names the newest samples, empty if there are none."""
+        grids = find_samples(self.folder.samples)
+        return f" Samples: {grids[max(grids)][-1]}." if grids else ""
+
+    def _say(self, lines: list[str]) -> None:
+        for line in lines:
+            self.progress.info(line)
+
+    # Failures
+
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turns what the machine refuses during training into what a person can do about it."""
+    def _failures(self) -> Iterator[None]:
+        """Records in the run folder and in MLflow that the run failed or was interrupted, and explains the error."""
         try:
             yield
-        except OSError as error:
-            if is_out_of_memory(error):
-                raise
-            where = f"{error.filename or self.folder}: {error.strerror or error}"
-            raise TrainingError(
-                f"{where}, after {self.images_seen / 1000:g} kimg.",
-                f"What is in {self.folder.checkpoints} is good. Mend that and run the same command again.",
-            ) from error
-        except DataError as error:  # an image changed or vanished since it was first read
-            raise TrainingError(error.message, error.hint) from error
-        finally:
+        except BaseException as error:
+            explained = self._explained(error)
             self.progress.close()
+            if not isinstance(error, Exception) or isinstance(error, SupersededError):
+                self.tracker.close("interrupted", wait=False)  # it must stop at once
+            else:
+                self._say(self.tracker.close("failed"))
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._record_end(state, reason=str(explained))
+            if explained is error:
+                raise
+            raise explained from error
+        finally:
+            self.progress.close_log()
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """What a person can do about an error of the disk or of an image, once the run has started."""
+        if self.state is not None and isinstance(error, OSError):
+            where = f"{error.filename or self.folder}: {error.strerror or error}"
+            return TrainingError(
+                f"{where}, at {self._kimg()}.",
+                f"The checkpoints in {self.folder.checkpoints} are good. Fix this and run the same command again.",
+            )
+        if self.state is not None and isinstance(error, DataError):  # an image changed or is damaged
+            return TrainingError(error.message, error.hint)
+        return error
 
     def _out_of_memory(self) -> OutOfMemoryError:
         hint = "Use a smaller --batch-size, --resolution or --latent-size"
         if self.folder.config.exists():
-            hint += " and another name: a run that has begun keeps its own"
+            hint += ", and another name: a run that has started keeps its own"
         return OutOfMemoryError(
             f"Out of memory on {self.device} at --resolution {self.config.resolution}, --latent-size "
             f"{self.config.latent_size}, --batch-size {self.config.batch_size}.",
@@ -522,37 +467,71 @@ class Trainer:
         )
 
 
-def _where_to_look(folder: RunFolder) -> str:
-    """A sentence that names the newest samples, empty where there are none."""
-    grids = find_samples(folder.samples)
-    return f" Look at {grids[max(grids)][-1]}." if grids else ""
+@dataclass
+class Interval:
+    """The steps since the last report. The losses are sums, kept on the device, so that no step waits for them.
+
+    d_missing, g_missing: the number of steps whose loss was not finite and is not in the sum.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    d_loss: Tensor | float = 0.0
+    g_loss: Tensor | float = 0.0
+    d_missing: Tensor | int = 0
+    g_missing: Tensor | int = 0
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        d_loss, g_loss = losses["d_loss"], losses["g_loss"]
+        self.steps += 1
+        self.d_loss = self.d_loss + torch.nan_to_num(d_loss, nan=0.0, posinf=0.0, neginf=0.0)
+        self.g_loss = self.g_loss + torch.nan_to_num(g_loss, nan=0.0, posinf=0.0, neginf=0.0)
+        self.d_missing = self.d_missing + ~torch.isfinite(d_loss)
+        self.g_missing = self.g_missing + ~torch.isfinite(g_loss)
+
+    def start_clock(self) -> None:
+        self._clock = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Adds the time since the clock was started, once the device has computed what it was given."""
+        float(self.d_loss)
+        self.seconds += time.perf_counter() - self._clock
+
+    def plain(self) -> dict[str, float]:
+        """Its fields as plain numbers, for a checkpoint."""
+        return {name: value.item() if isinstance(value, Tensor) else value for name, value in asdict(self).items()}
+
+    def losses(self) -> dict[str, float]:
+        """The mean of each loss; one that was finite in no step is omitted."""
+        counted = {"d_loss": self.steps - int(self.d_missing), "g_loss": self.steps - int(self.g_missing)}
+        return {name: float(getattr(self, name)) / steps for name, steps in counted.items() if steps}
 
 
 @dataclass
 class Stop:
-    """Whether the run was asked to stop, and how that is called."""
+    """state: how the run ends if it was asked to stop, else None."""
 
     state: str | None = None
 
 
 @contextmanager
-def _polite_stop() -> Iterator[Stop]:
-    """Within, Ctrl-C and SIGTERM ask for a stop after the step at hand; a second Ctrl-C stops at once.
+def _graceful_stop() -> Iterator[Stop]:
+    """Within, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once.
 
     A signal that this process ignores stays ignored: a job in a script's background (`&`) ignores Ctrl-C.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread is sent signals
+        yield stop  # only the main thread receives signals
         return
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    signals = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.state = "interrupted" if number == signal.SIGINT else "cancelled"
-        if signal.SIGINT in numbers:
+        if signal.SIGINT in signals:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in numbers}
+    before = {number: signal.signal(number, ask) for number in signals}
     try:
         yield stop
     finally:

@@ -42,24 +42,24 @@ def train_limited(mib: int, data: Path, run_dir: Path) -> Ended:
 
 
 @limitable
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("started", [False, True])
 def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
-    tiny_images: Path, tmp_path: Path, begun: bool
+    tiny_images: Path, tmp_path: Path, started: bool
 ) -> None:
     """In the constructor, where nothing has been written, and in the first step."""
     mib = 100
     ended = train_limited(mib, tiny_images, tmp_path / "run")
-    while begun and not (tmp_path / "run").exists():  # the first limit that the networks fit into, and no step does
+    while started and not (tmp_path / "run").exists():  # the first limit that the networks fit into, and no step does
         mib += 150
         ended = train_limited(mib, tiny_images, tmp_path / "run")
     error = ended.json["error"]
     assert (ended.exit_code, error["code"]) == (1, "memory"), ended.stderr
     assert error["message"] == "Out of memory on cpu at --resolution 8, --latent-size 512, --batch-size 8."
-    another_name = " and another name: a run that has begun keeps its own" if begun else ""
+    another_name = ", and another name: a run that has started keeps its own" if started else ""
     assert error["hint"] == f"Use a smaller --batch-size, --resolution or --latent-size{another_name}."
     assert "Traceback" not in ended.stderr
-    assert (tmp_path / "run").exists() == begun
-    if begun:
+    assert (tmp_path / "run").exists() == started
+    if started:
         assert "Failed: Out of memory on cpu" in (tmp_path / "run" / "log.txt").read_text()
 
 

@@ -36,7 +36,7 @@ def trainer(data: Path, run_dir: Path, *, workers: int = 0, **options: Any) -> T
     return Trainer(config, data=data, run_dir=run_dir, workers=workers, messages=io.StringIO())
 
 
-def explicit_values(ours: Trainer) -> str:
+def messages_of(ours: Trainer) -> str:
     messages = ours.progress.stream
     assert isinstance(messages, io.StringIO)
     return messages.getvalue()
@@ -148,7 +148,7 @@ def test_a_finished_run_can_be_made_longer(tiny_images: Path, tmp_path: Path) ->
     again = trainer(tiny_images, tmp_path / "run", kimg=0.08)
     result = again.run()
     assert (result.images_seen, result.metrics) == (80, before[-1])
-    assert f"Look at {tmp_path / 'run' / 'samples' / '000000080_8px.png'}." in explicit_values(again)
+    assert f"Samples: {tmp_path / 'run' / 'samples' / '000000080_8px.png'}." in messages_of(again)
     assert trainer(tiny_images, tmp_path / "run", kimg=0.12).run().images_seen == 120
     assert everything(tmp_path / "run")[0] == everything(tmp_path / "whole")[0]
 
@@ -253,10 +253,10 @@ def test_a_finished_run_is_left_as_it_is(tiny_images: Path, tmp_path: Path, kimg
     config = TrainConfig(kimg=kimg, num_samples=9) if kimg else TrainConfig()
     again = Trainer(config, data=tiny_images, run_dir=run_dir, messages=io.StringIO())
     result = again.run()
-    look = run_dir / "samples" / "000000080_8px.png"
-    notice = f"Nothing to do: {run_dir} has 0.08 kimg. Look at {look}. Give a larger --kimg."
+    samples = run_dir / "samples" / "000000080_8px.png"
+    notice = f"Nothing to do: {run_dir} has 0.08 kimg. Samples: {samples}. Use a larger --kimg."
     assert result == replace(expected, notice=notice)
-    assert explicit_values(again).splitlines()[-1] == notice
+    assert messages_of(again).splitlines()[-1] == notice
     assert fingerprint_of(run_dir) == before
     for name, tensor in again.training_state.tensors().items():
         assert torch.equal(tensor, finished.training_state.tensors()[name]), name
@@ -330,7 +330,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
     assert child.returncode == exit_code
     told = json.loads(stdout)
     assert told["state"] == state
-    assert "The same command again goes on" in stderr
+    assert "Run the same command to resume." in stderr
     checkpoint, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.images_seen == told["images_seen"] > 0
@@ -357,8 +357,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
         newest.write_bytes(b"")
     again = trainer(tiny_images, run_dir)
     again.run()
-    assert f"{newest}: damaged" in explicit_values(again)
-    assert "Resuming" in explicit_values(again)
+    assert f"{newest}: damaged" in messages_of(again)
+    assert "Resuming" in messages_of(again)
     assert everything(run_dir) == expected
 
 
@@ -391,7 +391,7 @@ def test_fewer_images_than_the_batch_are_refused_with_a_batch_that_fits(tiny_ima
 
 
 def test_one_image_is_refused_with_how_many_are_needed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 image is not enough to train on\.\n.*200 are a beginning\.$"):
+    with pytest.raises(DataError, match=r"1 image is not enough to train on\.\n.*200 or more\.$"):
         trainer(save_images(tmp_path / "one", 1, 8), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -399,7 +399,7 @@ def test_one_image_is_refused_with_how_many_are_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "are_few"), [(199, True), (200, False)])
 def test_few_images_are_warned_of(tmp_path: Path, count: int, are_few: bool) -> None:
     ours = trainer(save_images(tmp_path / "images", count, 4), tmp_path / "run", resolution=4)
-    assert (f"Few images ({count}):" in explicit_values(ours)) == are_few
+    assert (f"Few images ({count}):" in messages_of(ours)) == are_few
 
 
 def test_a_run_folder_among_the_images_does_not_become_data(tiny_images: Path, tmp_path: Path) -> None:
@@ -411,8 +411,8 @@ def test_a_run_folder_among_the_images_does_not_become_data(tiny_images: Path, t
     again = trainer(tiny_images, run_dir, kimg=0.08)
     assert again.run().images_seen == 80
     assert again.dataset.fingerprint == first.dataset.fingerprint
-    assert "Skipped 2 run folders: one-run, runs/one." in explicit_values(again)
-    assert "Skipped" not in explicit_values(first)
+    assert "Skipped 2 run folders: one-run, runs/one." in messages_of(again)
+    assert "Skipped" not in messages_of(first)
 
 
 def test_the_folder_of_the_images_cannot_be_the_run_folder(tiny_images: Path) -> None:
@@ -439,7 +439,7 @@ def test_files_of_other_kinds_are_named_before_training_and_before_a_complaint(
     for number in range(3):
         (tiny_images / f"{number}.mp4").touch()
     ours = trainer(tiny_images, tmp_path / "run")
-    assert explicit_values(ours).splitlines()[0] == "Skipped 3 files: 3 .mp4."
+    assert messages_of(ours).splitlines()[0] == "Skipped 3 files: 3 .mp4."
     messages = io.StringIO()
     with pytest.raises(DataError, match="fewer than --batch-size 32"):
         Trainer(TrainConfig(batch_size=32), data=tiny_images, run_dir=tmp_path / "other", messages=messages)
@@ -477,7 +477,7 @@ def test_what_could_not_be_used_is_named_at_the_end(tiny_images: Path, tmp_path:
     (tiny_images / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     ours = trainer(tiny_images, tmp_path / "run")
     ours.run()
-    last = explicit_values(ours).splitlines()
+    last = messages_of(ours).splitlines()
     assert any(line.startswith("Skipped 1 unreadable image: broken.jpg (") for line in last[-3:])
 
 
