@@ -1,4 +1,4 @@
-"""What to train: every knob once, with its help and range, and the recipes that fill the knobs nobody turned."""
+"""`TrainConfig`: every training option once, with its help and range, and the recipes that set the others."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, get_type_hints
 from msggan.errors import UsageError
 from msggan.losses import LOSSES
 
-# The original's generator average keeps 0.999 of itself a step (facts of BMSG-GAN's train.py), whatever the batch.
+# The decay per step of BMSG-GAN's generator average (its train.py), whatever the batch size.
 BMSG_EMA_DECAY = 0.999
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    # What trained stably on a thousand photographs at the least cost; docs/recipes.md has what was tried.
+    # What trained stably on a thousand photographs at the lowest cost; docs/recipes.md has the experiments.
     "auto": {
         "loss": "relativistic-logistic",
         "batch_size": 4,
@@ -34,7 +34,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "stddev_group": 0,
         "precision": "auto",
     },
-    # BMSG-GAN's own procedure to the letter, float32 included.
+    # BMSG-GAN's own procedure exactly, float32 included.
     "bmsg": {
         "loss": "relativistic-hinge",
         "batch_size": 32,
@@ -52,19 +52,19 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# The intervals that follow --kimg: a twentieth of it, at least 1 and at most so many thousand images.
+# Intervals whose default is a twentieth of --kimg, at least 1, and their largest default in thousands of images.
 INTERVALS: Mapping[str, float] = {"sample_kimg": math.inf, "metric_kimg": math.inf, "checkpoint_kimg": 20.0}
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`; `low` itself counts only where `low_included`."""
+    """Numbers from `low` to `high`, inclusive; `low` itself only if `low_included`."""
 
     low: float
     high: float = math.inf
     low_included: bool = True
 
     def __contains__(self, value: object) -> bool:
-        # Not-a-number fails every comparison. math.isfinite would not do: it overflows on an int of 400 digits.
+        # NaN fails every comparison. math.isfinite would not do: it overflows on an int of 400 digits.
         if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             return False
         return (self.low <= value if self.low_included else self.low < value) and value <= self.high
@@ -79,8 +79,8 @@ class Range(NamedTuple):
 class Sweep(NamedTuple):
     """How a sweep searches a field.
 
-    low, high: its own range, None where it has none. log: its nature, steps in the logarithm; whole numbers are then
-    powers of two. choices: its own values, for a field that is searched value by value.
+    low, high: its default range, None if it has none. log: on a logarithmic scale; integers are then powers of two.
+    choices: its default values, for a field that is searched value by value.
     """
 
     low: float | None = None
@@ -94,52 +94,39 @@ NOT_NEGATIVE = Range(0)
 
 
 def option(
-    help: str,  # noqa: A002 - click's own word for it
+    help: str,  # noqa: A002 - click's own name
     *,
     default: Any = None,
     choices: tuple[str, ...] = (),
     range: Range | None = None,  # noqa: A002
     power_of_two: bool = False,
     pattern: str = "",
-    pattern_in_words: str = "",
+    pattern_as_text: str = "",
     may_change: bool = False,
     absent: Any = None,
     sweep: Sweep | None = None,
     section: str = "Quality",
 ) -> Any:
-    """A field that is also a command-line option.
+    """A field that is also a command-line option, None while it is not set. The arguments become its metadata.
 
-    Every field starts as None, "not said". `default` is what `resolve` falls back to when neither the person nor the
-    recipe says; `may_change` marks what a resumed run may be given anew; `absent` is the value that versions before the
-    field behaved as, for a stored configuration without it, and None where every version has the field; a field without
-    `sweep` cannot be swept: it says how long, on what or how exactly a run is measured, so that its values could not be
-    compared; `section` is the one of the help, see `msggan.commands.options.SECTIONS`.
+    default: what `resolve` uses if neither the user nor the recipe sets the field. may_change: whether a resumed run
+    may be given another value. absent: the behaviour of versions before the field, for a stored configuration without
+    it; None if every version has the field. sweep: None for a field that cannot be swept, because it determines how
+    long, on what or how exactly a run is measured, so that its values could not be compared. section: the one of the
+    help, see `msggan.commands.options.SECTIONS`.
     """
-    metadata = {
-        "help": help,
-        "default": default,
-        "choices": choices,
-        "range": range,
-        "power_of_two": power_of_two,
-        "pattern": pattern,
-        "pattern_in_words": pattern_in_words,
-        "may_change": may_change,
-        "absent": absent,
-        "sweep": sweep,
-        "section": section,
-    }
-    return field(default=None, metadata=metadata)
+    return field(default=None, metadata=dict(locals()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What to train. Wrong values raise `UsageError`, all complaints at once.
+    """What to train. Invalid values raise `UsageError`, all problems at once.
 
-    Fields that are not said are None until `resolve` fills them, once; the annotations are of the resolved values.
+    Fields that are not set are None until `resolve` fills them, once; the annotations are those of resolved values.
     """
 
     recipe: str = option(
-        "The preset that fills what is not said: `auto` trains stably on few images, `bmsg` is BMSG-GAN's own.",
+        "Preset for the options that are not set: `auto` trains stably on few images, `bmsg` is BMSG-GAN's own.",
         default="auto",
         choices=tuple(RECIPES),
         sweep=Sweep(choices=tuple(RECIPES)),
@@ -158,129 +145,105 @@ class TrainConfig:
         sweep=Sweep(32, 256, log=True),
     )
     batch_size: int = option(
-        "Images in one step, on all devices together.",
+        "Images per step, on all devices together.",
         range=Range(1, 65536),
-        sweep=Sweep(4, 32, log=True),
-        section="Common options",
+        sweep=Sweep(4, 32, log=True, section="Common options"),
     )
     kimg: float = option(
-        "How long to train: thousands of images shown to the discriminator.",
+        "Length of training, in thousands of images shown to the discriminator.",
         default=100.0,
         range=POSITIVE,
         may_change=True,
         section="Common options",
     )
-    loss: str = option(
-        "What the two networks play for.",
-        choices=LOSSES,
-        sweep=Sweep(choices=LOSSES),
-    )
-    g_lr: float = option(
-        "Adam's learning rate for the generator.",
-        range=POSITIVE,
-        sweep=Sweep(0.0005, 0.01, log=True),
-    )
-    d_lr: float = option(
-        "Adam's learning rate for the discriminator.",
-        range=POSITIVE,
-        sweep=Sweep(0.0005, 0.01, log=True),
-    )
-    beta1: float = option(
-        "Adam's decay of the gradient's average.",
-        range=Range(0, 0.9999),
-        sweep=Sweep(0.0, 0.9),
-    )
-    beta2: float = option(
-        "Adam's decay of the squared gradient's average.",
-        range=Range(0, 0.999999),
-        sweep=Sweep(0.9, 0.999),
-    )
+    loss: str = option("Adversarial loss.", choices=LOSSES, sweep=Sweep(choices=LOSSES))
+    g_lr: float = option("Generator learning rate (Adam).", range=POSITIVE, sweep=Sweep(0.0005, 0.01, log=True))
+    d_lr: float = option("Discriminator learning rate (Adam).", range=POSITIVE, sweep=Sweep(0.0005, 0.01, log=True))
+    beta1: float = option("Adam's beta1.", range=Range(0, 0.9999), sweep=Sweep(0.0, 0.9))
+    beta2: float = option("Adam's beta2.", range=Range(0, 0.999999), sweep=Sweep(0.9, 0.999))
     r1_gamma: float = option(
-        "Strength of the gradient penalty on real images (0: none).",
+        "Weight of the gradient penalty on real images (0: none).",
         range=NOT_NEGATIVE,
         sweep=Sweep(0.1, 100.0, log=True),
     )
     r2_gamma: float = option(
-        "Strength of the gradient penalty on generated images (0: none).",
+        "Weight of the gradient penalty on generated images (0: none).",
         range=NOT_NEGATIVE,
         sweep=Sweep(0.1, 100.0, log=True),
     )
     penalty_interval: int = option(
-        "Apply gradient penalties every so many steps, that many times as strong. Under Adam a larger interval "
-        "weakens them, so it changes the result and not only the speed.",
+        "Apply gradient penalties every N steps, multiplied by N. With Adam a larger interval weakens them, so it "
+        "changes the result, not only the speed.",
         range=Range(1, 1024),
         sweep=Sweep(log=True),
     )
     ema_half_life_kimg: float = option(
-        "Half-life of the generator's moving average, in thousands of images.",
+        "Half-life of the generator's moving average (EMA), in thousands of images.",
         range=NOT_NEGATIVE,
         sweep=Sweep(0.5, 20.0, log=True),
     )
     ema_ramp: float = option(
-        "Keep that half-life under this share of the images seen so far (0: no such limit).",
+        "EMA ramp-up: cap the half-life at this fraction of the images seen (0: no cap).",
         range=NOT_NEGATIVE,
         sweep=Sweep(0.0, 0.2),
     )
     stddev_group: int = option(
-        "Images that share one minibatch standard deviation (0: the whole batch).",
+        "Group size of the minibatch standard deviation (0: the whole batch).",
         range=Range(0, 65536),
         sweep=Sweep(choices=(0, 4)),
     )
     equalized: bool = option(
-        "Scale weights at run time (equalized learning rate).",
-        default=True,
-        sweep=Sweep(choices=(True, False)),
+        "Scale weights at run time (equalized learning rate).", default=True, sweep=Sweep(choices=(True, False))
     )
     mirror: bool = option(
-        "Mirror training images at random.",
-        default=True,
-        sweep=Sweep(choices=(True, False)),
-        section="What to train",
+        "Mirror training images at random.", default=True, sweep=Sweep(choices=(True, False)), section="What to train"
     )
     background: str = option(
-        "The colour behind transparent pixels: white, black, grey or #rrggbb.",
+        "Colour behind transparent pixels: white, black, grey or #rrggbb.",
         default="white",
         pattern=r"white|black|grey|#[0-9a-fA-F]{6}",
-        pattern_in_words="white, black, grey or #rrggbb",
+        pattern_as_text="white, black, grey or #rrggbb",
         section="What to train",
     )
     precision: str = option(
-        "Arithmetic of the networks. `auto`: bfloat16 where the processor is built for it, else float32.",
+        "Floating-point format of the networks. `auto`: bfloat16 if the processor has units for it, else float32.",
         choices=("auto", "float32", "bfloat16", "float64"),
     )
     seed: int = option(
-        "Where every random number of the run comes from.",
+        "Seed of every random number in the run.",
         default=0,
         range=Range(0, 2**31 - 1),
         sweep=Sweep(),
         section="What to train",
     )
     sample_kimg: float = option(
-        "Write sample grids every so many thousand images. Default: a twentieth of --kimg, at least 1.",
+        "Write sample grids every N thousand images. Default: a twentieth of --kimg, at least 1.",
         range=POSITIVE,
         may_change=True,
         section="How long and how often",
     )
     metric_kimg: float = option(
-        "Measure the sliced Wasserstein distance every so many thousand images. "
-        "Default: a twentieth of --kimg, at least 1.",
+        "Measure the sliced Wasserstein distance every N thousand images. Default: a twentieth of --kimg, at least 1.",
         range=POSITIVE,
         may_change=True,
         section="How long and how often",
     )
     checkpoint_kimg: float = option(
-        "Save the run every so many thousand images. Default: a twentieth of --kimg, from 1 to 20.",
+        "Save a checkpoint every N thousand images. Default: a twentieth of --kimg, from 1 to 20.",
         range=POSITIVE,
         may_change=True,
         section="How long and how often",
     )
     num_samples: int = option(
-        "Images in a sample grid.", default=36, range=Range(1, 1024), may_change=True, section="How long and how often"
+        "Number of images in a sample grid.",
+        default=36,
+        range=Range(1, 1024),
+        may_change=True,
+        section="How long and how often",
     )
 
     def __post_init__(self) -> None:
-        problems = problems_of(asdict(self))
-        if problems:
+        if problems := problems_of(asdict(self)):
             raise UsageError(problems)
 
     @property
@@ -303,12 +266,12 @@ def flag(name: str) -> str:
 
 @cache
 def field_types() -> Mapping[str, type]:
-    """The type each field has once it is said or resolved."""
+    """The type of each field once it is set or resolved."""
     return get_type_hints(TrainConfig)
 
 
 def parse(texts: Mapping[str, str | bool | None]) -> TrainConfig:
-    """A configuration from texts, as a command line gives them. Raises `UsageError` with every complaint at once."""
+    """A configuration from the texts of a command line. Raises `UsageError` with all problems at once."""
     values: dict[str, Any] = {}
     problems: list[str] = []
     for name, text in texts.items():
@@ -318,8 +281,7 @@ def parse(texts: Mapping[str, str | bool | None]) -> TrainConfig:
             values[name] = _converted(text, field_types()[name])
         except ValueError:
             problems.append(f"{flag(name)} {text}: is not {KINDS[field_types()[name]]}.")
-    problems += problems_of(values)
-    if problems:
+    if problems := problems + problems_of(values):
         raise UsageError(problems)
     return TrainConfig(**values)
 
@@ -327,44 +289,42 @@ def parse(texts: Mapping[str, str | bool | None]) -> TrainConfig:
 KINDS: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
-def _converted(text: str | bool, wanted: type) -> Any:
-    if wanted is bool and text not in (True, False):
+def _converted(text: str | bool, kind: type) -> Any:
+    if kind is bool and text not in (True, False):
         raise ValueError(text)  # bool("false") would be True
-    return wanted(text)
+    return kind(text)
 
 
 def problems_of(values: Mapping[str, Any]) -> list[str]:
-    """Every complaint about the values given, a sentence each; none if they can be used together."""
+    """All problems with these values, one sentence each; empty if they can be used together."""
     problems = [
-        f"{flag(spec.name)} {_written(values[spec.name])}: {complaint}"
+        f"{flag(spec.name)} {_as_typed(values[spec.name])}: {problem}"
         for spec in fields(TrainConfig)
         if values.get(spec.name) is not None
-        for complaint in _complaints(spec, values[spec.name])
+        for problem in _field_problems(spec, values[spec.name])
     ]
-    if not problems:
-        problems = _misfits(values)
-    return problems
+    return problems or _cross_field_errors(values)
 
 
-def _written(value: Any) -> str:
-    return f"{value:.12g}" if isinstance(value, float) else str(value)  # 0 and not 0.0, as a person writes it
+def _as_typed(value: Any) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)  # 0, not 0.0
 
 
-def _complaints(spec: Field[Any], value: Any) -> list[str]:
+def _field_problems(spec: Field[Any], value: Any) -> list[str]:
     about = spec.metadata
-    wanted = field_types()[spec.name]
-    whole_for_a_fraction = wanted is float and type(value) is int
-    if type(value) is not wanted and not whole_for_a_fraction:
-        return [f"must be {wanted.__name__}, not {type(value).__name__}."]
+    expected = field_types()[spec.name]
+    is_int_for_float = expected is float and type(value) is int
+    if type(value) is not expected and not is_int_for_float:
+        return [f"must be {expected.__name__}, not {type(value).__name__}."]
     if about["choices"] and value not in about["choices"]:
-        return [f"is not one of {', '.join(about['choices'])}.{_nearest(value, about['choices'])}"]
+        return [f"must be one of {', '.join(about['choices'])}.{_nearest(value, about['choices'])}"]
     if about["range"] is not None and value not in about["range"]:
         return [f"must be {about['range']}."]
     if about["power_of_two"] and value & (value - 1):
         below = 1 << (value.bit_length() - 1)
         return [f"must be a power of two; the nearest are {below} and {below * 2}."]
     if about["pattern"] and not re.fullmatch(about["pattern"], value):
-        return [f"must be {about['pattern_in_words']}."]
+        return [f"must be {about['pattern_as_text']}."]
     return []
 
 
@@ -373,8 +333,8 @@ def _nearest(value: str, choices: tuple[str, ...]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _misfits(values: Mapping[str, Any]) -> list[str]:
-    """Complaints about values that are good alone and bad together."""
+def _cross_field_errors(values: Mapping[str, Any]) -> list[str]:
+    """Problems with values that are valid alone and invalid together."""
     problems = []
     resolution, latent_size = values.get("resolution"), values.get("latent_size")
     if resolution is not None and latent_size is not None and latent_size < smallest_latent_size(resolution):
@@ -394,10 +354,10 @@ def smallest_latent_size(resolution: int) -> int:
 
 
 def resolve(config: TrainConfig, *, shorter_side_px: int, device: str, has_fast_bfloat16: bool) -> TrainConfig:
-    """Fills what was not said, once, from the recipe, the data and the device. The result has no None.
+    """Fills the fields that are not set, once, from the recipe, the data and the device. The result has no None.
 
     shorter_side_px: the median of the images' shorter sides. device: "cpu", "cuda" or "mps".
-    Raises `UsageError` where what was said does not fit what was filled in.
+    Raises `UsageError` if the values set do not fit those filled in.
     """
     filled: dict[str, Any] = {spec.name: spec.metadata["default"] for spec in fields(TrainConfig)}
     filled.update(RECIPES[config.recipe or filled["recipe"]])
@@ -424,24 +384,24 @@ def interval_kimg(name: str, kimg: float) -> float:
 
 
 def explicit_values(config: TrainConfig) -> dict[str, Any]:
-    """What the person asked for: the fields that are not None."""
+    """The fields that are set: those that are not None."""
     return {name: value for name, value in asdict(config).items() if value is not None}
 
 
 def changed_for_resume(stored: TrainConfig, asked: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The stored configuration with what may change taken from `asked`, and the names of fields that may not.
+    """The stored configuration with what may change taken from `asked`, and the names of changed fields that may not.
 
     An interval with the default value for the stored --kimg gets the default value for the new one.
     """
-    wanted = explicit_values(asked)
-    if wanted.get("precision") == "auto":
-        del wanted["precision"]  # what `auto` chose the first time is kept
+    given = explicit_values(asked)
+    if given.get("precision") == "auto":
+        del given["precision"]  # the first choice of `auto` is kept
     refused = [
         spec.name
         for spec in fields(TrainConfig)
-        if spec.name in wanted and not spec.metadata["may_change"] and wanted[spec.name] != getattr(stored, spec.name)
+        if spec.name in given and not spec.metadata["may_change"] and given[spec.name] != getattr(stored, spec.name)
     ]
-    allowed = {name: value for name, value in wanted.items() if name not in refused}
+    allowed = {name: value for name, value in given.items() if name not in refused}
     kimg = allowed.get("kimg", stored.kimg)
     defaults = {
         name: interval_kimg(name, kimg)

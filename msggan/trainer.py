@@ -200,7 +200,7 @@ class Trainer:
         return latents(self.config.seed, positions, self.config.latent_size)
 
     def _check_dropped_updates(self) -> None:
-        """Raises `TrainingError` after ten dropped updates in a row. A GPU is asked every ten steps, since that waits."""
+        """Raises `TrainingError` after ten dropped updates in a row. Checked every ten steps on a GPU, to wait less."""
         steps = self.images_seen // self.config.batch_size
         if self.device.type != "cpu" and steps % MAX_DROPPED_IN_A_ROW:
             return

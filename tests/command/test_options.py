@@ -107,7 +107,7 @@ def test_complaints_found_elsewhere_come_with_those_about_the_configuration() ->
     assert raised.value.problems == (
         "--data is required.",
         "--kimg 0: must be more than 0.",
-        f"--loss x: is not one of {', '.join(LOSSES)}.",
+        f"--loss x: must be one of {', '.join(LOSSES)}.",
     )
 
 

@@ -545,7 +545,7 @@ def test_pack_options_are_passed_on_as_they_were_given() -> None:
 def test_help_says_what_the_default_resolution_is() -> None:
     said = " ".join(CliRunner().invoke(pack, ["--help"]).output.split())
     assert "Default: the images' own, at most 256." in said
-    assert "The colour behind transparent pixels" in said
+    assert "Colour behind transparent pixels" in said
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,9 @@ def test_any_text_is_taken_or_complained_about_by_its_flag(texts: dict[str, str]
         ("mirror", "no", "is not true or false."),
         ("background", "pink", "must be white, black, grey or #rrggbb."),
         ("background", "#12345", "must be white, black, grey or #rrggbb."),
-        ("loss", "hinges", f"is not one of {', '.join(LOSSES)}. Did you mean hinge?"),
-        ("recipe", "bmgs", f"is not one of {', '.join(RECIPES)}. Did you mean bmsg?"),
-        ("precision", "float16", "is not one of auto, float32, bfloat16, float64. Did you mean bfloat16?"),
+        ("loss", "hinges", f"must be one of {', '.join(LOSSES)}. Did you mean hinge?"),
+        ("recipe", "bmgs", f"must be one of {', '.join(RECIPES)}. Did you mean bmsg?"),
+        ("precision", "float16", "must be one of auto, float32, bfloat16, float64. Did you mean bfloat16?"),
     ],
 )
 def test_a_wrong_text_is_named_with_what_would_be_right(name: str, text: str, complaint: str) -> None:

@@ -547,7 +547,7 @@ def test_a_trial_that_does_badly_is_stopped_early(run_program: Run) -> None:
         (["--over", "kimg"], ["--kimg cannot be swept"]),
         (["--over"], ["'--over' requires an argument."]),
         (["--over", "g_lr=0.1..0.01"], ["0.1 is not below 0.01. Did you mean g_lr=0.01..0.1?"]),
-        (["--over", "loss=hinge,foo"], ["--loss foo: is not one of relativistic-hinge, "]),
+        (["--over", "loss=hinge,foo"], ["--loss foo: must be one of relativistic-hinge, "]),
         (["--over", "batch_size=3..5"], ["fewer than two powers of two; name its values, as in batch_size=4,6,8."]),
         (["--over", "g_lr=0.001-0.1"], ["0.001-0.1 is not a number; as in g_lr=0.001,0.003."]),
         (["--over", "g_lr", "--trials", "0"], ["--trials 0: must be 1 or more, at most 1000."]),

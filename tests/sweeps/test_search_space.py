@@ -135,7 +135,7 @@ def test_the_combinations_of_a_grid_change_the_last_field_fastest() -> None:
         ("penalty_interval", "has no range of its own; name its values, as in penalty_interval=1,2,3."),
         ("r1_gamma=0..10", "begins above 0"),
         ("loss=hinge..wgan-gp", "is no number"),
-        ("loss=hinge,nonsense", "is not one of"),
+        ("loss=hinge,nonsense", "must be one of"),
         ("mirror=yes,no", "yes is not true or false"),
         ("g_lr=nan..1", "nan is not a number; as in g_lr=0.001,0.003."),
         ("batch_size=5..7", "fewer than two powers of two"),
