@@ -1,7 +1,7 @@
-"""How a run's tensors reach the disk and come back whole or not at all, without pickle.
+"""Checkpoints and generator.safetensors: tensors saved and loaded whole or not at all, without pickle.
 
 A checkpoint is two files: `{images:09d}.safetensors` holds the tensors, `{images:09d}.json` everything else, with the
-checksums of both. The JSON file is written last, so a checkpoint without a good one does not exist.
+checksums of both. The JSON file is written last: without a good one the checkpoint does not exist.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from msggan.runs.folder import RunFolder, stored_fields
 
 FORMAT_VERSION = 1
 CHECKPOINTS_KEPT = 3
-# What reading a file raises that is damaged, or that somebody else wrote.
+# Raised by reading a file that is damaged or was written by another program.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -43,7 +43,7 @@ UNREADABLE = (
 
 
 class Checkpoint(NamedTuple):
-    """What was saved: named tensors, and plain values as JSON has them."""
+    """A saved run: named tensors, and plain JSON values."""
 
     images_seen: int
     tensors: dict[str, Tensor]
@@ -51,7 +51,7 @@ class Checkpoint(NamedTuple):
 
 
 class Damaged(NamedTuple):
-    """A checkpoint that was passed over, and why."""
+    """A checkpoint that was skipped, and why."""
 
     path: Path
     reason: str
@@ -66,7 +66,7 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
     path = Path(path)
     path = _weights_of_run(path) if path.is_dir() else path
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file.", "Name a run folder, or the generator.safetensors in it.")
+        raise CheckpointError(f"No such file: {path}", "Specify a run folder, or the generator.safetensors in it.")
     try:
         config = stored_fields(_config_of_generator(path), needed=("resolution", "latent_size", "equalized"))
         tensors = load_file(path)
@@ -77,12 +77,12 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
         )
     except UsageError as error:
         raise CheckpointError(
-            f"{path}: the configuration in it cannot be read: {error.message}.", "Use the msggan that trained it."
+            f"{path}: its configuration cannot be read: {error.message}.", "Use the msggan that trained it."
         ) from error
     except UNREADABLE as error:
         raise CheckpointError(
-            f"{path}: is not a whole generator.safetensors ({reason_of(error)}).",
-            "Copy it again from where it was trained, or continue the run: each checkpoint writes it anew.",
+            f"{path}: is not a complete generator.safetensors ({reason_of(error)}).",
+            "Copy it again from where it was trained, or resume the run: each checkpoint rewrites it.",
         ) from error
     check_shapes(path, {name: tensor.shape for name, tensor in generator.state_dict().items()}, tensors)
     generator.load_state_dict(tensors)
@@ -90,32 +90,32 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
 
 
 def _weights_of_run(folder: Path) -> Path:
-    """Where a run has its weights. Raises `CheckpointError` saying when they come, or that no run is there."""
+    """The file of a run's weights. Raises `CheckpointError` with the time of the first ones, or if it is not a run."""
     path = folder / "generator.safetensors"
     if path.exists():
         return path
     try:
         kimg = json.loads((folder / "config.json").read_bytes())["checkpoint_kimg"]
-        first = f"The first checkpoint comes at {float(kimg):g} kimg, or when training ends before."
+        first = f"The first checkpoint is written at {float(kimg):g} kimg, or when training ends."
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder}: is no run folder: it has no generator.safetensors and no config.json.",
-            "Name the folder of a run, or a generator.safetensors.",
+            f"{folder}: is not a run folder: it has no generator.safetensors and no config.json.",
+            "Specify a run folder, or a generator.safetensors.",
         ) from None
     except UNREADABLE:
-        first = "They are there after the first checkpoint."
+        first = "The first checkpoint writes them."
     raise CheckpointError(
-        f"{folder}: has no weights yet.", f"{first} How far it is: msggan-aml status {shlex.quote(str(folder))}"
+        f"{folder}: has no weights yet.", f"{first} Show its progress: msggan-aml status {shlex.quote(str(folder))}"
     )
 
 
 def _config_of_generator(path: Path) -> dict[str, Any]:
-    """The configuration in a generator.safetensors. Raises `CheckpointError` where it is another kind of file."""
+    """The configuration in a generator.safetensors. Raises `CheckpointError` for another kind of file."""
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if not {"format_version", "config"} <= metadata.keys():
         raise CheckpointError(
-            f"{path}: holds no generator that msggan saved.", "Name a run folder, or the generator.safetensors in it."
+            f"{path}: is not a generator saved by msggan.", "Specify a run folder, or the generator.safetensors in it."
         )
     if metadata["format_version"] != str(FORMAT_VERSION):
         raise CheckpointError(
@@ -128,13 +128,13 @@ def _config_of_generator(path: Path) -> dict[str, Any]:
 
 
 def save_generator(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Writes weights with the configuration they need, beside the file first and then in its place."""
+    """Writes weights with the configuration they need; whole or not at all."""
     metadata = {"format_version": str(FORMAT_VERSION), "config": json.dumps(config)}
     _save_tensors(path, tensors, metadata)
 
 
 def save_checkpoint(folder: Path, images_seen: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Makes a checkpoint visible, whole; returns its JSON file. Raises `OSError` as the disk does."""
+    """Writes a whole checkpoint; returns its JSON file. Raises `OSError` from the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     tensor_path = folder / f"{images_seen:09d}.safetensors"
     _save_tensors(tensor_path, tensors, {"format_version": str(FORMAT_VERSION)})
@@ -211,7 +211,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Damaged]]:
         try:
             return _load(path), damaged
         except UNREADABLE as error:
-            if is_out_of_memory(error):  # the checkpoint is good, and the run must not go on from an older one
+            if is_out_of_memory(error):  # the checkpoint is good: the run must not resume from an older one
                 raise
             damaged.append(Damaged(path, reason_of(error)))
     return None, damaged
@@ -223,22 +223,22 @@ def prune_checkpoints(folder: Path, *, newest: int, keep: int = CHECKPOINTS_KEPT
     for count in counts[:-keep]:
         for suffix in (".json", ".safetensors"):  # in this order: without its JSON file a checkpoint does not exist
             (folder / f"{count:09d}{suffix}").unlink(missing_ok=True)
-    for left_behind in folder.glob("*.part"):  # by a process that died while it wrote
-        left_behind.unlink(missing_ok=True)
+    for partial in folder.glob("*.part"):  # of a process that died while writing
+        partial.unlink(missing_ok=True)
 
 
 def _files(folder: Path, kinds: str = "json|safetensors") -> list[Path]:
-    """The files of checkpoints, whole or not; what else lies there is not ours."""
+    """The files of checkpoints, whole or not, and no others."""
     return [path for path in folder.glob("*") if re.fullmatch(rf"\d{{9,}}\.({kinds})", path.name)]
 
 
 def check_shapes(source: object, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
-    """Raises `CheckpointError` unless the tensors have just the names and shapes that are expected."""
+    """Raises `CheckpointError` unless the tensors have exactly the expected names and shapes."""
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
-            raise CheckpointError(f"{source}: has no tensor {name}.", "It comes from another kind of network.")
+            raise CheckpointError(f"{source}: tensor {name} is missing.", "It belongs to another kind of network.")
         if name not in expected:
-            raise CheckpointError(f"{source}: tensor {name} is not one of ours.", "It comes from another network.")
+            raise CheckpointError(f"{source}: unknown tensor {name}.", "It belongs to another network.")
         if tuple(tensors[name].shape) != tuple(expected[name]):
             raise CheckpointError(
                 f"{source}: tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(expected[name])}.",
@@ -247,12 +247,12 @@ def check_shapes(source: object, expected: Mapping[str, tuple[int, ...]], tensor
 
 
 def reason_of(error: Exception) -> str:
-    """An error's first line, short enough to stand in a sentence."""
+    """An error's first line, short enough for a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")
 
 
 def _load(path: Path) -> Checkpoint:
-    """Raises `ValueError` and others for anything that is not a whole checkpoint of ours."""
+    """Raises one of UNREADABLE unless the file is a whole checkpoint."""
     body = json.loads(path.read_bytes())
     checksum = body.pop("sha256")
     if checksum != _checksum(body):
@@ -266,9 +266,9 @@ def _load(path: Path) -> Checkpoint:
 
 
 def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as they are now, on the CPU, in memory of their own, which the next step does not change.
+    """Copies of the tensors on the CPU, which the next step does not change.
 
-    In plain order: safetensors refuses channels_last tensors, and the disk keeps one layout for all.
+    They are contiguous: safetensors refuses channels_last tensors, and files have one layout on all devices.
     """
     return {
         name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach()) for name, tensor in tensors.items()
@@ -276,21 +276,21 @@ def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    aside = temp_path(path)
+    temporary = temp_path(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with naming(path):
         try:
-            _save_file(plain, aside, metadata)
-            with aside.open("rb+") as file:
+            _save_file(plain, temporary, metadata)
+            with temporary.open("rb+") as file:
                 sync(file.fileno())
-            atomic_replace(aside, path)
+            atomic_replace(temporary, path)
         finally:
             with suppress(OSError):
-                aside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Raises `OSError` as the disk does, which safetensors puts into words of its own."""
+    """Raises the `OSError` that safetensors reports as text."""
     try:
         save_file(tensors, path, metadata)
     except safetensors.SafetensorError as error:

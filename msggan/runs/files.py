@@ -1,4 +1,4 @@
-"""How does a file reach the disk whole or not at all?"""
+"""Files written whole or not at all, also on mounts of blob storage. Kept apart because it needs no torch."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# What mounts answer that put no file in the place of another: blob storage, and shares of other systems.
+# Errors of mounts that cannot replace a file: blob storage, and shares of other systems.
 CANNOT_REPLACE = (errno.EEXIST, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
-# What mounts answer whose files reach the disk in no other way than by being closed.
+# Errors of mounts whose files are written to the disk only when they are closed.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replaces a file at once: whoever reads it sees the old content or the new, never half.
+    """Replaces a file atomically: readers see the old content or the new, never a part.
 
-    Raises `OSError` that names the file. Where a mount replaces no file, there is none for a moment; if the process
-    dies in it, `recover` brings the old one back.
+    Raises `OSError` that names the file. On a mount that cannot replace a file, there is none for a moment; if the
+    process dies in it, `recover` restores the old one.
     """
-    aside = temp_path(path)
+    temporary = temp_path(path)
     with naming(path):
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 sync(file.fileno())
-            atomic_replace(aside, path)
+            atomic_replace(temporary, path)
         finally:
-            with suppress(OSError):  # what went wrong before is what matters
-                aside.unlink(missing_ok=True)  # a full disk would keep half of it
+            with suppress(OSError):  # an earlier error is what matters
+                temporary.unlink(missing_ok=True)  # a full disk would keep a part of it
 
 
 def temp_path(path: Path) -> Path:
-    """Where a file is written before it is whole."""
+    """The path at which a file is written until it is whole."""
     return path.with_name(path.name + ".part")
 
 
-def atomic_replace(aside: Path, path: Path) -> None:
-    """Gives a file that is whole its name, in place of one that has it."""
+def atomic_replace(temporary: Path, path: Path) -> None:
+    """Renames a whole file, replacing an existing one."""
     try:
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except OSError as error:
         if error.errno not in CANNOT_REPLACE or not path.exists():
             raise
         old = _old_of(path)
         old.unlink(missing_ok=True)
         os.rename(path, old)
-        os.rename(aside, path)
+        os.rename(temporary, path)
         old.unlink()
 
 
 def recover(path: Path) -> None:
-    """Brings back the old file where a process died between taking it away and giving the new one its name."""
+    """Restores the old file if a process died between renaming it and renaming the new one."""
     old = _old_of(path)
     if old.exists() and not path.exists():
         old.rename(path)
@@ -64,7 +64,7 @@ def _old_of(path: Path) -> Path:
 
 
 def sync(descriptor: int) -> None:
-    """Waits until what was written is on the disk, where the mount can tell."""
+    """Waits until what was written is on the disk, if the mount supports that."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -74,7 +74,7 @@ def sync(descriptor: int) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Within, an `OSError` names the file that it is about: a full disk, met as one writes, names none."""
+    """Within, an `OSError` names the file: one from a full disk, raised while writing, names none."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What lies in a run folder, and under which names: the one place that knows its layout."""
+"""The run folder: its layout and its configuration."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 UNREADABLE_HINT = (
-    "Use the msggan that began this run, restore the file from a copy, or give another name or run folder."
+    "Use the msggan that started this run, restore the file from a copy, or use another name or run folder."
 )
 
 
 class RunFolder:
-    """The files of one run. Nothing is written before `prepare`."""
+    """The paths of one run's files. Nothing is written before `prepare`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -42,12 +42,12 @@ class RunFolder:
         return str(self.path)
 
     def recover(self) -> None:
-        """Brings back what a process that died was replacing, on a mount that replaces no file."""
+        """Restores the files that a process was replacing when it died, on a mount that cannot replace a file."""
         for path in (self.config, self.metrics, self.state, self.generator):
             recover(path)
 
     def load_config(self) -> TrainConfig | None:
-        """The resolved configuration of the run that lives here, or None. Raises `RunFolderError` if unreadable."""
+        """The resolved configuration of the run, or None if there is none. Raises `RunFolderError` if unreadable."""
         if not self.config.exists():
             return None
         try:
@@ -61,18 +61,18 @@ class RunFolder:
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunFolderError(
-                f"{self.config}: is not a configuration that msggan wrote.", UNREADABLE_HINT
+                f"{self.config}: is not a configuration written by msggan.", UNREADABLE_HINT
             ) from error
         raise RunFolderError(
             f"{self.config}: was written by another version of msggan (format {version}, this one has "
             f"{FORMAT_VERSION}).",
-            "Use the msggan that began this run, or give another name or run folder.",
+            "Use the msggan that started this run, or use another name or run folder.",
         )
 
     def continued(self, asked: TrainConfig) -> TrainConfig | None:
-        """The configuration to go on with: the stored one with what may change taken from `asked`; None if new.
+        """The configuration to resume with: the stored one with what may change taken from `asked`; None if new.
 
-        Raises `RunFolderError` naming the fields that may not change.
+        Raises `RunFolderError` that names the changed fields that may not change.
         """
         stored = self.load_config()
         if stored is None:
@@ -83,15 +83,15 @@ class RunFolder:
                 f"{flag(name)} is {getattr(stored, name)} there and {getattr(asked, name)} here" for name in refused
             )
             raise RunFolderError(
-                f"{self}: holds a run of another configuration: {differences}.",
-                "Leave these options out to go on with that run, or give another name or run folder.",
+                f"{self}: is a run with another configuration: {differences}.",
+                "Omit these options to resume that run, or use another name or run folder.",
             )
         return config
 
     def prepare(self, config: TrainConfig, networks: dict[str, nn.Module], *, checkpoint_bytes: int) -> None:
-        """Makes the folder with its configuration and the networks' printouts, and sees that checkpoints will fit.
+        """Creates the folder with its configuration and the networks' printouts, and checks that checkpoints will fit.
 
-        Raises `RunFolderError` where it cannot be written, or has no space for a checkpoint and its successor.
+        Raises `RunFolderError` if it cannot be written, or has no space for two checkpoints.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -117,23 +117,22 @@ class RunFolder:
 
     def unwritable(self, error: OSError) -> RunFolderError:
         return RunFolderError(
-            f"{self}: cannot be written ({error.strerror}).", "Choose a folder you may write to, or free some space."
+            f"{self}: cannot be written ({error.strerror}).", "Use a folder that you may write to, or free some space."
         )
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise RunFolderError(
-                f"{self}: the disk has {free / 2**20:.0f} MiB free, and a checkpoint with its successor takes "
-                f"{needed / 2**20:.0f} MiB.",
-                "Free some space or choose a folder on another disk.",
+                f"{self}: the disk has {free / 2**20:.0f} MiB free, and two checkpoints take {needed / 2**20:.0f} MiB.",
+                "Free some space or use a folder on another disk.",
             )
 
 
 def marks_run(name: str, read: Callable[[], bytes]) -> bool:
-    """Whether a file of this name, whose content `read` returns, makes the folder it is in a run folder.
+    """Whether a file of this name, whose content `read` returns, makes its folder a run folder.
 
-    Other programs have a config.json too. A folder of weights alone counts: `generated` in it holds their pictures.
+    Other programs have a config.json too. A folder with weights alone counts: `generated` in it has their pictures.
     """
     keys = {"config.json": {"format_version", "latent_size"}, "run.json": {"state", "images_seen"}}
     if name not in keys:
@@ -146,10 +145,10 @@ def marks_run(name: str, read: Callable[[], bytes]) -> bool:
 
 
 def stored_fields(values: Mapping[str, Any], *, needed: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a stored configuration; those that its version did not have yet get the value it behaved as.
+    """The fields of a stored configuration; those that its version did not have get the value that describes it.
 
-    needed: the fields that must be there, by default all. Raises `UsageError` naming the fields that are missing or not
-    known to this version.
+    needed: the fields that must be there, by default all. Raises `UsageError` that names the fields that are missing or
+    unknown to this version.
     """
     older = {spec.name: spec.metadata["absent"] for spec in fields(TrainConfig)}
     found = {**{name: value for name, value in older.items() if value is not None}, **values}
@@ -163,11 +162,11 @@ def stored_fields(values: Mapping[str, Any], *, needed: Collection[str] = ()) ->
 
 
 def _ensure_content(path: Path, content: bytes) -> None:
-    """A file that is good as it is is not touched: nothing can happen to it then."""
+    """Writes a file unless it has this content, so that nothing can happen to a good one."""
     if not path.exists() or path.read_bytes() != content:
         write_whole(path, content)
 
 
 def printout(network: nn.Module) -> str:
-    """The layers of a network and how many numbers it learns."""
+    """The layers of a network and its number of parameters."""
     return f"{network}\n\n{sum(parameter.numel() for parameter in network.parameters()):,} parameters\n"

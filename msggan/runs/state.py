@@ -1,7 +1,7 @@
-"""Is a run going on, whose is it, and how did it end? `run.json` in its folder, and a lock that dies with its process.
+"""The state of a run: `run.json` in its folder, and a lock that is released when its process ends.
 
-Mounts of blob storage have no locks, or locks that another machine does not see. So each process that begins also signs
-`run.json` with a word of its own: the newest has the run, and one that finds another's word there has lost it.
+Mounts of blob storage have no locks, or locks that another machine does not see. So each process that starts the run
+also writes an ID of its own to `run.json`: the newest owns the run, and one that finds another ID has lost it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from msggan.errors import RunFolderError, SupersededError
 from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder
 
-# Whoever asks whether a run goes on holds its lock for a moment, which must not turn a beginning run away.
+# Asking whether a run is running holds its lock for a moment, which must not turn away a process that starts it.
 PATIENCE_SECONDS = 1.0
-# What mounts answer that have no locks.
+# Errors of mounts without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-DIED = "Its process ended without a word: it was killed, or the machine went down."
+DIED = "Its process was killed, or the machine went down."
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What `run.json` says. state: running, completed, failed, cancelled or interrupted; times in UTC, ISO 8601.
+    """The content of `run.json`. state: running, completed, failed, cancelled or interrupted; times in UTC, ISO 8601.
 
-    attempt: a word of the process that began last, by which it knows that the run is still its own.
+    attempt: the ID of the process that started last, by which it recognizes that the run is still its own.
     """
 
     state: str
@@ -53,7 +53,7 @@ class RunState:
 
 
 def begin(folder: RunFolder, *, data: str, images_seen: int) -> RunState:
-    """Notes that this process goes on with the run."""
+    """Records that this process starts or resumes the run."""
     before = read_note(folder)
     state = RunState(
         state="running",
@@ -67,37 +67,37 @@ def begin(folder: RunFolder, *, data: str, images_seen: int) -> RunState:
     return _write(folder, state)
 
 
-def ensure_ours(folder: RunFolder, begun: RunState) -> None:
-    """Raises `SupersededError` where another process has begun this run since, `OSError` where its folder is gone."""
+def ensure_ours(folder: RunFolder, started: RunState) -> None:
+    """Raises `SupersededError` if another process has started this run since, `OSError` if its folder is gone."""
     if not folder.state.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder.state))
     note = read_note(folder)
-    if note is not None and note.attempt != begun.attempt:
+    if note is not None and note.attempt != started.attempt:
         raise SupersededError(
-            f"{folder}: process {note.process} on {note.machine} has taken over this run, which has no lock that both "
-            "see. This process has stopped and writes nothing more.",
-            f"Follow that one: msggan-aml logs {folder} --follow.",
+            f"{folder}: process {note.process} on {note.machine} has taken over this run. No lock prevented it. "
+            "This process has stopped and writes nothing more.",
+            f"Follow the other one: msggan-aml logs {folder} --follow.",
         )
 
 
-def end(folder: RunFolder, begun: RunState, state: str, *, images_seen: int, reason: str = "") -> RunState:
-    """Notes how the run ended."""
-    return _write(folder, replace(begun, state=state, ended=_now(), images_seen=images_seen, reason=reason))
+def end(folder: RunFolder, started: RunState, state: str, *, images_seen: int, reason: str = "") -> RunState:
+    """Records how the run ended."""
+    return _write(folder, replace(started, state=state, ended=_now(), images_seen=images_seen, reason=reason))
 
 
 def state_of(folder: RunFolder) -> RunState | None:
-    """How the run stands, None where none has begun. One that died without a word is `interrupted`."""
+    """The state of the run, None if it has not started. One whose process was killed is `interrupted`."""
     note = read_note(folder)
     if note is None or note.state != "running" or is_owned(folder):
         return note
-    note = read_note(folder) or note  # it may have ended between the two looks
+    note = read_note(folder) or note  # it may have ended in between
     if note.state != "running":
         return note
     return _died(folder, note)
 
 
 def read_note(folder: RunFolder) -> RunState | None:
-    """What `run.json` says, None where there is none or it cannot be read. Fields of a newer version are ignored."""
+    """The content of `run.json`, None if it is missing or unreadable. Fields of a newer version are ignored."""
     try:
         values = json.loads(folder.state.read_bytes())
         return RunState(**{name: value for name, value in values.items() if name in RunState.__dataclass_fields__})
@@ -107,7 +107,7 @@ def read_note(folder: RunFolder) -> RunState | None:
 
 @contextmanager
 def owned(folder: RunFolder) -> Iterator[None]:
-    """Within, the run belongs to this process. Raises `RunFolderError` where it belongs to another."""
+    """Within, the run belongs to this process. Raises `RunFolderError` if it belongs to another."""
     lock = FileLock(folder.lock)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -117,14 +117,14 @@ def owned(folder: RunFolder) -> Iterator[None]:
     except OSError as error:
         raise folder.unwritable(error) from error
     try:
-        _bury_the_dead(folder)
+        _record_killed(folder)
         yield
     finally:
         lock.release()
 
 
 def is_owned(folder: RunFolder) -> bool:
-    """Whether a living process, this one or another, works on the run."""
+    """Whether a process, this one or another, is training the run."""
     if not folder.lock.exists():
         return False
     lock = FileLock(folder.lock)
@@ -132,17 +132,17 @@ def is_owned(folder: RunFolder) -> bool:
         _acquire(lock, patience_seconds=0)
     except Timeout:
         return True
-    except OSError:  # a folder that may only be read: nobody can own it either
+    except OSError:  # a read-only folder: no process can own it
         return False
     lock.release()
     return False
 
 
 def terminate_holder(lock: Path, process: int) -> bool:
-    """Sends SIGTERM to a process that has the lock file open; → whether it has, and was there to be sent it.
+    """Sends SIGTERM to a process if it has the lock file open; returns whether it was sent.
 
-    A process number alone may belong to a program that has nothing to do with the run: another machine or container may
-    have the same name, and a number is given anew when its process has ended.
+    A process number alone may belong to another program: another machine or container may have the same name, and
+    numbers are reused.
     """
     if not _has_open(process, lock):
         return False
@@ -153,7 +153,7 @@ def terminate_holder(lock: Path, process: int) -> bool:
 
 
 def _has_open(process: int, path: Path) -> bool:
-    """Whether a process of this machine has the file open: from /proc where there is one, else from POSIX's fuser."""
+    """Whether a process of this machine has the file open: from /proc if there is one, else from POSIX's fuser."""
     if os.path.isdir("/proc/self/fd"):
         return any(_is_same_file(link, path) for link in glob(f"/proc/{process}/fd/*"))
     fuser = shutil.which("fuser", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
@@ -161,8 +161,8 @@ def _has_open(process: int, path: Path) -> bool:
 
 
 def _processes_with(fuser: str, path: Path) -> list[int]:
-    told = subprocess.run([fuser, str(path)], capture_output=True, encoding="utf-8", check=False)  # noqa: S603 - as a list
-    return [int(word) for word in told.stdout.split()]
+    result = subprocess.run([fuser, str(path)], capture_output=True, encoding="utf-8", check=False)  # noqa: S603 - as a list
+    return [int(word) for word in result.stdout.split()]
 
 
 def _is_same_file(one: str, other: Path) -> bool:
@@ -173,23 +173,21 @@ def _is_same_file(one: str, other: Path) -> bool:
 
 
 def _acquire(lock: FileLock, *, patience_seconds: float) -> None:
-    """Raises `Timeout` where another process has it. Where there are no locks nobody has: see `ensure_ours`."""
+    """Raises `Timeout` if another process has it. Without locks no process has: see `ensure_ours`."""
     try:
         lock.acquire(timeout=patience_seconds)
     except Timeout:
-        if not isinstance(
-            lock, SoftFileLock
-        ):  # what filelock makes of one without locks: a file that outlives its owner
+        if not isinstance(lock, SoftFileLock):  # filelock's fallback without locks: a file that outlives its owner
             raise
-    except NotImplementedError:  # what older versions of filelock raise
+    except NotImplementedError:  # raised by older versions of filelock
         return
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
 
 
-def _bury_the_dead(folder: RunFolder) -> None:
-    """Whoever holds the lock and has not begun yet must not pass for the process that the note names."""
+def _record_killed(folder: RunFolder) -> None:
+    """Records that the process in `run.json` was killed, since this one holds the lock and has not started yet."""
     note = read_note(folder)
     if note is not None and note.state == "running":
         _write(folder, _died(folder, note))
@@ -215,12 +213,12 @@ def _died(folder: RunFolder, note: RunState) -> RunState:
 
 def _last_sign_of_life(folder: RunFolder) -> str:
     newest = max(path.stat().st_mtime for path in (folder.state, folder.metrics, folder.log) if path.exists())
-    return _in_words(datetime.fromtimestamp(newest, timezone.utc))
+    return _as_text(datetime.fromtimestamp(newest, timezone.utc))
 
 
 def _now() -> str:
-    return _in_words(datetime.now(timezone.utc))
+    return _as_text(datetime.now(timezone.utc))
 
 
-def _in_words(moment: datetime) -> str:
+def _as_text(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

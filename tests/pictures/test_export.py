@@ -206,9 +206,9 @@ def of_another_kind(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message", "hint"),
     [
-        (nonsense, "is not a whole generator.safetensors", "Copy it again from where it was trained"),
-        (no_weights_yet, "has no weights yet", "The first checkpoint comes at 1.5 kimg"),
-        (of_another_kind, "holds no generator that msggan saved", "Name a run folder"),
+        (nonsense, "is not a complete generator.safetensors", "Copy it again from where it was trained"),
+        (no_weights_yet, "has no weights yet", "The first checkpoint is written at 1.5 kimg"),
+        (of_another_kind, "is not a generator saved by msggan", "Specify a run folder"),
     ],
 )
 def test_weights_that_cannot_be_used_leave_nothing_behind(

@@ -89,8 +89,12 @@ def lose(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message", "hint"),
     [
-        (damage, "is not a whole generator.safetensors", "continue the run"),
-        (lose, "flowers: has no weights yet.", "after the first checkpoint. How far it is: msggan-aml status runs"),
+        (damage, "is not a complete generator.safetensors", "resume the run"),
+        (
+            lose,
+            "flowers: has no weights yet.",
+            "The first checkpoint writes them. Show its progress: msggan-aml status runs",
+        ),
     ],
 )
 def test_weights_that_cannot_be_used_are_told_once_with_the_next_step(

@@ -295,7 +295,7 @@ def test_a_webp_that_would_not_fit_memory_is_refused(run: Path) -> None:
 def test_weights_that_are_damaged_or_not_there_yet_are_an_error(run: Path, content: bytes | None) -> None:
     path = run / "generator.safetensors"
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"has no weights yet|is not a whole generator"):
+    with pytest.raises(CheckpointError, match=r"has no weights yet|is not a complete generator"):
         sample(run)
     assert not (run / "generated").exists()
 

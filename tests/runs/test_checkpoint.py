@@ -451,28 +451,28 @@ def test_a_run_without_weights_says_when_there_will_be_some(tmp_path: Path) -> N
     with pytest.raises(CheckpointError) as raised:
         load_generator(tmp_path)
     assert raised.value.message == f"{tmp_path}: has no weights yet."
-    assert raised.value.hint.startswith("The first checkpoint comes at 2.5 kimg, or when training ends before.")
+    assert raised.value.hint.startswith("The first checkpoint is written at 2.5 kimg, or when training ends.")
     assert raised.value.hint.endswith(f"msggan-aml status {tmp_path}")
 
 
 @pytest.mark.parametrize("config", ["", "{}", "[]", '{"checkpoint_kimg": "soon"}', "[" * 100_000])
 def test_a_run_whose_configuration_is_damaged_has_no_weights_yet_either(tmp_path: Path, config: str) -> None:
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(CheckpointError, match=r"has no weights yet\.\nThey are there after the first checkpoint\."):
+    with pytest.raises(CheckpointError, match=r"has no weights yet\.\nThe first checkpoint writes them\."):
         load_generator(tmp_path)
 
 
 def test_a_folder_that_is_no_run_and_a_file_that_is_not_there_are_called_so(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is no run folder[\s\S]*Name the folder of a run"):
+    with pytest.raises(CheckpointError, match=r"is not a run folder[\s\S]*Specify a run folder"):
         load_generator(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no such file[\s\S]*Name a run folder"):
+    with pytest.raises(CheckpointError, match=r"No such file[\s\S]*Specify a run folder"):
         load_generator(tmp_path / "missing")
 
 
 def test_a_file_of_other_tensors_is_told_from_a_damaged_and_from_a_newer_one(run_folder: Path) -> None:
     path, tensors = run_folder / "generator.safetensors", Generator(2, 16).state_dict()
     save_file(tensors, path, {"format_version": "1"})  # as a checkpoint is
-    with pytest.raises(CheckpointError, match="holds no generator that msggan saved"):
+    with pytest.raises(CheckpointError, match="is not a generator saved by msggan"):
         load_generator(path)
     save_file(tensors, path, {"format_version": "2", "config": "of another kind"})
     with pytest.raises(CheckpointError, match=r"another version of msggan \(format 2, this one has 1\)"):
@@ -526,7 +526,7 @@ def test_a_generator_without_a_field_that_it_needs_is_refused_by_the_fields_name
     save_generator(path, Generator(2, 16).state_dict(), config)
     with pytest.raises(CheckpointError) as refused:
         load_generator(path)
-    assert refused.value.message == f"{path}: the configuration in it cannot be read: missing field '{name}'."
+    assert refused.value.message == f"{path}: its configuration cannot be read: missing field '{name}'."
 
 
 def test_a_generator_of_a_newer_version_is_refused_by_the_name_of_what_is_new(tmp_path: Path) -> None:
@@ -557,8 +557,8 @@ def test_shapes_are_compared_by_name() -> None:
     expected = {"a": (2, 3), "b": ()}
     check_shapes("x", expected, {"a": torch.zeros(2, 3), "b": torch.tensor(0)})
     for wrong, reason in (
-        ({"a": torch.zeros(2, 3)}, "x: has no tensor b"),
-        ({"a": torch.zeros(2, 3), "b": torch.tensor(0), "c": torch.tensor(0)}, "x: tensor c is not one of ours"),
+        ({"a": torch.zeros(2, 3)}, "x: tensor b is missing"),
+        ({"a": torch.zeros(2, 3), "b": torch.tensor(0), "c": torch.tensor(0)}, "x: unknown tensor c"),
         ({"a": torch.zeros(3, 2), "b": torch.tensor(0)}, r"x: tensor a has shape \(3, 2\), not \(2, 3\)"),
     ):
         with pytest.raises(CheckpointError, match=reason):

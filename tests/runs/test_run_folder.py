@@ -161,7 +161,7 @@ def test_a_configuration_that_msggan_did_not_write_is_refused_and_kept(tmp_path:
     folder = RunFolder(tmp_path)
     folder.config.write_bytes(content)
     with pytest.raises(
-        RunFolderError, match=r"config\.json: (is not a configuration that msggan wrote|cannot be read)"
+        RunFolderError, match=r"config\.json: (is not a configuration written by msggan|cannot be read)"
     ):
         folder.load_config()
     assert folder.config.read_bytes() == content
@@ -250,6 +250,6 @@ def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path, below: str) -
 
 
 def test_a_disk_without_space_for_two_checkpoints_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"MiB free, and a checkpoint with its successor takes 2199023255552 MiB"):
+    with pytest.raises(RunFolderError, match=r"MiB free, and two checkpoints take 2199023255552 MiB"):
         prepared(tmp_path / "one", checkpoint_bytes=2**60)
     assert list((tmp_path / "one").iterdir()) == []
