@@ -1,4 +1,4 @@
-"""What does `import msggan` offer? The public names, loaded when first used: the import itself loads no torch."""
+"""The public names of msggan, loaded when first used: `import msggan` itself does not load torch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ _HOMES = {
     "load_generator": "msggan.runs.checkpoint",
 }
 
-# Switches that stop the packages below from sending usage data to their makers, unless the user has set them otherwise.
-# They are read when those packages are imported, and inherited by the processes that we start. README.md says under
-# Telemetry what each package would send.
+# Stop these packages from sending usage data to their makers, unless the user has set the variables. They are read
+# when the packages are imported, and inherited by child processes. README.md lists under Telemetry what would be sent.
 TELEMETRY_SWITCHES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime

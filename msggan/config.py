@@ -147,7 +147,8 @@ class TrainConfig:
     batch_size: int = option(
         "Images per step, on all devices together.",
         range=Range(1, 65536),
-        sweep=Sweep(4, 32, log=True, section="Common options"),
+        sweep=Sweep(4, 32, log=True),
+        section="Common options",
     )
     kimg: float = option(
         "Length of training, in thousands of images shown to the discriminator.",

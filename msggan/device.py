@@ -1,4 +1,4 @@
-"""Which processor trains, whether it is built for bfloat16, and what an error says where its memory is too small."""
+"""The device: choosing it, whether it has units for bfloat16, and recognizing that its memory is too small."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from msggan.errors import OutOfMemoryError, UsageError
 
-# A RuntimeError is all that torch raises where the CPU, Apple's GPU or a library of CUDA's cannot allocate.
+# torch raises a plain RuntimeError if the CPU, Apple's GPU or a CUDA library cannot allocate memory.
 NO_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|out of memory|bad_?\s?alloc"
     r"|CU(DNN|BLAS|SOLVER|FFT)_STATUS_(INTERNAL_ERROR_\w*)?ALLOC(ATION)?_FAILED",
@@ -20,29 +20,29 @@ NO_MEMORY = re.compile(
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes a CUDA device where there is one, then Apple's, then the CPU. Raises `UsageError` if absent."""
+    """The device of a name, `auto` being CUDA, else Apple's GPU, else the CPU. Raises `UsageError` if not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
+    except (RuntimeError, AssertionError) as error:  # torch raises AssertionError if not compiled with CUDA
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise UsageError([f"--device {name}: cannot be used here ({reason})."], "Try --device cpu.") from error
+        raise UsageError([f"--device {name}: is not available ({reason})."], "Try --device cpu.") from error
     return device
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is done by units of its own and not imitated."""
+    """Whether the device has units for bfloat16 arithmetic, instead of emulating it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return any(_cpu_says(question) for question in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+        return any(_cpu_has(feature) for feature in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or its cause, is that memory could not be allocated, on the CPU or on a device."""
+    """Whether an error, or its cause, is a failed memory allocation, on the CPU or on a device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -54,7 +54,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors(explain: Callable[[], OutOfMemoryError]) -> Iterator[None]:
-    """Within, what cannot be allocated raises the error that `explain` returns."""
+    """Within, a failed allocation raises the error that `explain` returns."""
     try:
         yield
     except Exception as error:
@@ -63,6 +63,6 @@ def memory_errors(explain: Callable[[], OutOfMemoryError]) -> Iterator[None]:
         raise explain() from error
 
 
-def _cpu_says(question: str) -> bool:
-    """Asks torch about the CPU; a release that does not know the question counts as no."""
-    return bool(getattr(torch.cpu, question, bool)())
+def _cpu_has(feature: str) -> bool:
+    """Calls a function of torch.cpu; False if this release does not have it."""
+    return bool(getattr(torch.cpu, feature, bool)())

@@ -7,9 +7,9 @@ from torch import nn
 
 
 def ema_decay(*, batch_size: int, images_seen: int, half_life_kimg: float, ramp: float) -> float:
-    """How much of the average is kept in a step that brought the count to `images_seen`: 0.5^(batch / half-life).
+    """The decay of the step that brought the count to `images_seen`: 0.5^(batch size / half-life).
 
-    ramp: the half-life is at most this share of the images seen (0: no limit), so that early averages forget the
+    ramp: the half-life is capped at this fraction of the images seen (0: no cap), so that early averages forget the
     initial weights (Karras et al., StyleGAN2-ADA's training loop).
     """
     half_life = half_life_kimg * 1000

@@ -1,4 +1,4 @@
-"""What can go wrong in a way that a person can mend: one family of errors, each with a hint and an exit code."""
+"""The errors that a user can fix, each with a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class MsgganError(Exception):
-    """Something a person can mend.
+    """An error that a user can fix.
 
-    `message` says what failed and on what; `hint` says what to type or change next; `code` is a stable word for
-    scripts; `exit_code` is what the process ends with (2: nothing had begun, 1: the run had).
+    `message`: what failed, and on what. `hint`: what to type or change next. `code`: a stable identifier for scripts.
+    `exit_code`: that of the process (2: nothing had started, 1: the run had).
     """
 
     code = "error"
@@ -28,7 +28,7 @@ class MsgganError(Exception):
 
 
 class UsageError(MsgganError):
-    """Options that cannot be used. All complaints come at once: `problems` holds one sentence each."""
+    """Options that cannot be used. `problems`: all of them, one sentence each."""
 
     code = "usage"
 
@@ -44,19 +44,19 @@ class DataError(MsgganError):
 
 
 class RunFolderError(MsgganError):
-    """The run folder cannot be written, is full, or belongs to another configuration."""
+    """The run folder cannot be written, is full, or has another configuration."""
 
     code = "run_folder"
 
 
 class CheckpointError(MsgganError):
-    """A file of weights is damaged, foreign, or of another shape."""
+    """A file of weights is damaged, of another program, or of another shape."""
 
     code = "checkpoint"
 
 
 class FilmError(MsgganError):
-    """The frames of a film could not be put together."""
+    """A film could not be made from its frames."""
 
     code = "film"
     exit_code = 1
@@ -70,20 +70,20 @@ class ExportError(MsgganError):
 
 
 class TrainingError(MsgganError):
-    """The run had begun and could not go on; what was written stays good."""
+    """A run that had started failed; what was written before stays good."""
 
     code = "training"
     exit_code = 1
 
 
 class OutOfMemoryError(MsgganError):
-    """The CPU's or a device's memory is too small for what was asked."""
+    """The memory of the CPU or of a device is too small for these options."""
 
     code = "memory"
     exit_code = 1
 
 
 class SupersededError(TrainingError):
-    """Another process trains this run now."""
+    """Another process is training this run now."""
 
     code = "superseded"

@@ -1,7 +1,7 @@
-"""The layers both networks are built of: scaled convolutions, pixel norm, minibatch standard deviation.
+"""The layers of both networks: scaled convolutions, pixel norm, minibatch standard deviation.
 
-Every layer computes in the dtype of what it is given and casts its float32 (or float64) weights to that: a bfloat16
-input means a bfloat16 network, with full-precision master weights.
+Every layer computes in the dtype of its input and casts its float32 (or float64) weights to that: with bfloat16 input
+the network is bfloat16, with full-precision master weights.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 def append_minibatch_stddev(x: Tensor, group: int) -> Tensor:
-    """x: (N, C, H, W) → (N, C + 1, H, W): how much the images of a group differ (ProGAN, section 3).
+    """x: (N, C, H, W) → (N, C + 1, H, W): the standard deviation within a group of images (ProGAN, section 3).
 
-    Groups are runs of `group` neighbours, which must divide N. Per channel and pixel √(variance + 1e-8) over the
-    group, averaged to one number, appended as a channel of it.
+    Groups are `group` consecutive images; it must divide N. Per channel and pixel √(variance + 1e-8) over the
+    group, averaged to one number, which fills the appended channel.
     """
     count, channels, height, width = x.shape
     grouped = x.view(count // group, group, channels, height, width)

@@ -80,7 +80,7 @@ def generator_loss(name: str, real_scores: Tensor | None, fake_scores: Tensor) -
 
 
 def compares(name: str) -> bool:
-    """Whether the loss compares real with generated scores, so that the generator's step needs both."""
+    """Whether the loss compares real with generated scores, so that the generator step needs both."""
     return name.startswith("relativistic-")
 
 

@@ -1,4 +1,4 @@
-"""How far generated images are from real ones: the sliced Wasserstein distance at each scale.
+"""The sliced Wasserstein distance between generated and real images, at each scale.
 
 Karras et al., "Progressive Growing of GANs", section 5 and appendix C: small patches from every level of a Laplacian
 pyramid, compared along random directions. Values are ×1000, lower is better.
@@ -13,12 +13,12 @@ from torch.nn import functional
 from msggan.randomness import Purpose, rng
 
 PATCH_PX = 7
-PATCHES_AN_IMAGE = 128
-PATCHES_AT_MOST = 2**14  # fewer than ProGAN's, in fewer directions: ten times as fast, and the values are the same
+PATCHES_PER_IMAGE = 128
+MAX_PATCHES = 2**14  # fewer than ProGAN's, in fewer directions: ten times as fast, and the values are the same
 DIRECTIONS = 128  # within what another draw of patches and directions changes (about 2 %)
-SMALLEST_LEVEL_PX = 16
-PIXELS_AT_A_TIME = 2**18  # 256 images of 32², one of 512²; their pyramid takes about 30 MiB
-DIRECTIONS_AT_A_TIME = 64  # sorting along all of them at once would take gigabytes
+MIN_LEVEL_PX = 16
+PIXELS_PER_PART = 2**18  # 256 images of 32², one of 512²; their pyramid takes about 30 MiB
+DIRECTIONS_PER_PART = 64  # sorting along all of them at once would take gigabytes
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
@@ -29,8 +29,8 @@ def sliced_wasserstein(
     """The distance at each level and their mean: {"swd": …, "swd_16": …, "swd_32": …}.
 
     reals, fakes: (N, 3, R, R) uint8; as many of each are used as both have. Levels go from 16 pixels to R; below 16
-    there is one, R itself, with patches of at most its size. device: where it is computed, in the memory that `Patches`
-    and `distances` state.
+    there is one, R itself, with patches of at most its size. device: computes it, in the memory that `Patches`
+    and `distances` document.
     """
     count = min(len(reals), len(fakes))
     both = []
@@ -42,9 +42,9 @@ def sliced_wasserstein(
 
 
 def distances(reals: Patches, fakes: Patches, *, seed: int = 0) -> dict[str, float]:
-    """The distance between two equally large sets of images at each level, and their mean before them.
+    """The distance between two equally large sets of images at each level, preceded by their mean.
 
-    Beside the patches it takes less than 100 MiB for sets of up to 16,384 images.
+    Besides the patches it needs less than 100 MiB for sets of up to 16,384 images.
     """
     found = {
         f"swd_{side}": _distance(reals.normalised(side), fakes.normalised(side), seed=seed, side=side)
@@ -54,11 +54,11 @@ def distances(reals: Patches, fakes: Patches, *, seed: int = 0) -> dict[str, flo
 
 
 class Patches:
-    """Small patches at random places of each of `count` images, at every level of their Laplacian pyramids.
+    """Small patches at random positions of each of `count` images, at every level of their Laplacian pyramids.
 
-    Images are added in order, in parts of any size, which change no bit of the patches, and are not kept. In memory are
+    Images are added in order, in parts of any size, which does not change the patches, and are not kept. Memory:
     2^14 patches of 7² pixels for each level (10 MiB; beyond 2^14 images, a patch for each image) and the pyramid of
-    2^18 pixels, or of one image where that has more (30 MiB at 512², 120 MiB at 1024²).
+    2^18 pixels, or of one image if that has more (30 MiB at 512², 120 MiB at 1024²).
     """
 
     def __init__(self, count: int, side: int, *, seed: int = 0, device: torch.device | str = "cpu") -> None:
@@ -66,7 +66,7 @@ class Patches:
         self.count, self.side = count, side
         self.device = torch.device(device)
         self.added = 0
-        each = max(1, min(PATCHES_AN_IMAGE, PATCHES_AT_MOST // count))
+        each = max(1, min(PATCHES_PER_IMAGE, MAX_PATCHES // count))
         self._corners, self._pixels = {}, {}
         for level in levels_of(side):
             size = min(PATCH_PX, level)
@@ -76,11 +76,11 @@ class Patches:
 
     def add(self, images: Tensor) -> None:
         """images: (n, 3, R, R) uint8, the next n."""
-        for some in images.split(max(1, PIXELS_AT_A_TIME // self.side**2)):
-            place = slice(self.added, self.added + len(some))
+        for some in images.split(max(1, PIXELS_PER_PART // self.side**2)):
+            added = slice(self.added, self.added + len(some))
             for level in laplacian_pyramid(some.to(self.device).contiguous().float()):
                 side = level.shape[-1]
-                self._pixels[side][place] = _cut(level, *self._corners[side][:, place])
+                self._pixels[side][added] = _cut(level, *self._corners[side][:, added])
             self.added += len(some)
 
     def normalised(self, side: int) -> Tensor:
@@ -92,14 +92,14 @@ class Patches:
 
 
 def levels_of(side: int) -> list[int]:
-    """The sides of the levels that images of this side are compared at, coarse to fine: 16, 32, … side."""
-    return [*levels_of(side // 2), side] if side > SMALLEST_LEVEL_PX else [side]
+    """The sides of the levels at which images of this side are compared, coarse to fine: 16, 32, … side."""
+    return [*levels_of(side // 2), side] if side > MIN_LEVEL_PX else [side]
 
 
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
     """images: (N, 3, R, R) float → [R² detail, (R/2)² detail, … 16² remainder]."""
     levels = []
-    while images.shape[-1] > SMALLEST_LEVEL_PX:
+    while images.shape[-1] > MIN_LEVEL_PX:
         smaller = _blur(images, 1)[..., ::2, ::2]
         levels.append(images - _enlarge(smaller))
         images = smaller
@@ -139,7 +139,7 @@ def _distance(reals: Tensor, fakes: Tensor, *, seed: int, side: int) -> float:
     directions = torch.from_numpy(drawn).float().to(reals.device)
     directions = directions / directions.norm(dim=0)
     total = 0.0
-    for some in directions.T.split(DIRECTIONS_AT_A_TIME):
+    for some in directions.T.split(DIRECTIONS_PER_PART):
         difference = (some @ reals.T).sort(dim=1).values - (some @ fakes.T).sort(dim=1).values
         total += difference.abs().mean(dim=1).sum().item()
     return 1000 * total / DIRECTIONS

@@ -1,4 +1,4 @@
-"""The two networks of MSG-GAN: one makes an image at every scale, the other judges all scales together.
+"""The two networks of MSG-GAN: the generator outputs an image at every scale, the discriminator takes all of them.
 
 Karnewar and Wang, "MSG-GAN: Multi-Scale Gradients for Generative Adversarial Networks", CVPR 2020, figure 2, in the
 dimensions of their PyTorch implementation, BMSG-GAN. A pyramid is a list of images, coarse to fine: (N, 3, 4, 4),
@@ -40,7 +40,7 @@ class Generator(nn.Module):
         return self.render(self.first(latents))
 
     def render(self, features: Tensor) -> list[Tensor]:
-        """features: (N, L, 4, 4), what the first block makes of latents → pyramid, coarse to fine."""
+        """features: (N, L, 4, 4), the output of the first block → pyramid, coarse to fine."""
         pyramid = [self.to_rgb[0](features)]
         for block, to_rgb in zip(self.blocks, self.to_rgb[1:], strict=True):
             features = block(features)
@@ -59,8 +59,8 @@ class Discriminator(nn.Module):
         _check(depth, latent_size)
         self.depth, self.latent_size, self.equalized = depth, latent_size, equalized
         self.stddev_group = stddev_group
-        # Block i turns level i + 1 into level i. What it or the last block is given is an image's own features
-        # beside those from the finer level, and together they must have the width it expects.
+        # Block i turns level i + 1 into level i. Its input, and that of the last block, is the features of the image at
+        # that level and those of the finer level; together they must have the width it expects.
         inputs = [_halved(latent_size, index - 2) for index in range(depth - 1)]
         outputs = [_halved(latent_size, max(1, index - 2)) for index in range(depth - 1)]
         features = [wanted - finer for wanted, finer in zip([latent_size, *inputs], [*outputs, 0], strict=True)]
@@ -71,7 +71,7 @@ class Discriminator(nn.Module):
     def forward(self, pyramid: Sequence[Tensor], *, batches: int = 1) -> Tensor:
         """pyramid: coarse to fine, (N, 3, r, r) float in about [-1, 1] → scores (N,), float32 or float64.
 
-        batches: the N samples are this many batches laid end to end; minibatch statistics stay within each.
+        batches: the N samples are this many batches, concatenated; minibatch statistics stay within each.
         """
         features = self.from_rgb[-1](pyramid[-1])
         for level in reversed(range(self.depth - 1)):
@@ -137,13 +137,13 @@ class LastBlock(nn.Module):
 
 
 def _halved(latent_size: int, times: int) -> int:
-    """Width after so many halvings; the four coarsest levels keep the full width."""
+    """The width after `times` halvings; the four coarsest levels keep the full width."""
     return latent_size >> max(0, times)
 
 
 def _check(depth: int, latent_size: int) -> None:
-    least = max(2, 2 ** max(0, depth - 4))
+    smallest = max(2, 2 ** max(0, depth - 4))
     if depth < 1:
         raise ValueError(f"depth {depth}: must be 1 or more.")
-    if latent_size < least or latent_size & (latent_size - 1):
-        raise ValueError(f"latent_size {latent_size}: must be a power of two of at least {least} at depth {depth}.")
+    if latent_size < smallest or latent_size & (latent_size - 1):
+        raise ValueError(f"latent_size {latent_size}: must be a power of two of at least {smallest} at depth {depth}.")

@@ -15,7 +15,7 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What a number is for; purposes never share numbers."""
+    """The use of a random number; different uses never share numbers."""
 
     LATENT = 1
     ORDER = 2
@@ -28,7 +28,7 @@ class Purpose(IntEnum):
 
 
 def rng(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
-    """The numbers of one position: the same for the same three arguments on every machine."""
+    """The generator of one position: the same numbers for the same three arguments on every machine."""
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, position, 0, 0]))
 
 
@@ -55,6 +55,6 @@ def mirrored(seed: int, positions: Iterable[int]) -> np.ndarray:
 
 
 def interpolation(seed: int, positions: Iterable[int]) -> torch.Tensor:
-    """(N,) float32 in [0, 1): WGAN-GP's ε, one for each sample."""
+    """(N,) float32 in [0, 1): WGAN-GP's ε, one per sample."""
     drawn = [rng(seed, Purpose.INTERPOLATION, position).random() for position in positions]
     return torch.tensor(drawn, dtype=torch.float32)

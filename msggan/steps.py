@@ -1,8 +1,8 @@
-"""One training step: what real images and latents do to the two networks, their optimisers and the average.
+"""One training step: the discriminator, the generator, their optimisers and the moving average.
 
 The procedure is BMSG-GAN's (a discriminator step, then a generator step on the same latents with the updated
-discriminator, then the average) with no arithmetic that the same numbers do not need: one generator pass serves both
-steps, real and generated images go through the discriminator together, and no gradient is computed that nobody reads.
+discriminator, then the average) without redundant arithmetic: both steps share one generator pass, real and generated
+images go through the discriminator together, and no unused gradient is computed.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from msggan.runs.checkpoint import check_shapes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ADAM_EPSILON = 1e-8
-ADAM_MOMENTS = {"step": False, "exp_avg": True, "exp_avg_sq": True}  # and whether it has its parameter's shape
+ADAM_MOMENTS = {"step": False, "exp_avg": True, "exp_avg_sq": True}  # whether it has its parameter's shape
 
 Pyramid = Sequence[Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class TrainingState:
-    """A generator and a discriminator with everything that a step changes. Takes a resolved configuration."""
+    """The two networks, the average and the optimisers: everything that a step changes. Needs a resolved config."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
@@ -52,8 +52,8 @@ class TrainingState:
             discriminator = Discriminator(
                 config.depth, config.latent_size, equalized=config.equalized, stddev_group=config.stddev_group
             )
-        self.generator = self._placed(generator)
-        self.discriminator = self._placed(discriminator)
+        self.generator = self._to_device(generator)
+        self.discriminator = self._to_device(discriminator)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.generator_optimizer = self._adam(self.generator, config.g_lr)
         self.discriminator_optimizer = self._adam(self.discriminator, config.d_lr)
@@ -66,10 +66,10 @@ class TrainingState:
         """One step on one batch; returns the two losses as scalars on the device, without their penalties.
 
         reals: (N, 3, R, R) float in [-1, 1]. latents: (N, L) float, each of norm √L.
-        A network whose loss or gradient is not finite stays as it is, its optimizer too. `dropped` counts the steps in
-        which that happened, `dropped_in_a_row` those since the last one that was whole, `most_dropped_in_a_row` the
-        longest such row; all stay on the device. The average goes on, towards the generator as it is.
-        An exception in between leaves half a step done: `load` or `reset` makes these networks usable again.
+        A network whose loss or gradient is not finite is not updated, nor is its optimizer. `dropped` counts these,
+        `dropped_in_a_row` those since the last complete one, `most_dropped_in_a_row` the longest such sequence; all
+        stay on the device. The average is updated all the same.
+        An exception in between leaves the step incomplete: `load` or `reset` makes these networks usable again.
         """
         real_pyramid = pyramid(self._on_device(reals))
         fake_pyramid = self.generator(latents.to(self.device, self.compute_dtype))
@@ -81,7 +81,7 @@ class TrainingState:
         return {"d_loss": d_loss, "g_loss": g_loss}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a step changes, under names of its own: the three networks and Adam's averages."""
+        """Everything a step changes, under unique names: the three networks and Adam's averages."""
         named = {
             f"{part}.{name}": tensor for part, net in self._networks() for name, tensor in net.state_dict().items()
         }
@@ -92,7 +92,7 @@ class TrainingState:
         return named
 
     def load(self, tensors: Mapping[str, Tensor], *, images_seen: int) -> None:
-        """Puts back what `tensors` gave. Raises `CheckpointError` for other names or shapes, changing nothing."""
+        """Restores what `tensors` returned. Raises `CheckpointError` for other names or shapes, changing nothing."""
         check_shapes("checkpoint", self._shapes(), tensors)
         for part, network in self._networks():
             network.load_state_dict({name: tensors[f"{part}.{name}"] for name in network.state_dict()})
@@ -100,14 +100,14 @@ class TrainingState:
             for name, parameter in network.named_parameters():
                 for moment in ADAM_MOMENTS:
                     saved = tensors[f"{part}_optimizer.{name}.{moment}"]
-                    # In the parameter's own memory layout, which the fused step counts on.
+                    # In the parameter's own memory layout, which the fused step requires.
                     like = parameter if saved.ndim else saved.to(self.device)
                     optimizer.state[parameter][moment] = torch.empty_like(like, requires_grad=False).copy_(saved)
         self._between_steps(images_seen)
 
     def reset(self) -> None:
-        """Puts everything back to before the first step, in the same modules."""
-        if self.discriminator_optimizer.state:  # filled by the first step, at once
+        """Restores the state before the first step, in the same modules."""
+        if self.discriminator_optimizer.state:  # filled by the first step
             initial = TrainingState(self.config, self.device)
             for (_, network), (_, untrained) in zip(self._networks(), initial._networks(), strict=True):
                 network.load_state_dict(untrained.state_dict())
@@ -116,14 +116,14 @@ class TrainingState:
         self._between_steps(0)
 
     def _between_steps(self, images_seen: int) -> None:
-        """Clears what a step that was interrupted may have left. No update counts as dropped."""
+        """Clears what an interrupted step may have left, and the counts of dropped updates."""
         self.images_seen = images_seen
         self.discriminator.requires_grad_(True)
         for count in (self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row):
             count.zero_()
 
     def checkpoint_bytes(self) -> int:
-        """The size on disk of what `tensors` gives after the first step."""
+        """The size on disk of what `tensors` returns after the first step."""
         return sum(shape.numel() for shape in self._shapes().values()) * self.weight_dtype.itemsize
 
     def _shapes(self) -> dict[str, torch.Size]:
@@ -167,7 +167,7 @@ class TrainingState:
         return loss.detach()
 
     def dropped_networks(self) -> list[str]:
-        """Whose update the last step has dropped."""
+        """The networks whose update was dropped in the last step."""
         return [name for name, _, optimizer in self._optimized() if optimizer.found_inf]
 
     def _count_dropped(self) -> None:
@@ -203,7 +203,7 @@ class TrainingState:
         )
         update_ema(self.ema, self.generator, decay)
 
-    def _placed(self, network: Network) -> Network:
+    def _to_device(self, network: Network) -> Network:
         network.to(device=self.device, dtype=self.weight_dtype)
         for parameter in network.parameters():
             if parameter.ndim == 4:
@@ -219,16 +219,16 @@ class TrainingState:
 
 
 class SkipNonFiniteAdam(torch.optim.Adam):
-    """Adam that makes no step where the loss or a gradient is not finite.
+    """Adam that skips a step if the loss or a gradient is not finite.
 
-    found_inf: 1 where the last step was dropped, else 0. It is where torch.amp.GradScaler, too, tells the fused step,
-    which then changes nothing; nobody waits for the device to know.
+    found_inf: 1 if the last step was dropped, else 0. The fused step reads it, as with torch.amp.GradScaler, and then
+    changes nothing; no synchronization with the device is needed.
     """
 
     found_inf: Tensor
 
     def step_if_finite(self, loss: Tensor) -> None:
-        """loss: the scalar that the gradients are of."""
+        """loss: the scalar whose gradients are applied."""
         gradients = [
             weight.grad for group in self.param_groups for weight in group["params"] if weight.grad is not None
         ]

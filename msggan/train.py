@@ -66,7 +66,7 @@ def train(
 ) -> int:
     """Train a multi-scale GAN on your own images.
 
-    The same command again resumes the run; --kimg, the intervals and --num-samples may then differ.
+    Run the same command again to resume; --kimg, the intervals and --num-samples may then differ.
     """
     require(training_packages(chosen_tracking_uri(tracking_uri, os.environ)))
     config = parse_with([*problems, *tracking_uri_problems(tracking_uri, os.environ)], texts)
@@ -103,7 +103,7 @@ def show(result: RunResult, output: str) -> None:
 
 
 def main() -> None:
-    # Pillow warns of damaged notes inside files; what of that matters is told at the end, with the files' names.
+    # Pillow warns of damaged metadata in files; those that cannot be read are listed at the end, by name.
     warnings.filterwarnings("ignore", module="PIL")
     sys.exit(run_program(train, name="python -m msggan.train"))
 
