@@ -1,4 +1,4 @@
-"""Does TrainConfig take every good value, name every bad one, and resolve once and for all?"""
+"""TrainConfig: valid values are accepted, every invalid one is named, and resolving is final."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is memory that does not suffice recognised, on the CPU by a real limit, and explained with a next step?"""
+"""Out of memory: recognized, on the CPU under a real limit, and explained with a next step."""
 
 from __future__ import annotations
 

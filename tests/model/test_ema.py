@@ -1,4 +1,4 @@
-"""Does the generator's average forget at the rate that was asked for, counted in images?"""
+"""The generator's moving average: its half-life, counted in images, and its ramp-up."""
 
 from __future__ import annotations
 

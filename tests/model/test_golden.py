@@ -1,4 +1,4 @@
-"""Do the networks, the losses and the training step compute what the original BMSG-GAN computes?"""
+"""The networks, losses and training step compute what the original BMSG-GAN computes."""
 
 from __future__ import annotations
 

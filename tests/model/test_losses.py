@@ -1,4 +1,4 @@
-"""Are the losses and penalties the numbers that their papers' equations give?"""
+"""The losses and penalties equal the equations of their papers."""
 
 from __future__ import annotations
 

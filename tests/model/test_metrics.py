@@ -1,4 +1,4 @@
-"""Is the sliced Wasserstein distance nought for the same images, and does it grow as they part?"""
+"""The sliced Wasserstein distance: zero for equal images, larger for more different ones."""
 
 from __future__ import annotations
 

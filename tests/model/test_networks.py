@@ -1,4 +1,4 @@
-"""Have the networks the shapes, widths and layers of MSG-GAN, at every depth and in every precision?"""
+"""The networks have the shapes, widths and layers of MSG-GAN, at every depth and in every precision."""
 
 from __future__ import annotations
 

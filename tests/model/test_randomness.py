@@ -1,4 +1,4 @@
-"""Does every random number depend on the seed and its position alone, and share nothing with the others?"""
+"""Every random number depends on the seed, its purpose and its position alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does one training step do what the plain procedure does, and can it be taken up again as if never left?"""
+"""The training step: it equals the plain procedure, and its state can be saved and restored exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a run keep what it promises: its folder, its numbers, its resuming, its refusals?"""
+"""A run: its folder, its numbers, resuming, and what it refuses."""
 
 from __future__ import annotations
 

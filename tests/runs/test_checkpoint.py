@@ -1,4 +1,4 @@
-"""Does a checkpoint come back whole or not at all, whatever happened to its files?"""
+"""Checkpoints are loaded whole or not at all, whatever happened to their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is anything lost when the disk is full, may only be read, or is taken away while a run trains?"""
+"""Nothing is lost if the disk is full, becomes read-only or disappears during training."""
 
 from __future__ import annotations
 

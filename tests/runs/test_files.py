@@ -1,4 +1,4 @@
-"""Does a file reach the disk whole, also on mounts that can do less than a disk?"""
+"""Files are written whole, also on mounts that support less than a disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a spoilt file ever taken for a good one, or the end of a program? Thousands of them, drawn with a fixed seed."""
+"""Damaged files are never accepted and never crash a program: thousands of mutations, drawn with a fixed seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a run folder show what is in it, whatever is in it?"""
+"""`Run` shows what is in a run folder, damaged or not."""
 
 from __future__ import annotations
 

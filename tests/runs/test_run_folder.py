@@ -1,4 +1,4 @@
-"""Does a run folder keep its configuration, and refuse what does not belong to it?"""
+"""The run folder keeps its configuration and refuses others."""
 
 from __future__ import annotations
 

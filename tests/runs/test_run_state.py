@@ -1,4 +1,4 @@
-"""Does a run folder tell truly whether its run goes on, and how it ended?"""
+"""The state of a run: whether it is running, and how it ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do two trainers on one run folder never both write to it, whatever locks its mount has?"""
+"""Two trainers on one run folder never both write to it, whatever locks its mount has."""
 
 from __future__ import annotations
 

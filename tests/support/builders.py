@@ -1,4 +1,4 @@
-"""Small things that several tests begin with: a resolved configuration, a batch, a folder of images."""
+"""Set-ups that several tests share: a resolved configuration, a batch, a folder of images, a run."""
 
 from __future__ import annotations
 

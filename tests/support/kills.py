@@ -1,4 +1,4 @@
-"""What is left of a run that is killed again and again? Real processes, SIGKILL, and a comparison byte for byte."""
+"""Runs that are killed again and again: real processes, SIGKILL, and a comparison byte for byte."""
 
 from __future__ import annotations
 
