@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from orchestration.local.target import LocalTarget
     from orchestration.spec import RunSpec, RunStatus
     from orchestration.sweeps.space import read_space
-    from orchestration.sweeps.spec import SweepSpec, SweepStatus
+    from orchestration.sweeps.spec import SweepSpec
+    from orchestration.sweeps.status import SweepStatus
     from orchestration.targets import Run
 
 __all__ = ["AzureTarget", "LocalTarget", "Run", "RunSpec", "RunStatus", "SweepSpec", "SweepStatus", "read_space"]
@@ -21,7 +22,7 @@ _HOMES = {
     "RunSpec": "orchestration.spec",
     "RunStatus": "orchestration.spec",
     "SweepSpec": "orchestration.sweeps.spec",
-    "SweepStatus": "orchestration.sweeps.spec",
+    "SweepStatus": "orchestration.sweeps.status",
     "read_space": "orchestration.sweeps.space",
 }
 

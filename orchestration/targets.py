@@ -27,7 +27,8 @@ from orchestration.spec import (
     trial_named,
 )
 from orchestration.sweeps.space import read_space
-from orchestration.sweeps.spec import SweepSpec, SweepStatus, Trial, default_trials, objective_of, sweep_name
+from orchestration.sweeps.spec import SweepSpec, default_trials, objective_of, sweep_name
+from orchestration.sweeps.status import SweepStatus, Trial
 
 if TYPE_CHECKING:
     from msggan.networks import Generator

@@ -1,10 +1,11 @@
-"""What is a sweep as a job of Azure ML? Its body, and what the service would refuse in it. Asks nobody."""
+"""A sweep as a job of Azure ML: its body, what the service would refuse, and what its next job has to try."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +18,27 @@ from msggan.config import TrainConfig, flag
 from msggan.errors import UsageError
 from orchestration.azure.history import SWEEP_TAG
 from orchestration.azure.jobs import RUN_PLACEHOLDER, JobPlan, build_job, command_line
+from orchestration.spec import RunSpec
+from orchestration.sweeps.early_stopping import EarlyStopping
 from orchestration.sweeps.space import Choice, Dimension, Interval
-from orchestration.sweeps.spec import KNOWN_METRICS, EarlyStopping, SweepSpec
+from orchestration.sweeps.spec import KNOWN_METRICS, SweepSpec
+from orchestration.sweeps.status import ENDED, Trial
 
 # A trial that starts again has the same AZUREML_RUN_ID, and finds its folder there.
 TRIAL_FOLDER = f"{RUN_PLACEHOLDER}/trials/$AZUREML_RUN_ID"
 
-# What is searched when a grid goes on: all options of a trial as one choice among what is left of the grid.
+# The search space of a grid that is resumed: the options of each combination that is left, as one choice.
 JOINT = "settings"
 
-LARGEST_SEED = 2**31 - 1
+MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class RemainingTrials:
-    """What is left of a sweep for its next job. combinations: those of a grid, None for what is drawn by the service.
+    """The trials that the next job of a sweep runs.
 
-    Drawn settings would be the same again with the same seed, so each job of a sweep has its own.
+    sampling_seed: differs for each job of a sweep, or the service would draw the same settings again. combinations:
+    those that are left of a grid, None if the service draws the settings.
     """
 
     trials: int
@@ -41,19 +46,36 @@ class RemainingTrials:
     combinations: tuple[Mapping[str, Any], ...] | None = None
 
 
-def whole(sweep: SweepSpec) -> RemainingTrials:
+def all_trials(sweep: SweepSpec) -> RemainingTrials:
     return RemainingTrials(sweep.trials, sweep.sampling_seed)
 
 
-def build_sweep(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials | None = None) -> SweepJob:
-    """The sweep as the SDK takes it. plan: the job that each trial is. Raises UsageError for what cannot be.
+def remaining_trials(sweep: SweepSpec, trials: Sequence[Trial], jobs_so_far: int) -> RemainingTrials | None:
+    """What the next job of a sweep has to try, None if every trial has ended. trials: those of the jobs so far."""
+    if not jobs_so_far:
+        return all_trials(sweep)
+    ended = [trial for trial in trials if trial.state in ENDED]
+    count = sweep.trials - len(ended)
+    if sweep.sampling != "grid":
+        return RemainingTrials(count, sweep.sampling_seed + jobs_so_far) if count > 0 else None
+    tried = [trial.settings for trial in ended]
+    grid = itertools.islice(sweep.space.combinations(), sweep.trials)
+    untried = tuple(settings for settings in grid if settings not in tried)
+    return RemainingTrials(len(untried), sweep.sampling_seed, untried) if untried else None
 
-    Written out rather than by the SDK's `.sweep()`, which drops the experiment, the description and the time limit.
+
+def trial_run(sweep: SweepSpec) -> RunSpec:
+    """What all trials have in common, as a run."""
+    return RunSpec(sweep.config, sweep.data, sweep.name, sweep.hardware)
+
+
+def build_sweep(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials | None = None) -> SweepJob:
+    """The sweep as the SDK's job. plan: the job of a trial. Raises `UsageError` for what the service refuses.
+
+    The SDK's own `.sweep()` drops the experiment, the description and the time limit.
     """
-    part = part or whole(sweep)
-    problems = azure_problems(sweep)
-    if problems:
-        raise UsageError(problems)
+    part = part or all_trials(sweep)
+    refuse_on_azure(sweep)
     trial = build_job(plan)._to_job()
     trial.command = trial_command(plan, sweep, part)
     return SweepJob(
@@ -81,7 +103,7 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials | None = 
 def build_sweep_body(
     plan: JobPlan, sweep: SweepSpec, scope: str, part: RemainingTrials | None = None
 ) -> dict[str, Any]:
-    """The body that would be sent for `build_sweep`. scope: the workspace's path in the resource manager."""
+    """The request body of `build_sweep`. scope: the workspace's path in Azure Resource Manager."""
     job = build_sweep(plan, sweep, part)
     if plan.compute is not None:
         job.compute = f"{scope}/computes/{plan.compute}"
@@ -90,20 +112,20 @@ def build_sweep_body(
 
 
 def describe(sweep: SweepSpec) -> str:
-    """What the sweep is for, as the portal shows it."""
+    """The description that the portal shows."""
     goal = "least" if sweep.objective.direction == "minimize" else "greatest"
     return f"Which settings have the {goal} {sweep.objective.metric}? {'; '.join(sweep.space.as_texts())}."
 
 
 def trial_command(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials) -> str:
-    """The command of a trial, as its shell reads it once the service has put the drawn values in."""
-    swept = [word for dimension in sweep.space.dimensions for word in _words(dimension)]
+    """The command of a trial; the service replaces the placeholders by the drawn values."""
+    swept = [arg for dimension in sweep.space.dimensions for arg in _args(dimension)]
     if part.combinations is not None:
         swept = [_placeholder(JOINT)]
     return " ".join([command_line(plan.spec, TRIAL_FOLDER), *swept])
 
 
-def _words(dimension: Dimension) -> list[str]:
+def _args(dimension: Dimension) -> list[str]:
     placeholder = _placeholder(dimension.name)
     return [placeholder] if _is_switch(dimension) else [flag(dimension.name), f'"{placeholder}"']
 
@@ -113,7 +135,7 @@ def _placeholder(name: str) -> str:
 
 
 def _is_switch(dimension: Dimension) -> bool:
-    """Whether the field is said by a flag alone, --mirror or --no-mirror: then the flag is what is drawn."""
+    """Whether the field is a flag without a value, --mirror or --no-mirror: then the flag itself is drawn."""
     return isinstance(dimension, Choice) and all(isinstance(value, bool) for value in dimension.values)
 
 
@@ -134,7 +156,7 @@ def _distribution(dimension: Dimension) -> sdk.Choice | sdk.Uniform | sdk.LogUni
 
 
 def switch(name: str, value: bool) -> str:
-    """The flag that says yes or no: --mirror, --no-mirror."""
+    """The flag that sets a boolean: --mirror, --no-mirror."""
     return flag(name) if value else f"--no-{flag(name).removeprefix('--')}"
 
 
@@ -170,20 +192,26 @@ def _policy(stopping: EarlyStopping) -> Any | None:
     return None
 
 
-# --- What the service refuses, and the SDK does not look at ----------------------------------------------------------
+# --- What the service refuses and the SDK does not check --------------------------------------------------------------
+
+
+def refuse_on_azure(sweep: SweepSpec) -> None:
+    """Raises `UsageError` for what the service would refuse, before any request."""
+    if problems := azure_problems(sweep):
+        raise UsageError(problems)
 
 
 def azure_problems(sweep: SweepSpec) -> list[str]:
-    """Every complaint about a sweep that only Azure has, a sentence each.
+    """Every problem with a sweep that only Azure has, one sentence each.
 
-    The rules are Microsoft's, of sweep jobs: Bayesian sampling takes choice, uniform and quniform only and no policy of
-    early termination (azureml.train.hyperdrive.BayesianParameterSampling, whose service runs sweep jobs too); the
-    objective is one of the metrics that MLflow is told.
+    The rules are Microsoft's, of sweep jobs: Bayesian sampling takes choice, uniform and quniform only and no early
+    termination (azureml.train.hyperdrive.BayesianParameterSampling, whose service also runs sweep jobs); the objective
+    is one of the metrics that are logged to MLflow.
     """
     problems = []
     if sweep.objective.metric not in KNOWN_METRICS:
         problems.append(
-            f"--objective {sweep.objective.metric}: on Azure it is one of the metrics that MLflow is told: "
+            f"--objective {sweep.objective.metric}: on Azure it must be a metric that is logged to MLflow: "
             f"{', '.join(KNOWN_METRICS)}."
         )
     if sweep.sampling == "bayesian":
@@ -194,18 +222,18 @@ def azure_problems(sweep: SweepSpec) -> list[str]:
         ]
         if sweep.early_stopping.policy != "none":
             problems.append(
-                f"--stop-early {sweep.early_stopping.policy}: Azure ends no trial early where the next ones are drawn "
-                "from what the others reached. Leave it out, or try --sampling random."
+                f"--stop-early {sweep.early_stopping.policy}: is not available on Azure with --sampling bayesian. "
+                "Remove it, or use --sampling random."
             )
-    if not 0 <= sweep.sampling_seed <= LARGEST_SEED:
-        problems.append(f"--sampling-seed {sweep.sampling_seed}: must be 0 or more, at most {LARGEST_SEED} on Azure.")
+    if not 0 <= sweep.sampling_seed <= MAX_SEED:
+        problems.append(f"--sampling-seed {sweep.sampling_seed}: must be from 0 to {MAX_SEED} on Azure.")
     return problems
 
 
 def _not_bayesian(dimension: Interval) -> str:
     middle = math.sqrt(dimension.low * dimension.high)
     return (
-        f"--sampling bayesian: on Azure it takes no range that is searched in the logarithm, as --over {dimension} is. "
-        f"Name values, as in {dimension.name}={dimension.low:.3g},{middle:.3g},{dimension.high:.3g}, "
-        "or try --sampling random."
+        f"--sampling bayesian: on Azure it takes no range on a log scale, as --over {dimension} is. "
+        f"List values, as in {dimension.name}={dimension.low:.3g},{middle:.3g},{dimension.high:.3g}, "
+        "or use --sampling random."
     )

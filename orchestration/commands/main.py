@@ -70,8 +70,8 @@ from orchestration.spec import (
     default_name,
     name_problems,
 )
-from orchestration.sweeps.spec import SweepStatus
-from orchestration.sweeps.words import sweep_table
+from orchestration.sweeps.format import sweep_table
+from orchestration.sweeps.status import SweepStatus
 from orchestration.targets import (
     Target,
     build_target,
@@ -131,7 +131,9 @@ def msggan_aml(context: click.Context) -> int:
 )
 @debug_option
 @option("--from-trial", section=WHAT, metavar="SWEEP[/NUMBER]", help="Resume a sweep's best trial, or that one.")
-@option("--anew", section=WHAT, is_flag=True, help="With --from-trial: its settings, but from the first image.")
+@option(
+    "--from-scratch", section=WHAT, is_flag=True, help="With --from-trial: train its settings from the first image."
+)
 @option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and stop.")
 @option("--detach", section=COMMON, is_flag=True, help="Return as soon as the run has started.")
 @option("--yes", section=AZURE, is_flag=True, help="Do not ask before money is spent.")
@@ -151,7 +153,7 @@ def submit(
     name: str | None,
     flags: Flags,
     from_trial: str | None,
-    anew: bool,
+    from_scratch: bool,
     dry_run: bool,
     detach: bool,
     yes: bool,
@@ -172,7 +174,7 @@ def submit(
     """
     problems = [*([] if from_trial and not data else source_problems(data)), *problems]
     problems += (name_problems(name) if name is not None else []) + problems_here(flags)
-    problems += ["--anew: goes with --from-trial only."] if anew and not from_trial else []
+    problems += ["--from-scratch: requires --from-trial."] if from_scratch and not from_trial else []
     if rehearse_preemption:
         from orchestration.local.rehearsal import rehearsal_problems
 
@@ -200,7 +202,7 @@ def submit(
         if question := serving.question(spec):
             tell(question)
             agree("Go on?", yes=yes)
-        if taken is not None and not anew:
+        if taken is not None and not from_scratch:
             serving.start_from(spec.name, partial(bring_checkpoint, taken))
         run = serving.start(spec) if detach else serving.run(spec)
     show_run(run, output)

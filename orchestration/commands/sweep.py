@@ -1,4 +1,4 @@
-"""What can a person type about sweeps? `msggan-aml sweep`, `sweep best`, and what `submit --from-trial` takes over."""
+"""The commands `msggan-aml sweep` and `sweep best`, and what `submit --from-trial` takes from a sweep."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from msggan.commands.options import (
     train_options,
 )
 from msggan.commands.program import print_json
-from msggan.config import Range, TrainConfig, explicit_values, problems_of
+from msggan.config import Range, TrainConfig, explicit_values, flag, problems_of
 from msggan.errors import UsageError
 from orchestration.commands.terminal import (
     Bars,
@@ -49,22 +49,19 @@ from orchestration.reporter import Reporter
 from orchestration.runs import is_copy
 from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, settings_options
 from orchestration.spec import name_of_trial, trial_named
+from orchestration.sweeps.early_stopping import POLICIES, EarlyStopping
+from orchestration.sweeps.format import sweep_lines
 from orchestration.sweeps.space import SearchSpace, read_space
 from orchestration.sweeps.spec import (
     DEFAULT_TRIALS,
     DIRECTIONS,
-    POLICIES,
     SAMPLINGS,
-    EarlyStopping,
     SweepSpec,
-    SweepStatus,
-    Trial,
     default_trials,
     objective_of,
-    objective_problems,
     sweep_name,
 )
-from orchestration.sweeps.words import sweep_lines
+from orchestration.sweeps.status import SweepStatus, Trial
 from orchestration.targets import (
     SweepTarget,
     build_target,
@@ -90,39 +87,51 @@ _SWEEP_OPTIONS = (
         section=COMMON,
         multiple=True,
         metavar="NAME[=VALUES]",
-        help="An option to search: NAME (its own range), NAME=LOW..HIGH or NAME=a,b,c. May be repeated.",
+        help="An option to search: NAME (its default range), NAME=LOW..HIGH or NAME=a,b,c. May be repeated.",
     ),
     option(
         "--trials",
         section=COMMON,
         type=WHOLE,
-        help=f"How many to try.  [default: {DEFAULT_TRIALS}, or all there are; grid: all]",
+        help=f"Number of trials.  [default: {DEFAULT_TRIALS}, at most all combinations; grid: all]",
     ),
     option(
-        "--concurrent", section=SWEEP, default=1, type=WHOLE, help="How many at once, the cores shared.  [default: 1]"
+        "--concurrent",
+        section=SWEEP,
+        default=1,
+        type=WHOLE,
+        help="How many trials run at once, sharing the cores.  [default: 1]",
     ),
     option(
         "--sampling",
         section=SWEEP,
         default=SAMPLINGS[0],
         metavar="|".join(SAMPLINGS),
-        help="How settings are chosen.  [default: random]",
+        help="How the settings are drawn.  [default: random]",
     ),
-    option("--sampling-seed", section=SWEEP, default=0, type=WHOLE, help="Another seed, other settings.  [default: 0]"),
-    option("--timeout", section=SWEEP, metavar="HOURS", type=FRACTION, help="Of the whole sweep.  [default: no limit]"),
-    option("--objective", section=SWEEP, default="swd", metavar="METRIC", help="What decides.  [default: swd]"),
+    option("--sampling-seed", section=SWEEP, default=0, type=WHOLE, help="Seed of the drawn settings.  [default: 0]"),
+    option(
+        "--timeout", section=SWEEP, metavar="HOURS", type=FRACTION, help="Limit of the whole sweep.  [default: none]"
+    ),
+    option(
+        "--objective",
+        section=SWEEP,
+        default="swd",
+        metavar="METRIC",
+        help="The metric to compare trials by.  [default: swd]",
+    ),
     option(
         "--direction",
         section=SWEEP,
         metavar="|".join(DIRECTIONS),
-        help="Which way it is better.  [default: the metric's own]",
+        help="Whether a lower or a higher value is better.  [default: the metric's own]",
     ),
     option(
         "--stop-early",
         section=SWEEP,
         default="none",
         metavar="|".join(POLICIES),
-        help="End trials that do badly.  [default: none]",
+        help="Policy that stops bad trials early.  [default: none]",
     ),
     option(
         "--stop-interval",
@@ -130,7 +139,7 @@ _SWEEP_OPTIONS = (
         default=1,
         metavar="N",
         type=WHOLE,
-        help="Decide at every N-th measurement.  [default: 1]",
+        help="Apply the policy at every N-th measurement.  [default: 1]",
     ),
     option(
         "--stop-delay",
@@ -138,32 +147,32 @@ _SWEEP_OPTIONS = (
         default=0,
         metavar="N",
         type=WHOLE,
-        help="Not before the N-th measurement.  [default: 0]",
+        help="Apply the policy from the N-th measurement on.  [default: 0]",
     ),
     option(
         "--slack",
         section=SWEEP,
         metavar="RATIO",
         type=FRACTION,
-        help="bandit: how far from the best, as 0.2 for a fifth.",
+        help="bandit: allowed distance from the best trial, as 0.2 for 20 %.",
     ),
     option(
-        "--slack-amount", section=SWEEP, metavar="DIFFERENCE", type=FRACTION, help="bandit: the same as a difference."
+        "--slack-amount", section=SWEEP, metavar="DIFFERENCE", type=FRACTION, help="bandit: the same, as a difference."
     ),
     option(
         "--truncate",
         section=SWEEP,
         metavar="PERCENT",
         type=WHOLE,
-        help="truncation: the share that ends each time, 1 to 99.",
+        help="truncation: the share of trials to stop each time, 1 to 99.",
     ),
     option(
-        "--most-failed",
+        "--max-failed-fraction",
         section=SWEEP,
         default=0.5,
-        metavar="SHARE",
+        metavar="FRACTION",
         type=FRACTION,
-        help="Give up when more than this share fails.  [default: 0.5]",
+        help="Give up when more than this fraction of the trials fails.  [default: 0.5]",
     ),
 )
 
@@ -172,7 +181,10 @@ _SWEEP_OPTIONS = (
 
 
 @click.group(
-    name="sweep", cls=CommandsOrData, short_help="Find good settings by many short trials.", invoke_without_command=True
+    name="sweep",
+    cls=CommandsOrData,
+    short_help="Search for good settings with many short trials.",
+    invoke_without_command=True,
 )
 @data_argument
 @sweep_options
@@ -180,7 +192,7 @@ _SWEEP_OPTIONS = (
 @option(
     "--name",
     section=COMMON,
-    help="The sweep's name; used before, it goes on.  [default: from the data's name, with -sweep]",
+    help="Name of the sweep; a sweep of this name is resumed.  [default: the data's name with -sweep]",
 )
 @settings_options(
     "runs_dir",
@@ -195,18 +207,18 @@ _SWEEP_OPTIONS = (
     "experiment",
 )
 @debug_option
-@option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and stop.")
-@option("--detach", section=COMMON, is_flag=True, help="On Azure: return as soon as the sweep has begun.")
-@option("--yes", section=AZURE, is_flag=True, help="Do not ask before money is spent.")
+@option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and exit.")
+@option("--detach", section=COMMON, is_flag=True, help="On Azure: return when the job is submitted.")
+@option("--yes", section=AZURE, is_flag=True, help="Do not ask for confirmation of costs.")
 @train_options
 @hardware_options
 @output_option
 @click.pass_context
 def sweep(context: click.Context, /, *, problems: list[str], **given: Any) -> int:
-    """Find good settings: train many short trials on the images at PATH, and tell which was the best.
+    """Search for good settings: train many short trials on the images at PATH and report the best.
 
-    --over names what is searched and may be repeated; every other training option is the same for all trials. The
-    same command again goes on with a sweep that was stopped.
+    --over names an option to search and may be repeated; every other training option is the same for all trials. A
+    sweep that was interrupted resumes with the same command.
     """
     return 0 if context.invoked_subcommand is not None else run_sweep(problems=problems, **given)
 
@@ -238,12 +250,11 @@ def run_sweep(
     slack: float | None,
     slack_amount: float | None,
     truncate: int | None,
-    most_failed: float,
+    max_failed_fraction: float,
     **texts: Any,
 ) -> int:
-    """The command itself; texts: those of TrainConfig's options."""
+    """The command itself. texts: the values of TrainConfig's options, as typed."""
     problems = [*source_problems(data), *problems, *problems_here(flags)]
-    problems += objective_problems(objective, direction)
     config, space = config_and_space(texts, over, problems)
     settings = settings_here(flags)
     choice = choose(target, settings.workspace)
@@ -268,7 +279,7 @@ def run_sweep(
             concurrent=concurrent,
             timeout_hours=timeout,
             early_stopping=stopping,
-            most_failed=most_failed,
+            max_failed_fraction=max_failed_fraction,
             hardware=Hardware(device, workers),
         )
     except UsageError as error:
@@ -294,7 +305,7 @@ def run_sweep(
 def config_and_space(
     texts: Mapping[str, Any], over: tuple[str, ...], problems: list[str]
 ) -> tuple[TrainConfig, SearchSpace]:
-    """What all trials share and what is searched; complaints about either are added to `problems`."""
+    """The shared configuration and the search space; their problems are added to `problems`."""
     config, space = TrainConfig(), SearchSpace(())
     try:
         config = parse_with([], texts)
@@ -307,21 +318,21 @@ def config_and_space(
     return config, space
 
 
-@sweep.command(name="best", short_help="Tell the best settings that a sweep found.")
+@sweep.command(name="best", short_help="Show the best settings that a sweep found.")
 @click.argument("name", metavar="NAME")
 @option(
     "--download",
     "folder",
     metavar="FOLDER",
-    help="Copy the best trial's run folder there: to a new or an empty folder.",
+    help="Copy the best trial's run folder to a new or an empty folder.",
 )
-@option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
+@option("--force", is_flag=True, help="Overwrite files of an earlier download that have changed.")
 @place_of_runs
 @output_option
 def best(
     *, name: str, folder: str | None, force: bool, target: str, flags: Flags, output: str, problems: list[str]
 ) -> int:
-    """Tell the best settings that a sweep found, where its pictures are, and how to train it in full."""
+    """Show the best settings that a sweep found, its samples, and the command that trains it in full."""
     refuse([*problems, *problems_here(flags)])
     with Bars() as bars:
         serving, status = find_sweep(name, target, settings_here(flags), Reporter(tell, bars.show))
@@ -335,10 +346,10 @@ def best(
 
 
 def find_sweep(name: str, target: str, settings: Settings, reporter: Reporter) -> tuple[SweepTarget, SweepStatus]:
-    """The target that has a sweep, and how it stands. Raises `UsageError` where there is none."""
+    """The target that has a sweep, and its status. Raises `UsageError` if there is none."""
     workspace = settings.workspace if target != "local" else None
     where = settings.runs_dir + (f" or workspace {workspace.workspace_name}" if workspace else "")
-    missing = UsageError([f"No sweep {name!r} in {where}."], "See what there is: msggan-aml list")
+    missing = UsageError([f"No sweep {name!r} in {where}."], "List runs and sweeps: msggan-aml list")
     if named_problems(name, target, settings):
         raise missing
     place, name = target_of(name, target, settings, reporter)
@@ -351,7 +362,7 @@ def best_trial(status: SweepStatus) -> Trial:
     if status.best is None:
         metric = status.objective.metric
         raise UsageError(
-            [f"{status.name}: no trial has measured {metric} yet."], f"Look again: msggan-aml status {status.name}"
+            [f"{status.name}: no trial has measured {metric} yet."], f"See its status: msggan-aml status {status.name}"
         )
     return status.best
 
@@ -361,7 +372,7 @@ def best_trial(status: SweepStatus) -> Trial:
 
 @dataclass(frozen=True)
 class TakenOver:
-    """What `submit --from-trial` takes from a sweep: the trial's configuration, its data and a name."""
+    """What `submit --from-trial` takes from a sweep: the trial's configuration, its data and a default name."""
 
     serving: SweepTarget
     trial: Trial
@@ -371,20 +382,20 @@ class TakenOver:
 
 
 def take_over(reference: str, config: TrainConfig, settings: Settings, reporter: Reporter) -> TakenOver:
-    """The trial that SWEEP or SWEEP/NUMBER names, with what else `config` says. Raises `UsageError` with what differs.
+    """The trial that SWEEP or SWEEP/NUMBER names, its configuration merged into `config`.
 
-    The sweep is looked for here and then on Azure, wherever the run is to train. How long a trial trained, and how
-    often it reported, is not taken over.
+    The sweep is looked for on this machine and then on Azure, wherever the run is to train. The length of a trial and
+    its intervals are not taken over. Raises `UsageError` naming each option that conflicts.
     """
     named = trial_named(reference)
     if "/" in reference and named is None:
-        raise UsageError([f"--from-trial {reference}: should read SWEEP or SWEEP/NUMBER."])
+        raise UsageError([f"--from-trial {reference}: must be SWEEP or SWEEP/NUMBER."])
     serving, status = find_sweep(named[0] if named else reference, "auto", settings, reporter)
     trial = status.trial(named[1]) if named else best_trial(status)
     lasting = {spec.name for spec in fields(TrainConfig) if not spec.metadata["may_change"]}
     found = {field: value for field, value in explicit_values(status.config_of(trial)).items() if field in lasting}
     different = [
-        f"--from-trial {reference}: its {field} is {found[field]}, and {value} is asked for. Leave that out."
+        f"--from-trial {reference}: its {field} is {found[field]}, not {value}. Remove {flag(field)}."
         for field, value in explicit_values(config).items()
         if field in found and found[field] != value
     ]
@@ -399,12 +410,12 @@ def take_over(reference: str, config: TrainConfig, settings: Settings, reporter:
 
 
 def bring_checkpoint(taken: TakenOver, folder: Path) -> None:
-    """Copies the trial's run folder to where a run is to live. Raises `UsageError` where it is trained enough."""
+    """Copies the trial's run folder to a new run's. Raises `UsageError` if it is trained as far as asked."""
     trained_kimg = (taken.trial.images_seen or 0) / 1000
     if taken.config.kimg is not None and taken.config.kimg <= trained_kimg:
         raise UsageError(
             [f"--kimg {taken.config.kimg:g}: trial {taken.trial.number} has trained {trained_kimg:g} kimg already."],
-            f"Give more, as --kimg {10 * trained_kimg:g}, or --anew.",
+            f"Use a larger --kimg, as {10 * trained_kimg:g}, or --from-scratch.",
         )
     was_copy = is_copy(folder)
     if was_copy:

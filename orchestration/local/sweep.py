@@ -1,8 +1,9 @@
-"""How does a sweep run on this machine? Trials as processes, so many at once, by a list that survives a stop."""
+"""Sweeps on this machine: trials as processes, several at once, by a record that survives a kill."""
 
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 import threading
@@ -13,12 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from msggan.commands.options import to_argv
 from msggan.commands.program import EXIT_CODES
 from msggan.commands.tracking_uri import NO_TRACKING, PARENT_VARIABLE, absolute_uri, without_password
-from msggan.config import TrainConfig
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.folder import RunFolder
 from msggan.runs.state import is_owned, terminate_holder
@@ -27,69 +26,83 @@ from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError
 from orchestration.local.process import mlflow_of, variables_of
 from orchestration.local.trial_process import AdoptedTrial, Outcome, TrialProcess
+from orchestration.reporter import Reporter
 from orchestration.runs import DEFAULT_RUNS_DIR
 from orchestration.spec import Download, RunSpec
 from orchestration.sweeps.early_stopping import reason_to_stop
-from orchestration.sweeps.folder import SweepFolder, SweepNote, TrialNote, now, sweep_names, this_machine
-from orchestration.sweeps.report import write_report
-from orchestration.sweeps.request import refuse_another_space
-from orchestration.sweeps.space import read_space, written
-from orchestration.sweeps.spec import CANCELLED, ENDED, SweepSpec, SweepStatus, Trial, sorted_trials, why_given_up
-from orchestration.sweeps.words import next_of_sweep, trial_line
+from orchestration.sweeps.format import next_of_sweep, trial_line
+from orchestration.sweeps.record import (
+    SweepFolder,
+    SweepRecord,
+    TrialRecord,
+    now,
+    refuse_another_sweep,
+    sweep_names,
+)
+from orchestration.sweeps.report import newest_grid, write_report
+from orchestration.sweeps.space import written
+from orchestration.sweeps.spec import SweepSpec
+from orchestration.sweeps.status import (
+    CANCELLED,
+    ENDED,
+    SweepStatus,
+    Trial,
+    failures_reason,
+    sorted_trials,
+    time_limit_reason,
+)
 
-if TYPE_CHECKING:
-    from orchestration.sweeps.sampling import Study
-
-LOOK_SECONDS = 0.2
-STOPS_WITHIN_SECONDS = 120
+POLL_SECONDS = 0.2
+STOP_TIMEOUT_SECONDS = 120
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-def _silently(line: str) -> None:
-    """Where nobody listens."""
 
 
 @dataclass(frozen=True)
 class LocalSweeps:
-    """Sweeps on this machine. They live in `runs_dir`/NAME, among the runs; tell(line): for people."""
+    """Sweeps on this machine, in `runs_dir`/NAME beside the runs. tell(line): shows a line to the user."""
 
     runs_dir: str | Path = DEFAULT_RUNS_DIR
     python: str = sys.executable
     tracking_uri: str | None = None
-    tell: Callable[[str], None] = _silently
+    tell: Callable[[str], None] = Reporter().info
 
     name = "local"
 
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
         """What `submit_sweep` would start. Touches nothing."""
-        settings = [] if spec.sampling == "bayesian" else _drawn(spec)
-        shown = settings[0] if settings else dict.fromkeys(spec.space.names, "<chosen after the trials before>")
-        variables = variables_of(self.mlflow, with_password=False)
-        command = self.trial_command(spec, 0, settings[0] if settings else {})
+        drawn = [] if spec.sampling == "bayesian" else _drawn(spec)
+        unknown = dict.fromkeys(spec.space.names, "<chosen from the results of earlier trials>")
+        command = self.trial_command(spec, 0, drawn[0] if drawn else {})
         return {
             "target": self.name,
-            "command": command + ([] if settings else [f"--over={text}" for text in spec.space.as_texts()]),
-            "env": {**variables, **_thread_variables(threads_each(spec.concurrent))},
+            "command": command + ([] if drawn else [f"--over={text}" for text in spec.space.as_texts()]),
+            "env": {
+                **variables_of(self.mlflow, with_password=False),
+                **_thread_variables(threads_each(spec.concurrent)),
+            },
             "run_dir": str(self._folder(spec.name)),
-            "trials": settings or [shown],
+            "trials": drawn or [unknown],
         }
 
     def sweep_question(self, spec: SweepSpec) -> str | None:
-        """Nothing: this machine costs nothing."""
+        """None: trials on this machine cost nothing."""
         return None
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
-        """Runs the trials that have not ended yet. Raises `UsageError` or `RunFolderError` if it cannot begin."""
+        """Runs the trials that have not ended yet. Raises `UsageError` or `RunFolderError` if it cannot start."""
         if detach:
-            raise UsageError(["--detach: a sweep on this machine is followed."], "Stop it and go on whenever you like.")
+            raise UsageError(
+                ["--detach: is not available for sweeps on this machine."],
+                "Stop the sweep with Ctrl-C; the same command resumes it.",
+            )
         folder = self._folder(spec.name)
         if (folder.path / "config.json").exists():
-            raise UsageError([f"--name {spec.name}: {folder} holds a run, not a sweep."], "Give another --name.")
+            raise UsageError([f"--name {spec.name}: {folder} holds a run, not a sweep."], "Use another --name.")
         if there := folder.load():
-            refuse_another_space(spec, there.planned, there.asked)
+            refuse_another_sweep(spec, there.planned, there.fixed)
         with folder.owned():
-            note = noted(spec, folder.load(), self.tell)
-            sweep = _Sweep(self, spec, folder, note)
+            record = start_or_resume(spec, folder.load(), self.tell)
+            sweep = _Sweep(self, spec, folder, record)
             with _stopping() as stop:
                 sweep.run(stop)
         status = self.report(self.sweep_status(spec.name))
@@ -109,7 +122,7 @@ class LocalSweeps:
             )
 
     def sweeps(self) -> list[SweepStatus]:
-        """Every sweep, the newest first; of one that cannot be read is told why."""
+        """Every sweep, the newest first. Those that cannot be read are reported and skipped."""
         found = []
         for name in sweep_names(str(self.runs_dir)):
             try:
@@ -119,39 +132,43 @@ class LocalSweeps:
         return sorted(found, key=lambda sweep: sweep.created or "", reverse=True)
 
     def is_sweep(self, name: str) -> bool:
-        return bool(name) and self._folder(name).note.is_file()
+        return bool(name) and self._folder(name).record.is_file()
 
     def sweep_status(self, name: str) -> SweepStatus:
-        """How a sweep and its trials stand. Raises `RunFolderError` where there is none."""
+        """The status of a sweep and its trials. Raises `RunFolderError` if there is none."""
         folder = self._folder(name)
-        note = folder.current()
-        if note is None:
-            raise RunFolderError(f"{folder}: holds no sweep.", "See what there is: msggan-aml list")
+        record = folder.current()
+        if record is None:
+            raise RunFolderError(f"{folder}: is not a sweep.", "List runs and sweeps: msggan-aml list")
         status = SweepStatus(
             name=name,
             target=self.name,
-            state=note.state,
+            state=record.state,
             run_dir=str(folder),
-            objective=note.objective,
-            trials=sorted_trials(folder.read_trials(note), note.objective),
-            reason=note.reason,
+            objective=record.objective,
+            trials=sorted_trials(folder.read_trials(record), record.objective),
+            reason=record.reason,
             report=str(folder.report) if folder.report.exists() else None,
-            data=note.data,
-            said=note.said,
-            space=note.space,
-            planned=note.planned,
-            created=note.created,
-            ended=note.ended,
+            data=record.data,
+            config=record.config,
+            space=record.space,
+            planned=record.planned,
+            created=record.created,
+            ended=record.ended,
         )
-        return replace(status, next=next_of_sweep(status, note.again, str(self.runs_dir)))
+        return replace(status, next=next_of_sweep(status, record.args, str(self.runs_dir)))
 
     def report(self, status: SweepStatus) -> SweepStatus:
-        """Writes the sweep's page; where that cannot be done it is said, and the sweep stands as it does."""
+        """Writes the sweep's report. If that fails, the user is told why and the status stays as it is."""
         folder = self._folder(status.name)
-        facts = {"data": status.data, "each trial": " ".join(to_argv(TrainConfig(**status.said))) or "as by default"}
-        grids = {trial.number: grid for trial in status.trials if (grid := folder.newest_grid(trial.number))}
+        samples = {trial.number: folder.trial(trial.number).samples for trial in status.trials}
+        grids = {
+            number: path / newest
+            for number, path in samples.items()
+            if (newest := newest_grid(file.name for file in path.glob("*.png")))
+        }
         try:
-            write_report(folder.report, status, space=read_space(status.space, TrainConfig()), facts=facts, grids=grids)
+            write_report(folder.report, status, grids)
         except OSError as error:
             self.tell(f"{folder.report}: cannot be written ({error.strerror or error}).")
             return status
@@ -159,77 +176,68 @@ class LocalSweeps:
         return replace(status, report=str(folder.report))
 
     def cancel_sweep(self, name: str) -> SweepStatus:
-        """Stops a sweep politely and waits for its end. Raises `UsageError` if it is not running."""
+        """Stops a sweep with a checkpoint and waits for its end. Raises `UsageError` if it is not running."""
         folder, status = self._folder(name), self.sweep_status(name)
-        note = folder.load()
-        if status.state != "running" or note is None:
+        record = folder.load()
+        if status.state != "running" or record is None:
             raise UsageError([f"{name}: is not running but {status.state}."])
-        if note.machine != this_machine():
-            raise RunFolderError(f"{folder}: runs on {note.machine}.", "Cancel it there.")
-        if not terminate_holder(folder.lock, note.process) and folder.is_owned():
+        if record.machine != platform.node():
+            raise RunFolderError(f"{folder}: runs on {record.machine}.", "Cancel it there.")
+        if not terminate_holder(folder.lock, record.process) and folder.is_owned():
             raise RunFolderError(
-                f"{folder}: is at work, but process {note.process} of this machine has nothing to do with it.",
-                f"Cancel it on the machine where it runs, which calls itself {note.machine} too.",
+                f"{folder}: is running, but process {record.process} of this machine does not run it.",
+                f"Cancel it on the machine that runs it, whose name is {record.machine} too.",
             )
-        give_up = time.monotonic() + STOPS_WITHIN_SECONDS
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
         while folder.is_owned():
-            if time.monotonic() > give_up:
-                raise JobFailedError(f"{folder}: process {note.process} was asked to stop and still works.", "Wait.")
-            time.sleep(LOOK_SECONDS)
+            if time.monotonic() > deadline:
+                raise JobFailedError(
+                    f"{folder}: process {record.process} is still running after {STOP_TIMEOUT_SECONDS} s.", "Wait."
+                )
+            time.sleep(POLL_SECONDS)
         return self.sweep_status(name)
 
     def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: Tell) -> Download:
-        """Copies a trial's run folder. Raises MsgganError where it cannot."""
+        """Copies a trial's run folder. Raises MsgganError if it cannot."""
         return copy_run(RunFolder(trial.run_dir), to, weights=False, force=force, tell=tell)
 
-    def trial_environment(self, folder: SweepFolder, note: SweepNote) -> dict[str, str]:
-        """The variables of a trial's process."""
-        told = {**variables_of(self.mlflow, with_password=True), PARENT_VARIABLE: os.path.abspath(folder.path)}
-        return {**os.environ, **_thread_variables(note.threads), **told}
+    def trial_command(self, spec: SweepSpec, number: int, settings: dict[str, Any]) -> list[str]:
+        """The command line of a trial."""
+        run = RunSpec(spec.with_settings(settings), spec.data, spec.name, spec.hardware)
+        folder = self._folder(spec.name).trial(number)
+        return run.command(data=str(spec.data), run_dir=str(folder), python=self.python)
+
+    def trial_environment(self, folder: SweepFolder, threads: int) -> dict[str, str]:
+        """The environment variables of a trial's process."""
+        variables = {**variables_of(self.mlflow, with_password=True), PARENT_VARIABLE: os.path.abspath(folder.path)}
+        return {**os.environ, **_thread_variables(threads), **variables}
 
     @property
     def mlflow(self) -> str:
-        """The MLflow that the trials are told to, `none` for none."""
+        """The MLflow server or database that the trials log to, `none` for none."""
         return mlflow_of(self.runs_dir, self.tracking_uri)
 
     def _folder(self, name: str) -> SweepFolder:
         return SweepFolder(Path(self.runs_dir) / name)
 
-    def trial_command(self, spec: SweepSpec, number: int, settings: dict[str, Any]) -> list[str]:
-        """The command line that is a trial."""
-        run = RunSpec(spec.with_settings(settings), spec.data, spec.name, spec.hardware)
-        folder = self._folder(spec.name).trial(number)
-        return run.command(data=str(spec.data), run_dir=str(folder), python=self.python)
-
 
 class _Sweep:
-    """A sweep at work: which trials run, and what is noted of those that have ended."""
+    """A running sweep: its running trials, and its record."""
 
-    def __init__(self, here: LocalSweeps, spec: SweepSpec, folder: SweepFolder, note: SweepNote) -> None:
-        self.here = here
+    def __init__(self, target: LocalSweeps, spec: SweepSpec, folder: SweepFolder, record: SweepRecord) -> None:
+        self.target = target
         self.spec = spec
         self.folder = folder
-        self.note = note
+        self.record = record
         self.running: dict[int, TrialProcess | AdoptedTrial] = {}
-        self.judged: Counter[int] = Counter()  # measurements of each running trial that the policy has seen
+        self.judged: Counter[int] = Counter()  # the number of each trial's measurements that the policy has seen
         self.started = time.monotonic()
-        self.study: Study
 
     def run(self, stop: _Stop) -> None:
-        """Until every trial has ended, the time is up, too many have failed, or somebody stops it."""
-        self.folder.save(self.note)
-        from orchestration.sweeps.sampling import Study  # Optuna takes a second to load
-
-        spec, state, reason = self.spec, "failed", "It ended in an error of its own."
+        """Runs trials until all have ended, the time limit, too many failures, or a stop by the user."""
+        self.folder.save(self.record)
+        state, reason = "failed", "It ended with an internal error."
         try:
-            self.study = Study(
-                self.folder.database,
-                spec.name,
-                spec.space,
-                spec.objective,
-                seed=spec.sampling_seed,
-                trials=self._begun(),
-            )
             self._adopt()
             state, reason = self._work(stop)
         except (OSError, MsgganError) as error:
@@ -237,54 +245,34 @@ class _Sweep:
             raise
         finally:
             self._stop_all()
-            self.note.state, self.note.reason, self.note.ended = state, reason, now()
-            with suppress(OSError):  # on a full disk the note stays that of a sweep which died
-                self.folder.save(self.note)
-
-    def _begun(self) -> list[Trial]:
-        """The trials up to the last that has begun, as they stand."""
-        trials = self.folder.read_trials(self.note)
-        begun = [trial.number for trial in trials if trial.state != "queued"]
-        return trials[: max(begun, default=-1) + 1]
+            self.record.state, self.record.reason, self.record.ended = state, reason, now()
+            with suppress(RunFolderError):  # on a full disk the record stays that of a sweep which died
+                self.folder.save(self.record)
 
     def _work(self, stop: _Stop) -> tuple[str, str]:
-        """→ the state in which the sweep ends, and why."""
+        """→ the state in which the sweep ends, and the reason."""
         while True:
+            planned, failures = self.record.planned, self.record.failures
             if stop.state:
-                return stop.state, "It was stopped. The same command goes on."
-            if reason := self._given_up():
-                return "failed", reason
-            if self._time_is_up():
-                done = sum(trial.state in ENDED for trial in self.note.trials)
-                return "completed", f"Its time was up after {done} of {self.note.planned} trials."
-            self._begin_what_fits()
+                return stop.state, "Stopped. The same command resumes it."
+            if len(failures) > self.spec.max_failed_fraction * planned:
+                return "failed", failures_reason(failures, planned)
+            if self._is_time_up():
+                return "completed", time_limit_reason(self.record.trials, planned)
+            self._start_trials()
             if not self.running:
-                return self._at_the_end()
-            self._look(stop)
-            stop.wait(LOOK_SECONDS)
+                all_failed = len(failures) == len(self.record.trials)
+                return ("failed", failures_reason(failures, planned)) if all_failed else ("completed", "")
+            self._poll(stop)
+            stop.wait(POLL_SECONDS)
 
-    def _at_the_end(self) -> tuple[str, str]:
-        failed = self._reasons_of_failures()
-        if len(failed) == len(self.note.trials):
-            return "failed", why_given_up(failed, self.note.planned)
-        return "completed", ""
-
-    def _given_up(self) -> str:
-        failed = self._reasons_of_failures()
-        return (
-            why_given_up(failed, self.note.planned) if len(failed) > self.spec.most_failed * self.note.planned else ""
-        )
-
-    def _reasons_of_failures(self) -> list[str]:
-        return [trial.reason for trial in self.note.trials if trial.state == "failed"]
-
-    def _time_is_up(self) -> bool:
+    def _is_time_up(self) -> bool:
         hours = self.spec.timeout_hours
         return hours is not None and time.monotonic() - self.started > hours * 3600
 
     def _adopt(self) -> None:
-        """Takes over what a killed sweep left at work, so that no trial is trained twice at once."""
-        for number, trial in enumerate(self.note.trials):
+        """Takes over the trials that a killed sweep left running, so that none runs twice at once."""
+        for number, trial in enumerate(self.record.trials):
             if is_owned(self.folder.trial(number)):
                 self.running[number] = AdoptedTrial(self.folder.trial(number))
                 if trial.state == "stopped":
@@ -292,91 +280,92 @@ class _Sweep:
             elif trial.state == "running":
                 trial.state = "interrupted"
 
-    def _begin_what_fits(self) -> None:
+    def _start_trials(self) -> None:
         while len(self.running) < self.spec.concurrent and (number := self._next_number()) is not None:
-            trial = self.note.trials[number]
-            self.study.begin(number, trial.settings)
+            trial = self.record.trials[number]
             trial.state, trial.reason = "running", ""
-            self.folder.save(self.note)
-            command = self.here.trial_command(self.spec, number, trial.settings)
+            self.folder.save(self.record)
             self.running[number] = TrialProcess(
-                self.folder.trial(number), command, self.here.trial_environment(self.folder, self.note)
+                self.folder.trial(number),
+                self.target.trial_command(self.spec, number, trial.settings),
+                self.target.trial_environment(self.folder, self.record.threads),
             )
             self.judged[number] = 0
 
     def _next_number(self) -> int | None:
-        """The first trial that is neither at work nor at its end; a new one where Bayesian sampling may choose it."""
-        for number, trial in enumerate(self.note.trials):
+        """The first trial that is neither running nor ended; with Bayesian sampling a new one after those."""
+        for number, trial in enumerate(self.record.trials):
             if number not in self.running and trial.state not in ENDED:
                 return number
-        if self.spec.sampling != "bayesian" or len(self.note.trials) >= self.note.planned:
+        if self.spec.sampling != "bayesian" or len(self.record.trials) >= self.record.planned:
             return None
-        self.note.trials.append(TrialNote(self.study.propose(len(self.note.trials))))
-        return len(self.note.trials) - 1
+        from orchestration.sweeps.sampling import propose  # Optuna takes a second to load
 
-    def _look(self, stop: _Stop) -> None:
-        """Notes what has ended, and stops early what does badly."""
+        trials = self.folder.read_trials(self.record)
+        settings = propose(self.spec.space, self.spec.objective, self.spec.sampling_seed, trials)
+        self.record.trials.append(TrialRecord(settings))
+        return len(self.record.trials) - 1
+
+    def _poll(self, stop: _Stop) -> None:
+        """Records the trials that have ended, and stops early those that do badly."""
         for number, process in list(self.running.items()):
             outcome = process.outcome()
             if outcome is not None:
                 by_hand = outcome.state == "cancelled" and not stop.state
-                self._note_end(number, Outcome("stopped", CANCELLED) if by_hand else outcome)
+                self._record_end(number, Outcome("stopped", CANCELLED) if by_hand else outcome)
             elif self.spec.early_stopping.policy != "none":
                 self._judge(number, process)
 
-    def _note_end(self, number: int, outcome: Outcome) -> None:
+    def _record_end(self, number: int, outcome: Outcome) -> None:
         del self.running[number]
-        noted, trial = self.note.trials[number], self.folder.read_trial(self.note, number)
-        if noted.state != "stopped":
-            noted.state, noted.reason = outcome.state, outcome.reason
-        if noted.state == "completed" and trial.objective is None:
-            noted.state, noted.reason = "failed", f"It never logged {self.spec.objective.metric}."
-        if noted.state in ENDED:
-            self.study.end(number, noted.state, trial.objective)
-        self.folder.save(self.note)
-        trials = self.folder.read_trials(self.note)
-        self.here.tell(trial_line(trials[number], trials, self.note.planned, self.spec.objective))
+        record, trial = self.record.trials[number], self.folder.read_trial(self.record, number)
+        if record.state != "stopped":
+            record.state, record.reason = outcome.state, outcome.reason
+        if record.state == "completed" and trial.objective is None:
+            record.state, record.reason = "failed", f"It never logged {self.spec.objective.metric}."
+        self.folder.save(self.record)
+        trials = self.folder.read_trials(self.record)
+        self.target.tell(trial_line(trials[number], trials, self.record.planned, self.spec.objective))
 
     def _judge(self, number: int, process: TrialProcess | AdoptedTrial) -> None:
-        """Stops a trial by the policy. It is noted first: whoever continues the sweep knows."""
-        if self.note.trials[number].state == "stopped":
+        """Stops a trial by the policy. The decision is recorded first, for a sweep that is resumed."""
+        if self.record.trials[number].state == "stopped":
             return
-        trials = self.folder.read_trials(self.note)
-        curves = [[value for _, value in trial.curve] for trial in trials]
+        curves = [[value for _, value in trial.curve] for trial in self.folder.read_trials(self.record)]
         others = [curve for other, curve in enumerate(curves) if other != number and curve]
         policy, objective = self.spec.early_stopping, self.spec.objective
         reason = reason_to_stop(policy, objective, curves[number], others, after=self.judged[number])
         self.judged[number] = len(curves[number])
         if reason:
-            noted = self.note.trials[number]
-            noted.state, noted.reason = "stopped", reason
-            self.folder.save(self.note)
+            record = self.record.trials[number]
+            record.state, record.reason = "stopped", reason
+            self.folder.save(self.record)
             process.stop()
 
     def _stop_all(self) -> None:
-        """Asks all that still run to end with a checkpoint, and waits for them."""
+        """Stops all running trials, each with a checkpoint, and waits for them."""
         for process in self.running.values():
             process.stop()
-        give_up = time.monotonic() + STOPS_WITHIN_SECONDS
-        while self.running and time.monotonic() < give_up:
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        while self.running and time.monotonic() < deadline:
             for number, process in list(self.running.items()):
                 outcome = process.outcome()
                 if outcome is not None:
                     if outcome.state == "cancelled":
                         outcome = Outcome("interrupted")
                     with suppress(OSError, MsgganError):  # what ends the sweep may be a full disk
-                        self._note_end(number, outcome)
-            time.sleep(LOOK_SECONDS)
+                        self._record_end(number, outcome)
+            time.sleep(POLL_SECONDS)
 
 
 class _Stop:
-    """Whether somebody wants the sweep to stop, and what state that is."""
+    """Whether the user has stopped the sweep, and the state that it then ends in."""
 
     def __init__(self) -> None:
         self.state = ""
         self._event = threading.Event()
 
-    def ask(self, state: str) -> None:
+    def request(self, state: str) -> None:
         self.state = self.state or state
         self._event.set()
 
@@ -386,21 +375,21 @@ class _Stop:
 
 @contextmanager
 def _stopping() -> Iterator[_Stop]:
-    """Within, Ctrl-C and SIGTERM ask the sweep to stop; a second one while it stops changes nothing.
+    """Within, Ctrl-C and SIGTERM stop the sweep; a second one while it stops changes nothing.
 
     A signal that this process ignores stays ignored: a job in a script's background (`&`) ignores Ctrl-C.
     """
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # handlers are the main thread's
+        yield stop  # only the main thread may set handlers
         return
     states = {signal.SIGINT: "interrupted", signal.SIGTERM: "cancelled"}
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.ask(states[signal.Signals(number)])
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.request(states[signal.Signals(number)])
 
     numbers = [number for number in states if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in numbers}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
     finally:
@@ -409,7 +398,7 @@ def _stopping() -> Iterator[_Stop]:
 
 
 def mlflow_result(spec: SweepSpec, status: SweepStatus) -> dict[str, Any]:
-    """What `log_sweep_result` logs. What may change when the sweep is continued is a tag."""
+    """What `log_sweep_result` logs. What may change when the sweep is resumed is a tag."""
     objective, best = spec.objective, status.best
     return {
         "state": status.state,
@@ -428,28 +417,20 @@ def mlflow_result(spec: SweepSpec, status: SweepStatus) -> dict[str, Any]:
     }
 
 
-# --- What is noted of a sweep -----------------------------------------------------------------------------------------
+# --- Starting and resuming --------------------------------------------------------------------------------------------
 
 
-def noted(spec: SweepSpec, note: SweepNote | None, tell: Callable[[str], None]) -> SweepNote:
-    """The note of a sweep that begins or goes on: all its trials, but for bayesian, drawn.
-
-    Trials that failed are tried again: somebody has mended what ailed them, or hopes so.
-    """
-    if note is None:
-        note = SweepNote.of(spec, created=now(), threads=threads_each(spec.concurrent))
-    failed = [trial for trial in note.trials if trial.state == "failed"]
-    if failed:
-        tell("The trials that failed are tried again.")
-    for trial in failed:
-        trial.state, trial.reason = "interrupted", ""
-    note.renew(spec)
-    note.state, note.reason, note.ended = "running", "", None
-    note.process, note.machine = os.getpid(), this_machine()
+def start_or_resume(spec: SweepSpec, record: SweepRecord | None, tell: Callable[[str], None]) -> SweepRecord:
+    """The record of a sweep that starts or resumes, with the settings of all trials, unless sampling is bayesian."""
+    if record is None:
+        record = SweepRecord.of(spec, created=now(), threads=threads_each(spec.concurrent))
+    if record.failures:
+        tell("Retrying the failed trials.")
+    record.resume(spec)
     if spec.sampling != "bayesian":
-        note.trials += [TrialNote(settings) for settings in _drawn(spec)[len(note.trials) :]]
-        note.planned = len(note.trials)
-    return note
+        record.trials += [TrialRecord(settings) for settings in _drawn(spec)[len(record.trials) :]]
+        record.planned = len(record.trials)
+    return record
 
 
 def _drawn(spec: SweepSpec) -> list[dict[str, Any]]:
@@ -459,10 +440,10 @@ def _drawn(spec: SweepSpec) -> list[dict[str, Any]]:
 
 
 def threads_each(concurrent: int) -> int:
-    """The cores divided among the trials that run at once; fewer where the environment says so."""
+    """The cores divided among the trials that run at once, at most OMP_NUM_THREADS each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    said_threads = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(said_threads) if said_threads.isdigit() and int(said_threads) > 0 else cores
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(limit) if limit.isdigit() and int(limit) > 0 else cores
     return max(1, min(most, cores // concurrent))
 
 

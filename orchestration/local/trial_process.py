@@ -1,4 +1,4 @@
-"""How does one trial of a sweep run on this machine? The same command line as a run, in a session of its own."""
+"""One trial of a sweep on this machine: the command line of a run, as a process in a session of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Outcome:
 
 
 class TrialProcess:
-    """A training that we started. What it writes for people goes to its log.txt; Ctrl-C does not reach it."""
+    """A training that this sweep started. Its stderr goes to its log.txt; Ctrl-C does not reach it."""
 
     def __init__(self, folder: RunFolder, command: list[str], environ: dict[str, str]) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ class TrialProcess:
             )
 
     def outcome(self) -> Outcome | None:
-        """How it ended, None while it works."""
+        """How it ended, None while it is running."""
         status = self._child.poll()
         if status is None:
             return None
@@ -48,12 +48,12 @@ class TrialProcess:
         return _outcome_of(ending)
 
     def stop(self) -> None:
-        """Asks it to end after the step at hand, with a checkpoint."""
+        """Stops it after the current step, with a checkpoint."""
         self._child.terminate()
 
 
 class AdoptedTrial:
-    """A training that a sweep left behind when it was killed: it is watched by its run folder."""
+    """A training that was left running when its sweep was killed; its run folder shows its state."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -67,17 +67,17 @@ class AdoptedTrial:
         return Outcome(state.state, state.reason)
 
     def stop(self) -> None:
-        note = read_note(self._folder)
-        if note is not None and note.state == "running" and note.machine == platform.node():
-            terminate_holder(self._folder.lock, note.process)
+        record = read_note(self._folder)
+        if record is not None and record.state == "running" and record.machine == platform.node():
+            terminate_holder(self._folder.lock, record.process)
 
 
 def _outcome_of(ending: Ending) -> Outcome:
     try:
-        told = told_by(ending)
-        if told.get("state") in EXIT_CODES:
-            return Outcome(str(told["state"]))
-        if ending.status in (-signal.SIGTERM, EXIT_CODES["cancelled"]):  # it came before training began
+        result = told_by(ending)
+        if result.get("state") in EXIT_CODES:
+            return Outcome(str(result["state"]))
+        if ending.status in (-signal.SIGTERM, EXIT_CODES["cancelled"]):  # it came before training started
             return Outcome("cancelled")
         raise silent_death(ending.status, process="training", if_out_of_memory=NEEDS_LESS_MEMORY)
     except MsgganError as error:

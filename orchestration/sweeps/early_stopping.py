@@ -1,6 +1,6 @@
-"""Is a trial doing so badly that it is stopped? Azure ML's three policies, as its documentation has them.
+"""Early stopping: Azure ML's three policies, as its documentation describes them, for trials on this machine.
 
-A curve is a trial's measurements of the objective, in their order; measurement i, from 1, is Azure ML's interval i.
+A curve is a trial's measurements of the objective, in order; measurement i, from 1, is Azure ML's interval i.
 https://learn.microsoft.com/azure/machine-learning/how-to-tune-hyperparameters#early-termination
 """
 
@@ -8,11 +8,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import mean, median
 
-from orchestration.sweeps.spec import EarlyStopping, Objective
+from msggan.commands.options import must_be_one_of
+from orchestration.sweeps.status import Objective
 
+POLICIES = ("none", "median", "bandit", "truncation")
 Curve = Sequence[float]
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """When to stop a trial that does badly, in Azure ML's terms.
+
+    policy: none, median, bandit or truncation. interval: decide at every interval-th measurement. delay: the first
+    measurement to decide at. slack_factor, slack_amount: the allowed distance from the best trial (bandit), as a ratio
+    or a difference. percentage: the share of the trials to stop at each decision (truncation), 1 to 99.
+    """
+
+    policy: str = "none"
+    interval: int = 1
+    delay: int = 0
+    slack_factor: float | None = None
+    slack_amount: float | None = None
+    percentage: int | None = None
+
+
+# The option that sets a field, and the policy that it belongs to.
+POLICY_OPTIONS = {
+    "slack_factor": ("--slack", "bandit"),
+    "slack_amount": ("--slack-amount", "bandit"),
+    "percentage": ("--truncate", "truncation"),
+}
 
 
 def reason_to_stop(
@@ -49,15 +77,15 @@ def _median(objective: Objective, curve: Curve, others: Sequence[Curve]) -> str:
     if not others:
         return ""
     limit = median(mean(other) for other in others)
-    best = best_value(objective, curve)
+    best = objective.best(curve)
     return f"median: {best:.4g} is worse than {limit:.4g}" if objective.is_better(limit, best) else ""
 
 
 def _bandit(stopping: EarlyStopping, objective: Objective, curve: Curve, others: Sequence[Curve]) -> str:
     """Its best value is farther from the best trial's than the slack allows."""
-    best = best_value(objective, [value for other in [curve, *others] for value in other])
+    best = objective.best(value for other in [curve, *others] for value in other)
     limit = bandit_limit(stopping, objective, best)
-    own = best_value(objective, curve)
+    own = objective.best(curve)
     return f"bandit: {own:.4g} is worse than {limit:.4g}" if objective.is_better(limit, own) else ""
 
 
@@ -71,14 +99,35 @@ def bandit_limit(stopping: EarlyStopping, objective: Objective, best: float) -> 
 
 
 def _truncation(stopping: EarlyStopping, objective: Objective, curve: Curve, others: Sequence[Curve]) -> str:
-    """Its value is among the worst so many percent of all trials' at this measurement."""
+    """Its value is among the worst `percentage` percent of all trials' at this measurement."""
     values = [curve[-1], *(other[-1] for other in others)]
-    ended = math.floor(len(values) * (stopping.percentage or 0) / 100)
+    stopped = math.floor(len(values) * (stopping.percentage or 0) / 100)
     ahead = sum(objective.is_better(value, values[0]) for value in values[1:])
-    if ahead < len(values) - ended:
+    if ahead < len(values) - stopped:
         return ""
-    return f"truncation: {values[0]:.4g} is among the worst {ended} of {len(values)}"
+    return f"truncation: {values[0]:.4g} is among the worst {stopped} of {len(values)}"
 
 
-def best_value(objective: Objective, values: Sequence[float]) -> float:
-    return min(values) if objective.direction == "minimize" else max(values)
+def early_stopping_problems(stopping: EarlyStopping) -> list[str]:
+    """Every problem with --stop-early and the options that belong to it."""
+    if stopping.policy not in POLICIES:
+        return [f"--stop-early {stopping.policy}: {must_be_one_of(stopping.policy, POLICIES)}"]
+    problems = []
+    if stopping.interval < 1:
+        problems.append(f"--stop-interval {stopping.interval}: must be 1 or more.")
+    if stopping.delay < 0:
+        problems.append(f"--stop-delay {stopping.delay}: must be 0 or more.")
+    problems += [
+        f"{option}: requires --stop-early {policy}."
+        for name, (option, policy) in POLICY_OPTIONS.items()
+        if getattr(stopping, name) is not None and policy != stopping.policy
+    ]
+    if stopping.policy == "bandit":
+        slacks = [slack for slack in (stopping.slack_factor, stopping.slack_amount) if slack is not None]
+        if len(slacks) != 1:
+            problems.append("--stop-early bandit: requires either --slack RATIO, as 0.2, or --slack-amount DIFFERENCE.")
+        elif not slacks[0] > 0:
+            problems.append("--stop-early bandit: the slack must be more than 0, as in --slack 0.2.")
+    if stopping.policy == "truncation" and not 1 <= (stopping.percentage or 0) <= 99:
+        problems.append("--stop-early truncation: requires --truncate PERCENT, from 1 to 99.")
+    return problems

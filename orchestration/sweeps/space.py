@@ -1,4 +1,4 @@
-"""Which settings does a sweep try? `--over NAME`, `NAME=LOW..HIGH` and `NAME=a,b,c`, read and checked."""
+"""The search space of a sweep: `--over NAME`, `NAME=LOW..HIGH` and `NAME=a,b,c`, parsed and checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SWEEPABLE: Mapping[str, Sweep] = {
     spec.name: spec.metadata["sweep"] for spec in fields(TrainConfig) if spec.metadata["sweep"] is not None
 }
 BOOLEANS = {"true": True, "false": False}
-MOST_VALUES = 1000  # of one choice
+MAX_VALUES = 1000  # of one choice
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Interval:
-    """A field that takes any number from `low` to `high`, both included; even in its logarithm where `log`."""
+    """A field that takes any number in [low, high]; log: uniform in the logarithm."""
 
     name: str
     low: float
@@ -48,7 +48,7 @@ Dimension = Choice | Interval
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The fields that are swept, in the order in which they were named. `str` of a dimension is what --over takes."""
+    """The fields that are searched, in the order of --over. `str` of a dimension is what --over takes."""
 
     dimensions: tuple[Dimension, ...]
 
@@ -58,12 +58,12 @@ class SearchSpace:
 
     @property
     def is_grid(self) -> bool:
-        """Whether there are only so many combinations."""
+        """Whether the number of combinations is finite."""
         return all(isinstance(dimension, Choice) for dimension in self.dimensions)
 
     @property
     def size(self) -> int | None:
-        """How many combinations there are, None where there is no end of them."""
+        """The number of combinations, None if it is infinite."""
         return math.prod(len(dimension.values) for dimension in self._choices) if self.is_grid else None
 
     @property
@@ -71,7 +71,7 @@ class SearchSpace:
         return [dimension for dimension in self.dimensions if isinstance(dimension, Choice)]
 
     def combinations(self) -> Iterator[dict[str, Any]]:
-        """Every combination, the last field changing fastest. Only of a grid."""
+        """Every combination of a grid; the last field changes fastest."""
         values = [dimension.values for dimension in self._choices]
         return (dict(zip(self.names, combination, strict=True)) for combination in itertools.product(*values))
 
@@ -118,37 +118,37 @@ def _read_dimension(text: str) -> Dimension:
     if name not in SWEEPABLE:
         raise UsageError([f"--over {text}: {_not_sweepable(name)}"])
     try:
-        return _own_range(name) if not equals else _named_range(name, values)
+        return _default_range(name) if not equals else _given_range(name, values)
     except ValueError as error:
         raise UsageError([f"--over {text}: {error}"]) from None
 
 
 def _not_sweepable(name: str) -> str:
     if name in field_types():
-        return f"{flag(name)} cannot be swept: its values could not be compared. {_what_can()}"
+        return f"{flag(name)} cannot be searched: its trials could not be compared. {_what_can()}"
     near = nearest(name, SWEEPABLE)
     return f"there is no option {flag(name)}. {f'Did you mean {near[0]}?' if near else _what_can()}"
 
 
 def _what_can() -> str:
-    return f"These can: {', '.join(SWEEPABLE)}."
+    return f"Searchable: {', '.join(SWEEPABLE)}."
 
 
-def _own_range(name: str) -> Dimension:
+def _default_range(name: str) -> Dimension:
     sweep = SWEEPABLE[name]
     if sweep.choices:
         return Choice(name, sweep.choices)
     if sweep.low is None or sweep.high is None:
-        raise ValueError(f"has no range of its own; name its values, as in {name}=1,2,3.")
+        raise ValueError(f"has no default range; list values, as in {name}=1,2,3.")
     return _range(name, sweep.low, sweep.high)
 
 
-def _named_range(name: str, values: str) -> Dimension:
+def _given_range(name: str, values: str) -> Dimension:
     low, dots, high = values.partition("..")
     if not dots:
         return _choice(name, values)
     if field_types()[name] not in (int, float):
-        raise ValueError(f"is no number; name its values, as in {name}={_example(name)}.")
+        raise ValueError(f"is not a number; list values, as in {name}={_example(name)}.")
     return _range(name, _number(name, low), _number(name, high))
 
 
@@ -159,17 +159,17 @@ def _range(name: str, low: float, high: float) -> Dimension:
         raise ValueError(f"{written(low)} is not below {written(high)}.{swapped}")
     if log and low <= 0:
         raise ValueError(
-            f"is searched in the logarithm, which begins above 0; or name its values, as in {name}={_example(name)}."
+            f"is searched on a log scale, so LOW must be above 0; or list values, as in {name}={_example(name)}."
         )
     if field_types()[name] is float:
-        _refuse_complaints(name, (low, high))
+        _check_values(name, (low, high))
         return Interval(name, float(low), float(high), log)
-    if not log and high - low >= MOST_VALUES:
-        raise ValueError(f"holds more than {MOST_VALUES} values; name some, as in {name}={_example(name)}.")
+    if not log and high - low >= MAX_VALUES:
+        raise ValueError(f"has more than {MAX_VALUES} values; list some, as in {name}={_example(name)}.")
     numbers = _powers_of_two(low, high) if log else tuple(range(int(low), int(high) + 1))
     if len(numbers) < 2:
-        raise ValueError(f"holds fewer than two powers of two; name its values, as in {name}=4,6,8.")
-    _refuse_complaints(name, numbers)
+        raise ValueError(f"has fewer than two powers of two; list values, as in {name}=4,6,8.")
+    _check_values(name, numbers)
     return Choice(name, numbers)
 
 
@@ -178,35 +178,37 @@ def _powers_of_two(low: float, high: float) -> tuple[int, ...]:
 
 
 def _choice(name: str, text: str) -> Choice:
-    words = [word.strip() for word in text.split(",")]
-    if not any(words):
-        raise ValueError(f"names no value; as in {name}={_example(name)}.")
-    if not all(words):
+    items = [item.strip() for item in text.split(",")]
+    if not any(items):
+        raise ValueError(f"has no values; as in {name}={_example(name)}.")
+    if not all(items):
         raise ValueError("has an empty value.")
-    values = tuple(_value(name, word) for word in words)
+    values = tuple(_value(name, item) for item in items)
     if len(set(values)) < len(values):
-        raise ValueError("names a value twice.")
-    _refuse_complaints(name, values)
+        raise ValueError("has a value twice.")
+    _check_values(name, values)
     return Choice(name, values)
 
 
-def _value(name: str, word: str) -> Any:
+def _value(name: str, text: str) -> Any:
     kind = field_types()[name]
     if kind is bool:
-        if word not in BOOLEANS:
-            raise ValueError(f"{word} is not {KINDS[bool]}.")
-        return BOOLEANS[word]
-    return _number(name, word) if kind in (int, float) else word
+        if text not in BOOLEANS:
+            raise ValueError(f"{text} is not {KINDS[bool]}.")
+        return BOOLEANS[text]
+    return _number(name, text) if kind in (int, float) else text
 
 
-def _number(name: str, word: str) -> float:
+def _number(name: str, text: str) -> float:
     kind = field_types()[name]
     try:
-        number: float = kind(word)
+        number: float = kind(text)
         if not math.isfinite(number):
             raise ValueError
     except (ValueError, OverflowError):
-        raise ValueError(f"{word.strip() or 'nothing'} is not {KINDS[kind]}; as in {name}={_example(name)}.") from None
+        raise ValueError(
+            f"{text.strip() or 'an empty value'} is not {KINDS[kind]}; as in {name}={_example(name)}."
+        ) from None
     return number
 
 
@@ -216,37 +218,36 @@ def _example(name: str) -> str:
     )
 
 
-def _refuse_complaints(name: str, values: Sequence[Any]) -> None:
-    complaints = [problem for value in values for problem in problems_of({name: value})]
-    if complaints:
-        raise ValueError(" ".join(complaints))
+def _check_values(name: str, values: Sequence[Any]) -> None:
+    if problems := [problem for value in values for problem in problems_of({name: value})]:
+        raise ValueError(" ".join(problems))
 
 
 def _repeated(dimensions: Sequence[Dimension]) -> list[str]:
     names = [dimension.name for dimension in dimensions]
-    return [f"--over {name}: is named more than once." for name in dict.fromkeys(names) if names.count(name) > 1]
+    return [f"--over {name}: is given more than once." for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
 def _also_fixed(dimensions: Sequence[Dimension], config: TrainConfig) -> list[str]:
     fixed = explicit_values(config)
     return [
-        f"--over {dimension.name}: {flag(dimension.name)} {written(fixed[dimension.name])} fixes it. Leave one out."
+        f"--over {dimension.name}: conflicts with {flag(dimension.name)} {written(fixed[dimension.name])}. Remove one."
         for dimension in dimensions
         if dimension.name in fixed
     ]
 
 
 def _cross_field_errors(dimensions: Sequence[Dimension], config: TrainConfig) -> Iterator[str]:
-    """Complaints about values that are good alone and bad together, which are all of two fields."""
+    """Problems with pairs of values that are valid alone; all such rules are about two fields."""
     choices = [dimension for dimension in dimensions if isinstance(dimension, Choice)]
     for one, other in itertools.combinations_with_replacement(choices, 2):
         for first, second in itertools.product(one.values, other.values):
             for problem in problems_of({**explicit_values(config), one.name: first, other.name: second}):
-                yield f"{problem} The sweep would try that."
+                yield f"{problem} The sweep would try this combination."
 
 
 def written(value: Any) -> str:
-    """A value as a command line has it."""
+    """A value as on a command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.12g}" if isinstance(value, float) else str(value)

@@ -23,7 +23,8 @@ from orchestration.reporter import Reporter
 from orchestration.settings import read_settings
 from orchestration.spec import RunSpec, RunStatus
 from orchestration.sweeps.space import read_space
-from orchestration.sweeps.spec import SweepSpec, SweepStatus
+from orchestration.sweeps.spec import SweepSpec
+from orchestration.sweeps.status import SweepStatus
 
 if TYPE_CHECKING:
     from orchestration.azure.target import AzureTarget

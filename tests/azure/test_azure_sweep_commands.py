@@ -19,9 +19,11 @@ from msggan import load_generator
 from msggan.config import TrainConfig
 from orchestration.reporter import Reporter
 from orchestration.settings import read_settings
-from orchestration.sweeps.request import SweepRequest
+from orchestration.sweeps.early_stopping import EarlyStopping
+from orchestration.sweeps.record import SweepRequest
 from orchestration.sweeps.space import read_space
-from orchestration.sweeps.spec import CANCELLED, EarlyStopping, SweepSpec
+from orchestration.sweeps.spec import SweepSpec
+from orchestration.sweeps.status import CANCELLED
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
@@ -172,7 +174,7 @@ def _goes_on_in_full(azure: AzureLocal, place: Path, msggan_aml: Command, status
         .startswith(azure.blob("msggan/runs/find/trials/find_1/metrics.jsonl") or b"")
     )
 
-    anew = msggan_aml("submit", "--from-trial", "find/2", "--anew", "--kimg", "0.02", "--yes", "-o", "json")
+    anew = msggan_aml("submit", "--from-trial", "find/2", "--from-scratch", "--kimg", "0.02", "--yes", "-o", "json")
     assert anew.exit_code == 0, anew.stderr
     assert (anew.json["name"], anew.json["images_seen"]) == ("find-trial-2", 20)
 
@@ -188,7 +190,7 @@ def _the_same_again_is_complete_and_more_trials_go_on(
 
     other = msggan_aml(*sweep("--over", "g_lr=0.002..0.01", "--over", "mirror", *SHORT, "--trials", "3"))
     assert other.exit_code == 2
-    assert "--over is g_lr=0.001..0.01 mirror=true,false there and g_lr=0.002..0.01" in other.stderr
+    assert "--over was g_lr=0.001..0.01 mirror=true,false and is now g_lr=0.002..0.01" in other.stderr
 
     more = msggan_aml(*words, "--trials", "4")
     assert more.exit_code == 0, more.stderr
@@ -210,7 +212,7 @@ def test_a_grid_goes_on_with_just_the_combinations_that_are_left_wherever_the_im
     (place / "tiny" / "00.png").rename(place / "00.png")
     other = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3"))
     assert other.exit_code == 2
-    assert "--data tiny: the sweep find is on other images" in other.stderr
+    assert "--data tiny: the sweep find uses other images" in other.stderr
     (place / "00.png").rename(place / "tiny" / "00.png")
     (place / "tiny").rename(place / "elsewhere")
     ended = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3", "--data", "elsewhere"))
@@ -235,7 +237,7 @@ def test_a_sweep_at_work_is_left_to_itself_told_of_cancelled_and_gone_on_with(
         wait_for(lambda: azure.blob("msggan/runs/find/trials/find_0/metrics.jsonl"), follower)
         left = stopped(follower, "Ctrl-C")
     assert left.exit_code == 130
-    assert "find goes on as job find." in left.stderr
+    assert "find continues as job find." in left.stderr
     assert "msggan-aml status find" in left.stderr
     assert azure.job("find").status == "Running"
 
@@ -282,25 +284,25 @@ def test_a_failed_trial_says_why_and_the_sweep_goes_on(azure: AzureLocal, msggan
     best = msggan_aml("sweep", "best", "find", "-o", "json")
     assert best.exit_code == 0, best.stderr
     assert best.json["best"] == good
-    assert "runs/find/report.html: cannot be written (Fetching the samples of find/1" in best.stderr
+    assert "runs/find/report.html: cannot be written (Downloading the samples of find/1" in best.stderr
 
 
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
 def test_a_sweep_is_given_up_where_too_many_trials_fail(azure: AzureLocal, msggan_aml: Command) -> None:
-    words = sweep("--over", "stddev_group=3,0,1,2", "--sampling", "grid", "--most-failed", "0.2", *PLAIN)
+    words = sweep("--over", "stddev_group=3,0,1,2", "--sampling", "grid", "--max-failed-fraction", "0.2", *PLAIN)
     ended = msggan_aml(*words)
     assert ended.exit_code == 1, ended.stderr
-    assert "find is given up: 1 of 4 trials failed, most often so: " in ended.stderr
+    assert "find is given up. 1 of 4 trials failed. Most common reason: " in ended.stderr
     assert ended.json["state"] == "failed"
     assert azure.job("find").status == "Canceled"
 
     jobs = list(azure.cloud.jobs)
     refused = msggan_aml(*words)
     assert refused.exit_code == 2
-    assert "find: was given up, and would be at once: 1 of 4 trials failed" in refused.stderr
+    assert "find: was given up. 1 of 4 trials failed" in refused.stderr
     assert list(azure.cloud.jobs) == jobs
-    goes_on = msggan_aml(*words, "--most-failed", "0.5", "--detach")
+    goes_on = msggan_aml(*words, "--max-failed-fraction", "0.5", "--detach")
     assert goes_on.exit_code == 0, goes_on.stderr
     assert azure.job("find-2").properties["limits"]["maxTotalTrials"] == 3
 
@@ -347,7 +349,7 @@ def test_a_trial_whose_time_is_up_keeps_what_it_measured(azure: AzureLocal, msgg
     azure.job("find").wait_for("Completed")
     ended = msggan_aml("status", "find", "-o", "json").json
     (trial,) = ended["trials"]
-    assert (trial["state"], trial["reason"]) == ("stopped", "Its time was up: --timeout-hours.")
+    assert (trial["state"], trial["reason"]) == ("stopped", "Time limit reached (--timeout-hours).")
     assert ended["best"] == trial
 
 
@@ -370,7 +372,7 @@ def test_every_trial_is_found_however_many_there_are(
     assert len(azure.made("GET", "/runs/many/children")) == 3
 
 
-@pytest.mark.parametrize(("policy", "reason"), [("none", CANCELLED), ("median", "Azure ML ended it early.")])
+@pytest.mark.parametrize(("policy", "reason"), [("none", CANCELLED), ("median", "Azure ML stopped it early.")])
 def test_how_a_trial_ended_is_read_from_the_service_its_log_and_its_reports(
     azure: AzureLocal, msggan_aml: Command, policy: str, reason: str
 ) -> None:
@@ -395,7 +397,7 @@ def test_how_a_trial_ended_is_read_from_the_service_its_log_and_its_reports(
     assert [(trial["number"], trial["job_id"], trial["state"], trial["reason"]) for trial in trials] == [
         (0, "find_0", "completed", ""),
         (1, "find_1", "failed", "It never logged swd."),
-        (2, "find_2", "stopped", "Its time was up: --timeout-hours."),
+        (2, "find_2", "stopped", "Time limit reached (--timeout-hours)."),
         (3, "find_3", "stopped", reason),
         (4, "find_4", "failed", "Out of memory."),
         (5, "find_5", "interrupted", ""),
@@ -409,9 +411,9 @@ def test_how_a_trial_ended_is_read_from_the_service_its_log_and_its_reports(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--over", "g_lr", "--sampling", "bayesian"], "on Azure it takes no range that is searched in the logarithm"),
-        (["--over", "mirror", "--objective", "swd_8"], "--objective swd_8: on Azure it is one of the metrics"),
-        (["--over", "g_lr", "--sampling-seed", "-1"], "--sampling-seed -1: must be 0 or more"),
+        (["--over", "g_lr", "--sampling", "bayesian"], "on Azure it takes no range on a log scale"),
+        (["--over", "mirror", "--objective", "swd_8"], "--objective swd_8: on Azure it must be a metric"),
+        (["--over", "g_lr", "--sampling-seed", "-1"], "--sampling-seed -1: must be from 0"),
     ],
 )
 def test_what_azure_would_refuse_is_refused_before_anything_is_asked(

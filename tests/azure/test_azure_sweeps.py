@@ -1,4 +1,4 @@
-"""Is a sweep as a job what was asked, and is what the service would refuse refused first? No network."""
+"""The body of a sweep job, what the service would refuse, and the status of a sweep; without a network."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ from msggan.errors import UsageError
 from orchestration.azure.history import Details
 from orchestration.azure.sweep_jobs import (
     RemainingTrials,
+    all_trials,
     azure_problems,
     build_sweep,
     build_sweep_body,
+    remaining_trials,
     switch,
     trial_command,
-    whole,
 )
-from orchestration.azure.sweep_standing import reasons_to_give_up, standing
-from orchestration.azure.sweep_submission import what_is_left
-from orchestration.azure.trials import TrialJob, ended_with_its_sweep, settings_in
-from orchestration.sweeps.request import SweepRequest
+from orchestration.azure.trials import (
+    TrialJob,
+    ended_with_its_sweep,
+    settings_in,
+    state_and_reason,
+    too_many_failures,
+)
+from orchestration.sweeps.early_stopping import EarlyStopping
+from orchestration.sweeps.record import SweepRequest
 from orchestration.sweeps.space import Choice, Interval, SearchSpace, read_space
-from orchestration.sweeps.spec import EarlyStopping, Objective, SweepSpec, Trial
+from orchestration.sweeps.spec import SweepSpec
+from orchestration.sweeps.status import Objective, Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -157,7 +164,7 @@ def test_the_objective_arrives_with_its_direction() -> None:
 @pytest.mark.parametrize("mirror", [True, False])
 def test_a_trial_trains_with_the_values_that_were_drawn(mirror: bool) -> None:
     drawn = {"g_lr": 0.0025, "beta2": 0.95, "loss": "wgan-gp", "mirror": switch("mirror", mirror)}
-    line = trial_command(job_plan(), sweep_spec(), whole(sweep_spec()))
+    line = trial_command(job_plan(), sweep_spec(), all_trials(sweep_spec()))
     for name, value in drawn.items():
         line = line.replace(f"${{{{search_space.{name}}}}}", str(value))
     words = shlex.split(line)
@@ -177,10 +184,9 @@ def test_a_trial_trains_with_the_values_that_were_drawn(mirror: bool) -> None:
 def test_bayesian_takes_neither_a_logarithm_nor_early_stopping_and_says_both_at_once() -> None:
     spec = sweep_spec("g_lr=0.001..0.01", "beta2", sampling="bayesian", early_stopping=EarlyStopping("median"))
     problems = [
-        "--sampling bayesian: on Azure it takes no range that is searched in the logarithm, as --over "
-        "g_lr=0.001..0.01 is. Name values, as in g_lr=0.001,0.00316,0.01, or try --sampling random.",
-        "--stop-early median: Azure ends no trial early where the next ones are drawn from what the others reached. "
-        "Leave it out, or try --sampling random.",
+        "--sampling bayesian: on Azure it takes no range on a log scale, as --over g_lr=0.001..0.01 is. "
+        "List values, as in g_lr=0.001,0.00316,0.01, or use --sampling random.",
+        "--stop-early median: is not available on Azure with --sampling bayesian. Remove it, or use --sampling random.",
     ]
     assert azure_problems(spec) == problems
     with pytest.raises(UsageError) as refused:
@@ -192,7 +198,7 @@ def test_bayesian_takes_neither_a_logarithm_nor_early_stopping_and_says_both_at_
 def test_a_seed_has_32_bits(seed: int, is_refused: bool) -> None:
     problems = azure_problems(sweep_spec(sampling_seed=seed))
     assert bool(problems) is is_refused
-    assert problems == [f"--sampling-seed {seed}: must be 0 or more, at most 2147483647 on Azure."] * is_refused
+    assert problems == [f"--sampling-seed {seed}: must be from 0 to 2147483647 on Azure."] * is_refused
 
 
 def test_what_is_even_in_the_number_or_named_is_no_matter_for_bayesian() -> None:
@@ -209,10 +215,10 @@ def ended_trial(number: int, state: str, **settings: Any) -> Trial:
 
 def test_what_is_drawn_goes_on_with_so_many_others_and_another_seed() -> None:
     spec = sweep_spec("g_lr=0.001..0.01", trials=5)
-    assert what_is_left(spec, [], 0) == RemainingTrials(5, 7)
+    assert remaining_trials(spec, [], 0) == RemainingTrials(5, 7)
     trials = [ended_trial(0, "completed"), ended_trial(1, "cancelled"), ended_trial(2, "failed")]
-    assert what_is_left(spec, trials, 2) == RemainingTrials(3, 9)
-    assert what_is_left(spec, [ended_trial(number, "stopped") for number in range(5)], 1) is None
+    assert remaining_trials(spec, trials, 2) == RemainingTrials(3, 9)
+    assert remaining_trials(spec, [ended_trial(number, "stopped") for number in range(5)], 1) is None
 
 
 def test_a_grid_goes_on_with_the_combinations_that_have_not_ended() -> None:
@@ -223,7 +229,7 @@ def test_a_grid_goes_on_with_the_combinations_that_have_not_ended() -> None:
         ended_trial(2, "failed", loss="wgan-gp", mirror=True),
     ]
     left = ({"loss": "hinge", "mirror": False}, {"loss": "wgan-gp", "mirror": False})
-    part = what_is_left(spec, ended, 1)
+    part = remaining_trials(spec, ended, 1)
     assert part == RemainingTrials(2, 7, left)
     sent = build_sweep_body(job_plan(), spec, SCOPE, part)["properties"]
     assert sent["searchSpace"] == {"settings": ["choice", [["--loss hinge --no-mirror", "--loss wgan-gp --no-mirror"]]]}
@@ -272,12 +278,14 @@ def test_a_trial_is_cancelled_with_its_sweep_where_no_other_began_later(
 # --- How a sweep stands -----------------------------------------------------------------------------------------------
 
 
-def request_of(trials: int, most_failed: float) -> SweepRequest:
-    return SweepRequest.of(replace(sweep_spec("g_lr=0.001..0.01", trials=trials), most_failed=most_failed))
+def request_of(trials: int, max_failed_fraction: float) -> SweepRequest:
+    return SweepRequest.of(
+        replace(sweep_spec("g_lr=0.001..0.01", trials=trials), max_failed_fraction=max_failed_fraction)
+    )
 
 
 @pytest.mark.parametrize(
-    ("most_failed", "states", "given_up"),
+    ("max_failed_fraction", "states", "given_up"),
     [
         (0.5, ["failed", "failed", "completed", "running"], False),
         (0.5, ["failed", "failed", "failed", "running"], True),
@@ -288,11 +296,11 @@ def request_of(trials: int, most_failed: float) -> SweepRequest:
     ],
 )
 def test_a_sweep_is_given_up_where_more_trials_failed_than_may_or_all(
-    most_failed: float, states: list[str], given_up: bool
+    max_failed_fraction: float, states: list[str], given_up: bool
 ) -> None:
     trials = [replace(ended_trial(number, state), reason="no memory") for number, state in enumerate(states)]
     failed = ["no memory"] * states.count("failed")
-    assert reasons_to_give_up(trials, request_of(4, most_failed)) == (failed if given_up else [])
+    assert too_many_failures(trials, request_of(4, max_failed_fraction)) == (failed if given_up else [])
 
 
 @pytest.mark.parametrize(
@@ -307,7 +315,7 @@ def test_a_sweep_is_given_up_where_more_trials_failed_than_may_or_all(
             "The job exceeded its time limit.",
             ["failed", "failed"],
             "completed",
-            "Its time was up after 2 of",
+            "Time limit reached after 2 of",
         ),
         ("CancelRequested", "The job exceeded its time limit.", ["completed", "running"], "running", ""),
         ("Failed", "Broken.", ["completed", "completed"], "failed", "Broken."),
@@ -317,7 +325,7 @@ def test_a_sweep_stands_as_its_job_does_unless_its_time_was_up_or_too_much_faile
     *, status: str, error: str, states: list[str], state: str, reason: str
 ) -> None:
     trials = [replace(ended_trial(number, one), reason="no memory") for number, one in enumerate(states)]
-    told, why = standing(Details(status, error=error), trials, request_of(2, 0.5))
+    told, why = state_and_reason(Details(status, error=error), trials, request_of(2, 0.5))
     assert told == state
     assert why.startswith(reason)
     assert bool(why) is bool(reason)

@@ -1,4 +1,4 @@
-"""Does early stopping mean what Azure ML means by it?"""
+"""Early stopping means what Azure ML means by it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from azure_local.early_ends import is_behind, is_judged_at
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.sweeps.early_stopping import bandit_limit, decisions, reason_to_stop
-from orchestration.sweeps.spec import EarlyStopping, Objective
+from orchestration.sweeps.early_stopping import EarlyStopping, bandit_limit, decisions, reason_to_stop
+from orchestration.sweeps.status import Objective
 
 SMALLER = Objective("swd", "minimize")
 LARGER = Objective("images_per_second", "maximize")

@@ -1,4 +1,4 @@
-"""Does a sweep on this machine run, stop, go on and end with an answer? With real trainings of under a second."""
+"""A sweep on this machine runs, stops, resumes and ends with an answer; with real trainings of under a second."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from msggan.runs.state import begin, is_owned, owned
 from msggan.tracking.metrics_log import read_metrics
 from orchestration.local.sweep import LocalSweeps
 from orchestration.local.trial_process import AdoptedTrial, Outcome
-from orchestration.sweeps.folder import DIED, SweepFolder, SweepNote, TrialNote
+from orchestration.sweeps.record import DIED, SweepFolder, SweepRecord, TrialRecord
 from orchestration.sweeps.space import SearchSpace, read_space
-from orchestration.sweeps.spec import CANCELLED, Objective, SweepSpec, reached
+from orchestration.sweeps.spec import SweepSpec
+from orchestration.sweeps.status import CANCELLED, Objective, measured
 
 SMALL = ["--resolution", "8", "--latent-size", "8", "--seed", "1"]
 SHORT = [*SMALL, "--kimg", "0.02"]
@@ -110,12 +111,12 @@ def test_a_sweep_ends_with_its_best_trial_which_submit_trains_on(finished: tuple
 @pytest.mark.parametrize(
     ("words", "difference"),
     [
-        (["--over", "d_lr=0.001,0.01"], "--over is g_lr=0.001,0.01 there and d_lr=0.001,0.01 here."),
-        (["--over", "g_lr=0.001,0.01", "--trials", "1"], "--trials is 2 there and 1 here."),
-        (["--over", "g_lr=0.001,0.01", "--data", "other"], "--data is {folder}/tiny there and {folder}/other here."),
+        (["--over", "d_lr=0.001,0.01"], "--over was g_lr=0.001,0.01 and is now d_lr=0.001,0.01."),
+        (["--over", "g_lr=0.001,0.01", "--trials", "1"], "--trials was 2 and is now 1."),
+        (["--over", "g_lr=0.001,0.01", "--data", "other"], "--data was {folder}/tiny and is now {folder}/other."),
         (
             ["--over", "g_lr=0.001,0.01", "--objective", "swd_8", "--direction", "maximize"],
-            "--objective is swd (minimize) there and swd_8 (maximize) here.",
+            "--objective was swd (minimize) and is now swd_8 (maximize).",
         ),
     ],
 )
@@ -129,7 +130,7 @@ def test_a_name_that_is_used_again_for_another_sweep_is_refused_with_what_differ
     assert refused.exit_code == 2
     said = f"--name s: is another sweep: {difference.format(folder=folder)}"
     assert refused.json["error"]["message"] == said
-    assert refused.json["error"]["hint"].endswith("(--trials may grow), or give another --name.")
+    assert refused.json["error"]["hint"].endswith("(--trials may grow), or another --name.")
     assert note(folder) == before
 
 
@@ -226,15 +227,15 @@ def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_
         (["submit", "--data", "tiny", "--name", "s"], "--from-trial s trains its best trial in full."),
         (["submit", "--from-trial", "nosuch"], "No sweep 'nosuch' in runs.\nSee what there is: msggan-aml list"),
         (["submit", "--from-trial", "s/99"], "s: has no trial 99; its trials are 0 to 1."),
-        (["submit", "--from-trial", "s/"], "--from-trial s/: should read SWEEP or SWEEP/NUMBER."),
-        (["submit", "--from-trial", "s/0", "--g-lr", "1"], "its g_lr is 0.001, and 1.0 is asked for. Leave that out."),
+        (["submit", "--from-trial", "s/"], "--from-trial s/: must be SWEEP or SWEEP/NUMBER."),
+        (["submit", "--from-trial", "s/0", "--g-lr", "1"], "its g_lr is 0.001, not 1.0. Remove --g-lr."),
         (["sweep", "best", "nosuch"], "No sweep 'nosuch' in runs.\nSee what there is: msggan-aml list"),
         (["sweep", "best", "s", "--download", "tiny/00.png"], "tiny/00.png: is a file, not a folder."),
         (["cancel", "s"], "s: is not running but completed."),
         (["logs", "s"], "See its trials: msggan-aml status s."),
         (["sweep", "--data", "tiny", "--over", "g_lr", "--name", "run"], "runs/run holds a run, not a sweep."),
-        (["status", "cut"], "runs/cut/sweep.json: is no sweep that msggan wrote.\nTake it away, or give another"),
-        (["sweep", "--data", "tiny", "--over", "g_lr", "--name", "cut"], "cut/sweep.json: is no sweep that msggan"),
+        (["status", "cut"], "runs/cut/sweep.json: is not a valid sweep record.\nRemove it, or use another"),
+        (["sweep", "--data", "tiny", "--over", "g_lr", "--name", "cut"], "cut/sweep.json: is not a valid sweep record"),
     ],
 )
 def test_a_name_that_is_not_what_it_was_taken_for_is_told(
@@ -259,13 +260,13 @@ def test_a_sweep_that_cannot_be_read_hides_no_other(finished: tuple[Path, Ended]
     listed = run_in(folder, "msggan-aml", "list", "-o", "json")
     assert listed.exit_code == 0
     assert [found["name"] for found in listed.json["sweeps"]] == ["s"]
-    assert "runs/cut/sweep.json: is no sweep that msggan wrote." in listed.stderr
+    assert "runs/cut/sweep.json: is not a valid sweep record." in listed.stderr
 
 
 def test_a_sweep_and_a_trial_whose_processes_are_gone_are_interrupted(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "s")
-    request = SweepNote.of(two_rates(), created="2026-11-26T10:00:00Z", threads=1)
-    request.trials = [TrialNote({"g_lr": 0.001}, "running"), TrialNote({"g_lr": 0.01}, "running")]
+    request = SweepRecord.of(two_rates(), created="2026-11-26T10:00:00Z", threads=1)
+    request.trials = [TrialRecord({"g_lr": 0.001}, "running"), TrialRecord({"g_lr": 0.01}, "running")]
     folder.path.mkdir()
     folder.save(request)
     trial = folder.trial(1)
@@ -278,13 +279,27 @@ def test_a_sweep_and_a_trial_whose_processes_are_gone_are_interrupted(tmp_path: 
     assert states(LocalSweeps(tmp_path).sweep_status("s").as_json()) == ["interrupted", "interrupted"]
 
 
+def test_the_record_of_the_previous_version_is_read(tmp_path: Path) -> None:
+    """Format 2 had other keys, and an option that has another name now."""
+    record = SweepRecord.of(two_rates(max_failed_fraction=0.3), created="2026-11-26T10:00:00Z", threads=1)
+    record.trials = [TrialRecord({"g_lr": 0.001}, "completed"), TrialRecord({"g_lr": 0.01})]
+    values = json.loads(record.to_bytes())
+    for new, old in [("fixed", "asked"), ("args", "again"), ("config", "said"), ("max_failed_fraction", "most_failed")]:
+        values[old] = values.pop(new)
+    values["again"][values["again"].index("--max-failed-fraction")] = "--most-failed"
+    folder = SweepFolder(tmp_path / "s")
+    folder.path.mkdir()
+    folder.record.write_text(json.dumps({**values, "format_version": 2}))
+    assert folder.load() == record
+
+
 def test_a_trial_has_reached_the_best_of_its_finite_measurements() -> None:
     reports = [{"images": images, "swd": swd} for images, swd in ((8, 50.0), (16, math.nan), (24, 20.0), (32, 30.0))]
     reports += [{"images": 40, "d_loss": 1.0}]
     curve = ((8, 50.0), (24, 20.0), (32, 30.0))
-    assert reached(reports, Objective()) == {"curve": curve, "objective": 20.0, "images_seen": 40}
-    assert reached(reports, Objective("swd", "maximize"))["objective"] == 50.0
-    assert reached([], Objective()) == {"curve": (), "objective": None, "images_seen": None}
+    assert measured(reports, Objective()) == {"curve": curve, "objective": 20.0, "images_seen": 40}
+    assert measured(reports, Objective("swd", "maximize"))["objective"] == 50.0
+    assert measured([], Objective()) == {"curve": (), "objective": None, "images_seen": None}
 
 
 @pytest.mark.usefixtures("tiny_images")
@@ -352,8 +367,12 @@ def test_what_a_killed_sweep_and_its_trials_left_as_running_is_interrupted(tmp_p
     config = TrainConfig(resolution=8, latent_size=8, seed=1, kimg=0.02)
     spec = two_rates(read_space(["g_lr=0.001,0.003,0.01"], config), trials=3)
     folder = SweepFolder(tmp_path / "runs" / "s")
-    note = SweepNote.of(spec, created="2026-01-01T00:00:00Z", threads=1)
-    note.trials = [TrialNote({"g_lr": 0.001}, "running"), TrialNote({"g_lr": 0.003}, "running"), TrialNote({"g_lr": 1})]
+    note = SweepRecord.of(spec, created="2026-01-01T00:00:00Z", threads=1)
+    note.trials = [
+        TrialRecord({"g_lr": 0.001}, "running"),
+        TrialRecord({"g_lr": 0.003}, "running"),
+        TrialRecord({"g_lr": 1}),
+    ]
     with owned(folder.trial(0)):
         begin(folder.trial(0), data="tiny", images_seen=8)
     folder.save(note)
@@ -369,14 +388,14 @@ def test_what_a_killed_sweep_and_its_trials_left_as_running_is_interrupted(tmp_p
 def test_cancel_leaves_processes_alone_that_are_not_the_sweeps(tmp_path: Path) -> None:
     """As where a machine of the same name runs it, or the recorded number belongs to another program by now."""
     folder = SweepFolder(tmp_path / "runs" / "s")
-    note = SweepNote.of(two_rates(), created="2026-01-01T00:00:00Z", threads=1)
+    note = SweepRecord.of(two_rates(), created="2026-01-01T00:00:00Z", threads=1)
     trial = folder.trial(0)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as unrelated:
         try:
             with folder.owned(), owned(trial):
                 note.process, note.machine = unrelated.pid, platform.node()
                 folder.save(note)
-                with pytest.raises(RunFolderError, match=f"process {unrelated.pid} of this machine has nothing to do"):
+                with pytest.raises(RunFolderError, match=f"process {unrelated.pid} of this machine does not run it"):
                     LocalSweeps(tmp_path / "runs").cancel_sweep("s")
                 begin(trial, data="tiny", images_seen=8)
                 trial.state.write_text(json.dumps({**json.loads(trial.state.read_text()), "process": unrelated.pid}))
@@ -399,27 +418,29 @@ def test_a_failed_trial_says_why_and_the_sweep_goes_on(run_program: Run) -> None
     no_run = run_program("msggan-aml", "status", "s/1")  # it could not begin: all there is of it is its log
     assert no_run.stderr.startswith("Error: s/1: has not begun to train.\nIts log: msggan-aml logs s/1.")
     status = run_program("msggan-aml", "status", "s")
-    assert status.stdout.splitlines()[1].split() == ["TRIAL", "STDDEV_GROUP", "SWD_8", "KIMG", "ENDED", "WHY"]
+    assert status.stdout.splitlines()[1].split() == ["TRIAL", "STDDEV_GROUP", "SWD_8", "KIMG", "STATE", "REASON"]
 
 
 @pytest.mark.usefixtures("tiny_images")
 def test_a_sweep_whose_every_trial_fails_has_failed_and_says_why(run_program: Run) -> None:
     ended = run_program(*sweep("--over", "stddev_group=3,5", "--sampling", "grid", *SHORT))
     assert ended.exit_code == 1
-    assert "most often so: " in ended.json["reason"]
+    assert "Most common reason: " in ended.json["reason"]
     assert ended.json["best"] is None
 
 
 @pytest.mark.usefixtures("tiny_images")
 def test_a_sweep_of_which_too_many_trials_fail_is_given_up(run_program: Run) -> None:
-    words = sweep("--over", "stddev_group=3,0,5", "--sampling", "grid", "--most-failed", "0.3", *SHORT)
+    words = sweep("--over", "stddev_group=3,0,5", "--sampling", "grid", "--max-failed-fraction", "0.3", *SHORT)
     for _ in range(2):  # the same command tries just that one again
         ended = run_program(*words)
         assert (ended.exit_code, ended.json["state"]) == (1, "failed")
-        assert ended.json["reason"].startswith("1 of 3 trials failed, most often so: --stddev-group 3: must divide")
+        assert ended.json["reason"].startswith(
+            "1 of 3 trials failed. Most common reason: --stddev-group 3: must divide"
+        )
         assert states(ended.json) == ["failed", "queued", "queued"]
         assert ended.json["next"][0].startswith("msggan-aml sweep --data tiny --over stddev_group=3,0,5")
-    assert "The trials that failed are tried again." in ended.stderr
+    assert "Retrying the failed trials." in ended.stderr
 
 
 @pytest.mark.slow
@@ -461,7 +482,7 @@ def test_an_objective_that_is_never_logged_fails_the_trial(run_program: Run) -> 
     words = ["--over", "mirror=true", "--objective", "swd_64", "--latent-size", "8", "--kimg", "0.02"]
     ended = run_program(*sweep(*words))
     assert ended.exit_code == 1
-    assert ended.json["reason"] == "1 of 1 trials failed, most often so: It never logged swd_64."
+    assert ended.json["reason"] == "1 of 1 trials failed. Most common reason: It never logged swd_64."
     assert states(ended.json) == ["failed"]
 
 
@@ -473,7 +494,7 @@ def test_a_sweep_whose_time_is_up_keeps_its_trials_and_goes_on(
     words = sweep(*TWO_RATES)
     ended = run_program(*words, "--timeout", "1e-9")
     assert ended.exit_code == 0, ended.stderr
-    assert ended.json["reason"] == "Its time was up after 0 of 2 trials."
+    assert ended.json["reason"] == "Time limit reached after 0 of 2 trials."
     assert states(ended.json) == ["queued", "queued"]
 
     second = tmp_path / "runs" / "s" / "trials" / "001"
@@ -482,7 +503,7 @@ def test_a_sweep_whose_time_is_up_keeps_its_trials_and_goes_on(
     monkeypatch.setattr("orchestration.local.sweep.time", clock)
     status = LocalSweeps(tracking_uri="none").submit_sweep(two_rates(timeout_hours=0.5))
     assert (status.state, status.exit_code) == ("completed", 0)
-    assert status.reason == "Its time was up after 1 of 2 trials."
+    assert status.reason == "Time limit reached after 1 of 2 trials."
     told = status.as_json()
     assert states(told) == ["completed", "interrupted"]
     assert status.next[0].startswith("msggan-aml sweep --data tiny --over g_lr=0.001,0.01 --trials 2")
@@ -544,28 +565,31 @@ def test_a_trial_that_does_badly_is_stopped_early(run_program: Run) -> None:
     [
         ([], ["--over: is required."]),
         (["--over", "g_rl"], ["there is no option --g-rl. Did you mean g_lr?"]),
-        (["--over", "kimg"], ["--kimg cannot be swept"]),
+        (["--over", "kimg"], ["--kimg cannot be searched"]),
         (["--over"], ["'--over' requires an argument."]),
         (["--over", "g_lr=0.1..0.01"], ["0.1 is not below 0.01. Did you mean g_lr=0.01..0.1?"]),
         (["--over", "loss=hinge,foo"], ["--loss foo: must be one of relativistic-hinge, "]),
-        (["--over", "batch_size=3..5"], ["fewer than two powers of two; name its values, as in batch_size=4,6,8."]),
+        (["--over", "batch_size=3..5"], ["fewer than two powers of two; list values, as in batch_size=4,6,8."]),
         (["--over", "g_lr=0.001-0.1"], ["0.001-0.1 is not a number; as in g_lr=0.001,0.003."]),
-        (["--over", "g_lr", "--trials", "0"], ["--trials 0: must be 1 or more, at most 1000."]),
+        (["--over", "g_lr", "--trials", "0"], ["--trials 0: must be from 1 to 1000."]),
         (["--over", "g_lr", "--trials", "1e3"], ["--trials 1e3: is not a whole number."]),
-        (["--over", "mirror", "--trials", "3"], ["--trials 3: there are only 2 combinations. Give --trials 2."]),
+        (["--over", "mirror", "--trials", "3"], ["--trials 3: there are only 2 combinations. Use --trials 2."]),
         (["--over", "g_lr", "--timeout", "soon"], ["--timeout soon: is not a number."]),
         (["--over", "g_lr", "--sampling", "Random"], ["bayesian, sobol. Did you mean random?"]),
         (["--over", "g_lr", "--stop-early", "bandit", "--slack", "0"], ["must be more than 0, as --slack 0.2."]),
-        (["--over", "g_lr", "--stop-early", "median", "--truncate", "10"], ["goes with --stop-early truncation only."]),
+        (
+            ["--over", "g_lr", "--stop-early", "median", "--truncate", "10"],
+            ["--truncate: requires --stop-early truncation."],
+        ),
         (["--over", "g_lr", "--objective", "swd_4096"], ["--objective swd_4096: no run logs this. There are swd, "]),
         (
             ["--over", "g_lr", "--objective", "swd_64", "--resolution", "8"],
             ["--objective swd_64: is never logged at --resolution 8. There are swd, swd_8."],
         ),
-        (["--over", "g_lr="], ["names no value"]),
-        (["--over", "g_lr", "--sampling", "grid"], ["has no end of values"]),
+        (["--over", "g_lr="], ["has no values"]),
+        (["--over", "g_lr", "--sampling", "grid"], ["is a continuous range"]),
         (["--over", "g_lr", "--trials", "2", "--concurrent", "3"], ["--concurrent 3: is more than --trials 2."]),
-        (["--over", "g_lr", "--stop-early", "bandit"], ["needs one of --slack RATIO"]),
+        (["--over", "g_lr", "--stop-early", "bandit"], ["requires either --slack RATIO"]),
         (["--over", "g_lr", "--objective", "sdw"], ["--objective sdw: no run logs this. Did you mean swd?"]),
         (
             ["--over", "x", "--trials", "many", "--sampling", "dice", "--kimg", "-1"],

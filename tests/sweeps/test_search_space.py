@@ -1,4 +1,4 @@
-"""Is what --over says read as it is meant, and what cannot be tried refused before anything starts?"""
+"""--over is parsed by the type of its field, and what cannot be tried is refused before anything starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.metrics import sliced_wasserstein
 from orchestration.sweeps.space import SWEEPABLE, Choice, Interval, SearchSpace, read_space
-from orchestration.sweeps.spec import SAMPLINGS, Objective, SweepSpec, default_trials, scale_problems
+from orchestration.sweeps.spec import SAMPLINGS, SweepSpec, default_trials, objective_of, objective_problems
+from orchestration.sweeps.status import Objective
 
 ANY = TrainConfig()
 SCALES = ["swd", *(f"swd_{1 << power}" for power in range(2, 11))]
@@ -72,7 +73,7 @@ def test_a_mapping_gives_the_space_that_the_same_text_gives(name: str, values: o
     [
         ({"glr": None}, "--over glr: there is no option --glr. Did you mean g_lr?"),
         ({"g_lr": (0.01, 0.001)}, "--over g_lr=0.01..0.001: 0.01 is not below 0.001."),
-        ({"seed": []}, "--over seed=: names no value; as in seed=1,2,3."),
+        ({"seed": []}, "--over seed=: has no values; as in seed=1,2,3."),
         ({"g_lr": 0.01}, "--over g_lr: 0.01 is not None, a tuple (low, high) or a list of values."),
         ({"loss": "hinge"}, "--over loss: 'hinge' is not None, a tuple (low, high) or a list of values."),
         ({}, "--over: is required."),
@@ -94,7 +95,7 @@ def test_an_interval_that_is_written_reads_back_to_itself_to_twelve_digits(low: 
 
 @pytest.mark.parametrize(("interval", "drift"), [(1, 1.0), (4, 0.5), (16, 0.25)])
 def test_a_larger_penalty_interval_weakens_a_penalty_under_adam(interval: int, drift: float) -> None:
-    """Why `penalty_interval` has no range of its own: it trades strength for speed, by one over its square root.
+    """Why `penalty_interval` has no default range: it trades strength for speed, by one over its square root.
 
     A penalty that outweighs the rest, with Adam as the recipes set it: the mean step, in learning rates.
     """
@@ -122,24 +123,24 @@ def test_the_combinations_of_a_grid_change_the_last_field_fastest() -> None:
     ("text", "complaint"),
     [
         ("glr", "there is no option --glr. Did you mean g_lr?"),
-        ("kimg", "--kimg cannot be swept"),
+        ("kimg", "--kimg cannot be searched"),
         ("g_lr=0.01..0.001", "0.01 is not below 0.001. Did you mean g_lr=0.001..0.01?"),
         ("g_lr=1..inf", "inf is not a number"),
-        ("g_lr=0.001..", "nothing is not a number; as in g_lr=0.001,0.003."),
+        ("g_lr=0.001..", "an empty value is not a number; as in g_lr=0.001,0.003."),
         ("seed=1.5,2", "1.5 is not a whole number; as in seed=1,2,3."),
         ("g_lr=0.01..0.01", "0.01 is not below 0.01."),
-        ("g_lr=", "names no value"),
+        ("g_lr=", "has no values"),
         ("g_lr=0.1,,0.2", "has an empty value"),
-        ("seed=1,1", "names a value twice"),
-        ("seed", "has no range of its own"),
-        ("penalty_interval", "has no range of its own; name its values, as in penalty_interval=1,2,3."),
-        ("r1_gamma=0..10", "begins above 0"),
-        ("loss=hinge..wgan-gp", "is no number"),
+        ("seed=1,1", "has a value twice"),
+        ("seed", "has no default range"),
+        ("penalty_interval", "has no default range; list values, as in penalty_interval=1,2,3."),
+        ("r1_gamma=0..10", "so LOW must be above 0"),
+        ("loss=hinge..wgan-gp", "is not a number"),
         ("loss=hinge,nonsense", "must be one of"),
         ("mirror=yes,no", "yes is not true or false"),
         ("g_lr=nan..1", "nan is not a number; as in g_lr=0.001,0.003."),
         ("batch_size=5..7", "fewer than two powers of two"),
-        ("seed=0..99999999999", "holds more than 1000 values; name some, as in seed=1,2,3."),
+        ("seed=0..99999999999", "has more than 1000 values; list some, as in seed=1,2,3."),
     ],
 )
 def test_what_cannot_be_swept_is_refused_with_what_to_type(text: str, complaint: str) -> None:
@@ -154,22 +155,22 @@ def test_all_complaints_come_at_once() -> None:
 
 def test_a_field_that_is_fixed_is_not_swept() -> None:
     (problem,) = complaints("g_lr", config=TrainConfig(g_lr=0.1))
-    assert problem == "--over g_lr: --g-lr 0.1 fixes it. Leave one out."
+    assert problem == "--over g_lr: conflicts with --g-lr 0.1. Remove one."
 
 
 def test_values_that_are_good_alone_and_bad_together_are_found_before_a_trial_does() -> None:
     (problem,) = complaints("stddev_group=2,4", "batch_size=4,6")
-    assert problem == "--stddev-group 4: must divide --batch-size 6. The sweep would try that."
+    assert problem == "--stddev-group 4: must divide --batch-size 6. The sweep would try this combination."
 
 
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ({"sampling": "grid"}, "--sampling grid: --over g_lr=0.0005..0.01 has no end of values."),
+        ({"sampling": "grid"}, "--sampling grid: --over g_lr=0.0005..0.01 is a continuous range."),
         ({"trials": 2, "concurrent": 3}, "--concurrent 3: is more than --trials 2."),
-        ({"trials": 0}, "--trials 0: must be 1 or more"),
+        ({"trials": 0}, "--trials 0: must be from 1 to 1000."),
         ({"sampling": "Sobol"}, "--sampling Sobol: must be one of random, grid, bayesian, sobol. Did you mean sobol?"),
-        ({"most_failed": 1.5}, "--most-failed 1.5: must be a share from 0 to 1."),
+        ({"max_failed_fraction": 1.5}, "--max-failed-fraction 1.5: must be from 0 to 1."),
         ({"timeout_hours": 0.0}, "--timeout 0: must be more than 0 hours."),
     ],
 )
@@ -183,9 +184,9 @@ def test_a_sweep_that_cannot_be_is_refused(asked: dict[str, object], complaint: 
 @pytest.mark.parametrize(
     ("over", "complaints"),
     [
-        (["mirror", "loss=hinge,lsgan,wgan-gp"], ["--trials 7: there are only 6 combinations. Give --trials 6."]),
+        (["mirror", "loss=hinge,lsgan,wgan-gp"], ["--trials 7: there are only 6 combinations. Use --trials 6."]),
         (["mirror", "loss=hinge,lsgan,wgan-gp,standard"], []),
-        (["loss=hinge"], ["--trials 7: there is only 1 combination. Give --trials 1."]),
+        (["loss=hinge"], ["--trials 7: there is only 1 combination. Use --trials 1."]),
     ],
 )
 def test_more_trials_than_there_are_combinations_are_refused(
@@ -220,7 +221,9 @@ def test_as_many_trials_as_there_are_combinations_unless_that_takes_all_night() 
 )
 def test_a_scale_that_the_images_do_not_have_is_refused(metric: str, resolution: int | None, there: str) -> None:
     complaint = f"--objective {metric}: is never logged at --resolution {resolution}. There are {there}."
-    assert scale_problems(metric, TrainConfig(resolution=resolution)) == ([complaint] if there else [])
+    assert objective_problems(objective_of(metric, None), TrainConfig(resolution=resolution)) == (
+        [complaint] if there else []
+    )
 
 
 def test_the_scales_that_are_told_are_those_that_are_measured() -> None:
@@ -228,7 +231,9 @@ def test_the_scales_that_are_told_are_those_that_are_measured() -> None:
         images = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
         measured = set(sliced_wasserstein(images, images))
         assert {
-            metric for metric in SCALES if not scale_problems(metric, TrainConfig(resolution=resolution))
+            metric
+            for metric in SCALES
+            if not objective_problems(objective_of(metric, None), TrainConfig(resolution=resolution))
         } == measured
 
 

@@ -1,22 +1,19 @@
-"""Are drawn settings inside the space, and the beginning of every longer list?"""
+"""Drawn settings are inside the search space, without repeats, and the same for the same seed."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
-import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.storages import RDBStorage
-from sqlalchemy.pool import NullPool
 
 from msggan.config import TrainConfig
-from msggan.errors import RunFolderError
-from orchestration.sweeps.sampling import Study, at, draw
-from orchestration.sweeps.space import Choice, Interval, read_space
-from orchestration.sweeps.spec import Objective, Trial
+from orchestration.sweeps.sampling import at, draw, propose
+from orchestration.sweeps.space import Choice, Interval, SearchSpace, read_space
+from orchestration.sweeps.status import Objective, Trial
 
 SPACE = read_space(["g_lr=0.001..0.1", "beta1", "mirror"], TrainConfig())
 CHOICES = read_space(["loss=hinge,lsgan,wgan-gp", "mirror", "g_lr=0.001,0.01"], TrainConfig())
@@ -24,7 +21,7 @@ SAMPLINGS = st.sampled_from(["random", "sobol", "grid"])
 
 
 @pytest.mark.parametrize("sampling", ["random", "sobol"])
-def test_every_draw_is_inside_and_begins_every_longer_list(sampling: str) -> None:
+def test_every_draw_is_inside_and_a_longer_list_starts_the_same(sampling: str) -> None:
     drawn = draw(SPACE, sampling, 7, 20)
     assert draw(SPACE, sampling, 7, 5) == drawn[:5]
     assert draw(SPACE, sampling, 8, 5) != drawn[:5]
@@ -44,9 +41,9 @@ def test_no_combination_of_choices_is_drawn_twice(sampling: str, seed: int, fewe
     assert all(one in list(CHOICES.combinations()) for one in drawn)
 
 
-def test_combinations_that_are_long_in_coming_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_combinations_that_were_not_drawn_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = draw(CHOICES, "random", 0, 12)
-    monkeypatch.setattr("orchestration.sweeps.sampling.MOST_DRAWS", 4)
+    monkeypatch.setattr("orchestration.sweeps.sampling.MAX_DRAWS", 4)
     drawn = draw(CHOICES, "random", 0, 12)
     there = [one for one in whole if one in drawn[:4]]
     assert drawn[: len(there)] == there
@@ -70,61 +67,50 @@ def test_the_middle_of_a_logarithmic_range_is_its_geometric_mean() -> None:
     assert at(Choice("mirror", (True, False)), 0.5) is False
 
 
-def test_a_bayesian_trial_follows_from_those_before_it_alone(tmp_path: Path) -> None:
-    """A study that is made anew for each trial proposes what one that stays does, whatever its file has become."""
-    stays = Study(tmp_path / "stays.db", "s", SPACE, Objective(), seed=3)
-    trials: list[Trial] = []
-    for number, state in enumerate(["completed", "failed", "stopped", "completed", "interrupted", *["completed"] * 4]):
-        (tmp_path / "again.db").write_text("no database")
-        again = Study(tmp_path / "again.db", "s", SPACE, Objective(), seed=3, trials=trials)
-        settings = stays.propose(number)
-        assert again.propose(number) == settings
-        trials.append(Trial(number, f"s/{number}", state, settings, objective=settings["g_lr"]))
-        if state != "interrupted":
-            stays.end(number, state, settings["g_lr"])
+def test_the_settings_of_a_seed_never_change() -> None:
+    """A sweep that is resumed by a later version must draw what it drew before."""
+    drawn = [*draw(SPACE, "random", 7, 1), *draw(SPACE, "sobol", 7, 1), next_settings([])]
+    assert [list(one.values()) for one in drawn] == [
+        pytest.approx([0.0014210736239935746, 0.7019269130161032, False]),
+        pytest.approx([0.014405222856258748, 0.6662562123499811, False]),
+        pytest.approx([0.012635598137381661, 0.6373330403562943, False]),
+    ]
 
 
-def test_bayesian_sampling_looks_where_the_objective_was_better(tmp_path: Path) -> None:
+def next_settings(trials: list[Trial], direction: str = "minimize", space: SearchSpace = SPACE) -> dict[str, Any]:
+    return propose(space, Objective("swd", direction), 3, trials)
+
+
+def test_bayesian_sampling_looks_where_the_objective_was_better() -> None:
     drawn = draw(SPACE, "random", 0, 16)
     trials = [Trial(n, f"s/{n}", "completed", one, objective=math.log(one["g_lr"])) for n, one in enumerate(drawn)]
-    rates = {
-        direction: Study(
-            tmp_path / f"{direction}.db", "s", SPACE, Objective("swd", direction), seed=0, trials=trials
-        ).propose(16)["g_lr"]
-        for direction in ("minimize", "maximize")
-    }
+    rates = {direction: next_settings(trials, direction)["g_lr"] for direction in ("minimize", "maximize")}
     assert rates["minimize"] < 0.01 < rates["maximize"], "the middle of the range is 0.01"
 
 
-def test_bayesian_trials_that_begin_at_once_are_not_the_same(tmp_path: Path) -> None:
-    study = Study(tmp_path / "s.db", "s", SPACE, Objective(), seed=0)
-    rates = [study.propose(number)["g_lr"] for number in range(6)]
-    assert len(set(rates)) == 6
+def test_bayesian_proposals_depend_on_the_trials_before_and_on_how_they_ended() -> None:
+    drawn = draw(SPACE, "random", 0, 16)
+    trials = [Trial(n, f"s/{n}", "completed", one, objective=math.log(one["g_lr"])) for n, one in enumerate(drawn)]
+    assert next_settings(trials) == next_settings(trials)
+    failed = [replace(trial, state="failed") for trial in trials[:8]] + trials[8:]
+    unmeasured = [replace(trial, objective=None) for trial in trials[:8]] + trials[8:]
+    assert next_settings(failed) == next_settings(unmeasured) != next_settings(trials)
+    running = [replace(trial, state="running") for trial in trials[:8]] + trials[8:]
+    assert next_settings(running) != next_settings(trials)
 
 
-def test_bayesian_sampling_tries_no_combination_twice_while_there_are_others(tmp_path: Path) -> None:
-    study = Study(tmp_path / "s.db", "s", CHOICES, Objective(), seed=0)
-    tried = []
+def test_bayesian_trials_that_run_at_once_are_not_the_same() -> None:
+    trials: list[Trial] = []
+    for number in range(6):
+        trials.append(Trial(number, f"s/{number}", "running", next_settings(trials)))
+    assert len({trial.settings["g_lr"] for trial in trials}) == 6
+
+
+def test_bayesian_sampling_tries_no_combination_twice_while_there_are_others() -> None:
+    tried: list[Trial] = []
     for number in range(12):
-        tried.append(study.propose(number))
-        study.end(number, "completed" if number % 3 else "failed", float(number))
-    assert len({tuple(one.values()) for one in tried}) == 12
-    assert study.propose(12) in tried, "what cannot be new is proposed nevertheless"
-
-
-def test_a_trial_that_is_noted_twice_is_one_trial_with_its_settings(tmp_path: Path) -> None:
-    study = Study(tmp_path / "s.db", "s", SPACE, Objective(), seed=0)
-    (drawn,) = draw(SPACE, "random", 0, 1)
-    for _ in range(2):
-        study.begin(0, drawn)
-        study.end(0, "completed", 1.0)
-    storage = RDBStorage(f"sqlite:///{tmp_path / 's.db'}", engine_kwargs={"poolclass": NullPool})
-    (trial,) = optuna.load_study(study_name="s", storage=storage).trials
-    assert (trial.params, trial.value) == (drawn, 1.0)
-    assert study.propose(1) != drawn
-
-
-def test_a_database_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "s.db").mkdir()
-    with pytest.raises(RunFolderError, match=r"s\.db: cannot be written \(Is a directory\)"):
-        Study(tmp_path / "s.db", "s", SPACE, Objective(), seed=0)
+        state = "completed" if number % 3 else "failed"
+        tried.append(Trial(number, f"s/{number}", state, next_settings(tried, space=CHOICES), objective=float(number)))
+    settings_tried = [trial.settings for trial in tried]
+    assert len({tuple(one.values()) for one in settings_tried}) == 12
+    assert next_settings(tried, space=CHOICES) in settings_tried, "if none is new, one is repeated"
