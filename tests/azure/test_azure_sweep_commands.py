@@ -1,4 +1,4 @@
-"""Does a person get from images to the best settings on Azure by the commands alone, and go on from there?"""
+"""The commands lead from images to the best settings on Azure, and further from there."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan
     assert status["best"]["objective"] == min(trial["objective"] for trial in trials)
     assert [trial["objective"] for trial in status["trials"]] == sorted(trial["objective"] for trial in trials)
     for number in range(3):
-        assert re.search(rf"Trial {number} \([1-3] of 3 ended\): g_lr=", found.stderr)
+        assert re.search(rf"Trial {number} \([1-3] of 3 finished\): g_lr=", found.stderr)
     assert sum(line.startswith("Trial ") for line in found.stderr.splitlines()) == 3  # each once, at whichever look
     page = (place / "runs" / "find" / "report.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 3
@@ -107,7 +107,7 @@ def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan
     assert [one["name"] for one in listed["sweeps"]] == ["find"]
     assert listed["runs"] == []
     assert msggan_aml("status", "find", "-o", "json").json == status
-    assert "No clear best. First is trial " in msggan_aml("status", "find").stdout, "it is short"
+    assert "No clear best. First: trial " in msggan_aml("status", "find").stdout, "it is short"
 
     worst = f"trials/find_{status['trials'][-1]['number']}/metrics.jsonl"
     reads = len(azure.made("GET", worst))
@@ -150,7 +150,7 @@ def _a_trial_is_named_as_a_run_is(place: Path, msggan_aml: Command, status: dict
     assert Path(made.json["files"][0]).is_relative_to("runs/find-trial-1")
     missing = msggan_aml("logs", "find/9")
     assert missing.exit_code == 2
-    assert missing.stderr.endswith("Error: find: no trial 9 has begun.\nSee its trials: msggan-aml status find\n")
+    assert missing.stderr.endswith("Error: find: no trial 9 has started.\nSee its trials: msggan-aml status find\n")
 
 
 def _goes_on_in_full(azure: AzureLocal, place: Path, msggan_aml: Command, status: dict[str, Any]) -> None:

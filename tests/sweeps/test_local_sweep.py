@@ -225,11 +225,11 @@ def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_
         (["logs", "runs/s/trials/009"], "s: no trial 9 has begun. See its trials: msggan-aml status s"),
         (["status", "ss"], "No run 'ss' in runs, and no such folder. Did you mean s?"),
         (["submit", "--data", "tiny", "--name", "s"], "--from-trial s trains its best trial in full."),
-        (["submit", "--from-trial", "nosuch"], "No sweep 'nosuch' in runs.\nSee what there is: msggan-aml list"),
+        (["submit", "--from-trial", "nosuch"], "No sweep 'nosuch' in runs.\nList runs and sweeps: msggan-aml list"),
         (["submit", "--from-trial", "s/99"], "s: has no trial 99; its trials are 0 to 1."),
         (["submit", "--from-trial", "s/"], "--from-trial s/: must be SWEEP or SWEEP/NUMBER."),
         (["submit", "--from-trial", "s/0", "--g-lr", "1"], "its g_lr is 0.001, not 1.0. Remove --g-lr."),
-        (["sweep", "best", "nosuch"], "No sweep 'nosuch' in runs.\nSee what there is: msggan-aml list"),
+        (["sweep", "best", "nosuch"], "No sweep 'nosuch' in runs.\nList runs and sweeps: msggan-aml list"),
         (["sweep", "best", "s", "--download", "tiny/00.png"], "tiny/00.png: is a file, not a folder."),
         (["cancel", "s"], "s: is not running but completed."),
         (["logs", "s"], "See its trials: msggan-aml status s."),
@@ -449,7 +449,7 @@ def test_a_sweep_that_fails_on_a_full_disk_goes_on_when_there_is_space(
 ) -> None:
     """Whatever cannot be written, the sweep's own files or a trial's, is named, and nothing has to be begun anew."""
     words = [*sweep(*TWO_RATES), "--runs-dir", str(small_disk.path / "runs")]
-    small_disk.resize(kib=60)
+    small_disk.resize(kib=4)  # one page: sweep.json, but not its successor
     full = run_program(*words)
     assert full.exit_code == 2
     assert re.search(r"runs/s/\S+: cannot be written \(.*(full|No space left).*\)", full.json["error"]["message"])
@@ -576,7 +576,7 @@ def test_a_trial_that_does_badly_is_stopped_early(run_program: Run) -> None:
         (["--over", "mirror", "--trials", "3"], ["--trials 3: there are only 2 combinations. Use --trials 2."]),
         (["--over", "g_lr", "--timeout", "soon"], ["--timeout soon: is not a number."]),
         (["--over", "g_lr", "--sampling", "Random"], ["bayesian, sobol. Did you mean random?"]),
-        (["--over", "g_lr", "--stop-early", "bandit", "--slack", "0"], ["must be more than 0, as --slack 0.2."]),
+        (["--over", "g_lr", "--stop-early", "bandit", "--slack", "0"], ["must be more than 0, as in --slack 0.2."]),
         (
             ["--over", "g_lr", "--stop-early", "median", "--truncate", "10"],
             ["--truncate: requires --stop-early truncation."],
