@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration.reporter import columns
-from orchestration.runs import place_words
+from orchestration.runs import runs_dir_args
 from orchestration.spec import GOES_ON
 from orchestration.sweeps.space import written
 from orchestration.sweeps.status import Objective, SweepStatus, Trial, best_of, count_ended
@@ -88,7 +88,7 @@ def sweep_row(status: SweepStatus) -> tuple[str, ...]:
 
 def next_of_sweep(status: SweepStatus, args: Sequence[str], runs_dir: str) -> list[str]:
     """The next commands: resume a sweep that was stopped, train the best trial in full. args: those of `sweep`."""
-    place = place_words(runs_dir)
+    place = runs_dir_args(runs_dir)
     if status.state in GOES_ON:
         return [shlex.join(["msggan-aml", verb, status.name, *place]) for verb in ("status", "cancel")]
     lines = []

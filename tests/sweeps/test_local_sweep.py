@@ -453,7 +453,7 @@ def test_a_sweep_that_fails_on_a_full_disk_goes_on_when_there_is_space(
     full = run_program(*words)
     assert full.exit_code == 2
     assert re.search(r"runs/s/\S+: cannot be written \(.*(full|No space left).*\)", full.json["error"]["message"])
-    small_disk.resize(kib=200)
+    small_disk.resize(kib=60)
     fuller = run_program(*words)
     assert (fuller.exit_code, fuller.json["state"]) == (1, "failed")
     assert "the disk has 0 MiB free" in fuller.json["reason"]
