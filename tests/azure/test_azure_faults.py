@@ -154,7 +154,7 @@ def test_a_connection_cut_at_any_request_of_a_first_submit_leaves_one_job_or_an_
         forget(azure)
         fault = azure.fault(".*", ".", nth=number, drop=drop)
         outcome = outcome_of(submit)
-        assert fault.happened == 1, kind
+        assert fault.count == 1, kind
         assert list(azure.cloud.jobs) == (["one"] if outcome == "submitted" else []), (kind, outcome)
 
 
@@ -170,7 +170,7 @@ def test_a_connection_cut_at_any_write_of_a_sweep_leaves_one_job_or_an_error_and
         forget(azure)
         fault = azure.fault(".*", ".", nth=number, drop=drop)
         outcome = outcome_of(submit_sweep)
-        assert fault.happened == 1, kind
+        assert fault.count == 1, kind
         sweeps = [name for name, job in azure.cloud.jobs.items() if job.parent is None]
         assert sweeps == (["one"] if outcome == "submitted" else []), (kind, outcome)
 

@@ -1,4 +1,4 @@
-"""A local Azure, which the unmodified Azure SDK talks to over TLS and by the real host names, on this machine alone."""
+"""A local emulator of Azure Machine Learning that serves the unmodified Azure SDK over TLS under Azure's host names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AzureLocal", "Settings"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loaded when it is wanted: a test run without Azure does not wait for the storage SDK."""
+    """Imports lazily, so that tests without Azure do not import the storage SDK."""
     if name not in __all__:
         raise AttributeError(name)
     from . import cloud, local

@@ -1,6 +1,6 @@
-"""Starts a shell, or a command, with a local Azure: `python -m azure_local [COMMAND …]`.
+"""Runs a shell or a command against a local Azure: `python -m azure_local [COMMAND …]`.
 
-In it the Azure SDK and MLflow talk to this machine alone. Everything is removed when the shell or command ends.
+In it the Azure SDK and MLflow connect to this machine only. Everything is removed when the shell or command exits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Workspace {workspace} in resource group {group}: see `env | grep AZURE`.
 
 
 def main(command: list[str]) -> int:
-    """The exit code of the command, or of the shell; 1 where Azurite cannot run."""
+    """Returns the exit code of the command or shell; 1 if Azurite cannot run."""
     reason = azurite.missing()
     if reason:
         click.echo(reason, err=True)
@@ -39,7 +39,7 @@ def main(command: list[str]) -> int:
 
 
 def run(command: list[str], azure: AzureLocal) -> int:
-    """Ctrl-C is for the command alone."""
+    """Runs the command; Ctrl-C is handled by the command only."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     process = subprocess.Popen(command, env={**os.environ, **azure.variables, "PATH": path})
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

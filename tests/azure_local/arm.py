@@ -1,4 +1,4 @@
-"""In which form does the resource manager answer? Resources, pages of lists, and operations that take a while."""
+"""Azure Resource Manager's response formats: resources, pages of lists, and asynchronous operations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .routing import Routes
 
 routes = Routes()
 OPERATIONS = "/subscriptions/{subscription}/providers/Microsoft.MachineLearningServices/locations/{location}"
-SOON = {"retry-after-ms": "100"}  # Retry-After: 0 would make the client wait its default of 30 s
+SOON = {"retry-after-ms": "100"}  # with Retry-After: 0 the client waits for its default of 30 s
 
 
 def resource(
     cloud: Cloud, kind: str, name: str, properties: dict[str, Any], created: str | None = None
 ) -> dict[str, Any]:
-    """`kind` is as in the path, "environments/NAME/versions" for a version."""
+    """The envelope of a resource. `kind` is as in the path: "environments/NAME/versions" for a version."""
     words = kind.split("/")
     return {
         "id": f"{cloud.scope}/{kind}/{name}",
@@ -37,7 +37,7 @@ def resource(
 
 
 def page(cloud: Cloud, request: Request, items: Sequence[dict[str, Any]]) -> Reply:
-    """A list's page, and where the next one is."""
+    """One page of a list, with the link to the next page."""
     start = int(request.query.get("$skip", "0"))
     body: dict[str, Any] = {"value": list(items[start : start + cloud.page_size])}
     if start + cloud.page_size < len(items):
@@ -47,7 +47,7 @@ def page(cloud: Cloud, request: Request, items: Sequence[dict[str, Any]]) -> Rep
 
 
 def accepted(cloud: Cloud, body: Any = None, status: int = 201, *, how: str = "Azure-AsyncOperation") -> Reply:
-    """The operation goes on: the client asks at the URL in the header `how` until it has ended."""
+    """The response to an asynchronous operation: the client polls the URL in the header `how` until it is done."""
     number = next(cloud.counter)
     base = OPERATIONS.format(subscription=cloud.subscription, location=REGION)
     kind = "mfeOperationResults" if how == "Location" else "computeOperationsStatus"

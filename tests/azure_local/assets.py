@@ -1,4 +1,4 @@
-"""Which environments, data assets and code snapshots are there? No version of them ever changes its content."""
+"""Environments, data assets and code snapshots. The content of a version is immutable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REGISTRY = (
     "/providers/Microsoft.MachineLearningServices/registries/azureml"
 )
 CURATED = "acpt-pytorch-2.8-cuda12.6"
-CURATED_VERSIONS = ("1", "2", "9", "10")  # the newest is not the last in the order of letters
+CURATED_VERSIONS = ("1", "2", "9", "10")  # the newest is not the last in alphabetical order
 MAY_CHANGE = {"tags", "description", "properties", "isArchived", "stage", "isAnonymous"}
 
 Kept = dict[tuple[str, str], Version]
@@ -29,10 +29,10 @@ Kept = dict[tuple[str, str], Version]
 def serve_kind(
     kind: str, shape: Shape, kept_in: Callable[[Cloud], Kept], check: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Adds the routes of one kind of asset, "environments" for one."""
+    """Adds the routes of one kind of asset, such as "environments"."""
     container = f"{WORKSPACE}/{kind}/{{name}}"
 
-    def told(cloud: Cloud, version: Version) -> dict[str, Any]:
+    def version_resource(cloud: Cloud, version: Version) -> dict[str, Any]:
         return resource(cloud, f"{kind}/{version.name}/versions", version.version, version.properties, version.created)
 
     @routes.add("GET", container)
@@ -47,7 +47,9 @@ def serve_kind(
         wanted_hash = request.query.get("hash")
         versions = kept_in(cloud).values() if wanted_hash else newest_first(kept_in(cloud), name)
         versions = [version for version in versions if is_in_view(version, request.query.get("listViewType"))]
-        found = [told(cloud, version) for version in versions if wanted_hash in (None, content_hash(version))]
+        found = [
+            version_resource(cloud, version) for version in versions if wanted_hash in (None, content_hash(version))
+        ]
         return page(cloud, request, found[: int(request.query.get("$top") or len(found) or 1)])
 
     @routes.add("GET", container + "/versions/{version}")
@@ -55,7 +57,7 @@ def serve_kind(
         there = kept_in(cloud).get((name, version))
         if there is None:
             raise missing(kind, f"{name}:{version}")
-        return json_reply(told(cloud, there))
+        return json_reply(version_resource(cloud, there))
 
     @routes.add("PUT", container + "/versions/{version}")
     def put_version(cloud: Cloud, request: Request, name: str, version: str, **where: str) -> Reply:
@@ -75,7 +77,7 @@ def serve_kind(
             made.properties = {"isAnonymous": False, "isArchived": False, **made.properties, **given}
             made.properties["provisioningState"] = "Succeeded"
             kept_in(cloud)[name, version] = made
-        return json_reply(told(cloud, made), 201 if there is None else 200)
+        return json_reply(version_resource(cloud, made), 201 if there is None else 200)
 
 
 def is_in_view(version: Version, view: str | None) -> bool:
@@ -112,13 +114,13 @@ def check_environment(given: dict[str, Any]) -> None:
         raise ServiceError(400, "ValidationError", "An environment has either an image or a build context.")
 
 
-def check_nothing(given: dict[str, Any]) -> None:
-    """The shape says it all."""
+def no_check(given: dict[str, Any]) -> None:
+    """For kinds that the shape describes completely."""
 
 
 serve_kind("environments", bodies.ENVIRONMENT, lambda cloud: cloud.environments, check_environment)
-serve_kind("data", bodies.DATA, lambda cloud: cloud.data, check_nothing)
-serve_kind("codes", bodies.CODE, lambda cloud: cloud.codes, check_nothing)
+serve_kind("data", bodies.DATA, lambda cloud: cloud.data, no_check)
+serve_kind("codes", bodies.CODE, lambda cloud: cloud.codes, no_check)
 
 
 @routes.add("POST", WORKSPACE + "/codes/{name}/versions/{version}/startPendingUpload")
@@ -141,7 +143,7 @@ def start_pending_upload(cloud: Cloud, request: Request, name: str, version: str
     )
 
 
-# The registry that everybody may read, with the curated environments
+# The public registry, which has the curated environments
 
 
 @routes.add("GET", "/registrymanagement/v1.0/registries/azureml/discovery", REGISTRY_HOST)
@@ -200,7 +202,7 @@ def curated_version(cloud: Cloud, request: Request, name: str, version: str, **w
 
 
 def environment_exists(cloud: Cloud, environment_id: str) -> bool:
-    """For each of the forms in which a job may name its environment."""
+    """Accepts each of the forms in which a job can name its environment."""
     if match := re.fullmatch(
         r"azureml://registries/azureml/environments/([^/]+)/(versions|labels)/([^/]+)", environment_id
     ):

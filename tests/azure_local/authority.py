@@ -1,4 +1,4 @@
-"""Who vouches for the local Azure's host names? An authority of our own, which nobody else trusts."""
+"""A private certificate authority that signs the certificates of Azure's host names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Authority:
-    """Files of one authority: its certificate, and a server's certificate with its key."""
+    """The files of a certificate authority: its certificate, and a server's certificate with its key."""
 
     certificate: Path
     server_certificate: Path
@@ -37,7 +37,7 @@ class Authority:
 
 
 def create_authority(folder: Path) -> Authority:
-    """A fresh authority whose files lie in `folder`."""
+    """Creates a new authority and writes its files to `folder`."""
     authority = trustme.CA()
     server = authority.issue_cert(*NAMES)
     made = Authority(folder / "ca.pem", folder / "server.pem", folder / "server.key")

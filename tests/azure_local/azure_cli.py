@@ -1,4 +1,4 @@
-"""What is the Azure CLI here? A script `az` that gives tokens for the local Azure, or says that nobody is signed in."""
+"""A replacement for the Azure CLI: a script `az` that returns tokens for the local Azure, or fails if not signed in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ exit 1
 
 
 def write_az(folder: Path, cloud: Cloud, signed_in: bool) -> Path:
-    """Writes `az` into a folder that is to stand first in PATH; the script knows `account get-access-token` alone."""
+    """Writes `az` to a folder to be put first in PATH; the script supports only `account get-access-token`."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "az"
     script.write_text(signed_in_script(cloud) if signed_in else SIGNED_OUT)

@@ -1,4 +1,4 @@
-"""Who keeps the blobs? Azurite, Microsoft's own emulator of the blob service, in memory."""
+"""Azurite, Microsoft's emulator of the blob service, as a process that stores blobs in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAM = HERE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js
 
 
 def missing() -> str | None:
-    """Why Azurite cannot run here, None if it can."""
+    """The reason why Azurite cannot run on this machine, or None."""
     if shutil.which("node") is None:
         return "Azurite needs Node.js (20 or newer), and there is no `node` here"
     if not PROGRAM.exists():
@@ -29,7 +29,7 @@ def missing() -> str | None:
 
 
 class Azurite:
-    """The process; `accounts` maps each storage account to its base64 key."""
+    """The Azurite process; `accounts` maps each storage account to its base64 key."""
 
     def __init__(self, accounts: Mapping[str, str], authority: Authority, folder: Path) -> None:
         self.port = free_port()
@@ -52,7 +52,7 @@ class Azurite:
         )
 
     def wait_until_ready(self, timeout_s: float = 30) -> None:
-        """Returns when it answers; RuntimeError with its own words where it ended, or took too long."""
+        """Waits until Azurite responds. Raises RuntimeError with its output if it exits or times out."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self._process.poll() is None:
             try:

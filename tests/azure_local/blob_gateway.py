@@ -1,4 +1,4 @@
-"""How do clients reach the blobs? By the account's real host name, through here, to Azurite."""
+"""Forwards requests for the storage accounts' host names to Azurite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_PASSED_ON = {"connection", "transfer-encoding", "keep-alive", "proxy-connect
 
 
 def forward(cloud: Cloud, context: ssl.SSLContext, request: Request) -> Reply:
-    """Azurite's answer; or a refusal as the real service words it, where the switches say so."""
+    """Azurite's response, or an error response worded like the service's if the switches require one."""
     refused = refusal(cloud, request)
     if refused:
         code, message = refused
@@ -36,7 +36,7 @@ def forward(cloud: Cloud, context: ssl.SSLContext, request: Request) -> Reply:
 
 
 def refusal(cloud: Cloud, request: Request) -> tuple[str, str] | None:
-    """The code and the message of a refusal, None where Azurite may decide."""
+    """The code and message of an error, or None if the request is to be forwarded to Azurite."""
     authorization = request.headers.get("authorization", "").lower()
     by_key = authorization.startswith("sharedkey")
     by_signature = "sig" in request.query and request.query["sig"] not in cloud.blobs.issued

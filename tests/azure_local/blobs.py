@@ -1,4 +1,4 @@
-"""How does the service itself reach the blobs? Straight to Azurite, past the proxy, the record and the faults."""
+"""The service's own access to the blobs: directly to Azurite, bypassing the proxy, the recording and the faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from azure.storage.blob import (
 
 @dataclass
 class Blobs:
-    """Containers of a few accounts; `issued` has the signatures of every SAS that the service itself gave away."""
+    """The containers of the storage accounts; `issued` has the signature of every SAS that the service issued."""
 
     port: int
     keys: Mapping[str, str]
@@ -37,14 +37,14 @@ class Blobs:
                 credential=self.keys[account],
                 connection_verify=self.certificate,
                 use_env_settings=False,
-                # Azurite closes a connection that was idle for five seconds, and may do so under a request.
+                # Azurite closes connections that were idle for five seconds, possibly during a request.
                 retry_policy=LinearRetry(backoff=0, random_jitter_range=0),
                 connection_timeout=120,
             )
         return self._services[account]
 
     def container(self, account: str, name: str) -> ContainerClient:
-        """The container, made if need be."""
+        """The container, created if it does not exist."""
         container = self.service(account).get_container_client(name)
         if (account, name) not in self._made:
             with suppress(ResourceExistsError):
@@ -97,7 +97,7 @@ class Blobs:
 
 
 @dataclass(frozen=True)
-class Place:
+class BlobLocation:
     """A prefix, or one blob, in a container."""
 
     account: str
@@ -108,7 +108,7 @@ class Place:
         return f"{self.path.rstrip('/')}/{name}".lstrip("/")
 
     def files(self, blobs: Blobs) -> Iterator[tuple[str, str]]:
-        """(blob, its name relative to this) of all below; the one itself, as "", where it is a blob."""
+        """Pairs (blob, relative name) of all blobs below this path; a single blob has the relative name ""."""
         prefix = self.path.rstrip("/")
         for blob in blobs.names(self.account, self.container, prefix):
             if blob == prefix or not prefix or blob.startswith(prefix + "/"):

@@ -1,4 +1,4 @@
-"""Which bodies does Azure ML take? The shapes of its public description, for the kinds that the local Azure has."""
+"""The request bodies that Azure ML accepts: the shapes of its REST API for the resources of the local Azure."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ ENVIRONMENT = enveloped(
         stage=text(),
     )
 )
-# The SDK itself writes the version of its hash as a number among the properties.
+# The SDK writes the version of its hash as a number among the properties.
 CODE = enveloped(record("codeUri", **{**ASSET, "properties": mapping_of(anything)}, codeUri=text(r"https://.+")))
 DATA = enveloped(
     tagged(
@@ -288,7 +288,7 @@ METRIC = record("key", key=text(), value=anything, timestamp=anything, step=anyt
 
 
 def check(shape: Shape, body: Any) -> None:
-    """ServiceError (400) with every complaint about the body."""
+    """Raises ServiceError (400) with all problems of the body."""
     refuse(shape(body, "body"))
 
 
@@ -299,7 +299,7 @@ def refuse(complaints: Iterable[str]) -> None:
 
 
 def wrong_placeholders(command: str, inputs: Iterable[str], outputs: Iterable[str]) -> Iterable[str]:
-    """What `${{…}}` in a command names that is not there."""
+    """The `${{…}}` placeholders of a command that name no input or output."""
     known = {f"inputs.{name}" for name in inputs} | {f"outputs.{name}" for name in outputs}
     for placeholder in re.findall(r"\$\{\{(.*?)\}\}", command):
         if placeholder.strip() not in known:

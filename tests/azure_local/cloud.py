@@ -65,7 +65,7 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """The names in a local Azure, and the interpreter of its jobs, which are fixed as it starts."""
+    """The names in a local Azure and the Python interpreter of its jobs, which are fixed when it starts."""
 
     subscription: str = "6b1f4b0c-7a57-4d0b-8f0e-2f6f0d6f1c01"
     group: str = "local-rg"
@@ -77,7 +77,7 @@ class Settings:
 
 @dataclass
 class Cloud:
-    """The state of the local Azure, which `AzureLocal.reset` replaces; the blobs' process and the settings stay."""
+    """The state of the local Azure, which `AzureLocal.reset` replaces; Azurite's process and the settings are kept."""
 
     folder: Path  # where jobs run
     blobs: Blobs
@@ -93,25 +93,25 @@ class Cloud:
     client_secret: str = "not-a-secret-of-anybody"  # noqa: S105 - opens nothing but this
     object_id: str = "c1d7a4ab-8a2b-4b0d-8c6b-0f7d9f4f5b11"
 
-    # What tests turn.
-    role: str | None = "Contributor"  # None, Reader, AzureML Data Scientist: what who is signed in may do
-    blob_role: str | None = "Storage Blob Data Contributor"  # None: bearer tokens do not open the blob service
-    shared_keys: bool = True  # False: the storage account refuses account keys and what is signed with them
-    quotas: dict[str, int] = field(default_factory=dict)  # cores by family of VM sizes; 10,000 where not named
+    # The switches of tests.
+    role: str | None = "Contributor"  # of the caller; or None, Reader, AzureML Data Scientist
+    blob_role: str | None = "Storage Blob Data Contributor"  # None: the blob service rejects bearer tokens
+    shared_keys: bool = True  # False: the storage account rejects account keys and SAS signed with them
+    quotas: dict[str, int] = field(default_factory=dict)  # cores by VM family; the default is 10,000
     sizes: list[Size] = field(default_factory=lambda: list(SIZES))
-    queue_reason: str | None = None  # jobs stay queued, for this reason, until it is None again
+    queue_reason: str | None = None  # if set, the reason why jobs stay queued
     page_size: int = 100  # of lists
-    builds_fail: bool = False  # images of the workspace's own environments cannot be built
+    builds_fail: bool = False  # image builds of custom environments fail
     vm_priority: str = "dedicated"
 
-    # What the workspace holds.
+    # The workspace's resources.
     computes: dict[str, dict[str, Any]] = field(default_factory=dict)
     datastores: dict[str, dict[str, Any]] = field(default_factory=dict)
     environments: dict[tuple[str, str], Version] = field(default_factory=dict)
     data: dict[tuple[str, str], Version] = field(default_factory=dict)
     codes: dict[tuple[str, str], Version] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
-    built: set[str] = field(default_factory=set)  # environments that have their image
+    built: set[str] = field(default_factory=set)  # environments whose image was built
     lock: threading.RLock = field(default_factory=threading.RLock)
     counter: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -140,7 +140,7 @@ class Cloud:
         return f"azureml://{API_HOST}/mlflow/v2.0{self.scope}"
 
     def trials(self, sweep: str) -> list[Job]:
-        """In the order in which they were begun."""
+        """The trials of a sweep in the order in which they were started."""
         return [job for job in list(self.jobs.values()) if job.parent == sweep]
 
     def size(self, name: str) -> Size | None:

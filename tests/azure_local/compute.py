@@ -1,4 +1,4 @@
-"""Which clusters are there? Created, changed as far as the service changes them, listed and deleted."""
+"""Compute clusters: created, updated within the service's limits, listed and deleted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def put_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Repl
             f"A compute '{name}' of type {there['properties']['computeType']} already exists.",
         )
     made = amlcompute(cloud, name, sent)
-    if there is not None:  # as the real service: what cannot be changed in place is passed over in silence
+    if there is not None:  # like the service, ignores properties that cannot be updated
         for fixed in ("vmSize", "vmPriority"):
             made["properties"]["properties"][fixed] = there["properties"]["properties"][fixed]
         made["properties"]["createdOn"] = there["properties"]["createdOn"]
@@ -141,7 +141,7 @@ def amlcompute(cloud: Cloud, name: str, sent: dict[str, Any]) -> dict[str, Any]:
 
 
 def compute_instance(cloud: Cloud, name: str) -> dict[str, Any]:
-    """Another kind of compute, which takes the name."""
+    """A compute instance, which occupies its name."""
     properties = {
         "computeType": "ComputeInstance",
         "computeLocation": REGION,
@@ -155,7 +155,7 @@ def compute_instance(cloud: Cloud, name: str) -> dict[str, Any]:
 
 
 def with_queue(cloud: Cloud, compute: dict[str, Any]) -> dict[str, Any]:
-    """A cluster whose nodes do not come says why."""
+    """A cluster that cannot allocate nodes reports the reason."""
     if cloud.queue_reason is None or compute["properties"]["computeType"] != "AmlCompute":
         return compute
     error = {"error": {"code": "AllocationFailed", "message": cloud.queue_reason}}

@@ -1,4 +1,4 @@
-"""Which datastores are there, and what are their secrets?"""
+"""Datastores and their secrets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STORES = WORKSPACE + "/datastores"
 def list_datastores(cloud: Cloud, request: Request, **where: str) -> Reply:
     only_default = request.query.get("isDefault", "").lower() == "true"
     names = [name for name, store in sorted(cloud.datastores.items()) if store["isDefault"] or not only_default]
-    return page(cloud, request, [told(cloud, name) for name in names])
+    return page(cloud, request, [datastore_resource(cloud, name) for name in names])
 
 
 @routes.add("GET", STORES + "/{name}")
 def get_datastore(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
     find_datastore(cloud, name)
-    return json_reply(told(cloud, name))
+    return json_reply(datastore_resource(cloud, name))
 
 
 @routes.add("PUT", STORES + "/{name}")
@@ -38,7 +38,7 @@ def put_datastore(cloud: Cloud, request: Request, name: str, **where: str) -> Re
     there = name in cloud.datastores
     given = {key: value for key, value in sent["properties"].items() if value is not None}
     cloud.datastores[name] = {"protocol": "https", "endpoint": "core.windows.net", **given, "isDefault": False}
-    return json_reply(told(cloud, name), 200 if there else 201)
+    return json_reply(datastore_resource(cloud, name), 200 if there else 201)
 
 
 @routes.add("DELETE", STORES + "/{name}")
@@ -51,7 +51,7 @@ def delete_datastore(cloud: Cloud, request: Request, name: str, **where: str) ->
 
 @routes.add("POST", STORES + "/{name}/listSecrets")
 def list_secrets(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
-    """The key or the SAS; a SAS in place of the key where the caller asks for what expires."""
+    """The account key or the SAS; a SAS in place of the key if the caller requests an expirable secret."""
     bodies.check(record(expirableSecret=boolean, expireAfterHours=whole(1)), sent := _body(request))
     store = find_datastore(cloud, name)
     credentials = store["credentials"]
@@ -80,8 +80,8 @@ def find_datastore(cloud: Cloud, name: str) -> dict[str, Any]:
     return cloud.datastores[name]
 
 
-def told(cloud: Cloud, name: str) -> dict[str, Any]:
-    """As it is shown: without its secrets."""
+def datastore_resource(cloud: Cloud, name: str) -> dict[str, Any]:
+    """The datastore as it is returned, without its secrets."""
     properties = dict(cloud.datastores[name])
     properties["credentials"] = {"credentialsType": properties["credentials"]["credentialsType"]}
     return resource(cloud, "datastores", name, properties)

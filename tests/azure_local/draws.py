@@ -1,4 +1,4 @@
-"""Which values does a trial of a sweep try? Drawn from the search space as the sampling algorithm says."""
+"""Sampling of a sweep's trials from the search space: grid, random, Sobol and Bayesian."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 Values = dict[str, Any]
 Space = dict[str, list[Any]]  # name → [kind, [arguments]]
-Scores = Callable[[], dict[int, float]]  # of the trials that have ended so far, by their number
+Scores = Callable[[], dict[int, float]]  # of the trials that have ended, by number
 
-ALMOST = 1e-12  # a normal distribution has no value at 0 and none at 1
+ALMOST = 1e-12  # the quantiles of a normal distribution at 0 and 1 are infinite
 
 
 def draws(sweep: dict[str, Any], scores: Scores) -> Iterator[Values]:
-    """One trial's values after another; only those of a grid come to an end."""
+    """Yields the values of each trial in turn; only grid sampling is finite."""
     space, sampling = sweep["searchSpace"], sweep["samplingAlgorithm"]
     kind = sampling["samplingAlgorithmType"]
     if kind == "Grid":
@@ -48,24 +48,24 @@ def sobol(dimensions: int, seed: int | None) -> Iterator[list[float]]:
     import numpy as np
     from scipy.stats import qmc
 
-    shift = np.random.default_rng(seed).random(dimensions)  # of all points: the sequence itself begins at 0
+    shift = np.random.default_rng(seed).random(dimensions)  # of all points, as the sequence starts at 0
     sequence = qmc.Sobol(dimensions, scramble=False)
     while True:
         yield ((sequence.random(1)[0] + shift) % 1).tolist()
 
 
 def bayesian(space: Space, goal: str, scores: Scores) -> Iterator[Values]:
-    """Microsoft does not say how it chooses: here by a tree of Parzen estimators over what trials have scored."""
+    """A tree-structured Parzen estimator over the scores of the trials; Microsoft does not document its own."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction=goal, sampler=optuna.samplers.TPESampler(n_startup_trials=5))
-    told: set[int] = set()
+    added: set[int] = set()
     while True:
         known = scores()
-        for number in sorted(known.keys() - told):
+        for number in sorted(known.keys() - added):
             study.tell(number, known[number])
-            told.add(number)
+            added.add(number)
         trial = study.ask()
         yield {
             name: arguments[0][trial.suggest_categorical(name, range(len(arguments[0])))]
@@ -76,7 +76,7 @@ def bayesian(space: Space, goal: str, scores: Scores) -> Iterator[Values]:
 
 
 def values_at(space: Space, point: list[float], base: float) -> Values:
-    """point: a place in the unit cube, as many numbers from 0 to 1 as there are parameters."""
+    """point: a point in the unit cube, with one number from 0 to 1 per parameter."""
     return {
         name: value_at(kind, arguments, part, base)
         for (name, (kind, arguments)), part in zip(space.items(), point, strict=True)
@@ -84,7 +84,7 @@ def values_at(space: Space, point: list[float], base: float) -> Values:
 
 
 def value_at(kind: str, arguments: list[Any], part: float, base: float = math.e) -> Any:
-    """The value below which this part of the distribution lies."""
+    """The quantile of the parameter's distribution."""
     if kind == "choice":
         return pick(arguments[0], part)
     if kind == "randint":

@@ -1,4 +1,4 @@
-"""Who is asking? Entra ID's answers to a credential, and what its tokens say."""
+"""Microsoft Entra ID: tokens for credentials, and the permissions of the caller."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUDIENCES = (
 
 
 def make_token(tenant: str, audience: str, lives_s: int = 3600, **claims: Any) -> str:
-    """A JSON web token that can be read by anybody; nobody here checks its signature."""
+    """A JSON web token; the signature is not verified here."""
     now = int(time.time())
     body = {
         "aud": audience,
@@ -42,7 +42,7 @@ def make_token(tenant: str, audience: str, lives_s: int = 3600, **claims: Any) -
 
 
 def read_token(headers: Mapping[str, str]) -> dict[str, Any]:
-    """The claims of a bearer token, empty without one; ServiceError (401) if it cannot be read or is over."""
+    """The claims of a bearer token, empty without one. Raises ServiceError (401) if it is malformed or expired."""
     kind, _, token = headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer":
         return {}
@@ -113,13 +113,13 @@ def oauth_error(status: int, error: str, description: str) -> Reply:
 
 
 def authorize(cloud: Cloud, request: Request) -> None:
-    """Sets the request's claims; ServiceError where nobody is signed in, or has no role for what is asked."""
+    """Sets the request's claims. Raises ServiceError if the caller is not signed in or lacks a role for the request."""
     request.token = read_token(request.headers)
     if not request.token:
         raise ServiceError(401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing.")
     if request.token["aud"] not in AUDIENCES or request.token["tid"] != cloud.tenant:
         raise ServiceError(401, "InvalidAuthenticationTokenAudience", f"Not a token for this: {request.token['aud']}.")
-    in_job = "run" in request.token  # a job's own token serves its run's history and metrics, no more
+    in_job = "run" in request.token  # a job's token is valid only for its run's history and metrics
     if in_job and request.host == "management.azure.com":
         raise ServiceError(403, "AuthorizationFailed", "A run's token is not for the resource manager.")
     action = forbidden_action(cloud.role, request) if not in_job else None
@@ -134,7 +134,7 @@ def authorize(cloud: Cloud, request: Request) -> None:
 
 
 def forbidden_action(role: str | None, request: Request) -> str | None:
-    """The action that the role does not allow, None where it does."""
+    """The action that the role does not permit, or None."""
     kinds = [part for part in request.path.split("/") if part in ("computes", "jobs", "datastores", "environments")]
     verb = {"GET": "read", "DELETE": "delete"}.get(request.method, "write")
     action = "/".join(["Microsoft.MachineLearningServices/workspaces", *kinds, verb])

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose? A status, a cut connection, a delay or a change, at the n-th request that matches."""
+"""Fault injection: an error status, a cut connection, a delay or a change at the n-th matching request."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .messages import Request
 
 @dataclass
 class Fault:
-    """Happens to requests number `nth` … `nth + times - 1` whose method and URL (host, path, query) match.
+    """Affects requests number `nth` … `nth + times - 1` whose method and URL (host, path, query) match.
 
-    `drop` cuts the connection "before" the request was acted on, or "after". `delay` seconds pass before acting, and
-    `meanwhile` is called: it may change what the request is about.
-    `status` answers without acting; Retry-After goes with it where `retry_after` is given.
+    `drop` cuts the connection "before" or "after" the request is processed. `delay` waits for that many seconds before
+    processing it, then `meanwhile` is called, which may change what the request refers to.
+    `status` responds without processing the request, with a Retry-After header if `retry_after` is given.
     """
 
     method: str
@@ -30,7 +30,7 @@ class Fault:
     delay: float = 0
     meanwhile: Callable[[], object] = lambda: None
     matched: int = field(default=0, init=False)  # how many requests matched so far
-    happened: int = field(default=0, init=False)  # how often it struck
+    count: int = field(default=0, init=False)  # how many requests it affected
 
     def __post_init__(self) -> None:
         if self.drop not in (None, "before", "after"):
@@ -40,19 +40,19 @@ class Fault:
         url = f"{request.host}{request.path}" + (f"?{request.raw_query}" if request.raw_query else "")
         return re.fullmatch(self.method, request.method) is not None and re.search(self.pattern, url) is not None
 
-    def strikes(self, request: Request) -> bool:
-        """Counts the request, and says whether it is one of those."""
+    def affects(self, request: Request) -> bool:
+        """Counts the request if it matches, and returns whether it is to fail."""
         if not self.matches(request):
             return False
         self.matched += 1
         if not self.nth <= self.matched < self.nth + self.times:
             return False
-        self.happened += 1
+        self.count += 1
         return True
 
 
 class Faults:
-    """All that were asked for; safe to use from several threads."""
+    """The injected faults; thread-safe."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -68,7 +68,7 @@ class Faults:
             self._faults.clear()
 
     def of(self, request: Request) -> Fault | None:
-        """The first that strikes; every one counts the request."""
+        """The first fault that affects the request; every matching fault counts it."""
         with self._lock:
-            striking = [fault for fault in self._faults if fault.strikes(request)]
-        return striking[0] if striking else None
+            affecting = [fault for fault in self._faults if fault.affects(request)]
+        return affecting[0] if affecting else None

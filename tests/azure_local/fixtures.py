@@ -1,4 +1,4 @@
-"""The pytest fixture `azure`: a local Azure, empty for each test and started once per process."""
+"""The pytest fixture `azure`: a local Azure, started once per process and emptied for each test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def azure_settings() -> Settings | None:
-    """The names in the local Azure, and the interpreter of its jobs; to be overridden in a conftest.py."""
+    """The names in the local Azure and the Python interpreter of its jobs; override it in a conftest.py."""
     return None
 
 
@@ -36,8 +36,9 @@ def _azure_process(azure_settings: Settings | None) -> Iterator[AzureLocal]:
 
 @pytest.fixture
 def azure(_azure_process: AzureLocal) -> Iterator[AzureLocal]:
-    """An empty workspace. The test fails if anything asked for another host or for what the local Azure does not know;
-    a test that means to do so calls `azure.recording.clear()` at its end."""
+    """An empty workspace. The test fails if a request was sent to another host, or is not implemented here;
+    a test that does so on purpose calls `azure.recording.clear()` at its end.
+    """
     _azure_process.reset()
     yield _azure_process
     complaints = _azure_process.complaints()

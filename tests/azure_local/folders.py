@@ -1,4 +1,4 @@
-"""How do files get between a job's folders and the blob service? Fetched once, and carried as they change."""
+"""Transfer of files between a job's folders and the blob service: downloaded once, uploaded as they change."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from azure.core.exceptions import ResourceNotFoundError
 
-from .blobs import Blobs, Place
+from .blobs import BlobLocation, Blobs
 
 
-def fetch(blobs: Blobs, place: Place, folder: Path) -> Path:
-    """Brings what is at a place; the path of the folder, or of the file if the place is one blob."""
+def fetch(blobs: Blobs, location: BlobLocation, folder: Path) -> Path:
+    """Downloads the blobs of a location. Returns the path of the folder, or of the file if the location is one blob."""
     folder.mkdir(parents=True, exist_ok=True)
     found = folder
-    for blob, name in place.files(blobs):
+    for blob, name in location.files(blobs):
         target = folder / (name or Path(blob).name)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            target.write_bytes(blobs.read(place.account, place.container, blob))
-        except ResourceNotFoundError:  # another job took it away since
+            target.write_bytes(blobs.read(location.account, location.container, blob))
+        except ResourceNotFoundError:  # another job deleted it meanwhile
             continue
         if not name:
             found = target
@@ -27,22 +27,22 @@ def fetch(blobs: Blobs, place: Place, folder: Path) -> Path:
 
 
 class Mirror:
-    """Keeps a place on the blob service like a local folder or file; `carry` brings it up to date."""
+    """Uploads the changes of a local folder or file to the blob service; `carry` brings the blobs up to date."""
 
     def __init__(
-        self, blobs: Blobs, local: Path, place: Place, *, deletes: bool = False, appends: bool = False
+        self, blobs: Blobs, local: Path, location: BlobLocation, *, deletes: bool = False, appends: bool = False
     ) -> None:
-        self.blobs, self.local, self.place = blobs, local, place
+        self.blobs, self.local, self.location = blobs, local, location
         self.deletes, self.appends = deletes, appends
         self._carried: dict[str, tuple[int, int]] = {}
-        self._appended: int | None = None  # how much of the local file is there; None before the blob is
+        self._appended: int | None = None  # bytes uploaded so far; None before the blob exists
 
     def remember(self) -> None:
-        """What is there now came from the place."""
+        """Marks the present local files as uploaded."""
         self._carried = {name: stamp for name, _, stamp in self._files()}
 
     def carry(self, is_lost: Callable[[], bool] = lambda: False) -> None:
-        """is_lost: whether the machine has gone meanwhile, and what is left to carry with it."""
+        """is_lost: whether the node was lost meanwhile, and with it what is not yet uploaded."""
         if self.appends:
             self._append()
             return
@@ -54,17 +54,17 @@ class Mirror:
             if self._carried.get(name) != stamp:
                 try:
                     data = path.read_bytes()
-                except FileNotFoundError:  # renamed since
+                except FileNotFoundError:  # renamed meanwhile
                     continue
-                self.blobs.write(self.place.account, self.place.container, self._blob(name), data)
+                self.blobs.write(self.location.account, self.location.container, self._blob(name), data)
                 self._carried[name] = stamp
         for name in [name for name in self._carried if name not in seen]:
             del self._carried[name]
             if self.deletes:
-                self.blobs.container(self.place.account, self.place.container).delete_blob(self._blob(name))
+                self.blobs.container(self.location.account, self.location.container).delete_blob(self._blob(name))
 
     def _blob(self, name: str) -> str:
-        return self.place.below(name) if name else self.place.path
+        return self.location.below(name) if name else self.location.path
 
     def _files(self) -> Iterator[tuple[str, Path, tuple[int, int]]]:
         paths = [self.local] if self.local.is_file() else sorted(self.local.rglob("*"))
@@ -78,10 +78,10 @@ class Mirror:
                 yield name, path, (stat.st_mtime_ns, stat.st_size)
 
     def _append(self) -> None:
-        blob = self.blobs.container(self.place.account, self.place.container).get_blob_client(self.place.path)
+        blob = self.blobs.container(self.location.account, self.location.container).get_blob_client(self.location.path)
         if self._appended is None:
             self._appended = 0
-            if not blob.exists():  # a job that starts again goes on with its log
+            if not blob.exists():  # a restarted job appends to its log
                 blob.create_append_blob()
         with self.local.open("rb") as file:
             file.seek(self._appended)

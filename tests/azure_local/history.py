@@ -1,4 +1,4 @@
-"""What does the run history say of a job: its state, its logs, its outputs and its artifacts?"""
+"""The run history service: a job's status, logs, outputs and artifacts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .jobs import find_job, output_uri_of
 from .jobs_state import Job
 from .messages import Reply, Request, ServiceError, json_reply
 from .routing import WORKSPACE, Routes
-from .runner import artifact_place
+from .runner import artifact_location
 from .shapes import boolean, list_of, record, text
 
 routes = Routes()
@@ -30,7 +30,7 @@ def get_run(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
 
 @routes.add("PATCH", HISTORY + "/experiments/{experiment}/runs/{run}", HOST)
 def change_run(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
-    """The SDK does so before it sends a job that exists again."""
+    """The SDK calls this before it submits a job that exists already."""
     sent = request.json
     bodies.check(CHANGED_RUN, sent)
     job = find_job(cloud, run)
@@ -58,7 +58,7 @@ def get_details(cloud: Cloud, request: Request, run: str, **where: str) -> Reply
             "error": {"error": job.error} if job.error else None,
             "warnings": [{"source": "Scheduler", "message": cloud.queue_reason}] if waiting else [],
             "tags": job.tags,
-            "properties": job.told_properties,
+            "properties": job.all_properties,
             "inputDatasets": [],
             "outputDatasets": [],
             "logFiles": log_files(cloud, job),
@@ -68,14 +68,14 @@ def get_details(cloud: Cloud, request: Request, run: str, **where: str) -> Reply
 
 @routes.add("GET", HISTORY + "/runs/{run}/children", HOST)
 def list_children(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
-    """Newest first. Where the next page is says a token alone, which the SDK does not follow."""
+    """Newest first. The next page is given by a continuation token, which the SDK does not follow."""
     query = {name.removeprefix("$").lower(): value for name, value in request.query.items()}
     bodies.check(record(**{"api-version": text(), "top": text(r"[1-9]\d*"), "continuationtoken": text(r"\d+")}), query)
     trials = cloud.trials(find_job(cloud, run).name)
     end = int(query.get("continuationtoken", len(trials)))
     start = max(end - min(LARGEST_PAGE, cloud.page_size, int(query.get("top", LARGEST_PAGE))), 0)
-    told = [metadata(cloud, trial) for trial in reversed(trials[start:end])]
-    return json_reply({"value": told, "continuationToken": str(start) if start else None, "nextLink": None})
+    children = [metadata(cloud, trial) for trial in reversed(trials[start:end])]
+    return json_reply({"value": children, "continuationToken": str(start) if start else None, "nextLink": None})
 
 
 @routes.add("POST", HISTORY + "/rundata", HOST)
@@ -102,7 +102,7 @@ def metadata(cloud: Cloud, job: Job) -> dict[str, Any]:
         "endTimeUtc": job.ended,
         "error": {"error": job.error} if job.error else None,
         "tags": job.tags,
-        "properties": job.told_properties,
+        "properties": job.all_properties,
         "runType": "azureml.sdk." + job.properties["jobType"].lower(),
         "computeRequest": {"nodeCount": 1},
         "inputs": {},
@@ -128,12 +128,12 @@ def resolve_uris(cloud: Cloud, request: Request, **where: str) -> Reply:
 
 
 def log_files(cloud: Cloud, job: Job) -> dict[str, str]:
-    """Name → a URL that opens for a day, for each log there is."""
-    place = artifact_place(cloud, job.name)
+    """Maps the name of each log to a URL that is valid for one day."""
+    location = artifact_location(cloud, job.name)
     found = {}
-    for blob, name in place.files(cloud.blobs):
+    for blob, name in location.files(cloud.blobs):
         if name.split("/")[0] in ("user_logs", "system_logs", "azureml-logs", "logs"):
-            found[name] = cloud.blobs.signed_blob_url(place.account, place.container, blob)
+            found[name] = cloud.blobs.signed_blob_url(location.account, location.container, blob)
     return found
 
 
@@ -142,8 +142,8 @@ def log_files(cloud: Cloud, job: Job) -> dict[str, str]:
 
 @routes.add("GET", ARTIFACTS, HOST)
 def list_artifacts(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
-    place = artifact_place(cloud, find_job(cloud, run).name)
-    return json_reply({"value": [artifact(run, name) for _, name in place.files(cloud.blobs)]})
+    location = artifact_location(cloud, find_job(cloud, run).name)
+    return json_reply({"value": [artifact(run, name) for _, name in location.files(cloud.blobs)]})
 
 
 @routes.add("POST", ARTIFACTS + "/batch/metadata", HOST)
@@ -164,8 +164,8 @@ def create_artifacts(cloud: Cloud, request: Request, run: str, **where: str) -> 
 @routes.add("GET", ARTIFACTS + "/contentinfo", HOST)
 def artifact_content(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     name = request.query.get("path", "")
-    place = artifact_place(cloud, find_job(cloud, run).name)
-    if not any(known == name for _, known in place.files(cloud.blobs)):
+    location = artifact_location(cloud, find_job(cloud, run).name)
+    if not any(known == name for _, known in location.files(cloud.blobs)):
         raise ServiceError(404, "NotFound", f"The artifact {name} of run {run} was not found.")
     return json_reply(content(cloud, run, name, "r"))
 
@@ -181,8 +181,8 @@ def artifact(run: str, name: str) -> dict[str, Any]:
 
 
 def content(cloud: Cloud, run: str, name: str, permission: str) -> dict[str, Any]:
-    place = artifact_place(cloud, run)
-    url = cloud.blobs.signed_blob_url(place.account, place.container, place.below(name), permission)
+    location = artifact_location(cloud, run)
+    url = cloud.blobs.signed_blob_url(location.account, location.container, location.below(name), permission)
     return {"contentUri": url, "origin": "ExperimentRun", "container": f"dcid.{run}", "path": name}
 
 

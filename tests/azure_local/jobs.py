@@ -1,4 +1,4 @@
-"""Which jobs are there? Accepted if they are well formed, run, listed, cancelled and deleted."""
+"""Jobs: validated, started, listed, cancelled and deleted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def list_jobs(cloud: Cloud, request: Request, **where: str) -> Reply:
     bodies.check(mapping_of(text(), r"api-version|\$skip|listViewType|jobType|tag"), request.query)
     view = request.query.get("listViewType", "ActiveOnly")
     jobs = [job for job in reversed(list(cloud.jobs.values())) if listed(job, request.query, view)]
-    return page(cloud, request, [told(cloud, job) for job in jobs])
+    return page(cloud, request, [job_resource(cloud, job) for job in jobs])
 
 
 def listed(job: Job, query: dict[str, str], view: str) -> bool:
@@ -44,7 +44,7 @@ def listed(job: Job, query: dict[str, str], view: str) -> bool:
 
 @routes.add("GET", JOBS + "/{name}")
 def get_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
-    return json_reply(told(cloud, find_job(cloud, name)))
+    return json_reply(job_resource(cloud, find_job(cloud, name)))
 
 
 @routes.add("PUT", JOBS + "/{name}")
@@ -62,17 +62,17 @@ def put_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
         job = Job(name, properties, properties.get("experimentName", "Default"), now())
         job.tags = dict(properties.get("tags") or {})
         cloud.jobs[name] = job
-    accepted_body = told(cloud, job)
+    accepted_body = job_resource(cloud, job)
     (sweeps if is_sweep else runner).start(cloud, job)
     return json_reply(accepted_body, 201)
 
 
 def change_job(cloud: Cloud, job: Job, wanted: dict[str, Any]) -> Reply:
-    """Only what a person may change of a job that exists; all else is a job of the same name."""
+    """Applies the properties of an existing job that can be updated; any other difference is a conflict."""
     may_change = {"tags", "displayName", "description", "isArchived", "properties"}
-    told_only = {"status", "services"}
-    known = told(cloud, job)["properties"]
-    keys = (wanted.keys() | job.properties.keys()) - told_only
+    read_only = {"status", "services"}
+    known = job_resource(cloud, job)["properties"]
+    keys = (wanted.keys() | job.properties.keys()) - read_only
     differing = {key for key in keys if wanted.get(key) not in (job.properties.get(key), known.get(key))}
     if differing - may_change:
         raise ServiceError(
@@ -80,7 +80,7 @@ def change_job(cloud: Cloud, job: Job, wanted: dict[str, Any]) -> Reply:
         )
     job.properties.update({key: wanted[key] for key in may_change if key in wanted})
     job.add_tags(wanted.get("tags") or {})
-    return json_reply(told(cloud, job))
+    return json_reply(job_resource(cloud, job))
 
 
 @routes.add("POST", JOBS + "/{name}/cancel")
@@ -109,7 +109,7 @@ def find_job(cloud: Cloud, name: str) -> Job:
 
 
 def wrong_job(cloud: Cloud, name: str, wanted: dict[str, Any]) -> Iterator[str]:
-    """Everything that keeps the service from taking this job."""
+    """All reasons why the service rejects this job."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}", name):
         yield f"{name!r} is not a legal job name"
     for output in (wanted.get("outputs") or {}).values():
@@ -136,10 +136,10 @@ def wrong_job(cloud: Cloud, name: str, wanted: dict[str, Any]) -> Iterator[str]:
     code = re.search(r"/codes/([^/]+)/versions/([^/]+)$", work.get("codeId") or "")
     if work.get("codeId") and (code is None or (code[1], code[2]) not in cloud.codes):
         yield f"the code {work['codeId']} was not found"
-    yield from wrong_place_to_run(cloud, wanted, work.get("resources") or wanted.get("resources") or {})
+    yield from wrong_compute(cloud, wanted, work.get("resources") or wanted.get("resources") or {})
 
 
-def wrong_place_to_run(cloud: Cloud, wanted: dict[str, Any], resources: dict[str, Any]) -> Iterator[str]:
+def wrong_compute(cloud: Cloud, wanted: dict[str, Any], resources: dict[str, Any]) -> Iterator[str]:
     compute = wanted.get("computeId")
     if compute:
         name = compute.split("/")[-1]
@@ -157,7 +157,7 @@ def wrong_place_to_run(cloud: Cloud, wanted: dict[str, Any], resources: dict[str
         yield "queueSettings are for serverless compute"
 
 
-def told(cloud: Cloud, job: Job) -> dict[str, Any]:
+def job_resource(cloud: Cloud, job: Job) -> dict[str, Any]:
     studio = f"https://ml.azure.com/runs/{job.name}?wsid={cloud.scope}&tid={cloud.tenant}"
     services = {
         "Tracking": {"endpoint": cloud.tracking_uri, "jobServiceType": "Tracking"},
@@ -173,7 +173,7 @@ def told(cloud: Cloud, job: Job) -> dict[str, Any]:
         "inputs": {},
         **job.properties,
         "tags": {**(job.properties.get("tags") or {}), **job.tags},
-        "properties": job.told_properties,
+        "properties": job.all_properties,
         "experimentName": job.experiment,
         "status": job.status,
         "services": services,
@@ -183,7 +183,7 @@ def told(cloud: Cloud, job: Job) -> dict[str, Any]:
 
 
 def output_uri_of(cloud: Cloud, job: Job, name: str) -> str:
-    """The long form in which the data plane resolves an output."""
+    """The long form of an output's URI, as the data plane returns it."""
     short = runner.output_uri(job.name, name, job.properties["outputs"][name])
     return short.replace(
         "azureml://datastores/",

@@ -1,4 +1,4 @@
-"""What is known of one job, from its submission to its end?"""
+"""The state of one job, from its submission to its end."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Metric:
 
 @dataclass
 class Job:
-    """A job and its MLflow run, which share their name; times are milliseconds since 1970 or ISO strings."""
+    """A job and its MLflow run, which have the same name; times are milliseconds since 1970 or ISO strings."""
 
     name: str
-    properties: dict[str, Any]  # as it was sent
+    properties: dict[str, Any]  # as submitted
     experiment: str
     created: str
     status: str = "NotStarted"
@@ -33,12 +33,12 @@ class Job:
     exit_code: int | None = None
     attempt: int = 1
     parent: str | None = None  # the sweep that a trial belongs to
-    statuses: list[str] = field(default_factory=lambda: ["NotStarted"])  # all it went through
+    statuses: list[str] = field(default_factory=lambda: ["NotStarted"])  # all so far, in order
     metrics: list[Metric] = field(default_factory=list)
     parameters: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    noted: dict[str, str] = field(default_factory=dict)  # what the service itself adds to the properties
-    variables: dict[str, str] = field(default_factory=dict)  # what the service itself adds to the environment
+    service_properties: dict[str, str] = field(default_factory=dict)  # added by the service to the properties
+    variables: dict[str, str] = field(default_factory=dict)  # added by the service to the environment variables
     process: subprocess.Popen[bytes] | None = None
     thread: threading.Thread | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -56,12 +56,12 @@ class Job:
             self.tags = {**self.tags, **tags}
 
     @property
-    def told_properties(self) -> dict[str, str]:
-        """The person's and the service's own."""
-        return {**(self.properties.get("properties") or {}), **self.noted}
+    def all_properties(self) -> dict[str, str]:
+        """The user's properties and those that the service added."""
+        return {**(self.properties.get("properties") or {}), **self.service_properties}
 
     def wait_for(self, *statuses: str, timeout_s: float = 60) -> str:
-        """Returns once it is in one of these states; TimeoutError if that never comes."""
+        """Returns once the job has one of these statuses. Raises TimeoutError if it does not get there."""
         with self.changed:
             if not self.changed.wait_for(lambda: self.status in statuses, timeout_s):
                 raise TimeoutError(f"job {self.name} is {self.status}, not {' or '.join(statuses)}")

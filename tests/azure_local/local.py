@@ -1,4 +1,4 @@
-"""The local Azure itself: it is started, set to what a test needs, inspected and ended here."""
+"""The local Azure: start it, configure it for a test, inspect it and stop it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ NEEDS_NO_TOKEN = ("/metadata/endpoints", "/discovery", "/registrymanagement/v1.0
 
 
 class AzureLocal:
-    """A context manager: within it, `variables` lead the SDK of any process here instead of to Azure.
+    """A context manager: within it, `variables` direct the SDK of any process to the local Azure.
 
-    `cloud` holds what the workspace holds and the switches (role, shared_keys, quotas, page_size …).
+    `cloud` holds the workspace's resources and the switches (role, shared_keys, quotas, page_size …).
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -69,7 +69,7 @@ class AzureLocal:
             self.server = Server(self.authority.server_context(), self._answer, self.faults, self.recording)
             self.proxy = Proxy(self.server.address, self._forbid, self._unreachable, self._identity_token)
             stack.callback(self.proxy.close)
-            stack.callback(self.server.close)  # first, which ends the tunnels
+            stack.callback(self.server.close)  # first, as that closes the tunnels
             self._blobs = Blobs(process.port, keys, str(self.authority.certificate))
             stack.callback(self._blobs.close)
             process.wait_until_ready()
@@ -83,25 +83,25 @@ class AzureLocal:
     ) -> None:
         self._stack.close()
 
-    # What a test looks at
+    # Inspection
 
     @property
     def requests(self) -> list[Recorded]:
-        """Every request so far, those to the blob service too."""
+        """All requests so far, including those to the blob service."""
         return list(self.recording.requests)
 
     def made(self, method: str, path: str) -> list[Recorded]:
-        """The requests with this method whose path contains these words."""
+        """The requests with this method whose path contains this text."""
         return [request for request in self.requests if request.method == method and path in request.path]
 
     def complaints(self) -> list[str]:
-        """What no test should see unasked: hosts outside Azure, unknown requests (501), faults of the local Azure."""
+        """Requests to hosts outside Azure, requests that are not implemented (501), errors of the local Azure."""
         forbidden = [f"a host that is not Azure's: {host}" for host in self.recording.forbidden]
         return [*forbidden, *self.recording.unknown, *self.recording.broken]
 
     @property
     def variables(self) -> dict[str, str]:
-        """For a process that is to use the local Azure: the way, the trust, the credential and the workspace."""
+        """The environment of a process that uses the local Azure: proxy, certificates, credential and workspace."""
         return {
             **self._way(),
             "AZURE_TENANT_ID": self.cloud.tenant,
@@ -116,7 +116,7 @@ class AzureLocal:
 
     @property
     def identity_variables(self) -> dict[str, str]:
-        """What a node with a managed identity has, as its jobs have here: azure-identity asks there for tokens."""
+        """The environment of a node with a managed identity, as jobs have it, for azure-identity."""
         return {"MSI_ENDPOINT": self.proxy.url + IDENTITY_PATH, "MSI_SECRET": self._identity_secret}
 
     def _identity_token(self, resource: str, secret: str) -> tuple[str, str]:
@@ -131,7 +131,7 @@ class AzureLocal:
         certificate = str(self.authority.certificate)
         return {
             "HTTPS_PROXY": self.proxy.url,
-            "HTTP_PROXY": self.proxy.url,  # nothing of Azure is plain HTTP: what is, is caught
+            "HTTP_PROXY": self.proxy.url,  # Azure uses no plain HTTP: such requests are recorded as unexpected
             "NO_PROXY": "127.0.0.1,localhost",
             "REQUESTS_CA_BUNDLE": certificate,
             "CURL_CA_BUNDLE": certificate,
@@ -139,10 +139,10 @@ class AzureLocal:
             "AZUREML_CURRENT_CLOUD": "AzureCloud",
         }
 
-    # What a test turns
+    # Configuration
 
     def reset(self) -> None:
-        """As just started: jobs are ended, blobs and everything else are gone. The addresses stay."""
+        """Returns to the initial state: jobs are stopped, and blobs and resources deleted. The addresses are kept."""
         self.end_jobs()
         self._blobs.clear()
         self._start_afresh()
@@ -161,11 +161,11 @@ class AzureLocal:
         delay: float = 0,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> Fault:
-        """Makes requests that match fail, from the nth on, `times` times; see faults.Fault."""
+        """Makes matching requests fail, from the nth on, `times` times; see faults.Fault."""
         return self.faults.add(Fault(method, pattern, nth, times, status, retry_after, code, drop, delay, meanwhile))
 
     def hold_jobs(self, reason: str = "Not enough nodes are free in the cluster.") -> None:
-        """From now on jobs stay queued, until `release_jobs`."""
+        """Keeps jobs queued until `release_jobs`."""
         self.cloud.queue_reason = reason
 
     def release_jobs(self) -> None:
@@ -175,11 +175,11 @@ class AzureLocal:
         return self.cloud.jobs[name]
 
     def trials(self, name: str) -> list[Job]:
-        """A sweep's trials so far, in the order in which they were begun."""
+        """The trials of a sweep so far, in the order in which they were started."""
         return self.cloud.trials(name)
 
     def preempt(self, name: str) -> None:
-        """Takes a running job's node away without warning, and returns when it runs again, or has ended."""
+        """Preempts the node of a running job without warning. Returns when the job runs again or has ended."""
         job = self.job(name)
         before = job.attempt
         job.wait_for("Running", *ENDED)
@@ -190,43 +190,43 @@ class AzureLocal:
                 raise TimeoutError(f"job {name} did not come back: it is {job.status}")
 
     def expire(self, name: str) -> None:
-        """From now on a running job is over its time limit."""
+        """Makes a running job exceed its time limit."""
         job = self.job(name)
         job.wait_for("Running")
         runner.expire(job)
 
     @property
     def container(self) -> str:
-        """Where the default datastore keeps its blobs."""
+        """The blob container of the default datastore."""
         return BLOB_CONTAINER
 
     @property
     def account_key(self) -> str:
-        """The key that opens the workspace's storage account."""
+        """The access key of the workspace's storage account."""
         return account_key(self.cloud.account)
 
     def put_blob(self, path: str, data: bytes) -> None:
-        """Writes into the default datastore, past the network."""
+        """Writes a blob to the default datastore, bypassing the network."""
         self._blobs.write(self.cloud.account, BLOB_CONTAINER, path, data)
 
     def delete_blob(self, path: str) -> None:
-        """Takes away what the default datastore has at a path, past the network."""
+        """Deletes a blob of the default datastore, bypassing the network."""
         self._blobs.container(self.cloud.account, BLOB_CONTAINER).delete_blob(path)
 
     def blob(self, path: str) -> bytes | None:
-        """What the default datastore has at a path, None if nothing."""
+        """The content of a blob of the default datastore, or None if it does not exist."""
         return self._read(BLOB_CONTAINER, path)
 
     def blobs_below(self, path: str) -> list[str]:
-        """The paths of all blobs of the default datastore that begin so."""
+        """The paths of all blobs of the default datastore with this prefix."""
         return self._blobs.names(self.cloud.account, BLOB_CONTAINER, path)
 
     def artifact(self, job: str, name: str) -> bytes:
-        """A job's log or artifact, empty if there is none yet."""
+        """The content of a job's log or artifact, empty if it does not exist yet."""
         return self._read(ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{job}/{name}") or b""
 
     def put_artifact(self, job: str, name: str, data: bytes) -> None:
-        """Writes a job's log or artifact, past the network."""
+        """Writes a job's log or artifact, bypassing the network."""
         self._blobs.write(self.cloud.account, ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{job}/{name}", data)
 
     def _read(self, container: str, path: str) -> bytes | None:
@@ -235,36 +235,36 @@ class AzureLocal:
         return self._blobs.read(self.cloud.account, container, path)
 
     def add_cluster(self, name: str, size: str = "Standard_NC4as_T4_v3", max_nodes: int = 4) -> None:
-        """A cluster that is there already, made by nobody's request."""
+        """Adds an existing cluster, without a request."""
         scale = {"minNodeCount": 0, "maxNodeCount": max_nodes}
         sent = {"properties": {"computeType": "AmlCompute", "properties": {"vmSize": size, "scaleSettings": scale}}}
         self.cloud.computes[name] = compute.amlcompute(self.cloud, name, sent)
 
     def write_az(self, folder: Path, signed_in: bool = True) -> Path:
-        """An Azure CLI for this Azure: `az` in a folder that a test puts first in PATH."""
+        """Writes an Azure CLI for this Azure: the script `az`, in a folder that the test puts first in PATH."""
         return azure_cli.write_az(folder, self.cloud, signed_in)
 
     def add_compute_instance(self, name: str) -> None:
-        """A compute of another kind than a cluster, which takes the name."""
+        """Adds a compute instance, which occupies its name."""
         self.cloud.computes[name] = compute.compute_instance(self.cloud, name)
 
     def add_ended_job(self, name: str, status: str = "Completed", **properties: object) -> Job:
-        """A job of the past, which never ran here; for long lists."""
+        """Adds a job that ended in the past and never ran here, for long lists."""
         given = {"jobType": "Command", "command": "true", "environmentId": "none", **properties}
         job = Job(name, given, "Default", now(), status)
         self.cloud.jobs[name] = job
         return job
 
     def end_jobs(self) -> None:
-        """Cancels every job, and returns when their processes are gone. Sweeps first: they begin no more trials."""
-        for job in runner.living(self.cloud):
+        """Cancels all jobs and waits for their processes. Sweeps first, so that they start no further trials."""
+        for job in runner.unfinished(self.cloud):
             if job.parent is None:
                 runner.cancel(job)
         for job in sorted(self.cloud.jobs.values(), key=lambda job: job.parent is not None):
             if job.thread is not None:
                 job.thread.join(timeout=30)
 
-    # How it answers
+    # Responses
 
     def _answer(self, request: Request) -> Reply:
         if request.host.endswith(".blob.core.windows.net"):

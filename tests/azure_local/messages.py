@@ -1,4 +1,4 @@
-"""What is a request, and what an answer? Plain values, the same for every host of the local Azure."""
+"""Requests and responses as plain values, the same for every host of the local Azure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class Request:
-    """One request as it arrived; header names are lower case."""
+    """A request as received; header names are lower case."""
 
     method: str
     host: str
@@ -23,7 +23,7 @@ class Request:
 
     @property
     def json(self) -> Any:
-        """The body as JSON; ServiceError if it is none."""
+        """The body parsed as JSON. Raises ServiceError if it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError as error:
@@ -32,7 +32,7 @@ class Request:
 
 @dataclass
 class Reply:
-    """An answer; `body` goes out as it is."""
+    """A response; `body` is sent unchanged."""
 
     status: int = 200
     body: bytes = b""
@@ -40,7 +40,7 @@ class Reply:
 
 
 class ServiceError(Exception):
-    """The service says no: becomes an answer with Azure's own form of an error."""
+    """Becomes an error response in Azure's format."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -59,10 +59,10 @@ def json_reply(body: Any, status: int = 200, headers: Mapping[str, str] | None =
 
 @dataclass
 class Recorded:
-    """A request that was made: what a test may look at afterwards.
+    """A recorded request, for tests to inspect.
 
-    `body` is the parsed JSON, or the bytes where it is none (a blob, a form), or None without one. `status` is what was
-    answered: 0 where the connection was cut, None while it is still being answered.
+    `body` is the parsed JSON, the bytes if it is not JSON (a blob, a form), or None without a body. `status` is that of
+    the response: 0 if the connection was cut, None while the request is in progress.
     """
 
     method: str

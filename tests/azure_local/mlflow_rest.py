@@ -1,4 +1,4 @@
-"""What does MLflow's REST interface answer? Jobs as runs: metrics, parameters and tags, within Azure's limits."""
+"""MLflow's REST API: jobs as runs, with metrics, parameters and tags within Azure's limits."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def run_of(cloud: Cloud, request: Request, given: dict[str, Any]) -> Job:
 
 @routes.add("GET", API + "/runs/get", HOST)
 def get_run(cloud: Cloud, request: Request, **where: str) -> Reply:
-    return json_reply({"run": told(cloud, run_of(cloud, request, request.query))})
+    return json_reply({"run": run_resource(cloud, run_of(cloud, request, request.query))})
 
 
 @routes.add("POST", API + "/runs/update", HOST)
 def update_run(cloud: Cloud, request: Request, **where: str) -> Reply:
-    """A job's state is the service's own affair: what the process says of it is not kept."""
+    """The service determines a job's status: the status that the process sends is ignored."""
     return json_reply({"run_info": info(cloud, run_of(cloud, request, request.json))})
 
 
@@ -142,12 +142,16 @@ def experiment_reply(cloud: Cloud, wanted: Any) -> Reply:
 
 @routes.add("POST", API + "/runs/search", HOST)
 def search_runs(cloud: Cloud, request: Request, **where: str) -> Reply:
-    """By experiment only: a filter is not understood."""
+    """Searches by experiment; filters are not supported."""
     given = request.json
     if given.get("filter"):
         raise ServiceError(501, "NotImplementedHere", f"The local Azure does not know the filter {given['filter']!r}")
     wanted = set(given.get("experiment_ids") or [])
-    runs = [told(cloud, job) for job in reversed(list(cloud.jobs.values())) if experiment_id(job.experiment) in wanted]
+    runs = [
+        run_resource(cloud, job)
+        for job in reversed(list(cloud.jobs.values()))
+        if experiment_id(job.experiment) in wanted
+    ]
     return json_reply({"runs": runs})
 
 
@@ -161,7 +165,7 @@ def keep(
     parameters: list[dict[str, Any]] = [],  # noqa: B006
     tags: list[dict[str, Any]] = [],  # noqa: B006
 ) -> None:
-    """All of it, or none: INVALID_PARAMETER_VALUE where it is ill formed or past a limit."""
+    """Stores the whole batch or nothing: INVALID_PARAMETER_VALUE if it is malformed or exceeds a limit."""
     complaints = [
         *list_of(METRIC)(metrics, "metrics"),
         *list_of(PAIR)(parameters, "params"),
@@ -195,7 +199,7 @@ def read_metric(given: dict[str, Any]) -> Metric:
     return Metric(given["key"], float(given["value"]), stamp, int(given.get("step") or 0))
 
 
-def told(cloud: Cloud, job: Job) -> dict[str, Any]:
+def run_resource(cloud: Cloud, job: Job) -> dict[str, Any]:
     latest: dict[str, Metric] = {}
     for metric in job.metrics:
         if metric.key not in latest or metric.step >= latest[metric.key].step:

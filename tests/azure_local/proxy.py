@@ -1,4 +1,4 @@
-"""How do the real host names lead here? Through a CONNECT proxy that knows Azure's hosts and refuses every other."""
+"""The HTTPS proxy that directs Azure's host names to the local server and rejects all other hosts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from urllib.parse import parse_qs, urlsplit
 ALLOWED = re.compile(
     r"(management\.azure\.com|login\.microsoftonline\.com|[a-z0-9-]+\.api\.azureml\.ms|[a-z0-9]+\.blob\.core\.windows\.net):443"
 )
-IDENTITY_PATH = "/msi/token"  # of the endpoint that gives a node's managed identity its tokens
-METADATA_SERVICE = "http://169.254.169.254/"  # where a credential asks whether it is on an Azure machine
+IDENTITY_PATH = "/msi/token"  # of a node's managed identity endpoint
+METADATA_SERVICE = "http://169.254.169.254/"  # the Azure Instance Metadata Service
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """Tunnels what is meant for Azure to `target`; what is not is answered 403 and told to `forbid`.
+    """Tunnels connections to Azure's hosts to `target`; other hosts get a 403 response and are passed to `forbid`.
 
-    `identity_token(resource, secret)` answers a node's own credential, which asks at `url` itself: (status, JSON).
-    `unreachable(host)` names hosts that would have no address in the real Azure: they are answered 502.
+    `identity_token(resource, secret)` answers the managed identity endpoint at `url`: (status, JSON).
+    `unreachable(host)` returns whether a host would not resolve in Azure: it gets a 502 response.
     """
 
-    daemon_threads = False  # they end with the tunnels, which the far end closes
+    daemon_threads = False  # they end with the tunnels, which the server closes
     allow_reuse_address = True
     request_queue_size = 128
 
@@ -51,7 +51,7 @@ class Proxy(socketserver.ThreadingTCPServer):
         self._thread.join()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Ignores clients that have disconnected."""
 
 
 class Tunnel(socketserver.StreamRequestHandler):
@@ -93,7 +93,7 @@ class Tunnel(socketserver.StreamRequestHandler):
         with socket.create_connection(self.server.target) as far:
             self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             self.wfile.flush()
-            # Not select.select: it refuses the thousandth file that a long process of tests has open.
+            # Not select.select, which is limited to 1024 open files, fewer than a long test process may have.
             with selectors.DefaultSelector() as ends:
                 ends.register(self.connection, selectors.EVENT_READ, far)
                 ends.register(far, selectors.EVENT_READ, self.connection)
@@ -102,7 +102,7 @@ class Tunnel(socketserver.StreamRequestHandler):
 
 
 def _carry(ends: selectors.BaseSelector) -> bool:
-    """Carries what has come at either end to the other; False when one has closed."""
+    """Forwards the data that has arrived at either end to the other; False once one end has closed."""
     for ready, _ in ends.select():
         near, far = ready.fileobj, ready.data
         assert isinstance(near, socket.socket)

@@ -1,4 +1,4 @@
-"""Which function answers which request? A table that the parts of the service fill by a decorator."""
+"""A routing table from requests to functions, which the modules of the service fill with a decorator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Answer = Callable[..., Reply]
 
 
 class Routes:
-    """`(method, host, path)` patterns in the order they were added; `{name}` stands for one part of a path."""
+    """`(method, host, path)` patterns in the order they were added; `{name}` matches one segment of a path."""
 
     def __init__(self) -> None:
         self._table: list[tuple[str, re.Pattern[str], re.Pattern[str], Answer]] = []
@@ -32,7 +32,7 @@ class Routes:
         return keep
 
     def find(self, request: Request) -> tuple[Answer, dict[str, str]]:
-        """The answering function and the parts of the path; ServiceError (501) for what is unknown here."""
+        """The function and the named segments of the path. Raises ServiceError (501) if no route matches."""
         for method, host, pattern, answer in self._table:
             match = pattern.fullmatch(request.path)
             if method == request.method and host.fullmatch(request.host) and match:

@@ -1,4 +1,4 @@
-"""How is a submitted job run? As a process on this machine, with what a node of Azure ML would give it."""
+"""Runs a job as a process on this machine, with the environment that a node of Azure ML provides."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from contextlib import suppress
 from typing import Any
 
 from . import entra
-from .blobs import Place
+from .blobs import BlobLocation
 from .cloud import API_HOST, ARTIFACT_CONTAINER, Cloud, now
 from .folders import Mirror, fetch
 from .jobs_state import ENDED, Job
-from .places import PlaceError, find_place
+from .locations import LocationError, find_location
 
 SYNC_S = 0.1
 GRACE_S = 5.0  # between SIGTERM and SIGKILL
 
 
 def start(cloud: Cloud, job: Job) -> None:
-    """Runs the job in a thread of its own, to its end."""
-    job.thread = threading.Thread(target=live, args=(cloud, job), name=f"azure-job-{job.name}", daemon=True)
+    """Runs the job in a thread of its own."""
+    job.thread = threading.Thread(target=run_job, args=(cloud, job), name=f"azure-job-{job.name}", daemon=True)
     job.thread.start()
 
 
-def live(cloud: Cloud, job: Job) -> None:
-    """Everything that happens to a job once it is accepted."""
+def run_job(cloud: Cloud, job: Job) -> None:
+    """The life cycle of a job after it was accepted."""
     try:
         wait_in_queue(cloud, job)
         while not job.cancelled.is_set():
@@ -43,9 +43,9 @@ def live(cloud: Cloud, job: Job) -> None:
             job.attempt += 1
             job.preempted.clear()
             wait_in_queue(cloud, job)
-        with job.changed:  # it is either cancelled in time, or not at all
+        with job.changed:  # a job is either cancelled in time or not at all
             end(job, "Canceled" if job.cancelled.is_set() else "Completed" if job.exit_code == 0 else "Failed")
-    except PlaceError as unreadable:
+    except LocationError as unreadable:
         job.error = job_error("UserError", str(unreadable))
         end(job, "Failed")
     except Exception as error:
@@ -72,7 +72,7 @@ def wait_in_queue(cloud: Cloud, job: Job) -> None:
 
 
 def cancel(job: Job) -> bool:
-    """Asks for its end, which its own thread brings about; False if it has ended."""
+    """Requests cancellation, which the job's own thread carries out; False if the job has ended."""
     with job.changed:
         if job.status in ENDED:
             return False
@@ -82,7 +82,7 @@ def cancel(job: Job) -> bool:
 
 
 class Attempt:
-    """One start of a job: its folder, its process, and what is carried to the blob service meanwhile."""
+    """One start of a job: its folder, its process, and the uploads of its outputs."""
 
     def __init__(self, cloud: Cloud, job: Job) -> None:
         self.cloud, self.job = cloud, job
@@ -95,7 +95,7 @@ class Attempt:
         self.at_the_end: list[Mirror] = []
 
     def run(self) -> bool:
-        """True if it was preempted and is to start again."""
+        """True if the job was preempted and is to start again."""
         self.job.move_to("Preparing")
         self.prepare()
         if self.job.cancelled.is_set():
@@ -108,7 +108,7 @@ class Attempt:
             self.follow()
         finally:
             self.kill()
-        if self.job.preempted.is_set():  # what was not carried by now is lost
+        if self.job.preempted.is_set():  # what is not uploaded by now is lost
             self.clear_outputs()
             return True
         self.carry()
@@ -124,16 +124,16 @@ class Attempt:
         properties = self.job.properties
         build_image(self.cloud, self.job.name, properties["environmentId"])
         if properties.get("codeId"):
-            fetch(self.cloud.blobs, code_place(self.cloud, properties["codeId"]), self.work)
+            fetch(self.cloud.blobs, code_location(self.cloud, properties["codeId"]), self.work)
         for name, given in (properties.get("inputs") or {}).items():
             self.prepare_input(name, given)
         for name, given in (properties.get("outputs") or {}).items():
             self.prepare_output(name, given)
         for name in ("outputs", "logs"):
-            place = artifact_place(self.cloud, self.job.name, name)
+            location = artifact_location(self.cloud, self.job.name, name)
             (self.work / name).mkdir(exist_ok=True)
-            self.mirrors.append(Mirror(self.cloud.blobs, self.work / name, place, deletes=False))
-        log = artifact_place(self.cloud, self.job.name, self.log_name)
+            self.mirrors.append(Mirror(self.cloud.blobs, self.work / name, location, deletes=False))
+        log = artifact_location(self.cloud, self.job.name, self.log_name)
         self.log.touch()
         self.mirrors.append(Mirror(self.cloud.blobs, self.log, log, appends=True))
 
@@ -147,19 +147,19 @@ class Attempt:
         elif given.get("mode") == "Direct":
             local = given["uri"]
         else:
-            place = find_place(self.cloud, given["uri"])
-            if next(place.files(self.cloud.blobs), None) is None:
-                raise PlaceError(f"ScriptExecution.StreamAccess.NotFound: there is nothing at {given['uri']}")
-            local = str(fetch(self.cloud.blobs, place, self.folder / "inputs" / name))
+            location = find_location(self.cloud, given["uri"])
+            if next(location.files(self.cloud.blobs), None) is None:
+                raise LocationError(f"ScriptExecution.StreamAccess.NotFound: there is nothing at {given['uri']}")
+            local = str(fetch(self.cloud.blobs, location, self.folder / "inputs" / name))
         self.placeholders[f"inputs.{name}"] = local
         self.variables[f"AZURE_ML_INPUT_{name}"] = local
 
     def prepare_output(self, name: str, given: dict[str, Any]) -> None:
-        place = find_place(self.cloud, output_uri(self.job.name, name, given))
+        location = find_location(self.cloud, output_uri(self.job.name, name, given))
         local = self.folder / "outputs" / name
-        mirror = Mirror(self.cloud.blobs, local, place, deletes=True)
+        mirror = Mirror(self.cloud.blobs, local, location, deletes=True)
         if given.get("mode") in (None, "ReadWriteMount"):
-            fetch(self.cloud.blobs, place, local)
+            fetch(self.cloud.blobs, location, local)
             mirror.remember()
             self.mirrors.append(mirror)
         else:
@@ -224,7 +224,7 @@ class Attempt:
         }
 
     def follow(self) -> None:
-        """Carries what is written until the process has ended, or is told to end."""
+        """Uploads outputs until the process has ended or is to be stopped."""
         process = self.job.process
         assert process is not None
         limit_s = timeout_s(self.job.properties)
@@ -240,7 +240,7 @@ class Attempt:
                 expire(self.job)
 
     def kill(self) -> None:
-        """Ends the process and all it started: with a warning where it is cancelled, without where it is preempted."""
+        """Stops the process and its children: with SIGTERM first if cancelled, with SIGKILL at once if preempted."""
         process = self.job.process
         assert process is not None
         if process.poll() is None and self.job.cancelled.is_set():
@@ -255,11 +255,11 @@ class Attempt:
             mirror.carry(self.job.preempted.is_set)
 
     def clear_outputs(self) -> None:
-        """A preempted node takes ./outputs with it; mounted outputs stay."""
+        """A preempted node loses ./outputs; mounted outputs are kept."""
         for name in ("outputs", "logs"):
-            place = artifact_place(self.cloud, self.job.name, name)
-            container = self.cloud.blobs.container(place.account, place.container)
-            for blob, _ in list(place.files(self.cloud.blobs)):
+            location = artifact_location(self.cloud, self.job.name, name)
+            container = self.cloud.blobs.container(location.account, location.container)
+            for blob, _ in list(location.files(self.cloud.blobs)):
                 container.delete_blob(blob)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -270,22 +270,22 @@ def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def build_image(cloud: Cloud, job: str, environment: str) -> None:
-    """Of an environment of the workspace's own, at its first job, which has the log; PlaceError where that fails."""
+    """Builds a custom environment's image at its first job, which gets the log. Raises LocationError on failure."""
     if environment in cloud.built or environment.startswith("azureml://registries/"):
         return
     log = f"Step 1/2 : FROM the base of {environment}\nStep 2/2 : RUN the installation of its packages\n"
     log += "ERROR: No matching distribution found\n" if cloud.builds_fail else "Successfully built the image\n"
-    place = artifact_place(cloud, job, "azureml-logs/20_image_build_log.txt")
-    cloud.blobs.write(place.account, place.container, place.path, log.encode())
+    location = artifact_location(cloud, job, "azureml-logs/20_image_build_log.txt")
+    cloud.blobs.write(location.account, location.container, location.path, log.encode())
     if cloud.builds_fail:
-        raise PlaceError("ImageBuildFailure: the image could not be built; see azureml-logs/20_image_build_log.txt")
+        raise LocationError("ImageBuildFailure: the image could not be built; see azureml-logs/20_image_build_log.txt")
     cloud.built.add(environment)
 
 
-def code_place(cloud: Cloud, code_id: str) -> Place:
+def code_location(cloud: Cloud, code_id: str) -> BlobLocation:
     match = re.search(r"/codes/([^/]+)/versions/([^/]+)$", code_id)
     assert match, "checked when the job was submitted"
-    return find_place(cloud, cloud.codes[match[1], match[2]].properties["codeUri"])
+    return find_location(cloud, cloud.codes[match[1], match[2]].properties["codeUri"])
 
 
 def output_uri(job: str, name: str, given: dict[str, Any]) -> str:
@@ -293,8 +293,8 @@ def output_uri(job: str, name: str, given: dict[str, Any]) -> str:
     return uri.replace("${{name}}", job)
 
 
-def artifact_place(cloud: Cloud, run: str, path: str = "") -> Place:
-    return Place(cloud.account, ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{run}/{path}".rstrip("/"))
+def artifact_location(cloud: Cloud, run: str, path: str = "") -> BlobLocation:
+    return BlobLocation(cloud.account, ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{run}/{path}".rstrip("/"))
 
 
 def experiment_id(name: str) -> str:
@@ -302,7 +302,7 @@ def experiment_id(name: str) -> str:
 
 
 def expire(job: Job) -> None:
-    """A job's time is up: it is cancelled, with an error that says why."""
+    """Cancels a job that exceeded its time limit, with the error that says so."""
     limit_s = timeout_s(job.properties) or 0
     job.error = job_error("UserError", f"The job exceeded its time limit of {limit_s:g} seconds.")
     job.cancelled.set()
@@ -317,5 +317,5 @@ def timeout_s(properties: dict[str, Any]) -> float | None:
     return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
 
 
-def living(cloud: Cloud) -> Iterator[Job]:
+def unfinished(cloud: Cloud) -> Iterator[Job]:
     return (job for job in list(cloud.jobs.values()) if job.status not in ENDED)

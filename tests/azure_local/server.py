@@ -1,4 +1,4 @@
-"""How does a request reach the part of Azure that answers it? Over TLS, recorded, and through the faults asked for."""
+"""The HTTPS server: TLS, recording, fault injection, and dispatch to the modules of the service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .messages import Recorded, Reply, Request, ServiceError, record
 
 
 class Recording:
-    """Every request so far, and what went wrong that no test asked for; safe to use from several threads."""
+    """All requests so far, and unexpected ones; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,9 +27,9 @@ class Recording:
     def clear(self) -> None:
         with self._lock:
             self.requests: list[Recorded] = []
-            self.unknown: list[str] = []  # answered with 501
+            self.unknown: list[str] = []  # the response was 501
             self.forbidden: list[str] = []  # hosts that are not Azure's
-            self.broken: list[str] = []  # faults of the local Azure itself, with their trace
+            self.broken: list[str] = []  # errors of the local Azure, with their traceback
 
     def add(self, request: Recorded) -> Recorded:
         with self._lock:
@@ -38,9 +38,9 @@ class Recording:
 
 
 class Server(ThreadingHTTPServer):
-    """One HTTPS server for every host; `answer` does the work."""
+    """One HTTPS server for all hosts; requests are processed by `answer`."""
 
-    daemon_threads = False  # they are waited for: none outlives its socket
+    daemon_threads = False  # joined on close, so that none outlives its socket
     request_queue_size = 128
 
     def __init__(
@@ -60,12 +60,12 @@ class Server(ThreadingHTTPServer):
         self.shutdown()
         for connection in list(self.connections):
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for its next request
+                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that is waiting for a request
         self.server_close()
         self._thread.join()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Ignores clients that have disconnected."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
-        # Here and not where connections are accepted: a slow handshake holds up nobody else.
+        # Here rather than on accept, so that a slow handshake does not block other connections.
         self.request = self.server.context.wrap_socket(self.request, server_side=True)
         self.server.connections.add(self.request)
         super().setup()

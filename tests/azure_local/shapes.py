@@ -1,4 +1,4 @@
-"""Is a body what the service takes? A small language of shapes that finds every complaint, unknown keys included."""
+"""Combinators that validate JSON bodies and report every problem, unknown keys included."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-Shape = Callable[[Any, str], Iterable[str]]  # (value, where it stands) → complaints
+Shape = Callable[[Any, str], Iterable[str]]  # (value, its path) → problems
 
 
 def text(pattern: str = r"(?s).*") -> Shape:
@@ -52,7 +52,7 @@ def anything(value: Any, where: str) -> Iterable[str]:
 
 
 def duration(value: Any, where: str) -> Iterable[str]:
-    """ISO 8601, as in PT2H30M."""
+    """An ISO 8601 duration, such as PT2H30M."""
     return text(r"P(?=.)(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?")(value, where)
 
 
@@ -81,7 +81,7 @@ def mapping_of(shape: Shape, names: str = r".+") -> Shape:
 
 
 def record(required: str = "", /, **fields: Shape) -> Shape:
-    """An object with these fields; `required` names those that must be there. null is as good as absent."""
+    """An object with these fields; `required` names the mandatory ones. null counts as absent."""
 
     def check(value: Any, where: str) -> Iterable[str]:
         if not isinstance(value, dict):
@@ -100,7 +100,7 @@ def record(required: str = "", /, **fields: Shape) -> Shape:
 
 
 def tagged(tag: str, shapes: Mapping[str, Shape]) -> Shape:
-    """An object whose field `tag` says which of the shapes it has (the field itself need not be in them)."""
+    """An object whose field `tag` selects one of the shapes (which need not list the field itself)."""
 
     def check(value: Any, where: str) -> Iterable[str]:
         if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Which sweeps does the service refuse? Spaces and limits that make no sense together."""
+"""Validation of sweep jobs: search spaces, sampling and limits that the service rejects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def wrong_sweep(wanted: dict[str, Any]) -> Iterator[str]:
 
 
 def wrong_parameter(name: str, given: Any, sampling: str) -> Iterator[str]:
-    """`given` is [kind, [arguments]], as in ["uniform", [0.1, 0.9]]."""
+    """`given` is [kind, [arguments]], such as ["uniform", [0.1, 0.9]]."""
     where = f"searchSpace.{name}"
     if not (isinstance(given, list) and len(given) == 2 and isinstance(given[1], list)):
         yield f"{where} must be [kind, [arguments]], not {given!r}"

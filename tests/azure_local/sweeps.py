@@ -1,7 +1,7 @@
-"""How is a sweep run? As child jobs, which are begun, watched and ended until there are no more.
+"""Runs a sweep: starts its trials as child jobs, monitors them, and ends them.
 
-What the real service does of all this is described in "Tune hyperparameters for your model with Azure Machine
-Learning", and its names can be read in the SDK and in HyperDriveRun of azureml-train-core; the rest are guesses.
+The service's behaviour is documented in "Tune hyperparameters for your model with Azure Machine Learning"; its names
+are those of the SDK and of HyperDriveRun in azureml-train-core. The rest are guesses.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 from . import runner
 from .cloud import Cloud, now
 from .draws import Values, draws
-from .early_ends import Measured, is_behind, is_judged_at
+from .early_termination import Measured, is_behind, is_judged_at
 from .jobs_state import ENDED, Job
 from .messages import ServiceError
 
 WATCH_S = 0.02
-MOST_TRIALS = 1000  # of a sweep that does not say
+MAX_TRIALS = 1000  # if the sweep sets no limit
 SHARED = ("computeId", "experimentName", "identity", "inputs", "outputs", "queueSettings", "resources")
 ALL_FAILED = "Marking the experiment as failed because initial child jobs have failed due to user error"
 
 
 def start(cloud: Cloud, job: Job) -> None:
-    """Runs the sweep in a thread of its own, to its end."""
-    job.noted = {"runTemplate": "HyperDrive", "primary_metric_config": json.dumps(metric_config(job))}
-    job.thread = threading.Thread(target=Sweep(cloud, job).live, name=f"azure-sweep-{job.name}", daemon=True)
+    """Runs the sweep in a thread of its own."""
+    job.service_properties = {"runTemplate": "HyperDrive", "primary_metric_config": json.dumps(metric_config(job))}
+    job.thread = threading.Thread(target=Sweep(cloud, job).run, name=f"azure-sweep-{job.name}", daemon=True)
     job.thread.start()
 
 
@@ -45,20 +45,20 @@ def refuse_unknown(wanted: dict[str, Any]) -> None:
 
 
 class Sweep:
-    """One sweep's trials, from the first to the last."""
+    """The trials of one sweep."""
 
     def __init__(self, cloud: Cloud, job: Job) -> None:
         self.cloud, self.job = cloud, job
         self.metric, self.goal = metric_config(job).values()
         limits = job.properties.get("limits") or {}
-        self.left = limits.get("maxTotalTrials") or MOST_TRIALS  # trials to begin
-        self.at_once = limits.get("maxConcurrentTrials") or 1
+        self.left = limits.get("maxTotalTrials") or MAX_TRIALS  # trials to be started
+        self.max_concurrent = limits.get("maxConcurrentTrials") or 1
         self.draws = draws(job.properties, self.scores)
         self.trials: list[Job] = []
-        self.judged: dict[str, int] = {}  # by trial, the interval up to which it was
+        self.judged: dict[str, int] = {}  # the last judged interval of each trial
 
-    def live(self) -> None:
-        """Everything that happens to a sweep once it is accepted."""
+    def run(self) -> None:
+        """The life cycle of a sweep after it was accepted."""
         try:
             self.job.move_to("Queued")
             self.job.started = now()
@@ -70,36 +70,36 @@ class Sweep:
             raise
         finally:
             self.end_trials()
-            self.note_best()
+            self.record_best()
             with self.job.changed:
                 runner.end(self.job, self.outcome())
 
     def follow(self) -> None:
-        """Until every trial has ended, or all are told to."""
+        """Runs until all trials have ended, or the sweep is cancelled or over its time limit."""
         limit_s = runner.timeout_s(self.job.properties)
         began = time.monotonic()
-        self.begin_trials()
-        while self.living():
+        self.start_trials()
+        while self.unfinished():
             if self.job.cancelled.wait(WATCH_S):
                 return
             if limit_s is not None and time.monotonic() > began + limit_s:
                 runner.expire(self.job)
                 return
-            self.note_best()
+            self.record_best()
             self.judge()
-            self.begin_trials()
+            self.start_trials()
 
-    def living(self) -> list[Job]:
+    def unfinished(self) -> list[Job]:
         return [trial for trial in self.trials if trial.status not in ENDED]
 
-    def begin_trials(self) -> None:
-        while self.left and len(self.living()) < self.at_once and not self.job.cancelled.is_set():
+    def start_trials(self) -> None:
+        while self.left and len(self.unfinished()) < self.max_concurrent and not self.job.cancelled.is_set():
             values = next(self.draws, None)
             self.left = 0 if values is None else self.left - 1
             if values is not None:
-                self.begin(values)
+                self.start_trial(values)
 
-    def begin(self, values: Values) -> None:
+    def start_trial(self, values: Values) -> None:
         trial = make_trial(self.job, len(self.trials), values)
         self.job.add_tags({trial.name: json.dumps(values)})
         with self.cloud.lock:
@@ -116,24 +116,28 @@ class Sweep:
         return choose(numbers, default=None)
 
     def scores(self) -> dict[int, float]:
-        """Of the trials that have ended."""
+        """The scores of the trials that have ended."""
         scores = {number: self.best(trial) for number, trial in enumerate(self.trials) if trial.status in ENDED}
         return {number: score for number, score in scores.items() if score is not None}
 
-    def note_best(self) -> None:
-        """A trial's score is the best it ever logged, as HyperDriveRun.get_best_run_by_primary_metric has it."""
+    def record_best(self) -> None:
+        """A trial's score is the best value it logged, as in HyperDriveRun.get_best_run_by_primary_metric."""
         found = [(score, trial.name) for trial in self.trials if (score := self.best(trial)) is not None]
         if found:
             choose = min if self.goal == "minimize" else max
             score, name = choose(found, key=lambda pair: pair[0])
-            self.job.noted = {**self.job.noted, "best_child_run_id": name, "score": repr(score)}
+            self.job.service_properties = {
+                **self.job.service_properties,
+                "best_child_run_id": name,
+                "score": repr(score),
+            }
 
     def judge(self) -> None:
-        """Ends the trials that the policy wants ended."""
+        """Ends the trials that the early termination policy selects."""
         policy = self.job.properties.get("earlyTermination")
         if not policy:
             return
-        for trial in self.living():
+        for trial in self.unfinished():
             if trial.cancelled.is_set():
                 continue
             known = self.measured(trial)
@@ -143,16 +147,16 @@ class Sweep:
                 if is_judged_at(policy, interval) and is_behind(
                     policy, self.goal == "minimize", known[:interval], others
                 ):
-                    self.end_early(trial)
+                    self.terminate(trial)
                     break
 
-    def end_early(self, trial: Job) -> None:
-        with trial.changed:  # it does not end before its tag is there
+    def terminate(self, trial: Job) -> None:
+        with trial.changed:  # so that it does not end before it has its tag
             if runner.cancel(trial):
                 self.job.add_tags({f"{trial.name}_cancelled": "true"})
 
     def end_trials(self) -> None:
-        for trial in self.living():
+        for trial in self.unfinished():
             runner.cancel(trial)
         for trial in self.trials:
             assert trial.thread is not None
@@ -163,7 +167,7 @@ class Sweep:
             return "Canceled"
         if self.job.error is not None:
             return "Failed"
-        # That the service gives up is known from this message of its; after how many failures, is not.
+        # The service fails a sweep with this message; after how many failed trials is not documented.
         if self.trials and all(trial.status == "Failed" for trial in self.trials):
             self.job.error = runner.job_error("UserError", ALL_FAILED)
             return "Failed"
@@ -187,5 +191,5 @@ def make_trial(sweep: Job, number: int, values: Values) -> Job:
 
 
 def fill(command: str, values: Values) -> str:
-    """str of a float is its repr: the shortest that is read back as the same number."""
+    """str of a float is its repr: the shortest text that reads back as the same number."""
     return re.sub(r"\$\{\{search_space\.(\w+)\}\}", lambda found: str(values[found[1]]), command)

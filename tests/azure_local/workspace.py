@@ -1,4 +1,4 @@
-"""What does the service say of the workspace, and of what may be asked for in its region?"""
+"""The workspace, the service's endpoints, and the VM sizes and quotas of its region."""
 
 from __future__ import annotations
 
@@ -119,12 +119,12 @@ def quota(cloud: Cloud, family: str) -> int:
 
 
 def cores_in_use(cloud: Cloud, family: str) -> int:
-    """Clusters stand at zero nodes here, and use none."""
+    """Always 0, as clusters here have no nodes."""
     return 0
 
 
 def check_workspace(cloud: Cloud, parts: dict[str, str]) -> None:
-    """ServiceError (404) where the path is of another subscription, group or workspace."""
+    """Raises ServiceError (404) if the path is of another subscription, resource group or workspace."""
     if parts.get("subscription", cloud.subscription) != cloud.subscription:
         raise ServiceError(404, "SubscriptionNotFound", f"Subscription '{parts['subscription']}' could not be found.")
     if parts.get("group", cloud.group).lower() != cloud.group.lower():

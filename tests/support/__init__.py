@@ -1,1 +1,1 @@
-"""What the tests share: images, programs started as processes, disks, a browser."""
+"""Utilities shared by the tests: images, programs started as processes, disks, a browser."""

@@ -1,4 +1,4 @@
-"""The command line against the local Azure, in the test's own process, because the SDK takes seconds to import."""
+"""The command line against the local Azure, run in the test's process because importing the SDK takes seconds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def place(tmp_path: Path, azure: AzureLocal) -> Path:
 
 @pytest.fixture
 def msggan_aml(azure: AzureLocal, place: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """msggan_aml(*words, **variables): the command line in this process, in the folder with images."""
+    """msggan_aml(*args, **variables): the command line in this process, in the folder with images."""
     monkeypatch.chdir(place)
     for name, value in azure.variables.items():
         monkeypatch.setenv(name, value)
@@ -44,7 +44,7 @@ def msggan_aml(azure: AzureLocal, place: Path, monkeypatch: pytest.MonkeyPatch) 
                 set_here.setenv(name, value)
             set_here.setattr("orchestration.azure.following.PAUSES_S", (0.1,))
             if "--detach" not in words:
-                set_here.setattr(sys, "executable", fast_python())  # for the programs that it starts
+                set_here.setattr(sys, "executable", fast_python())  # for its child processes
             code = run_program(cli.msggan_aml, name="msggan-aml", argv=[str(word) for word in words])
         return Ended(code, out.getvalue(), err.getvalue())
 

@@ -1,4 +1,4 @@
-"""The plan of a job, and its body as the service takes it."""
+"""The plan of a job and its request body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where does a test get a browser? Debian's chromium or another that is installed; none is downloaded."""
+"""A browser for tests: Debian's chromium or another installed one; none is downloaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser without a window. Where none is installed the test is skipped."""
+    """A headless browser. The test is skipped if none is installed."""
     found = next((path for path in map(shutil.which, NAMES) if path), None)
     if found is None:
         pytest.skip(f"There is none of {', '.join(NAMES)}: apt-get install chromium")

@@ -32,18 +32,18 @@ def training_state(**said: object) -> TrainingState:
 
 
 def reals_at(config: TrainConfig, step: int) -> Tensor:
-    """(N, 3, R, R) float32 in [-1, 1], other ones at each step."""
+    """(N, 3, R, R) float32 in [-1, 1], different at each step."""
     drawn = np.random.default_rng(step).uniform(-1, 1, (config.batch_size, 3, config.resolution, config.resolution))
     return torch.from_numpy(drawn).float()
 
 
 def latents_at(config: TrainConfig, step: int) -> Tensor:
-    """(N, L) float32 of norm √L, other ones at each step."""
+    """(N, L) float32 of norm √L, different at each step."""
     return latents(config.seed, range(step * config.batch_size, (step + 1) * config.batch_size), config.latent_size)
 
 
 def random_pyramid(depth: int, count: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Coarse to fine, (N, 3, r, r) in [-1, 1]; the scales have nothing to do with each other."""
+    """Coarse to fine, (N, 3, r, r) in [-1, 1]; the scales are independent of each other."""
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.rand(count, 3, 4 << level, 4 << level, generator=generator, dtype=dtype) * 2 - 1 for level in range(depth)
@@ -51,7 +51,7 @@ def random_pyramid(depth: int, count: int, *, seed: int = 0, dtype: torch.dtype 
 
 
 def save_images(folder: Path, count: int, side: int) -> Path:
-    """A folder of PNGs of noise."""
+    """Writes a folder of PNGs of noise."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -60,7 +60,7 @@ def save_images(folder: Path, count: int, side: int) -> Path:
 
 
 def save_run(folder: Path, *, depth: int = 3, latent_size: int = 8, equalized: bool = True, samples: int = 0) -> Path:
-    """A run folder as training leaves it: a generator that is drawn and not trained, and so many sample grids."""
+    """Writes a run folder like training does: an untrained generator, and this many sample grids."""
     torch.manual_seed(1)
     generator = Generator(depth, latent_size, equalized=equalized)
     config = {"resolution": 2 << depth, "latent_size": latent_size, "equalized": equalized}
@@ -74,7 +74,7 @@ def save_run(folder: Path, *, depth: int = 3, latent_size: int = 8, equalized: b
 
 
 def peak_growth_mib(before: str, measured: str) -> float:
-    """How much memory a statement needs beyond what its process had after another, in MiB. Linux alone tells it."""
+    """The peak memory of a statement in MiB, in a process that has executed another statement first. Linux only."""
     peak = "int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     script = f"import re; {before}; began = {peak}; {measured}; print({peak} - began)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, encoding="utf-8")
@@ -82,7 +82,7 @@ def peak_growth_mib(before: str, measured: str) -> float:
 
 
 def assert_close(ours: Tensor, theirs: Tensor, *, within: float, what: str = "") -> None:
-    """Every number of the one within an absolute distance of the other's."""
+    """Asserts that all elements are equal within an absolute tolerance."""
     assert ours.shape == theirs.shape, what
     farthest = (ours.double() - theirs.double()).abs().max().item()
     assert farthest <= within, f"{what} differs by {farthest:.3g}"

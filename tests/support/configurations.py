@@ -1,4 +1,4 @@
-"""Which configurations are good? A hypothesis strategy over every field of TrainConfig, from the fields themselves."""
+"""A hypothesis strategy for valid configurations, derived from the fields of TrainConfig."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from msggan.config import TrainConfig, field_types, problems_of
 
 @st.composite
 def configs(draw: st.DrawFn) -> TrainConfig:
-    """Configurations with any of the fields said, each to any value that it may have."""
+    """Configurations in which any of the fields are set, each to any valid value."""
     values: dict[str, Any] = {spec.name: draw(st.none() | _values(spec)) for spec in fields(TrainConfig)}
-    assume(not problems_of(values))  # good alone, and good together
+    assume(not problems_of(values))  # each is valid, and so is their combination
     return TrainConfig(**values)
 
 

@@ -1,4 +1,4 @@
-"""A small disk of its own, which fills up like a real one."""
+"""A small file system in memory, which fills up like a real disk."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ MOUNT, UMOUNT = shutil.which("mount") or "/bin/mount", shutil.which("umount") or
 
 @dataclass(frozen=True)
 class Disk:
-    """A small disk of its own, in memory."""
+    """A small file system in memory."""
 
     path: Path
 
     def resize(self, *, kib: int) -> None:
-        """Has room for so much from now on, what is on it included."""
+        """Sets the total size in bytes, including what is in use."""
         subprocess.run([MOUNT, "-o", f"remount,size={kib}k", str(self.path)], check=True)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Disk]:
-    """A disk of two MiB, where this machine lets us mount one."""
+    """A file system of 2 MiB; the test is skipped where it cannot be mounted."""
     path = tmp_path / "disk"
     path.mkdir()
     mount = [MOUNT, "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
+        pytest.skip("mounting a small disk is not permitted on this machine")
     yield Disk(path)
     subprocess.run([UMOUNT, "--lazy", str(path)], check=True)

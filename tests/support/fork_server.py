@@ -1,12 +1,12 @@
-"""A Python interpreter that starts at once: a server imports the large packages, and each program is a fork of it.
+"""A Python interpreter that starts quickly: a server imports the large packages, and each program is a fork of it.
 
 Importing PyTorch, MLflow and the Azure SDK takes seconds, training a test's network a fraction of one. The server
-imports none of our own packages: a program finds those as any does, in the folder it is started in or on its path.
+imports none of our own packages: programs import them as usual, from the working directory or the path.
 
-A program started so is another process than the one that was asked for: `ForkServer.python` waits for it, passes on
-signals and ends as it does. Tests of kills, locks, limits and process numbers start `sys.executable` instead.
+The program runs in a different process from the one that was started: `ForkServer.python` waits for it, forwards
+signals and exits with its status. Tests of kills, locks, limits and process ids start `sys.executable` instead.
 
-    fork_server.py serve SOCKET     the server; it ends when its stdin is closed
+    fork_server.py serve SOCKET     the server; it exits when its stdin is closed
     fork_server.py run SOCKET …     the client, with the arguments of a Python interpreter
 """
 
@@ -38,7 +38,7 @@ class ForkServer:
     """The server, started as a process. `python`: an executable that takes the arguments of a Python interpreter."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: for its socket and the executable; its path is to be short."""
+        """folder: for its socket and the executable; its path must be short."""
         address = folder / "socket"
         self.python = str(folder / "python")
         code = f'#!/bin/sh\nexec {sys.executable} -IS {__file__} run {address} "$@"\n'
@@ -48,17 +48,17 @@ class ForkServer:
             [sys.executable, "-I", __file__, "serve", str(address)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._process.stdout is not None
-        self._process.stdout.readline()  # it listens
+        self._process.stdout.readline()  # it is listening
 
     def close(self) -> None:
         self._process.communicate()
 
 
-# The client: imports little, as it is started for each program
+# The client: imports little, as it is started once per program
 
 
 def run(address: str, args: list[str]) -> None:
-    """Runs a program by the server, and ends as it does. What cannot be forked is run by this interpreter."""
+    """Runs a program in a fork of the server, or in this interpreter, and exits with the program's status."""
     if not can_be_forked(args, os.environ):
         os.execv(sys.executable, [sys.executable, *args])  # noqa: S606 - the arguments of a Python interpreter
     ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
@@ -90,9 +90,9 @@ def _send(process: int, number: int) -> None:
 
 
 def can_be_forked(args: list[str], environ: Any) -> bool:
-    """Whether a fork of the server does the same: our own programs, and code; with one thread, as the server has."""
+    """Whether a fork of the server behaves the same: our own programs, and code; with one thread, as the server has."""
     ours = args[:1] == ["-c"] or (args[:1] == ["-m"] and args[1].startswith(FORKED_MODULES))
-    real = {"--detach", "--dry-run"}  # where the process number, or the interpreter's path, is looked at
+    real = {"--detach", "--dry-run"}  # they use the process id or the interpreter's path
     return ours and real.isdisjoint(args) and environ.get("OMP_NUM_THREADS") == "1"
 
 
@@ -100,14 +100,14 @@ def can_be_forked(args: list[str], environ: Any) -> bool:
 
 
 def serve(address: str) -> dict[str, Any]:
-    """Forks for each request, and returns in the child alone, with what it is to do."""
+    """Forks for each request. Returns only in the child, with the request."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
     print("listening", flush=True)  # noqa: T201
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
-    clients: dict[int, socket.socket] = {}  # by the process of each
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the tests
+    clients: dict[int, socket.socket] = {}  # by the process id of each program
     selector = selectors.DefaultSelector()
     selector.register(0, selectors.EVENT_READ, ("end", 0))
     selector.register(listener, selectors.EVENT_READ, ("request", 0))
@@ -137,13 +137,13 @@ def serve(address: str) -> dict[str, Any]:
 def fork_for(
     client: socket.socket, selector: selectors.BaseSelector, clients: dict[int, socket.socket]
 ) -> dict[str, Any] | None:
-    """The request in the child, None in the server."""
+    """Returns the request in the child, None in the server."""
     request, streams = receive(client)
     if request is None:
         client.close()
         return None
     preload(request)
-    gc.freeze()  # a collection in the child would copy all of the server's memory
+    gc.freeze()  # garbage collection in the child would copy the server's memory
     child = os.fork()
     if child == 0:
         for other in (*clients.values(), client):
@@ -181,7 +181,7 @@ def receive(client: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 
 
 def preload(request: dict[str, Any]) -> None:
-    """Imports what the program is likely to need, once."""
+    """Imports the packages that the program probably needs, once."""
     environ = request["environ"]
     tracking = environ.get("MSGGAN_TRACKING_URI", "") != "none"
     for name in (*TORCH, *(SERVICES if tracking or "AZUREML_ARM_WORKSPACE_NAME" in environ else ())):
@@ -190,7 +190,7 @@ def preload(request: dict[str, Any]) -> None:
 
 
 def become(request: dict[str, Any], streams: list[int]) -> None:
-    """Makes this fork of the server a process as the client's: its streams, folder, variables, signals and path."""
+    """Gives this fork the client's streams, folder, environment variables, signals and path."""
     os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -211,7 +211,7 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
 
 
 def execute(args: list[str]) -> None:
-    """What an interpreter does with these arguments, and its end, without taking down all that was imported."""
+    """Executes the arguments as an interpreter does, and exits without tearing down the imported modules."""
     status = 0
     try:
         _run_main(args)
@@ -243,5 +243,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "run":
         run(sys.argv[2], sys.argv[3:])
     asked = serve(sys.argv[2])
-    sys.executable = str(Path(sys.argv[2]).parent / "python")  # what it starts is forked too
+    sys.executable = str(Path(sys.argv[2]).parent / "python")  # its child processes are forked too
     execute(asked["args"])

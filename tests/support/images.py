@@ -1,4 +1,4 @@
-"""Small images, drawn for a test."""
+"""Small images for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def draw_tiny_images(folder: Path) -> Path:
-    """24 different PNGs of 8 x 8 pixels: a coloured square on a coloured ground."""
+    """24 different PNGs of 8 x 8 pixels: a coloured square on a coloured background."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(24):

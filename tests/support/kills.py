@@ -15,13 +15,13 @@ from msggan.tracking.metrics_log import read_metrics
 from support.programs import command_line, environment, run_in
 
 TIMINGS = ("seconds", "images_per_second")
-SHARE_AT_START = 0.2  # of the kills: before the first step, in which nothing is gained
+SHARE_AT_START = 0.2  # the share of kills before the first step
 LOOK_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What kills have cost: how many there were, and how many images were reported and then done again."""
+    """The cost of the kills: their number, and the number of images trained on more than once."""
 
     kills: int
     images_again: int
@@ -35,13 +35,13 @@ def without_timings(path: Path) -> list[dict[str, float]]:
 
 
 def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, bytes]]:
-    """What two equal runs have in common, byte for byte: the last tensors and weights, the metrics, the samples."""
+    """What equal runs have in common, byte for byte: the last tensors and weights, the metrics, the samples."""
     checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None
     assert not damaged
     tensors = {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()}
     samples = {path.name: path.read_bytes() for path in sorted((run_dir / "samples").iterdir())}
-    weights = load_generator(run_dir).state_dict()  # the file has its notes in any order
+    weights = load_generator(run_dir).state_dict()  # the order of the file's metadata varies
     tensors |= {f"generator.safetensors {name}": tensor.numpy().tobytes() for name, tensor in weights.items()}
     return tensors, without_timings(run_dir / "metrics.jsonl"), samples
 
@@ -55,10 +55,10 @@ def kill_and_start_again(
     give_up_at: float = float("inf"),
     workers: Sequence[int] = (0,),
 ) -> Loss:
-    """Kills the run of these options so many times, then lets it end. workers: loader threads, attempt by attempt.
+    """Kills the run of these options this many times, then lets it finish. workers: loader threads of each attempt.
 
-    It is killed at any moment of its start, or up to half a second after it has come further than ever before.
-    give_up_at: by time.monotonic, from when on it is killed no more.
+    It is killed at a random moment of its start, or up to half a second after it has got further than before.
+    give_up_at: the time.monotonic() after which it is not killed any more.
     """
     images_again = done = 0
     while done < kills and time.monotonic() < give_up_at:

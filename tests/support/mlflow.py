@@ -1,4 +1,4 @@
-"""A run folder without the training, and the MLflow that it is logged to."""
+"""Run folders written without training, and MLflow databases to log them to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from msggan.tracking.mlflow_worker import RunLogger
 from support.programs import REPOSITORY
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # MLflow's own, about its libraries, as it is imported
+    warnings.simplefilter("ignore")  # MLflow's warnings about its dependencies on import
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -33,7 +33,7 @@ CONFIG = resolve(TrainConfig(resolution=8, kimg=1.0), shorter_side_px=8, device=
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a delivery process inherits: this checkout's packages, and nothing that was set around the tests."""
+    """The environment of delivery processes: this checkout's packages, without the variables set around the tests."""
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MSGGAN_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -47,7 +47,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sqlite database with MLflow's tables, which take seconds to make."""
+    """An SQLite database with MLflow's tables, which take seconds to create."""
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -55,7 +55,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def database(tmp_path: Path, empty_database: Path) -> str:
-    """The address of an sqlite database of the test's own."""
+    """The URI of an SQLite database for this test."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
@@ -73,7 +73,7 @@ def report_at(images: int, **more: float) -> dict[str, float]:
 
 
 def a_run(folder: Path, *images: int) -> RunFolder:
-    """A run folder with reports, as a trainer leaves it. Every second report has a measurement."""
+    """A run folder with reports, like that of a trainer. Every second report has a measurement."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"format_version": 1, **asdict(CONFIG)}))
     for network in ("generator", "discriminator"):
@@ -96,14 +96,14 @@ def utc_ms(moment: str) -> int:
 
 
 def attempt(run: RunFolder, uri: str, state: str = "", **more: int) -> tuple[bool, str]:
-    """Logs a run from this process. → whether that succeeded, and the messages."""
+    """Logs a run from this process. Returns whether that succeeded, and the messages."""
     messages: list[str] = []
     succeeded = RunLogger(run, uri, lambda message, problem: messages.append(message)).attempt(state, **more)
     return succeeded, "\n".join(messages)
 
 
 def delivered(run: RunFolder, uri: str, state: str = "completed") -> str:
-    """Logs a run from this process, to its end. → the messages."""
+    """Logs a run from this process completely. Returns the messages."""
     succeeded, messages = attempt(run, uri, state)
     assert succeeded, messages
     return messages

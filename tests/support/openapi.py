@@ -1,8 +1,8 @@
-"""Does a request's body fit an OpenAPI description (Swagger 2.0)? Finds every complaint, unknown properties included.
+"""Validates request bodies against an OpenAPI description (Swagger 2.0); reports every problem, unknown keys included.
 
-`allOf` and `$ref` are followed, across files too; a discriminator picks the definition that its value names. Enums that
-are open (`modelAsString`: a newer service may know more) count as closed, as what we send must be described, and are
-compared without regard to case, as Azure does.
+`allOf` and `$ref` are followed, across files too; a discriminator selects the definition that its value names. Open
+enums (`modelAsString`: a newer service may accept more) are treated as closed, as what we send must be described, and
+are compared case-insensitively, as Azure does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TYPES = {"string": str, "boolean": bool, "integer": int, "number": (int, float),
 
 
 class Documents:
-    """The files of a description, read once each."""
+    """The files of a description, each read once."""
 
     def __init__(self) -> None:
         self.read: dict[Path, dict[str, Any]] = {}
@@ -33,17 +33,17 @@ class Documents:
 
 @dataclass
 class Shape:
-    """A schema with all that it inherits."""
+    """A schema with everything it inherits."""
 
     types: list[str] = field(default_factory=list)
     properties: dict[str, tuple[Path, dict[str, Any]]] = field(default_factory=dict)
     required: list[str] = field(default_factory=list)
-    others: tuple[Path, Any] | None = None  # what any other property is
+    others: tuple[Path, Any] | None = None  # the schema of additional properties
     discriminator: str = ""
 
 
 class Description:
-    """The operations of some files; `complaints` says what is wrong with a request."""
+    """The operations of some files; `complaints` lists the problems of a request."""
 
     def __init__(self, *files: Path) -> None:
         self.documents = Documents()
@@ -51,7 +51,7 @@ class Description:
 
     @cached_property
     def bodies(self) -> list[tuple[str, re.Pattern[str], Path, dict[str, Any] | None]]:
-        """Method, path and the body's schema (None: it has none) of each operation."""
+        """Method, path and body schema (None: no body) of each operation."""
         found = []
         for file in self.files:
             for path, operations in self.documents.at(file)["paths"].items():
@@ -63,7 +63,7 @@ class Description:
         return found
 
     def complaints(self, method: str, path: str, body: Any) -> list[str]:
-        """All that is wrong; empty for a request that fits."""
+        """All problems of a request; empty if it is valid."""
         for known, pattern, file, schema in self.bodies:
             if known == method and pattern.fullmatch(path):
                 if schema is None:
@@ -74,7 +74,7 @@ class Description:
     # --- Schemas ------------------------------------------------------------------------------------------------------
 
     def _target(self, file: Path, schema: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-        """What a `$ref` leads to, and the file in which that stands; what stands beside it counts too."""
+        """The target of a `$ref` and its file; the keys beside the `$ref` count too."""
         beside = {key: value for key, value in schema.items() if key != "$ref"}
         while "$ref" in schema:
             place, _, pointer = schema["$ref"].partition("#")
@@ -97,12 +97,12 @@ class Description:
         if schema.get("additionalProperties"):
             shape.others = (file, schema["additionalProperties"])
         elif schema.get("type") == "object" and not shape.properties and "additionalProperties" not in schema:
-            shape.others = (file, {})  # an object of which no more is said
+            shape.others = (file, {})  # an object without further constraints
         shape.discriminator = schema.get("discriminator", shape.discriminator)
         return shape
 
     def _named(self, file: Path, base: dict[str, Any], value: str) -> dict[str, Any] | None:
-        """The definition that inherits `base` and that a discriminator's value names."""
+        """The definition that inherits `base` and is named by a discriminator's value."""
         for name, schema in self.documents.at(file)["definitions"].items():
             called = schema.get("x-ms-discriminator-value", name)
             if called == value and any(parent == base for parent in self._parents(file, schema)):

@@ -1,4 +1,4 @@
-"""Our programs, started as real processes."""
+"""Runs our programs as real processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROGRAMS = {
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended."""
+    """A process that has exited."""
 
     exit_code: int
     stdout: str
@@ -36,16 +36,16 @@ class Ended:
 
     @property
     def json(self) -> dict[str, Any]:
-        """What stdout holds, which must be one line of JSON and nothing else."""
+        """The content of stdout, which must be exactly one line of JSON."""
         (line,) = self.stdout.splitlines()
         told: dict[str, Any] = json.loads(line)
         return told
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's variables without those that our programs read, and with this checkout's packages first.
+    """This process's environment without the variables that our programs read, with this checkout's packages first.
 
-    Runs are told to no MLflow unless a test says so: importing it takes longer than training them.
+    Runs are not logged to MLflow unless a test asks for it, as importing it takes longer than training them.
     """
     ours = ("MSGGAN_", "AZUREML_", "MLFLOW_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -54,7 +54,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def fast_python() -> str:
-    """An interpreter that has imported the large packages already, where there is one. See support.fork_server."""
+    """An interpreter that has already imported the large packages, if available. See support.fork_server."""
     return os.environ.get(FAST_PYTHON, sys.executable)
 
 
@@ -63,7 +63,7 @@ def command_line(program: str, *words: object, python: str = sys.executable) -> 
 
 
 def run_in(folder: Path, program: str, *words: object, python: str | None = None, **variables: str) -> Ended:
-    """Runs a program in a folder to its end. python: the interpreter; by default one that starts at once."""
+    """Runs a program in a folder until it exits. python: the interpreter; by default the fork server's."""
     ended = subprocess.run(
         command_line(program, *words, python=python or fast_python()),
         cwd=folder,
@@ -80,9 +80,9 @@ def run_in(folder: Path, program: str, *words: object, python: str | None = None
 def started(
     folder: Path, program: str, *words: object, background: bool = False, **variables: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A program at work in a folder, in a process group of its own like a terminal's; none of it outlives the test.
+    """A running program in a folder, in a process group of its own like a terminal's, killed at the end of the test.
 
-    background: it starts with SIGINT ignored, as a script's `command &` does.
+    background: it starts with SIGINT ignored, like a script's `command &`.
     """
     deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"] if background else []
     with subprocess.Popen(
@@ -102,7 +102,7 @@ def started(
 
 
 def stopped(process: subprocess.Popen[str], by: str) -> Ended:
-    """A program that gets Ctrl-C as from a terminal, which sends it to all that run in it, or SIGTERM alone."""
+    """Stops a program by Ctrl-C, which a terminal sends to the whole process group, or by SIGTERM to it alone."""
     if by == "Ctrl-C":
         os.killpg(process.pid, signal.SIGINT)
     else:
@@ -112,7 +112,7 @@ def stopped(process: subprocess.Popen[str], by: str) -> Ended:
 
 
 def wait_for(reached: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-    """Until something is so. A process that was to bring it about must not end before."""
+    """Waits for a condition. Fails if the process that is to bring it about exits before."""
     while not reached():
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from azure_local.early_ends import is_behind, is_judged_at
+from azure_local.early_termination import is_behind, is_judged_at
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -23,7 +23,7 @@ from azure_local.authority import create_authority
 from azure_local.blobs import Blobs
 from azure_local.cloud import account_key
 from azure_local.draws import draws
-from azure_local.early_ends import is_behind, is_judged_at
+from azure_local.early_termination import is_behind, is_judged_at
 from azure_local.entra import read_token
 from azure_local.faults import Fault, Faults
 from azure_local.jobs_state import ENDED
@@ -130,7 +130,7 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 30) -> None:
         time.sleep(0.05)
 
 
-def test_clusters_datastores_and_environments_are_kept(azure: AzureLocal, client: Any) -> None:
+def test_clusters_datastores_and_environments_are_stored(azure: AzureLocal, client: Any) -> None:
     from azure.ai.ml.entities import AccountKeyConfiguration, AmlCompute, AzureBlobDatastore, Environment
     from azure.core.exceptions import ResourceNotFoundError
 
@@ -222,13 +222,13 @@ def test_a_cancelled_job_is_ended_with_all_it_started(azure: AzureLocal, client:
         os.killpg(process.pid, 0)
 
 
-def test_a_failed_job_says_its_exit_code(azure: AzureLocal, client: Any, submit: Submit) -> None:
+def test_a_failed_job_has_its_exit_code(azure: AzureLocal, client: Any, submit: Submit) -> None:
     submit("one", "fail")
     assert azure.job("one").wait_for(*ENDED) == "Failed"
     assert azure.job("one").exit_code == 3
 
 
-def test_a_preempted_job_starts_again_with_its_mounted_output_alone(azure: AzureLocal, submit: Submit) -> None:
+def test_a_preempted_job_restarts_with_only_its_mounted_output(azure: AzureLocal, submit: Submit) -> None:
     submit("one", "wait")
     wait_until(lambda: bool(azure.job("one").process) and "attempt 1" in log_of(azure, "one"))
     wait_until(lambda: azure.blob("runs/one/kept-1.txt") is not None)
@@ -238,7 +238,7 @@ def test_a_preempted_job_starts_again_with_its_mounted_output_alone(azure: Azure
     assert azure.job("one").attempt == 2
 
 
-def test_jobs_wait_as_long_as_they_are_held(azure: AzureLocal, client: Any, submit: Submit) -> None:
+def test_jobs_are_queued_while_they_are_held(azure: AzureLocal, client: Any, submit: Submit) -> None:
     azure.hold_jobs("no node is free")
     submit("one")
     azure.job("one").wait_for("Queued")
@@ -256,13 +256,13 @@ def test_lists_come_in_pages(azure: AzureLocal, client: Any) -> None:
     assert len(azure.made("GET", "/jobs")) == 3
 
 
-def test_a_fault_strikes_the_request_it_was_asked_for(azure: AzureLocal, client: Any) -> None:
+def test_a_fault_affects_the_matching_request(azure: AzureLocal, client: Any) -> None:
     fault = azure.fault("GET", r"/datastores/workspaceblobstore", nth=2, status=503)
     for _ in range(2):
         client.datastores.get("workspaceblobstore")  # the SDK itself tries again
     statuses = [request.status for request in azure.made("GET", "/datastores/workspaceblobstore")]
     assert statuses == [200, 503, 200]
-    assert fault.happened == 1
+    assert fault.count == 1
 
 
 @pytest.mark.parametrize(("drop", "there"), [("before", False), ("after", True)])
@@ -282,7 +282,7 @@ def test_a_cut_connection_leaves_the_request_undone_or_done(
     assert [request.status for request in azure.made("PUT", "/datastores/mine")] == [0]
 
 
-def test_what_the_local_azure_does_not_know_is_answered_501(azure: AzureLocal, client: Any) -> None:
+def test_an_unimplemented_request_gets_501(azure: AzureLocal, client: Any) -> None:
     from azure.core.exceptions import HttpResponseError
 
     with pytest.raises(HttpResponseError, match=r"does not know GET .*/onlineEndpoints"):
@@ -291,7 +291,7 @@ def test_what_the_local_azure_does_not_know_is_answered_501(azure: AzureLocal, c
     azure.recording.clear()
 
 
-def test_a_host_that_is_not_azure_s_is_refused_and_told(azure: AzureLocal, client: Any) -> None:
+def test_other_hosts_are_refused_and_reported(azure: AzureLocal, client: Any) -> None:
     import requests
 
     with pytest.raises(requests.exceptions.ProxyError):
@@ -336,7 +336,7 @@ def test_an_ill_formed_cluster_is_refused(azure: AzureLocal, client: Any) -> Non
     assert azure.cloud.computes == {}
 
 
-def test_who_has_no_role_is_told_so(azure: AzureLocal, client: Any) -> None:
+def test_a_caller_without_a_role_is_forbidden(azure: AzureLocal, client: Any) -> None:
     from azure.core.exceptions import HttpResponseError
 
     azure.cloud.role = None
@@ -411,7 +411,7 @@ def test_names_and_the_interpreter_are_settings(azure: AzureLocal, tmp_path: Pat
         assert (other.cloud.workspace, other.cloud.python) == ("a-workspace", str(python))
 
 
-def test_the_tool_runs_a_command_beside_its_azure_and_leaves_nothing(azure: AzureLocal, tmp_path: Path) -> None:
+def test_the_tool_runs_a_command_and_removes_everything(azure: AzureLocal, tmp_path: Path) -> None:
     url = "https://management.azure.com/metadata/endpoints?api-version=2019-05-01"
     asks = f"import requests; print(requests.get('{url}').json()[0]['name'])"
     ended = subprocess.run(
@@ -426,7 +426,7 @@ def test_the_tool_runs_a_command_beside_its_azure_and_leaves_nothing(azure: Azur
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_connection_that_the_blob_service_closes_under_a_request_is_made_anew(tmp_path: Path) -> None:
+def test_a_connection_closed_by_the_blob_service_is_reopened(tmp_path: Path) -> None:
     """Azurite does so with one that was idle for five seconds, wherever it comes to look at it late."""
     authority, faults, recording = create_authority(tmp_path), Faults(), Recording()
     faults.add(Fault("GET", "/images", drop="before"))
@@ -440,7 +440,7 @@ def test_a_connection_that_the_blob_service_closes_under_a_request_is_made_anew(
         server.close()
 
 
-def test_an_answer_that_is_lost_makes_no_second_job(azure: AzureLocal, submit: Submit) -> None:
+def test_a_lost_response_creates_no_second_job(azure: AzureLocal, submit: Submit) -> None:
     azure.hold_jobs()
     azure.fault("PUT", "/jobs/one", drop="after")
     submit("one")  # the SDK itself asks again
@@ -448,7 +448,7 @@ def test_an_answer_that_is_lost_makes_no_second_job(azure: AzureLocal, submit: S
     assert list(azure.cloud.jobs) == ["one"]
 
 
-def test_a_name_that_is_taken_is_refused_for_another_job(azure: AzureLocal, submit: Submit) -> None:
+def test_another_job_with_an_existing_name_is_refused(azure: AzureLocal, submit: Submit) -> None:
     from azure.core.exceptions import ResourceExistsError
 
     azure.hold_jobs()
@@ -530,12 +530,12 @@ SWEEP = {
         ({"trial": {"command": "train"}}, "uses no ${{search_space.…}}"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_is_refused(changes: dict[str, Any], complaint: str) -> None:
+def test_an_invalid_sweep_is_refused(changes: dict[str, Any], complaint: str) -> None:
     complaints = list(wrong_sweep({**SWEEP, **changes}))
     assert complaints == [] if not complaint else any(complaint in said for said in complaints)
 
 
-def test_a_process_with_a_thousand_open_files_reaches_it(azure: AzureLocal, client: Any) -> None:
+def test_a_process_with_a_thousand_open_files_can_connect(azure: AzureLocal, client: Any) -> None:
     """As pytest's is after an hour of tests: what waits for connections must not mind their numbers."""
     resource = pytest.importorskip("resource")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1500:
@@ -603,7 +603,7 @@ def drawn(azure: AzureLocal, name: str) -> list[dict[str, Any]]:
     return [json.loads(tags[f"{name}_{number}"]) for number in range(len(azure.trials(name)))]
 
 
-def test_a_sweep_runs_its_trials_and_says_which_is_best(azure: AzureLocal, client: Any, sweep: Submit) -> None:
+def test_a_sweep_runs_its_trials_and_reports_the_best(azure: AzureLocal, client: Any, sweep: Submit) -> None:
     from azure.ai.ml.sweep import Choice, LogUniform
 
     space = {"g_lr": LogUniform(math.log(0.001), math.log(0.01)), "mirror": Choice(["--mirror"])}
@@ -623,12 +623,12 @@ def test_a_sweep_runs_its_trials_and_says_which_is_best(azure: AzureLocal, clien
         assert [metric.value for metric in trial.metrics] == [9, rate, 7]
         assert log_of(azure, trial.name) == f"--mirror {trial.name} one {rate!r} --mirror\n"
 
-    told = client.jobs.get("one")
-    assert told.status == "Completed"
-    assert json.loads(told.properties["primary_metric_config"]) == {"name": "swd", "goal": "minimize"}
-    assert told.properties["best_child_run_id"] == f"one_{rates.index(min(rates))}"
-    assert float(told.properties["score"]) == min(rates)
-    assert json.loads(told.tags["one_2"])["g_lr"] == rates[2]
+    children = client.jobs.get("one")
+    assert children.status == "Completed"
+    assert json.loads(children.properties["primary_metric_config"]) == {"name": "swd", "goal": "minimize"}
+    assert children.properties["best_child_run_id"] == f"one_{rates.index(min(rates))}"
+    assert float(children.properties["score"]) == min(rates)
+    assert json.loads(children.tags["one_2"])["g_lr"] == rates[2]
     assert client.jobs.get("one_1").status == "Completed"
     assert [job.name for job in client.jobs.list()] == ["one"]
     assert [job.name for job in client.jobs.list(parent_job_name="one")] == ["one_2", "one_1", "one_0"]
@@ -670,7 +670,7 @@ def test_a_seed_draws_the_same_again(rule: str) -> None:
         assert sorted(int((trial["beta"] - 0.9) / 0.09 * 2) for trial in first) == [0] * 32 + [1] * 32
 
 
-def test_bayesian_draws_come_near_what_was_good() -> None:
+def test_bayesian_draws_approach_the_best_values() -> None:
     scores: dict[int, float] = {}
     given = {
         "searchSpace": {"beta": ["uniform", [0, 10]], "loss": ["choice", [["hinge", "wgan-gp"]]]},
@@ -696,7 +696,7 @@ def test_a_grid_runs_each_combination_once(azure: AzureLocal, sweep: Submit) -> 
         assert tried == list(itertools.product(["hinge", "wgan-gp"], [1, 2]))[:count]
 
 
-def test_no_more_trials_run_at_once_than_may(azure: AzureLocal, sweep: Submit) -> None:
+def test_concurrent_trials_are_limited(azure: AzureLocal, sweep: Submit) -> None:
     from azure.ai.ml.sweep import Uniform
 
     sweep("one", {"beta": Uniform(0, 1)}, f"log({of('beta')})", max_total_trials=5, max_concurrent_trials=2)
@@ -709,7 +709,7 @@ def test_no_more_trials_run_at_once_than_may(azure: AzureLocal, sweep: Submit) -
 
 
 @pytest.mark.parametrize("preempts", [False, True])
-def test_trials_wait_as_long_as_they_are_held_and_start_again(
+def test_trials_are_queued_while_held_and_restart(
     azure: AzureLocal, client: Any, sweep: Submit, preempts: bool
 ) -> None:
     from azure.ai.ml.sweep import Uniform
@@ -737,7 +737,7 @@ def test_early_termination_ends_the_bad_trial_and_not_the_good(azure: AzureLocal
     assert [trial.status for trial in azure.trials("one")] == ["Completed", "Canceled"]
     assert parent.tags.get("one_1_cancelled") == "true"
     assert "one_0_cancelled" not in parent.tags
-    assert (parent.noted["best_child_run_id"], parent.noted["score"]) == ("one_0", "1.0")
+    assert (parent.service_properties["best_child_run_id"], parent.service_properties["score"]) == ("one_0", "1.0")
 
 
 BANDIT = {"policyType": "Bandit"}
@@ -782,7 +782,7 @@ def test_a_policy_decides_at_its_intervals_and_not_before_its_delay() -> None:
     assert [interval for interval in range(1, 4) if is_judged_at(MEDIAN, interval)] == [1, 2, 3]
 
 
-def test_a_cancelled_sweep_ends_its_trials_and_begins_no_more(azure: AzureLocal, client: Any, sweep: Submit) -> None:
+def test_a_cancelled_sweep_ends_its_trials_and_starts_no_more(azure: AzureLocal, client: Any, sweep: Submit) -> None:
     from azure.ai.ml.sweep import Uniform
 
     sweep("one", {"beta": Uniform(0, 1)}, f"log({of('beta')}); wait()", max_total_trials=9, max_concurrent_trials=2)
@@ -813,7 +813,7 @@ def test_a_sweep_past_its_time_limit_is_cancelled(
     assert "time limit of 1 seconds" in azure.job("two_0").error["message"]
 
 
-def test_a_failed_trial_fails_no_sweep_but_all_do(azure: AzureLocal, sweep: Submit) -> None:
+def test_a_sweep_fails_only_if_all_trials_fail(azure: AzureLocal, sweep: Submit) -> None:
     from azure.ai.ml.sweep import Choice
 
     sweep("one", {"code": Choice([0, 3])}, f"sys.exit({of('code')})", sampling="grid")
@@ -824,7 +824,7 @@ def test_a_failed_trial_fails_no_sweep_but_all_do(azure: AzureLocal, sweep: Subm
     assert azure.job("two").error["message"].startswith("Marking the experiment as failed because initial child jobs")
 
 
-def test_a_sweep_that_is_sent_again_is_the_same_and_may_have_new_tags(azure: AzureLocal, sweep: Submit) -> None:
+def test_a_sweep_submitted_again_is_the_same_and_may_change_tags(azure: AzureLocal, sweep: Submit) -> None:
     from azure.ai.ml.sweep import Choice
 
     given: tuple[Any, ...] = ("one", {"beta": Choice([1])}, f"log({of('beta')})")
@@ -837,7 +837,7 @@ def test_a_sweep_that_is_sent_again_is_the_same_and_may_have_new_tags(azure: Azu
     assert len(azure.trials("one")) == 1
 
 
-def test_children_come_in_pages_of_fifty_that_a_token_leads_through(azure: AzureLocal, client: Any) -> None:
+def test_children_are_listed_in_pages_of_fifty_by_token(azure: AzureLocal, client: Any) -> None:
     import requests
 
     azure.add_ended_job("one")
@@ -856,12 +856,12 @@ def test_children_come_in_pages_of_fifty_that_a_token_leads_through(azure: Azure
 
     found, ask = [], {}
     for name in ("continuationtoken", "$continuationToken", ""):
-        told = page(**ask)
-        found += told["value"]
-        ask = {name: told["continuationToken"]}
+        children = page(**ask)
+        found += children["value"]
+        ask = {name: children["continuationToken"]}
     assert [run["runId"] for run in found] == newest
     assert {(run["parentRunId"], run["rootRunId"]) for run in found} == {("one", "one")}
-    assert (told["continuationToken"], told["nextLink"]) == (None, None)
+    assert (children["continuationToken"], children["nextLink"]) == (None, None)
     assert [run["runId"] for run in page(**{"$top": "2"})["value"]] == newest[:2]
 
 

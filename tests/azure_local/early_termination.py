@@ -1,8 +1,8 @@
-"""Which trials does a sweep's early termination end? Those that are behind at an interval, as its policy says.
+"""Early termination policies of sweeps: Bandit, MedianStopping and TruncationSelection.
 
-Read from Microsoft's "Specify early termination policy". The i-th measurement of the primary metric is interval i. A
-trial is judged once, when it comes to an interval, by what all the others had measured up to theirs of the same number;
-what the service does where others come there later is not said.
+Implemented after Microsoft's "Specify early termination policy". The i-th measurement of the primary metric is interval
+i. A trial is judged once, when it reaches an interval, against what all other trials have measured up to the same
+interval; what the service does when others reach it later is not documented.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def is_judged_at(policy: dict[str, Any], interval: int) -> bool:
 
 
 def is_behind(policy: dict[str, Any], minimize: bool, own: Measured, others: list[Measured]) -> bool:
-    """own: the trial's measurements up to the interval; others: all that the other trials have."""
+    """own: the trial's measurements up to the interval; others: all measurements of the other trials."""
     interval = len(own)
     own = comparable(own, minimize)
     reached = [comparable(other[:interval], minimize) for other in others if len(other) >= interval]
@@ -38,7 +38,7 @@ def is_behind(policy: dict[str, Any], minimize: bool, own: Measured, others: lis
 
 
 def last_allowed(policy: dict[str, Any], minimize: bool, leader: float) -> float:
-    """As it is written there: of metrics below 0 a factor would end the leader itself."""
+    """As documented: for metrics below 0 a slack factor would terminate the leader itself."""
     if policy.get("slackFactor"):
         slack = 1 + policy["slackFactor"]
         return leader * slack if minimize else leader / slack
@@ -46,6 +46,6 @@ def last_allowed(policy: dict[str, Any], minimize: bool, leader: float) -> float
 
 
 def comparable(measured: Measured, minimize: bool) -> Measured:
-    """What is no number is worse than all numbers."""
+    """NaN is worse than every number."""
     worst = math.inf if minimize else -math.inf
     return [worst if math.isnan(value) else value for value in measured]
