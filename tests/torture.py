@@ -1,7 +1,7 @@
-"""Does nothing ever get lost? `python tests/torture.py` kills runs a hundred times and more, and prints a table.
+"""A stress test: `python tests/torture.py` kills runs a hundred times and more, and prints a table.
 
-It ends by itself, with exit code 1 if one killed run differs from the one that was left alone, or if time did not
-suffice for the kills that were asked for.
+It exits with code 1 if a killed run differs from the undisturbed one, or if the time was too short for the requested
+number of kills.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who asks Azure, and what do its errors mean for a person?"""
+"""The Azure client: credentials, retries, and the messages of its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever breaks while a run is submitted: one job, or an error and none, or an error that says there may be one."""
+"""Faults during submission: one job, or an error and no job, or an error that says there may be one."""
 
 from __future__ import annotations
 

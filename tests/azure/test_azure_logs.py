@@ -1,4 +1,4 @@
-"""A growing log is read line by line, none lost and none repeated, and a job is followed to its end."""
+"""Growing logs are read line by line without loss or repetition, and a job is followed to its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is made of the settings, and what is planned for what is there? No network."""
+"""The plans of provisioning: resources from the settings, and the actions for those that exist. No network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A preempted job ends as one that was not preempted, and a run that ended early is continued."""
+"""A preempted job gives the same result as one that was not preempted, and a run that ended early can be resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A secret in an environment variable is written to its own place only, whatever the command."""
+"""A secret in an environment variable is never written elsewhere, whatever the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From images to a trained generator on Azure, by the commands."""
+"""From images to a trained generator on Azure, using the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands lead from images to the best settings on Azure, and further from there."""
+"""Sweeps on Azure using the commands: from images to the best settings, and resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does `provision` make what a workspace lacks, say what it does, and leave alone what is as it should be?"""
+"""`provision` creates what a workspace lacks, reports its actions, and does not change what is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the programs do what they are told, say what went wrong, and end with the right exit code?"""
+"""The programs: their results, their error messages and their exit codes."""
 
 from __future__ import annotations
 

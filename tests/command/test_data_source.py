@@ -1,4 +1,4 @@
-"""Is what --data names told apart, and is no secret in it taken or repeated?"""
+"""The kinds of source that --data accepts; secrets in it are rejected and never printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is every line of a log shown once, whole and in order, however it is written?"""
+"""Every line of a log is shown once, complete and in order, however it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options: a round trip for configurations and hardware, all complaints at once, sections in the help."""
+"""Options: a round trip for configurations and hardware, all problems reported at once, sections in the help."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A missing package is named, with all others that are missing, and with what to type.
+"""A missing package is reported together with all others that are missing, and with the command to install them.
 
-The processes here run without site-packages (`python -S`), beside a folder that has just the packages that it says.
+The processes run without site-packages (`python -S`), beside a folder with only the packages that the test names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A program stops at a signal, even if the exception that it raises is lost."""
+"""A program stops at a signal, even if the exception that it raises is swallowed."""
 
 from __future__ import annotations
 

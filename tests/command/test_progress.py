@@ -1,4 +1,4 @@
-"""A terminal shows one live line, a file or pipe plain lines."""
+"""Progress is one live line in a terminal, and plain lines in a file or pipe."""
 
 from __future__ import annotations
 

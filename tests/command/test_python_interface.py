@@ -1,4 +1,4 @@
-"""The Python interface: the same lines train here and on Azure."""
+"""The Python interface: the same code trains here and on Azure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a rehearsal kill for real, see whether that changed the run, and say what a loss costs?"""
+"""A rehearsal kills a real run, checks that the result is unchanged, and reports the cost of the kills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does each setting come from the first place that says it, and is everything wrong told at once?"""
+"""Settings: their order of precedence, and all errors reported at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Can a run be followed, listed, stopped and copied out, whoever started it and however it ended?"""
+"""Runs are followed, listed, stopped and downloaded, however they were started and however they ended."""
 
 from __future__ import annotations
 

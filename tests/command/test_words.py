@@ -1,4 +1,4 @@
-"""Does a person read of a run what there is to know?"""
+"""The text that describes a run's status."""
 
 from __future__ import annotations
 

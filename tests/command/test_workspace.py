@@ -1,4 +1,4 @@
-"""Is the workspace that is meant found, whole, where it should be, and half of one told?"""
+"""The workspace is found from the options, the environment or config.json, and an incomplete one is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images become the same batches whatever they are called, wherever they lie and however they are read."""
+"""Images become the same batches whatever their names, their folders, and the way they are read."""
 
 from __future__ import annotations
 

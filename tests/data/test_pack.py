@@ -1,4 +1,4 @@
-"""Packs: training equals training on the images, the same bytes each time, and damage is always found."""
+"""Packs: training equals training on the images, packing is reproducible, and damage is always detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the interpreter that tests start programs with: it behaves as Python does."""
+"""Tests of the interpreter that tests start programs with: it behaves like Python."""
 
 from __future__ import annotations
 

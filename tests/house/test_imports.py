@@ -1,4 +1,4 @@
-"""Is every light module light, and does every import point down?"""
+"""Light modules do not import heavy packages, and all imports point down."""
 
 from __future__ import annotations
 

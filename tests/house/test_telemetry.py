@@ -1,7 +1,7 @@
-"""Do the packages that we use send nothing to their makers, unless the user wants it?
+"""The packages that we use send no telemetry unless the user enables it.
 
-The processes here start with nothing in their environment but what a login has: pytest's own variables, and CI's, turn
-MLflow's and onnxruntime's telemetry off as well.
+The processes start with a login's environment only: pytest's own variables, and CI's, turn MLflow's and onnxruntime's
+telemetry off as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tests of the tests: none imports another, and the local Azure knows nothing of this project."""
+"""Tests of the tests: no test module imports another, and the local Azure does not depend on this project."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""The fixtures of the tests that log to MLflow."""
+"""Fixtures of the tests that log to MLflow."""
 
 from support.mlflow import _own_environment, database, empty_database  # noqa: F401

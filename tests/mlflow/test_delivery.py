@@ -1,4 +1,4 @@
-"""MLflow gets every metric and file of a run once, whatever happens to the server, the process or the network."""
+"""Every metric and file of a run is logged to MLflow exactly once, despite failures of server, process or network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow shows a sweep as one run, with its result, and the trials as runs nested in it."""
+"""A sweep is one run in MLflow, with its result, and its trials are nested runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` has every report of a run once, whatever interrupted it."""
+"""`metrics.jsonl` has every report of a run exactly once, despite interruptions."""
 
 from __future__ import annotations
 

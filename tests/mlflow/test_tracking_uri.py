@@ -1,4 +1,4 @@
-"""Every address that may be an MLflow is accepted, and every other is refused with what to type instead."""
+"""Tracking URIs: valid ones are accepted, others are rejected with a suggestion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the notebook of Azure train there, follow the run, and show what came home?"""
+"""The Azure notebook trains on Azure, follows the run, and shows what was downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of docs/azure.md, run in their order as typed, do what the page says."""
+"""The commands of docs/azure.md, run in order and as typed, do what the page says."""
 
 from __future__ import annotations
 

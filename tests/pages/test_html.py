@@ -1,4 +1,4 @@
-"""Curves go through exactly their points, and nothing from a file becomes HTML unescaped."""
+"""Curves pass through exactly their points, and text from files is always escaped in HTML."""
 
 from __future__ import annotations
 

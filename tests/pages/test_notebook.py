@@ -1,4 +1,4 @@
-"""The quickstart notebook runs, and a run has one display in a notebook, which is updated."""
+"""The quickstart notebook runs, and each run has one display that is updated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is every command and every piece of Python that README.md and the pages in docs/ show true?"""
+"""The commands and Python examples of README.md and docs/ work as shown."""
 
 from __future__ import annotations
 

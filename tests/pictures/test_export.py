@@ -1,4 +1,4 @@
-"""An exported generator makes the same images elsewhere; what prevents an export is reported at once."""
+"""An exported generator computes the same images elsewhere; all obstacles to an export are reported at once."""
 
 from __future__ import annotations
 

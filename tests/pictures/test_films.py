@@ -1,4 +1,4 @@
-"""A loop goes smoothly through each of its latents, and a film has exactly the frames that it was given."""
+"""A loop passes smoothly through each of its latents, and a film has exactly the given frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sample pictures show exactly what the generator made, in order."""
+"""Sample pictures show exactly the generator's images, in order."""
 
 from __future__ import annotations
 

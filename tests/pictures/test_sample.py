@@ -1,4 +1,4 @@
-"""`msggan-aml sample` and `python -m msggan.sample` as programs: files, complaints, exit codes."""
+"""`msggan-aml sample` and `python -m msggan.sample` as programs: files, error messages, exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of sampling: a round trip, all complaints at once."""
+"""The options of sampling: a round trip, and all problems reported at once."""
 
 from __future__ import annotations
 

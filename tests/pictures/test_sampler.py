@@ -1,4 +1,4 @@
-"""The pictures of a run: the same for the same seed, complete, and made in bounded memory."""
+"""The pictures of a run: reproducible by seed, complete, and computed in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Truncation draws pictures towards the average one, by the given amount, and not at all at 1."""
+"""Truncation moves images towards the average one by the given amount, and not at all at 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged files are never accepted and never crash a program: thousands of mutations, drawn with a fixed seed."""
+"""Damaged files are never accepted and never crash a program: thousands of mutations drawn with a fixed seed."""
 
 from __future__ import annotations
 

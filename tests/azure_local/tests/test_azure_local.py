@@ -1,4 +1,4 @@
-"""Tests of the local Azure: it serves the unmodified SDK, runs jobs as processes, and refuses what Azure refuses."""
+"""Tests of the local Azure: it serves the unmodified SDK, runs jobs as processes, and rejects what Azure rejects."""
 
 from __future__ import annotations
 
