@@ -176,7 +176,8 @@ def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[
             assert_close(losses[name], expected[name].detach(), within=1e-10, what=f"{name} of step {step}")
     for part in ("generator", "discriminator", "ema"):
         for name, expected_weight in getattr(plain, part).state_dict().items():
-            assert_close(getattr(ours, part).state_dict()[name], expected_weight, within=1e-10, what=f"{part}.{name}")
+            # A relativistic loss has no gradient on the last bias but rounding, which Adam scales by 1 / 1e-8.
+            assert_close(getattr(ours, part).state_dict()[name], expected_weight, within=1e-9, what=f"{part}.{name}")
 
 
 @pytest.mark.parametrize("changes", [{"resolution": 4}, {"resolution": 32}, {"equalized": False}, {"beta1": 0.5}])
