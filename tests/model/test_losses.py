@@ -23,7 +23,7 @@ from msggan.losses import (
 )
 from msggan.networks import Discriminator
 
-RELATIVISTIC = ("relativistic-hinge", "relativistic-logistic")
+RELATIVISTIC = ("relativistic-hinge", "relativistic-logistic", "relativistic-average-logistic")
 REAL, FAKE = (1.0, 3.0), (0.0, 1.0)
 # softplus: s(0) = ln 2 = 0.6931471806, s(1) = 1.3132616875, s(2) = 2.1269280110, s(−x) = s(x) − x
 BY_HAND = {
@@ -31,6 +31,8 @@ BY_HAND = {
     "relativistic-hinge": (0.25, 5.0),
     # r − f = 1, 2. D: (s(−1) + s(−2))/2. G: (s(1) + s(2))/2
     "relativistic-logistic": (0.22009484925, 1.72009484925),
+    # r − f̄ and f − r̄ as above. D: (s(−0.5) + s(−2.5))/2 + (s(−2) + s(−1))/2. G: (s(2) + s(1))/2 + (s(0.5) + s(2.5))/2
+    "relativistic-average-logistic": (0.49657820852, 3.49657820852),
     # D: (0 + 0)/2 + (1 + 2)/2. G: −(0 + 1)/2
     "hinge": (1.5, -0.5),
     # D: (s(−1) + s(−3))/2 + (s(0) + s(1))/2, s(−3) = 0.0485873516. G: (s(0) + s(−1))/2
