@@ -230,6 +230,13 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+# The settings that are options of submit and sweep, in the order of their help.
+JOB_SETTINGS = (
+    *("runs_dir", "tracking_uri", WORKSPACE_TABLE, "compute", "instance_type", "low_priority", "timeout_hours"),
+    *("environment", "datastore", "experiment"),
+)
+
+
 # --- Reading them -----------------------------------------------------------------------------------------------------
 
 

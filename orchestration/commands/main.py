@@ -63,7 +63,7 @@ from orchestration.commands.terminal import (
 )
 from orchestration.data_source import source_problems
 from orchestration.reporter import Reporter, columns, status_lines, table
-from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, settings_options
+from orchestration.settings import JOB_SETTINGS, Flags, Settings, settings_options
 from orchestration.spec import (
     RunSpec,
     RunStatus,
@@ -117,18 +117,7 @@ def msggan_aml(context: click.Context) -> int:
     help="The run's name; a name used before resumes that run.  [default: from the data's name]",
 )
 @target_option("Where to train.  [default: auto: Azure if a workspace is configured, else local]")
-@settings_options(
-    "runs_dir",
-    "tracking_uri",
-    WORKSPACE_TABLE,
-    "compute",
-    "instance_type",
-    "low_priority",
-    "timeout_hours",
-    "environment",
-    "datastore",
-    "experiment",
-)
+@settings_options(*JOB_SETTINGS)
 @debug_option
 @option("--from-trial", section=WHAT, metavar="SWEEP[/NUMBER]", help="Resume a sweep's best trial, or that one.")
 @option(

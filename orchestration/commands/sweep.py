@@ -47,7 +47,7 @@ from orchestration.copies import forget_download
 from orchestration.data_source import source_problems
 from orchestration.reporter import Reporter
 from orchestration.runs import is_copy
-from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, settings_options
+from orchestration.settings import JOB_SETTINGS, Flags, Settings, settings_options
 from orchestration.spec import name_of_trial, trial_named
 from orchestration.sweeps.early_stopping import POLICIES, EarlyStopping
 from orchestration.sweeps.format import sweep_lines
@@ -194,18 +194,7 @@ _SWEEP_OPTIONS = (
     section=COMMON,
     help="Name of the sweep; a sweep of this name is resumed.  [default: the data's name with -sweep]",
 )
-@settings_options(
-    "runs_dir",
-    "tracking_uri",
-    WORKSPACE_TABLE,
-    "compute",
-    "instance_type",
-    "low_priority",
-    "timeout_hours",
-    "environment",
-    "datastore",
-    "experiment",
-)
+@settings_options(*JOB_SETTINGS)
 @debug_option
 @option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and exit.")
 @option("--detach", section=COMMON, is_flag=True, help="On Azure: return when the job is submitted.")
