@@ -150,6 +150,7 @@ class Settings:
         "What the job runs in: `curated`, an image, a conda file, IMAGE+FILE, or the folder of a Dockerfile.", "curated"
     )
     experiment: str = _setting("The experiment that jobs are listed under.", "msggan", **NAME)
+    description: str | None = _setting("The description of the job in Azure ML studio.")
     timeout_hours: float = _setting(
         "Hours after which a job is ended, done or not.", 24.0, Range(0, 504, low_included=False)
     )
@@ -233,7 +234,7 @@ def _written(value: Any) -> str:
 # The settings that are options of submit and sweep, in the order of their help.
 JOB_SETTINGS = (
     *("runs_dir", "tracking_uri", WORKSPACE_TABLE, "compute", "instance_type", "low_priority", "timeout_hours"),
-    *("environment", "datastore", "experiment"),
+    *("environment", "datastore", "experiment", "description"),
 )
 
 

@@ -90,6 +90,7 @@ def build_job(plan: JobPlan) -> Command:
     return command(
         name=plan.name,
         display_name=plan.name,
+        description=settings.description,
         experiment_name=settings.experiment,
         code=plan.code,
         command=command_line(plan.spec),

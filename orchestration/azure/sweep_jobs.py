@@ -81,7 +81,7 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials | None = 
     return SweepJob(
         name=plan.name,
         display_name=plan.name,
-        description=describe(sweep),
+        description=plan.settings.description or describe(sweep),
         experiment_name=plan.settings.experiment,
         tags={**plan.tags, SWEEP_TAG: sweep.name},
         properties=dict(trial.properties),

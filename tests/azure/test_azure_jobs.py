@@ -49,6 +49,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
             {"instance_type": SIZE, "low_priority": True},
             {**SERVERLESS, "queueSettings": {"jobTier": "Spot"}},
         ),
+        ({"description": "For the spring catalogue."}, {**BODY, "description": "For the spring catalogue."}),
         ({"as_user": True}, {**BODY, "identity": {"identityType": "UserIdentity"}}),
         (
             {"timeout_hours": 504.0},
@@ -74,7 +75,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
             },
         ),
     ],
-    ids=["cluster", "low-priority-cluster", "serverless", "spot", "as-user", "longest", "shortest", "asset", "tags"],
+    ids=[
+        "cluster",
+        "low-priority-cluster",
+        "serverless",
+        "spot",
+        "description",
+        "as-user",
+        "longest",
+        "shortest",
+        "asset",
+        "tags",
+    ],
 )
 def test_the_body_is_what_the_plan_says(changes: dict[str, Any], body: dict[str, Any]) -> None:
     plan = job_plan(**changes)

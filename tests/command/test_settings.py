@@ -111,6 +111,7 @@ def test_without_a_word_said_all_is_as_by_default(tmp_path: Path) -> None:
         "datastore": None,
         "environment": "curated",
         "experiment": "msggan",
+        "description": None,
         "timeout_hours": 24.0,
     }
     assert {settings.source(name) for name in NAMES} == {"default"}
