@@ -147,7 +147,8 @@ class Settings:
         "The datastore of images and runs. Default: msggan if storage_account is set, else the workspace's own.", **NAME
     )
     environment: str = _setting(
-        "What the job runs in: `curated`, an image, a conda file, IMAGE+FILE, or the folder of a Dockerfile.", "curated"
+        "Environment of jobs: `curated`, an image, a requirements or conda file, IMAGE+FILE or Dockerfile's folder.",
+        "curated",
     )
     experiment: str = _setting("The experiment that jobs are listed under.", "msggan", **NAME)
     description: str | None = _setting("The description of the job in Azure ML studio.")

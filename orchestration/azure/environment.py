@@ -1,6 +1,7 @@
-"""The environment that jobs run in, specified in one of four ways, with one version for each content.
+"""The environment that jobs run in, specified in one of five ways, with one version for each content.
 
     curated          Azure ML's PyTorch image, its version resolved and pinned, and what msggan needs
+    FILE.txt         the same with the packages of a pip requirements file added
     IMAGE            any image
     FILE.yml         a conda file, on an image of Azure ML; IMAGE+FILE.yml: on that one
     FOLDER           the folder of a Dockerfile
@@ -49,6 +50,7 @@ IMAGE = re.compile(
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|@sha256:[0-9a-f]{64})"
 )
 CONDA_SUFFIXES = (".yml", ".yaml")
+REQUIREMENTS = "requirements.txt"
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,13 @@ def read_recipe(setting: str, *, curated_version: str = "") -> Recipe:
 
     Raises UsageError where there is no such file or folder, or its content is not valid.
     """
-    if setting == CURATED:
-        image = f"{CURATED_IMAGE}:{curated_version}"
-        files = read_context(DEFAULT_CONTEXT)
-        return Recipe(f"curated image {CURATED_NAME}, version {curated_version}", files=_based_on(image, files))
+    if _is_curated(setting):
+        made_from = f"curated image {CURATED_NAME}, version {curated_version}"
+        files = _based_on(f"{CURATED_IMAGE}:{curated_version}", read_context(DEFAULT_CONTEXT))
+        if setting == CURATED:
+            return Recipe(made_from, files=files)
+        added = {REQUIREMENTS: files[REQUIREMENTS] + _read_requirements(Path(setting))}
+        return Recipe(f"{made_from}, and {Path(setting).name}", files=files | added)
     if Path(setting).is_dir():
         return Recipe(f"folder {Path(setting).name}", files=read_context(Path(setting)))
     image, plus, path = setting.rpartition("+")
@@ -94,6 +99,23 @@ def read_recipe(setting: str, *, curated_version: str = "") -> Recipe:
         checked = _checked_image(image) if plus else CONDA_IMAGE
         return Recipe(f"conda file {Path(path).name}", image=checked, conda=_read_conda(Path(path)))
     return Recipe(f"image {setting}", image=_checked_image(setting))
+
+
+def _is_curated(setting: str) -> bool:
+    """Whether the environment is based on the curated image, whose newest version only the service knows."""
+    return setting == CURATED or setting.endswith(".txt")
+
+
+def _read_requirements(path: Path) -> bytes:
+    """The lines of a requirements file, which must stand alone: options such as `-r other.txt` name other files."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UsageError([f"environment {path}: cannot be read as a requirements file: {reason}."]) from error
+    if other := next((line for line in lines if re.match(r"\s*(-r|-c|-e|--requirement|--constraint|\.)", line)), None):
+        raise UsageError([f"environment {path}: {other.strip()} names another file; list the packages themselves."])
+    return "\n".join([*lines, ""]).encode()
 
 
 def _based_on(image: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -186,7 +208,7 @@ def plan_environment(recipe: Recipe, there: Environment | None, *, is_archived: 
 
 def resolve_recipe(client: Client, setting: str) -> Recipe:
     """The recipe that the setting `environment` specifies; of `curated`, with its newest version."""
-    if setting != CURATED:
+    if not _is_curated(setting):
         return read_recipe(setting)
     with client.errors(f"Reading the newest version of {CURATED_NAME}"):
         newest = client.registry(REGISTRY).environments.get(CURATED_NAME, label="latest")

@@ -311,6 +311,36 @@ def test_the_curated_way_stands_on_the_version_that_was_found() -> None:
     assert ten.reference == f"azureml:msggan:{ten.version}"
 
 
+def test_a_requirements_file_adds_packages_to_the_curated_environment(tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("pillow-heif>=1\nscikit-image", encoding="utf-8")
+    curated, recipe = (read_recipe(setting, curated_version="10") for setting in ("curated", str(own)))
+    assert recipe.files == {
+        "Dockerfile": curated.files["Dockerfile"],
+        "requirements.txt": curated.files["requirements.txt"] + b"pillow-heif>=1\nscikit-image\n",
+    }
+    assert recipe.made_from == "curated image acpt-pytorch-2.8-cuda12.6, version 10, and own.txt"
+    assert recipe.version != curated.version
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read as a requirements file: No such file or directory."),
+        (b"\xff\xfe", "cannot be read as a requirements file: it is not UTF-8 text."),
+        (b"numpy\n-r other.txt\n", "-r other.txt names another file; list the packages themselves."),
+        (b"./wheel\n", "./wheel names another file; list the packages themselves."),
+    ],
+)
+def test_an_invalid_requirements_file_is_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    own = tmp_path / "own.txt"
+    if content is not None:
+        own.write_bytes(content)
+    with pytest.raises(UsageError) as raised:
+        read_recipe(str(own), curated_version="10")
+    assert raised.value.problems == (f"environment {own}: {reason}",)
+
+
 @given(
     one=st.dictionaries(st.text(max_size=3), st.binary(max_size=3), max_size=3),
     other=st.dictionaries(st.text(max_size=3), st.binary(max_size=3), max_size=3),
