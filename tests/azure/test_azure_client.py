@@ -98,13 +98,13 @@ class Opening:
         return SimpleNamespace(token=token(upn="ann@example.org", oid="oid-1"))
 
 
-def test_the_first_credential_that_is_there_serves() -> None:
+def test_the_first_available_credential_is_used() -> None:
     absent = Candidate("managed identity", lambda: Refusing(CredentialUnavailableError("nobody answers")))
     _, identity = sign_in([absent, Candidate("Azure CLI", Opening)])
     assert identity == SOMEBODY
 
 
-def test_a_credential_that_is_refused_is_not_passed_over_for_another() -> None:
+def test_a_rejected_credential_is_not_replaced_by_another() -> None:
     refused = Candidate("environment variables", lambda: Refusing(ClientAuthenticationError("wrong secret\nmore")))
     with pytest.raises(AuthError) as error:
         sign_in([refused, Candidate("Azure CLI", Opening)])
@@ -122,11 +122,11 @@ def test_a_credential_that_is_refused_is_not_passed_over_for_another() -> None:
         ({}, "an identity that its token does not name", False),
     ],
 )
-def test_an_identity_is_named_as_a_person_knows_it(claims: dict[str, str], name: str, is_user: bool) -> None:
+def test_an_identity_is_named_by_its_user_or_application(claims: dict[str, str], name: str, is_user: bool) -> None:
     assert identity_of(token(oid="o", **claims), "here") == Identity(name, "o", "here", is_user)
 
 
-def test_a_token_that_cannot_be_read_names_nobody() -> None:
+def test_an_unreadable_token_has_no_identity() -> None:
     assert identity_of("opaque", "here").name == "an identity that its token does not name"
 
 
@@ -182,7 +182,7 @@ def test_quota_and_capacity_are_exit_5(code: str, message: str) -> None:
         ("ParentResourceNotFound", f"Failed, because the parent resource '{SCOPE}' could not be found."),
     ],
 )
-def test_a_workspace_that_is_missing_is_told_from_a_thing_in_it(code: str, message: str) -> None:
+def test_a_missing_workspace_is_distinguished_from_a_missing_resource(code: str, message: str) -> None:
     error = ours(answered(404, code, message, ResourceNotFoundError))
     assert isinstance(error, WorkspaceError)
     assert error.message == (
@@ -194,7 +194,7 @@ def test_a_workspace_that_is_missing_is_told_from_a_thing_in_it(code: str, messa
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_service_that_stays_busy_is_exit_1_with_try_again(status: int) -> None:
+def test_a_busy_service_is_exit_1_with_advice_to_retry(status: int) -> None:
     error = ours(answered(status, "Busy", "Not now."))
     assert (error.code, error.exit_code) == ("azure", 1)
     assert error.hint.startswith("Try again")
@@ -212,17 +212,17 @@ def test_a_service_that_stays_busy_is_exit_1_with_try_again(status: int) -> None
         (ServiceResponseError("Read timed out. (read timeout=300)"), True, "it took too long"),
     ],
 )
-def test_an_answer_that_was_lost_is_told_from_a_request_that_was_not_sent(
+def test_a_lost_response_is_distinguished_from_a_request_that_was_not_sent(
     error: Exception, may_have_happened: bool, cause: str
 ) -> None:
-    told = ours(error)
-    assert isinstance(told, UnreachableError)
-    assert told.may_have_happened is may_have_happened
-    assert cause in told.message
-    assert told.exit_code == 1
+    result = ours(error)
+    assert isinstance(result, UnreachableError)
+    assert result.may_have_happened is may_have_happened
+    assert cause in result.message
+    assert result.exit_code == 1
 
 
-def test_our_own_errors_and_faults_in_our_code_pass() -> None:
+def test_our_own_errors_and_bugs_are_not_translated() -> None:
     with pytest.raises(UsageError), azure_errors("Trying"):
         raise UsageError(["no"])
     with pytest.raises(ZeroDivisionError), azure_errors("Trying"):

@@ -88,7 +88,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
         "tags",
     ],
 )
-def test_the_body_is_what_the_plan_says(changes: dict[str, Any], body: dict[str, Any]) -> None:
+def test_the_body_matches_the_plan(changes: dict[str, Any], body: dict[str, Any]) -> None:
     plan = job_plan(**changes)
     before = copy.deepcopy(plan)
     assert build_body(plan, SCOPE) == {"properties": body}
@@ -102,7 +102,7 @@ def test_what_the_shell_would_split_or_expand_is_quoted() -> None:
     )
 
 
-def test_everything_the_service_would_refuse_is_reported_at_once() -> None:
+def test_everything_the_service_would_reject_is_reported_at_once() -> None:
     wrong = job_plan(
         instance_type="T4 please",
         tags={**{str(number): "x" for number in range(MAX_TAGS)}, "long": "x" * (MAX_TAG_LENGTH + 1)},
@@ -139,7 +139,7 @@ def test_a_configuration_hash_depends_on_the_arguments_and_not_on_the_local_path
     assert len({known, *others}) == 5
 
 
-def test_each_state_of_the_service_has_one_of_ours_and_an_unknown_one_is_running() -> None:
+def test_each_status_of_the_service_maps_to_a_state_and_unknown_ones_to_running() -> None:
     statuses = {
         "queued": ["NotStarted", "Queued", "Provisioning", "Scheduled", "Paused"],
         "preparing": ["Starting", "Preparing"],
@@ -176,9 +176,7 @@ def test_an_error_contains_an_exit_code_or_a_time_limit(error: str, code: int | 
 # --- The snapshot -----------------------------------------------------------------------------------------------------
 
 
-def test_the_snapshot_is_the_package_and_nothing_else_and_the_same_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_snapshot_is_exactly_the_package_and_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.txt").write_text("not to travel")
     package = Path(msggan.__path__[0])

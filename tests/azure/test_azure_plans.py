@@ -64,7 +64,7 @@ def cluster(**said: Any) -> AmlCompute:
 # --- Clusters ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_cluster_s_body_is_what_the_settings_say() -> None:
+def test_the_body_of_a_cluster_matches_the_settings() -> None:
     said = settings(
         compute="gpu", vm_size=A100.name, min_nodes=1, max_nodes=3, idle_minutes=90, low_priority=True, identity=MANAGED
     )
@@ -87,7 +87,7 @@ def test_a_cluster_s_body_is_what_the_settings_say() -> None:
     }
 
 
-def test_a_location_that_is_said_comes_before_the_workspace_s() -> None:
+def test_an_explicit_location_precedes_that_of_the_workspace() -> None:
     assert build_cluster(settings(location="westeurope"), "eastus").location == "westeurope"
 
 
@@ -109,7 +109,7 @@ def test_a_location_that_is_said_comes_before_the_workspace_s() -> None:
         ({}, {"provisioning_state": "Updating"}, "keep", {}),
     ],
 )
-def test_what_can_be_changed_in_place_is_and_the_rest_is_refused(
+def test_what_can_be_updated_is_updated_and_the_rest_refused(
     said: dict[str, Any], there: dict[str, Any], action: str, changes: dict[str, Any]
 ) -> None:
     state = there.pop("provisioning_state", "Succeeded")
@@ -151,7 +151,7 @@ def test_a_free_name_is_offered(name: str, taken: list[str], free: str) -> None:
     assert free_name(name, taken) == free
 
 
-def test_sizes_are_found_in_whatever_letters() -> None:
+def test_vm_sizes_are_case_insensitive() -> None:
     assert find_size("standard_nc4as_t4_v3", [T4, A100], location="eastus", setting="vm_size", said_by="default") is T4
     with pytest.raises(UsageError, match="is not available at low priority in eastus"):
         find_size(A100.name, [T4, A100], location="eastus", setting="vm_size", said_by="default", low_priority=True)
@@ -160,7 +160,7 @@ def test_sizes_are_found_in_whatever_letters() -> None:
 @pytest.mark.parametrize(
     "size", ["Standard_NC24r", "standard_nc6", "Standard_ND6s", "Standard_NV12", "Standard_NC6s_v2"]
 )
-def test_sizes_of_the_past_are_known(size: str) -> None:
+def test_retired_vm_sizes_are_known(size: str) -> None:
     with pytest.raises(UsageError, match="was retired by Azure in August 2023") as error:
         find_size(size, [CPU, T4, A100], location="eastus", setting="vm_size", said_by="default")
     assert error.value.hint.startswith("Sizes with a GPU: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)")
@@ -183,16 +183,16 @@ LOW = Quota("LowPriorityCores|Total Cluster LowPriority Regional vCPUs", 0, 4)
         (1000, False, [], None),  # nothing is known
     ],
 )
-def test_quota_is_counted_in_cores(nodes: int, low_priority: bool, quotas: list[Quota], told: str | None) -> None:
-    if told is None:
+def test_quota_is_counted_in_cores(nodes: int, low_priority: bool, quotas: list[Quota], result: str | None) -> None:
+    if result is None:
         check_quota(T4, nodes, quotas, low_priority=low_priority)
         return
     with pytest.raises(QuotaError) as error:
         check_quota(T4, nodes, quotas, low_priority=low_priority)
-    assert told in error.value.message
+    assert result in error.value.message
 
 
-def test_what_costs_money_is_said_and_when_it_stops() -> None:
+def test_costs_are_reported_with_when_they_stop() -> None:
     assert cost_sentences(settings(), T4) == (
         "Each machine, Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB), costs about 0.53 US dollars per hour from when a "
         "job needs it until 2 minutes after the last job; then it is released.",
@@ -219,9 +219,7 @@ STORE = {"storage_account": "acc", "storage_container": "con"}
         (Secret("SAS", "sig=s"), {"credentialsType": "Sas", "secrets": {"secretsType": "Sas", "sasToken": "sig=s"}}),
     ],
 )
-def test_a_datastore_s_body_opens_by_identity_unless_there_is_a_secret(
-    secret: Secret | None, credentials: dict[str, Any]
-) -> None:
+def test_a_datastore_uses_identity_unless_there_is_a_secret(secret: Secret | None, credentials: dict[str, Any]) -> None:
     assert build_datastore(settings(**STORE), secret)._to_rest_object().as_dict() == {
         "properties": {
             "datastoreType": "AzureBlob",
@@ -235,7 +233,7 @@ def test_a_datastore_s_body_opens_by_identity_unless_there_is_a_secret(
     }
 
 
-def test_credentials_stay_where_no_secret_is_at_hand_and_change_where_one_is() -> None:
+def test_credentials_are_kept_without_a_secret_and_replaced_with_one() -> None:
     by_identity = build_datastore(settings(**STORE), None)
     by_key = build_datastore(settings(**STORE), Secret("account key", "k"))
     assert plan_datastore(settings(**STORE), by_key, None).action == "keep"
@@ -244,7 +242,7 @@ def test_credentials_stay_where_no_secret_is_at_hand_and_change_where_one_is() -
     assert (item.action, item.changes) == ("change", {"credentials": {"from": "identity", "to": "SAS"}})
 
 
-def test_a_datastore_never_comes_to_lead_elsewhere() -> None:
+def test_a_datastore_is_never_pointed_elsewhere() -> None:
     there = build_datastore(settings(**STORE), None)
     item = plan_datastore(settings(storage_account="acc", storage_container="other"), there, None)
     assert (item.action, item.changes) == ("refuse", {"storage_container": {"from": "con", "to": "other"}})
@@ -257,7 +255,7 @@ def test_only_a_datastore_that_was_made_here_is_deleted() -> None:
     assert plan_datastore_deletion("msggan", ours).action == "keep"
 
 
-def test_one_secret_at_most_is_taken_and_none_is_printed() -> None:
+def test_at_most_one_secret_is_accepted_and_none_is_printed() -> None:
     assert read_secret({"MSGGAN_STORAGE_SAS": "?sig=s"}) == Secret("SAS", "sig=s")
     assert read_secret({"MSGGAN_STORAGE_KEY": ""}) is None
     assert "sig=s" not in repr(Secret("SAS", "sig=s"))
@@ -276,7 +274,7 @@ def body(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return rest
 
 
-def test_the_four_ways_become_the_bodies_they_should(tmp_path: Path) -> None:
+def test_each_of_the_four_kinds_of_environment_has_the_right_body(tmp_path: Path) -> None:
     (tmp_path / "own.yml").write_text("# a comment\ndependencies:\n  - python=3.11\n")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "Dockerfile").write_text("FROM python:3.11\n")
@@ -301,7 +299,7 @@ def test_the_four_ways_become_the_bodies_they_should(tmp_path: Path) -> None:
     }
 
 
-def test_the_curated_way_stands_on_the_version_that_was_found() -> None:
+def test_a_curated_environment_uses_the_version_that_was_found() -> None:
     nine, ten = (read_recipe("curated", curated_version=version) for version in ("9", "10"))
     assert nine.version != ten.version
     assert ten.files["Dockerfile"].count(b"FROM ") == 1
@@ -345,7 +343,7 @@ def test_an_invalid_requirements_file_is_named(tmp_path: Path, content: bytes | 
     one=st.dictionaries(st.text(max_size=3), st.binary(max_size=3), max_size=3),
     other=st.dictionaries(st.text(max_size=3), st.binary(max_size=3), max_size=3),
 )
-def test_versions_are_equal_where_the_contents_are(one: dict[str, bytes], other: dict[str, bytes]) -> None:
+def test_versions_are_equal_if_their_contents_are(one: dict[str, bytes], other: dict[str, bytes]) -> None:
     turned = dict(reversed(one.items()))
     assert Recipe("", files=one).version == Recipe("otherwise asked for", files=turned).version
     assert (Recipe("", files=one).version == Recipe("", files=other).version) == (one == other)
@@ -362,7 +360,7 @@ def test_an_image_is_not_a_conda_file_of_the_same_text() -> None:
     assert len({recipe.version for recipe in recipes}) == 4
 
 
-def test_an_environment_is_made_once_and_fetched_from_the_archive() -> None:
+def test_an_environment_is_created_once_and_restored_from_the_archive() -> None:
     recipe = Recipe("image x:1", image="x:1")
     there = build_environment(recipe)
     assert plan_environment(recipe, None).action == "create"
@@ -371,7 +369,7 @@ def test_an_environment_is_made_once_and_fetched_from_the_archive() -> None:
     assert (archived.action, archived.changes) == ("change", {"archived": {"from": True, "to": False}})
 
 
-def test_the_environments_ask_for_what_the_package_does() -> None:
+def test_the_environments_require_what_the_package_requires() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = {requirement.split(";")[0].strip() for requirement in project["dependencies"]}
     required = (DEFAULT_CONTEXT / "requirements.txt").read_text(encoding="utf-8").splitlines()[1:]
@@ -386,7 +384,7 @@ def test_the_environments_ask_for_what_the_package_does() -> None:
 # --- Plans ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_reads_line_by_line() -> None:
+def test_a_plan_is_printed_line_by_line() -> None:
     changes = {"max_nodes": {"from": 1, "to": 2}, "low_priority": {"from": None, "to": False}}
     item = Item("compute", "gpu", "change", changes, "so be it", "", ("It costs.",))
     assert ProvisionPlan((Step(item),)).as_lines() == [

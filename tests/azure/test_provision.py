@@ -85,7 +85,7 @@ def changing(azure: AzureLocal) -> list[str]:
 # --- What it does -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_made_is_kept_changed_refused_and_deleted(azure: AzureLocal, provision: Provision) -> None:
+def test_resources_are_created_kept_updated_refused_and_deleted(azure: AzureLocal, provision: Provision) -> None:
     azure.put_blob("images/precious.png", b"1")
     made = provision("--yes", "-o", "json", *STORE)
     assert made.exit_code == 0, made.stderr
@@ -173,7 +173,7 @@ def test_what_is_made_is_kept_changed_refused_and_deleted(azure: AzureLocal, pro
     assert actions(back) == {"compute": "create", "datastore": "create", "environment": "change"}
 
 
-def test_a_plan_is_shown_and_nothing_done_with_dry_run(azure: AzureLocal, provision: Provision) -> None:
+def test_a_dry_run_shows_the_plan_and_changes_nothing(azure: AzureLocal, provision: Provision) -> None:
     ended = provision("--dry-run")
     assert ended.exit_code == 0
     assert ended.stderr.splitlines() == [
@@ -187,7 +187,7 @@ def test_a_plan_is_shown_and_nothing_done_with_dry_run(azure: AzureLocal, provis
     assert changing(azure) == []
 
 
-def test_without_a_terminal_and_without_yes_nothing_is_done(azure: AzureLocal, tmp_path: Path) -> None:
+def test_without_a_terminal_or_yes_nothing_is_changed(azure: AzureLocal, tmp_path: Path) -> None:
     ended = run_in(tmp_path, "msggan-aml", "provision", "-o", "json", **azure.variables)
     assert ended.exit_code == 2
     assert ended.json == {
@@ -224,7 +224,7 @@ def test_on_a_terminal_it_asks(
     assert list(azure.cloud.computes) == clusters
 
 
-def test_clusters_and_datastores_of_others_are_left_alone(azure: AzureLocal, provision: Provision) -> None:
+def test_clusters_and_datastores_of_others_are_not_changed(azure: AzureLocal, provision: Provision) -> None:
     azure.add_cluster("msggan-gpu")
     ended = provision("--delete", "--yes", "-o", "json", "--datastore", "workspaceblobstore")
     assert actions(ended) == {"compute": "keep", "datastore": "keep"}
@@ -238,7 +238,7 @@ def test_clusters_and_datastores_of_others_are_left_alone(azure: AzureLocal, pro
 
 
 @pytest.mark.parametrize("words", [(), STORE])
-def test_where_nothing_was_made_there_is_nothing_to_delete(
+def test_if_nothing_was_created_nothing_is_deleted(
     azure: AzureLocal, provision: Provision, words: tuple[str, ...]
 ) -> None:
     ended = provision("--delete", *words)
@@ -298,7 +298,7 @@ def test_the_curated_environment_is_pinned_and_has_what_the_job_needs(azure: Azu
     assert b"safetensors" in (azure.blob(f"{context}requirements.txt") or b"")
 
 
-def test_an_edit_is_never_ignored_and_nothing_unchanged_is_made_again(
+def test_every_edit_is_applied_and_nothing_unchanged_is_created_again(
     azure: AzureLocal, provision: Provision, tmp_path: Path
 ) -> None:
     folder = tmp_path / "mine"
@@ -341,7 +341,7 @@ def test_an_edit_is_never_ignored_and_nothing_unchanged_is_made_again(
         ("Upper:1+also.yml", "or an image with its tag"),
     ],
 )
-def test_what_is_no_environment_is_refused(
+def test_an_invalid_environment_is_refused(
     azure: AzureLocal, provision: Provision, tmp_path: Path, said: str, complaint: str
 ) -> None:
     (tmp_path / "empty.yml").write_text("name: x\n")
@@ -374,15 +374,15 @@ def test_what_is_no_environment_is_refused(
     ],
 )
 def test_a_size_that_is_not_offered_is_refused(
-    azure: AzureLocal, provision: Provision, size: str, told: list[str]
+    azure: AzureLocal, provision: Provision, size: str, result: list[str]
 ) -> None:
     ended = provision("--yes", "--vm-size", size)
     assert ended.exit_code == 2
-    assert all(words in ended.stderr for words in told), ended.stderr
+    assert all(words in ended.stderr for words in result), ended.stderr
     assert changing(azure) == []
 
 
-def test_too_small_a_quota_is_told_before_anything_is_made(azure: AzureLocal, provision: Provision) -> None:
+def test_an_insufficient_quota_is_reported_before_anything_is_created(azure: AzureLocal, provision: Provision) -> None:
     azure.cloud.quotas["Standard NCASv3_T4 Family"] = 0
     none = provision("--yes", "-o", "json")
     assert none.exit_code == 5
@@ -433,7 +433,7 @@ def test_a_storage_account_that_does_not_answer_is_refused(azure: AzureLocal, pr
     assert changing(azure) == []
 
 
-def test_who_may_not_read_the_blobs_is_told_the_role(azure: AzureLocal, provision: Provision) -> None:
+def test_without_access_to_blobs_the_required_role_is_named(azure: AzureLocal, provision: Provision) -> None:
     azure.cloud.blob_role = None
     ended = provision("--yes", *STORE)
     assert ended.exit_code == 4
@@ -444,7 +444,7 @@ def test_who_may_not_read_the_blobs_is_told_the_role(azure: AzureLocal, provisio
     assert changing(azure) == []
 
 
-def test_an_account_that_forbids_keys_says_so(
+def test_an_account_that_disallows_keys_is_reported(
     azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MSGGAN_STORAGE_KEY", KEY)
@@ -457,7 +457,7 @@ def test_an_account_that_forbids_keys_says_so(
     assert changing(azure) == []
 
 
-def test_a_workspace_whose_own_account_forbids_keys_is_told_how_to_do_without(
+def test_if_the_workspace_s_account_disallows_keys_the_alternative_is_named(
     azure: AzureLocal, provision: Provision
 ) -> None:
     azure.cloud.shared_keys = False
@@ -469,7 +469,7 @@ def test_a_workspace_whose_own_account_forbids_keys_is_told_how_to_do_without(
     assert changing(azure) == []
 
 
-def test_a_key_that_was_exchanged_is_exchanged_in_the_datastore(
+def test_a_rotated_key_is_updated_in_the_datastore(
     azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("--storage-account", "otherstore", "--storage-container", "images", *IMAGE)
@@ -488,14 +488,14 @@ def test_a_key_that_was_exchanged_is_exchanged_in_the_datastore(
     assert azure.cloud.datastores["msggan"]["credentials"]["secrets"]["sasToken"] == sas
 
 
-def test_a_name_that_no_datastore_may_have_is_refused(azure: AzureLocal, provision: Provision) -> None:
+def test_an_invalid_datastore_name_is_refused(azure: AzureLocal, provision: Provision) -> None:
     ended = provision("--yes", "-o", "json", *STORE, "--datastore", "My-Store")
     assert ended.exit_code == 3
     assert ended.json["error"]["hint"] == "Use another name: --datastore my_store"
     assert changing(azure) == []
 
 
-def test_a_datastore_that_leads_elsewhere_is_refused(azure: AzureLocal, provision: Provision) -> None:
+def test_a_datastore_that_points_elsewhere_is_refused(azure: AzureLocal, provision: Provision) -> None:
     ended = provision("--yes", "-o", "json", *STORE, "--datastore", "workspaceblobstore")
     assert ended.exit_code == 3
     assert ended.json["error"]["hint"] == "Use another name: --datastore workspaceblobstore_2"
@@ -513,7 +513,7 @@ def test_a_datastore_that_leads_elsewhere_is_refused(azure: AzureLocal, provisio
         ("Reader", 4, None),
     ],
 )
-def test_who_has_no_role_is_told_the_command(
+def test_without_a_role_the_command_to_assign_it_is_shown(
     azure: AzureLocal, provision: Provision, role: str | None, exit_code: int, command: str | None
 ) -> None:
     azure.cloud.role = role
@@ -527,7 +527,7 @@ def test_who_has_no_role_is_told_the_command(
         ) in ended.stderr.splitlines()
 
 
-def test_who_is_not_signed_in_is_told_how(
+def test_without_sign_in_the_error_says_how_to_sign_in(
     azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"):
@@ -541,7 +541,7 @@ def test_who_is_not_signed_in_is_told_how(
     assert ended.json["error"]["hint"].startswith("Run: az login\n")
 
 
-def test_who_is_signed_in_by_the_azure_cli_is_named(
+def test_the_account_signed_in_with_the_azure_cli_is_named(
     azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"):
@@ -570,7 +570,7 @@ def test_a_workspace_that_is_not_there_is_named_in_full(
     )
 
 
-def test_without_a_workspace_it_says_how_to_name_one(tmp_path: Path) -> None:
+def test_without_a_workspace_the_error_says_how_to_set_one(tmp_path: Path) -> None:
     ended = run_in(tmp_path, "msggan-aml", "provision", "--yes")
     assert ended.exit_code == 2
     assert "No Azure ML workspace is configured." in ended.stderr
@@ -580,7 +580,7 @@ def test_without_a_workspace_it_says_how_to_name_one(tmp_path: Path) -> None:
 # --- Faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_busy_service_is_asked_again(azure: AzureLocal, provision: Provision) -> None:
+def test_requests_to_a_busy_service_are_retried(azure: AzureLocal, provision: Provision) -> None:
     azure.fault("GET", "/vmSizes", status=429, retry_after=0.1)
     azure.fault("PUT", "/computes/", status=503)
     azure.fault("PUT", "/environments/", drop="before")
@@ -610,17 +610,17 @@ def test_a_connection_cut_at_any_request_leaves_nothing_unreported(
             with pytest.raises(MsgganError) as failed:
                 run()
             assert failed.value.exit_code in (1, 3), (method, path)
-            told = str(failed.value)
+            result = str(failed.value)
             for name, made in (
                 ("compute msggan-gpu", "msggan-gpu" in azure.cloud.computes),
                 ("datastore msggan", "msggan" in azure.cloud.datastores),
                 ("environment msggan:", bool(azure.cloud.environments)),
             ):
-                reported = [line for line in told.splitlines() if name in line and not line.startswith("Not done")]
+                reported = [line for line in result.splitlines() if name in line and not line.startswith("Not done")]
                 assert not made or reported or "PUT" not in {r.method for r in azure.requests[-1:]}, (
                     method,
                     path,
-                    told,
+                    result,
                 )
     azure.reset()
 
@@ -638,23 +638,23 @@ def test_a_secret_goes_into_the_datastore_s_credentials_and_nowhere_else(
     monkeypatch.setenv(variable, secret)
     words = ("--storage-account", "msgganstore", "--storage-container", "images", *IMAGE)
     azure.cloud.blobs.container("msgganstore", "images")
-    told = []
+    result = []
     for more in (("--dry-run",), ("--yes",), ("--yes", "--max-nodes", "2"), ("--yes", "--vm-size", "x"), ("--delete",)):
-        told.append(provision(*words, *more))
-    assert [ended.exit_code for ended in told] == [0, 0, 0, 2, 2]
+        result.append(provision(*words, *more))
+    assert [ended.exit_code for ended in result] == [0, 0, 0, 2, 2]
     sent = [one for one in azure.requests if secret in json.dumps(one.body, default=repr)]
     assert [(one.method, one.path.rpartition("/")[2]) for one in sent] == [("PUT", "msggan")]
     (put,) = sent
     credentials: dict[str, Any] = put.body["properties"].pop("credentials")
     assert secret in credentials["secrets"].values()
     assert secret not in json.dumps(put.body)
-    for ended in told:
+    for ended in result:
         assert secret not in ended.stdout + ended.stderr
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes()
 
 
-def test_a_secret_on_the_command_line_is_refused_unsaid(azure: AzureLocal, provision: Provision) -> None:
+def test_a_secret_on_the_command_line_is_refused_and_not_repeated(azure: AzureLocal, provision: Provision) -> None:
     ended = provision("--storage-account", KEY, "--storage-container", "images")
     assert ended.exit_code == 2
     assert KEY not in ended.stdout + ended.stderr
@@ -664,7 +664,7 @@ def test_a_secret_on_the_command_line_is_refused_unsaid(azure: AzureLocal, provi
 # --- Stopping ---------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_says_how_far_it_is(azure: AzureLocal, tmp_path: Path) -> None:
+def test_ctrl_c_reports_what_is_done(azure: AzureLocal, tmp_path: Path) -> None:
     azure.fault("GET", "/computeOperationsStatus/", delay=3)
     with subprocess.Popen(
         command_line("msggan-aml", "provision", "--yes", "-o", "json", *IMAGE),
@@ -688,17 +688,17 @@ def test_ctrl_c_says_how_far_it_is(azure: AzureLocal, tmp_path: Path) -> None:
     assert lines[2] == "See how it stands: msggan-aml provision --dry-run"
 
 
-def test_who_asks_is_told_before_the_sdk_is_loaded(azure: AzureLocal, tmp_path: Path) -> None:
+def test_the_signed_in_account_is_reported_before_the_sdk_is_imported(azure: AzureLocal, tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
         "from orchestration.azure.client import connect; from orchestration.settings import read_settings\n"
         "connect(read_settings({}, folder=Path.cwd(), environ=os.environ), print)\n"
         "print('azure.ai.ml' in sys.modules)"
     )
-    told = subprocess.check_output(
+    result = subprocess.check_output(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(**azure.variables), encoding="utf-8"
     )
-    assert told.splitlines() == [
+    assert result.splitlines() == [
         f"Workspace msggan-ws (group msggan-rg) as {azure.cloud.client_id} (environment variables).",
         "False",
     ]

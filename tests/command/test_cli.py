@@ -69,7 +69,7 @@ WRONG = [word for flag_and_value in WRONG_VALUES.items() for word in flag_and_va
         ("msggan-aml", ["submit", "--name", "a/b", "--target", "moon"], {"--name", "--target"}),
     ],
 )
-def test_all_wrong_options_are_told_at_once(
+def test_all_invalid_options_are_reported_at_once(
     run_program: RunProgram, tmp_path: Path, program: str, more: list[str], flags: set[str]
 ) -> None:
     (tmp_path / "flowers").mkdir()
@@ -96,7 +96,7 @@ def test_all_wrong_options_are_told_at_once(
         ("msggan-aml", ["submit", "--data", ".", "--name", "x" * 64], "has 64 characters; at most 63"),
     ],
 )
-def test_json_is_an_error_object_alone_on_stdout_and_its_text_on_stderr(
+def test_with_json_only_an_error_object_is_on_stdout_and_its_text_on_stderr(
     run_program: RunProgram, program: str, words: list[str], message: str
 ) -> None:
     ended = run_program(program, *words, MSGGAN_OUTPUT="json")
@@ -109,12 +109,12 @@ def test_json_is_an_error_object_alone_on_stdout_and_its_text_on_stderr(
     assert "Traceback" not in ended.stderr
 
 
-def test_json_asked_for_by_a_flag_holds_for_options_that_cannot_be_read(run_program: RunProgram) -> None:
+def test_a_json_flag_applies_to_errors_of_parsing(run_program: RunProgram) -> None:
     ended = run_program("msggan-aml", "submit", "-o", "json", "--nonsense")
     assert ended.json["error"]["hint"] == "See: msggan-aml submit --help"
 
 
-def test_an_unknown_output_is_told_with_the_other_complaints(run_program: RunProgram) -> None:
+def test_an_invalid_output_is_reported_with_the_other_problems(run_program: RunProgram) -> None:
     ended = run_program("msggan-aml", "submit", "-o", "xml")
     assert ended.stderr.splitlines() == [
         "Error: --data is required. Name a folder, a zip or a pack of images.",
@@ -124,10 +124,10 @@ def test_an_unknown_output_is_told_with_the_other_complaints(run_program: RunPro
 
 def error_of(command: click.Command, *words: str) -> str:
     """What a command line that cannot be read is answered, without the hint after it."""
-    told = StringIO()
-    with redirect_stderr(told):
+    response = StringIO()
+    with redirect_stderr(response):
         assert run_here(command, name="msggan-aml", argv=words) == 2
-    (line,) = (line for line in told.getvalue().splitlines() if line.startswith("Error: "))
+    (line,) = (line for line in response.getvalue().splitlines() if line.startswith("Error: "))
     return line.removeprefix("Error: ")
 
 
@@ -162,7 +162,7 @@ def error_of(command: click.Command, *words: str) -> str:
         ("images --kimg 1", "'submit images'"),
     ],
 )
-def test_a_command_that_does_not_exist_is_answered_with_the_one_that_is_meant(
+def test_an_unknown_command_gets_a_suggestion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, meant: str
 ) -> None:
     (tmp_path / "images").mkdir()
@@ -172,13 +172,13 @@ def test_a_command_that_does_not_exist_is_answered_with_the_one_that_is_meant(
 
 
 @pytest.mark.parametrize("word", ["delete", "rm", "remove"])
-def test_who_wants_to_delete_a_run_is_told_what_a_run_is(word: str) -> None:
+def test_an_attempt_to_delete_a_run_explains_how(word: str) -> None:
     assert error_of(msggan_aml, word, "one") == (
         f"No such command {word!r}. A run is a folder: delete that. To stop a run: 'cancel'."
     )
 
 
-def test_a_word_that_is_like_no_command_has_no_suggestion() -> None:
+def test_a_name_unlike_any_command_gets_no_suggestion() -> None:
     assert error_of(msggan_aml, "xyzzy") == "No such command 'xyzzy'."
 
 
@@ -206,7 +206,7 @@ def test_a_word_that_is_like_no_command_has_no_suggestion() -> None:
         ("config show --ouput json", "'--output'"),
     ],
 )
-def test_an_option_that_does_not_exist_is_answered_with_the_nearest_by_likeness(words: str, meant: str) -> None:
+def test_an_unknown_option_gets_the_most_similar_one(words: str, meant: str) -> None:
     option = next(word for word in words.split() if word.startswith("-"))
     assert error_of(msggan_aml, *words.split()) == f"No such option {option!r}. Did you mean {meant}?"
 
@@ -220,17 +220,17 @@ def test_an_option_that_does_not_exist_is_answered_with_the_nearest_by_likeness(
         ("--resolutio 8", "'--resolution'"),
     ],
 )
-def test_the_trainer_answers_so_too(words: str, meant: str) -> None:
+def test_the_trainer_suggests_options_too(words: str, meant: str) -> None:
     option, _, value = words.partition(" ")
     assert error_of(train, option, value) == f"No such option {option!r}. Did you mean {meant}?"
 
 
-def test_an_option_before_its_command_is_told_where_it_belongs() -> None:
+def test_an_option_before_its_command_is_explained() -> None:
     answer = "No such option '--data'. Did you mean 'submit --data'?"
     assert error_of(msggan_aml, "--data", "images", "submit") == answer
 
 
-def test_suggestions_come_the_most_alike_first() -> None:
+def test_suggestions_are_sorted_by_similarity() -> None:
     assert nearest("--batch", ["--a", "--match", "--batches", "--batch-size"]) == [
         "--batches",
         "--match",
@@ -288,8 +288,8 @@ def test_the_images_of_a_sweep_are_an_argument_or_an_option(run_program: RunProg
 
 
 def test_a_command_of_a_group_that_takes_images_takes_none() -> None:
-    told = CliRunner().invoke(msggan_aml, ["sweep", "best", "--help"], prog_name="msggan-aml").stdout
-    assert told.splitlines()[0] == "Usage: msggan-aml sweep best [OPTIONS] NAME"
+    response = CliRunner().invoke(msggan_aml, ["sweep", "best", "--help"], prog_name="msggan-aml").stdout
+    assert response.splitlines()[0] == "Usage: msggan-aml sweep best [OPTIONS] NAME"
     assert error_of(msggan_aml, "sweep", "--kimg", "1", "best", "s") == "Write 'best' before all options."
 
 
@@ -303,7 +303,7 @@ def test_a_command_of_a_group_that_takes_images_takes_none() -> None:
         (["tiny/00.png", "tiny/01.png", "tiny/02.png"], "tiny/00.png and 2 more: give the folder of the images: tiny."),
     ],
 )
-def test_more_than_one_path_to_images_is_a_usage_error_that_says_what_to_type(
+def test_several_paths_to_images_are_a_usage_error_with_the_right_command(
     tiny_images: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: list[str], message: str
 ) -> None:
     tiny_images.with_name("my images").mkdir()
@@ -360,7 +360,9 @@ def test_without_a_workspace_auto_is_this_machine() -> None:
     assert (choice.target, choice.reason) == ("local", "no Azure ML workspace is configured")
 
 
-def test_auto_is_azure_where_a_workspace_is_configured_and_says_where(run_program: RunProgram, tmp_path: Path) -> None:
+def test_auto_is_azure_if_a_workspace_is_configured_and_reports_its_source(
+    run_program: RunProgram, tmp_path: Path
+) -> None:
     draw_tiny_images(tmp_path / "tiny")
     (tmp_path / "config.json").write_text(json.dumps(WORKSPACE))
     ended = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run", "-o", "json")
@@ -368,7 +370,9 @@ def test_auto_is_azure_where_a_workspace_is_configured_and_says_where(run_progra
     assert f"Target: azure ({tmp_path / 'config.json'} names workspace " in ended.stderr
 
 
-def test_azure_without_a_workspace_says_how_to_name_one(run_program: RunProgram, tmp_path: Path) -> None:
+def test_azure_without_a_workspace_is_an_error_that_says_how_to_set_one(
+    run_program: RunProgram, tmp_path: Path
+) -> None:
     draw_tiny_images(tmp_path / "tiny")
     ended = run_program("msggan-aml", "submit", "--data", "tiny", "--target", "azure", "--dry-run")
     assert ended.exit_code == 2
@@ -404,7 +408,7 @@ def test_a_dry_run_in_text_is_a_line_that_a_shell_can_run(run_program: RunProgra
     assert command == [sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", str(Path("runs/tiny"))]
 
 
-def test_the_folder_of_runs_is_a_flag_before_it_is_a_variable(run_program: RunProgram, tiny_images: Path) -> None:
+def test_the_flag_for_the_runs_folder_precedes_the_variable(run_program: RunProgram, tiny_images: Path) -> None:
     words = ["submit", "--data", "tiny", "--dry-run", "-o", "json"]
     variables = {"MSGGAN_RUNS_DIR": "elsewhere"}
     assert run_program("msggan-aml", *words).json["run_dir"] == str(Path("runs/tiny"))
@@ -413,7 +417,7 @@ def test_the_folder_of_runs_is_a_flag_before_it_is_a_variable(run_program: RunPr
     assert flagged.json["run_dir"] == str(Path("here/tiny"))
 
 
-def test_complaints_about_settings_come_with_all_others(run_program: RunProgram, tmp_path: Path) -> None:
+def test_problems_of_settings_are_reported_with_all_others(run_program: RunProgram, tmp_path: Path) -> None:
     (tmp_path / "msggan.toml").write_text("[azure]\nrun_dir = 'x'\n")
     ended = run_program("msggan-aml", "submit", "--kimg", "0")
     assert ended.exit_code == 2
@@ -424,7 +428,7 @@ def test_complaints_about_settings_come_with_all_others(run_program: RunProgram,
     ]
 
 
-def test_the_command_carries_configuration_and_place() -> None:
+def test_the_command_contains_configuration_and_hardware() -> None:
     spec = RunSpec(TrainConfig(kimg=1), "images", "one", Hardware("cpu", 2))
     words = "python -m msggan.train --data /in --run-dir /out --kimg 1.0 --device cpu --workers 2"
     assert spec.command(data="/in", run_dir="/out") == words.split()
@@ -441,8 +445,8 @@ def ended(status: int, stdout: str = "", **more: Any) -> RunStatus:
 
 @pytest.mark.parametrize(("state", "status"), [("completed", 0), ("cancelled", 6), ("interrupted", 130)])
 def test_a_result_becomes_a_run_with_the_childs_exit_code(state: str, status: int) -> None:
-    told = {"state": state, "run_dir": "runs/one", "images_seen": 4000, "metrics": {"swd": 1.5}, "next": []}
-    run = ended(status, f"a library's chatter\n{json.dumps(told)}\n")
+    response = {"state": state, "run_dir": "runs/one", "images_seen": 4000, "metrics": {"swd": 1.5}, "next": []}
+    run = ended(status, f"a library's chatter\n{json.dumps(response)}\n")
     assert run.exit_code == status
     assert run.as_submitted().keys() == RUN_KEYS
     assert (run.state, run.images_seen, run.metrics) == (state, 4000, {"swd": 1.5})
@@ -458,7 +462,7 @@ def test_a_result_becomes_a_run_with_the_childs_exit_code(state: str, status: in
         ("running", ["logs one --follow", "cancel one"]),
     ],
 )
-def test_what_to_type_next_goes_on_with_the_run(state: str, commands: list[str]) -> None:
+def test_the_next_commands_continue_the_run(state: str, commands: list[str]) -> None:
     assert next_commands(SPEC, "runs", state, 4000) == [f"msggan-aml {command}" for command in commands]
 
 
@@ -473,7 +477,7 @@ def test_what_to_type_next_goes_on_with_the_run(state: str, commands: list[str])
         ("failed", 4, 4000, None),  # its last checkpoint could not be written
     ],
 )
-def test_the_next_command_always_trains_on(
+def test_the_next_command_always_continues_training(
     state: str, asked_kimg: float, images_seen: int, next_kimg: str | None
 ) -> None:
     spec = RunSpec(TrainConfig(kimg=asked_kimg), "images", "one")
@@ -491,11 +495,11 @@ def test_a_program_that_the_shell_does_not_find_is_shown_by_its_path(tmp_path: P
     assert as_typed("msggan-aml sample one", program="-c", path="/nowhere") == "msggan-aml sample one"
 
 
-def test_a_childs_error_is_passed_on_as_it_is() -> None:
-    told = {"error": {"code": "data", "message": "No image.", "hint": "Add some."}}
+def test_a_childs_error_is_passed_on_unchanged() -> None:
+    response = {"error": {"code": "data", "message": "No image.", "hint": "Add some."}}
     with pytest.raises(ReportedError) as raised:
-        ended(2, json.dumps(told))
-    assert raised.value.as_json() == told
+        ended(2, json.dumps(response))
+    assert raised.value.as_json() == response
     assert raised.value.exit_code == 2
 
 
@@ -509,7 +513,7 @@ def test_a_childs_error_is_passed_on_as_it_is() -> None:
         (0, "ended with exit code 0 and left no result."),
     ],
 )
-def test_a_child_that_dies_without_a_word_failed_and_can_be_resumed(status: int, message: str) -> None:
+def test_a_child_that_dies_silently_has_failed_and_can_be_resumed(status: int, message: str) -> None:
     with pytest.raises(JobFailedError) as raised:
         ended(status, "no json\n")
     assert message in raised.value.message
@@ -517,7 +521,7 @@ def test_a_child_that_dies_without_a_word_failed_and_can_be_resumed(status: int,
     assert raised.value.exit_code == 1
 
 
-def test_a_child_that_we_terminated_before_it_could_answer_was_cancelled() -> None:
+def test_a_child_terminated_before_its_response_is_cancelled() -> None:
     assert ended(-15, terminated_by_us=True).state == "cancelled"
 
 
@@ -560,7 +564,7 @@ def test_submit_trains_to_the_end(finished: tuple[Path, Ended]) -> None:
     assert list((run_dir / "samples").glob("*_8px.png"))
 
 
-def test_the_same_command_again_has_nothing_left_to_do_and_says_what_is_next(finished: tuple[Path, Ended]) -> None:
+def test_repeating_the_command_changes_nothing_and_shows_the_next(finished: tuple[Path, Ended]) -> None:
     folder, _ = finished
     ended = run_in(folder, "msggan-aml", "submit", "--data", "tiny", *SMALL)
     assert ended.exit_code == 0, ended.stderr
@@ -579,7 +583,7 @@ def test_another_configuration_for_the_same_run_is_refused_once_and_by_name(fini
     assert ended.stderr.count("Error: ") == 1
 
 
-def test_the_printed_command_alone_is_the_run(run_program: RunProgram, tmp_path: Path, tiny_images: Path) -> None:
+def test_the_printed_command_runs_the_training(run_program: RunProgram, tmp_path: Path, tiny_images: Path) -> None:
     plan = run_program("msggan-aml", "submit", "--data", "tiny", *SMALL, "--dry-run", "-o", "json").json
     ended = subprocess.run(
         plan["command"],
@@ -593,7 +597,9 @@ def test_the_printed_command_alone_is_the_run(run_program: RunProgram, tmp_path:
     assert json.loads(ended.stdout).keys() == {"state", "run_dir", "images_seen", "metrics", "next"}
 
 
-def test_a_folder_without_images_is_the_childs_error_told_once(run_program: RunProgram, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_reported_once_with_the_childs_error(
+    run_program: RunProgram, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     ended = run_program("msggan-aml", "submit", "--data", "empty", *SMALL, "-o", "json")
     assert (ended.exit_code, ended.json["error"]["code"]) == (2, "data")
@@ -622,7 +628,7 @@ def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Pope
 )
 @pytest.mark.parametrize("by", ENDINGS)
 @pytest.mark.usefixtures("tiny_images")
-def test_a_stopped_run_leaves_a_checkpoint_says_so_and_goes_on(
+def test_a_stopped_run_saves_a_checkpoint_reports_it_and_resumes(
     tmp_path: Path, program: str, words: list[str], by: str
 ) -> None:
     state, exit_code = ENDINGS[by]
@@ -642,7 +648,7 @@ def test_a_stopped_run_leaves_a_checkpoint_says_so_and_goes_on(
 
 @posix
 @pytest.mark.usefixtures("tiny_images")
-def test_a_run_in_the_background_of_a_script_is_deaf_to_ctrl_c_and_not_to_sigterm(tmp_path: Path) -> None:
+def test_a_background_run_of_a_script_ignores_ctrl_c_but_not_sigterm(tmp_path: Path) -> None:
     metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
     words = ["submit", "--data", "tiny", *ENDLESS, "-o", "json"]
     with started(tmp_path, "msggan-aml", *words, background=True) as process:
@@ -683,7 +689,7 @@ sys.exit(run_program(command, name="command"))
     ],
 )
 @posix
-def test_every_ending_has_its_exit_code_and_its_error(
+def test_every_outcome_has_its_exit_code_and_error(
     tmp_path: Path, body: str, exit_code: int, code: str, text: str
 ) -> None:
     ended = subprocess.run(
@@ -699,7 +705,7 @@ def test_every_ending_has_its_exit_code_and_its_error(
     assert ended.stderr.strip().startswith(text)
 
 
-def test_no_text_ends_a_program_for_want_of_a_character_in_the_locale() -> None:
+def test_text_that_the_locale_cannot_encode_does_not_crash_a_program() -> None:
     body = "from msggan.commands.program import print_json; click.echo('naïve → ×'); print_json({'name': 'naïve → ×'})"
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(body=body)],
@@ -709,11 +715,11 @@ def test_no_text_ends_a_program_for_want_of_a_character_in_the_locale() -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    text, told = ended.stdout.splitlines()
-    assert (text, json.loads(told)) == ("naïve \\u2192 ×", {"name": "naïve → ×"})
+    text, response = ended.stdout.splitlines()
+    assert (text, json.loads(response)) == ("naïve \\u2192 ×", {"name": "naïve → ×"})
 
 
-def test_numbers_that_json_cannot_say_become_null() -> None:
+def test_numbers_without_a_json_form_become_null() -> None:
     from msggan.commands.program import print_json
 
     @click.command()

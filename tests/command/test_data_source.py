@@ -35,7 +35,7 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize("data", ADDRESSES)
-def test_an_address_that_azure_knows_is_taken_and_is_no_path_here(data: str) -> None:
+def test_an_azure_uri_is_accepted_and_is_not_a_local_path(data: str) -> None:
     assert is_remote(data)
     assert source_problems(data) == []
     assert LocalTarget().problems(data, None) == [
@@ -60,11 +60,11 @@ def test_an_address_that_azure_knows_is_taken_and_is_no_path_here(data: str) -> 
         "file:///images",
     ],
 )
-def test_any_other_address_is_refused_with_the_forms_there_are(data: str) -> None:
+def test_other_uris_are_refused_with_the_valid_forms(data: str) -> None:
     assert source_problems(data) == [f"--data {data}: is no address that a job can read. {FORMS}"]
 
 
-def test_a_path_here_is_looked_for_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_path_is_checked_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("images", "images.zip", "azureml:flowers:3", "what?sig=x"):
         Path(name).mkdir()
@@ -106,7 +106,7 @@ def test_a_run_is_named_after_the_images_wherever_they_are(data: str, name: str)
     assert default_name(path_of(data)) == default_name(data) == name
 
 
-def test_a_file_is_told_from_a_folder_by_its_name() -> None:
+def test_a_file_is_distinguished_from_a_folder_by_its_name() -> None:
     assert [is_file(data) for data in ("a/b.zip", "a/b.SAFETENSORS", "a/b/", "a/b", "a/b.png")] == [True] * 2 + [
         False
     ] * 3
@@ -147,7 +147,7 @@ def test_a_key_or_a_signature_in_whatever_form_is_refused_and_not_repeated(
 
 
 @pytest.mark.parametrize("login", [f"me:{S3CR3T}", f"me:{S3CR3T}@{S3CR3T}", f":{S3CR3T}%20{S3CR3T}", S3CR3T])
-def test_a_password_in_an_address_is_refused_and_not_repeated(login: str) -> None:
+def test_a_password_in_a_uri_is_refused_and_not_repeated(login: str) -> None:
     (problem,) = source_problems(f"https://{login}@account1.blob.core.windows.net/container/images")
     assert "holds a secret" in problem
     assert S3CR3T not in problem

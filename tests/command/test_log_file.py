@@ -21,7 +21,7 @@ class Writer:
         self.log = log
         self.texts = list(texts)
 
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         if not self.texts:
             return False
         with self.log.open("a", encoding="utf-8") as file:
@@ -35,21 +35,21 @@ def test_the_last_lines_are_the_last(log: Path, tail: int | None, lines: list[st
     assert last_lines(log, tail) == lines
 
 
-def test_where_nothing_was_written_there_is_no_line(log: Path) -> None:
+def test_an_empty_log_has_no_lines(log: Path) -> None:
     assert last_lines(log, None) == []
     assert list(follow_lines(log, None, continues=lambda: False)) == []
 
 
-def test_lines_written_in_pieces_come_whole_and_once(log: Path) -> None:
+def test_lines_written_in_pieces_are_read_whole_and_once(log: Path) -> None:
     log.write_text("old\n")
     writer = Writer(log, "a", "b\nc", "", "\nd\ne\n", "the end")
-    assert list(follow_lines(log, None, continues=writer.goes_on)) == ["old", "ab", "c", "d", "e", "the end"]
+    assert list(follow_lines(log, None, continues=writer.continues)) == ["old", "ab", "c", "d", "e", "the end"]
 
 
 def test_following_from_the_tail_shows_what_comes_after_it(log: Path) -> None:
     log.write_text("1\n2\n3\n")
-    assert list(follow_lines(log, 1, continues=Writer(log, "4\n").goes_on)) == ["3", "4"]
+    assert list(follow_lines(log, 1, continues=Writer(log, "4\n").continues)) == ["3", "4"]
 
 
-def test_a_log_that_is_not_there_yet_is_waited_for(log: Path) -> None:
-    assert list(follow_lines(log, None, continues=Writer(log, "1\n", "2\n").goes_on)) == ["1", "2"]
+def test_a_missing_log_is_waited_for(log: Path) -> None:
+    assert list(follow_lines(log, None, continues=Writer(log, "1\n", "2\n").continues)) == ["1", "2"]

@@ -60,7 +60,7 @@ def test_only_explicit_values_are_written_in_the_order_of_the_fields(config: Tra
     assert flags == [flag(name) for name in names]
 
 
-def test_an_argument_vector_reads_as_a_person_would_write_it() -> None:
+def test_an_argument_vector_is_written_as_a_user_would_type_it() -> None:
     config = TrainConfig(resolution=32, kimg=20, g_lr=1e-05, mirror=False, equalized=True, background="#00ff00")
     words = "--resolution 32 --kimg 20.0 --g-lr 1e-05 --equalized --no-mirror --background #00ff00"
     assert to_argv(config) == words.split()
@@ -101,7 +101,7 @@ def test_an_argument_vector_that_cannot_be_read_is_a_usage_error(argv: list[str]
         from_argv(argv)
 
 
-def test_complaints_found_elsewhere_come_with_those_about_the_configuration() -> None:
+def test_other_problems_are_reported_with_those_of_the_configuration() -> None:
     with pytest.raises(UsageError) as raised:
         parse_with(["--data is required."], {"kimg": "0", "loss": "x"})
     assert raised.value.problems == (
@@ -111,7 +111,7 @@ def test_complaints_found_elsewhere_come_with_those_about_the_configuration() ->
     )
 
 
-def test_complaints_found_elsewhere_are_enough() -> None:
+def test_other_problems_are_sufficient_for_an_error() -> None:
     with pytest.raises(UsageError):
         parse_with(["--data is required."], {})
 
@@ -172,7 +172,7 @@ def test_data_is_required(data: str | None) -> None:
 
 
 @pytest.mark.parametrize("data", ["/nowhere/at/all", "x" * 5000, "a\0b"], ids=["deep", "long", "zero"])
-def test_a_path_that_cannot_be_is_missing_too(data: str) -> None:
+def test_an_impossible_path_is_reported_as_missing(data: str) -> None:
     (problem,) = data_problems(data)
     assert "not found." in problem
 
@@ -191,7 +191,7 @@ def test_a_path_that_cannot_be_is_missing_too(data: str) -> None:
         (["-o"], "json", False),
     ],
 )
-def test_whether_json_is_wanted_is_known_before_options_are_read(words: list[str], variable: str, json: bool) -> None:
+def test_json_output_is_detected_before_options_are_parsed(words: list[str], variable: str, json: bool) -> None:
     assert wants_json(words, {"MSGGAN_OUTPUT": variable}) is json
 
 
@@ -228,7 +228,7 @@ def test_values_are_converted_and_defaults_filled_in() -> None:
         assert context.params == {"many": 7, "share": 0.5, "kind": "red", "plain": None}
 
 
-def test_a_command_may_report_the_complaints_with_its_own() -> None:
+def test_a_command_can_add_its_own_problems() -> None:
     result = CliRunner().invoke(lenient, ["--many", "x"])
     assert result.output == "3 ['--many x: is not a whole number.']\n"
     assert CliRunner().invoke(lenient, []).output == "3 []\n"

@@ -84,12 +84,12 @@ def test_a_job_names_its_environment_and_the_packages_of_mlflow(bare: Run) -> No
     ended = bare("-m", "msggan.train", *WORDS, has=("click", "filelock", "safetensors", "numpy"), **variables)
     missing = "azureml-mlflow, mlflow, pillow, torch, torchvision"
     assert ended.exit_code == 2
-    told = (
+    result = (
         f"Error: Missing Python packages: {missing}. This Python is {sys.executable}.\n"
         "The job's environment lacks them. Submit again with --environment curated, which has all that training "
         "needs, or add them to your own image or conda file: "
     )
-    assert re.fullmatch(re.escape(told) + asked_for(missing) + "\n", ended.stderr)
+    assert re.fullmatch(re.escape(result) + asked_for(missing) + "\n", ended.stderr)
 
 
 def test_help_needs_nothing_but_click(bare: Run) -> None:
@@ -107,8 +107,8 @@ def test_help_needs_nothing_but_click(bare: Run) -> None:
 def test_every_program_names_the_package_it_lacks(bare: Run, words: tuple[str, ...], package: str) -> None:
     ended = bare("-m", *words, has=("click", "filelock"))
     assert ended.exit_code == 2
-    told = rf"Error: Missing Python packages: {package}\. This Python is .*\nInstall: .*\n"
-    assert re.fullmatch(told, ended.stderr), ended.stderr
+    result = rf"Error: Missing Python packages: {package}\. This Python is .*\nInstall: .*\n"
+    assert re.fullmatch(result, ended.stderr), ended.stderr
 
 
 def test_a_missing_module_of_ours_is_a_traceback(bare: Run) -> None:

@@ -61,7 +61,7 @@ def test_a_terminals_line_is_rewritten_in_place_and_kept_at_the_end() -> None:
     assert stream.getvalue() == f"{LINE}{CLEARED}{LINE}\n"
 
 
-def test_a_sentence_replaces_the_live_line() -> None:
+def test_a_message_replaces_the_live_line() -> None:
     stream = Terminal()
     progress = Progress(total_images=20_000, stream=stream)
     report(progress)

@@ -38,55 +38,55 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images in `tiny`, and an empty one for what is only for a while."""
     folder = tmp_path_factory.mktemp("rehearsal")
     draw_tiny_images(folder / "tiny")
-    (folder / "for-a-while").mkdir()
+    (folder / "temp").mkdir()
     return folder
 
 
-def for_a_while(place: Path) -> str:
-    return str(place / "for-a-while")
+def temp_folder(place: Path) -> str:
+    return str(place / "temp")
 
 
-def notes_below(folder: str) -> list[Path]:
+def records_below(folder: str) -> list[Path]:
     return list(Path(folder).glob("*/alone/run.json"))
 
 
 # A rehearsal, with real kills
 
 
-def test_a_run_killed_three_times_equals_the_undisturbed_one_and_each_loss_is_told(place: Path) -> None:
-    ended = run_in(place, "msggan-aml", *REHEARSE, "--target", "azure", "-o", "json", TMPDIR=for_a_while(place))
+def test_a_run_killed_three_times_equals_the_undisturbed_one_and_each_loss_is_reported(place: Path) -> None:
+    ended = run_in(place, "msggan-aml", *REHEARSE, "--target", "azure", "-o", "json", TMPDIR=temp_folder(place))
     assert ended.exit_code == 0, ended.stderr
-    told = ended.json
-    assert (told["equal"], told["differs"]) == (True, [])
-    assert [loss["images_seen"] // 250 for loss in told["losses"]] == [1, 2, 3]
-    for loss in told["losses"]:
+    response = ended.json
+    assert (response["equal"], response["differs"]) == (True, [])
+    assert [loss["images_seen"] // 250 for loss in response["losses"]] == [1, 2, 3]
+    for loss in response["losses"]:
         assert set(loss) == {"images_seen", "resumed_from", "images_again", "seconds"}
         assert loss["resumed_from"] >= 200
         assert loss["resumed_from"] % 200 == 0
         assert loss["images_again"] == loss["images_seen"] - loss["resumed_from"] >= 0
         assert loss["seconds"] > 0
-    assert told["images_per_second"] > 0
-    assert told["checkpoint_images"] == 5000  # a twentieth of what is trained by default
-    assert sorted(path.name for path in place.iterdir()) == ["for-a-while", "tiny"]
-    assert list(Path(for_a_while(place)).iterdir()) == []
+    assert response["images_per_second"] > 0
+    assert response["checkpoint_images"] == 5000  # a twentieth of what is trained by default
+    assert sorted(path.name for path in place.iterdir()) == ["temp", "tiny"]
+    assert list(Path(temp_folder(place)).iterdir()) == []
 
 
 def test_a_rehearsal_that_is_stopped_leaves_no_process_and_no_folder(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", for_a_while(place))
+    monkeypatch.setenv("TMPDIR", temp_folder(place))
     with started(place, "msggan-aml", *REHEARSE) as rehearsing:
-        wait_for(lambda: notes_below(for_a_while(place)), rehearsing)
-        (note,) = notes_below(for_a_while(place))
+        wait_for(lambda: records_below(temp_folder(place)), rehearsing)
+        (note,) = records_below(temp_folder(place))
         trainer = json.loads(note.read_bytes())["process"]
         ended = stopped(rehearsing, "SIGTERM")
     assert ended.exit_code == 6, ended.stderr
-    assert list(Path(for_a_while(place)).iterdir()) == []
+    assert list(Path(temp_folder(place)).iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.kill(trainer, signal.SIG_DFL)
 
 
-def test_what_keeps_the_run_from_training_ends_the_rehearsal_with_that_error(place: Path) -> None:
+def test_an_error_of_the_run_ends_the_rehearsal_with_that_error(place: Path) -> None:
     ended = run_in(place, "msggan-aml", *REHEARSE, "--batch-size", "64", "-o", "json")
     assert ended.exit_code == 2
     assert ended.json["error"]["code"] == "data"
@@ -96,7 +96,7 @@ def test_what_keeps_the_run_from_training_ends_the_rehearsal_with_that_error(pla
 # What does not go together
 
 
-def test_all_that_does_not_go_with_a_rehearsal_is_told_at_once(run_program: Callable[..., Ended]) -> None:
+def test_all_options_that_conflict_with_a_rehearsal_are_reported_at_once(run_program: Callable[..., Ended]) -> None:
     words = ["--data", "azureml:photos:1", "--rehearse-preemption", "--dry-run", "--detach", "--loss", "none"]
     ended = run_program("msggan-aml", "submit", *words)
     assert ended.exit_code == 2
@@ -129,7 +129,7 @@ def run_of(folder: Path, *, seed_of_weights: int = 0, **metrics: float) -> RunFo
     return RunFolder(folder)
 
 
-def test_runs_are_equal_where_only_timings_differ(tmp_path: Path) -> None:
+def test_runs_are_equal_if_only_timings_differ(tmp_path: Path) -> None:
     alone = run_of(tmp_path / "alone", swd=float("nan"))
     killed = run_of(tmp_path / "killed", swd=float("nan"), seconds=9.0, images_per_second=28.0)
     assert differences(alone, killed) == []
@@ -150,7 +150,7 @@ def test_a_header_in_another_order_makes_no_difference(tmp_path: Path) -> None:
     assert differences(alone, killed) == []
 
 
-def test_one_number_that_differs_in_its_last_bit_is_seen(tmp_path: Path) -> None:
+def test_a_difference_in_the_last_bit_is_detected(tmp_path: Path) -> None:
     alone, killed = run_of(tmp_path / "alone"), run_of(tmp_path / "killed")
     content = bytearray(killed.generator.read_bytes())
     content[-1] ^= 1
@@ -175,16 +175,16 @@ def test_a_loss_costs_half_the_interval_on_average_at_the_pace_after_the_first_r
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
     outlook = build_outlook(resolved_asked(TrainConfig(kimg=1000.0)), RunFolder(tmp_path))
     assert outlook == Outlook(checkpoint_images=20000, images_per_second=75.0)
-    told = outlook.as_json()
-    assert told["at_most"] == {"images": 20000, "minutes": pytest.approx(20000 / 75 / 60)}
-    assert told["on_average"] == {"images": 10000, "minutes": pytest.approx(20000 / 75 / 120)}
+    response = outlook.as_json()
+    assert response["at_most"] == {"images": 20000, "minutes": pytest.approx(20000 / 75 / 60)}
+    assert response["on_average"] == {"images": 10000, "minutes": pytest.approx(20000 / 75 / 120)}
 
 
 @pytest.mark.parametrize(
     ("checkpoint_images", "images_per_second", "hinted"),
     [(20000, 100.0, None), (20000, 10.0, 3.0), (6000, 10.0, None), (6001, 10.0, 3.0), (1000, 1.0, 0.3)],
 )
-def test_a_smaller_interval_is_hinted_where_a_loss_costs_more_than_ten_minutes(
+def test_a_smaller_interval_is_suggested_if_a_loss_costs_more_than_ten_minutes(
     checkpoint_images: int, images_per_second: float, hinted: float | None
 ) -> None:
     outlook = Outlook(checkpoint_images, images_per_second)
@@ -202,7 +202,7 @@ def test_a_smaller_interval_is_hinted_where_a_loss_costs_more_than_ten_minutes(
         (720000, "60 min) on average and 720000 (2 h 00 min)"),
     ],
 )
-def test_what_a_loss_costs_is_told_in_a_unit_that_fits(checkpoint_images: int, costs: str) -> None:
+def test_the_cost_of_a_loss_has_a_suitable_unit(checkpoint_images: int, costs: str) -> None:
     lines = Rehearsal((), (), Outlook(checkpoint_images, images_per_second=100.0)).as_lines()
     assert any(costs in line for line in lines)
     assert not any("0.0 min" in line for line in lines)

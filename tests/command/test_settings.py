@@ -92,7 +92,7 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(
         assert type(getattr(settings, spec.name)) is spec.kind
 
 
-def test_without_a_word_said_all_is_as_by_default(tmp_path: Path) -> None:
+def test_without_settings_everything_has_its_default(tmp_path: Path) -> None:
     settings = read(tmp_path)
     assert {name: getattr(settings, name) for name in NAMES} == {
         "runs_dir": "runs",
@@ -118,12 +118,12 @@ def test_without_a_word_said_all_is_as_by_default(tmp_path: Path) -> None:
     assert settings.workspace is None
 
 
-def test_an_empty_variable_says_nothing_and_an_empty_flag_is_wrong(tmp_path: Path) -> None:
+def test_an_empty_variable_is_ignored_and_an_empty_flag_is_an_error(tmp_path: Path) -> None:
     assert read(tmp_path, MSGGAN_RUNS_DIR="").runs_dir == "runs"
     assert complaints(tmp_path, flags={"runs_dir": ""}) == ["--runs-dir : must be a text that is not empty."]
 
 
-def test_the_runs_are_tracked_beside_them_unless_somebody_says_where(tmp_path: Path) -> None:
+def test_runs_are_tracked_beside_them_unless_a_uri_is_set(tmp_path: Path) -> None:
     assert read(tmp_path, flags={"runs_dir": "/r"}).tracking_uri == "sqlite:////r/mlflow.db"
     assert read(tmp_path, MSGGAN_TRACKING_URI="none", MLFLOW_TRACKING_URI="http://h").tracking_uri == "none"
     toml = "[azure]\ntracking_uri = 'http://file'\n"
@@ -149,7 +149,7 @@ def test_yes_and_no_in_a_variable(tmp_path: Path, text: str, value: bool) -> Non
 # --- msggan.toml ------------------------------------------------------------------------------------------------------
 
 
-def test_paths_in_a_file_above_start_from_its_folder_and_others_from_here(tmp_path: Path) -> None:
+def test_paths_in_a_parent_file_are_relative_to_its_folder_and_others_to_the_working_directory(tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     inner = tmp_path / "inner"
     inner.mkdir()
@@ -163,7 +163,7 @@ def test_paths_in_a_file_above_start_from_its_folder_and_others_from_here(tmp_pa
     assert (said.runs_dir, said.tracking_uri, said.environment) == ("r", "sqlite:///t.db", "job")
 
 
-def test_whole_addresses_and_images_in_a_file_above_stay_as_they_are(tmp_path: Path) -> None:
+def test_uris_and_images_in_a_parent_file_are_unchanged(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     for name, value in [
         ("runs_dir", "/r"),
@@ -204,38 +204,38 @@ def test_only_the_nearest_file_counts(tmp_path: Path) -> None:
         (f"[azure]\ntimeout_hours = 1{'0' * 400}\n", f"timeout_hours 1{'0' * 400}: is not a number."),
     ],
 )
-def test_what_does_not_belong_in_the_file_is_told(tmp_path: Path, toml: str, problem: str) -> None:
+def test_unknown_keys_in_the_file_are_reported(tmp_path: Path, toml: str, problem: str) -> None:
     assert f"{tmp_path / 'msggan.toml'}: {problem}" in complaints(tmp_path, toml)
 
 
-def test_a_file_that_is_not_toml_is_told_with_the_line(tmp_path: Path) -> None:
+def test_invalid_toml_is_reported_with_its_line(tmp_path: Path) -> None:
     (problem,) = complaints(tmp_path, "[azure]\nmin_nodes 3\n")
     assert problem.startswith(f"{tmp_path / 'msggan.toml'}: is not TOML: ")
     assert "line 2" in problem
 
 
 @pytest.mark.parametrize("content", [b"[azure]\nrun = '\xff'\n", b"x = " + b"[" * 100_000, b"x = 1" + b"0" * 5000])
-def test_a_file_of_anything_is_told_in_a_line(tmp_path: Path, content: bytes) -> None:
+def test_any_other_file_is_reported_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "msggan.toml").write_bytes(content)
     problems = complaints(tmp_path)
     assert problems[0].startswith(f"{tmp_path / 'msggan.toml'}: ")
     assert len(problems) == 1
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "msggan.toml").mkdir()
     (problem,) = complaints(tmp_path)
     assert problem.startswith(f"{tmp_path / 'msggan.toml'}: cannot be read: ")
 
 
-def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+def test_a_file_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert read(tmp_path, "\ufeff[azure]\ncompute = 'mine'\n").compute == "mine"
 
 
 # --- Complaints -------------------------------------------------------------------------------------------------------
 
 
-def test_all_complaints_come_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     flags = {"min_nodes": "few", "compute": "-", "timeout_hours": "0", "resource_group": "g"}
     variables = {"MSGGAN_MAX_NODES": "0", "MSGGAN_LOW_PRIORITY": "maybe"}
     problems = complaints(tmp_path, "[azure]\nvmsize = 'x'\nidle_minutes = 0\n", flags=flags, **variables)
@@ -253,7 +253,7 @@ def test_all_complaints_come_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_values_that_do_not_go_together_are_told(tmp_path: Path) -> None:
+def test_conflicting_values_are_reported(tmp_path: Path) -> None:
     assert complaints(tmp_path, "[azure]\nmax_nodes = 2\n", flags={"min_nodes": "3"}) == [
         f"--min-nodes 3: must be at most max_nodes, which is 2 ({tmp_path / 'msggan.toml'})."
     ]
@@ -289,7 +289,7 @@ def test_a_secret_within_a_value_is_refused_and_not_repeated(tmp_path: Path, nam
         assert HIDDEN not in "".join(problems)
 
 
-def test_an_address_is_shown_without_its_secrets() -> None:
+def test_a_uri_is_shown_without_its_secrets() -> None:
     shown = without_secrets(f"postgresql://me:{HIDDEN}@host/db?sslmode=require&password={HIDDEN}")
     assert shown == "postgresql://***@host/db?sslmode=***&password=***"
     assert without_secrets("sqlite:///runs/mlflow.db") == "sqlite:///runs/mlflow.db"
@@ -308,8 +308,8 @@ def flags_of(names: list[str], *words: str) -> dict[str, Any]:
         """A command."""
         click.echo(json.dumps(flags))
 
-    told: dict[str, Any] = json.loads(CliRunner().invoke(command, words, catch_exceptions=False).stdout)
-    return told
+    result: dict[str, Any] = json.loads(CliRunner().invoke(command, words, catch_exceptions=False).stdout)
+    return result
 
 
 def test_a_command_has_exactly_the_flags_it_asks_for_and_gets_their_texts() -> None:
@@ -328,19 +328,17 @@ def test_the_help_of_each_flag_names_its_variable(name: str) -> None:
     def command(flags: dict[str, Any]) -> None:
         """A command."""
 
-    told = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
-    assert f"--{name.replace('_', '-')}" in told
-    assert f"variable MSGGAN_{name.upper()}]" in told
+    result = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
+    assert f"--{name.replace('_', '-')}" in result
+    assert f"variable MSGGAN_{name.upper()}]" in result
     (spec,) = (spec for spec in settings_table() if spec.name == name)
-    assert ("[default: " in told or "; default: " in told) == (spec.default is not None)
+    assert ("[default: " in result or "; default: " in result) == (spec.default is not None)
 
 
 # --- config show ------------------------------------------------------------------------------------------------------
 
 
-def test_config_show_tells_each_setting_its_value_and_where_it_comes_from(
-    run_program: RunProgram, tmp_path: Path
-) -> None:
+def test_config_show_prints_each_setting_with_its_value_and_source(run_program: RunProgram, tmp_path: Path) -> None:
     path = tmp_path / "msggan.toml"
     path.write_text(
         "[azure]\nmax_nodes = 3\n[workspace]\nsubscription_id='s'\nresource_group='g'\nworkspace_name='w'\n"
@@ -369,18 +367,18 @@ def test_config_show_tells_each_setting_its_value_and_where_it_comes_from(
     ):
         assert [" ".join(word.split()) for word in rows[names.index(row[0])]] == row
 
-    told = run_program("msggan-aml", "config", "show", "-o", "json", **variables)
-    assert told.json["workspace"] == {
+    result = run_program("msggan-aml", "config", "show", "-o", "json", **variables)
+    assert result.json["workspace"] == {
         "subscription_id": "s",
         "resource_group": "g",
         "workspace_name": "w",
         "source": str(path),
     }
-    assert list(told.json["settings"]) == NAMES
-    assert told.json["settings"]["max_nodes"] == {"value": 3, "source": str(path)}
-    assert told.json["settings"]["instance_type"] == {"value": None, "source": "default"}
-    assert told.json["secrets"] == {"MSGGAN_STORAGE_KEY": True, "MSGGAN_STORAGE_SAS": False}
-    assert HIDDEN not in ended.stdout + told.stdout
+    assert list(result.json["settings"]) == NAMES
+    assert result.json["settings"]["max_nodes"] == {"value": 3, "source": str(path)}
+    assert result.json["settings"]["instance_type"] == {"value": None, "source": "default"}
+    assert result.json["secrets"] == {"MSGGAN_STORAGE_KEY": True, "MSGGAN_STORAGE_SAS": False}
+    assert HIDDEN not in ended.stdout + result.stdout
 
 
 def test_config_show_credits_each_part_of_the_workspace_to_its_own_variable(run_program: RunProgram) -> None:
@@ -391,7 +389,7 @@ def test_config_show_credits_each_part_of_the_workspace_to_its_own_variable(run_
     assert rows == [[part, "x", "variable", variable] for part, variable in variables.items()]
 
 
-def test_config_show_tells_what_is_wrong(run_program: RunProgram, tmp_path: Path) -> None:
+def test_config_show_reports_problems(run_program: RunProgram, tmp_path: Path) -> None:
     (tmp_path / "msggan.toml").write_text("[azure]\ncompute = 'x'\n")
     ended = run_program("msggan-aml", "config", "show", "-o", "xml")
     assert ended.exit_code == 2

@@ -66,7 +66,7 @@ def endless(place: Path, name: str) -> Iterator[dict[str, object]]:
 # Following
 
 
-def test_a_completed_run_says_so_and_what_to_type_next(place: Path) -> None:
+def test_a_completed_run_is_reported_with_the_next_command(place: Path) -> None:
     status = msggan_aml(place, "status", "tiny", "-o", "json").json
     assert status.keys() == STATUS_KEYS
     assert (status["name"], status["target"], status["state"]) == ("tiny", "local", "completed")
@@ -80,7 +80,7 @@ def test_a_completed_run_says_so_and_what_to_type_next(place: Path) -> None:
     ]
 
 
-def test_a_run_can_be_meant_by_its_folder(place: Path) -> None:
+def test_a_run_can_be_given_by_its_folder(place: Path) -> None:
     by_folder = msggan_aml(place.parent, "status", place / "runs" / "tiny", "-o", "json")
     assert by_folder.json["state"] == "completed"
 
@@ -121,7 +121,7 @@ def test_status_without_a_name_is_that_of_the_newest_run(place: Path) -> None:
     assert msggan_aml(place, "status", "-o", "json").json["name"] == newest
 
 
-def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> None:
+def test_an_empty_list_of_runs_says_how_to_start(tmp_path: Path) -> None:
     listed = msggan_aml(tmp_path, "list")
     assert (listed.exit_code, listed.stdout) == (0, "")
     assert "msggan-aml submit --data FOLDER" in listed.stderr
@@ -130,7 +130,7 @@ def test_where_there_is_no_run_the_list_says_how_to_begin(tmp_path: Path) -> Non
     assert (status.exit_code, status.json["error"]["message"]) == (2, listed.stderr.strip())
 
 
-def test_a_run_is_told_to_the_mlflow_among_the_runs_and_a_resumed_one_goes_on_there(tmp_path: Path) -> None:
+def test_a_run_is_logged_to_the_mlflow_beside_the_runs_and_resumed_there(tmp_path: Path) -> None:
     draw_tiny_images(tmp_path / "tiny")
     words = ["msggan-aml", "submit", "--data", "tiny", *WHAT, "--loss", "hinge", "--metric-kimg", "0.02"]
     for kimg in ("0.04", "0.08"):
@@ -157,8 +157,8 @@ for run in client.search_runs([experiment.experiment_id]):
 
 def tracked_runs(uri: str) -> list[dict[str, object]]:
     """What an MLflow has of each run."""
-    told = subprocess.check_output([sys.executable, "-c", LOOK, uri], env=environment(), encoding="utf-8")
-    return [json.loads(line) for line in told.splitlines()]
+    result = subprocess.check_output([sys.executable, "-c", LOOK, uri], env=environment(), encoding="utf-8")
+    return [json.loads(line) for line in result.splitlines()]
 
 
 # Stopping
@@ -182,7 +182,7 @@ def test_a_detached_run_is_running_until_it_is_cancelled(place: Path) -> None:
         assert (twice.exit_code, twice.json["error"]["message"]) == (2, "long: is not running but cancelled.")
 
 
-def test_cancel_leaves_a_process_alone_that_does_not_train_the_run(place: Path) -> None:
+def test_cancel_does_not_stop_a_process_that_does_not_train_the_run(place: Path) -> None:
     """As where a machine of the same name trains it, or the recorded number belongs to another program by now."""
     unrelated = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     with endless(place, "elsewhere"), unrelated:
@@ -220,7 +220,7 @@ def has_open(process: subprocess.Popen[str], path: Path) -> bool:
     return any(os.path.realpath(descriptor) == os.path.realpath(path) for descriptor in descriptors.iterdir())
 
 
-def test_a_run_whose_process_was_killed_is_interrupted_and_goes_on(place: Path) -> None:
+def test_a_run_whose_process_was_killed_is_interrupted_and_resumes(place: Path) -> None:
     with endless(place, "killed") as submitted:
         note = read_note(RunFolder(place / "runs" / "killed"))
         assert note is not None
@@ -237,7 +237,7 @@ def test_a_run_whose_process_was_killed_is_interrupted_and_goes_on(place: Path) 
         assert (ended.exit_code, ended.json["state"]) == (0, "completed"), submitted
 
 
-def test_a_detached_run_that_cannot_begin_is_told_of_and_leaves_nothing(place: Path) -> None:
+def test_a_detached_run_that_cannot_start_is_reported_and_leaves_nothing(place: Path) -> None:
     (place / "empty").mkdir()
     refused = msggan_aml(place, "submit", "--data", "empty", *SMALL, "--detach", "-o", "json")
     assert (refused.exit_code, refused.json["error"]["code"]) == (2, "data")
@@ -245,7 +245,7 @@ def test_a_detached_run_that_cannot_begin_is_told_of_and_leaves_nothing(place: P
     assert not (place / "runs" / "empty").exists()
 
 
-def test_a_detached_run_that_cannot_begin_keeps_a_log_that_was_there_before(place: Path) -> None:
+def test_a_detached_run_that_cannot_start_keeps_an_existing_log(place: Path) -> None:
     (place / "none").mkdir()
     log = place / "runs" / "none" / "log.txt"
     log.parent.mkdir()
@@ -264,7 +264,7 @@ def changes_of(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_submitting_a_finished_run_changes_no_file_and_says_so(tmp_path: Path) -> None:
+def test_submitting_a_finished_run_changes_no_file_and_reports_it(tmp_path: Path) -> None:
     draw_tiny_images(tmp_path / "tiny")
 
     def submit(*more: str) -> Ended:
@@ -319,7 +319,7 @@ def test_a_cancelled_run_is_not_called_complete_by_a_smaller_kimg(place: Path) -
         ({"mirror": None}, "missing field 'mirror'."),
     ],
 )
-def test_a_run_of_another_version_is_listed_and_told_with_what_is_wrong(
+def test_a_run_of_another_version_is_listed_with_its_problem(
     tmp_path: Path, place: Path, change: dict[str, object], reason: str
 ) -> None:
     shutil.copytree(place / "runs" / "tiny", tmp_path / "runs" / "other")
@@ -338,7 +338,7 @@ def test_a_run_of_another_version_is_listed_and_told_with_what_is_wrong(
     assert (refused.exit_code, refused.json["error"]["message"]) == (2, message)
 
 
-def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, place: Path) -> None:
+def test_an_unreadable_record_is_named(tmp_path: Path, place: Path) -> None:
     shutil.copytree(place / "runs" / "tiny", tmp_path / "runs" / "other")
     (tmp_path / "runs" / "other" / "run.json").write_text("{")
     message = "runs/other/run.json: is not a record that msggan wrote."
@@ -370,26 +370,26 @@ def files_of_run(place: Path, name: str) -> dict[str, bytes]:
 
 
 def test_a_download_is_the_whole_run(place: Path) -> None:
-    told = msggan_aml(place, "download", "tiny", "--out", "copies/all", "-o", "json").json
+    result = msggan_aml(place, "download", "tiny", "--out", "copies/all", "-o", "json").json
     copied = downloaded(place / "copies" / "all")
     assert copied == files_of_run(place, "tiny")
-    assert told == {
+    assert result == {
         "files": len(copied),
         "bytes": sum(map(len, copied.values())),
         "path": str(Path("copies/all")),
     }
 
 
-def test_weights_alone_load_without_the_rest(place: Path) -> None:
+def test_downloaded_weights_load_without_other_files(place: Path) -> None:
     from msggan import load_generator
 
-    told = msggan_aml(place, "download", "tiny", "--out", "weights", "--weights", "-o", "json").json
-    assert told["files"] == 1
+    result = msggan_aml(place, "download", "tiny", "--out", "weights", "--weights", "-o", "json").json
+    assert result["files"] == 1
     assert downloaded(place / "weights").keys() == {"generator.safetensors"}
     assert load_generator(place / "weights").depth == 2
 
 
-def test_a_download_may_lie_beside_the_run_under_a_name_that_begins_like_its(place: Path) -> None:
+def test_a_download_may_be_beside_the_run_under_a_similar_name(place: Path) -> None:
     copied = msggan_aml(place, "download", "tiny", "--out", "runs/tiny2", "--weights")
     assert copied.exit_code == 0, copied.stderr
     assert downloaded(place / "runs" / "tiny2").keys() == {"generator.safetensors"}
@@ -407,7 +407,9 @@ def test_a_run_named_like_its_images_is_not_downloaded_among_them(tmp_path: Path
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("weights", [[], ["--weights"]])
-def test_a_folder_that_no_download_made_is_never_written_to(place: Path, weights: list[str], force: list[str]) -> None:
+def test_a_folder_not_created_by_a_download_is_never_written_to(
+    place: Path, weights: list[str], force: list[str]
+) -> None:
     images = contents(place / "tiny")
     refused = msggan_aml(place, "download", "tiny", "--out", "tiny", *weights, *force, "-o", "json")
     assert refused.exit_code == 2
@@ -419,7 +421,7 @@ def test_a_folder_that_no_download_made_is_never_written_to(place: Path, weights
     assert contents(place / "tiny") == images
 
 
-def test_a_download_that_is_repeated_brings_what_has_changed(tmp_path: Path) -> None:
+def test_a_repeated_download_copies_what_has_changed(tmp_path: Path) -> None:
     draw_tiny_images(tmp_path / "tiny")
     (tmp_path / "copy").mkdir()
     for kimg in ("0.04", "0.08"):
@@ -484,7 +486,7 @@ def test_a_download_that_was_interrupted_is_completed_by_the_next(place: Path) -
     assert downloaded(place / "cut") == files_of_run(place, "tiny")
 
 
-def test_a_file_that_arrived_as_the_download_was_killed_is_brought_again(tmp_path: Path) -> None:
+def test_a_file_copied_when_the_download_was_killed_is_copied_again(tmp_path: Path) -> None:
     file = tmp_path / "copy" / "config.json"
     for version in ("first", "second"):  # of a file that is new, and of one that is downloaded again
         CopyFolder(file.parent, "run").prepare({file.name: version}, force=False)
@@ -529,7 +531,7 @@ def test_a_download_into_a_link_to_an_empty_folder_fills_that(place: Path) -> No
         (["list", "-o", "yaml"], "--output yaml"),
     ],
 )
-def test_what_cannot_be_done_is_said(place: Path, words: list[str], message: str) -> None:
+def test_impossible_requests_are_errors(place: Path, words: list[str], message: str) -> None:
     refused = msggan_aml(place, *words)
     assert refused.exit_code == 2
     assert message in refused.stderr

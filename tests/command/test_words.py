@@ -35,7 +35,7 @@ def test_a_run_in_full() -> None:
     ]
 
 
-def test_an_ended_run_tells_when_and_why() -> None:
+def test_an_ended_run_has_its_time_and_reason() -> None:
     assert status_lines(FAILED) == [
         "f2: failed, 0 kimg",
         "  began 2026-11-23 20:00:00 UTC, ended 2026-11-23 20:01:00 UTC",

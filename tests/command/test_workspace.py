@@ -42,7 +42,7 @@ def complaints(folder: Path, flags: dict[str, str | bool | None] | None = None, 
     return list(raised.value.problems)
 
 
-def test_no_place_names_a_workspace(tmp_path: Path) -> None:
+def test_without_settings_there_is_no_workspace(tmp_path: Path) -> None:
     assert found(tmp_path) is None
 
 
@@ -114,7 +114,7 @@ def test_a_table_in_a_comment_or_in_another_table_is_no_workspace(tmp_path: Path
 
 
 @pytest.mark.parametrize("given", [KEYS[:1], KEYS[1:]])
-def test_half_a_workspace_is_told_with_what_is_missing(tmp_path: Path, given: tuple[str, ...]) -> None:
+def test_an_incomplete_workspace_is_reported_with_what_is_missing(tmp_path: Path, given: tuple[str, ...]) -> None:
     missing = [key for key in KEYS if key not in given]
     lacks = "is missing; a workspace needs all three."
     variables = {WORKSPACE_VARIABLES[key]: "x" for key in given}
@@ -127,7 +127,7 @@ def test_half_a_workspace_is_told_with_what_is_missing(tmp_path: Path, given: tu
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b"])
-def test_what_cannot_be_a_name_is_told(tmp_path: Path, name: str) -> None:
+def test_invalid_names_are_reported(tmp_path: Path, name: str) -> None:
     (problem,) = complaints(tmp_path, {**FLAGS, "workspace_name": name})
     assert problem.startswith(f"--workspace-name {name}: ")
     path = tmp_path / "msggan.toml"

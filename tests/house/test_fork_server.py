@@ -45,7 +45,7 @@ def test_code_has_its_arguments_folder_variables_and_streams(tmp_path: Path) -> 
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9),
     ],
 )
-def test_it_ends_as_python_does(code: str, status: int) -> None:
+def test_it_exits_as_python_does(code: str, status: int) -> None:
     def end_with(python: str) -> tuple[int, str, str]:
         ended = subprocess.run(
             [python, "-c", code], env=environment(), capture_output=True, encoding="utf-8", check=False
@@ -68,7 +68,7 @@ def test_signals_reach_the_program(number: int) -> None:
         assert process.wait() == 7
 
 
-def test_nothing_is_left_of_a_program_whose_client_is_killed() -> None:
+def test_a_program_ends_with_its_killed_client() -> None:
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     with subprocess.Popen([fast_python(), "-c", code], env=environment(), stdout=subprocess.PIPE) as client:
         assert client.stdout is not None
@@ -78,9 +78,9 @@ def test_nothing_is_left_of_a_program_whose_client_is_killed() -> None:
         time.sleep(0.01)
 
 
-def test_what_it_starts_is_as_fast_unless_its_number_matters() -> None:
+def test_its_child_processes_are_forked_too_unless_their_process_id_matters() -> None:
     code = "import subprocess, sys; print(sys.executable)"
-    told = subprocess.check_output([fast_python(), "-c", code], env=environment(), encoding="utf-8")
-    assert told.strip() == fast_python()
-    told = subprocess.check_output([fast_python(), "-c", code, "--detach"], env=environment(), encoding="utf-8")
-    assert told.strip() == sys.executable
+    result = subprocess.check_output([fast_python(), "-c", code], env=environment(), encoding="utf-8")
+    assert result.strip() == fast_python()
+    result = subprocess.check_output([fast_python(), "-c", code, "--detach"], env=environment(), encoding="utf-8")
+    assert result.strip() == sys.executable

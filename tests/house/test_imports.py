@@ -164,13 +164,13 @@ def test_imports_point_down(module: str) -> None:
     assert [name for name in ours if floor(name) > floor(module)] == []
 
 
-def test_no_imports_form_a_circle() -> None:
+def test_there_are_no_circular_imports() -> None:
     imported = {name: imports(path, also_in_functions=False) & modules().keys() for name, path in modules().items()}
     list(TopologicalSorter(imported).static_order())  # raises CycleError
 
 
 @pytest.mark.parametrize("module", modules())
-def test_a_module_imports_only_what_its_floor_may(module: str) -> None:
+def test_a_module_imports_only_what_its_layer_allows(module: str) -> None:
     imported = imports(modules()[module], also_in_functions=True)
     packages = {package_of(name) for name in imported}
     if module.startswith("msggan"):
@@ -199,7 +199,7 @@ def test_the_command_line_loads_a_target_only_when_it_serves(module: str) -> Non
 
 
 @pytest.mark.parametrize("package", [msggan, orchestration])
-def test_every_public_name_can_be_had_and_is_listed(package: object) -> None:
+def test_every_public_name_is_importable_and_listed(package: object) -> None:
     names = package.__all__  # type: ignore[attr-defined]
     assert all(hasattr(package, name) for name in names if name != "__version__")
     assert set(names) <= set(dir(package))

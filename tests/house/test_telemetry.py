@@ -54,19 +54,19 @@ def test_the_tests_themselves_turn_it_off() -> None:
     assert TELEMETRY_SWITCHES.items() <= os.environ.items()
 
 
-def test_mlflow_and_onnxruntime_collect_nothing_and_leave_no_identity_at_home(tmp_path: Path) -> None:
+def test_mlflow_and_onnxruntime_send_no_telemetry_and_store_no_identity(tmp_path: Path) -> None:
     code = (
         "import msggan, mlflow, onnxruntime\n"
         "from mlflow.telemetry import get_telemetry_client\n"
         "print(get_telemetry_client())"
     )
-    told = subprocess.check_output([sys.executable, "-c", code], env=login(tmp_path / "home"), encoding="utf-8")
-    assert told == "None\n"
+    result = subprocess.check_output([sys.executable, "-c", code], env=login(tmp_path / "home"), encoding="utf-8")
+    assert result == "None\n"
     assert list((tmp_path / "home").rglob("*")) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the Azure CLI here is a shell script")
-def test_the_azure_cli_that_signs_us_in_collects_nothing(tmp_path: Path) -> None:
+def test_the_azure_cli_sends_no_telemetry(tmp_path: Path) -> None:
     az = tmp_path / "bin" / "az"
     az.parent.mkdir()
     az.write_text(f'#!/bin/sh\necho "$AZURE_CORE_COLLECT_TELEMETRY" > {tmp_path}/told\necho "az login" >&2\nexit 1\n')

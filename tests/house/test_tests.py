@@ -41,5 +41,5 @@ def test_the_local_azure_does_not_name_this_project() -> None:
 
 
 @pytest.mark.parametrize("path", files_below(AZURE_LOCAL, "*.py"), ids=lambda path: path.name)
-def test_the_local_azure_imports_nothing_of_the_tests(path: Path) -> None:
+def test_the_local_azure_does_not_import_the_tests(path: Path) -> None:
     assert {module.split(".")[0] for module in imported_by(path)}.isdisjoint({"support", "tests", "environments"})

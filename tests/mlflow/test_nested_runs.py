@@ -173,7 +173,7 @@ def test_a_parent_that_was_deleted_is_created_again(database: str, folder: Path)
     assert there["find/0"].data.tags[PARENT] == there["find"].info.run_id
 
 
-def test_a_trial_that_was_logged_alone_is_nested_when_it_resumes(
+def test_a_trial_that_was_logged_separately_is_nested_when_it_resumes(
     database: str,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -36,7 +36,7 @@ def test_the_notebook_is_stored_without_outputs_and_for_any_python() -> None:
     assert read().metadata["kernelspec"] == {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def test_what_a_test_makes_shorter_stands_in_the_notebook() -> None:
+def test_the_text_that_tests_shorten_is_in_the_notebook() -> None:
     assert all(long in json.dumps(json.loads(NOTEBOOK.read_text(encoding="utf-8"))) for long in SHORT)
 
 

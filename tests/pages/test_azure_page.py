@@ -104,7 +104,7 @@ def test_the_readme_shows_commands_of_the_page() -> None:
 
 
 @pytest.mark.parametrize("command", sorted(set(IN_TEXT)))
-def test_commands_in_the_text_are_ones_that_there_are(command: str) -> None:
+def test_commands_in_the_text_exist(command: str) -> None:
     verb, *words = shlex.split(command)[1:]
     found = msggan_aml.commands[verb]
     if isinstance(found, click.Group) and words[0] in found.commands:

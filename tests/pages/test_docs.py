@@ -10,13 +10,13 @@ from support.programs import REPOSITORY
 from orchestration.settings import SECRETS
 
 
-def test_the_page_of_options_is_what_the_commands_say() -> None:
+def test_the_page_of_options_matches_the_commands() -> None:
     page = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
     written = runpy.run_path(str(REPOSITORY / "docs" / "write_options.py"))["page"]()
     assert page == written, "Run: make docs"
 
 
-def test_the_page_on_azure_names_only_options_and_variables_that_there_are() -> None:
+def test_the_page_on_azure_names_only_existing_options_and_variables() -> None:
     options = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
     page = (REPOSITORY / "docs" / "azure.md").read_text(encoding="utf-8")
     ours = "\n".join(line for line in page.splitlines() if not line.startswith("    az "))

@@ -66,7 +66,7 @@ def test_one_point_is_a_dot_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("gap", [NAN, INFINITY, -INFINITY])
-def test_what_is_not_finite_leaves_a_gap_and_moves_nothing(gap: float) -> None:
+def test_non_finite_values_leave_a_gap_and_move_nothing(gap: float) -> None:
     whole = drawn(chart({"g_loss": [(0, 0), (1, 1), (3, 1), (4, 0)]}))[0]
     assert drawn(chart({"g_loss": [(0, 0), (1, 1), (2, gap), (3, 1), (4, 0)]})) == [whole[:2], whole[2:]]
 

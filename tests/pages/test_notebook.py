@@ -102,19 +102,19 @@ def test_the_notebook_is_stored_without_outputs_and_for_any_python() -> None:
     assert notebook.metadata["language_info"] == {"name": "python"}
 
 
-def test_what_a_test_makes_shorter_stands_in_the_notebook() -> None:
+def test_the_text_that_tests_shorten_is_in_the_notebook() -> None:
     assert all(long in json.dumps(json.loads(NOTEBOOK.read_text(encoding="utf-8"))) for long in SHORT)
 
 
 # After all its cells
 
 
-def test_the_notebook_says_nothing_on_stdout_or_stderr(executed: tuple[nbformat.NotebookNode, Any, Any]) -> None:
+def test_the_notebook_prints_nothing_on_stdout_or_stderr(executed: tuple[nbformat.NotebookNode, Any, Any]) -> None:
     outputs = [output for cell in executed[0].cells for output in cell.get("outputs", [])]
     assert {output.output_type for output in outputs} == {"display_data", "execute_result"}
 
 
-def test_a_runs_progress_is_shown_in_one_place(executed: tuple[nbformat.NotebookNode, Counter[str], Path]) -> None:
+def test_a_runs_progress_is_shown_in_one_display(executed: tuple[nbformat.NotebookNode, Counter[str], Path]) -> None:
     notebook, updates, folder = executed
     read, trained = outputs_of(notebook, "result = trainer.run()")
     assert "images to train on at 16 px" in read.data["text/html"]
@@ -175,7 +175,7 @@ def test_the_film_plays_in_the_notebook(executed: tuple[nbformat.NotebookNode, C
 # The button
 
 
-def test_interrupt_stops_politely_and_the_next_run_goes_on(tmp_path: Path) -> None:
+def test_an_interrupt_stops_the_run_cleanly_and_the_next_run_resumes(tmp_path: Path) -> None:
     draw_tiny_images(tmp_path / "tiny")
     begin = (
         "from msggan import TrainConfig, Trainer\n"
@@ -206,7 +206,7 @@ def test_interrupt_stops_politely_and_the_next_run_goes_on(tmp_path: Path) -> No
 # Elsewhere
 
 
-def test_elsewhere_there_are_lines_even_where_ipython_is_loaded(tmp_path: Path) -> None:
+def test_outside_notebooks_there_are_lines_even_if_ipython_is_loaded(tmp_path: Path) -> None:
     assert IPython.get_ipython() is None
     assert not in_notebook()
     assert type(choose_progress(RunFolder(tmp_path), total_images=1, stream=None)) is Progress

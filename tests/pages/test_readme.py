@@ -149,9 +149,9 @@ def save_as_bmsg_gan(path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 @pytest.mark.parametrize(("said", "told"), [({}, "true"), ({"UV_SYSTEM_CERTS": "false"}, "false")])
-def test_make_lets_uv_trust_what_the_system_trusts(tmp_path: Path, said: dict[str, str], told: str) -> None:
+def test_make_lets_uv_trust_what_the_system_trusts(tmp_path: Path, said: dict[str, str], result: str) -> None:
     """Behind a company's TLS proxy, `make demo` would install nothing otherwise."""
     (tmp_path / "more.mk").write_text("told:\n\t@echo $$UV_SYSTEM_CERTS\n")
     words = ["make", "--silent", "-f", "Makefile", "-f", str(tmp_path / "more.mk"), "told"]
     variables = {name: value for name, value in os.environ.items() if name != "UV_SYSTEM_CERTS"}
-    assert subprocess.check_output(words, cwd=REPOSITORY, env=variables | said, encoding="utf-8") == f"{told}\n"
+    assert subprocess.check_output(words, cwd=REPOSITORY, env=variables | said, encoding="utf-8") == f"{result}\n"

@@ -103,7 +103,7 @@ def model() -> onnx.ModelProto:
     return build_onnx(drawn_generator(2, equalized=True))
 
 
-def test_the_model_says_what_goes_in_and_what_comes_out(model: onnx.ModelProto) -> None:
+def test_the_model_describes_its_inputs_and_outputs(model: onnx.ModelProto) -> None:
     session = session_of(model.SerializeToString())
     shapes = {value.name: (value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())}
     assert shapes == {
@@ -111,11 +111,11 @@ def test_the_model_says_what_goes_in_and_what_comes_out(model: onnx.ModelProto) 
         "images_4px": ("tensor(float)", ["N", 3, 4, 4]),
         "images_8px": ("tensor(float)", ["N", 3, 8, 8]),
     }
-    told = session.get_modelmeta().custom_metadata_map
-    assert told.keys() == {"format_version", "resolution", "latent_size", "scales", "latents", "images"}
-    assert [told[key] for key in ("format_version", "resolution", "latent_size", "scales")] == ["1", "8", "8", "4, 8"]
-    assert "multiplied by sqrt(8)" in told["latents"]
-    assert "about -1 to 1" in told["images"]
+    result = session.get_modelmeta().custom_metadata_map
+    assert result.keys() == {"format_version", "resolution", "latent_size", "scales", "latents", "images"}
+    assert [result[key] for key in ("format_version", "resolution", "latent_size", "scales")] == ["1", "8", "8", "4, 8"]
+    assert "multiplied by sqrt(8)" in result["latents"]
+    assert "about -1 to 1" in result["images"]
 
 
 def test_the_model_is_of_standard_parts_in_one_file_without_paths_of_this_machine(model: onnx.ModelProto) -> None:
@@ -178,7 +178,7 @@ def test_both_programs_write_the_same_files_and_nothing_but_them(
     assert all(torch.equal(loaded[name], tensor) for name, tensor in generator.state_dict().items())
 
 
-def test_the_page_on_onnx_runs_as_it_stands(
+def test_the_page_on_onnx_runs_unchanged(
     tmp_path: Path, model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (REPOSITORY / "docs" / "onnx.md").read_text(encoding="utf-8")
@@ -211,7 +211,7 @@ def of_another_kind(run: Path) -> None:
         (of_another_kind, "is not a generator saved by msggan", "Specify a run folder"),
     ],
 )
-def test_weights_that_cannot_be_used_leave_nothing_behind(
+def test_unusable_weights_leave_no_file(
     tmp_path: Path, flowers: Path, spoil: Callable[[Path], None], message: str, hint: str
 ) -> None:
     spoil(flowers)
@@ -296,7 +296,7 @@ def test_options_written_are_the_options_read(
         (["--pth", "a.pth", "--scale", "8"], "--scale 8: needs --onnx; a .pth file holds the whole generator."),
     ],
 )
-def test_what_cannot_be_written_is_reported_with_what_can(
+def test_an_invalid_format_is_reported_with_the_valid_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], complaint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -311,7 +311,7 @@ def test_all_wrong_options_are_reported_at_once_and_nothing_is_loaded(run_progra
     words = ["--onnx", "a", "--pth", "b", "--scale", "x", "-o", "json"]
     for program, where in (("msggan-aml", ["export", "flowers"]), ("msggan.export", ["--run-dir", "flowers"])):
         ended = run_program(program, *where, *words)
-        told = ended.json["error"]["message"].splitlines()
+        result = ended.json["error"]["message"].splitlines()
         assert (ended.exit_code, ended.stderr.count("Error: ")) == (2, 4)
-        assert "flowers" in told[0]
-        assert [line.split(":")[0] for line in told[1:]] == ["--onnx a", "--pth b", "--scale x"]
+        assert "flowers" in result[0]
+        assert [line.split(":")[0] for line in result[1:]] == ["--onnx a", "--pth b", "--scale x"]

@@ -50,7 +50,7 @@ def read_mp4(path: Path, side: int) -> tuple[str, list[np.ndarray]]:
 
 @given(count=st.integers(2, 12), size=st.sampled_from([8, 64, 512]), frames_a_key=st.integers(4, 20))
 @settings(deadline=None, max_examples=15)
-def test_a_loop_goes_at_one_speed_over_its_end_too_and_stays_on_the_sphere(
+def test_a_loop_has_constant_speed_also_across_its_end_and_stays_on_the_sphere(
     count: int, size: int, frames_a_key: int
 ) -> None:
     points = loop(keys(count, size), count * frames_a_key)
@@ -68,7 +68,7 @@ def test_frames_in_great_number_are_equally_far_apart(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [3, 5, 12])
-def test_a_loop_begins_at_its_first_latent_and_goes_by_each_in_turn(count: int) -> None:
+def test_a_loop_starts_at_its_first_latent_and_passes_each_in_turn(count: int) -> None:
     wanted = keys(count)
     points = loop(wanted, count * 24)
     nearest = torch.cdist(wanted, points).min(dim=1)
@@ -182,21 +182,21 @@ def test_a_webp_has_just_its_frames_lasts_as_long_and_loops(tmp_path: Path, fps:
     assert lasting == milliseconds
 
 
-def test_a_film_that_ffmpeg_cannot_write_is_an_error_in_its_words(tmp_path: Path) -> None:
+def test_a_film_that_ffmpeg_cannot_write_is_an_error_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(FilmError, match=r"a\.mp4: ffmpeg could not write it .*\.") as raised:
         write_film(tmp_path / "none" / "a.mp4", coloured(50, side=640), fps=10)
     assert "No such file or directory" in raised.value.message
     assert ".webp" in raised.value.hint
 
 
-def test_a_machine_without_ffmpeg_is_told_of_webp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ffmpeg_webp_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no-ffmpeg"))
     with pytest.raises(FilmError, match="cannot be started") as raised:
         write_film(tmp_path / "a.mp4", coloured(3), fps=10)
     assert ".webp" in raised.value.hint
 
 
-def test_what_breaks_while_a_film_is_written_ends_ffmpeg_too(tmp_path: Path) -> None:
+def test_an_error_while_a_film_is_written_ends_ffmpeg_too(tmp_path: Path) -> None:
     def frames() -> Iterator[Image.Image]:
         yield from coloured(3)
         raise DataError("A picture is gone.")

@@ -122,7 +122,7 @@ def test_latents_follow_the_generators_own_dtype() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 5, CHUNK + 1])
-def test_an_image_computed_by_itself_is_the_same_to_the_bit_whatever_is_made_beside_it(count: int) -> None:
+def test_an_image_is_bit_identical_in_every_batch(count: int) -> None:
     generator, latents = Generator(3, 8), torch.randn(count, 8)
     beside = generate(generator, latents, chunk=1)
     alone = generate(generator, latents[-1:], chunk=1)

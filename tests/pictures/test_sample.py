@@ -48,7 +48,7 @@ def test_films_are_made_in_text_that_names_them(run_program: RunProgram, tmp_pat
     assert (tmp_path / "films" / "training.webp").read_bytes()[8:12] == b"WEBP"
 
 
-def test_many_files_are_told_in_few_lines(run_program: RunProgram, run: Path) -> None:
+def test_many_files_are_reported_in_few_lines(run_program: RunProgram, run: Path) -> None:
     ended = run_program("msggan.sample", "--run-dir", run, "--files", "--num", "30", "--out", "out")
     lines = ended.stdout.splitlines()
     assert (len(lines), lines[-1]) == (5, "and 26 more.")
@@ -67,14 +67,14 @@ def test_all_wrong_options_are_reported_at_once_and_nothing_is_loaded(
 ) -> None:
     ended = run_program(program, *words, "--seeds", "a,3-1", "--film", "x.gif", "--truncation", "2", "-o", "json")
     assert ended.exit_code == 2
-    told = ended.json["error"]["message"].splitlines()
-    assert told[0].startswith(where)
-    assert [line.split(":")[0] for line in told[1:]] == [
+    result = ended.json["error"]["message"].splitlines()
+    assert result[0].startswith(where)
+    assert [line.split(":")[0] for line in result[1:]] == [
         "--seeds a,3-1",
         "--film x.gif",
         "--truncation 2",
     ]
-    assert "--seeds a,3-1: a is not a seed; 3-1 goes backwards. Write 0-15 or 3,7,9." in told
+    assert "--seeds a,3-1: a is not a seed; 3-1 goes backwards. Write 0-15 or 3,7,9." in result
     assert ended.stderr.count("Error: ") == 4
 
 
@@ -97,7 +97,7 @@ def lose(run: Path) -> None:
         ),
     ],
 )
-def test_weights_that_cannot_be_used_are_told_once_with_the_next_step(
+def test_unusable_weights_are_reported_once_with_the_next_step(
     run_program: RunProgram, run: Path, spoil: Callable[[Path], None], message: str, hint: str
 ) -> None:
     spoil(run)
@@ -110,7 +110,7 @@ def test_weights_that_cannot_be_used_are_told_once_with_the_next_step(
     assert "Traceback" not in ended.stderr
 
 
-def test_files_that_exist_are_overwritten_by_force_alone(run_program: RunProgram, run: Path) -> None:
+def test_existing_files_are_overwritten_only_with_force(run_program: RunProgram, run: Path) -> None:
     existing = run / "generated" / "grid_seeds0-15_16px.png"
     existing.parent.mkdir()
     existing.write_text("mine")
@@ -127,7 +127,7 @@ def test_files_that_exist_are_overwritten_by_force_alone(run_program: RunProgram
     ("by", "exit_code", "code"),
     [("Ctrl-C", 130, "interrupted"), pytest.param("SIGTERM", 6, "cancelled", marks=pytest.mark.slow)],
 )
-def test_stopped_it_says_so_and_leaves_whole_files(
+def test_a_stopped_program_reports_it_and_leaves_complete_files(
     tmp_path: Path, run: Path, by: str, exit_code: int, code: str
 ) -> None:
     with started(tmp_path, "msggan-aml", "sample", "flowers", "--files", "--num", "100000", "-o", "json") as process:
@@ -152,7 +152,7 @@ def test_a_name_is_a_run_in_its_folder_before_it_is_a_path(tmp_path: Path, monke
     assert find_run("", "runs") is None
 
 
-def test_an_unknown_name_is_told_with_the_nearest_or_with_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_name_is_reported_with_a_suggestion_or_the_existing_runs(tmp_path: Path) -> None:
     runs = str(tmp_path)
     (complaint,) = run_problems("flowers", runs)
     assert complaint.endswith("There are none yet: msggan-aml submit --data FOLDER starts one.")

@@ -102,8 +102,8 @@ def test_options_written_are_the_options_read(words: list[str]) -> None:
 def test_all_wrong_options_are_reported_at_once() -> None:
     wrong = {"--seeds": "x", "--scale": "q", "--truncation": "nan", "--fps": "0", "--seconds": "-1", "--device": "gpu"}
     wrong |= {"--film": "loop.gif", "--progress-film": "film"}
-    told = problems(*(word for pair in wrong.items() for word in pair))
-    assert {problem.split(":")[0] for problem in told} == {f"{flag} {text}" for flag, text in wrong.items()}
+    result = problems(*(word for pair in wrong.items() for word in pair))
+    assert {problem.split(":")[0] for problem in result} == {f"{flag} {text}" for flag, text in wrong.items()}
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_all_scales_stand_side_by_side_eight_seeds_a_sheet(run: Path) -> None:
     assert np.array_equal(pixels(second), np.asarray(enlarged(wanted)))
 
 
-def test_more_than_fit_a_grid_go_on_in_a_second(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_samples_than_fit_a_grid_continue_in_a_second(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "MAX_GRID_PX", 40)  # two columns of 16 and a margin
     paths = sample(run, seeds=range(9))
     assert [path.name for path in paths] == [f"grid_{name}_16px.png" for name in ("seeds0-3", "seeds4-7", "seed8")]
@@ -140,7 +140,7 @@ def test_truncated_pictures_are_nearer_to_each_other(run: Path, tmp_path: Path) 
     assert spreads[0] > spreads[1] > spreads[2] == 0
 
 
-def test_weights_alone_are_enough(run: Path, tmp_path: Path) -> None:
+def test_weights_without_other_files_are_sufficient(run: Path, tmp_path: Path) -> None:
     alone = (tmp_path / "elsewhere").with_suffix(".safetensors")
     (run / "generator.safetensors").rename(alone)
     (path,) = sample(alone, files=True, seeds=[3], out=str(tmp_path / "out"))
@@ -218,8 +218,8 @@ def test_what_is_held_at_a_time_does_not_grow_with_what_is_made(
 def test_files_that_exist_are_kept_unless_forced_and_nothing_else_is_written(run: Path) -> None:
     sample(run, files=True, seeds=range(5))
     before = {path: path.read_bytes() for path in (run / "generated").iterdir()}
-    told = problems(run, files=True, grid=True, seeds=range(9))
-    assert told == (
+    result = problems(run, files=True, grid=True, seeds=range(9))
+    assert result == (
         *(f"{run / 'generated' / f'seed00000{seed}_16px.png'}: already exists." for seed in range(3)),
         f"{run / 'generated'}: 2 more of these files already exist.",
     )
@@ -245,7 +245,7 @@ def test_a_failure_leaves_no_half_file(run: Path, monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in (run / "generated").iterdir()] == ["grid_seeds0-7_16px.png"]
 
 
-def test_what_the_run_cannot_give_is_said_at_once(run: Path, tmp_path: Path) -> None:
+def test_unavailable_outputs_are_reported_at_once(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert problems(run, scale=32, out=str(tmp_path / "file"), progress_film="a.mp4") == (
         "--scale 32: must be a scale of this network: 4, 8, 16.",
@@ -268,7 +268,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_picture_is_
     assert made == []
 
 
-def test_a_folder_in_a_files_place_is_refused(run: Path) -> None:
+def test_a_folder_at_the_path_of_a_file_is_refused(run: Path) -> None:
     (run / "generated" / "seed000001_16px.png").mkdir(parents=True)
     assert problems(run, files=True, seeds=[1], force=True) == (
         f"{run / 'generated' / 'seed000001_16px.png'}: is a directory.",
@@ -307,13 +307,13 @@ def test_a_run_of_another_version_is_refused(run: Path) -> None:
         sample(run)
 
 
-def test_progress_is_told_on_the_stream_for_people(run: Path) -> None:
+def test_progress_goes_to_stderr(run: Path) -> None:
     messages = io.StringIO()
     Sampler(run, SampleOptions(seeds=range(5)), messages=messages).run()
     assert "Making 5 pictures" in messages.getvalue()
 
 
-def test_one_picture_is_a_grid_by_itself(run: Path) -> None:
+def test_one_picture_is_a_grid_of_its_own(run: Path) -> None:
     (path,) = sample(run, seeds=[4])
     painter = Painter.load(run, truncation=1, device="cpu")
     assert np.array_equal(pixels(path), np.asarray(enlarged(grid(painter.paint(painter.latent(4))[-1]))))

@@ -48,7 +48,7 @@ def test_images_differ_the_less_the_more_they_are_truncated(generator: Generator
 
 
 @torch.no_grad()
-def test_features_are_drawn_to_their_mean_and_normed_as_the_rest_of_the_network_expects(generator: Generator) -> None:
+def test_features_are_moved_to_their_mean_and_normalized_as_the_network_expects(generator: Generator) -> None:
     """Worked with NumPy: w̄ + ψ (w − w̄), each pixel's channels divided by the root of their mean square."""
     rendered: list[Tensor] = []
     truncated = TruncatedGenerator(generator, 0.25)

@@ -37,15 +37,15 @@ def msggan_aml(azure: AzureLocal, place: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, value in azure.variables.items():
         monkeypatch.setenv(name, value)
 
-    def run(*words: object, **variables: str) -> Ended:
+    def run(*args: object, **variables: str) -> Ended:
         out, err = StringIO(), StringIO()
         with monkeypatch.context() as set_here, redirect_stdout(out), redirect_stderr(err):
             for name, value in variables.items():
                 set_here.setenv(name, value)
             set_here.setattr("orchestration.azure.following.PAUSES_S", (0.1,))
-            if "--detach" not in words:
+            if "--detach" not in args:
                 set_here.setattr(sys, "executable", fast_python())  # for its child processes
-            code = run_program(cli.msggan_aml, name="msggan-aml", argv=[str(word) for word in words])
+            code = run_program(cli.msggan_aml, name="msggan-aml", argv=[str(word) for word in args])
         return Ended(code, out.getvalue(), err.getvalue())
 
     return run

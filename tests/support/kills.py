@@ -47,7 +47,7 @@ def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]],
 
 
 def kill_and_start_again(
-    words: Sequence[object],
+    args: Sequence[object],
     run_dir: Path,
     *,
     kills: int,
@@ -62,7 +62,7 @@ def kill_and_start_again(
     """
     images_again = done = 0
     while done < kills and time.monotonic() < give_up_at:
-        attempt = [*words, "--run-dir", run_dir, "--workers", workers[done % len(workers)]]
+        attempt = [*args, "--run-dir", run_dir, "--workers", workers[done % len(workers)]]
         with _started(attempt) as process:
             _wait_for_the_moment(process, run_dir, chance)
             has_ended = process.poll() is not None
@@ -71,14 +71,14 @@ def kill_and_start_again(
             break
         done += 1
         images_again += max(0, _reported(run_dir) - _saved(run_dir))
-    last = run_in(run_dir.parent, "msggan.train", *words, "--run-dir", run_dir)
+    last = run_in(run_dir.parent, "msggan.train", *args, "--run-dir", run_dir)
     assert last.exit_code == 0, last.stderr
     return Loss(done, images_again)
 
 
-def _started(words: Sequence[object]) -> subprocess.Popen[bytes]:
+def _started(args: Sequence[object]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command_line("msggan.train", *words),
+        command_line("msggan.train", *args),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -38,8 +38,8 @@ class Ended:
     def json(self) -> dict[str, Any]:
         """The content of stdout, which must be exactly one line of JSON."""
         (line,) = self.stdout.splitlines()
-        told: dict[str, Any] = json.loads(line)
-        return told
+        result: dict[str, Any] = json.loads(line)
+        return result
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -58,14 +58,14 @@ def fast_python() -> str:
     return os.environ.get(FAST_PYTHON, sys.executable)
 
 
-def command_line(program: str, *words: object, python: str = sys.executable) -> list[str]:
-    return [python, *PROGRAMS[program], *map(str, words)]
+def command_line(program: str, *args: object, python: str = sys.executable) -> list[str]:
+    return [python, *PROGRAMS[program], *map(str, args)]
 
 
-def run_in(folder: Path, program: str, *words: object, python: str | None = None, **variables: str) -> Ended:
+def run_in(folder: Path, program: str, *args: object, python: str | None = None, **variables: str) -> Ended:
     """Runs a program in a folder until it exits. python: the interpreter; by default the fork server's."""
     ended = subprocess.run(
-        command_line(program, *words, python=python or fast_python()),
+        command_line(program, *args, python=python or fast_python()),
         cwd=folder,
         env=environment(**variables),
         capture_output=True,
@@ -78,7 +78,7 @@ def run_in(folder: Path, program: str, *words: object, python: str | None = None
 
 @contextmanager
 def started(
-    folder: Path, program: str, *words: object, background: bool = False, **variables: str
+    folder: Path, program: str, *args: object, background: bool = False, **variables: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A running program in a folder, in a process group of its own like a terminal's, killed at the end of the test.
 
@@ -86,7 +86,7 @@ def started(
     """
     deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"] if background else []
     with subprocess.Popen(
-        [*deaf, *command_line(program, *words)],
+        [*deaf, *command_line(program, *args)],
         cwd=folder,
         env=environment(**variables),
         stdout=subprocess.PIPE,

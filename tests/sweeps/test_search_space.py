@@ -149,7 +149,7 @@ def test_what_cannot_be_swept_is_refused_with_what_to_type(text: str, complaint:
     assert complaint in problem
 
 
-def test_all_complaints_come_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     assert len(complaints("kimg", "g_lr=2..1", "beta1", "beta1")) == 3
 
 
