@@ -172,7 +172,7 @@ LOW = Quota("LowPriorityCores|Total Cluster LowPriority Regional vCPUs", 0, 4)
 
 
 @pytest.mark.parametrize(
-    ("nodes", "low_priority", "quotas", "told"),
+    ("nodes", "low_priority", "quotas", "result"),
     [
         (1, False, [FAMILY, TOTAL, LOW], None),
         (2, False, [FAMILY, TOTAL, LOW], "Standard NCASv3_T4 Family, of which 4 of 8 are used"),

@@ -363,7 +363,7 @@ def test_an_invalid_environment_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("size", "told"),
+    ("size", "result"),
     [
         (
             "Standard_NC4as_T4_v2",

@@ -148,7 +148,7 @@ def save_as_bmsg_gan(path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
-@pytest.mark.parametrize(("said", "told"), [({}, "true"), ({"UV_SYSTEM_CERTS": "false"}, "false")])
+@pytest.mark.parametrize(("said", "result"), [({}, "true"), ({"UV_SYSTEM_CERTS": "false"}, "false")])
 def test_make_lets_uv_trust_what_the_system_trusts(tmp_path: Path, said: dict[str, str], result: str) -> None:
     """Behind a company's TLS proxy, `make demo` would install nothing otherwise."""
     (tmp_path / "more.mk").write_text("told:\n\t@echo $$UV_SYSTEM_CERTS\n")
