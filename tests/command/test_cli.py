@@ -434,7 +434,7 @@ def test_the_command_contains_configuration_and_hardware() -> None:
     assert spec.command(data="/in", run_dir="/out") == words.split()
 
 
-# --- What a child process told ----------------------------------------------------------------------------------------
+# --- The response of a child process ------------------------------------------------------------------------------
 
 SPEC = RunSpec(TrainConfig(), "images", "one")
 

@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def endless(place: Path, name: str) -> Iterator[dict[str, object]]:
-    """A run that trains in the background for ever, as `submit --detach` told of it; killed at the end."""
+    """A run that trains in the background indefinitely, as `submit --detach` printed it; killed at the end."""
     submitted = msggan_aml(place, "submit", "--data", "tiny", "--name", name, *ENDLESS, "--detach", "-o", "json")
     assert submitted.exit_code == 0, submitted.stderr
     try:
@@ -150,8 +150,8 @@ client = MlflowClient(sys.argv[1])
 (experiment,) = [one for one in client.search_experiments() if one.name == "msggan"]
 for run in client.search_runs([experiment.experiment_id]):
     points = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, "d_loss"))
-    told = {"name": run.info.run_name, "kimg": run.data.tags["kimg"], "d_loss": points}
-    print(json.dumps({**told, "loss_function": run.data.params["loss_function"]}))
+    result = {"name": run.info.run_name, "kimg": run.data.tags["kimg"], "d_loss": points}
+    print(json.dumps({**result, "loss_function": run.data.params["loss_function"]}))
 """
 
 

@@ -69,7 +69,7 @@ def test_mlflow_and_onnxruntime_send_no_telemetry_and_store_no_identity(tmp_path
 def test_the_azure_cli_sends_no_telemetry(tmp_path: Path) -> None:
     az = tmp_path / "bin" / "az"
     az.parent.mkdir()
-    az.write_text(f'#!/bin/sh\necho "$AZURE_CORE_COLLECT_TELEMETRY" > {tmp_path}/told\necho "az login" >&2\nexit 1\n')
+    az.write_text(f'#!/bin/sh\necho "$AZURE_CORE_COLLECT_TELEMETRY" > {tmp_path}/result\necho "az login" >&2\nexit 1\n')
     az.chmod(0o755)
     environ = login(tmp_path / "home", **dict.fromkeys(WORKSPACE_VARIABLES.values(), "w"))
     environ |= {"AZURE_TOKEN_CREDENTIALS": "AzureCliCredential", "PATH": f"{az.parent}{os.pathsep}{environ['PATH']}"}
@@ -77,4 +77,4 @@ def test_the_azure_cli_sends_no_telemetry(tmp_path: Path) -> None:
         command_line("msggan-aml", "list", "--target", "azure"), cwd=tmp_path, env=environ, check=False
     )
     assert ended.returncode == 4
-    assert (tmp_path / "told").read_text() == "false\n"
+    assert (tmp_path / "result").read_text() == "false\n"

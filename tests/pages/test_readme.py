@@ -148,10 +148,10 @@ def save_as_bmsg_gan(path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
-@pytest.mark.parametrize(("said", "result"), [({}, "true"), ({"UV_SYSTEM_CERTS": "false"}, "false")])
-def test_make_lets_uv_trust_what_the_system_trusts(tmp_path: Path, said: dict[str, str], result: str) -> None:
+@pytest.mark.parametrize(("environ", "result"), [({}, "true"), ({"UV_SYSTEM_CERTS": "false"}, "false")])
+def test_make_lets_uv_trust_what_the_system_trusts(tmp_path: Path, environ: dict[str, str], result: str) -> None:
     """Behind a company's TLS proxy, `make demo` would install nothing otherwise."""
-    (tmp_path / "more.mk").write_text("told:\n\t@echo $$UV_SYSTEM_CERTS\n")
-    words = ["make", "--silent", "-f", "Makefile", "-f", str(tmp_path / "more.mk"), "told"]
+    (tmp_path / "more.mk").write_text("show:\n\t@echo $$UV_SYSTEM_CERTS\n")
+    words = ["make", "--silent", "-f", "Makefile", "-f", str(tmp_path / "more.mk"), "show"]
     variables = {name: value for name, value in os.environ.items() if name != "UV_SYSTEM_CERTS"}
-    assert subprocess.check_output(words, cwd=REPOSITORY, env=variables | said, encoding="utf-8") == f"{result}\n"
+    assert subprocess.check_output(words, cwd=REPOSITORY, env=variables | environ, encoding="utf-8") == f"{result}\n"
