@@ -17,7 +17,19 @@ from support.programs import REPOSITORY, environment
 import msggan
 import orchestration
 
-HEAVY = {"torch", "torchvision", "imageio_ffmpeg", "numpy", "onnx", "optuna", "PIL", "safetensors", "mlflow", "azure"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "matplotlib",
+    "imageio_ffmpeg",
+    "numpy",
+    "onnx",
+    "optuna",
+    "PIL",
+    "safetensors",
+    "mlflow",
+    "azure",
+}
 
 LIGHT_MODULES = [
     "environments",
