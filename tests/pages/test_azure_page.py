@@ -110,3 +110,10 @@ def test_commands_in_the_text_exist(command: str) -> None:
     if isinstance(found, click.Group) and words[0] in found.commands:
         found = found.commands[words.pop(0)]
     found.make_parser(click.Context(found)).parse_args(words)
+
+
+def test_the_python_of_the_readme_trains_on_azure_and_downloads_the_run(place: Path) -> None:
+    (code,) = re.findall(r"^## Train on Azure ML$.*?```python\n(.*?)```", README, re.MULTILINE | re.DOTALL)
+    small = "resolution=8, latent_size=8, batch_size=4, kimg=0.04"
+    exec(code.replace("resolution=128", small), {})  # noqa: S102 - what the README shows
+    assert (place / "photos-run" / "generator.safetensors").is_file()
