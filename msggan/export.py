@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 @export_options
 @output_option
 def export(*, run_dir: str, output: str, problems: Sequence[str], **values: Any) -> int:
-    """Write a trained generator for other programs.
+    """Export a trained generator for other programs.
 
-    The ONNX file takes `latents` (N, L), each of norm √L, and gives `images_4px`, `images_8px`, … in about [-1, 1].
+    The ONNX model takes `latents` (N, L), each of norm √L, and returns `images_4px`, `images_8px`, … with values in
+    about [-1, 1].
     """
     options = parse_export(problems, **values)
     show_files([str(path) for path in write_exports(run_dir, options)], output)

@@ -29,9 +29,10 @@ from msggan.display.progress import progress_bar
 @pack_options
 @output_option
 def pack(*, data: str, out: str, output: str, problems: Sequence[str], **values: Any) -> int:
-    """Decode a folder or zip of images into one file, which --data accepts in their place.
+    """Decode a folder or zip of images into one file, for --data.
 
-    Training on it equals training on the images, and starts at once. The same images make the same file.
+    Training on a pack gives the same result as training on the images, and starts without decoding them. The same
+    images give the same file.
     """
     options = parse_pack(problems, out, **values)
     show_pack(make_pack(data, out, options), output)

@@ -16,9 +16,9 @@ from msggan.commands.verbs import parse_sample, sample_options, show_files
 @sample_options
 @output_option
 def sample(*, run_dir: str, output: str, problems: Sequence[str], **values: Any) -> int:
-    """Make pictures and films with a trained generator.
+    """Generate images and films with a trained generator.
 
-    Each picture has a seed, and the same seed makes the same picture, however many are made beside it.
+    Each image has a seed: the same seed gives the same image, however many are generated.
     """
     options = parse_sample(problems, **values)
 

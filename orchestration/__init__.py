@@ -1,4 +1,4 @@
-"""The public names, imported when first used."""
+"""The public API of orchestration. Each name is imported on first use."""
 
 from __future__ import annotations
 

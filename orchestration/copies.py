@@ -1,4 +1,4 @@
-"""Copies of run folders, and the folders that a download may write to."""
+"""Copying run folders, and checking the folder to download to."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, tell: T
     The same download again copies only what has changed.
     """
     if weights and not folder.generator.is_file():
-        raise CheckpointError(f"{folder.generator}: no such file.", "Weights are there after a run's first checkpoint.")
+        raise CheckpointError(
+            f"{folder.generator}: no such file.", "Weights are written with the first checkpoint of a run."
+        )
     if Path(os.path.realpath(to)).is_relative_to(os.path.realpath(folder.path)):
-        raise UsageError([f"{to}: lies in the run's own folder."], HINT)
+        raise UsageError([f"{to}: is inside the run's own folder."], HINT)
     sources = _sizes_and_times([folder.generator] if weights else files_of(folder))
     names = {path.relative_to(folder.path).as_posix(): path for path in sources}
     copy = CopyFolder(to, _identity(folder))
@@ -42,7 +44,7 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, tell: T
     copy.prepare({name: _version(sources[path]) for name, path in names.items()}, force=force)
     with copy.recording():
         for name, source in names.items():
-            with suppress(FileNotFoundError):  # a running run has removed an old checkpoint meanwhile
+            with suppress(FileNotFoundError):  # the run has removed an old checkpoint in the meantime
                 done += _copy_newer(source, copy, name)
                 copied += 1
             tell(done, total)
@@ -50,7 +52,7 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, tell: T
 
 
 def files_of(folder: RunFolder) -> list[Path]:
-    """The files of a run folder but its lock and unfinished ones."""
+    """The files of a run folder except its lock and unfinished files."""
     return sorted(
         path
         for path in folder.path.rglob("*")
@@ -61,9 +63,9 @@ def files_of(folder: RunFolder) -> list[Path]:
 class CopyFolder:
     """A folder to download a run to: a new one, an empty one, or one that holds an earlier download of the same run.
 
-    source: identifies the run. NOTE in the folder holds it and, by file, its version in the run and its size and
-    modification time here; nothing for a file that is on its way, so that the next download may overwrite it. It is
-    saved every few seconds: a process that is killed loses the record of as much, and the next one copies that again.
+    source: identifies the run. NOTE in the folder records it and, per file, its version in the run and its size and
+    modification time here; nothing for a file that is being copied, so that the next download may overwrite it. It is
+    saved every few seconds: files copied after the last save are copied again if the process is killed.
     """
 
     def __init__(self, path: Path, source: str) -> None:
@@ -74,14 +76,14 @@ class CopyFolder:
         self._saved_at = 0.0
 
     def prepare(self, versions: Mapping[str, str], *, force: bool) -> None:
-        """Creates the folder. Raises `UsageError`, before anything is written, if it is none to download to.
+        """Creates the folder. Raises `UsageError`, before anything is written, if it cannot be downloaded to.
 
-        versions: of each file to be written. One that was changed since its download is an error too, unless `force`.
+        versions: by file to be written. A file that was changed since its download is an error too, unless `force`.
         """
         self._refuse_other_folders()
         changed = [name for name in versions if (self.path / name).exists() and not self._may_be_overwritten(name)]
         if changed and not force:
-            more = f" So have {len(changed) - 1} more files." if len(changed) > 1 else ""
+            more = f" {len(changed) - 1} more files have changed too." if len(changed) > 1 else ""
             raise UsageError(
                 [f"{self.path / changed[0]}: has changed since it was downloaded.{more}"],
                 "Use --force to overwrite, or give another folder.",
@@ -95,21 +97,21 @@ class CopyFolder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Within, files may be added; at the end, also by an error, the record of all of them is saved."""
+        """Within, files may be added. Their record is saved at the end, also after an error."""
         try:
             yield
         except BaseException:
-            with suppress(OSError):  # the disk may be full; the first error says so
+            with suppress(OSError):  # the disk may be full; the first error is reported
                 self._write_note()
             raise
         self._write_note()
 
     def has(self, name: str, version: str) -> bool:
-        """Whether this version of a file is here, unchanged since it was downloaded."""
+        """Whether this version of a file was downloaded and is unchanged since."""
         return self._is_as_downloaded(name) and self._files[name][:1] == [version]
 
     def add(self, name: str, version: str) -> None:
-        """Records that this version of a file has arrived. Within `recording`."""
+        """Records that this version of a file was downloaded. Within `recording`."""
         self._files[name] = [version, *_size_and_time(self.path / name)]
         if time.monotonic() - self._saved_at > SAVE_SECONDS:
             self._write_note()
@@ -118,11 +120,11 @@ class CopyFolder:
         if self.path.is_file():
             raise UsageError([f"{self.path}: is a file, not a folder."], HINT)
         if self.path.is_symlink() and not self.path.exists():
-            raise UsageError([f"{self.path}: is a link to nothing."], HINT)
+            raise UsageError([f"{self.path}: is a broken symbolic link."], HINT)
         if self._source_here not in (None, self.source):
-            raise UsageError([f"{self.path}: holds a download of another run: {self._source_here}."], HINT)
+            raise UsageError([f"{self.path}: contains a download of another run: {self._source_here}."], HINT)
         if RunFolder(self.path).lock.exists():
-            raise UsageError([f"{self.path}: a run has trained in this folder."], HINT)
+            raise UsageError([f"{self.path}: is the folder of a run that was trained here."], HINT)
         is_new = not self.path.exists() or not any(self.path.iterdir())
         if self._source_here is None and not is_new and not is_copy(self.path):
             raise UsageError([f"{self.path}: is not empty and was not created by download."], HINT)
@@ -146,18 +148,18 @@ class CopyFolder:
 
 
 def forget_download(folder: Path) -> None:
-    """Makes a downloaded folder an ordinary one, which no download writes to."""
+    """Turns a downloaded folder into an ordinary one, which no download writes to."""
     (folder / NOTE).unlink(missing_ok=True)
 
 
 def _identity(folder: RunFolder) -> str:
-    """Identifies the run in a folder, not another one started there later."""
+    """Identifies the run in a folder, unlike another run started there later."""
     note = read_note(folder)
     return os.path.realpath(folder.path) + (f", created {note.created}" if note else "")
 
 
 def _copy_newer(source: Path, copy: CopyFolder, name: str) -> int:
-    """Copies a file unless this version of it is there. Returns its size in bytes."""
+    """Copies a file unless this version of it was copied before. Returns its size in bytes."""
     version = _version(_size_and_time(source))
     destination = copy.path / name
     if not copy.has(name, version):
@@ -177,12 +179,12 @@ def _copy_whole(source: Path, destination: Path) -> None:
 
 
 def _version(size_and_time: list[int]) -> str:
-    """The version of a file, which changes with its content."""
+    """The version of a file, from its size and modification time."""
     return "-".join(map(str, size_and_time))
 
 
 def _sizes_and_times(paths: list[Path]) -> dict[Path, list[int]]:
-    """Of each of these files that is there: a running run may remove an old checkpoint at any time."""
+    """Size and time of each file that exists: a running run may remove an old checkpoint at any time."""
     found = {}
     for path in paths:
         with suppress(FileNotFoundError):

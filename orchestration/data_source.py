@@ -20,7 +20,7 @@ BLOB_URL = re.compile(
 )
 
 FORMS = (
-    "In Azure, images are azureml://datastores/DATASTORE/paths/PATH, azureml:ASSET:VERSION "
+    "On Azure, use azureml://datastores/DATASTORE/paths/PATH, azureml:ASSET:VERSION "
     "or https://ACCOUNT.blob.core.windows.net/CONTAINER/PATH."
 )
 SECRET = re.compile(r"[?&;#](?:sig|sv|se|sp)=|AccountKey=|SharedAccess\w*=|//[^/]*@", re.IGNORECASE)
@@ -29,7 +29,7 @@ FILE_SUFFIXES = (".zip", PACK_SUFFIX)
 
 @dataclass(frozen=True)
 class DatastorePath:
-    """A path in a datastore; `folder` is the one that ends with a slash or has no suffix of ours."""
+    """A path in a datastore."""
 
     datastore: str
     path: str
@@ -45,45 +45,45 @@ def is_remote(data: str) -> bool:
 
 
 def source_problems(data: str | None) -> list[str]:
-    """Every complaint about the text of --data that can be made without opening it. Secrets are not repeated."""
+    """Every problem with the text of --data that is found without opening it. Secrets are not repeated."""
     if not data or os.path.exists(data):
         return data_problems(data)
     if SECRET.search(_unquoted(data)):
         return [
-            f"--data {_shown(data)}: holds a secret, which a command line must not: everyone on this machine sees it. "
-            "Give the address without it; the job reads with the datastore's or your own identity."
+            f"--data {_shown(data)}: contains a secret. Command lines are visible to every user of this machine. "
+            "Remove the secret; the job reads with the datastore's or your own identity."
         ]
     if not is_remote(data):
         return data_problems(data)
     if any(form.fullmatch(data) for form in (DATASTORE_PATH, DATA_ASSET, BLOB_URL)):
         return []
-    return [f"--data {data}: is no address that a job can read. {FORMS}"]
+    return [f"--data {data}: is not an address that a job can read. {FORMS}"]
 
 
 def in_datastore(uri: str) -> DatastorePath | None:
-    """The path in a datastore that an address names, None for other addresses."""
+    """The datastore path of an azureml:// address, None for other addresses."""
     found = DATASTORE_PATH.fullmatch(uri)
     return DatastorePath(found["datastore"], unquote(found["path"])) if found else None
 
 
 def is_file(uri: str) -> bool:
-    """Whether an address is of one file, as far as its name tells."""
+    """Whether an address refers to one file, judging by its suffix."""
     return uri.lower().endswith(FILE_SUFFIXES)
 
 
 def path_of(data: str) -> str:
-    """The part of --data that a run is named after: the asset's name, or the path."""
+    """The part of --data from which the run gets its default name: the asset's name, or the path."""
     asset = DATA_ASSET.fullmatch(data)
     return asset["name"] if asset else data
 
 
 def _unquoted(data: str) -> str:
-    """The text without percent signs that stand for others, as often as it was so written."""
+    """The text with percent-encoding removed, also where it was applied several times."""
     while (plain := unquote(data)) != data:
         data = plain
     return data
 
 
 def _shown(data: str) -> str:
-    """As much of an address as surely holds no secret."""
+    """The start of an address, up to where a secret could begin."""
     return re.split(r"[?#&;=%]", re.sub(r"//[^/]*@", "//***@", data))[0]

@@ -20,49 +20,49 @@ __all__ = [
 
 
 class JobFailedError(MsgganError):
-    """The run began and ended without a result."""
+    """The run started, and ended without a result."""
 
     code = "job_failed"
     exit_code = 1
 
 
 class RehearsalError(MsgganError):
-    """A run that lost its machine did not end as the one that kept it."""
+    """A run that was killed and resumed did not end like the uninterrupted one."""
 
     code = "rehearsal"
     exit_code = 1
 
 
 class WorkspaceError(MsgganError):
-    """No workspace is configured, or the one that is cannot be found."""
+    """No workspace is configured, or the configured one cannot be found."""
 
     code = "workspace"
     exit_code = 2
 
 
 class RefusedError(MsgganError):
-    """The plan holds something that cannot or must not be done; nothing was done."""
+    """The plan contains something that cannot or must not be done. Nothing was changed."""
 
     code = "refused"
     exit_code = 3
 
 
 class AuthError(MsgganError):
-    """Nobody is signed in, or who is has no role for what was asked."""
+    """Not signed in, or the identity lacks a role that the request requires."""
 
     code = "auth"
     exit_code = 4
 
 
 class QuotaError(MsgganError):
-    """The quota or the capacity does not suffice."""
+    """The quota or the capacity is insufficient."""
 
     code = "quota"
     exit_code = 5
 
 
 class AzureServiceError(MsgganError):
-    """Azure answered with an error that none of the others names. is_missing: what was asked for is not there."""
+    """Azure returned an error that no other class covers. is_missing: the requested resource does not exist."""
 
     code = "azure"
     exit_code = 1
@@ -73,7 +73,7 @@ class AzureServiceError(MsgganError):
 
 
 class UnreachableError(AzureServiceError):
-    """No answer came. may_have_happened: the request may have arrived, so that what it asked for may be done."""
+    """No response arrived. may_have_happened: the request may have reached Azure and been carried out."""
 
     code = "unreachable"
 
@@ -83,7 +83,7 @@ class UnreachableError(AzureServiceError):
 
 
 class UncertainError(MsgganError):
-    """The answer to the request that begins a job was lost, and whether there is one could not be found out."""
+    """The response to the request that creates a job was lost, and whether the job exists could not be determined."""
 
     code = "uncertain"
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Output for people: `Reporter`, which a target prints to, and runs as lines and as tables."""
+"""Output for people: `Reporter`, to which a target prints, and the status of runs as text and as tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _without_bar(label: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Reporter:
-    """info(line): prints a line. progress(label, done, total): moves the bar of that label; in bytes."""
+    """info(line): prints a line. progress(label, done, total): updates the progress bar of that label; in bytes."""
 
     info: Callable[[str], None] = _to_stderr
     progress: Callable[[str, int, int], None] = _without_bar
@@ -29,16 +29,16 @@ class Reporter:
 # --- Runs as text -----------------------------------------------------------------------------------------------------
 
 SHOWN_METRICS = ("d_loss", "g_loss", "swd")
-HEADINGS = ("NAME", "STATE", "KIMG", "SWD", "BEGAN", "RUN FOLDER")
+HEADINGS = ("NAME", "STATE", "KIMG", "SWD", "STARTED", "RUN FOLDER")
 
 
 def status_lines(run: RunStatus) -> list[str]:
-    """A run in full: its state, last metrics, times, folder, and why it ended."""
+    """The full status of a run: state, last metrics, times, folder and reason."""
     metrics = [f"{name} {_number(run.metrics[name])}" for name in SHOWN_METRICS if run.metrics.get(name) is not None]
     lines = [
         f"{run.name}: {run.state}, {_progress(run)} kimg",
         f"  {'  '.join(metrics)}" if metrics else "",
-        f"  began {_time(run.created)}" + (f", ended {_time(run.ended)}" if run.ended else ""),
+        f"  started {_time(run.created)}" + (f", ended {_time(run.ended)}" if run.ended else ""),
         f"  {run.run_dir}",
         *(f"  {line}" for line in run.reason.splitlines()),
     ]

@@ -1,4 +1,4 @@
-"""The runs on this machine: found by name or path, their status, and what to type next."""
+"""The runs on this machine: lookup by name or path, status, and the commands to run next."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from orchestration.spec import GOES_ON, SWEEP_NOTE, TRIALS_FOLDER, RunSpec, RunS
 
 RUNS_NAMED = 8
 DEFAULT_RUNS_DIR = "runs"
-COPY_NOTE = "azure.json"  # in a copy of a run on Azure: which run, and which version of its weights
+COPY_NOTE = "azure.json"  # in a copy of a run on Azure: the run, and the version of its weights
 
 
 def find_run(named: str, runs_dir: str) -> str | None:
-    """The folder of what is named, None where there is none.
+    """The folder of a run, a sweep or a trial, None if it does not exist.
 
-    That is the run NAME in `runs_dir`, or else what lies at that path, or a sweep's trial, as `find_trial` finds it.
+    named: a NAME in `runs_dir`, else a path, else a trial of a sweep as `find_trial` takes it.
     """
     trial = find_trial(named, runs_dir)
     of_trial = [str(trial_path(*trial))] if trial else []
@@ -34,7 +34,7 @@ def find_run(named: str, runs_dir: str) -> str | None:
 
 
 def find_trial(named: str, runs_dir: str) -> tuple[Path, int] | None:
-    """The folder of the sweep and the number of the trial that is named, None where there is no such sweep.
+    """The folder of the sweep and the number of the trial, None if there is no such sweep.
 
     named: SWEEP/NUMBER or SWEEP/trials/NUMBER. SWEEP: its name in `runs_dir` or the path of its folder.
     """
@@ -48,29 +48,29 @@ def find_trial(named: str, runs_dir: str) -> tuple[Path, int] | None:
 
 
 def run_problems(named: str, runs_dir: str) -> list[str]:
-    """Every complaint about what names a run."""
+    """Every problem with the name or path of a run."""
     if find_run(named, runs_dir) is not None:
         return []
     if trial := find_trial(named, runs_dir):
         folder, number = trial
         sweep = shlex.join(["msggan-aml", "status", folder.name, *runs_dir_args(str(folder.parent))])
-        return [f"{folder.name}: no trial {number} has begun. See its trials: {sweep}"]
+        return [f"{folder.name}: trial {number} has not started. Show its trials: {sweep}"]
     names = names_in(runs_dir, "config.json", SWEEP_NOTE)
     return [f"No run {named!r} in {runs_dir}, and no such folder. {_names_hint(named, names)}"]
 
 
 def is_copy(folder: str | Path) -> bool:
-    """Whether a folder is only a copy of a run on Azure; once trained here it is a local run."""
+    """Whether a folder is a copy of a run on Azure. Once it is trained here, it is a local run."""
     return os.path.isfile(os.path.join(folder, COPY_NOTE)) and not os.path.exists(os.path.join(folder, "run.json"))
 
 
 def run_names(runs_dir: str) -> list[str]:
-    """The runs in a folder, in order of their names."""
+    """The names of the runs in a folder, sorted."""
     return names_in(runs_dir, "config.json")
 
 
 def names_in(runs_dir: str, *files: str) -> list[str]:
-    """The folders in `runs_dir` that hold one of these files, in order of their names."""
+    """The names of the folders in `runs_dir` that contain one of these files, sorted."""
     try:
         names = os.listdir(runs_dir)
     except OSError:
@@ -79,7 +79,7 @@ def names_in(runs_dir: str, *files: str) -> list[str]:
 
 
 def folder_of(name: str, runs_dir: str | Path) -> RunFolder:
-    """The run folder of a run NAME or of a trial SWEEP/NUMBER, whether or not it is there."""
+    """The run folder of a run NAME or of a trial SWEEP/NUMBER, whether or not it exists."""
     trial = find_trial(name, str(runs_dir))
     return RunFolder(trial_path(*trial) if trial else Path(runs_dir) / name)
 
@@ -87,11 +87,11 @@ def folder_of(name: str, runs_dir: str | Path) -> RunFolder:
 def read_status(name: str, runs_dir: str) -> RunStatus:
     """The status of a run NAME or of a trial SWEEP/NUMBER. Raises `RunFolderError` if there is none.
 
-    If its configuration cannot be read, the state is the recorded one, and the reason says what is wrong.
+    If its configuration cannot be read, the state is the recorded one, and `reason` describes the problem.
     """
     folder = folder_of(name, runs_dir)
     if (folder.path / SWEEP_NOTE).is_file():
-        raise RunFolderError(f"{folder}: holds a sweep, not a run.", sweep_hint(name))
+        raise RunFolderError(f"{folder}: is a sweep, not a run.", sweep_hint(name))
     trial, state = trial_at(folder.path), state_of(folder)
     config, problem = _config_or_problem(folder)
     if state is None and folder.state.exists():
@@ -123,7 +123,7 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
 
 
 def _config_or_problem(folder: RunFolder) -> tuple[TrainConfig | None, RunFolderError | None]:
-    """The configuration of the run in a folder, or why it cannot be read; neither where there is none."""
+    """The configuration of the run in a folder, or the error of reading it; neither if there is no run."""
     try:
         return folder.load_config(), None
     except RunFolderError as error:
@@ -131,17 +131,17 @@ def _config_or_problem(folder: RunFolder) -> tuple[TrainConfig | None, RunFolder
 
 
 def runs_dir_args(runs_dir: str) -> list[str]:
-    """The --runs-dir of a command, nothing if it is the default."""
+    """The --runs-dir option of a command, [] for the default."""
     return ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
 
 
 def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) -> list[str]:
-    """What to type next: follow or cancel a running run, sample a completed one, else resume it."""
+    """The commands to run next: follow or cancel a running run, sample a completed one, else resume it."""
     place_args = runs_dir_args(runs_dir)
     if state == "running":
         verbs = (["logs", spec.name, "--follow"], ["cancel", spec.name])
         return [shlex.join(["msggan-aml", *verb, *place_args]) for verb in verbs]
-    # A workspace may be configured, or will be by then: a run of this machine must not become a job there.
+    # A workspace may be configured by then: a local run must not be resumed as a job on Azure.
     again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, "--target", "local", *place_args]
     kimg = _kimg_to_continue(spec.config.kimg or 0, state, images_seen)
     config = TrainConfig(**{**explicit_values(spec.config), "kimg": kimg})
@@ -151,14 +151,14 @@ def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) ->
 
 
 def _kimg_to_continue(kimg: float, state: str, images_seen: int) -> float | None:
-    """The --kimg with which a run continues. None: the one it was started with, which it has not reached."""
+    """The --kimg with which a run continues. None: the recorded one, which it has not reached."""
     if state == "completed":
         return 2 * kimg if 2000 * kimg > images_seen else 2 * images_seen / 1000
     return kimg if 1000 * kimg > images_seen else None
 
 
 def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
-    """What to type next about the trial that SWEEP/NUMBER names: see it at work or why it ended, or use its result."""
+    """The commands to run next for a trial SWEEP/NUMBER: follow it, use its result, or show why it ended."""
     if state in GOES_ON:
         verbs = [["logs", trial, "--follow"], ["cancel", trial]]
     elif state == "completed":
@@ -170,7 +170,7 @@ def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
 
 
 def trial_at(folder: Path) -> tuple[str, str] | None:
-    """SWEEP/NUMBER and the folder of the runs, where `folder` is that of a sweep's trial."""
+    """SWEEP/NUMBER and the runs folder if `folder` is the run folder of a trial, else None."""
     whole = Path(os.path.abspath(folder))
     sweep = whole.parent.parent
     if whole.parent.name != TRIALS_FOLDER or not whole.name.isdecimal() or not (sweep / SWEEP_NOTE).is_file():
@@ -181,11 +181,12 @@ def trial_at(folder: Path) -> tuple[str, str] | None:
 
 def _not_started(folder: RunFolder, trial: tuple[str, str] | None) -> RunFolderError:
     if trial is None:
-        return RunFolderError(f"{folder}: holds no run.", "See what runs there are: msggan-aml list")
+        return RunFolderError(f"{folder}: contains no run.", "List the runs: msggan-aml list")
     name, _ = trial
     sweep = name.partition("/")[0]
     return RunFolderError(
-        f"{name}: has not begun to train.", f"Its log: msggan-aml logs {name}. Its sweep: msggan-aml status {sweep}"
+        f"{name}: has not started to train.",
+        f"Show its log: msggan-aml logs {name}. Show its sweep: msggan-aml status {sweep}",
     )
 
 
@@ -193,6 +194,6 @@ def _names_hint(named: str, names: list[str]) -> str:
     if near := nearest(named, names):
         return f"Did you mean {' or '.join(near)}?"
     if not names:
-        return "There are none yet: msggan-aml submit --data FOLDER starts one."
+        return "There are no runs yet. Start one: msggan-aml submit --data FOLDER"
     more = f" and {len(names) - RUNS_NAMED} more" if len(names) > RUNS_NAMED else ""
-    return f"There are {', '.join(names[:RUNS_NAMED])}{more}."
+    return f"Available: {', '.join(names[:RUNS_NAMED])}{more}."

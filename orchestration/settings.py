@@ -1,11 +1,12 @@
-"""The settings: each once, with its help, range and default, and the places where it is set.
+"""The settings: their help, ranges and defaults, and how they are read.
 
-A setting NAME is a keyword of `Target.from_config` or the flag --name, else the variable MSGGAN_NAME, else NAME under
-[azure] in the nearest msggan.toml, else its default. The workspace is taken whole, from the first place that names a
-part of it: keywords, flags, variables, then msggan.toml or Azure ML's config.json in the nearest folder.
+A setting NAME is set by a keyword of `Target.from_config` or the flag --name, else the variable MSGGAN_NAME, else NAME
+under [azure] in the nearest msggan.toml, else its default. The three parts of the workspace come from one source, the
+first that sets any of them: keywords, flags, variables, then msggan.toml or Azure ML's config.json in the nearest
+folder.
 
-click knows all but keywords: it reads a setting only while it parses a command line, stops at the first wrong value and
-does not name its source. A notebook reads the same settings, so they are read here, and click declares the flags.
+click only declares the flags. It could read all but the keywords, but a notebook reads the same settings without a
+command line, and click stops at the first wrong value without naming its source.
 """
 
 from __future__ import annotations
@@ -43,24 +44,24 @@ WORKSPACE_HELP = {
     "resource_group": "The resource group of the Azure ML workspace.",
     "workspace_name": "The name of the Azure ML workspace.",
 }
-# How `az configure` writes a workspace into config.json, in one line.
+# The one-line form of a workspace that `az configure` writes to config.json.
 SCOPE = re.compile(
     r"/subscriptions/(?P<subscription_id>[^/]+)/resourceGroups/(?P<resource_group>[^/]+)"
     r"/providers/Microsoft\.MachineLearningServices/workspaces/(?P<workspace_name>[^/]+)",
     re.IGNORECASE,
 )
 
-# Secrets are read from these alone: files are copied and committed, and command lines are visible to everyone.
+# Secrets are read from these variables only: files get copied and committed, command lines are visible to all users.
 SECRETS = ("MSGGAN_STORAGE_KEY", "MSGGAN_STORAGE_SAS")
 SECRET_KEY = re.compile(
     r"(?:^|[_-])(?:keys?|sas|passwords?|pwd|secrets?|tokens?|credentials?|connection[_-]?string)(?:$|[_-])",
     re.IGNORECASE,
 )
-# A key in a connection string, a signature in an address, a password before a host, an account's key alone.
+# A key in a connection string, a signature in an address, a password before a host, or a bare account key.
 SECRET_VALUE = re.compile(r"AccountKey=|SharedAccess\w*=|[?&]sig=|//[^/@]*:[^/@]*@|[A-Za-z0-9+/]{86}==", re.IGNORECASE)
 BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
-Flags = Mapping[str, str | bool | None]  # by name the value of a flag, None where it is not given
+Flags = Mapping[str, str | bool | None]  # the values of flags by name; None: not given
 SomeCommand = Callable[..., Any]
 
 
@@ -69,13 +70,13 @@ SomeCommand = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """The metadata of a setting. required: what its pattern requires. also: variables that are read after its own."""
+    """The metadata of a setting. required: its pattern as text. also: variables that are read after its own."""
 
     help: str
     default: Any = None
     range: Range | None = None
     pattern: str = ".+"
-    required: str = "a text that is not empty"
+    required: str = "non-empty text"
     also: tuple[str, ...] = ()
     name: str = ""
     kind: type = str
@@ -101,28 +102,30 @@ SIZE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every setting, as `read_settings` found it; None is not set. secrets: by variable whether it is set."""
+    """Every setting, as `read_settings` found it; None: not set. secrets: by variable, whether it is set."""
 
-    runs_dir: str = _setting("The folder of the run folders.", "runs")
+    runs_dir: str = _setting("The folder that contains the run folders.", "runs")
     tracking_uri: str = _setting(
-        f"Where MLflow keeps the runs; `{NO_TRACKING}`: nowhere. Default: mlflow.db in the folder of the runs.",
+        f"The MLflow tracking URI; `{NO_TRACKING}` turns tracking off. Default: mlflow.db in the folder of the runs.",
         also=TRACKING_VARIABLES[1:],
     )
     compute: str = _setting(
-        "The cluster that trains.",
+        "The compute cluster to train on.",
         "msggan-gpu",
         pattern=r"[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9]",
         required="3 to 24 letters, digits and -, start with a letter and not end with -",
     )
     vm_size: str = _setting("The size of the cluster's machines.", "Standard_NC4as_T4_v3", **SIZE)
     min_nodes: int = _setting(
-        "Machines that the cluster keeps when idle. More than 0 costs money day and night.", 0, Range(0, 1000)
+        "The number of machines that the cluster keeps when idle. More than 0 costs money around the clock.",
+        0,
+        Range(0, 1000),
     )
     max_nodes: int = _setting("The maximum number of the cluster's machines.", 1, Range(1, 1000))
-    idle_minutes: int = _setting("Minutes without a job after which a machine is released.", 2, Range(1, 1440))
-    low_priority: bool = _setting("Cheaper machines, which Azure may take away at any time.", False)
+    idle_minutes: int = _setting("The minutes without a job after which a machine is released.", 2, Range(1, 1440))
+    low_priority: bool = _setting("Use cheaper machines, which Azure may reclaim at any time.", False)
     identity: str = _setting(
-        "The identity of the cluster's machines: `none`, `system` (its own) or the resource ID of a managed one.",
+        "The identity of the cluster's machines: `none`, `system` (its own) or the resource ID of a managed identity.",
         "none",
         pattern=r"none|system|/subscriptions/[^/]+/resource[Gg]roups/[^/]+/providers/[^/]+/userAssignedIdentities/[^/]+",
         required="none, system or /subscriptions/…/userAssignedIdentities/NAME",
@@ -132,7 +135,7 @@ class Settings:
         pattern=r"[a-z0-9]+",
         required="a region as Azure writes it, such as westeurope",
     )
-    instance_type: str | None = _setting("Train serverless on machines of this size, not on the cluster.", **SIZE)
+    instance_type: str | None = _setting("Train on serverless compute of this size instead of the cluster.", **SIZE)
     storage_account: str | None = _setting(
         "The storage account of the datastore. Default: the workspace's own.",
         pattern=r"[a-z0-9]{3,24}",
@@ -152,9 +155,7 @@ class Settings:
     )
     experiment: str = _setting("The experiment that jobs are listed under.", "msggan", **NAME)
     description: str | None = _setting("The description of the job in Azure ML studio.")
-    timeout_hours: float = _setting(
-        "Hours after which a job is ended, done or not.", 24.0, Range(0, 504, low_included=False)
-    )
+    timeout_hours: float = _setting("The maximum duration of a job, in hours.", 24.0, Range(0, 504, low_included=False))
 
     workspace: Workspace | None
     sources: Mapping[str, str]
@@ -184,7 +185,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Workspace:
-    """An Azure ML workspace. sources: by part where it is set."""
+    """An Azure ML workspace. sources: by part, where it is set."""
 
     subscription_id: str
     resource_group: str
@@ -208,7 +209,7 @@ def settings_table() -> tuple[Setting, ...]:
         replace(
             spec.metadata["setting"],
             name=spec.name,
-            kind=next(iter(get_args(hints[spec.name])), hints[spec.name]),  # of `str | None` the str
+            kind=next(iter(get_args(hints[spec.name])), hints[spec.name]),  # `str` for `str | None`
         )
         for spec in fields(Settings)
         if spec.metadata
@@ -243,9 +244,9 @@ JOB_SETTINGS = (
 
 
 class Layer(NamedTuple):
-    """The values of one place, by name. source, label: of a name, for `config show` and for complaints.
+    """The values of one source, by name. source, label: of a setting, for `config show` and for messages.
 
-    is_typed: values are numbers, texts or true and false already. folder: where relative paths start, if not here.
+    is_typed: values have their types already. folder: the base of relative paths, None for the current folder.
     """
 
     values: Mapping[str, Any]
@@ -261,9 +262,9 @@ _NO_LAYER = Layer({}, str, str)
 def read_settings(
     flags: Flags, *, folder: Path, environ: Mapping[str, str], keywords: Mapping[str, Any] | None = None
 ) -> Settings:
-    """The settings in a folder and an environment. Raises UsageError with every complaint at once.
+    """The settings in a folder and an environment. Raises UsageError with every problem.
 
-    keywords: values that Python code gives; they precede all others.
+    keywords: values from Python code; they take precedence.
     """
     folder, keywords = folder.absolute(), keywords or {}
     path, tables, problems = _read_file(folder)
@@ -289,7 +290,7 @@ def read_settings(
 
 
 def settings_problems(flags: Flags, *, folder: Path, environ: Mapping[str, str]) -> list[str]:
-    """Every complaint of `read_settings`, to be reported together with others."""
+    """Every problem that `read_settings` finds, to be reported together with others."""
     try:
         read_settings(flags, folder=folder, environ=environ)
     except UsageError as error:
@@ -315,7 +316,7 @@ def _flags_layer(flags: Flags) -> Layer:
 
 
 def _variables_layer(environ: Mapping[str, str]) -> Layer:
-    """The variables that are set; an empty one is not."""
+    """The variables that are set and not empty."""
     variables = {spec.name: spec.variables for spec in settings_table()}
     variables |= {key: (variable,) for key, variable in WORKSPACE_VARIABLES.items()}
     first = {name: next(filter(environ.get, names), names[0]) for name, names in variables.items()}
@@ -330,15 +331,15 @@ def _file_layer(path: Path, table: str, tables: Mapping[str, Mapping[str, Any]],
 
 
 def _checked(spec: Setting, layer: Layer, problems: list[str]) -> Any:
-    """The converted value of a setting; adds a complaint where it is wrong."""
+    """The converted value of a setting; adds a problem if it is invalid."""
     value, label = layer.values[spec.name], layer.label(spec.name)
     if value is None:
-        return None  # a default
+        return None  # not set
     is_secret = isinstance(value, str) and SECRET_VALUE.search(value)
-    # The address of a tracking server may have a password, in a variable.
+    # Only a variable may hold the address of a tracking server with its password.
     if is_secret and not (spec.name == "tracking_uri" and layer.source(spec.name).startswith("variable ")):
         variables = spec.variables if spec.name == "tracking_uri" else SECRETS
-        problems.append(f"{label}: holds a secret. Secrets belong in variables alone: {' or '.join(variables)}.")
+        problems.append(f"{label}: contains a secret. Set secrets only in variables: {' or '.join(variables)}.")
         return None
     try:
         converted = _converted(value, spec.kind, is_typed=layer.is_typed)
@@ -352,7 +353,7 @@ def _checked(spec: Setting, layer: Layer, problems: list[str]) -> Any:
 
 
 def _complaint(spec: Setting, value: Any) -> str:
-    """What is wrong with a value of the right kind, as the end of a sentence."""
+    """What is wrong with a value of the right type, as the end of a sentence."""
     if spec.range is not None:
         return "" if value in spec.range else f"must be {spec.range}."
     if spec.kind is str and not re.fullmatch(spec.pattern, value):
@@ -361,7 +362,7 @@ def _complaint(spec: Setting, value: Any) -> str:
 
 
 def _converted(value: Any, kind: type, *, is_typed: bool) -> Any:
-    """The value as its kind. Raises ValueError if it is of another."""
+    """The value converted to its type. Raises ValueError if it is invalid."""
     if type(value) is kind:
         return value
     if is_typed:
@@ -378,7 +379,7 @@ def _converted(value: Any, kind: type, *, is_typed: bool) -> Any:
 def _quotes_hint(value: Any, kind: type) -> str:
     if (kind is str) == isinstance(value, str):
         return ""
-    return ": in a file it has quotes" if kind is str else ": in a file it has no quotes"
+    return ": in a file it must have quotes" if kind is str else ": in a file it must not have quotes"
 
 
 def _from_folder(name: str, value: Any, folder: Path) -> Any:
@@ -389,13 +390,13 @@ def _from_folder(name: str, value: Any, folder: Path) -> Any:
         return "sqlite:///" + (folder / value.removeprefix("sqlite:///")).as_posix()
     if name == "environment":
         image, plus, path = value.rpartition("+")
-        if os.path.exists(folder / path):  # else it is the name of an image
+        if os.path.exists(folder / path):  # otherwise it is the name of an image
             return f"{image}{plus}{folder / path}"
     return value
 
 
 def _cross_field_errors(values: Mapping[str, Any], layers: Mapping[str, Layer]) -> list[str]:
-    """Complaints about values that are right alone and wrong together."""
+    """The problems of values that are valid separately but not together."""
     problems = []
     if values["min_nodes"] > values["max_nodes"]:
         problems.append(
@@ -404,7 +405,7 @@ def _cross_field_errors(values: Mapping[str, Any], layers: Mapping[str, Layer]) 
         )
     for one, other in (("storage_account", "storage_container"), ("storage_container", "storage_account")):
         if values[one] is not None and values[other] is None:
-            problems.append(f"{layers[one].label(one)} {values[one]}: needs {other} too.")
+            problems.append(f"{layers[one].label(one)} {values[one]}: requires {other} too.")
     return problems
 
 
@@ -425,7 +426,7 @@ def _workspaces(
     tables: Mapping[str, Mapping[str, Any]],
     problems: list[str],
 ) -> Iterator[Workspace | None]:
-    """The workspace that each place names, in order. In one folder msggan.toml precedes Azure ML's own file."""
+    """The workspaces of all sources, by precedence. In a folder msggan.toml precedes Azure ML's config.json."""
     for layer in explicit:
         if any(key in layer.values for key in WORKSPACE_VARIABLES):
             yield _workspace(layer, problems)
@@ -438,22 +439,22 @@ def _workspaces(
 
 
 def _workspace(layer: Layer, problems: list[str]) -> Workspace | None:
-    """The workspace of a place that should name all three parts; adds complaints where it does not."""
+    """The workspace of a source, which must have all three parts; adds a problem for each part that is missing."""
     given = {key: layer.values[key] for key in WORKSPACE_VARIABLES if key in layer.values}
     found = [
-        f"{layer.label(key)}: is missing; a workspace needs all three."
+        f"{layer.label(key)}: is not set; a workspace requires all three parts."
         for key in WORKSPACE_VARIABLES
         if key not in given
     ]
     for key, value in given.items():
         if not (isinstance(value, str) and re.fullmatch(r"[^\s/?#]+", value)):
-            found.append(f"{layer.label(key)} {value}: must be a name, without spaces and slashes.")
+            found.append(f"{layer.label(key)} {value}: must be a name without spaces and slashes.")
     problems += found
     return None if found else Workspace(**given, sources={key: layer.source(key) for key in given})
 
 
 def _named_in(path: Path) -> dict[str, Any]:
-    """The workspace in a file that Azure ML wrote. Other files are called config.json too, such as a run's: {}."""
+    """The workspace in a config.json of Azure ML; {} for other files of that name, such as a run's."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
@@ -470,7 +471,7 @@ def _named_in(path: Path) -> dict[str, Any]:
 
 
 def _read_file(folder: Path) -> tuple[Path | None, dict[str, dict[str, Any]], list[str]]:
-    """The nearest msggan.toml in `folder` or above it, its tables, and every complaint about it."""
+    """The nearest msggan.toml in `folder` or above it, its tables, and every problem with it."""
     path = next((place / FILE_NAME for place in (folder, *folder.parents) if os.path.lexists(place / FILE_NAME)), None)
     if path is None:
         return None, {}, []
@@ -480,14 +481,17 @@ def _read_file(folder: Path) -> tuple[Path | None, dict[str, dict[str, Any]], li
         return path, {}, [f"{path}: cannot be read: {error.strerror or error}."]
     except UnicodeDecodeError:
         return path, {}, [f"{path}: is not UTF-8 text."]
-    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number of 5,000 digits is a ValueError
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not only TOMLDecodeError: a number of 5,000 digits raises ValueError
         return path, {}, [f"{path}: is not TOML: {error}."]
     tables = {name: table for name, table in content.items() if name in KEYS_OF and isinstance(table, dict)}
     return path, tables, [f"{path}: {problem}" for problem in _misplaced(content)]
 
 
 def _misplaced(content: Mapping[str, Any]) -> Iterator[str]:
-    """A complaint for each unknown table and key. Their values, which may be secret, are not shown."""
+    """A message for each unknown table and key. Their values, which may be secret, are not shown."""
     for name, table in content.items():
         if name not in KEYS_OF:
             yield _unknown_key(name, "")
@@ -498,10 +502,10 @@ def _misplaced(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unknown_key(key: str, table: str) -> str:
-    """The complaint about a key in a table, or about a key or table at the top of the file where `table` is empty."""
+    """The message for a key in a table, or for a top-level key or table if `table` is empty."""
     shown = f"[{table}] {key}" if table else key
     if SECRET_KEY.search(key):
-        return f"{shown}: a secret may not be in a file. Set the variable {' or '.join(SECRETS)} instead."
+        return f"{shown}: secrets are not allowed in a file. Set the variable {' or '.join(SECRETS)} instead."
     home = next((name for name, keys in KEYS_OF.items() if key in keys), None)
     if home is not None:
         return f"{shown}: belongs under [{home}]."
@@ -517,9 +521,9 @@ def _suggestion(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def settings_options(*names: str) -> Callable[[SomeCommand], SomeCommand]:
-    """Adds the flags of these settings; `workspace` stands for the three that name one.
+    """Adds the flags of these settings; `workspace` stands for its three parts.
 
-    The command gets `flags`, their values by name, as `read_settings` takes them.
+    The command receives `flags`, their values by name, as `read_settings` takes them.
     """
     options = {name: add for named in names for name, add in _build_options(named).items()}
 
@@ -529,7 +533,7 @@ def settings_options(*names: str) -> Callable[[SomeCommand], SomeCommand]:
             return command(flags={name: values.pop(name) for name in options}, **values)
 
         wrapped: SomeCommand = with_flags
-        for add in reversed(options.values()):  # the decorator nearest to the function comes last in the help
+        for add in reversed(options.values()):  # the innermost decorator comes last in the help
             wrapped = add(wrapped)
         return wrapped
 

@@ -1,4 +1,4 @@
-"""What a target takes and returns: RunSpec with its command line, RunStatus, Download and ProvisionPlan; and names."""
+"""The data types of targets: RunSpec, RunStatus, Download and ProvisionPlan; and the names of runs and trials."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from orchestration.data_source import FILE_SUFFIXES, path_of
 from orchestration.errors import RefusedError
 
 LONGEST_NAME = 63
-# In the folder of a sweep, here and on Azure: what was asked, and the trials' run folders.
+# In the folder of a sweep, local and on Azure: its specification, and the run folders of its trials.
 SWEEP_NOTE = "sweep.json"
 TRIALS_FOLDER = "trials"
-GOES_ON = ("queued", "preparing", "running")  # of the states of a run, those before its end
+GOES_ON = ("queued", "preparing", "running")  # the states of a run before its end
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run to be: what to train, on which images, under which name. `hardware`: the part of the machine to use."""
+    """The specification of a run: configuration, images, name. `hardware`: the device and threads to use."""
 
     config: TrainConfig
     data: str | Path
@@ -40,18 +40,18 @@ class RunSpec:
             raise UsageError(problems)
 
     def command(self, *, data: str, run_dir: str, python: str = "python") -> list[str]:
-        """The command line that is the run. A target says where it finds the images and where it keeps the run."""
+        """The command line of the run, with the target's locations of the images and of the run folder."""
         program = [python, "-m", "msggan.train", "--data", data, "--run-dir", run_dir]
         return [*program, *to_argv(self.config), *self.hardware.to_argv()]
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The status of a run, whoever started it.
+    """The status of a run.
 
     state: one of queued, preparing, running, completed, failed, cancelled, interrupted. images_total: the number of
-    images that the run is to see. next: commands to type next. created, ended: in UTC, ISO 8601. notice: for people,
-    that there was nothing to do and the run is as it was recorded before; else empty.
+    images that the run is to be trained on. next: commands to run next. created, ended: in UTC, ISO 8601. notice: the
+    message that nothing was left to train, else empty.
     """
 
     name: str
@@ -71,7 +71,7 @@ class RunStatus:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of `submit`: neither a run that continues without it nor one with nothing to do has failed."""
+        """The exit code of `submit`: 0 if nothing was left to train, or if the run continues."""
         return 0 if self.notice else EXIT_CODES.get(self.state, 0)
 
     def as_json(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class Download:
-    """What was copied out of a run, and to where."""
+    """The result of a download: the number of files and bytes, and the folder."""
 
     files: int
     bytes: int
@@ -99,7 +99,7 @@ Change = Mapping[str, Any]  # "from" and "to"
 
 
 def changes_between(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Change]:
-    """The changes from what is there, {} for a new resource, to the wanted values."""
+    """The changes from the existing values, {} for a new resource, to the wanted ones."""
     return {name: {"from": before.get(name), "to": to} for name, to in wanted.items() if before.get(name) != to}
 
 
@@ -108,9 +108,9 @@ SIGNS = {"create": "+ create", "change": "~ change", "keep": "  keep", "refuse":
 
 @dataclass(frozen=True)
 class Item:
-    """One resource of a plan. action: create, change, keep, refuse or delete. hint: what to type if it is refused.
+    """One resource of a plan. action: create, change, keep, refuse or delete. hint: the next step if it is refused.
 
-    costs: what it costs and when that stops, one sentence each, for people.
+    costs: what it costs and until when, one sentence each.
     """
 
     kind: str
@@ -162,7 +162,7 @@ class Step:
 
 @dataclass(frozen=True, repr=False)
 class ProvisionPlan:
-    """What `provision` is to do. Its text, which a notebook shows, has one line per item and per change."""
+    """The plan of `provision`. Its repr, which a notebook shows, has one line per item and per change."""
 
     steps: tuple[Step, ...]
 
@@ -176,7 +176,7 @@ class ProvisionPlan:
 
     @property
     def refusal(self) -> RefusedError | None:
-        """Why none of it may be done, None where all may."""
+        """The error if an item is refused, else None."""
         refused = [item for item in self.items if item.action == "refuse"]
         if not refused:
             return None
@@ -197,7 +197,7 @@ class ProvisionPlan:
 
 
 def name_problems(name: str) -> list[str]:
-    """Every complaint about the text of --name: it names a folder here and a job on Azure, and both are particular."""
+    """Every problem with --name, which must be valid as the name of a folder and of a job on Azure."""
     if len(name) > LONGEST_NAME:
         return [f"--name {name}: has {len(name)} characters; at most {LONGEST_NAME} are allowed."]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -206,31 +206,33 @@ def name_problems(name: str) -> list[str]:
 
 
 def default_name(data: str | Path) -> str:
-    """A name from the data's own: the same images again are the same run again."""
+    """The name of a run derived from the data: the same data gives the same name."""
     path = Path(os.path.abspath(path_of(str(data))))
     name = path.stem if path.suffix.lower() in FILE_SUFFIXES else path.name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).lstrip("-_")[:LONGEST_NAME].rstrip("-_")
-    # A name in another script leaves nothing; a few digits of its hash keep two such names apart.
+    # Nothing is left of a name without Latin letters; a few digits of its hash distinguish such names.
     return slug or f"run-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
 
 
 def trial_named(text: str) -> tuple[str, int] | None:
-    """The sweep and the number that SWEEP/NUMBER names, None for other texts."""
+    """The sweep and the number of SWEEP/NUMBER, None for other texts."""
     found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([0-9]{1,4})", text)
     return (found[1], int(found[2])) if found else None
 
 
 def name_of_trial(sweep: str, number: int) -> str:
-    """What a trial is called among runs: what goes on from it, or is copied of it."""
+    """The name of a run that continues a trial, or of a copy of a trial."""
     return f"{sweep}-trial-{number}"
 
 
 def trial_path(sweep: str | Path, number: int) -> Path:
-    """Where a trial's run folder lies in the folder of its sweep on this machine."""
+    """The run folder of a trial in the folder of its sweep on this machine."""
     return Path(sweep) / TRIALS_FOLDER / f"{number:03d}"
 
 
 def sweep_hint(name: str) -> str:
-    """What to type where a run is wanted and a sweep was named."""
-    return f"See its trials: msggan-aml status {name}. Copy the best: msggan-aml sweep best {name} --download FOLDER"
+    """The hint of an error where a sweep was given instead of a run."""
+    return (
+        f"Show its trials: msggan-aml status {name}. Download the best: msggan-aml sweep best {name} --download FOLDER"
+    )

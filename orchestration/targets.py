@@ -1,4 +1,4 @@
-"""The seam between this machine and Azure ML: `Target`; the handle of a run, `Run`; the choice of a target."""
+"""The interface of a target, `Target`; the handle of a run, `Run`; and the choice of a target."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SomeTarget = TypeVar("SomeTarget", bound="Target")
 class Target(ABC):
     """Where runs train: `LocalTarget`, this machine, or `AzureTarget`, an Azure ML workspace.
 
-    A run is named NAME, a trial of a sweep SWEEP/NUMBER. Every method raises MsgganError where it cannot do its work.
+    A run is named NAME, a trial of a sweep SWEEP/NUMBER. Every method raises MsgganError on failure.
     """
 
     name: ClassVar[str]
@@ -48,7 +48,7 @@ class Target(ABC):
 
     @classmethod
     def from_config(cls: type[SomeTarget], **settings: Any) -> SomeTarget:
-        """A target with the settings that `msggan-aml` would find in the current folder; keywords take precedence.
+        """A target with the settings that `msggan-aml` would use in the current folder; keywords take precedence.
 
         settings: any that `msggan-aml config show` lists, and the workspace's subscription_id, resource_group and
         workspace_name. Raises UsageError naming each keyword or value that is wrong.
@@ -72,7 +72,7 @@ class Target(ABC):
         device: str = "auto",
         workers: int = 0,
     ) -> Run:
-        """Starts a run, or resumes the one of that name, and returns once it trains here or is accepted as a job.
+        """Starts a run, or resumes the one of that name. Returns once it trains here or its job is accepted.
 
         The run continues without this process. data: a folder, a zip or a pack; on Azure also an address. name: by
         default from the data's. device, workers: as `msggan-aml submit` takes them.
@@ -87,7 +87,7 @@ class Target(ABC):
     def spec(
         self, config: TrainConfig, *, data: str | Path, name: str | None = None, hardware: Hardware | None = None
     ) -> RunSpec:
-        """A run to be, checked as far as that takes no requests. Raises UsageError with every problem."""
+        """The specification of a run, checked without making requests. Raises UsageError with every problem."""
         problems = source_problems(str(data)) + (name_problems(name) if name is not None else [])
         if problems := problems or self.problems(str(data), name):
             raise UsageError(problems)
@@ -95,11 +95,11 @@ class Target(ABC):
 
     @abstractmethod
     def problems(self, data: str | None, name: str | None) -> list[str]:
-        """Why this target cannot train on this data under this name, as far as that takes no requests."""
+        """The reasons why this target cannot train on this data under this name, found without making requests."""
 
     @abstractmethod
     def question(self, spec: RunSpec) -> str | None:
-        """What a person has to agree to before the run is started, None where there is nothing."""
+        """The question to confirm before the run is started, None if there is none."""
 
     @abstractmethod
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Target(ABC):
 
     @abstractmethod
     def start_from(self, name: str, copy_run: Callable[[Path], None]) -> None:
-        """Gives a run that has not started the run folder that `copy_run` makes at a path: it resumes from there."""
+        """Prepares a run that has not started: it resumes from the run folder that `copy_run` writes to a path."""
 
     # --- Its runs -----------------------------------------------------------------------------------------------------
 
@@ -133,15 +133,15 @@ class Target(ABC):
 
     @abstractmethod
     def cancel(self, name: str) -> RunStatus:
-        """Stops a run with a checkpoint and waits for its end."""
+        """Stops a run with a checkpoint and waits until it has ended."""
 
     def download(
         self, name: str, to: str | Path | None = None, *, weights: bool = False, force: bool = False
     ) -> Download:
         """Copies the run folder, or with `weights` just the generator, to a new or an empty folder.
 
-        to: by default NAME-run, and of a trial SWEEP-trial-NUMBER. Called again it copies what has changed since; with
-        `force` it overwrites files that were changed there.
+        to: by default NAME-run, for a trial SWEEP-trial-NUMBER. Called again, it copies what has changed since; with
+        `force` it also overwrites files that were changed in `to`.
         """
         trial = trial_named(name)
         folder = name_of_trial(*trial) if trial else f"{name}-run"
@@ -153,19 +153,19 @@ class Target(ABC):
 
     @abstractmethod
     def weights(self, name: str) -> str:
-        """The run folder or file on this machine that has the run's generator, downloaded first if need be."""
+        """The local folder or file with the run's generator, downloaded first if necessary."""
 
     # --- What training needs ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def plan_provision(self, *, delete: bool = False) -> ProvisionPlan:
-        """What `provision` would do, as a plan that prints itself. Only reads. delete: remove what it has created."""
+        """What `provision` would do, as a printable plan. Only reads. delete: plan to remove what it created."""
 
     @abstractmethod
     def provision(self, plan: ProvisionPlan | None = None, *, delete: bool = False) -> ProvisionPlan:
         """Creates what training needs, and verifies it. plan: as `plan_provision` returned it, by default a new one.
 
-        Raises RefusedError, before anything is changed, where the plan refuses an item.
+        Raises RefusedError, before anything is changed, if the plan refuses an item.
         """
 
     # --- Sweeps -------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Target(ABC):
     @property
     @abstractmethod
     def sweeps(self) -> SweepTarget:
-        """The sweeps of this target: their status, their end, their results."""
+        """The sweeps of this target: status, cancellation and results."""
 
     def sweep(
         self,
@@ -191,10 +191,10 @@ class Target(ABC):
         workers: int = 0,
         **options: Any,
     ) -> SweepStatus:
-        """Trains a trial per setting, follows the sweep to its end and returns its status: `.best`, `.trials`.
+        """Runs a hyperparameter sweep to its end and returns its status, with `.best` and `.trials`.
 
-        over: by field what is searched: None for the field's own range, (low, high) for a range, a list for choices.
-        trials: by default 20 or every combination. detach: on Azure, return when the job is accepted. options: further
+        over: by field its search space: None for the field's own range, (low, high) for a range, a list for choices.
+        trials: by default 20 or every combination. detach: on Azure, return once the job is accepted. options: further
         fields of `SweepSpec`.
         """
         space = read_space(over, config)
@@ -216,17 +216,17 @@ class Target(ABC):
 
 @dataclass(frozen=True)
 class Run:
-    """The handle of a run: `target.submit(…)` returns it, and `Run(target, "photos")` is that of one started before."""
+    """The handle of a run. `target.submit(…)` returns it; `Run(target, "photos")` is the handle of an existing run."""
 
     target: Target = field(repr=False)
     name: str
 
     def status(self) -> RunStatus:
-        """State, progress, metrics, and where it is."""
+        """Its state, progress, metrics and location."""
         return self.target.status(self.name)
 
     def wait(self) -> RunStatus:
-        """Prints the run's log to its end and returns the final status. Ctrl-C leaves the run as it is and says so."""
+        """Prints the run's log to its end and returns the final status. Ctrl-C only stops following."""
         try:
             for line in self.target.logs(self.name, follow=True):
                 self.target.reporter.info(line)
@@ -262,7 +262,7 @@ class SweepTarget(Protocol):
         ...
 
     def sweep_question(self, spec: SweepSpec) -> str | None:
-        """What a person has to agree to before `submit_sweep`, None where there is nothing."""
+        """The question to confirm before `submit_sweep`, None if there is none."""
         ...
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
@@ -282,37 +282,37 @@ class SweepTarget(Protocol):
         ...
 
     def cancel_sweep(self, name: str) -> SweepStatus:
-        """Stops a sweep and its trials, and waits for their end."""
+        """Stops a sweep and its trials, and waits until they have ended."""
         ...
 
     def report(self, status: SweepStatus) -> SweepStatus:
-        """Writes the report of a sweep; the status then names it."""
+        """Writes the report of a sweep and returns the status with its path."""
         ...
 
     def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: Callable[[int, int], None]) -> Download:
-        """Copies a trial's run folder; tell(done, total) gets bytes."""
+        """Copies a trial's run folder; tell(done, total): called with bytes."""
         ...
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen target, and why, as the end of a sentence."""
+    """The chosen target, and the reason, as a clause."""
 
     target: str
     reason: str
 
 
 def choose(target: str, workspace: Workspace | None) -> Choice:
-    """The target for the value of --target, where `workspace` is configured."""
+    """The target for the value of --target and the configured workspace."""
     if target != "auto":
-        return Choice(target, "as --target says")
+        return Choice(target, "set by --target")
     if workspace is None:
         return Choice("local", "no Azure ML workspace is configured")
-    return Choice("azure", f"{workspace.source} names workspace {workspace.workspace_name}")
+    return Choice("azure", f"workspace {workspace.workspace_name} is set in {workspace.source}")
 
 
 def build_target(name: str, settings: Settings, reporter: Reporter) -> Target:
-    """The target of that name, which is imported here: Azure's SDK takes seconds."""
+    """The target of that name. Its module is imported here: Azure's SDK takes seconds to import."""
     if name == "azure":
         from orchestration.azure.target import AzureTarget
 
@@ -323,21 +323,21 @@ def build_target(name: str, settings: Settings, reporter: Reporter) -> Target:
 
 
 def build_targets(target: str, settings: Settings, reporter: Reporter) -> list[Target]:
-    """The targets to look at when no run is named: for `auto` this machine, and Azure where it is configured."""
+    """The targets to list: for `auto`, this machine and, if a workspace is configured, Azure."""
     names = [target] if target != "auto" else ["local", *(["azure"] if settings.workspace else [])]
     return [build_target(name, settings, reporter) for name in names]
 
 
 def named_problems(named: str, target: str, settings: Settings) -> list[str]:
-    """Every problem with the name of a run that is found without a request."""
+    """Every problem with the name of a run that is found without making requests."""
     return [] if _is_on_azure(named, target, settings) else run_problems(named, settings.runs_dir)
 
 
 def target_of(named: str, target: str, settings: Settings, reporter: Reporter) -> tuple[Target, str]:
-    """The target that has what is named, and its name there. Raises `UsageError` if nothing is found.
+    """The target of a run, a sweep or a trial, and its name there. Raises `UsageError` if it is not found.
 
-    named: a run or a sweep NAME, a trial SWEEP/NUMBER, or the folder of one. What the folder of the runs has is on this
-    machine, unless it is only a copy of a run on Azure.
+    named: a run or a sweep NAME, a trial SWEEP/NUMBER, or the folder of one. What the runs folder contains is on this
+    machine, unless it is a copy of a run on Azure.
     """
     if _is_on_azure(named, target, settings):
         return build_target("azure", settings, reporter), named
@@ -354,7 +354,7 @@ def target_of(named: str, target: str, settings: Settings, reporter: Reporter) -
 
 
 def _is_on_azure(named: str, target: str, settings: Settings) -> bool:
-    """Whether a run is looked for on Azure: a name of a run or of a trial that the folder of the runs does not have."""
+    """Whether to look for a run on Azure: its name is valid, and the runs folder does not contain it."""
     if target != "auto":
         return target == "azure"
     trial = trial_named(named)

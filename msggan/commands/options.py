@@ -317,12 +317,12 @@ def hardware_options(command: Command) -> Command:
 
 
 def workers_option(*, section: str = "") -> Callable[[Command], Command]:
-    text = "Threads that decode images (0: as many as fit the cores).  [default: 0]"
+    text = "Threads that decode images (0: chosen by the number of cores).  [default: 0]"
     return option("--workers", default=0, type=WORKERS, help=text, section=section)
 
 
 def device_option(*, section: str = "") -> Callable[[Command], Command]:
-    text = "The device that trains.  [default: auto, the fastest here]"
+    text = "The device to use.  [default: auto: the fastest available]"
     return option("--device", default="auto", type=DEVICE, help=text, section=section)
 
 
@@ -340,7 +340,7 @@ def tracking_option(command: Command) -> Command:
 
 def output_option(command: Command) -> Command:
     """Adds -o/--output."""
-    text = f"Lines for people or one JSON object on stdout.  [default: text; variable {OUTPUT_VARIABLE}]"
+    text = f"Print text or one JSON object to stdout.  [default: text; variable {OUTPUT_VARIABLE}]"
     return option("-o", "--output", default=OUTPUTS[0], type=OneOf(*OUTPUTS), envvar=OUTPUT_VARIABLE, help=text)(
         command
     )

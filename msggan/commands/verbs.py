@@ -162,38 +162,38 @@ _SAMPLE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     option(
         "--num",
         type=Number(int, Range(1, MAX_PICTURES)),
-        help="How many pictures: seeds SEED, SEED + 1, …  [default: 16]",
+        help="Number of images: seeds SEED, SEED + 1, …  [default: 16]",
     ),
-    option("--seed", type=Number(int, Range(0, MAX_SEED)), help="The first picture's seed.  [default: 0]"),
-    option("--seeds", metavar="LIST", type=parse_seeds, help="Exactly these seeds: 0-15, 3,7,9 or 1,4-6."),
-    option("--grid", is_flag=True, help="One picture of all samples side by side. The default."),
-    option("--files", is_flag=True, help="One file per picture."),
-    option("--all-scales", is_flag=True, help="One column per picture, with every scale from 4 pixels up."),
+    option("--seed", type=Number(int, Range(0, MAX_SEED)), help="Seed of the first image.  [default: 0]"),
+    option("--seeds", metavar="LIST", type=parse_seeds, help="Generate exactly these seeds: 0-15, 3,7,9 or 1,4-6."),
+    option("--grid", is_flag=True, help="One image with all samples side by side (the default)."),
+    option("--files", is_flag=True, help="One file per image."),
+    option("--all-scales", is_flag=True, help="One column per image, with every scale from 4 pixels up."),
     option(
         "--film",
         metavar="FILE",
         type=film_name,
-        help="A smooth loop from seed to seed, as FILE.mp4 or FILE.webp in --out.",
+        help="A smooth loop through the seeds, as FILE.mp4 or FILE.webp in --out.",
     ),
     option(
         "--progress-film",
         metavar="FILE",
         type=film_name,
-        help="How the run's sample grids changed during training, likewise.",
+        help="The run's sample grids during training, as FILE.mp4 or FILE.webp in --out.",
     ),
-    option("--scale", metavar="PIXELS", type=SCALE, help="The scale to show, as 16.  [default: the finest]"),
+    option("--scale", metavar="PIXELS", type=SCALE, help="The scale to show, such as 16.  [default: the finest]"),
     option(
         "--truncation",
         default=1.0,
         type=Number(float, Range(0, 1)),
-        help="Truncation trick: from 1, as trained, to 0, all alike.  [default: 1]",
+        help="Truncation trick: from 1 (as trained) to 0 (all images alike).  [default: 1]",
     ),
     option(
         "--seconds",
         type=Number(float, Range(0, 3600, low_included=False)),
         help="Length of a film.  [default: 1 per seed; 0.25 per sample grid]",
     ),
-    option("--fps", default=24, type=Number(int, Range(1, 120)), help="Frames of a film per second.  [default: 24]"),
+    option("--fps", default=24, type=Number(int, Range(1, 120)), help="Frames per second of a film.  [default: 24]"),
     option("--out", metavar="FOLDER", help="The folder for the files.  [default: generated in the run folder]"),
     force_option,
 )
@@ -276,19 +276,19 @@ class ExportOptions:
 def export_options(command: Command) -> Command:
     """Adds the options of ExportOptions."""
     command = option(
-        "--scale", metavar="PIXELS", type=SCALE, help="Only this scale in the ONNX file, as 16.  [default: all]"
+        "--scale", metavar="PIXELS", type=SCALE, help="Export only this scale to ONNX, such as 16.  [default: all]"
     )(force_option(command))
     command = option(
         "--pth",
         metavar="OUT.pth",
         type=output_file("generator.pth"),
-        help="The weights, in the format of BMSG-GAN.",
+        help="Write the weights in the format of BMSG-GAN.",
     )(command)
     return option(
         "--onnx",
         metavar="OUT.onnx",
         type=output_file("generator.onnx"),
-        help="A model for onnxruntime, which needs neither msggan nor torch.",
+        help="Write an ONNX model, which runs without msggan and torch.",
     )(command)
 
 

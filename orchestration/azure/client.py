@@ -1,10 +1,10 @@
-"""The only door to Azure ML: signing in, the SDK's client, and Azure's errors as ours.
+"""The client of Azure ML: signing in, the SDK's client, and the translation of Azure's errors.
 
     client = connect(settings, tell)
-    with client.errors("Making the cluster gpu"):
+    with client.errors("Creating the cluster gpu"):
         client.ml.compute.begin_create_or_update(…)
 
-azure.ai.ml takes seconds to import, so it is loaded when `ml` is first used: who is signed in is told before that.
+azure.ai.ml takes seconds to import, so it is imported when `ml` is first used, after the identity has been reported.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ Found = TypeVar("Found")
 
 MANAGEMENT_URL = "https://management.azure.com"
 MANAGEMENT = f"{MANAGEMENT_URL}/.default"
-PATIENCE_S = 1.0  # until a person is told that signing in takes its time
+PATIENCE_S = 1.0  # after this time a line reports that signing in takes longer
 
-# Clusters, datastores and environments that `provision` made have this tag. Nothing without it is ever deleted.
+# `provision` tags the clusters, datastores and environments that it creates. Nothing without this tag is deleted.
 PROVISIONED_TAG = {"msggan": "provisioned"}
 
-# Requests are repeated by the SDK where the service is busy or the connection breaks: five times in about 12 s.
+# The SDK retries requests if the service is busy or the connection breaks: five times in about 12 s.
 RETRIES: dict[str, Any] = {"retry_total": 5, "retry_connect": 4, "retry_read": 4, "retry_status": 4}
 WAIT_FACTOR_S = 0.8
 
 HOW_TO_SIGN_IN = (
     "Run: az login\n"
     "In automation, set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET instead; AZURE_TOKEN_CREDENTIALS "
-    "picks one kind of credential."
+    "selects one kind of credential."
 )
-TRY_AGAIN = "Try again: what is done already is found and kept."
+TRY_AGAIN = "Try again: completed steps are kept."
 
-# What the service says of quota and capacity, in the code or the words of an error.
+# Errors about quota and capacity, by their code or message.
 QUOTA = re.compile(
     r"QuotaReached|QuotaExceeded|exceeding quota|exceed(?:s|ed)? .{0,40}quota|AllocationFailed|SkuNotAvailable"
     r"|OutOfCapacity|ZonalAllocation|InsufficientCapacity|NotEnoughCapacity",
@@ -88,14 +88,14 @@ WORKSPACE_PART = re.compile(
 )
 
 
-# --- Who asks ---------------------------------------------------------------------------------------------------------
+# --- Identity ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who is signed in. name: as a person knows it. object_id: as roles are given to it. how: the kind of credential.
+    """The signed-in identity. name: for display. object_id: for role assignments. how: the kind of credential.
 
-    is_user: a person, to whom a role is given by name as well.
+    is_user: a user, to whom roles can also be assigned by name.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Candidate(NamedTuple):
 
 
 def build_candidates(environ: Mapping[str, str]) -> list[Candidate]:
-    """The kinds of credential that come into question in this environment, the first choice first."""
+    """The kinds of credential to try in this environment, in order."""
     if environ.get("AZURE_TOKEN_CREDENTIALS"):
         return [Candidate("AZURE_TOKEN_CREDENTIALS", DefaultAzureCredential)]
     by_variables = Candidate("environment variables", EnvironmentCredential)
@@ -127,48 +127,48 @@ def build_candidates(environ: Mapping[str, str]) -> list[Candidate]:
 
 
 def _managed_identity_of_a_vm() -> DefaultAzureCredential:
-    """Asks the machine's own metadata service, but not for long: outside Azure nobody answers there."""
+    """Asks the VM's metadata service, with a short timeout: outside Azure there is no such service."""
     others = ("environment", "workload_identity", "shared_token_cache", "visual_studio_code", "cli", "powershell")
     excluded = {f"exclude_{name}_credential": True for name in (*others, "developer_cli", "broker")}
     return DefaultAzureCredential(**excluded)
 
 
 def sign_in(candidates: list[Candidate]) -> tuple[TokenCredential, Identity]:
-    """The first credential that gives a token, and whose it is. Raises AuthError where none does."""
+    """The first credential that gives a token, and its identity. Raises AuthError if none does."""
     refusals = []
     for candidate in candidates:
         try:
             credential = candidate.build()
             token = credential.get_token(MANAGEMENT).token
-        except ValueError as error:  # a value of AZURE_TOKEN_CREDENTIALS that is none
+        except ValueError as error:  # an invalid value of AZURE_TOKEN_CREDENTIALS
             raise UsageError([_first_sentence(str(error))]) from error
         except (CredentialUnavailableError, ClientAuthenticationError) as error:
             refusals.append(f"{candidate.how}: {_first_sentence(error.message)}")
             if not isinstance(error, CredentialUnavailableError):
-                break  # it is what was meant, and it does not open
+                break  # it is configured but was rejected: do not try others
             continue
         return credential, identity_of(token, candidate.how)
     raise AuthError("\n".join(["Not signed in to Azure.", *refusals]), HOW_TO_SIGN_IN)
 
 
 def identity_of(token: str, how: str) -> Identity:
-    """Whose an access token is, as far as it says."""
+    """The identity of an access token, from its claims."""
     try:
         body = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     except (IndexError, ValueError):
         claims = {}
     person = next((claims[key] for key in ("upn", "preferred_username", "unique_name") if claims.get(key)), None)
-    name = person or claims.get("app_displayname") or claims.get("appid") or "an identity that its token does not name"
+    name = person or claims.get("app_displayname") or claims.get("appid") or "an unnamed identity"
     return Identity(str(name), str(claims.get("oid", "")), how, is_user=person is not None)
 
 
-# --- The door ---------------------------------------------------------------------------------------------------------
+# --- The client -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Client:
-    """A workspace, and who asks it."""
+    """The client of a workspace, with an identity."""
 
     workspace: Workspace
     identity: Identity
@@ -177,7 +177,7 @@ class Client:
 
     @cached_property
     def ml(self) -> MLClient:
-        """The SDK's own client of the workspace."""
+        """The SDK's client of the workspace."""
         where = self.workspace
         return self._open(
             subscription_id=where.subscription_id,
@@ -186,22 +186,22 @@ class Client:
         )
 
     def registry(self, name: str) -> MLClient:
-        """The SDK's own client of a registry."""
+        """The SDK's client of a registry."""
         return self._open(registry_name=name)
 
     @property
     def scope(self) -> str:
-        """The workspace's path in Azure's resource manager."""
+        """The workspace's resource ID."""
         return workspace_scope(self.workspace)
 
     @cached_property
     def about(self) -> Any:
-        """The workspace as the service has it: `.location`, `.storage_account`. Raises WorkspaceError if it is not."""
-        with self.errors(f"Looking for the workspace {self.workspace.workspace_name}"):
+        """The workspace from the service: `.location`, `.storage_account`. Raises WorkspaceError if there is none."""
+        with self.errors(f"Reading the workspace {self.workspace.workspace_name}"):
             return self.ml.workspaces.get(self.workspace.workspace_name)
 
     def find(self, doing: str, read: Callable[[], Found]) -> Found | None:
-        """What `read` gives, None where the service has no such thing."""
+        """The result of `read`, None if the resource does not exist."""
         try:
             with self.errors(doing):
                 return read()
@@ -211,7 +211,7 @@ class Client:
             raise
 
     def send(self, request: HttpRequest) -> Any:
-        """The answer to what the SDK has no door for. Raises HttpResponseError for one with an error's status."""
+        """The response to a request that the SDK has no method for. Raises HttpResponseError for an error status."""
         response = self._pipeline.send_request(request)
         if response.status_code >= 400:
             raise HttpResponseError(response=response)
@@ -229,7 +229,7 @@ class Client:
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
-        """Azure's errors become ours. doing: what is tried, as the beginning of a sentence."""
+        """Raises Azure's errors as MsgganError. doing: the operation, as the start of the message."""
         with azure_errors(doing, self.workspace, self.identity):
             yield
 
@@ -246,7 +246,7 @@ class Client:
                 show_progress=False,
                 retry_backoff_factor=self.wait_factor_s,
             )
-        if cloud is None:  # the SDK writes it down in this process's environment, where others would find it
+        if cloud is None:  # set by the SDK; child processes would inherit it
             os.environ.pop("AZUREML_CURRENT_CLOUD", None)
         return client
 
@@ -258,15 +258,15 @@ def connect(
     environ: Mapping[str, str] = os.environ,
     wait_factor_s: float = WAIT_FACTOR_S,
 ) -> Client:
-    """Signs in, and tells as whom and for which workspace. wait_factor_s: doubled before each repeated request.
+    """Signs in, and reports the identity and the workspace. wait_factor_s: the delay before a retry, doubled each time.
 
-    Raises WorkspaceError where none is configured, AuthError where nobody is signed in.
+    Raises WorkspaceError if none is configured, AuthError if signing in fails.
     """
     where = configured_workspace(settings)
     candidates = build_candidates(environ)
     named = f"Workspace {where.workspace_name} (group {where.resource_group})"
     with (
-        _told_if_slow(tell, f"{named}: signing in by {candidates[0].how} …"),
+        _report_if_slow(tell, f"{named}: signing in with {candidates[0].how} …"),
         azure_errors("Signing in", where),
     ):
         credential, identity = sign_in(candidates)
@@ -275,19 +275,19 @@ def connect(
 
 
 def configured_workspace(settings: Settings) -> Workspace:
-    """The workspace that the settings name. Raises WorkspaceError where they name none."""
+    """The workspace in the settings. Raises WorkspaceError if there is none."""
     if settings.workspace is None:
         raise WorkspaceError("No Azure ML workspace is configured.", how_to_name_a_workspace())
     return settings.workspace
 
 
 def is_provisioned(tags: Mapping[str, str] | None) -> bool:
-    """Whether `provision` made what has these tags."""
+    """Whether a resource with these tags was created by `provision`."""
     return PROVISIONED_TAG.items() <= (tags or {}).items()
 
 
 @contextmanager
-def _told_if_slow(tell: Callable[[str], None], line: str) -> Iterator[None]:
+def _report_if_slow(tell: Callable[[str], None], line: str) -> Iterator[None]:
     timer = threading.Timer(PATIENCE_S, tell, [line])
     timer.daemon = True
     timer.start()
@@ -299,7 +299,7 @@ def _told_if_slow(tell: Callable[[str], None], line: str) -> Iterator[None]:
 
 def how_to_name_a_workspace() -> str:
     return (
-        "Put the config.json that Azure ML Studio offers for download (top right, at the workspace's name) into this "
+        "Put the config.json from Azure ML Studio (top right, under the workspace's name) into this "
         f"folder, or set {', '.join(WORKSPACE_VARIABLES.values())}."
     )
 
@@ -309,7 +309,7 @@ def how_to_name_a_workspace() -> str:
 
 @contextmanager
 def azure_errors(doing: str, workspace: Workspace | None = None, identity: Identity | None = None) -> Iterator[None]:
-    """Azure's errors become ours, with what was tried, a hint and an exit code; any other error passes."""
+    """Raises Azure's errors as MsgganError, with the operation, a hint and an exit code. Other errors pass."""
     import requests
 
     try:
@@ -317,20 +317,20 @@ def azure_errors(doing: str, workspace: Workspace | None = None, identity: Ident
     except MsgganError:
         raise
     except (AzureError, DeserializationError, requests.exceptions.RequestException) as error:
-        raise as_ours(error, doing, workspace, identity) from error
+        raise translate_error(error, doing, workspace, identity) from error
 
 
-def as_ours(
+def translate_error(
     error: Exception, doing: str, workspace: Workspace | None = None, identity: Identity | None = None
 ) -> MsgganError:
-    """What an error of the SDK means for a person."""
+    """The MsgganError for an error of the SDK."""
     if isinstance(error, HttpResponseError) and error.status_code is not None:
         return _refused(error, doing, workspace, identity)
     if isinstance(error, CredentialUnavailableError | ClientAuthenticationError):
         return AuthError(f"{doing}: not signed in to Azure. {_first_sentence(error.message)}", HOW_TO_SIGN_IN)
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError | OSError):
         return UnreachableError(
-            f"{doing}: no answer from Azure ({_cause(error)}).",
+            f"{doing}: no response from Azure ({_cause(error)}).",
             f"Check the network, and HTTPS_PROXY if there is a proxy. {TRY_AGAIN}",
             may_have_happened=not isinstance(error, ServiceRequestError) or _is_cut(error),
         )
@@ -340,7 +340,7 @@ def as_ours(
 def _refused(
     error: HttpResponseError, doing: str, workspace: Workspace | None, identity: Identity | None
 ) -> MsgganError:
-    """What an answer with an error's status means."""
+    """The MsgganError for a response with an error status."""
     code, text = error_code(error), error_text(error)
     told = f"{doing}: {_first_sentence(text)}" + (f" ({code})" if code and code not in text else "")
     status = error.status_code
@@ -359,12 +359,14 @@ def _refused(
     if status == 404:
         return AzureServiceError(told, is_missing=True)
     if status is not None and (status == 429 or status >= 500):
-        return AzureServiceError(f"{told} Azure is busy or broken: status {status}, again and again.", TRY_AGAIN)
+        return AzureServiceError(
+            f"{told} Azure is overloaded or unavailable: status {status} after several retries.", TRY_AGAIN
+        )
     return AzureServiceError(told)
 
 
 def error_code(error: HttpResponseError) -> str:
-    """Azure's own word for an error, empty where it gave none."""
+    """Azure's code of an error, empty if there is none."""
     for holder, attribute in ((error, "error_code"), (error.error, "code")):
         code = getattr(holder, attribute, None)
         if code:
@@ -380,8 +382,8 @@ def error_text(error: HttpResponseError) -> str:
 def workspace_missing(workspace: Workspace) -> WorkspaceError:
     return WorkspaceError(
         f"No workspace {workspace.workspace_name} in resource group {workspace.resource_group} of subscription "
-        f"{workspace.subscription_id}, as {workspace.source} says.",
-        "See what there is: az ml workspace list --output table, or az account list for the subscriptions.",
+        f"{workspace.subscription_id} (set in {workspace.source}).",
+        "List the workspaces: az ml workspace list --output table. List the subscriptions: az account list",
     )
 
 
@@ -391,7 +393,7 @@ def _is_workspace_missing(code: str, text: str, workspace: Workspace) -> bool:
 
 
 def role_hint(text: str, workspace: Workspace | None, identity: Identity | None) -> str:
-    """The command that gives the role which is missing, as far as the refusal says whose and where."""
+    """The command that assigns the missing role. Placeholders stand for what the error does not name."""
     denied = DENIED.search(text)
     if denied is None:
         who = identity.object_id if identity else ""
@@ -404,17 +406,17 @@ def role_hint(text: str, workspace: Workspace | None, identity: Identity | None)
 
 
 def storage_role_hint(identity: Identity | None, account: str = "ACCOUNT") -> str:
-    """The command that lets an identity read and write a storage account's blobs."""
+    """The command that allows an identity to read and write the blobs of a storage account."""
     return _storage_role(identity, f"$(az storage account show --name {account} --query id --output tsv)")
 
 
 def keys_forbidden_hint(workspace: Workspace | None, identity: Identity | None) -> str:
-    """How a workspace whose own storage account takes no keys turns to identities."""
+    """How to switch a workspace to identity-based access if its storage account does not allow keys."""
     if workspace is None:
         return storage_role_hint(identity)
     named = f"--name {shlex.quote(workspace.workspace_name)} --resource-group {shlex.quote(workspace.resource_group)}"
     return (
-        "The storage account takes no keys. The workspace's own datastores turn to identities by:\n"
+        "The storage account does not allow keys. Switch the workspace's own datastores to identities:\n"
         f"az ml workspace update {named} --system-datastores-auth-mode identity\n"
         + _storage_role(identity, f"$(az ml workspace show {named} --query storage_account --output tsv)")
     )
@@ -427,13 +429,13 @@ def _storage_role(identity: Identity | None, scope: str) -> str:
 def _role_command(role: str, who: str, scope: str) -> str:
     quoted = f'"{scope}"' if scope.startswith("$(") else shlex.quote(scope)
     return (
-        "An owner of the resource gives the role; it takes some minutes until it holds:\n"
+        "An owner of the resource can assign the role, which takes effect after some minutes:\n"
         f'az role assignment create --role "{role}" --assignee {shlex.quote(who)} --scope {quoted}'
     )
 
 
 def workspace_scope(workspace: Workspace) -> str:
-    """The workspace's path in Azure's resource manager, as roles are given for it."""
+    """The workspace's resource ID, which is also the scope of role assignments."""
     return (
         f"/subscriptions/{workspace.subscription_id}/resourceGroups/{workspace.resource_group}"
         f"/providers/Microsoft.MachineLearningServices/workspaces/{workspace.workspace_name}"
@@ -443,13 +445,13 @@ def workspace_scope(workspace: Workspace) -> str:
 def how_to_get_quota(workspace: Workspace | None = None) -> str:
     named = f" of workspace {workspace.workspace_name}" if workspace else ""
     return (
-        f"Ask for more cores in Azure ML Studio (https://ml.azure.com), Quota, in the subscription{named}; "
-        "or take a smaller --vm-size, fewer --max-nodes or --low-priority, which has a quota of its own."
+        f"Request more cores in Azure ML Studio (https://ml.azure.com) under Quota, in the subscription{named}; "
+        "or use a smaller --vm-size, fewer --max-nodes or --low-priority, which has its own quota."
     )
 
 
 def _tenant(text: str) -> str:
-    """The tenant that the service wants a token of, where it says so."""
+    """The --tenant option for the tenant that an error names, else empty."""
     found = re.search(r"tenants? '?(?:https://sts\.windows\.net/)?([0-9a-f-]{36})", text)
     return f" --tenant {found[1]}" if found else ""
 
@@ -459,7 +461,7 @@ def _first_sentence(text: str) -> str:
     return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
-# Behind a proxy an answer that was lost looks like a request that was never sent.
+# Behind a proxy, a lost response looks like a request that was never sent.
 CUT = (
     r"Connection aborted|RemoteDisconnected|Remote end closed|Connection reset|closed connection|\bEOF\b|IncompleteRead"
 )
@@ -472,11 +474,11 @@ def _is_cut(error: Exception) -> bool:
 def _cause(error: Exception) -> str:
     text = str(error)
     for pattern, words in (
-        (CUT, "the connection was cut"),
-        (r"ProxyError|proxy", "the proxy does not let it through"),
-        (r"CERTIFICATE_VERIFY_FAILED|SSL", "its certificate is not trusted here"),
+        (CUT, "the connection was closed"),
+        (r"ProxyError|proxy", "the proxy refused the connection"),
+        (r"CERTIFICATE_VERIFY_FAILED|SSL", "its certificate is not trusted"),
         (r"Name or service not known|getaddrinfo|NameResolution", "its name cannot be resolved"),
-        (r"timed? ?out", "it took too long"),
+        (r"timed? ?out", "the request timed out"),
     ):
         if re.search(pattern, text, re.IGNORECASE):
             return words

@@ -17,7 +17,14 @@ from azure.storage.blob import ContainerClient
 
 from msggan.errors import UsageError
 from orchestration.azure.blobs import KEYS_REFUSED, build_container
-from orchestration.azure.client import PROVISIONED_TAG, Client, as_ours, error_code, is_provisioned, storage_role_hint
+from orchestration.azure.client import (
+    PROVISIONED_TAG,
+    Client,
+    error_code,
+    is_provisioned,
+    storage_role_hint,
+    translate_error,
+)
 from orchestration.errors import AuthError, AzureServiceError, UnreachableError
 from orchestration.settings import Settings
 from orchestration.spec import Change, Item, changes_between
@@ -162,17 +169,17 @@ def check_access(client: Client, container: ContainerClient, secret: Secret | No
             next(iter(container.list_blob_names(results_per_page=1)), None)
     except ResourceNotFoundError as error:
         if error_code(error) != "ContainerNotFound":
-            raise as_ours(error, doing, client.workspace, client.identity) from error
+            raise translate_error(error, doing, client.workspace, client.identity) from error
         raise ContainerMissing from error
     except HttpResponseError as error:
         if not isinstance(error, ClientAuthenticationError) and error.status_code != 403:
-            raise as_ours(error, doing, client.workspace, client.identity) from error
+            raise translate_error(error, doing, client.workspace, client.identity) from error
         raise _refusal(client, error, doing, account, secret) from None
     except ValueError as error:  # of a key that is not base64
         variable = secret.variable if secret else "the credentials"
         raise UsageError([f"{variable}: is not an account key as the Azure portal shows it."]) from error
     except Exception as error:
-        ours = as_ours(error, doing, client.workspace, client.identity)
+        ours = translate_error(error, doing, client.workspace, client.identity)
         raise (ours if isinstance(ours, AzureServiceError) else error) from error
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from azure.core.exceptions import ResourceNotFoundError
 from azure.core.rest import HttpRequest
 
-from orchestration.azure.client import Client, as_ours
+from orchestration.azure.client import Client, translate_error
 from orchestration.data_source import DatastorePath, in_datastore
 from orchestration.errors import WorkspaceError
 
@@ -114,7 +114,7 @@ def get_job(client: Client, name: str) -> Any | None:
         try:
             return client.ml.jobs.get(name)
         except ResourceNotFoundError as error:
-            if isinstance(as_ours(error, "", client.workspace), WorkspaceError):
+            if isinstance(translate_error(error, "", client.workspace), WorkspaceError):
                 raise
             return None
 

@@ -1,7 +1,7 @@
-"""What `provision` does: plan from what exists, apply the plan, verify.
+"""Provisioning: planning from what exists, applying the plan and verifying the result.
 
-In three steps: `plan_provisioning` asks the service and changes nothing, `apply` does what is to do item by item, and
-`verify` reads again, when nothing may be left to do.
+`plan_provisioning` only reads, `apply` applies the plan item by item, and `verify` reads again and raises an error if
+anything is left to do.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ Report = Callable[[str], None]
 def plan_provisioning(client: Client, settings: Settings) -> ProvisionPlan:
     """What differs between the workspace and the settings. Only reads."""
     secret = datastore.read_secret(os.environ)
-    environment.read_recipe(settings.environment, curated_version="latest")  # may be refused without a request
-    _ = client.about  # first whether there is such a workspace, and a role in it
+    environment.read_recipe(
+        settings.environment, curated_version="latest"
+    )  # invalid recipes are found without a request
+    _ = client.about  # first check that the workspace exists and is accessible
     recipe = environment.resolve_recipe(client, settings.environment)
     return ProvisionPlan(
         (
@@ -43,7 +45,7 @@ def _compute_step(client: Client, settings: Settings) -> Step:
     location = settings.location or str(client.about.location)
     size = compute.read_size(client, settings)
     if settings.instance_type is not None:
-        return Step(Item(compute.KIND, size.name, "keep", reason="is serverless: there is no cluster to make"))
+        return Step(Item(compute.KIND, size.name, "keep", reason="is serverless: no cluster is needed"))
     item = compute.plan_cluster(settings, compute.read_cluster(client, settings.compute), size)
     if item.action == "refuse":
         return Step(_with_hint(item, compute.name_hint(client, settings.compute)))
@@ -55,7 +57,7 @@ def _compute_step(client: Client, settings: Settings) -> Step:
 
 
 def _most_nodes(item: Item) -> tuple[int, int]:
-    """How many machines the cluster may have so far, and how many it is to have; (0, 0) where that does not change."""
+    """The current and the wanted maximum number of machines of the cluster; (0, 0) if it does not change."""
     change = item.changes.get("max_nodes")
     return (change["from"] or 0, change["to"]) if change else (0, 0)
 
@@ -73,11 +75,11 @@ def _datastore_steps(client: Client, settings: Settings, secret: datastore.Secre
         return [Step(item)]
     if item.action == "keep":
         try:
-            return [_opened(client, open_store(client, settings.datastore), Step(item))]
+            return [_verified_access(client, open_store(client, settings.datastore), Step(item))]
         except AuthError:
             if secret is None:
                 raise
-            item = datastore.with_credentials(item, secret)  # its own have become stale
+            item = datastore.with_credentials(item, secret)  # its stored credentials no longer work
     step = Step(item, lambda report: datastore.ensure_datastore(client, settings, secret))
     container = datastore.plan_container(client, settings, secret)
     return (
@@ -88,20 +90,20 @@ def _datastore_steps(client: Client, settings: Settings, secret: datastore.Secre
 
 
 def _existing_datastore_step(client: Client, name: str | None) -> Step:
-    """The workspace's own datastore, or one that somebody else has made."""
+    """The workspace's own datastore, or one that `provision` did not create."""
     store = open_store(client, name)
-    reason = "is the workspace's own" if name is None else "is there"
-    return _opened(client, store, Step(Item(datastore.KIND, store.datastore, "keep", reason=reason)))
+    reason = "is the workspace's own" if name is None else "exists"
+    return _verified_access(client, store, Step(Item(datastore.KIND, store.datastore, "keep", reason=reason)))
 
 
-def _opened(client: Client, store: Store, step: Step) -> Step:
-    """The step, if the datastore opens."""
+def _verified_access(client: Client, store: Store, step: Step) -> Step:
+    """The step, refused if the datastore's container does not exist."""
     try:
         datastore.check_access(client, store.container, None)
     except datastore.ContainerMissing:
         name = store.container.container_name
-        reason = f"its container {store.account}/{name} is not there"
-        hint = f"Make it: az storage container create --auth-mode login --account-name {store.account} --name {name}"
+        reason = f"its container {store.account}/{name} does not exist"
+        hint = f"Create it: az storage container create --auth-mode login --account-name {store.account} --name {name}"
         return Step(Item(datastore.KIND, store.datastore, "refuse", reason=reason, hint=hint))
     return step
 
@@ -116,9 +118,9 @@ def _environment_step(client: Client, recipe: environment.Recipe) -> Step:
 
 
 def plan_deletion(client: Client, settings: Settings) -> ProvisionPlan:
-    """What to delete of what exists under the names that the settings give. Only reads.
+    """The plan to delete the resources with the names in the settings. Only reads.
 
-    What was not made here is kept; what does not exist is left out of the plan.
+    Resources that `provision` did not create are kept; those that do not exist are left out of the plan.
     """
     steps = []
     if (cluster := compute.read_cluster(client, settings.compute)) is not None:
@@ -134,11 +136,11 @@ def plan_deletion(client: Client, settings: Settings) -> ProvisionPlan:
     return ProvisionPlan(tuple(steps))
 
 
-# --- Doing ------------------------------------------------------------------------------------------------------------
+# --- Applying ---------------------------------------------------------------------------------------------------------
 
 
 def apply(plan: ProvisionPlan, report: Report) -> None:
-    """Does what is to do, item by item. An error says what is done, what may be, and what is not."""
+    """Applies a plan item by item. The hint of an error lists what is done, what may be done and what is not."""
     to_do = plan.to_do
     for number, step in enumerate(to_do):
         report(f"{step.item.action.capitalize()} {step.item.kind} {step.item.name} …")
@@ -150,35 +152,37 @@ def apply(plan: ProvisionPlan, report: Report) -> None:
             raise
         except (KeyboardInterrupt, Terminated) as stop:
             hint = "\n".join(how_far(to_do, number, is_open=True))
-            raise stopped(type(stop), "Stopped. Azure goes on with what it has begun.", hint) from None
+            raise stopped(type(stop), "Stopped. Azure completes the operation in progress.", hint) from None
 
 
 def _is_open(error: MsgganError) -> bool:
-    """Whether what went wrong may have been done all the same."""
+    """Whether the step that failed may have been carried out."""
     return type(error) is AzureServiceError or (isinstance(error, UnreachableError) and error.may_have_happened)
 
 
 def how_far(steps: Sequence[Step], number: int, *, is_open: bool) -> list[str]:
-    """What became of the steps when the one of this number went wrong. is_open: it may have been done all the same."""
+    """The state of the steps after the one with this number failed. is_open: it may have been carried out."""
     names = [f"{step.item.action} {step.item.kind} {step.item.name}" for step in steps]
     undone = names[number + is_open :]
     lines = [
         f"Done: {', '.join(names[:number])}." if number else "",
-        f"Perhaps done, or begun: {names[number]}." if is_open else "",
+        f"Possibly done or in progress: {names[number]}." if is_open else "",
         f"Not done: {', '.join(undone)}." if undone else "",
     ]
-    return [*filter(None, lines), "See how it stands: msggan-aml provision --dry-run"]
+    return [*filter(None, lines), "Check the state: msggan-aml provision --dry-run"]
 
 
 def verify(done: ProvisionPlan, read_plan: Callable[[], ProvisionPlan]) -> None:
-    """Reads again after `apply`. Raises AzureServiceError where there is still something to do."""
+    """Reads again after `apply`. Raises AzureServiceError if anything is left to do."""
     try:
         plan = read_plan()
     except MsgganError as error:
         names = ", ".join(f"{step.item.action} {step.item.kind} {step.item.name}" for step in done.to_do)
-        error.hint = "\n".join(filter(None, [error.hint, f"Done: {names}. Only reading it again went wrong."]))
+        error.hint = "\n".join(filter(None, [error.hint, f"Done: {names}. Only the verification failed."]))
         raise
     left = [item for item in plan.items if item.is_to_do]
     if left:
-        lines = [f"{item.kind} {item.name} is still to {item.action}: {item.full_reason}." for item in left]
-        raise AzureServiceError("\n".join(lines), "Azure took it and did not do it. Run the same command again.")
+        lines = [f"{item.kind} {item.name} was not {item.action}d: {item.full_reason}." for item in left]
+        raise AzureServiceError(
+            "\n".join(lines), "Azure accepted the request but did not apply it. Run the same command again."
+        )

@@ -1,4 +1,4 @@
-"""One command's session with the workspace: its client, stores and environment, each opened when first needed."""
+"""The session of a command with the workspace: client, stores and environment, each opened on first use."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ AGREED = ".azure-agreed.json"  # in the folder of the runs: the workspaces in wh
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether money may be spent in the workspace of the settings: a person is asked once in each folder of runs."""
+    """The consent to spend money in the workspace, asked for once per folder of runs."""
 
     settings: Settings
 
     @property
     def scope(self) -> str:
-        """The workspace, as it is recorded; empty where none is configured."""
+        """The workspace as it is recorded; empty if none is configured."""
         where = self.settings.workspace
         return f"{where.subscription_id}/{where.resource_group}/{where.workspace_name}" if where else ""
 
     def question(self, what: str) -> str | None:
-        """The question to ask before the first job, None afterwards. what: a sentence up to the machine."""
+        """The question before the first job, None afterwards. what: its first words, such as "photos trains"."""
         if self.scope in self._given():
             return None
         where = self.settings
@@ -45,10 +45,10 @@ class Agreement:
         )
 
     def give(self) -> None:
-        """Records that a job was sent: the question is not asked again."""
+        """Records that a job was submitted: the question is not asked again."""
         given = self._given()
         if self.scope not in given:
-            # The job is there: a full disk, or another submission writing this too, costs one more question at most.
+            # The job exists: a full disk or a concurrent submission costs one more question at most.
             with suppress(OSError):
                 self._note.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(self._note, json.dumps([*given, self.scope]).encode())

@@ -44,7 +44,7 @@ ASKED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class AzureTarget(Target):
-    """The workspace that the settings name. Nothing is requested before it is needed."""
+    """The workspace in the settings. No requests are made before they are needed."""
 
     settings: Settings
     reporter: Reporter = field(default_factory=Reporter)
@@ -58,7 +58,7 @@ class AzureTarget(Target):
 
     @cached_property
     def session(self) -> Session:
-        """What the methods share."""
+        """The client and stores that the methods share."""
         return Session(self.settings, self.reporter, self.wait_factor_s)
 
     @property
@@ -69,10 +69,10 @@ class AzureTarget(Target):
     # --- Train --------------------------------------------------------------------------------------------------------
 
     def problems(self, data: str | None, name: str | None) -> list[str]:
-        return []  # `start` looks for the jobs of the name and for the data
+        return []  # `start` checks the jobs of that name and the data
 
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:
-        """The request that `start` would send; what only the service knows is `<resolved-at-submit: …>`."""
+        """The request that `start` would send. `<resolved-at-submit: …>` stands for values from the service."""
         scope = workspace_scope(configured_workspace(self.settings))
         job = planned_job(self.settings, spec)
         body = build_body(job, scope)
@@ -89,9 +89,9 @@ class AzureTarget(Target):
         return self.session.agreement.question(f"{spec.name} trains")
 
     def start(self, spec: RunSpec) -> RunStatus:
-        """Sends the run as a job, and returns once it is accepted.
+        """Submits the run as a job, and returns once it is accepted.
 
-        Raises MsgganError: there is no job then, or the error says that there may be one.
+        Raises MsgganError if there is no job, or UncertainError if there may be one.
         """
         sent = self._send(spec)
         if isinstance(sent, RunStatus):
@@ -103,12 +103,12 @@ class AzureTarget(Target):
         return sent if isinstance(sent, RunStatus) else self._follow(sent)
 
     def _send(self, spec: RunSpec) -> RunJobs | RunStatus:
-        """The run with its new job; its status where nothing is left to train."""
+        """The run with its new job, or its status if nothing is left to train."""
         before = find_jobs(self.session.client, spec.name)
         refuse_sweep(before)
         job = Submission(self.session).send(spec, before)
         if job is before.newest:
-            notice = f"Nothing to do: {spec.name} has trained this long already. Give a larger --kimg."
+            notice = f"Nothing to do: {spec.name} has already been trained this long. Use a larger --kimg."
             self.reporter.info(notice)
             return replace(self._status(before), notice=notice)
         self.session.agreement.give()
@@ -118,7 +118,7 @@ class AzureTarget(Target):
     def start_from(self, name: str, copy_run: Callable[[Path], None]) -> None:
         store = self.session.store(self.settings.datastore)
         folder = run_folder(store.datastore, name)
-        with self.session.client.errors(f"Looking into {folder.uri}"):
+        with self.session.client.errors(f"Reading {folder.uri}"):
             if store.size_of(f"{folder.path}config.json") is not None:
                 return
         with TemporaryDirectory(prefix="msggan-trial-") as here:
@@ -132,31 +132,31 @@ class AzureTarget(Target):
         """The newest runs, the newest first."""
         found, are_more = list_runs(self.session.client)
         if are_more:
-            self.reporter.info(f"There are more than these {len(found)} runs; the older ones are in the portal.")
+            self.reporter.info(f"Only the newest {len(found)} runs are listed; older ones are in the portal.")
         if not found:
             return []
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
             return list(threads.map(self._status, found))
 
     def status(self, name: str) -> RunStatus:
-        """How a run stands. Raises `RunFolderError` where there is none."""
+        """The status of a run. Raises `RunFolderError` if there is none."""
         return self._status(self._jobs(name))
 
     def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
-        """The lines that the run's jobs have written; with `follow` also those that the newest writes until its end."""
+        """The log lines of all of the run's jobs; with `follow` also those that the newest job writes until its end."""
         run = self._jobs(name)
         if follow and run.is_active:
-            return self._go_on(run, tail)
+            return self._follow_log(run, tail)
         lines: deque[str] = deque(maxlen=tail)
         for job in run.jobs:
             lines.extend(self._lines_so_far(job.name))
         return iter(lines)
 
     def cancel(self, name: str) -> RunStatus:
-        """Stops a run and waits for its end. Raises `UsageError` if it is not running."""
+        """Stops a run and waits until it has ended. Raises `UsageError` if it is not running."""
         run = self._jobs(name)
         if not run.is_active:
-            raise UsageError([f"{name}: is not running but {self._status(run, with_progress=False).state}."])
+            raise UsageError([f"{name}: is not running; its state is {self._status(run, with_progress=False).state}."])
         cancel(self.session, run.jobs[-1].name)
         return self.status(name)
 
@@ -168,21 +168,21 @@ class AzureTarget(Target):
         )
 
     def weights(self, name: str) -> str:
-        """The folder here in which the run's newest generator lies, brought if it is not there yet."""
+        """The local folder with the run's newest generator, downloaded if necessary."""
         store, place = self.session.folder_of(self._jobs(name))
         folder = place.path
         trial = trial_named(name)
         to = Path(self.settings.runs_dir) / (name_of_trial(*trial) if trial else name)
         if to.exists() and not is_copy(to):
             raise UsageError(
-                [f"{to}: is a run of this machine, and not the one on Azure."],
-                f"Bring that one elsewhere: msggan-aml download {name} --target azure --out OTHER",
+                [f"{to}: is a local run, not a copy of the run on Azure."],
+                f"Download the run on Azure to another folder: msggan-aml download {name} --target azure --out OTHER",
             )
-        with self.session.client.errors(f"Looking into {folder}"):
+        with self.session.client.errors(f"Reading {folder}"):
             newest = next((blob.etag for blob in store.list_blobs(folder) if blob.name == GENERATOR), None)
         if newest is None or _etag_of_copy(to) != newest or not (to / GENERATOR).is_file():
             if newest is not None:
-                self._note_copy(to, name, etag="")  # so that an interrupted copy is not taken for a run of this machine
+                self._record_copy(to, name, etag="")  # so that an interrupted copy is not taken for a local run
             download_run(
                 self.session.client,
                 store,
@@ -190,13 +190,13 @@ class AzureTarget(Target):
                 to,
                 weights=True,
                 force=True,
-                on_progress=lambda done, total: self.reporter.progress("Fetching the weights", done, total),
+                on_progress=lambda done, total: self.reporter.progress("Downloading the weights", done, total),
             )
-            self._note_copy(to, name, etag=newest)
+            self._record_copy(to, name, etag=newest)
         return str(to)
 
-    def _note_copy(self, folder: Path, name: str, *, etag: str | None) -> None:
-        """Marks a folder as a copy of what Azure has. etag: of the generator in it; empty while it is on its way."""
+    def _record_copy(self, folder: Path, name: str, *, etag: str | None) -> None:
+        """Marks a folder as a copy of a run on Azure. etag: of the generator in it; empty during the download."""
         folder.mkdir(parents=True, exist_ok=True)
         note = {"scope": self.session.agreement.scope, "run": name, "etag": etag}
         write_whole(folder / COPY_NOTE, json.dumps(note).encode())
@@ -204,7 +204,7 @@ class AzureTarget(Target):
     # --- What training needs ------------------------------------------------------------------------------------------
 
     def plan_provision(self, *, delete: bool = False) -> ProvisionPlan:
-        """What differs from the settings. delete: what `provision` has created under their names; never the data."""
+        """The changes that the settings require. delete: plan to delete what `provision` created, never the data."""
         plan = plan_deletion if delete else plan_provisioning
         return plan(self.session.client, self.settings)
 
@@ -221,7 +221,7 @@ class AzureTarget(Target):
     # --- Following ----------------------------------------------------------------------------------------------------
 
     def _follow(self, run: RunJobs) -> RunStatus:
-        """Shows what the run's newest job says, to its end. Ctrl-C leaves it to itself and says so."""
+        """Prints the log of the run's newest job to its end. Ctrl-C detaches from the job."""
         following = watch(self.session, run.jobs[-1].name, with_build_log=True)
         try:
             for line in following.lines():
@@ -229,14 +229,14 @@ class AzureTarget(Target):
         except (KeyboardInterrupt, Terminated) as stop:
             raise _detached(run, stop) from None
         except MsgganError as error:
-            error.hint = "\n".join(filter(None, [error.hint, f"{run.run} goes on. {status_hint(run.run)}"]))
+            error.hint = "\n".join(filter(None, [error.hint, f"{run.run} continues. {status_hint(run.run)}"]))
             raise
         if following.details.state == "failed":
             self.reporter.info(f"{run.run} failed. {reason_of(following.details)}")
         return self._status(run, details=following.details)
 
-    def _go_on(self, run: RunJobs, tail: int | None) -> Iterator[str]:
-        """The last lines of the run, and then those that come."""
+    def _follow_log(self, run: RunJobs, tail: int | None) -> Iterator[str]:
+        """The last lines of the run's log, then each new line."""
         for job in run.jobs[:-1]:
             yield from () if tail is not None else self._lines_so_far(job.name)
         yield from watch(self.session, run.jobs[-1].name, tail=tail).lines()
@@ -246,13 +246,13 @@ class AzureTarget(Target):
         return [] if url is None else list(LogReader(self.session.client.wait_factor_s).lines(url, final=True))
 
     def _details_or_less(self, job: Any) -> Details:
-        """How a job stands; what its submission was answered, where that cannot be had: it is there all the same."""
+        """The details of a job. If they cannot be read, only the status that its submission returned."""
         try:
             return self.session.history.details(job.name)
         except MsgganError:
             return Details(job.status)
 
-    # --- What it stands on --------------------------------------------------------------------------------------------
+    # --- Jobs and progress --------------------------------------------------------------------------------------------
 
     def _jobs(self, name: str) -> RunJobs:
         if trial := trial_named(name):
@@ -260,7 +260,7 @@ class AzureTarget(Target):
         run = find_jobs(self.session.client, name)
         if run.newest is None:
             where = self.session.client.workspace.workspace_name
-            raise RunFolderError(f"No run {name!r} in workspace {where}.", "See what runs there are: msggan-aml list")
+            raise RunFolderError(f"No run {name!r} in workspace {where}.", "List the runs: msggan-aml list")
         refuse_sweep(run)
         return run
 
@@ -270,10 +270,10 @@ class AzureTarget(Target):
         return build_status(run, details, progress, self.settings.runs_dir)
 
     def _progress(self, run: RunJobs) -> Progress:
-        """How far a run is; nothing where its storage does not open, which must not hide how its job stands."""
+        """The progress of a run; empty if its storage cannot be read, so that the job's status is still shown."""
         try:
             store, folder = self.session.folder_of(run)
-            with self.session.client.errors(f"Reading how far {run.run} is"):
+            with self.session.client.errors(f"Reading the progress of {run.run}"):
                 return read_progress(store, folder.path)
         except MsgganError as error:
             self.reporter.info(error.message)
@@ -281,7 +281,7 @@ class AzureTarget(Target):
 
 
 def refuse_sweep(run: RunJobs) -> None:
-    """Raises `UsageError` where the name is that of a sweep."""
+    """Raises `UsageError` if the name is that of a sweep."""
     if run.is_sweep:
         raise UsageError([f"{run.run}: is a sweep, not a run."], sweep_hint(run.run))
 
@@ -289,7 +289,7 @@ def refuse_sweep(run: RunJobs) -> None:
 def _detached(run: RunJobs, stop: BaseException) -> StoppedError:
     return stopped(
         type(stop),
-        f"Detached: {run.run} goes on as job {run.jobs[-1].name}.",
+        f"Detached: {run.run} continues as job {run.jobs[-1].name}.",
         f"Follow it again: msggan-aml logs {run.run} --follow. Stop it: msggan-aml cancel {run.run}.",
     )
 

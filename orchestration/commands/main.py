@@ -1,4 +1,4 @@
-"""The commands of `msggan-aml`. Only they print."""
+"""The command-line interface `msggan-aml`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ run_argument = click.argument("run", metavar="NAME|FOLDER|SWEEP/NUMBER")
 
 
 def settings_or_refuse(flags: Flags, problems: Sequence[str]) -> Settings:
-    """The settings that hold here. Raises UsageError with the problems and every complaint about a setting."""
+    """The settings in the current folder. Raises UsageError with the problems and those of the settings."""
     refuse([*problems, *problems_here(flags)])
     return settings_here(flags)
 
@@ -101,7 +101,7 @@ def settings_or_refuse(flags: Flags, problems: Sequence[str]) -> Settings:
 @click.version_option(package_name="msggan")
 @click.pass_context
 def msggan_aml(context: click.Context) -> int:
-    """Train a multi-scale GAN on your own images: here, now, with one command."""
+    """Train a multi-scale GAN on your own images, on this machine or on Azure ML."""
     context.with_resource(quiet_logging())
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
@@ -119,10 +119,8 @@ def msggan_aml(context: click.Context) -> int:
 @target_option("Where to train.  [default: auto: Azure if a workspace is configured, else local]")
 @settings_options(*JOB_SETTINGS)
 @debug_option
-@option("--from-trial", section=WHAT, metavar="SWEEP[/NUMBER]", help="Resume a sweep's best trial, or that one.")
-@option(
-    "--from-scratch", section=WHAT, is_flag=True, help="With --from-trial: train its settings from the first image."
-)
+@option("--from-trial", section=WHAT, metavar="SWEEP[/NUMBER]", help="Resume a sweep's best trial, or trial NUMBER.")
+@option("--from-scratch", section=WHAT, is_flag=True, help="With --from-trial: train with its settings from scratch.")
 @option("--dry-run", section=COMMON, is_flag=True, help="Print what would be started, and stop.")
 @option("--detach", section=COMMON, is_flag=True, help="Return as soon as the run has started.")
 @option("--yes", section=AZURE, is_flag=True, help="Do not ask before money is spent.")
@@ -130,7 +128,7 @@ def msggan_aml(context: click.Context) -> int:
     "--rehearse-preemption",
     section=WHERE,
     is_flag=True,
-    help="Instead, kill a short run here three times, and tell how much work each loss costs.",
+    help="Only test resuming: kill a short local run three times and report how much work each loss costs.",
 )
 @train_options
 @hardware_options
@@ -155,11 +153,11 @@ def submit(
 ) -> int:
     """Train on the images in a folder, a zip or a pack, given as PATH or --data PATH, and follow the run to its end.
 
-    Where an Azure ML workspace is configured the run trains there, else on this machine; --target says it. On Azure
-    --data may also be azureml://datastores/NAME/paths/PATH, azureml:ASSET:VERSION or a blob's https address.
+    If an Azure ML workspace is configured, the run trains there, otherwise on this machine; --target overrides this. On
+    Azure, --data may also be azureml://datastores/NAME/paths/PATH, azureml:ASSET:VERSION or a blob's https address.
 
-    The same command again resumes the run; --kimg, the intervals, --num-samples, --device and --workers may then
-    differ.
+    Run the same command again to resume the run. Only --kimg, the intervals, --num-samples, --device and --workers may
+    then differ.
     """
     problems = [*([] if from_trial and not data else source_problems(data)), *problems]
     problems += (name_problems(name) if name is not None else []) + problems_here(flags)
@@ -168,7 +166,7 @@ def submit(
         from orchestration.local.rehearsal import rehearsal_problems
 
         problems += rehearsal_problems(data, dry_run=dry_run, detach=detach)
-        problems += ["--rehearse-preemption: does not go with --from-trial."] if from_trial else []
+        problems += ["--rehearse-preemption: cannot be combined with --from-trial."] if from_trial else []
     config = parse_with(problems, texts)
     settings = settings_here(flags)
     taken = take_over(from_trial, config, settings, Reporter(tell)) if from_trial else None
@@ -190,7 +188,7 @@ def submit(
             return 0
         if question := serving.question(spec):
             tell(question)
-            agree("Go on?", yes=yes)
+            agree("Continue?", yes=yes)
         if taken is not None and not from_scratch:
             serving.start_from(spec.name, partial(bring_checkpoint, taken))
         run = serving.start(spec) if detach else serving.run(spec)
@@ -199,7 +197,7 @@ def submit(
 
 
 def rehearse(spec: RunSpec, output: str) -> int:
-    """Shows what losing the machine does to a short run of `spec`, here."""
+    """Rehearses the loss of the machine with a short local run of `spec`, and prints the result."""
     from orchestration.local import rehearsal
 
     found = rehearsal.rehearse(spec, tell)
@@ -222,7 +220,7 @@ msggan_aml.add_command(sweep)
 def list_runs(*, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
     """List the runs and the sweeps, the newest first.
 
-    Those of this machine, and those on Azure where a workspace is configured.
+    Lists those on this machine and, if a workspace is configured, those on Azure.
     """
     settings = settings_or_refuse(flags, problems)
     places = build_targets(target, settings, Reporter(tell))
@@ -241,9 +239,9 @@ def list_runs(*, target: str, flags: Flags, output: str, problems: Sequence[str]
 @place_of_runs
 @output_option
 def status(*, run: str | None, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
-    """Show the status of a run, a sweep or a trial: its state, its progress and what to type next.
+    """Show the status of a run, a sweep or a trial: its state, its progress and the next commands.
 
-    Without a name, the newest run.
+    Without a name, shows the newest run.
     """
     serving, name = find_newest(target, flags, problems) if run is None else find_target(run, target, flags, problems)
     if serving.sweeps.is_sweep(name):
@@ -255,7 +253,7 @@ def status(*, run: str | None, target: str, flags: Flags, output: str, problems:
 @msggan_aml.command(short_help="Show a run's log.")
 @run_argument
 @option("--follow", is_flag=True, help="Follow until the run ends. Ctrl-C leaves it running.")
-@option("--tail", metavar="N", type=Number(int, Range(1)), help="Only the last N lines.  [default: all]")
+@option("--tail", metavar="N", type=Number(int, Range(1)), help="Show only the last N lines.  [default: all]")
 @place_of_runs
 @output_option
 def logs(
@@ -302,11 +300,11 @@ def cancel(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
 @option(
     "--out",
     metavar="FOLDER",
-    help="Where to: a new or an empty folder, or an earlier download of the run.  "
+    help="The destination: a new or empty folder, or an earlier download of the run.  "
     "[default: NAME-run or SWEEP-trial-NUMBER]",
 )
-@option("--weights", is_flag=True, help="Only generator.safetensors.")
-@option("--force", is_flag=True, help="Overwrite files of an earlier download that were changed since.")
+@option("--weights", is_flag=True, help="Copy only generator.safetensors.")
+@option("--force", is_flag=True, help="Overwrite files that were changed since an earlier download.")
 @place_of_runs
 @output_option
 def download(
@@ -320,9 +318,9 @@ def download(
     output: str,
     problems: Sequence[str],
 ) -> None:
-    """Copy a run folder, or just its weights, to a folder of its own.
+    """Copy a run folder, or only its weights, to another folder.
 
-    Run again, it copies what has changed since. A folder that has other content is never written to.
+    A repeated download copies only what has changed. A folder with other content is never written to.
     """
     with Bars() as bars:
         serving, name = find_target(run, target, flags, problems, Reporter(tell, bars.show))
@@ -333,15 +331,15 @@ def download(
         click.echo(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
 
 
-@msggan_aml.command(short_help="Make pictures and films with a trained run.")
+@msggan_aml.command(short_help="Generate images and films with a trained run.")
 @run_argument
 @place_of_runs
 @sample_options
 @output_option
 def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any) -> int:
-    """Make pictures and films with the generator of a run, named or by its folder.
+    """Generate images and films with the generator of a run, given by name or folder.
 
-    Each picture has a seed, and the same seed makes the same picture, however many are made beside it.
+    Each image has a seed: the same seed gives the same image, however many are generated.
     """
     options = parse_sample([*run_problems(run, target, flags), *problems], **values)
 
@@ -353,15 +351,16 @@ def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
     return 0
 
 
-@msggan_aml.command(short_help="Write a trained run for other programs.")
+@msggan_aml.command(short_help="Export a trained run for other programs.")
 @run_argument
 @place_of_runs
 @export_options
 @output_option
 def export(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any) -> int:
-    """Write the generator of a run, named or by its folder, for other programs.
+    """Export the generator of a run, given by name or folder, for other programs.
 
-    The ONNX file takes `latents` (N, L), each of norm √L, and gives `images_4px`, `images_8px`, … in about [-1, 1].
+    The ONNX model takes `latents` (N, L), each of norm √L, and returns `images_4px`, `images_8px`, … with values in
+    about [-1, 1].
     """
     options = parse_export([*run_problems(run, target, flags), *problems], **values)
 
@@ -373,15 +372,16 @@ def export(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
     return 0
 
 
-@msggan_aml.command(short_help="Make one file of images, to train on in their place.")
+@msggan_aml.command(short_help="Pack images into one file to train on.")
 @argument("folder", metavar="FOLDER|ZIP", callback=checked(path_problems))
 @argument("out", metavar="OUT", type=pack_file)
 @pack_options
 @output_option
 def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **values: Any) -> int:
-    """Decode the images in a folder or zip into one file, OUT.safetensors, which --data takes in their place.
+    """Decode the images in a folder or zip into one file, OUT.safetensors, for --data.
 
-    Training on it equals training on the images, and begins at once. The same images make the same file.
+    Training on a pack gives the same result as training on the images, and starts without decoding them. The same
+    images give the same file.
     """
     options = parse_pack(problems, out, **values)
 
@@ -396,15 +396,15 @@ def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **value
 @msggan_aml.command(short_help="Create what training on Azure needs.")
 @settings_options(*PROVISION_SETTINGS)
 @debug_option
-@option("--dry-run", is_flag=True, help="Print the plan, and stop.")
-@option("--yes", is_flag=True, help="Do not ask.")
-@option("--delete", is_flag=True, help="Remove what provision created; never the data.")
+@option("--dry-run", is_flag=True, help="Print the plan and exit.")
+@option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@option("--delete", is_flag=True, help="Delete what provision created, but never the data.")
 @output_option
 def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: str, problems: Sequence[str]) -> int:
     """Create the cluster, datastore and environment that training in an Azure ML workspace needs.
 
-    It prints a plan with its costs, asks, applies the plan and verifies it. Run again, it changes only what differs
-    from the settings.
+    Prints a plan with its costs, asks for confirmation, applies the plan and verifies it. A repeated run changes only
+    what differs from the settings.
     """
     settings = settings_or_refuse(flags, problems)
 
@@ -417,7 +417,7 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
     if refusal:
         report(refusal, as_json=False)
     elif not dry_run and plan.to_do:
-        agree("Do this?", yes=yes)
+        agree("Apply this plan?", yes=yes)
         serving.provision(plan, delete=delete)
     if output == "json":
         print_json(plan.as_json(applied=not dry_run and not refusal) | (refusal.as_json() if refusal else {}))
@@ -441,8 +441,8 @@ def config_group(context: click.Context) -> int:
 def config_show(*, output: str, problems: Sequence[str]) -> None:
     """Show the workspace and each setting, its value and its source.
 
-    A flag precedes a variable, a variable a key in the nearest msggan.toml, and that the default. Of secrets only
-    whether they are set is shown.
+    A flag overrides a variable, which overrides a key in the nearest msggan.toml, which overrides the default. For
+    secrets, only whether they are set is shown.
     """
     settings = settings_or_refuse({}, problems)
     if output == "json":
@@ -454,13 +454,13 @@ def config_show(*, output: str, problems: Sequence[str]) -> None:
 def find_target(
     run: str, target: str, flags: Flags, problems: Sequence[str], reporter: Reporter | None = None
 ) -> tuple[Target, str]:
-    """The target that has the named run, and its name there. Raises UsageError with every complaint."""
+    """The target that has the named run, and its name there. Raises UsageError with every problem."""
     refuse([*problems, *run_problems(run, target, flags)])
     return target_of(run, target, settings_here(flags), reporter or Reporter(tell))
 
 
 def find_newest(target: str, flags: Flags, problems: Sequence[str]) -> tuple[Target, str]:
-    """The target that has the newest run, and the run's name. Raises UsageError where there is no run."""
+    """The target that has the newest run, and the run's name. Raises UsageError if there is no run."""
     settings = settings_or_refuse(flags, problems)
     runs = [(run, place) for place in build_targets(target, settings, Reporter(tell)) for run in place.runs()]
     if not runs:
@@ -470,21 +470,21 @@ def find_newest(target: str, flags: Flags, problems: Sequence[str]) -> tuple[Tar
 
 
 def no_runs(settings: Settings) -> str:
-    return f"There is no run in {settings.runs_dir} yet. msggan-aml submit --data FOLDER starts one."
+    return f"There are no runs in {settings.runs_dir} yet. Start one: msggan-aml submit --data FOLDER"
 
 
 def newest_first(found: Iterable[Dated]) -> list[Dated]:
-    """Runs or sweeps by when they began."""
+    """Runs or sweeps, sorted by their time of creation."""
     return sorted(found, key=lambda one: one.created or "", reverse=True)
 
 
 def run_problems(run: str, target: str, flags: Flags) -> list[str]:
-    """Every complaint about what says which run is meant."""
+    """Every problem with the settings and the name of a run."""
     return problems_here(flags) or named_problems(run, target, settings_here(flags))
 
 
 def weights_of(run: str, target: str, flags: Flags) -> str:
-    """Where the run's generator lies on this machine, fetched first if it is on Azure."""
+    """The local path of the run's generator, downloaded first if the run is on Azure."""
     with Bars() as bars:
         serving, name = target_of(run, target, settings_here(flags), Reporter(tell, bars.show))
         return serving.weights(name)

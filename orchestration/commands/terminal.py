@@ -1,4 +1,4 @@
-"""What the commands of `msggan-aml` share: settings, questions, suggestions, logging, and output on the terminal."""
+"""Shared code of the commands of `msggan-aml`: settings, confirmation, suggestions, logging and terminal output."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def target_option(text: str, *, section: str = COMMON) -> Callable[[Callable[...
 
 
 def place_of_runs(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what says where runs are: --target, --runs-dir and the workspace; the command gets `target` and `flags`."""
-    text = "Where the run is.  [default: auto, here if it is here and else on Azure]"
+    """Adds --target, --runs-dir and the workspace, which locate runs. The command gets `target` and `flags`."""
+    text = "Where the run is.  [default: auto: this machine if it has the run, else Azure]"
     return target_option(text, section="")(settings_options("runs_dir", WORKSPACE_TABLE)(debug_option(command)))
 
 
 @contextmanager
 def quiet_logging() -> Iterator[None]:
-    """Within, no library logs to the terminal: the commands report errors themselves."""
+    """Disables logging by libraries: the commands report errors themselves."""
     before = logging.root.manager.disable
     logging.disable()
     try:
@@ -54,9 +54,9 @@ def quiet_logging() -> Iterator[None]:
 
 @contextmanager
 def debug_logging() -> Iterator[None]:
-    """Within, the Azure SDK logs each request and answer to stderr.
+    """Makes the Azure SDK log each request and response to stderr.
 
-    It redacts all headers and query values that may be secret. Bodies are logged at the level DEBUG only.
+    The SDK redacts headers and query values that may be secret. It logs bodies at level DEBUG only.
     """
     logger, handler, disabled = (
         logging.getLogger("azure"),
@@ -82,24 +82,26 @@ def _debug(context: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --debug, which the command does not get."""
+    """Adds --debug, which is not passed to the command."""
     text = "Log the requests to Azure with their request IDs to stderr."
     return option("--debug", is_flag=True, expose_value=False, callback=_debug, section=AZURE, help=text)(command)
 
 
 def agree(question: str, *, yes: bool) -> None:
-    """Asks on the terminal. Raises UsageError where there is none, StoppedError where the answer is no."""
+    """Asks for confirmation. Raises UsageError without a terminal, StoppedError if the answer is no."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(["Nothing was done: there is no terminal to ask on."], "Add --yes to do it.")
+        raise UsageError(
+            ["Nothing was done: confirmation requires a terminal."], "Use --yes to confirm without a prompt."
+        )
     if not click.confirm(question, err=True):
         raise StoppedError("declined", 2, "Nothing was done.")
 
 
 # --- Commands that do not exist ---------------------------------------------------------------------------------------
 
-# By group, what other programs call its commands.
+# By group, the names of its commands in other programs.
 COMMAND_SYNONYMS = {
     "msggan-aml": {
         **dict.fromkeys(("train", "run", "start", "resume", "continue", "restart", "fit", "launch", "new"), "submit"),
@@ -123,7 +125,7 @@ DELETE = ("delete", "del", "rm", "remove")
 
 
 class Commands(CollectingCommand, click.Group):
-    """A group of commands that answers one that does not exist with what may be meant."""
+    """A group of commands that suggests a command for an unknown one."""
 
     command_class = CollectingCommand
 
@@ -135,13 +137,13 @@ class Commands(CollectingCommand, click.Group):
         return super().resolve_command(ctx, args)
 
     def no_such_command(self, word: str) -> str:
-        """The complaint about a word that is no command of this group."""
+        """The error message for an unknown command of this group."""
         if word in DELETE:
-            return f"No such command {word!r}. A run is a folder: delete that. To stop a run: 'cancel'."
+            return f"No such command {word!r}. A run is a folder: delete the folder. To stop a run, use 'cancel'."
         return f"No such command {word!r}.{did_you_mean([repr(name) for name in self.commands_meant(word)])}"
 
     def commands_meant(self, word: str) -> list[str]:
-        """What `word`, which is no command of this group, may stand for, the likeliest first."""
+        """The suggestions for `word`, an unknown command of this group, the most likely first."""
         synonym = COMMAND_SYNONYMS.get(self.name or "", {}).get(word.lower())
         if synonym:
             return [synonym.format(word.lower())]
@@ -150,9 +152,9 @@ class Commands(CollectingCommand, click.Group):
 
 
 class CommandsOrData(Commands):
-    """A group that takes the images as an argument too, unless a command comes first."""
+    """A group that also takes the images as an argument, unless a command comes first."""
 
-    allow_interspersed_args = True  # with arguments, as a command that is no group
+    allow_interspersed_args = True  # options may follow arguments, as in a command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.allow_interspersed_args = not (args and args[0] in self.commands)
@@ -163,24 +165,24 @@ class CommandsOrData(Commands):
         return rest
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """All, but no argument for a command of the group and where one comes first: what follows it is its own."""
+        """All parameters, without the arguments if a command comes first: what follows belongs to that command."""
         params = super().get_params(ctx)
         takes_data = ctx.command is self and ctx.allow_interspersed_args
         return [param for param in params if takes_data or not isinstance(param, click.Argument)]
 
     def _refuse_command(self, ctx: click.Context, word: str) -> None:
-        """Raises `UsageError` where an argument seems to be meant for a command."""
+        """Raises `UsageError` if an argument looks like a command."""
         if word in self.commands:
             ctx.fail(f"Write {word!r} before all options.")
         if self.commands_meant(word):
             ctx.fail(self.no_such_command(word))
 
 
-# --- What is shown ----------------------------------------------------------------------------------------------------
+# --- Output -----------------------------------------------------------------------------------------------------------
 
 
 class Bars:
-    """Progress bars on stderr, one after the other, for what has a known size."""
+    """Progress bars on stderr, one at a time."""
 
     def __enter__(self) -> Bars:
         self.label = ""
@@ -210,18 +212,18 @@ def echo(lines: Iterable[str]) -> None:
 
 
 def tell(line: str) -> None:
-    """A line for people, which no script reads."""
+    """Prints a line to stderr."""
     click.echo(line, err=True)
 
 
 def show_next(commands: Iterable[str]) -> None:
-    """What to type next."""
+    """Prints the commands to run next."""
     for line in commands:
         click.echo(f"Next: {as_typed(line, program=sys.argv[0], path=os.environ.get('PATH', ''))}")
 
 
 def as_typed(command: str, *, program: str, path: str) -> str:
-    """A command of ours as it can be typed here: by the path of `program` where the shell would not find it."""
+    """A command of msggan-aml as the shell finds it: with the path of `program` if it is not on the PATH."""
     name = Path(program).name
     if name != "msggan-aml" or shutil.which(name, path=path):
         return command

@@ -1,4 +1,4 @@
-"""Programs of msggan as child processes: started, followed to their end, their results, errors and logs read."""
+"""Child processes that run programs of msggan: starting, following, and reading results, errors and logs."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from orchestration.errors import JobFailedError, ReportedError
 
 
 def mlflow_of(runs_dir: str | Path, tracking_uri: str | None) -> str:
-    """The MLflow that the runs in a folder are told to: what is set, `none` for none, by default a database there."""
+    """The MLflow tracking URI of the runs in a folder: `tracking_uri`, by default a database in the folder."""
     return tracking_uri or f"sqlite:///{(Path(runs_dir) / 'mlflow.db').as_posix()}"
 
 
 def variables_of(mlflow: str, *, with_password: bool) -> dict[str, str]:
-    """What a run is told by its environment; an address that holds a password is nothing to be shown."""
+    """The environment variables of a run. A tracking URI with a password is left out unless `with_password`."""
     is_shown = with_password or mlflow == without_password(mlflow)
     return {OUTPUT_VARIABLE: "json", **({TRACKING_VARIABLES[0]: mlflow} if is_shown else {})}
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a child process ended: its exit status (negative: the signal that killed it) and what it had said.
+    """The end of a child process: its exit status (negative: the signal that killed it) and its stdout.
 
-    wrote_to_stderr: whether a person has seen what it wrote there.
+    wrote_to_stderr: whether its stderr was shown on the terminal.
     """
 
     status: int
@@ -48,7 +48,7 @@ class Ending:
 
 
 def follow(command: list[str], environ: dict[str, str]) -> Ending:
-    """Runs a command to its end. Its stderr is ours, so its live progress line works; its stdout is its result."""
+    """Runs a command to its end. It inherits stderr, so its live progress line works; its stdout is the result."""
     with _Signals().passed_on() as signals:
         with start(command, environ, stdout=subprocess.PIPE) as child:
             signals.to(child)
@@ -57,7 +57,7 @@ def follow(command: list[str], environ: dict[str, str]) -> Ending:
 
 
 def start(command: list[str], environ: dict[str, str], **streams: Any) -> subprocess.Popen[str]:
-    """Starts a command of ours. Raises `JobFailedError` where there is no such program."""
+    """Starts a command. Raises `JobFailedError` if the program cannot be started."""
     try:
         return subprocess.Popen(  # noqa: S603 - our own command, as a list: no shell reads it
             command, env=environ, encoding="utf-8", errors="replace", **streams
@@ -66,22 +66,22 @@ def start(command: list[str], environ: dict[str, str], **streams: Any) -> subpro
         raise JobFailedError(f"Cannot start {shlex.join(command[:3])}: {error.strerror}.") from None
 
 
-def result_of(module: str, words: list[str], *, expects: str, process: str, hint: str) -> dict[str, Any]:
-    """What `python -m MODULE words` told of, with all of its stderr shown. Raises its error, or how it died silently.
+def result_of(module: str, args: list[str], *, expects: str, process: str, hint: str) -> dict[str, Any]:
+    """The result of `python -m MODULE args`; its stderr is shown. Raises its error, or JobFailedError if it left none.
 
-    expects: a key of every result. process: what it was, as "sampling". hint: what to do if it died.
+    expects: a key of every result. process: what it did, such as "sampling". hint: the next step if it died.
     """
-    ending = follow([sys.executable, "-m", module, *words], {**os.environ, OUTPUT_VARIABLE: "json"})
+    ending = follow([sys.executable, "-m", module, *args], {**os.environ, OUTPUT_VARIABLE: "json"})
     told = told_by(ending)
     if expects in told:
         return told
-    if ending.terminated_by_us:  # SIGTERM came before the child could have answered it
+    if ending.terminated_by_us:  # by SIGTERM, before the child could handle it
         raise stopped(Terminated, "Stopped by SIGTERM.")
     raise silent_death(ending.status, process=process, hint=hint)
 
 
 def told_by(ending: Ending) -> dict[str, Any]:
-    """The result that a child told of, empty where it told of none. Raises its error."""
+    """The JSON result that a child printed, empty if there is none. Raises the error in it."""
     told = _last_object(ending.stdout)
     if "error" in told:
         error = told["error"]
@@ -96,18 +96,18 @@ def told_by(ending: Ending) -> dict[str, Any]:
 
 
 def silent_death(status: int, *, process: str, hint: str = "", if_out_of_memory: str = "") -> JobFailedError:
-    """What to say of a child that ended with this status and left no result. process: what it was, as "training"."""
+    """The error for a child that ended without a result. process: what it did, such as "training"."""
     if status >= 0:
-        return JobFailedError(f"The {process} process ended with exit code {status} and left no result.", hint)
+        return JobFailedError(f"The {process} process ended with exit code {status} without a result.", hint)
     message = f"The {process} process was killed by {_signal_name(-status)}."
     if -status == getattr(signal, "SIGKILL", 9):  # Windows has none
-        message += " Most often the machine had run out of memory."
+        message += " The most common cause is running out of memory."
         return JobFailedError(message, " ".join(filter(None, [hint, if_out_of_memory])))
     return JobFailedError(message, hint)
 
 
 def _last_object(stdout: str) -> dict[str, Any]:
-    """The JSON object on the last line; empty if there is none. A library may have printed something before it."""
+    """The JSON object on the last line; empty if there is none. Libraries may have printed lines before it."""
     lines = stdout.strip().splitlines()
     try:
         told = json.loads(lines[-1]) if lines else {}
@@ -124,7 +124,7 @@ def _signal_name(number: int) -> str:
 
 
 class _Signals:
-    """While a child runs, its end is ours: Ctrl-C reaches it by the terminal, SIGTERM is passed on."""
+    """Signals while a child runs: Ctrl-C reaches it through the terminal, SIGTERM is forwarded to it."""
 
     def __init__(self) -> None:
         self.terminated = False
@@ -133,11 +133,11 @@ class _Signals:
     @contextmanager
     def passed_on(self) -> Iterator[_Signals]:
         if threading.current_thread() is not threading.main_thread():
-            yield self  # handlers are the main thread's
+            yield self  # only the main thread may set handlers
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        # A function that does nothing, and not SIG_IGN: a child inherits SIG_IGN and would be deaf to Ctrl-C. For the
-        # same reason a SIGINT that is ignored already (a job in a script's background) stays as it is.
+        # A function that does nothing instead of SIG_IGN: a child inherits SIG_IGN and would ignore Ctrl-C. For the
+        # same reason a SIGINT that is already ignored (a background job of a script) stays ignored.
         if before[signal.SIGINT] != signal.SIG_IGN:
             signal.signal(signal.SIGINT, _do_nothing)
         signal.signal(signal.SIGTERM, self._terminate)
@@ -168,7 +168,7 @@ PAUSE_SECONDS = 0.2
 
 
 def last_lines(path: Path, tail: int | None) -> list[str]:
-    """The last `tail` lines of a file, all of them for None; none where there is no file."""
+    """The last `tail` lines of a file, all for None; [] if there is no file."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return [line.rstrip("\n") for line in deque(file, maxlen=tail)]
@@ -177,7 +177,7 @@ def last_lines(path: Path, tail: int | None) -> list[str]:
 
 
 def follow_lines(path: Path, tail: int | None, *, continues: Callable[[], bool]) -> Iterator[str]:
-    """The last `tail` lines of a file and then each line as it is written, until nothing writes to it any more."""
+    """The last `tail` lines of a file, then each line as it is written, until `continues` returns False."""
     while not path.exists():
         if not continues():
             return
@@ -186,14 +186,16 @@ def follow_lines(path: Path, tail: int | None, *, continues: Callable[[], bool])
         yield from (line.rstrip("\n") for line in deque(file, maxlen=tail))
         alive = True
         while alive:
-            alive = continues()  # before reading: what was written up to the end is read in the last round
+            alive = (
+                continues()
+            )  # checked before reading, so that the last round reads everything written before the end
             yield from _whole_lines(file, or_rest=not alive)
             if alive:
                 time.sleep(PAUSE_SECONDS)
 
 
 def _whole_lines(file: TextIO, *, or_rest: bool) -> Iterator[str]:
-    """The lines from here on; a last one that is only half written waits for its end, unless none will come."""
+    """The lines from the current position. A half-written last line is left for later, unless `or_rest`."""
     while True:
         here = file.tell()
         line = file.readline()

@@ -1,4 +1,4 @@
-"""The rehearsal of preemption: a short local run is killed and resumed, and compared with one that was not."""
+"""The rehearsal of preemption: a short local run is killed and resumed, then compared with an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from orchestration.spec import RunSpec
 
 LOSSES = 3
 REPORT_IMAGES = 250  # images between two reports of a run
-STEPS_BETWEEN_LOSSES = 5  # at least; fewer would leave no step between a checkpoint and a loss
+STEPS_BETWEEN_LOSSES = 5  # the minimum; fewer would leave no step between a checkpoint and a loss
 CHECKPOINTS_PER_LOSS = 1.25  # not a whole number, so that losses come at different distances from the last checkpoint
 TIMINGS = ("seconds", "images_per_second")
 LOOK_SECONDS = 0.01
-SHOWS_WHY = "The same command with --target local in place of --rehearse-preemption shows why."
+SHOWS_WHY = "To see why, run the same command with --target local instead of --rehearse-preemption."
 MINUTES_WORTH_A_HINT = 10
 MINUTES_HINTED = 5
 
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss of the machine. seconds: from the new start until the run had seen as many images as before."""
+    """One loss of the machine. seconds: from the restart until the run had caught up with the images seen before."""
 
     images_seen: int
     resumed_from: int
@@ -56,7 +56,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What one loss costs a run that saves itself every `checkpoint_images`, at so many images per second."""
+    """The cost of one loss to a run that saves a checkpoint every `checkpoint_images`."""
 
     checkpoint_images: int
     images_per_second: float
@@ -67,7 +67,7 @@ class Outlook:
 
     @property
     def checkpoint_kimg(self) -> float | None:
-        """A smaller interval to try, None where a loss costs only minutes as it is."""
+        """A smaller interval to try, None if a loss costs only minutes."""
         if self.minutes_at_most <= MINUTES_WORTH_A_HINT:
             return None
         return float(f"{MINUTES_HINTED * 60 * self.images_per_second / 1000:.1g}")
@@ -84,7 +84,7 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The result. differs: the files in which the killed run differs from the undisturbed one."""
+    """The result. differs: the files in which the killed run differs from the uninterrupted one."""
 
     losses: tuple[Loss, ...]
     differs: tuple[str, ...]
@@ -92,13 +92,13 @@ class Rehearsal:
 
     @property
     def refusal(self) -> RehearsalError | None:
-        """The error to end with where the two runs are not equal."""
+        """The error if the two runs are not equal."""
         if not self.differs:
             return None
         return RehearsalError(
-            f"After {len(self.losses)} losses the run is another than the undisturbed one: {', '.join(self.differs)}.",
-            "On a GPU the same run twice may differ in the last digits; with --device cpu it must not. If it does "
-            "there, a run that loses its machine is not to be trusted: please report it.",
+            f"After {len(self.losses)} losses the run differs from the uninterrupted one: {', '.join(self.differs)}.",
+            "On a GPU, two identical runs may differ in the last digits; with --device cpu they must not. If they do, "
+            "resuming is broken: please report it.",
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -112,24 +112,24 @@ class Rehearsal:
     def as_lines(self) -> list[str]:
         """The same as text."""
         lines = [
-            f"Loss {number}: killed after {loss.images_seen} images, went on from {loss.resumed_from}: "
-            f"{loss.images_again} images done again, {loss.seconds:.1f} s until it was there again, start included."
+            f"Loss {number}: killed after {loss.images_seen} images, resumed from {loss.resumed_from}: "
+            f"{loss.images_again} images repeated, caught up in {loss.seconds:.1f} s including start-up."
             for number, loss in enumerate(self.losses, 1)
         ]
         if not self.differs:
-            lines.append("Equal to the run that was left alone: weights, and metrics apart from timings.")
+            lines.append("Equal to the uninterrupted run: the weights, and the metrics except timings.")
         return [*lines, *outlook_lines(self.outlook)]
 
 
 def outlook_lines(outlook: Outlook) -> list[str]:
     most, seconds = outlook.checkpoint_images, 60 * outlook.minutes_at_most
     lines = [
-        f"The run asked for saves itself every {most / 1000:g} kimg. At {outlook.images_per_second:.0f} images/s, as "
-        f"here, one loss costs it {most / 2:.0f} images ({_time(seconds / 2)}) on average and {most} "
-        f"({_time(seconds)}) at most, and the start."
+        f"The requested run saves a checkpoint every {most / 1000:g} kimg. "
+        f"At {outlook.images_per_second:.0f} images/s, as measured here, one loss costs {most / 2:.0f} images "
+        f"({_time(seconds / 2)}) on average and {most} ({_time(seconds)}) at most, plus the start-up."
     ]
     if outlook.checkpoint_kimg is not None:
-        lines.append(f"--checkpoint-kimg {outlook.checkpoint_kimg:g} would make that {MINUTES_HINTED} min or so.")
+        lines.append(f"--checkpoint-kimg {outlook.checkpoint_kimg:g} would reduce that to about {MINUTES_HINTED} min.")
     return lines
 
 
@@ -138,22 +138,22 @@ def _time(seconds: float) -> str:
 
 
 def rehearsal_problems(data: str | None, *, dry_run: bool, detach: bool) -> list[str]:
-    """Every complaint about options that do not go with --rehearse-preemption."""
+    """Every problem with options that cannot be combined with --rehearse-preemption."""
     problems = [
-        f"{name}: does not go with --rehearse-preemption, which sends nothing and ends by itself. Leave one out."
+        f"{name}: cannot be combined with --rehearse-preemption, which starts no run of that name. Omit one of them."
         for name, is_set in (("--dry-run", dry_run), ("--detach", detach))
         if is_set
     ]
     if data and is_remote(data):
         problems.append(
-            "--rehearse-preemption: trains here, where this --data cannot be read. Give it some of the images in a "
+            "--rehearse-preemption: trains on this machine, which cannot read this --data. Use some of the images in a "
             "folder: --data FOLDER --rehearse-preemption."
         )
     return problems
 
 
 def rehearse(spec: RunSpec, tell: Callable[[str], None]) -> Rehearsal:
-    """Trains a short run of `spec` undisturbed, and one that is killed three times, in a folder that is then removed.
+    """Trains a short run of `spec` without interruption, and one that is killed three times, in a temporary folder.
 
     Raises the error of a run that cannot train.
     """
@@ -162,10 +162,10 @@ def rehearse(spec: RunSpec, tell: Callable[[str], None]) -> Rehearsal:
     short = replace(spec, config=short_config(spec.config, step))
     with tempfile.TemporaryDirectory(prefix="msggan-rehearsal-") as place:
         alone, killed = RunFolder(Path(place) / "alone"), RunFolder(Path(place) / "killed")
-        tell(f"Rehearsing: a run of {(LOSSES + 1) * step} images here, left alone.")
+        tell(f"Rehearsal: training a run of {(LOSSES + 1) * step} images without interruption.")
         with _training(short, alone) as child:
             _reach_end(child)
-        tell(f"The same run again, killed {LOSSES} times.")
+        tell(f"Training the same run again, killed {LOSSES} times.")
         losses = _train_with_losses(short, killed, [step * (number + 1) for number in range(LOSSES)], tell)
         return Rehearsal(tuple(losses), tuple(differences(alone, killed)), build_outlook(asked, alone))
 
@@ -174,7 +174,8 @@ def rehearse(spec: RunSpec, tell: Callable[[str], None]) -> Rehearsal:
 
 
 def resolved_asked(config: TrainConfig) -> TrainConfig:
-    """What was asked, with its length, interval and batch filled in; of images and device these do not depend."""
+    """The requested configuration with its defaults for length, interval and batch, which are the same for all images
+    and devices."""
     return resolve(config, shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
 
 
@@ -185,7 +186,7 @@ def images_between_losses(asked: TrainConfig) -> int:
 
 
 def short_config(config: TrainConfig, step: int) -> TrainConfig:
-    """The same training, over when it has seen images for one loss more than there are, sampled and measured once."""
+    """The same training, shortened to one interval more than there are losses, sampled and measured once."""
     kimg = (LOSSES + 1) * step / 1000
     return replace(
         config,
@@ -201,14 +202,14 @@ def short_config(config: TrainConfig, step: int) -> TrainConfig:
 
 @dataclass(frozen=True)
 class _Child:
-    """A process that trains, and where its result goes."""
+    """A training process, with the file that receives its result."""
 
     process: subprocess.Popen[str]
     stdout: IO[str]
     folder: RunFolder
 
     def note(self) -> RunState | None:
-        """Its record in the run folder; None while that is still the previous process's."""
+        """Its record in the run folder; None while the record is the previous process's."""
         note = read_note(self.folder)
         return note if note is not None and note.process == self.process.pid else None
 
@@ -222,7 +223,7 @@ class _Child:
 
 @contextmanager
 def _training(spec: RunSpec, folder: RunFolder) -> Iterator[_Child]:
-    """A process that trains, in a group of its own; none of the group is left at the end."""
+    """A training process in its own process group, which is killed at the end."""
     command = spec.command(data=str(spec.data), run_dir=str(folder), python=sys.executable)
     environ = {**os.environ, OUTPUT_VARIABLE: "json", TRACKING_VARIABLES[0]: NO_TRACKING}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stdout:
@@ -241,7 +242,7 @@ def _training(spec: RunSpec, folder: RunFolder) -> Iterator[_Child]:
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:
-    """Kills a process and all that it has started, as the loss of a machine does."""
+    """Kills a process and its children, as the loss of a machine does."""
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -251,7 +252,7 @@ def _kill_group(process: subprocess.Popen[str]) -> None:
 
 
 def _train_with_losses(spec: RunSpec, folder: RunFolder, kill_at: list[int], tell: Callable[[str], None]) -> list[Loss]:
-    """Trains to the end, killed when it has seen each of these numbers of images."""
+    """Trains to the end, killed after each of these numbers of images."""
     losses: list[Loss] = []
     lost_at = 0
     for limit in [*kill_at, None]:
@@ -270,7 +271,7 @@ def _train_with_losses(spec: RunSpec, folder: RunFolder, kill_at: list[int], tel
 
 
 def _wait_for_start(child: _Child) -> int:
-    """→ the images seen when it starts to train."""
+    """Waits until it trains. Returns the images seen by then."""
     while (note := child.note()) is None:
         if child.process.poll() is not None:
             child.check_end()
@@ -279,7 +280,7 @@ def _wait_for_start(child: _Child) -> int:
 
 
 def _reach(child: _Child, images: int) -> bool:
-    """Waits until it has seen that number of images. → whether it still trains."""
+    """Waits until it has seen that number of images. Returns whether it is still training."""
     while _images_seen(child.folder) < images:
         if child.process.poll() is not None:
             child.check_end()
@@ -304,7 +305,7 @@ def _images_seen(folder: RunFolder) -> int:
 
 
 def differences(one: RunFolder, other: RunFolder) -> list[str]:
-    """The results in which two runs differ, timings apart."""
+    """The files in which two runs differ, apart from timings."""
     looks: tuple[tuple[str, Callable[[RunFolder], object]], ...] = (
         ("generator.safetensors", lambda folder: _weights(folder.generator)),
         ("metrics.jsonl", _metrics_without_timings),
@@ -313,14 +314,14 @@ def differences(one: RunFolder, other: RunFolder) -> list[str]:
 
 
 def _weights(path: Path) -> tuple[Any, bytes]:
-    """A safetensors file's header and the numbers after it. Its JSON is read, as it is written in any order."""
+    """The header and the data of a safetensors file. The JSON header is parsed because the order of its keys varies."""
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), content[end:]
 
 
 def _metrics_without_timings(folder: RunFolder) -> list[str]:
-    """Each report as text, in which even what is not a number equals itself."""
+    """Each report as text, in which NaN equals NaN."""
     reports = read_metrics(folder.metrics)
     return [
         json.dumps({name: value for name, value in report.items() if name not in TIMINGS}, sort_keys=True)
@@ -329,7 +330,7 @@ def _metrics_without_timings(folder: RunFolder) -> list[str]:
 
 
 def build_outlook(asked: TrainConfig, measured: RunFolder) -> Outlook:
-    """What a loss costs the run that was asked for, at the pace of the short one after its first report."""
+    """The cost of a loss to the requested run, at the speed of the short one after its first report."""
     first, *_, last = read_metrics(measured.metrics)
     images_per_second = (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
     return Outlook(round(1000 * min(asked.checkpoint_kimg, asked.kimg)), images_per_second)

@@ -1,4 +1,4 @@
-"""This machine as a target: a run is a subprocess with the command that a person could type."""
+"""This machine as a target: each run is a subprocess, `python -m msggan.train`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from orchestration.targets import Target
 if TYPE_CHECKING:
     from orchestration.local.sweep import LocalSweeps
 
-RESUMES = "The same command again goes on from the newest checkpoint."
+RESUMES = "Run the same command again to resume from the newest checkpoint."
 NEEDS_LESS_MEMORY = "A smaller --batch-size or --resolution needs less memory."
 LOOK_SECONDS = 0.1
 STOPS_WITHIN_SECONDS = 60
@@ -53,7 +53,7 @@ STOPS_WITHIN_SECONDS = 60
 class LocalTarget(Target):
     """This machine. Runs are in `runs_dir`/NAME; `python` is the interpreter that trains.
 
-    tracking_uri: where MLflow keeps the runs, `none` for nowhere, by default a database among the runs.
+    tracking_uri: the MLflow tracking URI, `none` for no tracking, by default a database in `runs_dir`.
     """
 
     runs_dir: str | Path = DEFAULT_RUNS_DIR
@@ -69,14 +69,14 @@ class LocalTarget(Target):
 
     @property
     def sweeps(self) -> LocalSweeps:
-        """The sweeps on this machine, which are among the runs."""
-        from orchestration.local.sweep import LocalSweeps  # loaded when needed: it is large
+        """The sweeps on this machine, in the same folder as the runs."""
+        from orchestration.local.sweep import LocalSweeps  # imported on first use: it is large
 
         return LocalSweeps(self.runs_dir, self.python, self.tracking_uri, self.reporter.info)
 
     @property
     def mlflow(self) -> str:
-        """Where MLflow keeps the runs, `none` for nowhere."""
+        """The MLflow tracking URI, `none` for no tracking."""
         return mlflow_of(self.runs_dir, self.tracking_uri)
 
     # --- Train --------------------------------------------------------------------------------------------------------
@@ -85,17 +85,17 @@ class LocalTarget(Target):
         problems = []
         if data and is_remote(data):
             problems.append(
-                f"--data {data}: only a job on Azure can read this. Download the images and give their folder, "
-                "or train there: --target azure."
+                f"--data {data}: only a job on Azure can read this. Download the images and use their folder, "
+                "or train on Azure: --target azure."
             )
         if name is not None and self.sweeps.is_sweep(name):
             problems.append(
-                f"--name {name}: is a sweep. Give another name; --from-trial {name} trains its best trial in full."
+                f"--name {name}: is a sweep. Use another name, or train its best trial in full: --from-trial {name}."
             )
         return problems
 
     def question(self, spec: RunSpec) -> str | None:
-        return None  # this machine costs nothing
+        return None  # local runs cost nothing
 
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:
         run_dir = str(self._folder(spec.name))
@@ -124,12 +124,14 @@ class LocalTarget(Target):
             )
             try:
                 _wait_for_first_step(folder, child)
-            except BaseException:  # Ctrl-C while the images are read
+            except BaseException:  # such as Ctrl-C while the images are read
                 child.terminate()
                 child.wait()
                 raise
             if child.returncode is None:
-                threading.Thread(target=child.wait, daemon=True).start()  # leaves no zombie in a notebook's process
+                threading.Thread(
+                    target=child.wait, daemon=True
+                ).start()  # so that no zombie process remains in a notebook
                 return self.status(spec.name)
             result.seek(0)
             ending = Ending(child.returncode, result.read(), wrote_to_stderr=False)
@@ -148,7 +150,7 @@ class LocalTarget(Target):
     # --- Its runs -----------------------------------------------------------------------------------------------------
 
     def runs(self) -> list[RunStatus]:
-        """Every run, the newest first; configurations and records that cannot be read are reported."""
+        """Every run, the newest first; reports those that cannot be read."""
         found = []
         for name in run_names(str(self.runs_dir)):
             try:
@@ -166,7 +168,7 @@ class LocalTarget(Target):
 
     def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
         folder = self._folder(name)
-        if not folder.log.is_file():  # a run that could not start may have left a log and nothing else
+        if not folder.log.is_file():  # a run that could not start may have left only a log
             self.status(name)
         if not follow:
             return iter(last_lines(folder.log, tail))
@@ -176,12 +178,12 @@ class LocalTarget(Target):
         folder, status = self._folder(name), self.status(name)
         note = read_note(folder)
         if status.state != "running" or note is None:
-            raise UsageError([f"{status.name}: is not running but {status.state}."])
+            raise UsageError([f"{status.name}: is not running; its state is {status.state}."])
         if note.machine != platform.node():
             raise RunFolderError(f"{folder}: is being trained on {note.machine}.", "Cancel it there.")
         if not terminate_holder(folder.lock, note.process) and is_owned(folder):
             raise RunFolderError(
-                f"{folder}: is being trained, but process {note.process} of this machine has nothing to do with it.",
+                f"{folder}: is being trained, but not by process {note.process} of this machine.",
                 f"Cancel it on the machine that trains it, which is also named {note.machine}.",
             )
         _wait_for_end(folder, note.process)
@@ -200,7 +202,7 @@ class LocalTarget(Target):
     # --- What training needs ------------------------------------------------------------------------------------------
 
     def plan_provision(self, *, delete: bool = False) -> ProvisionPlan:
-        reason = "trains as it is; there is nothing to provision"
+        reason = "needs no provisioning"
         return ProvisionPlan((Step(Item("machine", platform.node() or "localhost", "keep", reason=reason)),))
 
     def provision(self, plan: ProvisionPlan | None = None, *, delete: bool = False) -> ProvisionPlan:
@@ -219,7 +221,7 @@ class LocalTarget(Target):
 
 
 def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> RunStatus:
-    """The run as the child's result has it. Raises the child's error, or how it died if it left no result."""
+    """The status from the child's result. Raises the child's error, or JobFailedError if it left no result."""
     told = told_by(ending)
     if told.get("state") in EXIT_CODES:
         return RunStatus(
@@ -232,14 +234,14 @@ def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> 
             next=next_commands(spec, runs_dir, told["state"], told["images_seen"]),
             notice=told.get("notice", ""),
         )
-    if ending.terminated_by_us:  # SIGTERM came before the child could have answered it
+    if ending.terminated_by_us:  # by SIGTERM, before the child could handle it
         again = next_commands(spec, runs_dir, "cancelled", 0)
         return RunStatus(name=spec.name, target=LocalTarget.name, state="cancelled", run_dir=run_dir, next=again)
     raise silent_death(ending.status, process="training", hint=RESUMES, if_out_of_memory=NEEDS_LESS_MEMORY)
 
 
 def _wait_for_first_step(folder: RunFolder, child: subprocess.Popen[str]) -> None:
-    """Returns when the child trains, or has ended."""
+    """Waits until the child trains or has ended."""
     while child.poll() is None:
         note = read_note(folder)
         if note is not None and note.process == child.pid and note.state == "running":
@@ -252,15 +254,15 @@ def _wait_for_end(folder: RunFolder, process: int) -> None:
     while is_owned(folder):
         if time.monotonic() > give_up:
             raise JobFailedError(
-                f"{folder}: process {process} was asked to stop and still works after {STOPS_WITHIN_SECONDS} s.",
-                f"Wait for its step to end, or stop it by force: kill -9 {process}. Its last checkpoint is good.",
+                f"{folder}: process {process} has not stopped within {STOPS_WITHIN_SECONDS} s.",
+                f"Wait for its current step to end, or kill it: kill -9 {process}. Its last checkpoint is kept.",
             )
         time.sleep(LOOK_SECONDS)
 
 
 def _remove_traces(folder: RunFolder) -> None:
-    """Removes what is left of a run that could not start."""
+    """Removes the files of a run that could not start."""
     for path in (folder.log, folder.lock):
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # it holds something else
+    with suppress(OSError):  # it contains other files
         folder.path.rmdir()

@@ -21,11 +21,11 @@ from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import (
     Candidate,
     Identity,
-    as_ours,
     azure_errors,
     build_candidates,
     identity_of,
     sign_in,
+    translate_error,
 )
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
 from orchestration.settings import Workspace
@@ -45,7 +45,7 @@ def answered(status: int, code: str, message: str, kind: type[HttpResponseError]
 
 
 def ours(error: Exception) -> MsgganError:
-    return as_ours(error, "Making the cluster gpu", WORKSPACE, SOMEBODY)
+    return translate_error(error, "Making the cluster gpu", WORKSPACE, SOMEBODY)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_rejected_credential_is_not_replaced_by_another() -> None:
         ({"unique_name": "live.com#bob@example.org"}, "live.com#bob@example.org", True),
         ({"app_displayname": "ci", "appid": "a"}, "ci", False),
         ({"appid": "a"}, "a", False),
-        ({}, "an identity that its token does not name", False),
+        ({}, "an unnamed identity", False),
     ],
 )
 def test_an_identity_is_named_by_its_user_or_application(claims: dict[str, str], name: str, is_user: bool) -> None:
@@ -127,7 +127,7 @@ def test_an_identity_is_named_by_its_user_or_application(claims: dict[str, str],
 
 
 def test_an_unreadable_token_has_no_identity() -> None:
-    assert identity_of("opaque", "here").name == "an identity that its token does not name"
+    assert identity_of("opaque", "here").name == "an unnamed identity"
 
 
 def test_the_role_that_is_missing_is_named_with_its_command() -> None:
@@ -186,7 +186,7 @@ def test_a_missing_workspace_is_distinguished_from_a_missing_resource(code: str,
     error = ours(answered(404, code, message, ResourceNotFoundError))
     assert isinstance(error, WorkspaceError)
     assert error.message == (
-        "No workspace w1 in resource group g1 of subscription s1, as variable AZUREML_ARM_WORKSPACE_NAME says."
+        "No workspace w1 in resource group g1 of subscription s1 (set in variable AZUREML_ARM_WORKSPACE_NAME)."
     )
     thing = ours(answered(404, "ResourceNotFound", "Compute gpu was not found.", ResourceNotFoundError))
     assert isinstance(thing, AzureServiceError)
@@ -207,9 +207,13 @@ def test_a_busy_service_is_exit_1_with_advice_to_retry(status: int) -> None:
         (ServiceRequestError("certificate verify failed: CERTIFICATE_VERIFY_FAILED"), False, "its certificate"),
         (ServiceRequestError("Unable to connect to proxy: Tunnel failed: 502 Bad Gateway"), False, "the proxy"),
         # What an answer that was lost behind a proxy looks like.
-        (ServiceRequestError("('Unable to connect to proxy', RemoteDisconnected('Remote end closed'))"), True, "cut"),
-        (ServiceResponseError("('Connection aborted.', RemoteDisconnected('Remote end closed'))"), True, "cut"),
-        (ServiceResponseError("Read timed out. (read timeout=300)"), True, "it took too long"),
+        (
+            ServiceRequestError("('Unable to connect to proxy', RemoteDisconnected('Remote end closed'))"),
+            True,
+            "closed",
+        ),
+        (ServiceResponseError("('Connection aborted.', RemoteDisconnected('Remote end closed'))"), True, "closed"),
+        (ServiceResponseError("Read timed out. (read timeout=300)"), True, "the request timed out"),
     ],
 )
 def test_a_lost_response_is_distinguished_from_a_request_that_was_not_sent(

@@ -101,7 +101,7 @@ def test_a_long_list_is_read_page_by_page_up_to_a_limit(azure: AzureLocal, msgga
     assert listed.exit_code == 0, listed.stderr
     assert [run["name"] for run in listed.json["runs"]] == [f"old-{number}" for number in range(59, 9, -1)]
     assert {run["state"] for run in listed.json["runs"]} == {"completed"}
-    assert "There are more than these 50 runs; the older ones are in the portal." in listed.stderr
+    assert "Only the newest 50 runs are listed; older ones are in the portal." in listed.stderr
     requests = [request for request in azure.made("GET", "/jobs") if request.path.endswith("/jobs")]
     assert [request.query["tag"] for request in requests] == ["msggan.run"] * 9 + ["msggan.sweep"]
     for number in range(10):
@@ -391,7 +391,10 @@ def test_a_job_that_ends_while_it_is_cancelled_keeps_its_own_end(
     else:
         assert ended.json["state"] == "completed"
     refused = msggan_aml("cancel", "old") if becomes == "Completed" else None
-    assert refused is None or (refused.exit_code, "old: is not running but completed." in refused.stderr) == (2, True)
+    assert refused is None or (refused.exit_code, "old: is not running; its state is completed." in refused.stderr) == (
+        2,
+        True,
+    )
 
 
 def test_a_download_is_not_written_into_another_folder(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
@@ -406,7 +409,7 @@ def test_a_download_is_not_written_into_another_folder(azure: AzureLocal, place:
     assert msggan_aml("download", "tiny", "-o", "json").json["path"] == "tiny-run"
     refused = msggan_aml("download", "other", "--out", "tiny-run", "--force")
     assert refused.exit_code == 2
-    assert re.search(r"Error: tiny-run: holds a download of another run: \S+/msggan/runs/tiny/?\.", refused.stderr)
+    assert re.search(r"Error: tiny-run: contains a download of another run: \S+/msggan/runs/tiny/?\.", refused.stderr)
 
 
 def test_a_repeated_download_requests_only_what_has_changed(

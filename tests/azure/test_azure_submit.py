@@ -62,7 +62,7 @@ def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: 
     for more in ([], ["--kimg", "0.02"], ["--detach"]):
         again = msggan_aml("submit", "--data", "tiny", *SMALL, "--num-samples", "9", *more, "-o", "json")
         assert (again.exit_code, again.json["state"], list(azure.cloud.jobs)) == (0, "completed", ["tiny"])
-        assert again.stderr.count("Nothing to do: tiny has trained this long already.") == 1
+        assert again.stderr.count("Nothing to do: tiny has already been trained this long.") == 1
         assert again.json["images_seen"] == 40
 
     status = msggan_aml("status", "tiny", "-o", "json").json
@@ -164,7 +164,7 @@ def test_ctrl_c_does_not_stop_the_run_and_logs_follow_it_to_its_end(
         )
         left = stopped(follower, "Ctrl-C")
     assert left.exit_code == 130
-    assert "tiny goes on as job tiny" in left.stderr
+    assert "tiny continues as job tiny" in left.stderr
     assert "msggan-aml logs tiny --follow" in left.stderr
     assert "Error" not in left.stderr
     assert azure.job("tiny").status == "Running"
@@ -213,8 +213,8 @@ def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, place: 
     assert "s3cr3tsecret" not in refused.stdout + refused.stderr
     for args, message in (
         (["--data", DATASTORE + "x/", "--target", "local"], "only a job on Azure can read this"),
-        (["--data", "tiny"], "Add --yes"),
-        (["--data", "s3://bucket/x", "--yes"], "is no address that a job can read"),
+        (["--data", "tiny"], "Use --yes"),
+        (["--data", "s3://bucket/x", "--yes"], "is not an address that a job can read"),
     ):
         ended = msggan_aml("submit", *args, *SMALL)
         assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr

@@ -193,8 +193,8 @@ def test_without_a_terminal_or_yes_nothing_is_changed(azure: AzureLocal, tmp_pat
     assert ended.json == {
         "error": {
             "code": "usage",
-            "message": "Nothing was done: there is no terminal to ask on.",
-            "hint": "Add --yes to do it.",
+            "message": "Nothing was done: confirmation requires a terminal.",
+            "hint": "Use --yes to confirm without a prompt.",
         }
     }
     assert changing(azure) == []
@@ -220,7 +220,7 @@ def test_on_a_terminal_it_asks(
         os.close(here)
         os.close(there)
     assert process.returncode == exit_code, stderr
-    assert b"Do this? [y/N]" in stderr
+    assert b"Apply this plan? [y/N]" in stderr
     assert list(azure.cloud.computes) == clusters
 
 
@@ -276,7 +276,7 @@ def test_serverless_needs_no_cluster(azure: AzureLocal, provision: Provision) ->
         "name": CLUSTER,
         "action": "keep",
         "changes": {},
-        "reason": "is serverless: there is no cluster to make",
+        "reason": "is serverless: no cluster is needed",
     }
     assert azure.cloud.computes == {}
 
@@ -391,7 +391,7 @@ def test_an_insufficient_quota_is_reported_before_anything_is_created(azure: Azu
         "1 machine Standard_NC4as_T4_v3 would need 4 cores of the quota Standard NCASv3_T4 Family, of which 0 of 0 are "
         "used."
     )
-    assert "Ask for more cores in Azure ML Studio" in none.json["error"]["hint"]
+    assert "Request more cores in Azure ML Studio" in none.json["error"]["hint"]
     azure.cloud.quotas["Standard NCASv3_T4 Family"] = 9
     few = provision("--yes", "--max-nodes", "3")
     assert few.exit_code == 5
@@ -681,11 +681,11 @@ def test_ctrl_c_reports_what_is_done(azure: AzureLocal, tmp_path: Path) -> None:
     assert process.returncode == 130, stderr
     ended = Ended(process.returncode, stdout, stderr)
     assert ended.json["error"]["code"] == "interrupted"
-    assert ended.json["error"]["message"] == "Stopped. Azure goes on with what it has begun."
+    assert ended.json["error"]["message"] == "Stopped. Azure completes the operation in progress."
     lines = ended.json["error"]["hint"].splitlines()
-    assert lines[0] == "Perhaps done, or begun: create compute msggan-gpu."
+    assert lines[0] == "Possibly done or in progress: create compute msggan-gpu."
     assert lines[1].startswith("Not done: create environment msggan:")
-    assert lines[2] == "See how it stands: msggan-aml provision --dry-run"
+    assert lines[2] == "Check the state: msggan-aml provision --dry-run"
 
 
 def test_the_signed_in_account_is_reported_before_the_sdk_is_imported(azure: AzureLocal, tmp_path: Path) -> None:

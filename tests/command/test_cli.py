@@ -174,7 +174,7 @@ def test_an_unknown_command_gets_a_suggestion(
 @pytest.mark.parametrize("word", ["delete", "rm", "remove"])
 def test_an_attempt_to_delete_a_run_explains_how(word: str) -> None:
     assert error_of(msggan_aml, word, "one") == (
-        f"No such command {word!r}. A run is a folder: delete that. To stop a run: 'cancel'."
+        f"No such command {word!r}. A run is a folder: delete the folder. To stop a run, use 'cancel'."
     )
 
 
@@ -367,7 +367,7 @@ def test_auto_is_azure_if_a_workspace_is_configured_and_reports_its_source(
     (tmp_path / "config.json").write_text(json.dumps(WORKSPACE))
     ended = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run", "-o", "json")
     assert ended.json["target"] == "azure"
-    assert f"Target: azure ({tmp_path / 'config.json'} names workspace " in ended.stderr
+    assert f" is set in {tmp_path / 'config.json'})." in ended.stderr
 
 
 def test_azure_without_a_workspace_is_an_error_that_says_how_to_set_one(
@@ -506,11 +506,11 @@ def test_a_childs_error_is_passed_on_unchanged() -> None:
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (-9, "killed by SIGKILL. Most often the machine had run out of memory."),
+        (-9, "killed by SIGKILL. The most common cause is running out of memory."),
         (-11, "killed by SIGSEGV."),
         (-15, "killed by SIGTERM."),
-        (1, "ended with exit code 1 and left no result."),
-        (0, "ended with exit code 0 and left no result."),
+        (1, "ended with exit code 1 without a result."),
+        (0, "ended with exit code 0 without a result."),
     ],
 )
 def test_a_child_that_dies_silently_has_failed_and_can_be_resumed(status: int, message: str) -> None:

@@ -39,8 +39,8 @@ def test_an_azure_uri_is_accepted_and_is_not_a_local_path(data: str) -> None:
     assert is_remote(data)
     assert source_problems(data) == []
     assert LocalTarget().problems(data, None) == [
-        f"--data {data}: only a job on Azure can read this. Download the images and give their folder, "
-        "or train there: --target azure."
+        f"--data {data}: only a job on Azure can read this. Download the images and use their folder, "
+        "or train on Azure: --target azure."
     ]
 
 
@@ -61,7 +61,7 @@ def test_an_azure_uri_is_accepted_and_is_not_a_local_path(data: str) -> None:
     ],
 )
 def test_other_uris_are_refused_with_the_valid_forms(data: str) -> None:
-    assert source_problems(data) == [f"--data {data}: is no address that a job can read. {FORMS}"]
+    assert source_problems(data) == [f"--data {data}: is not an address that a job can read. {FORMS}"]
 
 
 def test_a_local_path_is_checked_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +142,12 @@ def test_a_key_or_a_signature_in_whatever_form_is_refused_and_not_repeated(
     for _ in range(times_quoted):
         said = quote(said, safe="")
     (problem,) = source_problems(place + said)
-    assert "holds a secret" in problem
+    assert "contains a secret" in problem
     assert S3CR3T not in problem
 
 
 @pytest.mark.parametrize("login", [f"me:{S3CR3T}", f"me:{S3CR3T}@{S3CR3T}", f":{S3CR3T}%20{S3CR3T}", S3CR3T])
 def test_a_password_in_a_uri_is_refused_and_not_repeated(login: str) -> None:
     (problem,) = source_problems(f"https://{login}@account1.blob.core.windows.net/container/images")
-    assert "holds a secret" in problem
+    assert "contains a secret" in problem
     assert S3CR3T not in problem

@@ -79,7 +79,7 @@ def test_the_same_lines_train_here_and_on_azure(
     assert [line for line in printed if line in run.logs()] == run.logs()
     assert run.logs(tail=1) == run.logs()[-1:]
     assert [found.name for found in target.runs()] == ["one"]
-    with pytest.raises(UsageError, match="is not running but completed"):
+    with pytest.raises(UsageError, match="is not running; its state is completed"):
         run.cancel()
     assert run.download().path == "one-run"
     assert run.download("weights", weights=True).files == 1
@@ -106,12 +106,12 @@ def test_a_wrong_keyword_or_value_is_named(build_target: BuildTarget) -> None:
         build_target(vm_sise="x", max_nodes="2", min_nodes=True, runs_dir="", subscription_id="a/b")
     assert list(raised.value.problems) == [
         "vm_sise: is not a setting. Did you mean vm_size?",
-        "runs_dir : must be a text that is not empty.",
+        "runs_dir : must be non-empty text.",
         "min_nodes true: is not a whole number.",
         "max_nodes 2: is not a whole number.",
-        "resource_group: is missing; a workspace needs all three.",
-        "workspace_name: is missing; a workspace needs all three.",
-        "subscription_id a/b: must be a name, without spaces and slashes.",
+        "resource_group: is not set; a workspace requires all three parts.",
+        "workspace_name: is not set; a workspace requires all three parts.",
+        "subscription_id a/b: must be a name without spaces and slashes.",
     ]
 
 

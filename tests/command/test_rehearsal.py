@@ -100,7 +100,7 @@ def test_all_options_that_conflict_with_a_rehearsal_are_reported_at_once(run_pro
     words = ["--data", "azureml:photos:1", "--rehearse-preemption", "--dry-run", "--detach", "--loss", "none"]
     ended = run_program("msggan-aml", "submit", *words)
     assert ended.exit_code == 2
-    for complaint in ("--dry-run: does", "--detach: does", "--data FOLDER --rehearse-preemption", "--loss none"):
+    for complaint in ("--dry-run: cannot", "--detach: cannot", "--data FOLDER --rehearse-preemption", "--loss none"):
         assert complaint in ended.stderr
 
 

@@ -120,7 +120,7 @@ def test_without_settings_everything_has_its_default(tmp_path: Path) -> None:
 
 def test_an_empty_variable_is_ignored_and_an_empty_flag_is_an_error(tmp_path: Path) -> None:
     assert read(tmp_path, MSGGAN_RUNS_DIR="").runs_dir == "runs"
-    assert complaints(tmp_path, flags={"runs_dir": ""}) == ["--runs-dir : must be a text that is not empty."]
+    assert complaints(tmp_path, flags={"runs_dir": ""}) == ["--runs-dir : must be non-empty text."]
 
 
 def test_runs_are_tracked_beside_them_unless_a_uri_is_set(tmp_path: Path) -> None:
@@ -195,11 +195,14 @@ def test_only_the_nearest_file_counts(tmp_path: Path) -> None:
         ("[azure]\nresource_group = 'x'\n", "[azure] resource_group: belongs under [workspace]."),
         ("[azure]\nzzzzz = 1\n", "[azure] zzzzz: is unknown."),
         ("azure = 3\n", "azure must be a table: write [azure] on a line of its own."),
-        ("[azure]\nmin_nodes = '1'\n", "min_nodes 1: is not a whole number: in a file it has no quotes."),
+        ("[azure]\nmin_nodes = '1'\n", "min_nodes 1: is not a whole number: in a file it must not have quotes."),
         ("[azure]\nmin_nodes = true\n", "min_nodes true: is not a whole number."),
         ("[azure]\nmin_nodes = 1.5\n", "min_nodes 1.5: is not a whole number."),
-        ("[azure]\nlow_priority = 'yes'\n", "low_priority yes: is not true or false: in a file it has no quotes."),
-        ("[azure]\nexperiment = 5\n", "experiment 5: is not a text: in a file it has quotes."),
+        (
+            "[azure]\nlow_priority = 'yes'\n",
+            "low_priority yes: is not true or false: in a file it must not have quotes.",
+        ),
+        ("[azure]\nexperiment = 5\n", "experiment 5: is not a text: in a file it must have quotes."),
         ("[azure]\ntimeout_hours = inf\n", "timeout_hours inf: must be more than 0, at most 504."),
         (f"[azure]\ntimeout_hours = 1{'0' * 400}\n", f"timeout_hours 1{'0' * 400}: is not a number."),
     ],
@@ -248,8 +251,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         f"{path}: idle_minutes 0: must be 1 or more, at most 1440.",
         "MSGGAN_LOW_PRIORITY maybe: is not true or false.",
         "--timeout-hours 0: must be more than 0, at most 504.",
-        "--subscription-id: is missing; a workspace needs all three.",
-        "--workspace-name: is missing; a workspace needs all three.",
+        "--subscription-id: is not set; a workspace requires all three parts.",
+        "--workspace-name: is not set; a workspace requires all three parts.",
     ]
 
 
@@ -258,7 +261,7 @@ def test_conflicting_values_are_reported(tmp_path: Path) -> None:
         f"--min-nodes 3: must be at most max_nodes, which is 2 ({tmp_path / 'msggan.toml'})."
     ]
     assert complaints(tmp_path, "", MSGGAN_STORAGE_ACCOUNT="account") == [
-        "MSGGAN_STORAGE_ACCOUNT account: needs storage_container too."
+        "MSGGAN_STORAGE_ACCOUNT account: requires storage_container too."
     ]
 
 
@@ -285,7 +288,7 @@ def test_a_secret_within_a_value_is_refused_and_not_repeated(tmp_path: Path, nam
     by_file = complaints(tmp_path, f"[azure]\n{name} = '{value}'\n")
     by_flag = complaints(tmp_path, "", flags={name: value})
     for problems in (by_file, by_flag):
-        assert "holds a secret" in problems[0]
+        assert "contains a secret" in problems[0]
         assert HIDDEN not in "".join(problems)
 
 

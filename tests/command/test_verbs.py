@@ -179,7 +179,7 @@ def test_a_detached_run_is_running_until_it_is_cancelled(place: Path) -> None:
         assert cancelled.json["images_seen"] > 0
         assert list((place / "runs" / "long" / "checkpoints").glob("*.json"))
         twice = msggan_aml(place, "cancel", "long", "-o", "json")
-        assert (twice.exit_code, twice.json["error"]["message"]) == (2, "long: is not running but cancelled.")
+        assert (twice.exit_code, twice.json["error"]["message"]) == (2, "long: is not running; its state is cancelled.")
 
 
 def test_cancel_does_not_stop_a_process_that_does_not_train_the_run(place: Path) -> None:
@@ -192,7 +192,7 @@ def test_cancel_does_not_stop_a_process_that_does_not_train_the_run(place: Path)
             note.write_text(json.dumps({**json.loads(recorded), "process": unrelated.pid}))
             refused = msggan_aml(place, "cancel", "elsewhere", "-o", "json")
             assert (refused.exit_code, refused.json["error"]["code"]) == (2, "run_folder")
-            assert f"process {unrelated.pid} of this machine has nothing to do with it" in refused.stderr
+            assert f"but not by process {unrelated.pid} of this machine" in refused.stderr
             assert unrelated.poll() is None
             assert msggan_aml(place, "status", "elsewhere", "-o", "json").json["state"] == "running"
         finally:
@@ -455,7 +455,7 @@ def test_a_download_of_another_run_is_not_written_to(place: Path) -> None:
     refused = msggan_aml(place, "download", "second", "--out", "first", "--weights", "--force")
     shutil.rmtree(place / "runs" / "second")
     assert refused.exit_code == 2
-    assert refused.stderr.startswith(f"Error: first: holds a download of another run: {place / 'runs' / 'tiny'}, ")
+    assert refused.stderr.startswith(f"Error: first: contains a download of another run: {place / 'runs' / 'tiny'}, ")
 
 
 def test_a_download_that_is_trained_on_is_not_overwritten(place: Path) -> None:
@@ -465,7 +465,7 @@ def test_a_download_that_is_trained_on_is_not_overwritten(place: Path) -> None:
     before = contents(place / "runs" / "on")
     refused = msggan_aml(place, "download", "tiny", "--out", "runs/on", "--force")
     assert (refused.exit_code, contents(place / "runs" / "on")) == (2, before)
-    assert refused.stderr.startswith(f"Error: {Path('runs/on')}: a run has trained in this folder.\n")
+    assert refused.stderr.startswith(f"Error: {Path('runs/on')}: is the folder of a run that was trained here.\n")
     shutil.rmtree(place / "runs" / "on")
 
 
@@ -503,7 +503,7 @@ def test_a_download_through_a_link_into_the_runs_own_folder_is_refused(place: Pa
     (place / "link").symlink_to(place / "runs" / "tiny")
     refused = msggan_aml(place, "download", "tiny", "--out", "link/copy")
     assert refused.exit_code == 2
-    assert refused.stderr.startswith(f"Error: {Path('link/copy')}: lies in the run's own folder.\n")
+    assert refused.stderr.startswith(f"Error: {Path('link/copy')}: is inside the run's own folder.\n")
     (place / "link").unlink()
 
 
@@ -514,20 +514,20 @@ def test_a_download_into_a_link_to_an_empty_folder_fills_that(place: Path) -> No
     assert msggan_aml(place, "download", "tiny", "--out", "home", "--weights").exit_code == 0
     assert downloaded(place / "empty-home").keys() == {"generator.safetensors"}
     refused = msggan_aml(place, "download", "tiny", "--out", "nowhere")
-    assert (refused.exit_code, refused.stderr.splitlines()[0]) == (2, "Error: nowhere: is a link to nothing.")
+    assert (refused.exit_code, refused.stderr.splitlines()[0]) == (2, "Error: nowhere: is a broken symbolic link.")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["download", "tiny", "--out", "runs/tiny/copy"], "lies in the run's own folder"),
+        (["download", "tiny", "--out", "runs/tiny/copy"], "is inside the run's own folder"),
         (["download", "tiny", "--out", "tiny/00.png"], "is a file, not a folder"),
         (["download", "tiny", "--out", "tiny/00.png/copy"], "tiny/00.png/copy: cannot be written: Not a directory."),
         (["status", "tinny"], "Did you mean tiny?"),
         (["logs", "tiny", "--tail", "0"], "--tail 0: is not a whole number of 1 or more."),
         (["logs", "tiny", "--tail", "x"], "--tail x: is not"),
-        (["cancel", "tiny"], "tiny: is not running but completed."),
-        (["status", "runs"], "runs: holds no run."),
+        (["cancel", "tiny"], "tiny: is not running; its state is completed."),
+        (["status", "runs"], "runs: contains no run."),
         (["list", "-o", "yaml"], "--output yaml"),
     ],
 )

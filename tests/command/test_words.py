@@ -30,7 +30,7 @@ def test_a_run_in_full() -> None:
     assert status_lines(RUNNING) == [
         "flowers: running, 3.25/12 kimg",
         "  d_loss 0.331  g_loss 1.905  swd 131",
-        "  began 2026-11-23 19:54:24 UTC",
+        "  started 2026-11-23 19:54:24 UTC",
         "  runs/flowers",
     ]
 
@@ -38,7 +38,7 @@ def test_a_run_in_full() -> None:
 def test_an_ended_run_has_its_time_and_reason() -> None:
     assert status_lines(FAILED) == [
         "f2: failed, 0 kimg",
-        "  began 2026-11-23 20:00:00 UTC, ended 2026-11-23 20:01:00 UTC",
+        "  started 2026-11-23 20:00:00 UTC, ended 2026-11-23 20:01:00 UTC",
         "  runs/f2",
         "  No space.",
         "  Free some.",
@@ -47,7 +47,7 @@ def test_an_ended_run_has_its_time_and_reason() -> None:
 
 def test_many_runs_in_columns() -> None:
     assert table([RUNNING, FAILED]) == [
-        "NAME     STATE    KIMG     SWD  BEGAN                    RUN FOLDER",
+        "NAME     STATE    KIMG     SWD  STARTED                  RUN FOLDER",
         "flowers  running  3.25/12  131  2026-11-23 19:54:24 UTC  runs/flowers",
         "f2       failed   0        -    2026-11-23 20:00:00 UTC  runs/f2",
     ]

@@ -116,7 +116,7 @@ def test_a_table_in_a_comment_or_in_another_table_is_no_workspace(tmp_path: Path
 @pytest.mark.parametrize("given", [KEYS[:1], KEYS[1:]])
 def test_an_incomplete_workspace_is_reported_with_what_is_missing(tmp_path: Path, given: tuple[str, ...]) -> None:
     missing = [key for key in KEYS if key not in given]
-    lacks = "is missing; a workspace needs all three."
+    lacks = "is not set; a workspace requires all three parts."
     variables = {WORKSPACE_VARIABLES[key]: "x" for key in given}
     assert complaints(tmp_path, **variables) == [f"{WORKSPACE_VARIABLES[key]}: {lacks}" for key in missing]
     flags = [f"--{key.replace('_', '-')}: {lacks}" for key in missing]

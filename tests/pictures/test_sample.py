@@ -155,7 +155,7 @@ def test_a_name_is_a_run_in_its_folder_before_it_is_a_path(tmp_path: Path, monke
 def test_an_unknown_name_is_reported_with_a_suggestion_or_the_existing_runs(tmp_path: Path) -> None:
     runs = str(tmp_path)
     (complaint,) = run_problems("flowers", runs)
-    assert complaint.endswith("There are none yet: msggan-aml submit --data FOLDER starts one.")
+    assert complaint.endswith("There are no runs yet. Start one: msggan-aml submit --data FOLDER")
     for name in ("flowers", "flowers-2", "shoes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").touch()

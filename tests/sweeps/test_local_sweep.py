@@ -169,7 +169,7 @@ def test_a_trial_is_named_as_a_run_is(finished: tuple[Path, Ended]) -> None:
     ).read_bytes()
     made = run_program("sample", "s/1", "--num", "1", "-o", "json").json
     assert (folder / made["files"][0]).is_file()
-    assert run_program("cancel", "s/1").stderr.startswith("Error: s/1: is not running but completed.")
+    assert run_program("cancel", "s/1").stderr.startswith("Error: s/1: is not running; its state is completed.")
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["logs", "s/9"], "s: no trial 9 has begun. See its trials: msggan-aml status s"),
-        (["logs", "runs/s/trials/009"], "s: no trial 9 has begun. See its trials: msggan-aml status s"),
+        (["logs", "s/9"], "s: trial 9 has not started. Show its trials: msggan-aml status s"),
+        (["logs", "runs/s/trials/009"], "s: trial 9 has not started. Show its trials: msggan-aml status s"),
         (["status", "ss"], "No run 'ss' in runs, and no such folder. Did you mean s?"),
         (["submit", "--data", "tiny", "--name", "s"], "--from-trial s trains its best trial in full."),
         (["submit", "--from-trial", "nosuch"], "No sweep 'nosuch' in runs.\nList runs and sweeps: msggan-aml list"),
@@ -232,7 +232,7 @@ def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_
         (["sweep", "best", "nosuch"], "No sweep 'nosuch' in runs.\nList runs and sweeps: msggan-aml list"),
         (["sweep", "best", "s", "--download", "tiny/00.png"], "tiny/00.png: is a file, not a folder."),
         (["cancel", "s"], "s: is not running but completed."),
-        (["logs", "s"], "See its trials: msggan-aml status s."),
+        (["logs", "s"], "Show its trials: msggan-aml status s."),
         (["sweep", "--data", "tiny", "--over", "g_lr", "--name", "run"], "runs/run holds a run, not a sweep."),
         (["status", "cut"], "runs/cut/sweep.json: is not a valid sweep record.\nRemove it, or use another"),
         (["sweep", "--data", "tiny", "--over", "g_lr", "--name", "cut"], "cut/sweep.json: is not a valid sweep record"),
@@ -416,7 +416,7 @@ def test_a_failed_trial_says_why_and_the_sweep_goes_on(run_program: Run) -> None
     assert "--stddev-group" in bad["reason"]
     assert "--stddev-group 3: must divide" in run_program("msggan-aml", "logs", "s/1").stdout
     no_run = run_program("msggan-aml", "status", "s/1")  # it could not begin: all there is of it is its log
-    assert no_run.stderr.startswith("Error: s/1: has not begun to train.\nIts log: msggan-aml logs s/1.")
+    assert no_run.stderr.startswith("Error: s/1: has not started to train.\nShow its log: msggan-aml logs s/1.")
     status = run_program("msggan-aml", "status", "s")
     assert status.stdout.splitlines()[1].split() == ["TRIAL", "STDDEV_GROUP", "SWD_8", "KIMG", "STATE", "REASON"]
 
