@@ -566,7 +566,7 @@ def test_a_workspace_that_is_not_there_is_named_in_full(
     words = {**azure.variables, name: "elsewhere"}
     assert ended.json["error"]["message"] == (
         f"No workspace {words['AZUREML_ARM_WORKSPACE_NAME']} in resource group {words['AZUREML_ARM_RESOURCEGROUP']} of "
-        f"subscription {words['AZUREML_ARM_SUBSCRIPTION']}, as variable AZUREML_ARM_WORKSPACE_NAME says."
+        f"subscription {words['AZUREML_ARM_SUBSCRIPTION']} (set in variable AZUREML_ARM_WORKSPACE_NAME)."
     )
 
 
