@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def records_below(folder: str) -> list[Path]:
 
 
 def test_a_run_killed_three_times_equals_the_undisturbed_one_and_each_loss_is_reported(place: Path) -> None:
-    ended = run_in(place, "msggan-aml", *REHEARSE, "--target", "azure", "-o", "json", TMPDIR=temp_folder(place))
+    words = [*REHEARSE, "--target", "azure", "-o", "json"]
+    ended = run_in(place, "msggan-aml", *words, python=sys.executable, TMPDIR=temp_folder(place))
     assert ended.exit_code == 0, ended.stderr
     response = ended.json
     assert (response["equal"], response["differs"]) == (True, [])

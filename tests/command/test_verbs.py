@@ -524,7 +524,7 @@ def test_a_download_into_a_link_to_an_empty_folder_fills_that(place: Path) -> No
         (["download", "tiny", "--out", "tiny/00.png"], "is a file, not a folder"),
         (["download", "tiny", "--out", "tiny/00.png/copy"], "tiny/00.png/copy: cannot be written: Not a directory."),
         (["status", "tinny"], "Did you mean tiny?"),
-        (["logs", "tiny", "--tail", "0"], "--tail 0: is not a whole number of 1 or more."),
+        (["logs", "tiny", "--tail", "0"], "--tail 0: must be 1 or more."),
         (["logs", "tiny", "--tail", "x"], "--tail x: is not"),
         (["cancel", "tiny"], "tiny: is not running; its state is completed."),
         (["status", "runs"], "runs: contains no run."),

@@ -200,7 +200,7 @@ def test_an_interrupt_stops_the_run_cleanly_and_the_next_run_resumes(tmp_path: P
     run_notebook(notebook, tmp_path, interrupt)
     printed = [output.text for cell in notebook.cells for output in cell.outputs if output.output_type == "stream"]
     assert printed == ["interrupted\n", "completed 20\n"]
-    assert "continues training" in notebook.cells[0].outputs[-2].data["text/html"]
+    assert "to resume." in notebook.cells[0].outputs[-2].data["text/html"]
 
 
 # Elsewhere
