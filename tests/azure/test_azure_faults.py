@@ -142,7 +142,8 @@ def outcome_of(submit: Submit) -> str:
     return outcome[0]
 
 
-@pytest.mark.parametrize("drop", [pytest.param("before", marks=pytest.mark.slow), "after"])
+@pytest.mark.slow
+@pytest.mark.parametrize("drop", ["before", "after"])
 def test_a_connection_cut_at_any_request_of_a_first_submit_leaves_one_job_or_an_error_and_none(
     azure: AzureLocal, submit: Submit, drop: str
 ) -> None:

@@ -49,7 +49,8 @@ def checkpoints(azure: AzureLocal) -> list[int]:
     return [int(Path(path).stem) for path in paths if path.endswith(".json")]
 
 
-@pytest.mark.parametrize("preemptions", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("preemptions", [1, 3])
 def test_a_preempted_job_ends_as_if_it_had_not_been(azure: AzureLocal, place: Path, preemptions: int) -> None:
     azure.cloud.python = sys.executable  # its process is stopped and killed here, which must be the trainer itself
     words = ["submit", "--data", "tiny", *TRAINING]

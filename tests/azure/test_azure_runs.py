@@ -442,6 +442,7 @@ def test_weights_that_were_not_downloaded_are_not_taken_for_a_local_run(azure: A
     assert (ended.exit_code, ended.json["target"]) == (0, "azure"), ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_waiting")
 def test_a_log_is_followed_through_a_busy_service_and_cut_connections(
     azure: AzureLocal, images: str, msggan_aml: Command, monkeypatch: pytest.MonkeyPatch

@@ -153,6 +153,7 @@ def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str,
     return found
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_stop_the_run_and_logs_follow_it_to_its_end(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:

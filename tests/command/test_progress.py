@@ -199,6 +199,7 @@ WHOLE_LINE = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_a_run_that_submit_starts_fits_its_terminal_as_it_is_resized(tiny_images: Path, tmp_path: Path) -> None:
     """Each width is wider than all before, or narrower; what comes after the first line that shows it must fit."""
     small = ["--resolution", 8, "--latent-size", 8, "--batch-size", 24, "--num-samples", 4, "--workers", 1]

@@ -537,7 +537,7 @@ def nobody() -> str:
     [
         ("nobody", "connection refused", ""),
         ("silent", "no answer in time", ""),
-        ("web_page", "not an MLflow server: error 404", " Check --tracking-uri."),
+        pytest.param("web_page", "not an MLflow server: error 404", " Check --tracking-uri.", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_missing_is_counted_and_logged_the_next_time(
@@ -561,6 +561,7 @@ def test_what_is_missing_is_counted_and_logged_the_next_time(
     assert curves_at(database, the_run(database)) == curves_in(run)
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_and_restarted_gets_everything(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

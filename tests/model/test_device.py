@@ -42,7 +42,7 @@ def train_limited(mib: int, data: Path, run_dir: Path) -> Ended:
 
 
 @limitable
-@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("started", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
     tiny_images: Path, tmp_path: Path, started: bool
 ) -> None:

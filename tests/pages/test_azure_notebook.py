@@ -40,6 +40,7 @@ def test_the_text_that_tests_shorten_is_in_the_notebook() -> None:
     assert all(long in json.dumps(json.loads(NOTEBOOK.read_text(encoding="utf-8"))) for long in SHORT)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_from_images_to_pictures_in_a_notebook(azure: AzureLocal, tmp_path: Path) -> None:
     folder = tmp_path / "examples"

@@ -212,6 +212,7 @@ def test_outside_notebooks_there_are_lines_even_if_ipython_is_loaded(tmp_path: P
     assert type(choose_progress(RunFolder(tmp_path), total_images=1, stream=None)) is Progress
 
 
+@pytest.mark.slow
 def test_training_does_not_need_ipython(tmp_path: Path) -> None:
     draw_tiny_images(tmp_path / "tiny")
     code = (

@@ -143,6 +143,7 @@ def test_a_disk_that_may_only_be_read_ends_training_and_what_exists_stays_good(
         subprocess.run([UMOUNT, "--lazy", str(small_disk.path)], check=True)
 
 
+@pytest.mark.slow
 def test_samples_that_cannot_be_written_are_said_once_and_training_goes_on(
     tiny_images: Path, whole: Path, tmp_path: Path
 ) -> None:

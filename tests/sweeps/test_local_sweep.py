@@ -200,6 +200,7 @@ def test_a_trial_is_named_in_full_from_within_its_sweep(finished: tuple[Path, En
     assert told["next"][0] == "msggan-aml sample s/1 --runs-dir .."
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_images")
 def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_path: Path, run_program: Run) -> None:
     words = sweep("--over", "g_lr=0.001,0.002", "--sampling", "grid", *SMALL, "--kimg", "1000000")
@@ -348,6 +349,7 @@ def looked_at_and_cancelled(process: subprocess.Popen[str], run_program: Run) ->
     return Ended(process.returncode, stdout, stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_images")
 def test_a_trial_left_behind_by_a_killed_sweep_is_taken_over(tmp_path: Path, run_program: Run) -> None:
     words = sweep("--over", "g_lr=0.001,0.002", "--sampling", "grid", *LONGER)
@@ -518,6 +520,7 @@ def test_a_sweep_whose_time_is_up_keeps_its_trials_and_goes_on(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_images")
 def test_two_trials_at_once_have_half_the_cores_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program in Python's place writes down when each trial begins and ends, and with how many threads."""
