@@ -162,6 +162,6 @@ def test_an_unknown_name_is_reported_with_a_suggestion_or_the_existing_runs(tmp_
     (tmp_path / "images").mkdir()  # no run
     assert run_problems("flowers", runs) == []
     assert run_problems("flower", runs)[0].endswith("Did you mean flowers or flowers-2?")
-    assert run_problems("x", runs)[0].endswith("There are flowers, flowers-2, shoes.")
+    assert run_problems("x", runs)[0].endswith("Available: flowers, flowers-2, shoes.")
     shutil.rmtree(tmp_path / "shoes")
-    assert run_problems("x", runs)[0].endswith("There are flowers, flowers-2.")
+    assert run_problems("x", runs)[0].endswith("Available: flowers, flowers-2.")

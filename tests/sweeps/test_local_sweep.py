@@ -225,7 +225,10 @@ def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_
         (["logs", "s/9"], "s: trial 9 has not started. Show its trials: msggan-aml status s"),
         (["logs", "runs/s/trials/009"], "s: trial 9 has not started. Show its trials: msggan-aml status s"),
         (["status", "ss"], "No run 'ss' in runs, and no such folder. Did you mean s?"),
-        (["submit", "--data", "tiny", "--name", "s"], "--from-trial s trains its best trial in full."),
+        (
+            ["submit", "--data", "tiny", "--name", "s"],
+            "Use another name, or train its best trial in full: --from-trial s.",
+        ),
         (["submit", "--from-trial", "nosuch"], "No sweep 'nosuch' in runs.\nList runs and sweeps: msggan-aml list"),
         (["submit", "--from-trial", "s/99"], "s: has no trial 99; its trials are 0 to 1."),
         (["submit", "--from-trial", "s/"], "--from-trial s/: must be SWEEP or SWEEP/NUMBER."),
