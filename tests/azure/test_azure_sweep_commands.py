@@ -321,7 +321,7 @@ def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msgg
     ended = msggan_aml("cancel", "find", "-o", "json").json
     assert [trial["state"] for trial in by_number(ended)] == ["stopped", "cancelled"]
     assert ended["best"]["number"] == 1
-    assert azure.job("find").noted["best_child_run_id"] == "find_1"
+    assert azure.job("find").service_properties["best_child_run_id"] == "find_1"
 
 
 @pytest.mark.usefixtures("_no_mlflow")

@@ -95,6 +95,15 @@ def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: Az
     assert azure.blobs_below("photos/"), "deleted what it must not"
 
 
+@pytest.mark.slow
+def test_the_sweep_of_the_guide_runs_on_azure(azure: AzureLocal, place: Path) -> None:
+    guide = (REPOSITORY / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (command,) = commands_in(re.findall(r"^## On Azure ML$.*?(?=^## )", guide, re.MULTILINE | re.DOTALL)[0])
+    azure.add_cluster("msggan-gpu")
+    assert run_program(msggan_aml, name="msggan-aml", argv=as_typed(command)) == 0
+    assert azure.job("photos-sweep").status == "Completed"
+
+
 def test_the_readme_shows_commands_of_the_page() -> None:
     section = re.search(r"^## Train on Azure ML$.*?(?=^## )", README, re.MULTILINE | re.DOTALL)
     assert section

@@ -16,7 +16,7 @@ from support.programs import REPOSITORY, environment, fast_python, run_in
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("first-run", "own-images", "reading-the-curves"))]
 PAGES += ["docs/never-lost.md", "docs/sweeps.md"]
 # What is run in tests/azure instead.
-ON_AZURE = re.compile(r"^## Train on Azure ML$.*?(?=^## )", re.MULTILINE | re.DOTALL)
+ON_AZURE = re.compile(r"^## (?:Train on|On) Azure ML$.*?(?=^## )", re.MULTILINE | re.DOTALL)
 
 
 def local_part(page: str) -> str:
