@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
+from msggan.commands.program import signal_handlers
 from msggan.config import TrainConfig, explicit_values, resolve
 from msggan.data.dataset import SampleStream, to_float
 from msggan.data.sources import describe_skipped, open_source
@@ -521,9 +521,6 @@ def _graceful_stop() -> Iterator[Stop]:
     A signal that this process ignores stays ignored: a job in a script's background (`&`) ignores Ctrl-C.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread receives signals
-        return
     signals = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -531,9 +528,5 @@ def _graceful_stop() -> Iterator[Stop]:
         if signal.SIGINT in signals:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in signals}
-    try:
+    with signal_handlers(dict.fromkeys(signals, ask)):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -38,7 +38,7 @@ def status_lines(run: RunStatus) -> list[str]:
     lines = [
         f"{run.name}: {run.state}, {_progress(run)} kimg",
         f"  {'  '.join(metrics)}" if metrics else "",
-        f"  started {_time(run.created)}" + (f", ended {_time(run.ended)}" if run.ended else ""),
+        f"  started {format_time(run.created)}" + (f", ended {format_time(run.ended)}" if run.ended else ""),
         f"  {run.run_dir}",
         *(f"  {line}" for line in run.reason.splitlines()),
     ]
@@ -57,7 +57,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _row(run: RunStatus) -> tuple[str, ...]:
-    return run.name, run.state, _progress(run), _number(run.metrics.get("swd")), _time(run.created), run.run_dir
+    return run.name, run.state, _progress(run), _number(run.metrics.get("swd")), format_time(run.created), run.run_dir
 
 
 def _progress(run: RunStatus) -> str:
@@ -71,5 +71,6 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def _time(moment: str | None) -> str:
+def format_time(moment: str | None) -> str:
+    """A time as `status` and `list` print it; `-` if there is none."""
     return moment.replace("T", " ").replace("Z", " UTC") if moment else "-"

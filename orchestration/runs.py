@@ -123,7 +123,7 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
 
 
 def _config_or_problem(folder: RunFolder) -> tuple[TrainConfig | None, RunFolderError | None]:
-    """The configuration of the run in a folder, or the error of reading it; neither if there is no run."""
+    """The configuration of the run in a folder, or the error raised by reading it; both None if no run exists."""
     try:
         return folder.load_config(), None
     except RunFolderError as error:

@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import FrameType
@@ -260,14 +260,25 @@ _received: list[type[BaseException]] = []
 @contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
     """SIGTERM unwinds the program as Ctrl-C does. The trainer replaces this by its own, gentler handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    _received.clear()
+    if threading.current_thread() is threading.main_thread():
+        _received.clear()
     # Where Ctrl-C is ignored, as in a shell's background, or has another handler already, that stays.
     numbers = [signal.SIGTERM]
     numbers += [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
-    before = {number: signal.signal(number, _raise) for number in numbers}
+    with signal_handlers(dict.fromkeys(numbers, _raise)):
+        yield
+
+
+@contextmanager
+def signal_handlers(handlers: Mapping[int, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    """Installs signal handlers, by signal number, and restores the previous ones at the end of the block.
+
+    Does nothing in other threads than the main one, which alone may install handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ from torch import Tensor
 from msggan.device import choose_device, is_out_of_memory
 from msggan.errors import CheckpointError, UsageError
 from msggan.networks import Generator
-from msggan.runs.files import atomic_replace, naming, sync, temp_path, write_whole
+from msggan.runs.files import atomic_replace, naming, sha256_of, sync, temp_path, write_whole
 from msggan.runs.folder import RunFolder, stored_fields
 
 FORMAT_VERSION = 1
@@ -141,7 +141,7 @@ def save_checkpoint(folder: Path, images_seen: int, tensors: Mapping[str, Tensor
     body = {
         "format_version": FORMAT_VERSION,
         "images_seen": images_seen,
-        "tensors_sha256": _sha256(tensor_path),
+        "tensors_sha256": sha256_of(tensor_path),
         "state": state,
     }
     path = tensor_path.with_suffix(".json")
@@ -260,7 +260,7 @@ def _load(path: Path) -> Checkpoint:
     if body["format_version"] != FORMAT_VERSION:
         raise ValueError(f"it has format version {body['format_version']}")
     tensor_path = path.with_suffix(".safetensors")
-    if _sha256(tensor_path) != body["tensors_sha256"]:
+    if sha256_of(tensor_path) != body["tensors_sha256"]:
         raise ValueError(f"the checksum of {tensor_path.name} does not match")
     return Checkpoint(body["images_seen"], load_file(tensor_path), body["state"])
 
@@ -302,11 +302,3 @@ def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
 
 def _checksum(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -131,7 +131,7 @@ def curve(metrics: Sequence[object], name: str) -> Points:
 
 
 def _number(report: Mapping[str, object], name: str) -> float | None:
-    """None if there is no number, or one that a chart cannot show: a JSON int may have more digits than a float."""
+    """The number as a float; None if it is missing or too large to draw, as an integer in JSON may be."""
     value = report.get(name)
     if isinstance(value, float) or (type(value) is int and abs(value) < 2**53):
         return float(value)

@@ -60,7 +60,7 @@ def begin(folder: RunFolder, *, data: str, images_seen: int) -> RunState:
         data=os.path.abspath(data),
         process=os.getpid(),
         machine=platform.node(),
-        created=before.created if before else _now(),
+        created=before.created if before else now(),
         images_seen=images_seen,
         attempt=uuid4().hex,
     )
@@ -82,7 +82,7 @@ def ensure_ours(folder: RunFolder, started: RunState) -> None:
 
 def end(folder: RunFolder, started: RunState, state: str, *, images_seen: int, reason: str = "") -> RunState:
     """Records how the run ended."""
-    return _write(folder, replace(started, state=state, ended=_now(), images_seen=images_seen, reason=reason))
+    return _write(folder, replace(started, state=state, ended=now(), images_seen=images_seen, reason=reason))
 
 
 def state_of(folder: RunFolder) -> RunState | None:
@@ -216,7 +216,8 @@ def _last_sign_of_life(folder: RunFolder) -> str:
     return _as_text(datetime.fromtimestamp(newest, timezone.utc))
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, ISO 8601 to the second."""
     return _as_text(datetime.now(timezone.utc))
 
 

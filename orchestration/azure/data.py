@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from msggan.commands.options import to_argv
 from msggan.commands.verbs import PACK_SUFFIX
 from msggan.config import TrainConfig
 from msggan.errors import DataError
+from msggan.runs.files import sha256_of
 from orchestration.azure.blobs import Store
 from orchestration.azure.jobs import DATA_FOLDER, JobData, Kind
 from orchestration.azure.session import Session
@@ -71,7 +71,7 @@ def _check_pack(data: str) -> None:
 
 def _ensure_pack(file: Path, store: Store, session: Session) -> JobData:
     """Uploads a pack unless the datastore has it."""
-    path = _pack_path(_sha256_of(file), store.datastore)
+    path = _pack_path(sha256_of(file), store.datastore)
     size = file.stat().st_size
     with session.client.errors(f"Uploading the images to the datastore {store.datastore}"):
         if store.size_of(path.path) == size:
@@ -82,14 +82,6 @@ def _ensure_pack(file: Path, store: Store, session: Session) -> JobData:
             session.reporter.info(f"Uploading {size / 2**20:.1f} MiB of images to the datastore {store.datastore}.")
             store.upload(file, path.path, lambda done, total: session.reporter.progress("Uploading", done, total))
     return JobData(path.uri, "uri_file")
-
-
-def _sha256_of(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while part := content.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _pack_path(digest: str, datastore: str) -> DatastorePath:
@@ -110,7 +102,7 @@ def _check_asset(data: str, name: str, version: str, session: Session) -> JobDat
 
 
 def _check_path(path: DatastorePath, session: Session) -> Kind:
-    """Whether a path of a datastore is a file or a folder. Raises DataError where there is no image."""
+    """Whether a path of a datastore is a file or a folder. Raises DataError if it has no images."""
     try:
         store = session.store(path.datastore)
         with session.client.errors(f"Listing {path.uri}"):

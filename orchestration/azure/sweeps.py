@@ -297,7 +297,7 @@ class AzureSweeps:
         return Path(self.session.settings.runs_dir) / sweep / "report.html"
 
     def report(self, status: SweepStatus) -> SweepStatus:
-        """Writes the report into `runs_dir`. If that fails, the user is told why and the status stays as it is."""
+        """Writes the report into `runs_dir`. On failure, reports the reason and returns the status unchanged."""
         path, tell = self._report_path(status.name), self.session.reporter.info
         if path.parent.exists() and not is_copy(path.parent):
             tell(f"No report: {path.parent} belongs to a run on this machine. Use another --runs-dir for it.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -58,6 +56,7 @@ from orchestration.commands.terminal import (
     quiet_logging,
     settings_here,
     show_next,
+    show_plan,
     target_option,
     tell,
 )
@@ -342,12 +341,9 @@ def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
     Each image has a seed: the same seed gives the same image, however many are generated.
     """
     options = parse_sample([*run_problems(run, target, flags), *problems], **values)
-
-    from orchestration.local.process import result_of
-
-    words = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
-    told = result_of("msggan.sample", words, expects="files", process="sampling", hint="Run it again with --force.")
-    show_files(told["files"], output)
+    args = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
+    result = run_verb("sample", args, expects="files", process="sampling", hint="Run it again with --force.")
+    show_files(result["files"], output)
     return 0
 
 
@@ -363,12 +359,9 @@ def export(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
     about [-1, 1].
     """
     options = parse_export([*run_problems(run, target, flags), *problems], **values)
-
-    from orchestration.local.process import result_of
-
-    words = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
-    told = result_of("msggan.export", words, expects="files", process="exporting", hint="Run it again.")
-    show_files(told["files"], output)
+    args = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
+    result = run_verb("export", args, expects="files", process="exporting", hint="Run it again.")
+    show_files(result["files"], output)
     return 0
 
 
@@ -384,12 +377,8 @@ def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **value
     images give the same file.
     """
     options = parse_pack(problems, out, **values)
-
-    from orchestration.local.process import result_of
-
-    words = ["--data", folder, "--out", out, *options.to_argv()]
-    told = result_of("msggan.pack", words, expects="path", process="packing", hint="Run it again.")
-    show_pack(told, output)
+    args = ["--data", folder, "--out", out, *options.to_argv()]
+    show_pack(run_verb("pack", args, expects="path", process="packing", hint="Run it again."), output)
     return 0
 
 
@@ -460,7 +449,7 @@ def find_target(
 
 
 def find_newest(target: str, flags: Flags, problems: Sequence[str]) -> tuple[Target, str]:
-    """The target that has the newest run, and the run's name. Raises UsageError if there is no run."""
+    """The target that has the newest run, and the run's name. Raises UsageError if no run exists."""
     settings = settings_or_refuse(flags, problems)
     runs = [(run, place) for place in build_targets(target, settings, Reporter(tell)) for run in place.runs()]
     if not runs:
@@ -483,21 +472,18 @@ def run_problems(run: str, target: str, flags: Flags) -> list[str]:
     return problems_here(flags) or named_problems(run, target, settings_here(flags))
 
 
+def run_verb(verb: str, args: list[str], **about: str) -> dict[str, Any]:
+    """The result of `python -m msggan.VERB`, which needs torch. about: as `result_of` takes it."""
+    from orchestration.local.process import result_of
+
+    return result_of(f"msggan.{verb}", args, **about)
+
+
 def weights_of(run: str, target: str, flags: Flags) -> str:
     """The local path of the run's generator, downloaded first if the run is on Azure."""
     with Bars() as bars:
         serving, name = target_of(run, target, settings_here(flags), Reporter(tell, bars.show))
         return serving.weights(name)
-
-
-def show_plan(plan: dict[str, Any], output: str) -> None:
-    if output == "json":
-        print_json(plan)
-        return
-    variables = [f"{name}={shlex.quote(value)}" for name, value in plan["env"].items()]
-    click.echo(" ".join([*variables, shlex.join(plan["command"])]))
-    for request in plan.get("requests", ()):
-        click.echo(f"{request['method']} {request['path']}\n{json.dumps(request['body'], indent=2)}")
 
 
 def show_run(run: RunStatus, output: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -40,6 +38,7 @@ from orchestration.commands.terminal import (
     problems_here,
     settings_here,
     show_next,
+    show_plan,
     target_option,
     tell,
 )
@@ -81,6 +80,7 @@ def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 WHOLE, FRACTION = (Number(kind, Range(-math.inf)) for kind in (int, float))
+_option = partial(option, section=SWEEP)
 _SWEEP_OPTIONS = (
     option(
         "--over",
@@ -95,80 +95,52 @@ _SWEEP_OPTIONS = (
         type=WHOLE,
         help=f"Number of trials.  [default: {DEFAULT_TRIALS}, at most all combinations; grid: all]",
     ),
-    option(
-        "--concurrent",
-        section=SWEEP,
-        default=1,
-        type=WHOLE,
-        help="How many trials run at once, sharing the cores.  [default: 1]",
+    _option(
+        "--concurrent", default=1, type=WHOLE, help="How many trials run at once, sharing the cores.  [default: 1]"
     ),
-    option(
+    _option(
         "--sampling",
-        section=SWEEP,
         default=SAMPLINGS[0],
         metavar="|".join(SAMPLINGS),
         help="How the settings are drawn.  [default: random]",
     ),
-    option("--sampling-seed", section=SWEEP, default=0, type=WHOLE, help="Seed of the drawn settings.  [default: 0]"),
-    option(
-        "--timeout", section=SWEEP, metavar="HOURS", type=FRACTION, help="Limit of the whole sweep.  [default: none]"
-    ),
-    option(
-        "--objective",
-        section=SWEEP,
-        default="swd",
-        metavar="METRIC",
-        help="The metric to compare trials by.  [default: swd]",
-    ),
-    option(
+    _option("--sampling-seed", default=0, type=WHOLE, help="Seed of the drawn settings.  [default: 0]"),
+    _option("--timeout", metavar="HOURS", type=FRACTION, help="Limit of the whole sweep.  [default: none]"),
+    _option("--objective", default="swd", metavar="METRIC", help="The metric to compare trials by.  [default: swd]"),
+    _option(
         "--direction",
-        section=SWEEP,
         metavar="|".join(DIRECTIONS),
         help="Whether a lower or a higher value is better.  [default: the metric's own]",
     ),
-    option(
+    _option(
         "--stop-early",
-        section=SWEEP,
         default="none",
         metavar="|".join(POLICIES),
         help="Policy that stops bad trials early.  [default: none]",
     ),
-    option(
+    _option(
         "--stop-interval",
-        section=SWEEP,
         default=1,
         metavar="N",
         type=WHOLE,
         help="Apply the policy at every N-th measurement.  [default: 1]",
     ),
-    option(
+    _option(
         "--stop-delay",
-        section=SWEEP,
         default=0,
         metavar="N",
         type=WHOLE,
         help="Apply the policy from the N-th measurement on.  [default: 0]",
     ),
-    option(
-        "--slack",
-        section=SWEEP,
-        metavar="RATIO",
-        type=FRACTION,
-        help="bandit: allowed distance from the best trial, as 0.2 for 20 %.",
+    _option(
+        "--slack", metavar="RATIO", type=FRACTION, help="bandit: allowed distance from the best trial, as 0.2 for 20 %."
     ),
-    option(
-        "--slack-amount", section=SWEEP, metavar="DIFFERENCE", type=FRACTION, help="bandit: the same, as a difference."
+    _option("--slack-amount", metavar="DIFFERENCE", type=FRACTION, help="bandit: the same, as a difference."),
+    _option(
+        "--truncate", metavar="PERCENT", type=WHOLE, help="truncation: the share of trials to stop each time, 1 to 99."
     ),
-    option(
-        "--truncate",
-        section=SWEEP,
-        metavar="PERCENT",
-        type=WHOLE,
-        help="truncation: the share of trials to stop each time, 1 to 99.",
-    ),
-    option(
+    _option(
         "--max-failed-fraction",
-        section=SWEEP,
         default=0.5,
         metavar="FRACTION",
         type=FRACTION,
@@ -281,7 +253,7 @@ def run_sweep(
         serving = target_here.sweeps
         tell(f"Target: {choice.target} ({choice.reason}).")
         if dry_run:
-            show_sweep_plan(serving.plan_sweep(spec), output)
+            show_plan(serving.plan_sweep(spec), output)
             return 0
         if question := serving.sweep_question(spec):
             tell(question)
@@ -422,15 +394,3 @@ def show_sweep(status: SweepStatus, output: str) -> None:
         return
     echo(sweep_lines(status))
     show_next(status.next)
-
-
-def show_sweep_plan(plan: dict[str, Any], output: str) -> None:
-    if output == "json":
-        print_json(plan)
-        return
-    variables = [f"{name}={shlex.quote(value)}" for name, value in plan["env"].items()]
-    click.echo(" ".join([*variables, shlex.join(plan["command"])]))
-    for number, settings in enumerate(plan.get("trials", ())):
-        click.echo(f"Trial {number}: {' '.join(f'{name}={value}' for name, value in settings.items())}")
-    for request in plan.get("requests", ()):
-        click.echo(f"{request['method']} {request['path']}\n{json.dumps(request['body'], indent=2)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 import click
 
 from msggan.commands.options import AZURE, COMMON, CollectingCommand, OneOf, did_you_mean, nearest, option
-from msggan.commands.program import StoppedError
+from msggan.commands.program import StoppedError, print_json
 from msggan.display.progress import progress_bar
 from msggan.errors import UsageError
 from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, read_settings, settings_options, settings_problems
@@ -214,6 +215,19 @@ def echo(lines: Iterable[str]) -> None:
 def tell(line: str) -> None:
     """Prints a line to stderr."""
     click.echo(line, err=True)
+
+
+def show_plan(plan: dict[str, Any], output: str) -> None:
+    """Prints what would be started: of a run, or of a sweep with the settings of its trials."""
+    if output == "json":
+        print_json(plan)
+        return
+    variables = [f"{name}={shlex.quote(value)}" for name, value in plan["env"].items()]
+    click.echo(" ".join([*variables, shlex.join(plan["command"])]))
+    for number, settings in enumerate(plan.get("trials", ())):
+        click.echo(f"Trial {number}: {' '.join(f'{name}={value}' for name, value in settings.items())}")
+    for request in plan.get("requests", ()):
+        click.echo(f"{request['method']} {request['path']}\n{json.dumps(request['body'], indent=2)}")
 
 
 def show_next(commands: Iterable[str]) -> None:

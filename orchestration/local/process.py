@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from msggan.commands.program import OUTPUT_VARIABLE, Terminated, stopped
+from msggan.commands.program import OUTPUT_VARIABLE, Terminated, signal_handlers, stopped
 from msggan.commands.tracking_uri import TRACKING_VARIABLES, without_password
 from orchestration.errors import JobFailedError, ReportedError
 
@@ -132,20 +131,13 @@ class _Signals:
 
     @contextmanager
     def passed_on(self) -> Iterator[_Signals]:
-        if threading.current_thread() is not threading.main_thread():
-            yield self  # only the main thread may set handlers
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGTERM: self._terminate}
         # A function that does nothing instead of SIG_IGN: a child inherits SIG_IGN and would ignore Ctrl-C. For the
         # same reason a SIGINT that is already ignored (a background job of a script) stays ignored.
-        if before[signal.SIGINT] != signal.SIG_IGN:
-            signal.signal(signal.SIGINT, _do_nothing)
-        signal.signal(signal.SIGTERM, self._terminate)
-        try:
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            handlers[signal.SIGINT] = _do_nothing
+        with signal_handlers(handlers):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def to(self, child: subprocess.Popen[str]) -> None:
         self._child = child

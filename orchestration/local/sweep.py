@@ -16,11 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from msggan.commands.program import EXIT_CODES
+from msggan.commands.program import EXIT_CODES, signal_handlers
 from msggan.commands.tracking_uri import NO_TRACKING, PARENT_VARIABLE, absolute_uri, without_password
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.folder import RunFolder
-from msggan.runs.state import is_owned, terminate_holder
+from msggan.runs.state import is_owned, now, terminate_holder
 from msggan.tracking.mlflow_process import log_sweep_result
 from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError
@@ -35,7 +35,6 @@ from orchestration.sweeps.record import (
     SweepFolder,
     SweepRecord,
     TrialRecord,
-    now,
     refuse_another_sweep,
     sweep_names,
 )
@@ -159,7 +158,7 @@ class LocalSweeps:
         return replace(status, next=next_of_sweep(status, record.args, str(self.runs_dir)))
 
     def report(self, status: SweepStatus) -> SweepStatus:
-        """Writes the sweep's report. If that fails, the user is told why and the status stays as it is."""
+        """Writes the sweep's report. On failure, reports the reason and returns the status unchanged."""
         folder = self._folder(status.name)
         samples = {trial.number: folder.trial(trial.number).samples for trial in status.trials}
         grids = {
@@ -380,21 +379,14 @@ def _stopping() -> Iterator[_Stop]:
     A signal that this process ignores stays ignored: a job in a script's background (`&`) ignores Ctrl-C.
     """
     stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may set handlers
-        return
     states = {signal.SIGINT: "interrupted", signal.SIGTERM: "cancelled"}
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.request(states[signal.Signals(number)])
 
     numbers = [number for number in states if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
+    with signal_handlers(dict.fromkeys(numbers, handle)):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def mlflow_result(spec: SweepSpec, status: SweepStatus) -> dict[str, Any]:

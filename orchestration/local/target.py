@@ -129,9 +129,8 @@ class LocalTarget(Target):
                 child.wait()
                 raise
             if child.returncode is None:
-                threading.Thread(
-                    target=child.wait, daemon=True
-                ).start()  # so that no zombie process remains in a notebook
+                # Waits for the child, so that no zombie process remains in a notebook.
+                threading.Thread(target=child.wait, daemon=True).start()
                 return self.status(spec.name)
             result.seek(0)
             ending = Ending(child.returncode, result.read(), wrote_to_stderr=False)

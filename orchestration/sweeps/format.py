@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestration.reporter import columns
+from orchestration.reporter import columns, format_time
 from orchestration.runs import runs_dir_args
 from orchestration.spec import GOES_ON
 from orchestration.sweeps.space import written
@@ -82,7 +82,7 @@ def sweep_table(sweeps: Sequence[SweepStatus]) -> list[str]:
 def sweep_row(status: SweepStatus) -> tuple[str, ...]:
     best = f"{status.objective.metric} {short(status.best.objective)}" if status.best else "-"
     trials = f"{len(status.trials)}/{status.planned_trials}"
-    started = status.created.replace("T", " ").replace("Z", " UTC") if status.created else "-"
+    started = format_time(status.created)
     return status.name, status.state, trials, best, started, status.run_dir
 
 

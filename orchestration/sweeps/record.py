@@ -13,7 +13,6 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -279,7 +278,3 @@ def _living_state(trial: TrialRecord, folder: RunFolder) -> str:
 def sweep_names(runs_dir: str) -> list[str]:
     """The sweeps in a folder, in order of their names."""
     return names_in(runs_dir, SWEEP_NOTE)
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
