@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orchestration.azure.target import AzureTarget
     from orchestration.local.target import LocalTarget
-    from orchestration.spec import RunSpec, RunStatus
+    from orchestration.spec import RunSpec
+    from orchestration.status import RunStatus
     from orchestration.sweeps.space import read_space
     from orchestration.sweeps.spec import SweepSpec
     from orchestration.sweeps.status import SweepStatus
@@ -20,7 +21,7 @@ _HOMES = {
     "LocalTarget": "orchestration.local.target",
     "Run": "orchestration.targets",
     "RunSpec": "orchestration.spec",
-    "RunStatus": "orchestration.spec",
+    "RunStatus": "orchestration.status",
     "SweepSpec": "orchestration.sweeps.spec",
     "SweepStatus": "orchestration.sweeps.status",
     "read_space": "orchestration.sweeps.space",

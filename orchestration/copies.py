@@ -15,9 +15,9 @@ from msggan.errors import CheckpointError, UsageError
 from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder
 from msggan.runs.state import read_note
-from orchestration.runs import is_copy
-from orchestration.spec import Download
+from orchestration.status import Download
 
+COPY_FILE = "azure.json"  # in a copy of a run on Azure: the run, and the version of its weights
 Tell = Callable[[int, int], None]  # bytes done, bytes in all
 
 NOTE = ".msggan-download.json"  # marks a folder that a download has filled
@@ -58,6 +58,11 @@ def files_of(folder: RunFolder) -> list[Path]:
         for path in folder.path.rglob("*")
         if path.is_file() and path.suffix != ".part" and path != folder.lock and not path.name.startswith(".")
     )
+
+
+def is_copy(folder: str | Path) -> bool:
+    """Whether a folder is a copy of a run on Azure. Once it is trained here, it is a local run."""
+    return os.path.isfile(os.path.join(folder, COPY_FILE)) and not os.path.exists(os.path.join(folder, "run.json"))
 
 
 class CopyFolder:

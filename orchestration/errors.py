@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-from msggan.commands.program import ReportedError
 from msggan.errors import MsgganError
-
-__all__ = [
-    "AuthError",
-    "AzureServiceError",
-    "JobFailedError",
-    "QuotaError",
-    "RefusedError",
-    "RehearsalError",
-    "ReportedError",
-    "UncertainError",
-    "UnreachableError",
-    "WorkspaceError",
-]
 
 
 class JobFailedError(MsgganError):

@@ -13,11 +13,11 @@ from msggan.errors import RunFolderError
 from msggan.runs.folder import UNREADABLE_HINT, RunFolder
 from msggan.runs.state import state_of
 from msggan.tracking.metrics_log import newest_values, read_metrics
-from orchestration.spec import GOES_ON, SWEEP_NOTE, TRIALS_FOLDER, RunSpec, RunStatus, sweep_hint, trial_path
+from orchestration.spec import SWEEP_FILE, TRIALS_FOLDER, RunSpec, sweep_hint, trial_path
+from orchestration.status import ACTIVE_STATES, RunStatus
 
 RUNS_NAMED = 8
 DEFAULT_RUNS_DIR = "runs"
-COPY_NOTE = "azure.json"  # in a copy of a run on Azure: the run, and the version of its weights
 
 
 def find_run(named: str, runs_dir: str) -> str | None:
@@ -42,7 +42,7 @@ def find_trial(named: str, runs_dir: str) -> tuple[Path, int] | None:
     sweep = path.parent.parent if path.parent.name == TRIALS_FOLDER else path.parent
     if re.fullmatch(r"[0-9]{1,4}", path.name) and sweep.name:
         for folder in (Path(runs_dir) / sweep, sweep):
-            if (folder / SWEEP_NOTE).is_file():
+            if (folder / SWEEP_FILE).is_file():
                 return folder, int(path.name)
     return None
 
@@ -55,13 +55,8 @@ def run_problems(named: str, runs_dir: str) -> list[str]:
         folder, number = trial
         sweep = shlex.join(["msggan-aml", "status", folder.name, *runs_dir_args(str(folder.parent))])
         return [f"{folder.name}: trial {number} has not started. Show its trials: {sweep}"]
-    names = names_in(runs_dir, "config.json", SWEEP_NOTE)
+    names = names_in(runs_dir, "config.json", SWEEP_FILE)
     return [f"No run {named!r} in {runs_dir}, and no such folder. {_names_hint(named, names)}"]
-
-
-def is_copy(folder: str | Path) -> bool:
-    """Whether a folder is a copy of a run on Azure. Once it is trained here, it is a local run."""
-    return os.path.isfile(os.path.join(folder, COPY_NOTE)) and not os.path.exists(os.path.join(folder, "run.json"))
 
 
 def run_names(runs_dir: str) -> list[str]:
@@ -90,7 +85,7 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
     If its configuration cannot be read, the state is the recorded one, and `reason` describes the problem.
     """
     folder = folder_of(name, runs_dir)
-    if (folder.path / SWEEP_NOTE).is_file():
+    if (folder.path / SWEEP_FILE).is_file():
         raise RunFolderError(f"{folder}: is a sweep, not a run.", sweep_hint(name))
     trial, state = trial_at(folder.path), state_of(folder)
     config, problem = _config_or_problem(folder)
@@ -159,7 +154,7 @@ def _kimg_to_continue(kimg: float, state: str, images_seen: int) -> float | None
 
 def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
     """The commands to run next for a trial SWEEP/NUMBER: follow it, use its result, or show why it ended."""
-    if state in GOES_ON:
+    if state in ACTIVE_STATES:
         verbs = [["logs", trial, "--follow"], ["cancel", trial]]
     elif state == "completed":
         verbs = [["sample", trial], ["submit", "--from-trial", trial]]
@@ -173,7 +168,7 @@ def trial_at(folder: Path) -> tuple[str, str] | None:
     """SWEEP/NUMBER and the runs folder if `folder` is the run folder of a trial, else None."""
     whole = Path(os.path.abspath(folder))
     sweep = whole.parent.parent
-    if whole.parent.name != TRIALS_FOLDER or not whole.name.isdecimal() or not (sweep / SWEEP_NOTE).is_file():
+    if whole.parent.name != TRIALS_FOLDER or not whole.name.isdecimal() or not (sweep / SWEEP_FILE).is_file():
         return None
     runs_dir = sweep.parent if folder.is_absolute() else os.path.relpath(sweep.parent)
     return f"{sweep.name}/{int(whole.name)}", str(runs_dir)

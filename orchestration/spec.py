@@ -1,4 +1,4 @@
-"""The data types of targets: RunSpec, RunStatus, Download and ProvisionPlan; and the names of runs and trials."""
+"""What to train: the address of the data, the names of runs and trials, and `RunSpec`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote
 
-from msggan.commands.options import Hardware, to_argv
-from msggan.commands.program import EXIT_CODES
+from msggan.commands.options import PACK_SUFFIX, Hardware, data_problems, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
-from orchestration.data_source import FILE_SUFFIXES, path_of
-from orchestration.errors import RefusedError
 
+TARGETS = ("auto", "local", "azure")
 LONGEST_NAME = 63
 # In the folder of a sweep, local and on Azure: its specification, and the run folders of its trials.
-SWEEP_NOTE = "sweep.json"
+SWEEP_FILE = "sweep.json"
 TRIALS_FOLDER = "trials"
-GOES_ON = ("queued", "preparing", "running")  # the states of a run before its end
 
 
 @dataclass(frozen=True)
@@ -43,154 +39,6 @@ class RunSpec:
         """The command line of the run, with the target's locations of the images and of the run folder."""
         program = [python, "-m", "msggan.train", "--data", data, "--run-dir", run_dir]
         return [*program, *to_argv(self.config), *self.hardware.to_argv()]
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """The status of a run.
-
-    state: one of queued, preparing, running, completed, failed, cancelled, interrupted. images_total: the number of
-    images that the run is to be trained on. next: commands to run next. created, ended: in UTC, ISO 8601. notice: the
-    message that nothing was left to train, else empty.
-    """
-
-    name: str
-    target: str
-    state: str
-    run_dir: str
-    job_id: str | None = None
-    portal_url: str | None = None
-    images_seen: int | None = None
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    next: list[str] = field(default_factory=list)
-    images_total: int | None = None
-    created: str | None = None
-    ended: str | None = None
-    reason: str = ""
-    notice: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of `submit`: 0 if nothing was left to train, or if the run continues."""
-        return 0 if self.notice else EXIT_CODES.get(self.state, 0)
-
-    def as_json(self) -> dict[str, Any]:
-        """What `status` prints."""
-        return {name: value for name, value in asdict(self).items() if name != "notice"}
-
-    def as_submitted(self) -> dict[str, Any]:
-        """What `submit` prints."""
-        left_out = ("images_total", "created", "ended", "reason")
-        return {name: value for name, value in self.as_json().items() if name not in left_out}
-
-
-@dataclass(frozen=True)
-class Download:
-    """The result of a download: the number of files and bytes, and the folder."""
-
-    files: int
-    bytes: int
-    path: str
-
-
-# --- What `provision` does --------------------------------------------------------------------------------------------
-
-Change = Mapping[str, Any]  # "from" and "to"
-
-
-def changes_between(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Change]:
-    """The changes from the existing values, {} for a new resource, to the wanted ones."""
-    return {name: {"from": before.get(name), "to": to} for name, to in wanted.items() if before.get(name) != to}
-
-
-SIGNS = {"create": "+ create", "change": "~ change", "keep": "  keep", "refuse": "! refuse", "delete": "- delete"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One resource of a plan. action: create, change, keep, refuse or delete. hint: the next step if it is refused.
-
-    costs: what it costs and until when, one sentence each.
-    """
-
-    kind: str
-    name: str
-    action: str
-    changes: Mapping[str, Change] = field(default_factory=dict)
-    reason: str = ""
-    hint: str = ""
-    costs: tuple[str, ...] = ()
-
-    @property
-    def is_to_do(self) -> bool:
-        return self.action not in ("keep", "refuse")
-
-    @property
-    def full_reason(self) -> str:
-        """The reason and what differs, as the end of a sentence."""
-        changes = (f"{name} is {change['from']}, not {change['to']}" for name, change in self.changes.items())
-        return "; ".join([self.reason.removesuffix("."), *changes])
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "action": self.action,
-            "changes": {name: dict(change) for name, change in self.changes.items()},
-            "reason": self.reason,
-        }
-
-    def as_lines(self) -> list[str]:
-        lines = [f"{SIGNS[self.action]} {self.kind} {self.name}" + (f": {self.reason}" if self.reason else "")]
-        for name, change in self.changes.items():
-            before = "" if change["from"] is None else f"{_written(change['from'])} → "
-            lines.append(f"      {name}: {before}{_written(change['to'])}")
-        return lines + [f"      {sentence}" for sentence in self.costs]
-
-
-def _written(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-@dataclass(frozen=True)
-class Step:
-    """An item of a plan, and the function that applies it. apply(report): report(line) prints progress."""
-
-    item: Item
-    apply: Callable[[Callable[[str], None]], Any] | None = None
-
-
-@dataclass(frozen=True, repr=False)
-class ProvisionPlan:
-    """The plan of `provision`. Its repr, which a notebook shows, has one line per item and per change."""
-
-    steps: tuple[Step, ...]
-
-    @property
-    def items(self) -> tuple[Item, ...]:
-        return tuple(step.item for step in self.steps)
-
-    @property
-    def to_do(self) -> tuple[Step, ...]:
-        return tuple(step for step in self.steps if step.item.is_to_do)
-
-    @property
-    def refusal(self) -> RefusedError | None:
-        """The error if an item is refused, else None."""
-        refused = [item for item in self.items if item.action == "refuse"]
-        if not refused:
-            return None
-        lines = [f"{item.kind} {item.name}: {item.full_reason}." for item in refused]
-        return RefusedError("\n".join(lines), "\n".join(item.hint for item in refused if item.hint))
-
-    def as_json(self, *, applied: bool) -> dict[str, Any]:
-        return {"plan": [item.as_json() for item in self.items], "applied": applied}
-
-    def as_lines(self) -> list[str]:
-        return [line for item in self.items for line in item.as_lines()]
-
-    def __repr__(self) -> str:
-        return "\n".join(self.as_lines())
 
 
 # --- Names ------------------------------------------------------------------------------------------------------------
@@ -236,3 +84,84 @@ def sweep_hint(name: str) -> str:
     return (
         f"Show its trials: msggan-aml status {name}. Download the best: msggan-aml sweep best {name} --download FOLDER"
     )
+
+
+# --- The value of --data ----------------------------------------------------------------------------------------------
+
+DATASTORE_PATH = re.compile(
+    r"azureml://(?:subscriptions/[^/]+/resource[Gg]roups/[^/]+/(?:providers/[^/]+/)?workspaces/[^/]+/)?"
+    r"datastores/(?P<datastore>[^/]+)/paths/(?P<path>.+)"
+)
+DATA_ASSET = re.compile(r"azureml:(?P<name>[A-Za-z0-9][\w.-]*):(?P<version>[\w.-]+)")
+BLOB_URL = re.compile(
+    r"https://(?P<account>[a-z0-9]{3,24})\.blob\.core\.windows\.net/(?P<container>[^/]+)/(?P<path>.+)"
+)
+
+FORMS = (
+    "On Azure, use azureml://datastores/DATASTORE/paths/PATH, azureml:ASSET:VERSION "
+    "or https://ACCOUNT.blob.core.windows.net/CONTAINER/PATH."
+)
+SECRET = re.compile(r"[?&;#](?:sig|sv|se|sp)=|AccountKey=|SharedAccess\w*=|//[^/]*@", re.IGNORECASE)
+FILE_SUFFIXES = (".zip", PACK_SUFFIX)
+
+
+@dataclass(frozen=True)
+class DatastorePath:
+    """A path in a datastore."""
+
+    datastore: str
+    path: str
+
+    @property
+    def uri(self) -> str:
+        return f"azureml://datastores/{self.datastore}/paths/{self.path}"
+
+
+def is_remote(data: str) -> bool:
+    """Whether --data is an address and not a path on this machine."""
+    return not os.path.exists(data) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|azureml:", data) is not None
+
+
+def source_problems(data: str | None) -> list[str]:
+    """Every problem with the text of --data that is found without opening it. Secrets are not repeated."""
+    if not data or os.path.exists(data):
+        return data_problems(data)
+    if SECRET.search(_unquoted(data)):
+        return [
+            f"--data {_shown(data)}: contains a secret. Command lines are visible to every user of this machine. "
+            "Remove the secret; the job reads with the datastore's or your own identity."
+        ]
+    if not is_remote(data):
+        return data_problems(data)
+    if any(form.fullmatch(data) for form in (DATASTORE_PATH, DATA_ASSET, BLOB_URL)):
+        return []
+    return [f"--data {data}: is not an address that a job can read. {FORMS}"]
+
+
+def in_datastore(uri: str) -> DatastorePath | None:
+    """The datastore path of an azureml:// address, None for other addresses."""
+    found = DATASTORE_PATH.fullmatch(uri)
+    return DatastorePath(found["datastore"], unquote(found["path"])) if found else None
+
+
+def is_file(uri: str) -> bool:
+    """Whether an address refers to one file, judging by its suffix."""
+    return uri.lower().endswith(FILE_SUFFIXES)
+
+
+def path_of(data: str) -> str:
+    """The part of --data from which the run gets its default name: the asset's name, or the path."""
+    asset = DATA_ASSET.fullmatch(data)
+    return asset["name"] if asset else data
+
+
+def _unquoted(data: str) -> str:
+    """The text with percent-encoding removed, also where it was applied several times."""
+    while (plain := unquote(data)) != data:
+        data = plain
+    return data
+
+
+def _shown(data: str) -> str:
+    """The start of an address, up to where a secret could begin."""
+    return re.split(r"[?#&;=%]", re.sub(r"//[^/]*@", "//***@", data))[0]

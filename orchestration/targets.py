@@ -12,20 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from msggan.commands.options import Hardware
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
-from orchestration.data_source import source_problems
-from orchestration.reporter import Reporter
-from orchestration.runs import find_run, is_copy, run_problems, trial_at
+from orchestration.copies import is_copy
+from orchestration.runs import find_run, run_problems, trial_at
 from orchestration.settings import Settings, Workspace, read_settings
-from orchestration.spec import (
-    Download,
-    ProvisionPlan,
-    RunSpec,
-    RunStatus,
-    default_name,
-    name_of_trial,
-    name_problems,
-    trial_named,
-)
+from orchestration.spec import RunSpec, default_name, name_of_trial, name_problems, source_problems, trial_named
+from orchestration.status import Download, ProvisionPlan, Reporter, RunStatus
 from orchestration.sweeps.space import read_space
 from orchestration.sweeps.spec import SweepSpec, default_trials, objective_of, sweep_name
 from orchestration.sweeps.status import SweepStatus, Trial
@@ -33,7 +24,6 @@ from orchestration.sweeps.status import SweepStatus, Trial
 if TYPE_CHECKING:
     from msggan.networks import Generator
 
-TARGETS = ("auto", "local", "azure")
 SomeTarget = TypeVar("SomeTarget", bound="Target")
 
 

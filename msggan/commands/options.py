@@ -346,6 +346,7 @@ def output_option(command: Command) -> Command:
     )
 
 
+PACK_SUFFIX = ".safetensors"
 DATA_HELP = "The images: a folder with its subfolders, a zip or a pack."
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from msggan.commands.options import (
+    PACK_SUFFIX,
     Command,
     Number,
     argv_of,
@@ -27,7 +28,6 @@ from msggan.commands.program import print_json
 from msggan.config import Range, TrainConfig, flag
 
 FILM_SUFFIXES = (".mp4", ".webp")
-PACK_SUFFIX = ".safetensors"
 MAX_SEED = 2**31 - 1
 MAX_PICTURES = 100_000
 MAX_FRAMES = 20_000

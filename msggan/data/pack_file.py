@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import ImageColor
 
-from msggan.commands.verbs import PACK_SUFFIX
+from msggan.commands.options import PACK_SUFFIX
 from msggan.data.dataset import Dataset, Progress
 from msggan.errors import DataError
 

@@ -16,7 +16,7 @@ from msggan.errors import UsageError
 from orchestration.azure.client import PROVISIONED_TAG, Client, how_to_get_quota, is_provisioned
 from orchestration.errors import QuotaError
 from orchestration.settings import Settings
-from orchestration.spec import Change, Item, changes_between
+from orchestration.status import Change, Item, changes_between
 
 KIND = "compute"
 MAX_NAME_LENGTH = 24

@@ -6,18 +6,16 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from msggan.commands.options import to_argv
-from msggan.commands.verbs import PACK_SUFFIX
+from msggan.commands.options import PACK_SUFFIX, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import DataError
 from msggan.runs.files import sha256_of
 from orchestration.azure.blobs import Store
 from orchestration.azure.jobs import DATA_FOLDER, JobData, Kind
 from orchestration.azure.session import Session
-from orchestration.data_source import DATA_ASSET, DatastorePath, in_datastore, is_file, is_remote
 from orchestration.errors import AuthError
 from orchestration.local.process import result_of
-from orchestration.spec import RunSpec
+from orchestration.spec import DATA_ASSET, DatastorePath, RunSpec, in_datastore, is_file, is_remote
 
 PACK_MARK = b'"msggan-pack"'  # in the first bytes of every pack
 # What msggan.data reads in a job. Not HEIC: the environments do not have its plug-in.

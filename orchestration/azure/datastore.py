@@ -27,7 +27,7 @@ from orchestration.azure.client import (
 )
 from orchestration.errors import AuthError, AzureServiceError, UnreachableError
 from orchestration.settings import Settings
-from orchestration.spec import Change, Item, changes_between
+from orchestration.status import Change, Item, changes_between
 
 KIND = "datastore"
 CONTAINER_KIND = "container"

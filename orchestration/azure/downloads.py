@@ -17,7 +17,7 @@ from orchestration.azure.blobs import Blob, OnProgress, Store
 from orchestration.azure.client import Client
 from orchestration.copies import NOTE, CopyFolder
 from orchestration.errors import AzureServiceError
-from orchestration.spec import Download
+from orchestration.status import Download
 
 GENERATOR = "generator.safetensors"
 PARTS = "*.0x*.part"  # their names end with the ETag, so that a part is completed from the same version only

@@ -28,7 +28,7 @@ import environments
 from msggan.errors import UsageError
 from orchestration.azure.blobs import ensure_uploaded, hash_parts, open_store
 from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
-from orchestration.spec import Item
+from orchestration.status import Item
 
 KIND = "environment"
 NAME = "msggan"

@@ -16,8 +16,8 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.core.rest import HttpRequest
 
 from orchestration.azure.client import Client, translate_error
-from orchestration.data_source import DatastorePath, in_datastore
 from orchestration.errors import WorkspaceError
+from orchestration.spec import DatastorePath, in_datastore
 
 RUN_TAG = "msggan.run"
 SWEEP_TAG = "msggan.sweep"  # a sweep has both tags

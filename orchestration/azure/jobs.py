@@ -18,9 +18,8 @@ from azure.ai.ml.entities import Command, QueueSettings, UserIdentityConfigurati
 
 from msggan.errors import UsageError
 from orchestration.azure.history import DATA_INPUT, RUN_OUTPUT, RUN_TAG
-from orchestration.data_source import DatastorePath
 from orchestration.settings import Settings
-from orchestration.spec import RunSpec
+from orchestration.spec import DatastorePath, RunSpec
 
 CONFIGURATION_TAG = "msggan.configuration"
 

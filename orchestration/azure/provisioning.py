@@ -16,7 +16,7 @@ from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client
 from orchestration.errors import AuthError, AzureServiceError, UnreachableError
 from orchestration.settings import Settings
-from orchestration.spec import Item, ProvisionPlan, Step
+from orchestration.status import Item, ProvisionPlan, Step
 
 Report = Callable[[str], None]
 

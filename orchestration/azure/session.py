@@ -13,9 +13,9 @@ from msggan.runs.files import write_whole
 from orchestration.azure.blobs import Store, open_store
 from orchestration.azure.client import Client, connect
 from orchestration.azure.history import History, RunJobs
-from orchestration.data_source import DatastorePath, in_datastore
-from orchestration.reporter import Reporter
 from orchestration.settings import Settings
+from orchestration.spec import DatastorePath, in_datastore
+from orchestration.status import Reporter
 
 AGREED = ".azure-agreed.json"  # in the folder of the runs: the workspaces in which money may be spent
 

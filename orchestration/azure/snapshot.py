@@ -12,7 +12,7 @@ from azure.core.rest import HttpRequest
 import msggan
 from orchestration.azure.blobs import Store, ensure_uploaded
 from orchestration.azure.client import MANAGEMENT_URL, Client
-from orchestration.reporter import Reporter
+from orchestration.status import Reporter
 
 PACKAGE = "msggan"
 CODE_FOLDER = "msggan/code"  # in the workspace's default datastore

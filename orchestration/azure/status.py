@@ -10,7 +10,8 @@ from msggan.tracking.metrics_log import newest_values, reports_in
 from orchestration.azure.blobs import Store
 from orchestration.azure.history import Details, RunJobs, created_at, data_of, portal_url
 from orchestration.runs import next_of_trial, runs_dir_args
-from orchestration.spec import GOES_ON, RunStatus, trial_named
+from orchestration.spec import trial_named
+from orchestration.status import ACTIVE_STATES, RunStatus
 
 TARGET = "azure"
 
@@ -65,7 +66,7 @@ def build_status(run: RunJobs, details: Details, progress: Progress, runs_dir: s
         next=next_lines,
         images_total=progress.images_total,
         created=created_at(run.jobs[0]),
-        ended=to_seconds(details.ended) if state not in GOES_ON else None,
+        ended=to_seconds(details.ended) if state not in ACTIVE_STATES else None,
         reason=reason_of(details),
     )
 
@@ -83,7 +84,7 @@ def reason_of(details: Details) -> str:
 
 def next_commands(run: str, data: str, state: str, runs_dir: str) -> list[str]:
     """What to type next: follow or cancel an active run, use a completed one, look at and resume another."""
-    if state in GOES_ON:
+    if state in ACTIVE_STATES:
         verbs = (["logs", run, "--follow"], ["cancel", run])
     elif state == "completed":
         verbs = (["sample", run], ["download", run])

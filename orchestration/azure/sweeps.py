@@ -45,9 +45,10 @@ from orchestration.azure.sweep_jobs import (
     trial_run,
 )
 from orchestration.azure.trials import SweepReader, state_and_reason, too_many_failures
+from orchestration.copies import COPY_FILE, is_copy
 from orchestration.errors import AzureServiceError
-from orchestration.runs import COPY_NOTE, is_copy
-from orchestration.spec import SWEEP_NOTE, Download, trial_named
+from orchestration.spec import SWEEP_FILE, trial_named
+from orchestration.status import Download
 from orchestration.sweeps.format import next_of_sweep, trial_line
 from orchestration.sweeps.record import SweepRequest, read_request, refuse_another_sweep
 from orchestration.sweeps.report import newest_grid, write_report
@@ -176,7 +177,7 @@ class AzureSweeps:
         store = self.session.store(self.session.settings.datastore)
         folder = run_folder(store.datastore, spec.name)
         with self.session.client.errors(f"Writing into {folder.uri}"):
-            store.write(f"{folder.path}{SWEEP_NOTE}", request.to_bytes())
+            store.write(f"{folder.path}{SWEEP_FILE}", request.to_bytes())
 
         def build(plan: JobPlan) -> SweepJob:
             refuse_other_images(plan, before)
@@ -245,12 +246,12 @@ class AzureSweeps:
     def _request(self, jobs: RunJobs) -> SweepRequest:
         """The stored request of a sweep. Raises `RunFolderError` if it was removed."""
         store, folder = self.session.folder_of(jobs)
-        path = f"{folder.path.rstrip('/')}/{SWEEP_NOTE}"
-        with self.session.client.errors(f"Reading {SWEEP_NOTE} of {jobs.run}"):
+        path = f"{folder.path.rstrip('/')}/{SWEEP_FILE}"
+        with self.session.client.errors(f"Reading {SWEEP_FILE} of {jobs.run}"):
             content = store.read(path)
         if content is None:
-            raise RunFolderError(f"{folder.uri}: has no {SWEEP_NOTE}; it was removed.", "Use another --name.")
-        return read_request(content, SweepRequest, f"{folder.uri}{SWEEP_NOTE}")
+            raise RunFolderError(f"{folder.uri}: has no {SWEEP_FILE}; it was removed.", "Use another --name.")
+        return read_request(content, SweepRequest, f"{folder.uri}{SWEEP_FILE}")
 
     def _reader(self, jobs: RunJobs) -> SweepReader:
         store, folder = self.session.folder_of(jobs)
@@ -307,7 +308,7 @@ class AzureSweeps:
                 grids = dict(self._download_grids(status.trials, Path(folder)))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 record = {"scope": self.session.agreement.scope, "run": status.name}
-                write_whole(path.with_name(COPY_NOTE), json.dumps(record).encode())
+                write_whole(path.with_name(COPY_FILE), json.dumps(record).encode())
                 write_report(path, status, grids)
         except (OSError, MsgganError) as error:
             reason = error.message if isinstance(error, MsgganError) else error.strerror or error

@@ -25,18 +25,10 @@ from orchestration.azure.session import Session
 from orchestration.azure.status import Progress, build_status, read_progress, reason_of
 from orchestration.azure.submission import Submission, planned_job, status_hint
 from orchestration.azure.sweeps import AzureSweeps
-from orchestration.reporter import Reporter
-from orchestration.runs import COPY_NOTE, is_copy
+from orchestration.copies import COPY_FILE, is_copy
 from orchestration.settings import Settings
-from orchestration.spec import (
-    Download,
-    ProvisionPlan,
-    RunSpec,
-    RunStatus,
-    name_of_trial,
-    sweep_hint,
-    trial_named,
-)
+from orchestration.spec import RunSpec, name_of_trial, sweep_hint, trial_named
+from orchestration.status import Download, ProvisionPlan, Reporter, RunStatus
 from orchestration.targets import Target
 
 ASKED_AT_ONCE = 8
@@ -199,7 +191,7 @@ class AzureTarget(Target):
         """Marks a folder as a copy of a run on Azure. etag: of the generator in it; empty during the download."""
         folder.mkdir(parents=True, exist_ok=True)
         note = {"scope": self.session.agreement.scope, "run": name, "etag": etag}
-        write_whole(folder / COPY_NOTE, json.dumps(note).encode())
+        write_whole(folder / COPY_FILE, json.dumps(note).encode())
 
     # --- What training needs ------------------------------------------------------------------------------------------
 
@@ -296,6 +288,6 @@ def _detached(run: RunJobs, stop: BaseException) -> StoppedError:
 
 def _etag_of_copy(folder: Path) -> str | None:
     try:
-        return str(json.loads((folder / COPY_NOTE).read_bytes())["etag"])
+        return str(json.loads((folder / COPY_FILE).read_bytes())["etag"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -22,8 +22,8 @@ from orchestration.azure.following import JOB_LOG, LogReader, log_url
 from orchestration.azure.history import Details, History, RunJobs, number_of, state_of
 from orchestration.azure.status import reason_of
 from orchestration.azure.sweep_jobs import JOINT, switch
-from orchestration.data_source import DatastorePath
-from orchestration.spec import GOES_ON, TRIALS_FOLDER
+from orchestration.spec import TRIALS_FOLDER, DatastorePath
+from orchestration.status import ACTIVE_STATES
 from orchestration.sweeps.early_stopping import reason_to_stop
 from orchestration.sweeps.record import SweepRequest
 from orchestration.sweeps.status import CANCELLED, Trial, failures_reason, measured, time_limit_reason
@@ -129,7 +129,7 @@ class SweepReader:
 def ended_with_its_sweep(trial: TrialJob, started: Sequence[TrialJob]) -> bool:
     """Whether a trial was cancelled because its sweep ended. If another trial started later, it had not ended."""
     sweep, ended = trial.parent, trial.child.ended
-    if sweep.status != "CancelRequested" and state_of(sweep.status) in (*GOES_ON, "completed"):
+    if sweep.status != "CancelRequested" and state_of(sweep.status) in (*ACTIVE_STATES, "completed"):
         return False
     later = [other for other in started if other.parent is sweep and (other.child.started or "") > (ended or "")]
     return not (ended and later)

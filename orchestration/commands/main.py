@@ -60,15 +60,9 @@ from orchestration.commands.terminal import (
     target_option,
     tell,
 )
-from orchestration.data_source import source_problems
-from orchestration.reporter import Reporter, columns, status_lines, table
 from orchestration.settings import JOB_SETTINGS, Flags, Settings, settings_options
-from orchestration.spec import (
-    RunSpec,
-    RunStatus,
-    default_name,
-    name_problems,
-)
+from orchestration.spec import RunSpec, default_name, name_problems, source_problems
+from orchestration.status import Reporter, RunStatus, columns, status_lines, table
 from orchestration.sweeps.format import sweep_table
 from orchestration.sweeps.status import SweepStatus
 from orchestration.targets import (

@@ -42,12 +42,10 @@ from orchestration.commands.terminal import (
     target_option,
     tell,
 )
-from orchestration.copies import forget_download
-from orchestration.data_source import source_problems
-from orchestration.reporter import Reporter
-from orchestration.runs import is_copy
+from orchestration.copies import forget_download, is_copy
 from orchestration.settings import JOB_SETTINGS, Flags, Settings, settings_options
-from orchestration.spec import name_of_trial, trial_named
+from orchestration.spec import name_of_trial, source_problems, trial_named
+from orchestration.status import Reporter
 from orchestration.sweeps.early_stopping import POLICIES, EarlyStopping
 from orchestration.sweeps.format import sweep_lines
 from orchestration.sweeps.space import SearchSpace, read_space

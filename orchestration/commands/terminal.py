@@ -20,7 +20,7 @@ from msggan.commands.program import StoppedError, print_json
 from msggan.display.progress import progress_bar
 from msggan.errors import UsageError
 from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, read_settings, settings_options, settings_problems
-from orchestration.targets import TARGETS
+from orchestration.spec import TARGETS
 
 
 def settings_here(flags: Flags) -> Settings:

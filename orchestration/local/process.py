@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from msggan.commands.program import OUTPUT_VARIABLE, Terminated, signal_handlers, stopped
+from msggan.commands.program import OUTPUT_VARIABLE, ReportedError, Terminated, signal_handlers, stopped
 from msggan.commands.tracking_uri import TRACKING_VARIABLES, without_password
-from orchestration.errors import JobFailedError, ReportedError
+from orchestration.errors import JobFailedError
 
 
 def mlflow_of(runs_dir: str | Path, tracking_uri: str | None) -> str:

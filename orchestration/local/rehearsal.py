@@ -22,10 +22,9 @@ from msggan.display.progress import duration
 from msggan.runs.folder import RunFolder
 from msggan.runs.state import RunState, read_note
 from msggan.tracking.metrics_log import read_metrics
-from orchestration.data_source import is_remote
 from orchestration.errors import RehearsalError
 from orchestration.local.process import Ending, silent_death, start, told_by
-from orchestration.spec import RunSpec
+from orchestration.spec import RunSpec, is_remote
 
 LOSSES = 3
 REPORT_IMAGES = 250  # images between two reports of a run

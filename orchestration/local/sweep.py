@@ -26,9 +26,9 @@ from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError
 from orchestration.local.process import mlflow_of, variables_of
 from orchestration.local.trial_process import AdoptedTrial, Outcome, TrialProcess
-from orchestration.reporter import Reporter
 from orchestration.runs import DEFAULT_RUNS_DIR
-from orchestration.spec import Download, RunSpec
+from orchestration.spec import RunSpec
+from orchestration.status import Download, Reporter
 from orchestration.sweeps.early_stopping import reason_to_stop
 from orchestration.sweeps.format import next_of_sweep, trial_line
 from orchestration.sweeps.record import (

@@ -21,7 +21,6 @@ from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.folder import RunFolder
 from msggan.runs.state import is_owned, read_note, terminate_holder
 from orchestration.copies import copy_run
-from orchestration.data_source import is_remote
 from orchestration.errors import JobFailedError
 from orchestration.local.process import (
     Ending,
@@ -34,10 +33,10 @@ from orchestration.local.process import (
     told_by,
     variables_of,
 )
-from orchestration.reporter import Reporter
 from orchestration.runs import DEFAULT_RUNS_DIR, folder_of, next_commands, read_status, run_names
 from orchestration.settings import Settings
-from orchestration.spec import Download, Item, ProvisionPlan, RunSpec, RunStatus, Step, sweep_hint
+from orchestration.spec import RunSpec, is_remote, sweep_hint
+from orchestration.status import Download, Item, ProvisionPlan, Reporter, RunStatus, Step
 from orchestration.targets import Target
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestration.reporter import columns, format_time
 from orchestration.runs import runs_dir_args
-from orchestration.spec import GOES_ON
+from orchestration.status import ACTIVE_STATES, columns, format_time
 from orchestration.sweeps.space import written
 from orchestration.sweeps.status import Objective, SweepStatus, Trial, best_of, count_ended
 
@@ -89,7 +88,7 @@ def sweep_row(status: SweepStatus) -> tuple[str, ...]:
 def next_of_sweep(status: SweepStatus, args: Sequence[str], runs_dir: str) -> list[str]:
     """The next commands: resume a sweep that was stopped, train the best trial in full. args: those of `sweep`."""
     place = runs_dir_args(runs_dir)
-    if status.state in GOES_ON:
+    if status.state in ACTIVE_STATES:
         return [shlex.join(["msggan-aml", verb, status.name, *place]) for verb in ("status", "cancel")]
     lines = []
     if can_resume(status):

@@ -25,9 +25,8 @@ from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder
 from msggan.runs.state import DIED, PATIENCE_SECONDS, is_owned, state_of
 from msggan.tracking.metrics_log import read_metrics
-from orchestration.data_source import is_remote
 from orchestration.runs import names_in
-from orchestration.spec import SWEEP_NOTE, trial_path
+from orchestration.spec import SWEEP_FILE, is_remote, trial_path
 from orchestration.sweeps.early_stopping import EarlyStopping
 from orchestration.sweeps.spec import SweepSpec
 from orchestration.sweeps.status import Objective, Trial, measured
@@ -176,7 +175,7 @@ class SweepFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.record = self.path / SWEEP_NOTE
+        self.record = self.path / SWEEP_FILE
         self.lock = self.path / "sweep.lock"
         self.report = self.path / "report.html"
 
@@ -277,4 +276,4 @@ def _living_state(trial: TrialRecord, folder: RunFolder) -> str:
 
 def sweep_names(runs_dir: str) -> list[str]:
     """The sweeps in a folder, in order of their names."""
-    return names_in(runs_dir, SWEEP_NOTE)
+    return names_in(runs_dir, SWEEP_FILE)

@@ -19,9 +19,9 @@ from support.programs import environment, fast_python
 
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError
-from orchestration.reporter import Reporter
 from orchestration.settings import read_settings
-from orchestration.spec import RunSpec, RunStatus
+from orchestration.spec import RunSpec
+from orchestration.status import Reporter, RunStatus
 from orchestration.sweeps.space import read_space
 from orchestration.sweeps.spec import SweepSpec
 from orchestration.sweeps.status import SweepStatus

@@ -35,7 +35,7 @@ from orchestration.azure.environment import (
 )
 from orchestration.errors import QuotaError
 from orchestration.settings import Settings, read_settings, tomllib
-from orchestration.spec import Item, ProvisionPlan, Step
+from orchestration.status import Item, ProvisionPlan, Step
 
 T4 = Size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", 4, 1, 28, True, {"Standard": 0.526, "LowPriority": 0.1})
 A100 = Size("Standard_NC24ads_A100_v4", "StandardNCADSA100v4Family", 24, 1, 220, False, {})

@@ -17,8 +17,8 @@ from support.programs import Ended, run_in, started, stopped, wait_for
 
 from msggan import load_generator
 from msggan.config import TrainConfig
-from orchestration.reporter import Reporter
 from orchestration.settings import read_settings
+from orchestration.status import Reporter
 from orchestration.sweeps.early_stopping import EarlyStopping
 from orchestration.sweeps.record import SweepRequest
 from orchestration.sweeps.space import read_space

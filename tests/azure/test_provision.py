@@ -21,8 +21,8 @@ from support.programs import Ended, command_line, environment, run_in, wait_for
 from msggan.commands.program import run_program
 from msggan.errors import MsgganError
 from orchestration.commands.main import msggan_aml
-from orchestration.reporter import Reporter
 from orchestration.settings import read_settings
+from orchestration.status import Reporter
 
 # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(

@@ -21,6 +21,7 @@ from support.images import draw_tiny_images
 from support.programs import Ended, environment, run_in, started, stopped, wait_for
 
 from msggan.commands.options import Hardware, nearest
+from msggan.commands.program import ReportedError
 from msggan.commands.program import run_program as run_here
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
@@ -29,7 +30,7 @@ from msggan.train import train
 from orchestration import LocalTarget, RunSpec, RunStatus
 from orchestration.commands.main import msggan_aml
 from orchestration.commands.terminal import as_typed
-from orchestration.errors import JobFailedError, ReportedError
+from orchestration.errors import JobFailedError
 from orchestration.local.process import Ending
 from orchestration.local.target import build_run
 from orchestration.runs import next_commands

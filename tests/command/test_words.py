@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from orchestration.reporter import status_lines, table
-from orchestration.spec import RunStatus
+from orchestration.status import RunStatus, status_lines, table
 
 RUNNING = RunStatus(
     name="flowers",

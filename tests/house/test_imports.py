@@ -58,7 +58,6 @@ LIGHT_MODULES = [
     "orchestration.commands.main",
     "orchestration.errors",
     "orchestration.copies",
-    "orchestration.data_source",
     "orchestration.local.target",
     "orchestration.local.rehearsal",
     "orchestration.runs",
@@ -77,7 +76,7 @@ LIGHT_MODULES = [
     "orchestration.sweeps.report",
     "orchestration.targets",
     "orchestration.commands.terminal",
-    "orchestration.reporter",
+    "orchestration.status",
 ]
 
 # The floors as CONTRIBUTING draws them: a module is on the floor of the longest of these names that it is in.
@@ -87,7 +86,7 @@ FLOORS = (
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display",
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",
     "orchestration.spec orchestration.settings "
-    "orchestration.data_source orchestration.errors orchestration.reporter orchestration.runs "
+    "orchestration.errors orchestration.status orchestration.runs "
     "orchestration.copies",
     "orchestration.sweeps orchestration.targets",
     "orchestration.local orchestration.azure",

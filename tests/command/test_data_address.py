@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestration import LocalTarget
-from orchestration.data_source import (
+from orchestration.spec import (
     FORMS,
     DatastorePath,
+    default_name,
     in_datastore,
     is_file,
     is_remote,
     path_of,
     source_problems,
 )
-from orchestration.spec import default_name
 
 WORKSPACE = "subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w/"
 ADDRESSES = [
