@@ -22,10 +22,9 @@ from benchmarks.results import write_rows
 from msggan.config import TrainConfig, resolve
 from msggan.data.dataset import pyramid
 from msggan.device import choose_device
-from msggan.ema import update_ema
 from msggan.losses import discriminator_loss, generator_loss
 from msggan.randomness import latents
-from msggan.steps import TrainingState
+from msggan.steps import TrainingState, update_ema
 
 SIZES = ((32, 64, 16), (64, 128, 8), (128, 256, 4))  # resolution, latent size, batch
 BAR = 1.2  # the same arithmetic less what nobody reads: 16 parts in 12, of which overheads take some

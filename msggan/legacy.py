@@ -15,8 +15,7 @@ from msggan.errors import CheckpointError, RunFolderError
 from msggan.networks import Generator
 from msggan.runs.checkpoint import check_shapes, save_generator
 from msggan.runs.files import write_whole
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import begin, end
+from msggan.runs.folder import RunFolder, record_end, record_start
 
 GENERATOR_NAMES = (
     (r"layers\.0\.(.+)", lambda match: f"first.{match[1]}"),
@@ -82,8 +81,8 @@ def import_generator(path: str | Path, run_dir: str | Path, *, equalized: bool |
     generator = _generator_of(path, weights, equalized)
     config = folder.prepare_imported(generator)
     save_generator(folder.generator, weights, config)
-    state = begin(folder, data=str(path), images_seen=0)
-    end(folder, state, "completed", images_seen=0, reason=f"Imported from {path}.")
+    state = record_start(folder, data=str(path), images_seen=0)
+    record_end(folder, state, "completed", images_seen=0, reason=f"Imported from {path}.")
     return folder.path
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from msggan.commands.program import (
     EXIT_CODES,
+    chosen_tracking_uri,
     exit_without_click,
     print_json,
     require,
     run_program,
+    tracking_uri_problems,
     training_packages,
 )
-from msggan.commands.tracking_uri import chosen_tracking_uri, tracking_uri_problems
 
 if __name__ == "__main__":
     exit_without_click(chosen_tracking_uri(None, os.environ))

@@ -28,9 +28,18 @@ from msggan.networks import Discriminator, Generator
 from msggan.pictures.grids import find_samples, generate, generate_parts, write_samples
 from msggan.randomness import Purpose, latents
 from msggan.runs.checkpoint import CheckpointWriter, newest_checkpoint
-from msggan.runs.folder import RunFolder
+from msggan.runs.folder import (
+    RunFolder,
+    RunState,
+    ensure_ours,
+    in_use_error,
+    is_owned,
+    owned,
+    read_state,
+    record_end,
+    record_start,
+)
 from msggan.runs.run import Run
-from msggan.runs.state import RunState, begin, end, ensure_ours, is_owned, owned, read_note, taken
 from msggan.steps import TrainingState
 from msggan.tracking.metrics_log import Tracker
 
@@ -81,7 +90,7 @@ class Trainer:
     ) -> None:
         self.folder = RunFolder(run_dir)
         if is_owned(self.folder):  # before images are read, which may take minutes
-            raise taken(self.folder)
+            raise in_use_error(self.folder)
         self.folder.recover()
         if self.folder.path.resolve() == Path(data).resolve():
             raise DataError(f"--run-dir {run_dir}: is the folder of the images.", "Use another --name or --run-dir.")
@@ -341,7 +350,7 @@ class Trainer:
 
     def _refuse_to_overwrite(self, *, has_damaged: bool) -> None:
         """Raises `RunFolderError` for a completed run without a checkpoint: it was imported, or has lost them."""
-        recorded = read_note(self.folder)
+        recorded = read_state(self.folder)
         if recorded and recorded.state == "completed" and self.folder.generator.exists() and not has_damaged:
             raise RunFolderError(
                 f"{self.folder}: has a generator but no checkpoint to resume from.",
@@ -351,7 +360,7 @@ class Trainer:
     def _start(self) -> None:
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.folder.prepare(self.config, networks, checkpoint_bytes=self.training_state.checkpoint_bytes())
-        self.state = begin(self.folder, data=str(self.data), images_seen=self.images_seen)
+        self.state = record_start(self.folder, data=str(self.data), images_seen=self.images_seen)
         self.tracker.forget_after(self.images_seen)
         self.metrics = self.tracker.newest()
         self.progress.open_log(self.folder.log)
@@ -377,7 +386,7 @@ class Trainer:
 
     def _recorded_end(self) -> RunState | None:
         """How the run has ended if there is nothing left to train, else None."""
-        recorded, stored = read_note(self.folder), self.folder.load_config()
+        recorded, stored = read_state(self.folder), self.folder.load_config()
         if recorded is None or stored is None or not self._is_finished():
             return None
         # Else its process died after the last checkpoint, before it recorded the end.
@@ -408,7 +417,7 @@ class Trainer:
             self._ensure_ours()
             if reason:
                 self.progress.record(f"{state.capitalize()}: {reason}")
-            end(self.folder, self.state, state, images_seen=self.images_seen, reason=reason)
+            record_end(self.folder, self.state, state, images_seen=self.images_seen, reason=reason)
 
     def _kimg(self) -> str:
         return f"{self.images_seen / 1000:g} kimg"

@@ -13,8 +13,7 @@ from typing import Any
 
 from msggan.errors import CheckpointError, UsageError
 from msggan.runs.files import write_whole
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import read_note
+from msggan.runs.folder import RunFolder, read_state
 from orchestration.status import Download
 
 COPY_FILE = "azure.json"  # in a copy of a run on Azure: the run, and the version of its weights
@@ -159,7 +158,7 @@ def forget_download(folder: Path) -> None:
 
 def _identity(folder: RunFolder) -> str:
     """Identifies the run in a folder, unlike another run started there later."""
-    note = read_note(folder)
+    note = read_state(folder)
     return os.path.realpath(folder.path) + (f", created {note.created}" if note else "")
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from msggan.commands.options import nearest, to_argv
 from msggan.config import TrainConfig, explicit_values
 from msggan.errors import RunFolderError
-from msggan.runs.folder import UNREADABLE_HINT, RunFolder
-from msggan.runs.state import state_of
+from msggan.runs.folder import UNREADABLE_HINT, RunFolder, state_of
 from msggan.tracking.metrics_log import newest_values, read_metrics
 from orchestration.spec import SWEEP_FILE, TRIALS_FOLDER, RunSpec, sweep_hint, trial_path
 from orchestration.status import ACTIVE_STATES, RunStatus

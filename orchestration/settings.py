@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from msggan.commands.options import AZURE, WHERE, option
-from msggan.commands.tracking_uri import NO_TRACKING, TRACKING_VARIABLES, tracking_uri_complaint
+from msggan.commands.program import NO_TRACKING, TRACKING_VARIABLES, tracking_uri_complaint
 from msggan.config import KINDS, Range, flag
 from msggan.errors import UsageError
 

@@ -17,8 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
-from msggan.commands.program import OUTPUT_VARIABLE, OUTPUTS
-from msggan.commands.tracking_uri import NO_TRACKING, TRACKING_FLAG, TRACKING_VARIABLES
+from msggan.commands.program import NO_TRACKING, OUTPUT_VARIABLE, OUTPUTS, TRACKING_FLAG, TRACKING_VARIABLES
 from msggan.config import KINDS, RECIPES, Range, TrainConfig, field_types, flag, parse
 from msggan.errors import UsageError
 

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msggan.layers import pixel_norm
-from msggan.networks import Generator
+from msggan.networks import Generator, pixel_norm
 from msggan.randomness import Purpose, latents
 from msggan.runs.files import write_whole
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from msggan.device import is_out_of_memory
 from msggan.errors import ExportError
-from msggan.layers import Convolution, LatentConvolution
-from msggan.networks import Generator
+from msggan.networks import Convolution, Generator, LatentConvolution
 
 if TYPE_CHECKING:
     import onnx

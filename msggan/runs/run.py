@@ -16,8 +16,7 @@ from msggan.networks import Generator
 from msggan.pictures.grids import find_samples, generate, thumbnail
 from msggan.randomness import latents_of
 from msggan.runs.checkpoint import load_generator
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import RunState, state_of
+from msggan.runs.folder import RunFolder, RunState, state_of
 from msggan.tracking.metrics_log import read_metrics
 
 PICTURE_PX = 360

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from msggan.commands.tracking_uri import absolute_uri, view_command, without_password
+from msggan.commands.program import absolute_uri, view_command, without_password
 from msggan.runs.files import naming, write_whole
 from msggan.tracking.mlflow_process import MlflowCursor, MlflowProcess
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from msggan.commands.tracking_uri import without_password
+from msggan.commands.program import without_password
 from msggan.runs.files import write_whole
 
 UNAVAILABLE_SECONDS = 15.0  # how long to wait for an MLflow that was unavailable when the run ended

@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from msggan.commands.tracking_uri import PARENT_VARIABLE, is_database, sqlite_file, without_password
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import read_note
+from msggan.commands.program import PARENT_VARIABLE, is_database, sqlite_file, without_password
+from msggan.runs.folder import RunFolder, read_state
 from msggan.tracking.metrics_log import reports_in
 from msggan.tracking.mlflow_process import FINISH_SECONDS, MlflowCursor
 
@@ -119,7 +118,7 @@ class RunLogger:
             run = find_run(client, known.run_id)
         name = self.folder.path.resolve().name
         if run is None:
-            note = read_note(self.folder)
+            note = read_state(self.folder)
             run_name = name if self.sweep is None else f"{self.sweep.resolve().name}/{name.lstrip('0') or '0'}"
             if missing := given_id or (known.run_id if known else ""):
                 self.send(f"MLflow has no run {missing}. Logging everything to a new run.", "")
@@ -195,7 +194,7 @@ class RunLogger:
 
     def _ended_ms(self, state: str) -> int | None:
         """When the training ended, as run.json has it. None, for now: a run that fails or dies has not recorded it."""
-        note = read_note(self.folder)
+        note = read_state(self.folder)
         ended_ms = milliseconds(note.ended) if note is not None and note.state == state else None
         return ended_ms and max(ended_ms, self.newest_ms)
 

@@ -17,8 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from msggan.commands.program import OUTPUT_VARIABLE, ReportedError, Terminated, signal_handlers, stopped
-from msggan.commands.tracking_uri import TRACKING_VARIABLES, without_password
+from msggan.commands.program import (
+    OUTPUT_VARIABLE,
+    TRACKING_VARIABLES,
+    ReportedError,
+    Terminated,
+    signal_handlers,
+    stopped,
+    without_password,
+)
 from orchestration.errors import JobFailedError
 
 

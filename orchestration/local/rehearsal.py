@@ -15,12 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from msggan.commands.program import EXIT_CODES, OUTPUT_VARIABLE
-from msggan.commands.tracking_uri import NO_TRACKING, TRACKING_VARIABLES
+from msggan.commands.program import EXIT_CODES, NO_TRACKING, OUTPUT_VARIABLE, TRACKING_VARIABLES
 from msggan.config import TrainConfig, resolve
 from msggan.display.progress import duration
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import RunState, read_note
+from msggan.runs.folder import RunFolder, RunState, read_state
 from msggan.tracking.metrics_log import read_metrics
 from orchestration.errors import RehearsalError
 from orchestration.local.process import Ending, silent_death, start, told_by
@@ -209,7 +207,7 @@ class _Child:
 
     def note(self) -> RunState | None:
         """Its record in the run folder; None while the record is the previous process's."""
-        note = read_note(self.folder)
+        note = read_state(self.folder)
         return note if note is not None and note.process == self.process.pid else None
 
     def check_end(self) -> None:

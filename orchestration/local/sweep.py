@@ -16,11 +16,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from msggan.commands.program import EXIT_CODES, signal_handlers
-from msggan.commands.tracking_uri import NO_TRACKING, PARENT_VARIABLE, absolute_uri, without_password
+from msggan.commands.program import (
+    EXIT_CODES,
+    NO_TRACKING,
+    PARENT_VARIABLE,
+    absolute_uri,
+    signal_handlers,
+    without_password,
+)
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import is_owned, now, terminate_holder
+from msggan.runs.folder import RunFolder, is_owned, now, terminate_holder
 from msggan.tracking.mlflow_process import log_sweep_result
 from orchestration.copies import Tell, copy_run
 from orchestration.errors import JobFailedError

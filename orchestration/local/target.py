@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from msggan.commands.program import EXIT_CODES
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import is_owned, read_note, terminate_holder
+from msggan.runs.folder import RunFolder, is_owned, read_state, terminate_holder
 from orchestration.copies import copy_run
 from orchestration.errors import JobFailedError
 from orchestration.local.process import (
@@ -174,7 +173,7 @@ class LocalTarget(Target):
 
     def cancel(self, name: str) -> RunStatus:
         folder, status = self._folder(name), self.status(name)
-        note = read_note(folder)
+        note = read_state(folder)
         if status.state != "running" or note is None:
             raise UsageError([f"{status.name}: is not running; its state is {status.state}."])
         if note.machine != platform.node():
@@ -241,7 +240,7 @@ def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> 
 def _wait_for_first_step(folder: RunFolder, child: subprocess.Popen[str]) -> None:
     """Waits until the child trains or has ended."""
     while child.poll() is None:
-        note = read_note(folder)
+        note = read_state(folder)
         if note is not None and note.process == child.pid and note.state == "running":
             return
         time.sleep(LOOK_SECONDS)

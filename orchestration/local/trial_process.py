@@ -11,8 +11,7 @@ from typing import IO
 
 from msggan.commands.program import EXIT_CODES
 from msggan.errors import MsgganError
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import is_owned, read_note, state_of, terminate_holder
+from msggan.runs.folder import RunFolder, is_owned, read_state, state_of, terminate_holder
 from orchestration.local.process import Ending, silent_death, start, told_by
 
 NEEDS_LESS_MEMORY = "A smaller --batch-size, --resolution or --concurrent needs less memory."
@@ -67,7 +66,7 @@ class AdoptedTrial:
         return Outcome(state.state, state.reason)
 
     def stop(self) -> None:
-        record = read_note(self._folder)
+        record = read_state(self._folder)
         if record is not None and record.state == "running" and record.machine == platform.node():
             terminate_holder(self._folder.lock, record.process)
 

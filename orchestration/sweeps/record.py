@@ -22,8 +22,7 @@ from msggan.commands.options import to_argv
 from msggan.config import explicit_values
 from msggan.errors import RunFolderError, UsageError
 from msggan.runs.files import write_whole
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import DIED, PATIENCE_SECONDS, is_owned, state_of
+from msggan.runs.folder import DIED, PATIENCE_SECONDS, RunFolder, is_owned, state_of
 from msggan.tracking.metrics_log import read_metrics
 from orchestration.runs import names_in
 from orchestration.spec import SWEEP_FILE, is_remote, trial_path

@@ -17,8 +17,7 @@ import pytest
 from support.images import draw_tiny_images
 from support.programs import Ended, command_line, environment, run_in, started, stopped, wait_for
 
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import is_owned, read_note
+from msggan.runs.folder import RunFolder, is_owned, read_state
 from msggan.tracking.metrics_log import Tracker
 from orchestration.copies import CopyFolder
 
@@ -57,7 +56,7 @@ def endless(place: Path, name: str) -> Iterator[dict[str, object]]:
         yield submitted.json
     finally:
         folder = RunFolder(place / "runs" / name)
-        note = read_note(folder)
+        note = read_state(folder)
         if note is not None and is_owned(folder):
             os.kill(note.process, signal.SIGKILL)
         shutil.rmtree(folder.path)
@@ -222,7 +221,7 @@ def has_open(process: subprocess.Popen[str], path: Path) -> bool:
 
 def test_a_run_whose_process_was_killed_is_interrupted_and_resumes(place: Path) -> None:
     with endless(place, "killed") as submitted:
-        note = read_note(RunFolder(place / "runs" / "killed"))
+        note = read_state(RunFolder(place / "runs" / "killed"))
         assert note is not None
         os.kill(note.process, signal.SIGKILL)
         followed = msggan_aml(place, "logs", "killed", "--follow")  # ends, as nothing will be written any more

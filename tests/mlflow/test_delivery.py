@@ -36,8 +36,7 @@ from support.mlflow import (
 )
 from support.programs import command_line, environment, run_in
 
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import RunState, read_note
+from msggan.runs.folder import RunFolder, RunState, read_state
 from msggan.tracking.metrics_log import Tracker, read_metrics
 from msggan.tracking.mlflow_process import MlflowCursor
 from msggan.tracking.mlflow_worker import RunLogger
@@ -643,7 +642,7 @@ def test_a_killed_training_resumes_with_each_step_once(database: str, tiny_image
     assert "does not have" not in ended.stderr
     there = the_run(database)
     assert (there.info.run_name, there.info.status) == ("run", "FINISHED")
-    note = read_note(run)
+    note = read_state(run)
     assert note is not None
     assert note.ended is not None
     assert there.info.start_time == utc_ms(note.created)

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from support.mlflow import a_run, delivered, free_port, runs_at, utc_ms
 from support.programs import Ended
 
-from msggan.commands.tracking_uri import PARENT_VARIABLE
+from msggan.commands.program import PARENT_VARIABLE
 from msggan.runs.folder import RunFolder
 from msggan.tracking.mlflow_worker import connect, log_result, parent_run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.programs import Ended
 
-from msggan.commands.tracking_uri import (
+from msggan.commands.program import (
     absolute_uri,
     chosen_tracking_uri,
     sqlite_file,

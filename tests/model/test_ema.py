@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.builders import small_config
 from torch import nn
 
-from msggan.ema import ema_decay, update_ema
+from msggan.steps import ema_decay, update_ema
 
 
 def constant_layer(value: float) -> nn.Linear:

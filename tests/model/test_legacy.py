@@ -28,8 +28,7 @@ from msggan.networks import Discriminator, Generator
 from msggan.pictures.grids import generate
 from msggan.pictures.sampler import Sampler
 from msggan.randomness import latents_of
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import state_of
+from msggan.runs.folder import RunFolder, state_of
 
 # BMSG-GAN's name → ours, at depth 4, written out by hand: I is 0 … 3 in the generator.
 GENERATOR = {

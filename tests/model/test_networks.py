@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from support.builders import assert_close, random_pyramid
 from torch import Tensor, nn
 
-from msggan.layers import Convolution, LatentConvolution, activate, append_minibatch_stddev, pixel_norm
-from msggan.networks import Discriminator, Generator
+from msggan.networks import (
+    Convolution,
+    Discriminator,
+    Generator,
+    LatentConvolution,
+    activate,
+    append_minibatch_stddev,
+    pixel_norm,
+)
 
 # Worked by hand from the description of BMSG-GAN for latent size 64, coarse to fine.
 GENERATOR_WIDTHS = [64, 64, 64, 64, 32, 16, 8, 4, 2]

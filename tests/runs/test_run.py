@@ -17,9 +17,8 @@ from msggan.commands.verbs import SampleOptions
 from msggan.errors import CheckpointError, RunFolderError
 from msggan.pictures.grids import thumbnail
 from msggan.pictures.sampler import Sampler
-from msggan.runs.folder import RunFolder
+from msggan.runs.folder import RunFolder, owned, record_end, record_start
 from msggan.runs.run import curve
-from msggan.runs.state import begin, end, owned
 
 METRICS = """\
 {"images": 250, "kimg": 0.25, "d_loss": 0.5, "g_loss": 1.5}
@@ -40,7 +39,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def ended(folder: RunFolder, state: str, *, images_seen: int, reason: str = "") -> Run:
-    end(folder, begin(folder, data="x", images_seen=0), state, images_seen=images_seen, reason=reason)
+    record_end(folder, record_start(folder, data="x", images_seen=0), state, images_seen=images_seen, reason=reason)
     return Run(folder.path)
 
 
@@ -98,7 +97,7 @@ def test_nothing_of_a_file_becomes_html_by_itself(folder: RunFolder) -> None:
 
 def test_a_run_at_work_says_how_to_follow_it(folder: RunFolder) -> None:
     with owned(folder):
-        begin(folder, data="x", images_seen=0)
+        record_start(folder, data="x", images_seen=0)
         assert f"msggan-aml logs {folder} --follow" in Run(folder.path)._repr_html_()
 
 

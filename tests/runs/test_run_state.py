@@ -15,18 +15,26 @@ import pytest
 from support.programs import environment, wait_for
 
 from msggan.errors import RunFolderError
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import DIED, begin, end, is_owned, owned, read_note, state_of, terminate_holder
+from msggan.runs.folder import (
+    DIED,
+    RunFolder,
+    is_owned,
+    owned,
+    read_state,
+    record_end,
+    record_start,
+    state_of,
+    terminate_holder,
+)
 
 # A process that owns the run in its first argument until it is killed.
 OWNER = """
 import sys, time
 from pathlib import Path
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import begin, owned
+from msggan.runs.folder import RunFolder, owned, record_start
 folder = RunFolder(Path(sys.argv[1]))
 with owned(folder):
-    begin(folder, data="images", images_seen=8)
+    record_start(folder, data="images", images_seen=8)
     while True:
         time.sleep(1)
 """
@@ -37,7 +45,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "runs" / "one")
 
 
-def test_where_no_run_has_begun_there_is_no_state_and_nothing_is_written(folder: RunFolder) -> None:
+def test_where_no_run_has_started_there_is_no_state_and_nothing_is_written(folder: RunFolder) -> None:
     assert state_of(folder) is None
     assert not is_owned(folder)
     assert not folder.path.exists()
@@ -45,31 +53,31 @@ def test_where_no_run_has_begun_there_is_no_state_and_nothing_is_written(folder:
 
 def test_a_run_goes_on_while_its_process_owns_it(folder: RunFolder) -> None:
     with owned(folder):
-        begun = begin(folder, data="images", images_seen=0)
-        assert state_of(folder) == begun
-        assert (begun.state, begun.process, begun.machine) == ("running", os.getpid(), platform.node())
-        assert begun.data == os.path.abspath("images")
+        started = record_start(folder, data="images", images_seen=0)
+        assert state_of(folder) == started
+        assert (started.state, started.process, started.machine) == ("running", os.getpid(), platform.node())
+        assert started.data == os.path.abspath("images")
 
 
 @pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "interrupted"])
 def test_an_end_is_kept_with_its_reason_and_the_images_seen(folder: RunFolder, state: str) -> None:
     with owned(folder):
-        begun = begin(folder, data="images", images_seen=0)
-        ended = end(folder, begun, state, images_seen=64, reason="because")
+        started = record_start(folder, data="images", images_seen=0)
+        ended = record_end(folder, started, state, images_seen=64, reason="because")
     assert state_of(folder) == ended
-    assert (ended.state, ended.images_seen, ended.reason, ended.created) == (state, 64, "because", begun.created)
+    assert (ended.state, ended.images_seen, ended.reason, ended.created) == (state, 64, "because", started.created)
 
 
 def test_going_on_keeps_when_the_run_first_began(folder: RunFolder) -> None:
     with owned(folder):
-        first = begin(folder, data="images", images_seen=0)
+        first = record_start(folder, data="images", images_seen=0)
         folder.state.write_text(folder.state.read_text().replace(first.created, "2020-01-01T00:00:00Z"))
-        assert begin(folder, data="images", images_seen=8).created == "2020-01-01T00:00:00Z"
+        assert record_start(folder, data="images", images_seen=8).created == "2020-01-01T00:00:00Z"
 
 
 def test_a_run_that_is_owned_belongs_to_nobody_else(folder: RunFolder) -> None:
     with owned(folder):
-        begin(folder, data="images", images_seen=0)
+        record_start(folder, data="images", images_seen=0)
         with pytest.raises(RunFolderError) as refused, owned(folder):
             pass
     assert f"process {os.getpid()} on {platform.node()}" in refused.value.message
@@ -82,9 +90,9 @@ def test_a_run_that_is_owned_belongs_to_nobody_else(folder: RunFolder) -> None:
 def test_a_run_whose_process_was_killed_is_interrupted_and_free(folder: RunFolder) -> None:
     with subprocess.Popen([sys.executable, "-c", OWNER, str(folder)], env=environment()) as process:
         try:
-            wait_for(lambda: read_note(folder), process)
+            wait_for(lambda: read_state(folder), process)
             assert is_owned(folder)
-            assert state_of(folder) == read_note(folder)
+            assert state_of(folder) == read_state(folder)
         finally:
             process.send_signal(signal.SIGKILL)
     state = state_of(folder)
@@ -92,7 +100,7 @@ def test_a_run_whose_process_was_killed_is_interrupted_and_free(folder: RunFolde
     assert (state.state, state.reason, state.images_seen) == ("interrupted", DIED, 8)
     assert state.ended is not None
     with owned(folder):
-        assert read_note(folder) == state, "the next owner is not taken for the dead one"
+        assert read_state(folder) == state, "the next owner is not taken for the dead one"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
@@ -110,7 +118,7 @@ def test_only_the_process_that_has_the_lock_is_terminated(
     unrelated = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     with subprocess.Popen([sys.executable, "-c", OWNER, str(folder)], env=environment()) as owner, unrelated:
         try:
-            wait_for(lambda: read_note(folder), owner)
+            wait_for(lambda: read_state(folder), owner)
             assert not terminate_holder(folder.lock, unrelated.pid)
             assert terminate_holder(folder.lock, owner.pid)
             assert owner.wait() == -signal.SIGTERM
@@ -123,9 +131,9 @@ def test_only_the_process_that_has_the_lock_is_terminated(
 
 def test_what_a_newer_version_notes_besides_is_ignored(folder: RunFolder) -> None:
     with owned(folder):
-        begun = begin(folder, data="images", images_seen=0)
+        started = record_start(folder, data="images", images_seen=0)
         folder.state.write_text(json.dumps({**json.loads(folder.state.read_text()), "speed": 12}))
-        assert read_note(folder) == begun
+        assert read_state(folder) == started
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"state": "running"}', b"\xff"])

@@ -11,8 +11,7 @@ from support.kills import OPTIONS, everything
 from support.programs import REPOSITORY, command_line, environment, run_in, wait_for
 
 from msggan.runs.checkpoint import newest_checkpoint
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import read_note
+from msggan.runs.folder import RunFolder, read_state
 
 LONG = [*OPTIONS, "--kimg", 1000, "--checkpoint-kimg", 0.1]
 
@@ -76,7 +75,7 @@ def test_where_locks_do_not_tell_the_newest_trainer_wins_and_the_older_one_stops
             assert "Traceback" not in stderr
             before = checkpoints(run_dir)
             wait_for(lambda: checkpoints(run_dir) > before, second)
-            note = read_note(RunFolder(run_dir))
+            note = read_state(RunFolder(run_dir))
             assert note is not None
             assert (note.process, note.state) == (second.pid, "running")
             second.kill()

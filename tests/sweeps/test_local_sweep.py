@@ -25,8 +25,7 @@ from support.programs import Ended, run_in, started, stopped, wait_for
 
 from msggan.config import TrainConfig
 from msggan.errors import RunFolderError
-from msggan.runs.folder import RunFolder
-from msggan.runs.state import begin, is_owned, owned
+from msggan.runs.folder import RunFolder, is_owned, owned, record_start
 from msggan.tracking.metrics_log import read_metrics
 from orchestration.local.sweep import LocalSweeps
 from orchestration.local.trial_process import AdoptedTrial, Outcome
@@ -276,7 +275,7 @@ def test_a_sweep_and_a_trial_whose_processes_are_gone_are_interrupted(tmp_path: 
     trial = folder.trial(1)
     trial.path.mkdir(parents=True)
     with owned(trial):  # one of the trials goes on without its sweep
-        begin(trial, data="tiny", images_seen=0)
+        record_start(trial, data="tiny", images_seen=0)
         status = LocalSweeps(tmp_path).sweep_status("s")
         assert (status.state, status.reason) == ("interrupted", DIED)
         assert [(one.number, one.state) for one in status.trials] == [(0, "interrupted"), (1, "running")]
@@ -379,7 +378,7 @@ def test_what_a_killed_sweep_and_its_trials_left_as_running_is_interrupted(tmp_p
         TrialRecord({"g_lr": 1}),
     ]
     with owned(folder.trial(0)):
-        begin(folder.trial(0), data="tiny", images_seen=8)
+        record_start(folder.trial(0), data="tiny", images_seen=8)
     folder.save(note)
     status = LocalSweeps(tmp_path / "runs").sweep_status("s")
     assert (status.state, states(status.as_json())) == ("interrupted", ["interrupted", "interrupted", "queued"])
@@ -402,7 +401,7 @@ def test_cancel_leaves_processes_alone_that_are_not_the_sweeps(tmp_path: Path) -
                 folder.save(note)
                 with pytest.raises(RunFolderError, match=f"process {unrelated.pid} of this machine does not run it"):
                     LocalSweeps(tmp_path / "runs").cancel_sweep("s")
-                begin(trial, data="tiny", images_seen=8)
+                record_start(trial, data="tiny", images_seen=8)
                 trial.state.write_text(json.dumps({**json.loads(trial.state.read_text()), "process": unrelated.pid}))
                 AdoptedTrial(trial).stop()
             assert unrelated.poll() is None
