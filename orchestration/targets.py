@@ -19,10 +19,11 @@ from orchestration.spec import RunSpec, default_name, name_of_trial, name_proble
 from orchestration.status import Download, ProvisionPlan, Reporter, RunStatus
 from orchestration.sweeps.space import read_space
 from orchestration.sweeps.spec import SweepSpec, default_trials, objective_of, sweep_name
-from orchestration.sweeps.status import SweepStatus, Trial
 
 if TYPE_CHECKING:
     from msggan.networks import Generator
+    from orchestration.sweeps.status import SweepStatus
+    from orchestration.sweeps.trials import Trial
 
 SomeTarget = TypeVar("SomeTarget", bound="Target")
 

@@ -19,10 +19,9 @@ from msggan.errors import UsageError
 from orchestration.azure.history import SWEEP_TAG
 from orchestration.azure.jobs import RUN_PLACEHOLDER, JobPlan, build_job, command_line
 from orchestration.spec import RunSpec
-from orchestration.sweeps.early_stopping import EarlyStopping
 from orchestration.sweeps.space import Choice, Dimension, Interval
 from orchestration.sweeps.spec import KNOWN_METRICS, SweepSpec
-from orchestration.sweeps.status import ENDED, Trial
+from orchestration.sweeps.trials import ENDED, EarlyStopping, Trial
 
 # A trial that starts again has the same AZUREML_RUN_ID, and finds its folder there.
 TRIAL_FOLDER = f"{RUN_PLACEHOLDER}/trials/$AZUREML_RUN_ID"

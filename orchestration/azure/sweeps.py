@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,11 +48,11 @@ from orchestration.copies import COPY_FILE, is_copy
 from orchestration.errors import AzureServiceError
 from orchestration.spec import SWEEP_FILE, trial_named
 from orchestration.status import Download
-from orchestration.sweeps.format import next_of_sweep, trial_line
 from orchestration.sweeps.record import SweepRequest, read_request, refuse_another_sweep
-from orchestration.sweeps.report import newest_grid, write_report
+from orchestration.sweeps.report import newest_grid, report_result, write_report
 from orchestration.sweeps.spec import SweepSpec
-from orchestration.sweeps.status import SweepStatus, Trial, failures_reason, sorted_trials
+from orchestration.sweeps.status import SweepStatus, next_of_sweep, trial_line
+from orchestration.sweeps.trials import Trial, failures_reason, sorted_trials
 
 CONCURRENT_REQUESTS = 4
 
@@ -303,29 +302,17 @@ class AzureSweeps:
         if path.parent.exists() and not is_copy(path.parent):
             tell(f"No report: {path.parent} belongs to a run on this machine. Use another --runs-dir for it.")
             return status
-        try:
-            with tempfile.TemporaryDirectory(prefix="msggan-grids-") as folder:
-                grids = dict(self._download_grids(status.trials, Path(folder)))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                record = {"scope": self.session.agreement.scope, "run": status.name}
-                write_whole(path.with_name(COPY_FILE), json.dumps(record).encode())
-                write_report(path, status, grids)
-        except (OSError, MsgganError) as error:
-            reason = error.message if isinstance(error, MsgganError) else error.strerror or error
-            tell(f"{path}: cannot be written ({reason}).")
-            return status
-        tell(f"Report: {path}")
-        return replace(status, report=str(path))
-
-    def _download_grids(self, trials: Sequence[Trial], to: Path) -> Iterator[tuple[int, Path]]:
-        """Downloads each trial's newest sample grid. → the trial's number and the file."""
-        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as threads:
-            contents = list(threads.map(partial(_newest_grid, self.session), trials))
-        for trial, content in zip(trials, contents, strict=True):
-            if content is not None:
-                path = to / f"{trial.number}.png"
-                path.write_bytes(content)
-                yield trial.number, path
+        with report_result(path, tell):
+            with ThreadPoolExecutor(CONCURRENT_REQUESTS) as threads:
+                contents = list(threads.map(partial(_newest_grid, self.session), status.trials))
+            numbers = [trial.number for trial in status.trials]
+            grids = {number: grid for number, grid in zip(numbers, contents, strict=True) if grid is not None}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            record = {"scope": self.session.agreement.scope, "run": status.name}
+            write_whole(path.with_name(COPY_FILE), json.dumps(record).encode())
+            write_report(path, status, grids)
+            return replace(status, report=str(path))
+        return status
 
 
 def _newest_grid(session: Session, trial: Trial) -> bytes | None:

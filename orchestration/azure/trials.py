@@ -24,9 +24,15 @@ from orchestration.azure.status import reason_of
 from orchestration.azure.sweep_jobs import JOINT, switch
 from orchestration.spec import TRIALS_FOLDER, DatastorePath
 from orchestration.status import ACTIVE_STATES
-from orchestration.sweeps.early_stopping import reason_to_stop
 from orchestration.sweeps.record import SweepRequest
-from orchestration.sweeps.status import CANCELLED, Trial, failures_reason, measured, time_limit_reason
+from orchestration.sweeps.trials import (
+    CANCELLED,
+    Trial,
+    failures_reason,
+    measured,
+    reason_to_stop,
+    time_limit_reason,
+)
 
 CONCURRENT_READS = 8
 STOPPED_EARLY = "Azure ML stopped it early."
@@ -120,7 +126,7 @@ class SweepReader:
         """Why the policy stops a trial, by the values read now; empty if it does not."""
         if self.request.early_stopping.policy == "none":
             return ""
-        curves = {other.number: [value for _, value in other.curve] for other in trials}
+        curves = {other.number: other.values for other in trials}
         own = curves.pop(trial.number)
         others = [curve for curve in curves.values() if curve]
         return reason_to_stop(self.request.early_stopping, self.request.objective, own, others)

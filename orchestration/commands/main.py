@@ -63,8 +63,7 @@ from orchestration.commands.terminal import (
 from orchestration.settings import JOB_SETTINGS, Flags, Settings, settings_options
 from orchestration.spec import RunSpec, default_name, name_problems, source_problems
 from orchestration.status import Reporter, RunStatus, columns, status_lines, table
-from orchestration.sweeps.format import sweep_table
-from orchestration.sweeps.status import SweepStatus
+from orchestration.sweeps.status import SweepStatus, sweep_table
 from orchestration.targets import (
     Target,
     build_target,

@@ -46,8 +46,6 @@ from orchestration.copies import forget_download, is_copy
 from orchestration.settings import JOB_SETTINGS, Flags, Settings, settings_options
 from orchestration.spec import name_of_trial, source_problems, trial_named
 from orchestration.status import Reporter
-from orchestration.sweeps.early_stopping import POLICIES, EarlyStopping
-from orchestration.sweeps.format import sweep_lines
 from orchestration.sweeps.space import SearchSpace, read_space
 from orchestration.sweeps.spec import (
     DEFAULT_TRIALS,
@@ -58,7 +56,8 @@ from orchestration.sweeps.spec import (
     objective_of,
     sweep_name,
 )
-from orchestration.sweeps.status import SweepStatus, Trial
+from orchestration.sweeps.status import SweepStatus, sweep_lines
+from orchestration.sweeps.trials import POLICIES, EarlyStopping, Trial
 from orchestration.targets import (
     SweepTarget,
     build_target,

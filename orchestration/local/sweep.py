@@ -34,8 +34,6 @@ from orchestration.local.trial_process import AdoptedTrial, Outcome, TrialProces
 from orchestration.runs import DEFAULT_RUNS_DIR
 from orchestration.spec import RunSpec
 from orchestration.status import Download, Reporter
-from orchestration.sweeps.early_stopping import reason_to_stop
-from orchestration.sweeps.format import next_of_sweep, trial_line
 from orchestration.sweeps.record import (
     SweepFolder,
     SweepRecord,
@@ -43,15 +41,16 @@ from orchestration.sweeps.record import (
     refuse_another_sweep,
     sweep_names,
 )
-from orchestration.sweeps.report import newest_grid, write_report
-from orchestration.sweeps.space import written
+from orchestration.sweeps.report import newest_grid, report_result, write_report
+from orchestration.sweeps.space import draw, propose, written
 from orchestration.sweeps.spec import SweepSpec
-from orchestration.sweeps.status import (
+from orchestration.sweeps.status import SweepStatus, next_of_sweep, trial_line
+from orchestration.sweeps.trials import (
     CANCELLED,
     ENDED,
-    SweepStatus,
     Trial,
     failures_reason,
+    reason_to_stop,
     sorted_trials,
     time_limit_reason,
 )
@@ -165,19 +164,16 @@ class LocalSweeps:
     def report(self, status: SweepStatus) -> SweepStatus:
         """Writes the sweep's report. On failure, reports the reason and returns the status unchanged."""
         folder = self._folder(status.name)
-        samples = {trial.number: folder.trial(trial.number).samples for trial in status.trials}
-        grids = {
-            number: path / newest
-            for number, path in samples.items()
-            if (newest := newest_grid(file.name for file in path.glob("*.png")))
-        }
-        try:
+        grids = {}
+        for trial in status.trials:
+            samples = folder.trial(trial.number).samples
+            with suppress(OSError):  # such a trial has no picture in the report
+                if newest := newest_grid(path.name for path in samples.glob("*.png")):
+                    grids[trial.number] = (samples / newest).read_bytes()
+        with report_result(folder.report, self.tell):
             write_report(folder.report, status, grids)
-        except OSError as error:
-            self.tell(f"{folder.report}: cannot be written ({error.strerror or error}).")
-            return status
-        self.tell(f"Report: {folder.report}")
-        return replace(status, report=str(folder.report))
+            return replace(status, report=str(folder.report))
+        return status
 
     def cancel_sweep(self, name: str) -> SweepStatus:
         """Stops a sweep with a checkpoint and waits for its end. Raises `UsageError` if it is not running."""
@@ -207,7 +203,7 @@ class LocalSweeps:
 
     def trial_command(self, spec: SweepSpec, number: int, settings: dict[str, Any]) -> list[str]:
         """The command line of a trial."""
-        run = RunSpec(spec.with_settings(settings), spec.data, spec.name, spec.hardware)
+        run = RunSpec(replace(spec.config, **settings), spec.data, spec.name, spec.hardware)
         folder = self._folder(spec.name).trial(number)
         return run.command(data=str(spec.data), run_dir=str(folder), python=self.python)
 
@@ -303,8 +299,6 @@ class _Sweep:
                 return number
         if self.spec.sampling != "bayesian" or len(self.record.trials) >= self.record.planned:
             return None
-        from orchestration.sweeps.sampling import propose  # Optuna takes a second to load
-
         trials = self.folder.read_trials(self.record)
         settings = propose(self.spec.space, self.spec.objective, self.spec.sampling_seed, trials)
         self.record.trials.append(TrialRecord(settings))
@@ -335,7 +329,7 @@ class _Sweep:
         """Stops a trial by the policy. The decision is recorded first, for a sweep that is resumed."""
         if self.record.trials[number].state == "stopped":
             return
-        curves = [[value for _, value in trial.curve] for trial in self.folder.read_trials(self.record)]
+        curves = [trial.values for trial in self.folder.read_trials(self.record)]
         others = [curve for other, curve in enumerate(curves) if other != number and curve]
         policy, objective = self.spec.early_stopping, self.spec.objective
         reason = reason_to_stop(policy, objective, curves[number], others, after=self.judged[number])
@@ -431,8 +425,6 @@ def start_or_resume(spec: SweepSpec, record: SweepRecord | None, tell: Callable[
 
 
 def _drawn(spec: SweepSpec) -> list[dict[str, Any]]:
-    from orchestration.sweeps.sampling import draw  # Optuna takes a second to load
-
     return draw(spec.space, spec.sampling, spec.sampling_seed, spec.trials)
 
 

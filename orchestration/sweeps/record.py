@@ -22,13 +22,12 @@ from msggan.commands.options import to_argv
 from msggan.config import explicit_values
 from msggan.errors import RunFolderError, UsageError
 from msggan.runs.files import write_whole
-from msggan.runs.folder import DIED, PATIENCE_SECONDS, RunFolder, is_owned, state_of
+from msggan.runs.folder import DIED, PATIENCE_SECONDS, RunFolder, is_owned
 from msggan.tracking.metrics_log import read_metrics
 from orchestration.runs import names_in
 from orchestration.spec import SWEEP_FILE, is_remote, trial_path
-from orchestration.sweeps.early_stopping import EarlyStopping
 from orchestration.sweeps.spec import SweepSpec
-from orchestration.sweeps.status import Objective, Trial, measured
+from orchestration.sweeps.trials import EarlyStopping, Objective, Trial, measured
 
 FORMAT_VERSION = 3
 # Keys of format 2, which is still read.
@@ -254,23 +253,16 @@ class SweepFolder:
 
     def read_trial(self, record: SweepRecord, number: int) -> Trial:
         trial, folder = record.trials[number], self.trial(number)
+        was_killed = trial.state == "running" and not is_owned(folder)
         return Trial(
             number=number,
             name=f"{self.path.name}/{number}",
-            state=_living_state(trial, folder),
+            state="interrupted" if was_killed else trial.state,
             settings=trial.settings,
             run_dir=str(folder),
             reason=trial.reason,
             **measured(read_metrics(folder.metrics), record.objective),
         )
-
-
-def _living_state(trial: TrialRecord, folder: RunFolder) -> str:
-    """The state of a trial, `interrupted` if it was running when its sweep was killed and has died too."""
-    if trial.state != "running" or is_owned(folder):
-        return trial.state
-    state = state_of(folder)
-    return "interrupted" if state is None or state.state != "running" else trial.state
 
 
 def sweep_names(runs_dir: str) -> list[str]:

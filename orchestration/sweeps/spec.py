@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from msggan.commands.options import Hardware, must_be_one_of, nearest, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.spec import default_name, name_problems
-from orchestration.sweeps.early_stopping import POLICY_OPTIONS, EarlyStopping, early_stopping_problems
-from orchestration.sweeps.space import Interval, SearchSpace, written
-from orchestration.sweeps.status import Objective
+from orchestration.sweeps.space import MAX_TRIALS, Interval, SearchSpace, written
+from orchestration.sweeps.trials import POLICY_OPTIONS, EarlyStopping, Objective, early_stopping_problems
 
 SAMPLINGS = ("random", "grid", "bayesian", "sobol")
 DIRECTIONS = ("minimize", "maximize")
 # The metrics in metrics.jsonl and their better direction. swd_16, swd_32 … are also there.
 KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
-MAX_TRIALS = 1000
 DEFAULT_TRIALS = 20
 
 
@@ -38,7 +35,7 @@ class SweepSpec:
     objective: Objective = field(default_factory=Objective)
     sampling: str = "random"
     sampling_seed: int = 0
-    trials: int = 20
+    trials: int = DEFAULT_TRIALS
     concurrent: int = 1
     timeout_hours: float | None = None
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -49,10 +46,6 @@ class SweepSpec:
         problems = name_problems(self.name) + spec_problems(self)
         if problems:
             raise UsageError(problems)
-
-    def with_settings(self, settings: dict[str, Any]) -> TrainConfig:
-        """The configuration of the trial that has these settings."""
-        return replace(self.config, **settings)
 
     def to_argv(self) -> list[str]:
         """The options of `msggan-aml sweep` that give this sweep; defaults are left out."""
@@ -102,47 +95,22 @@ def sweep_name(data: str | Path) -> str:
 
 def spec_problems(spec: SweepSpec) -> list[str]:
     """Every problem with a sweep, one sentence each."""
-    return [
-        *objective_problems(spec.objective, spec.config),
-        *_sampling_problems(spec),
-        *_number_problems(spec),
-        *early_stopping_problems(spec.early_stopping),
-    ]
-
-
-def objective_problems(objective: Objective, config: TrainConfig) -> list[str]:
-    """Problems with --objective and --direction. Which scales exist is known where --resolution is set."""
-    metric, direction = objective.metric, objective.direction
-    problems = []
-    if direction not in DIRECTIONS:
-        problems.append(f"--direction {direction}: {must_be_one_of(direction, DIRECTIONS)}")
-    scale = re.fullmatch(r"swd_(4|8|16|32|64|128|256|512|1024)", metric)
-    if metric not in KNOWN_METRICS and scale is None:
-        near = nearest(metric, KNOWN_METRICS)
-        known = f"Did you mean {near[0]}?" if near else f"There are {', '.join(KNOWN_METRICS)} and swd_16, swd_32 …"
-        problems.append(f"--objective {metric}: no run logs this. {known}")
-    resolution = config.resolution
-    if scale and resolution is not None:
-        scales = [1 << power for power in range(2, 11) if 16 <= 1 << power <= resolution] or [resolution]
-        if int(scale[1]) not in scales:
-            there = ", ".join(["swd", *(f"swd_{scale}" for scale in scales)])
-            problems.append(f"--objective {metric}: is never logged at --resolution {resolution}. There are {there}.")
-    return problems
-
-
-def _sampling_problems(spec: SweepSpec) -> list[str]:
+    problems = objective_problems(spec.objective, spec.config)
     if spec.sampling not in SAMPLINGS:
-        return [f"--sampling {spec.sampling}: {must_be_one_of(spec.sampling, SAMPLINGS)}"]
-    return [
-        f"--sampling grid: --over {dimension} is a continuous range. List values, as in "
-        f"{dimension.name}={written(dimension.low)},{written(dimension.high)}, or use --sampling sobol."
-        for dimension in spec.space.dimensions
-        if spec.sampling == "grid" and isinstance(dimension, Interval)
-    ]
-
-
-def _number_problems(spec: SweepSpec) -> list[str]:
-    problems = _trials_problems(spec)
+        problems.append(f"--sampling {spec.sampling}: {must_be_one_of(spec.sampling, SAMPLINGS)}")
+    if spec.sampling == "grid":
+        problems += [
+            f"--sampling grid: --over {dimension} is a continuous range. List values, as in "
+            f"{dimension.name}={written(dimension.low)},{written(dimension.high)}, or use --sampling sobol."
+            for dimension in spec.space.dimensions
+            if isinstance(dimension, Interval)
+        ]
+    size = spec.space.size
+    if not 1 <= spec.trials <= MAX_TRIALS:
+        problems.append(f"--trials {spec.trials}: must be from 1 to {MAX_TRIALS}.")
+    elif spec.space.dimensions and size is not None and spec.trials > size:
+        count = "is only 1 combination" if size == 1 else f"are only {size} combinations"
+        problems.append(f"--trials {spec.trials}: there {count}. Use --trials {size}.")
     if spec.concurrent < 1:
         problems.append(f"--concurrent {spec.concurrent}: must be 1 or more.")
     elif spec.concurrent > spec.trials > 0:
@@ -153,14 +121,23 @@ def _number_problems(spec: SweepSpec) -> list[str]:
         problems.append(f"--timeout {spec.timeout_hours:g}: must be more than 0 hours.")
     if not 0 <= spec.max_failed_fraction <= 1:
         problems.append(f"--max-failed-fraction {spec.max_failed_fraction:g}: must be from 0 to 1.")
+    return problems + early_stopping_problems(spec.early_stopping)
+
+
+def objective_problems(objective: Objective, config: TrainConfig) -> list[str]:
+    """Problems with --objective and --direction. Which scales exist is known where --resolution is set."""
+    metric, direction, resolution = objective.metric, objective.direction, config.resolution
+    problems = []
+    if direction not in DIRECTIONS:
+        problems.append(f"--direction {direction}: {must_be_one_of(direction, DIRECTIONS)}")
+    scale = re.fullmatch(r"swd_(4|8|16|32|64|128|256|512|1024)", metric)
+    if metric not in KNOWN_METRICS and scale is None:
+        near = nearest(metric, KNOWN_METRICS)
+        known = f"Did you mean {near[0]}?" if near else f"Available: {', '.join(KNOWN_METRICS)}, swd_16, swd_32 …"
+        problems.append(f"--objective {metric}: no run logs this. {known}")
+    if scale and resolution is not None:
+        scales = [1 << power for power in range(2, 11) if 16 <= 1 << power <= resolution] or [resolution]
+        if int(scale[1]) not in scales:
+            logged = ", ".join(["swd", *(f"swd_{scale}" for scale in scales)])
+            problems.append(f"--objective {metric}: is not logged at --resolution {resolution}. Available: {logged}.")
     return problems
-
-
-def _trials_problems(spec: SweepSpec) -> list[str]:
-    if not 1 <= spec.trials <= MAX_TRIALS:
-        return [f"--trials {spec.trials}: must be from 1 to {MAX_TRIALS}."]
-    size = spec.space.size
-    if not spec.space.dimensions or size is None or spec.trials <= size:
-        return []
-    there = "is only 1 combination" if size == 1 else f"are only {size} combinations"
-    return [f"--trials {spec.trials}: there {there}. Use --trials {size}."]

@@ -1,60 +1,19 @@
-"""The status of a sweep: its trials, which of them is best, and whether the best is better than chance."""
+"""The status of a sweep: its trials, the best one and whether it is better by more than chance; and this as text."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from msggan.commands.program import EXIT_CODES
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
-
-ENDED = ("completed", "stopped", "failed")  # a trial in one of these states is not started again
-CANCELLED = "Cancelled by the user."  # a single trial, not its sweep
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The metric that trials are compared by. direction: minimize or maximize."""
-
-    metric: str = "swd"
-    direction: str = "minimize"
-
-    def is_better(self, value: float, other: float) -> bool:
-        return value < other if self.direction == "minimize" else value > other
-
-    def best(self, values: Iterable[float]) -> float:
-        return min(values) if self.direction == "minimize" else max(values)
-
-    def sort_key(self, value: float | None) -> float:
-        """Sorts the best first, and what has no finite value last."""
-        if value is None or not math.isfinite(value):
-            return math.inf
-        return value if self.direction == "minimize" else -value
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial of a sweep.
-
-    number: from 0. state: queued, preparing, running, completed, stopped (early, by the policy), failed, cancelled or
-    interrupted. objective: its best value so far, None if it was not measured. curve: (images seen, objective) of each
-    measurement.
-    """
-
-    number: int
-    name: str
-    state: str
-    settings: dict[str, Any]
-    objective: float | None = None
-    images_seen: int | None = None
-    run_dir: str = ""
-    reason: str = ""
-    job_id: str | None = None
-    curve: tuple[tuple[int, float], ...] = ()
+from orchestration.runs import runs_dir_args
+from orchestration.status import ACTIVE_STATES, columns, format_time
+from orchestration.sweeps.space import written
+from orchestration.sweeps.trials import Objective, Trial, best_of, count_ended, ranked_trials
 
 
 @dataclass(frozen=True)
@@ -93,11 +52,6 @@ class SweepStatus:
         return warnings_about(self.trials, self.objective)
 
     @property
-    def ended_trials(self) -> int:
-        """The number of trials that are not started again."""
-        return count_ended(self.trials)
-
-    @property
     def planned_trials(self) -> int:
         return len(self.trials) if self.planned is None else self.planned
 
@@ -108,12 +62,11 @@ class SweepStatus:
 
     def trial(self, number: int) -> Trial:
         """The trial of this number. Raises `UsageError` if there is none."""
-        found = [trial for trial in self.trials if trial.number == number]
-        if found:
-            return found[0]
         numbers = [trial.number for trial in self.trials]
-        there = f"its trials are {min(numbers)} to {max(numbers)}" if numbers else "none has started"
-        raise UsageError([f"{self.name}: has no trial {number}; {there}."])
+        if number in numbers:
+            return self.trials[numbers.index(number)]
+        available = f"its trials are {min(numbers)} to {max(numbers)}" if numbers else "none has started"
+        raise UsageError([f"{self.name}: has no trial {number}; {available}."])
 
     def config_of(self, trial: Trial) -> TrainConfig:
         """The configuration of a trial."""
@@ -122,53 +75,6 @@ class SweepStatus:
     def as_json(self) -> dict[str, Any]:
         best = None if self.best is None else asdict(self.best)
         return {**asdict(self), "best": best, "warnings": self.warnings}
-
-
-def count_ended(trials: Iterable[Trial]) -> int:
-    return sum(trial.state in ENDED for trial in trials)
-
-
-def sorted_trials(trials: Iterable[Trial], objective: Objective) -> list[Trial]:
-    """From the best to the worst; then those without a value, then those that failed, by number."""
-    return sorted(
-        trials, key=lambda trial: (trial.state == "failed", objective.sort_key(trial.objective), trial.number)
-    )
-
-
-def ranked_trials(trials: Iterable[Trial], objective: Objective) -> list[Trial]:
-    """The trials that have a finite value and did not fail, from the best to the worst."""
-    able = [trial for trial in trials if math.isfinite(objective.sort_key(trial.objective)) and trial.state != "failed"]
-    return sorted_trials(able, objective)
-
-
-def best_of(trials: Iterable[Trial], objective: Objective) -> Trial | None:
-    """The best trial that has a finite value and did not fail."""
-    return next(iter(ranked_trials(trials, objective)), None)
-
-
-def measured(reports: Sequence[Mapping[str, Any]], objective: Objective) -> dict[str, Any]:
-    """The fields of a `Trial` that follow from the reports in its metrics.jsonl."""
-    values = ((int(report["images"]), report.get(objective.metric)) for report in reports if "images" in report)
-    curve = tuple((images, value) for images, value in values if value is not None and math.isfinite(value))
-    return {
-        "curve": curve,
-        "objective": objective.best(value for _, value in curve) if curve else None,
-        "images_seen": int(reports[-1]["images"]) if reports else None,
-    }
-
-
-# --- Sweeps that are given up -----------------------------------------------------------------------------------------
-
-
-def time_limit_reason(trials: Iterable[Any], planned: int) -> str:
-    """Why a sweep ended at its time limit. trials: what has a `state`."""
-    return f"Time limit reached after {count_ended(trials)} of {planned} trials."
-
-
-def failures_reason(reasons: Sequence[str], planned: int) -> str:
-    """Why a sweep is given up. reasons: why each failed trial failed, at least one."""
-    most_common = Counter(reasons).most_common(1)[0][0]
-    return f"{len(reasons)} of {planned} trials failed. Most common reason: {most_common}"
 
 
 # --- Whether the best trial is better than the others -----------------------------------------------------------------
@@ -185,21 +91,26 @@ def warnings_about(trials: Sequence[Trial], objective: Objective) -> list[str]:
         return []
     is_distance = objective.metric.startswith("swd") and objective.direction == "minimize"
     warnings = _training_warnings(ranked[0], objective.metric) if is_distance else []
+    best, worst = ranked[0].objective or 0.0, ranked[-1].objective or 0.0
     if "seed" in ranked[0].settings:
-        return warnings + _seed_warnings(ranked, objective)
-    return warnings + (_spread_warnings(ranked, objective) if is_distance else [])
+        warnings += _seed_warnings(ranked, objective.metric)
+    elif is_distance and len(ranked) > 1 and best > (1 - SEED_SHARE) * worst:
+        warnings.append(
+            f"All trials lie between {objective.metric} {best:.4g} and {worst:.4g}. Another seed alone can change it "
+            "as much: search the seed too, with --over seed=0,1."
+        )
+    return warnings
 
 
 def _training_warnings(best: Trial, metric: str) -> list[str]:
     """The best trial was short, or its distance to the images has not fallen."""
     warnings = []
-    kimg = (best.images_seen or 0) / 1000
+    kimg, values = (best.images_seen or 0) / 1000, best.values
     if kimg < MIN_KIMG:
         warnings.append(
             f"Trial {best.number} has trained only {kimg:g} kimg. Below {MIN_KIMG} kimg {metric} often ranks "
             "settings in the wrong order: use a larger --kimg."
         )
-    values = [value for _, value in best.curve]
     if len(values) == 1:
         warnings.append(
             f"Trial {best.number} has measured {metric} only once, which does not show whether training lowers it: use "
@@ -213,38 +124,119 @@ def _training_warnings(best: Trial, metric: str) -> list[str]:
     return warnings
 
 
-def _spread_warnings(ranked: Sequence[Trial], objective: Objective) -> list[str]:
-    """All trials are so close together that the seed alone may have ordered them."""
-    best, worst = ranked[0].objective or 0.0, ranked[-1].objective or 0.0
-    if len(ranked) == 1 or best <= (1 - SEED_SHARE) * worst:
-        return []
-    return [
-        f"All trials lie between {objective.metric} {best:.4g} and {worst:.4g}. Another seed alone can change it as "
-        "much: search the seed too, with --over seed=0,1."
-    ]
-
-
-def _seed_warnings(ranked: Sequence[Trial], objective: Objective) -> list[str]:
+def _seed_warnings(ranked: Sequence[Trial], metric: str) -> list[str]:
     """Other settings are closer to the best trial than another seed moves either."""
-    best = ranked[0]
-    rival = next((trial for trial in ranked if _without_seed(trial) != _without_seed(best)), None)
-    if rival is None:
+    best, by_settings = ranked[0], dict[str, list[Trial]]()
+    for trial in ranked:
+        settings = {name: value for name, value in trial.settings.items() if name != "seed"}
+        by_settings.setdefault(repr(settings), []).append(trial)
+    if len(by_settings) == 1:
         return []
-    spread = max(_spread_of_seeds(trial, ranked) for trial in (best, rival))
-    behind = abs((rival.objective or 0.0) - (best.objective or 0.0))
+    first, second, *_ = by_settings.values()
+    spread = max(abs((same[-1].objective or 0.0) - (same[0].objective or 0.0)) for same in (first, second))
+    behind = abs((second[0].objective or 0.0) - (best.objective or 0.0))
     if behind > spread or not spread:
         return []
     return [
-        f"Trial {rival.number} has other settings and is only {behind:.4g} behind trial {best.number} in "
-        f"{objective.metric}, while another seed alone changes it by {spread:.4g}."
+        f"Trial {second[0].number} has other settings and is only {behind:.4g} behind trial {best.number} in "
+        f"{metric}, while another seed alone changes it by {spread:.4g}."
     ]
 
 
-def _without_seed(trial: Trial) -> dict[str, Any]:
-    return {name: value for name, value in trial.settings.items() if name != "seed"}
+# --- As text ----------------------------------------------------------------------------------------------------------
+
+MAX_REASON = 80
 
 
-def _spread_of_seeds(trial: Trial, trials: Sequence[Trial]) -> float:
-    """The range of the objective over the trials with these settings and any seed."""
-    values = [other.objective or 0.0 for other in trials if _without_seed(other) == _without_seed(trial)]
-    return max(values) - min(values)
+def sweep_lines(status: SweepStatus) -> list[str]:
+    """The state of a sweep, its trials from the best to the worst, and the samples of the best."""
+    progress = f"{count_ended(status.trials)} of {status.planned_trials} trials finished."
+    lines = [f"{status.name}: {status.state}, {progress} {status.reason}".rstrip(), *_trial_table(status)]
+    if best := status.best:
+        lines += [f"Warning: {warning}" for warning in status.warnings]
+        lines.append(
+            f"{'No clear best. First:' if status.warnings else 'Best:'} trial {best.number}, "
+            f"{_format_settings(best.settings)}, {status.objective.metric} {short(best.objective)}. "
+            f"Samples: {best.run_dir}/samples"
+        )
+    return [*lines, f"Report: {status.report}"] if status.report else lines
+
+
+def _trial_table(status: SweepStatus) -> list[str]:
+    if not status.trials:
+        return []
+    names = list(dict.fromkeys(name for trial in status.trials for name in trial.settings))
+    headings = ["TRIAL", *(name.upper() for name in names), status.objective.metric.upper(), "KIMG", "STATE", "REASON"]
+    rows = [
+        [
+            str(trial.number),
+            *(short(trial.settings.get(name)) for name in names),
+            short(trial.objective),
+            "-" if trial.images_seen is None else f"{trial.images_seen / 1000:g}",
+            trial.state,
+            _shortened(trial.reason),
+        ]
+        for trial in status.trials
+    ]
+    return columns([headings, *rows])
+
+
+def sweep_table(sweeps: Sequence[SweepStatus]) -> list[str]:
+    """One line per sweep, below a line of headings."""
+    rows = [
+        (
+            status.name,
+            status.state,
+            f"{len(status.trials)}/{status.planned_trials}",
+            f"{status.objective.metric} {short(status.best.objective)}" if status.best else "-",
+            format_time(status.created),
+            status.run_dir,
+        )
+        for status in sweeps
+    ]
+    return columns([("SWEEP", "STATE", "TRIALS", "BEST", "STARTED", "FOLDER"), *rows])
+
+
+def trial_line(trial: Trial, trials: Sequence[Trial], planned: int, objective: Objective) -> str:
+    """The line for a trial that has ended. trials: all trials of the sweep. planned: the number of trials."""
+    best, ended = best_of(trials, objective), count_ended(trials)
+    parts = [f"Trial {trial.number} ({ended} of {planned} finished): {_format_settings(trial.settings)}: {trial.state}"]
+    if trial.objective is not None:
+        parts.append(f"{objective.metric} {short(trial.objective)}")
+    if trial.reason:
+        parts.append(_shortened(trial.reason))
+    if best is not None:
+        parts.append(f"best {short(best.objective)} (trial {best.number})")
+    return ", ".join(parts)
+
+
+def _format_settings(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={short(value)}" for name, value in settings.items())
+
+
+def short(value: Any) -> str:
+    """A value in four digits, which tell two trials apart; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else written(value)
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"
+
+
+def next_of_sweep(status: SweepStatus, args: Sequence[str], runs_dir: str) -> list[str]:
+    """The next commands: follow or cancel the sweep, else resume it and train its best trial further.
+
+    args: the arguments of `msggan-aml sweep` that give this sweep.
+    """
+    if status.state in ACTIVE_STATES:
+        commands = [["status", status.name], ["cancel", status.name]]
+    else:
+        can_resume = count_ended(status.trials) < status.planned_trials
+        if status.state == "failed":  # failed trials are retried on this machine only
+            can_resume = status.target == "local"
+        commands = [["sweep", *args]] if can_resume else []
+        commands += [["submit", "--from-trial", status.name]] if status.best is not None else []
+    return [shlex.join(["msggan-aml", *command, *runs_dir_args(runs_dir)]) for command in commands]

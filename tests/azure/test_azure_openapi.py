@@ -25,9 +25,9 @@ from msggan.config import TrainConfig
 from orchestration.commands.main import msggan_aml
 from orchestration.settings import read_settings
 from orchestration.spec import RunSpec
-from orchestration.sweeps.early_stopping import EarlyStopping
 from orchestration.sweeps.space import read_space
 from orchestration.sweeps.spec import SweepSpec
+from orchestration.sweeps.trials import EarlyStopping
 
 FOLDER = os.environ.get("MSGGAN_TEST_OPENAPI", "")
 RELEASE = "2023-04-01-preview"

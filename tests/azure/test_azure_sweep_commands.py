@@ -19,11 +19,10 @@ from msggan import load_generator
 from msggan.config import TrainConfig
 from orchestration.settings import read_settings
 from orchestration.status import Reporter
-from orchestration.sweeps.early_stopping import EarlyStopping
 from orchestration.sweeps.record import SweepRequest
 from orchestration.sweeps.space import read_space
 from orchestration.sweeps.spec import SweepSpec
-from orchestration.sweeps.status import CANCELLED
+from orchestration.sweeps.trials import CANCELLED, EarlyStopping
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),

@@ -31,11 +31,10 @@ from orchestration.azure.trials import (
     state_and_reason,
     too_many_failures,
 )
-from orchestration.sweeps.early_stopping import EarlyStopping
 from orchestration.sweeps.record import SweepRequest
 from orchestration.sweeps.space import Choice, Interval, SearchSpace, read_space
 from orchestration.sweeps.spec import SweepSpec
-from orchestration.sweeps.status import Objective, Trial
+from orchestration.sweeps.trials import EarlyStopping, Objective, Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

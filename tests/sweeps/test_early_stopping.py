@@ -9,8 +9,7 @@ from azure_local.early_termination import is_behind, is_judged_at
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.sweeps.early_stopping import EarlyStopping, bandit_limit, decisions, reason_to_stop
-from orchestration.sweeps.status import Objective
+from orchestration.sweeps.trials import EarlyStopping, Objective, bandit_limit, decisions, reason_to_stop
 
 SMALLER = Objective("swd", "minimize")
 LARGER = Objective("images_per_second", "maximize")

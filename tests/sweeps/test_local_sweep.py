@@ -32,7 +32,7 @@ from orchestration.local.trial_process import AdoptedTrial, Outcome
 from orchestration.sweeps.record import DIED, SweepFolder, SweepRecord, TrialRecord
 from orchestration.sweeps.space import SearchSpace, read_space
 from orchestration.sweeps.spec import SweepSpec
-from orchestration.sweeps.status import CANCELLED, Objective, measured
+from orchestration.sweeps.trials import CANCELLED, Objective, measured
 
 SMALL = ["--resolution", "8", "--latent-size", "8", "--seed", "1"]
 SHORT = [*SMALL, "--kimg", "0.02"]
@@ -86,7 +86,7 @@ def test_a_sweep_ends_with_its_best_trial_which_submit_trains_on(finished: tuple
     assert objectives == sorted(objectives)
     assert told["best"] == told["trials"][0]
     assert told["next"] == ["msggan-aml submit --from-trial s"]
-    assert ended.stderr.count("best so far") == 2
+    assert ended.stderr.count(", best ") == 2
     assert told["report"] == "runs/s/report.html"
     page = (folder / "runs" / "s" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
@@ -586,10 +586,10 @@ def test_a_trial_that_does_badly_is_stopped_early(run_program: Run) -> None:
             ["--over", "g_lr", "--stop-early", "median", "--truncate", "10"],
             ["--truncate: requires --stop-early truncation."],
         ),
-        (["--over", "g_lr", "--objective", "swd_4096"], ["--objective swd_4096: no run logs this. There are swd, "]),
+        (["--over", "g_lr", "--objective", "swd_4096"], ["--objective swd_4096: no run logs this. Available: swd, "]),
         (
             ["--over", "g_lr", "--objective", "swd_64", "--resolution", "8"],
-            ["--objective swd_64: is never logged at --resolution 8. There are swd, swd_8."],
+            ["--objective swd_64: is not logged at --resolution 8. Available: swd, swd_8."],
         ),
         (["--over", "g_lr="], ["has no values"]),
         (["--over", "g_lr", "--sampling", "grid"], ["is a continuous range"]),

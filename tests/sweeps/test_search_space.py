@@ -14,7 +14,7 @@ from msggan.errors import UsageError
 from msggan.metrics import sliced_wasserstein
 from orchestration.sweeps.space import SWEEPABLE, Choice, Interval, SearchSpace, read_space
 from orchestration.sweeps.spec import SAMPLINGS, SweepSpec, default_trials, objective_of, objective_problems
-from orchestration.sweeps.status import Objective
+from orchestration.sweeps.trials import Objective
 
 ANY = TrainConfig()
 SCALES = ["swd", *(f"swd_{1 << power}" for power in range(2, 11))]
@@ -220,7 +220,7 @@ def test_as_many_trials_as_there_are_combinations_unless_that_takes_all_night() 
     ],
 )
 def test_a_scale_that_the_images_do_not_have_is_refused(metric: str, resolution: int | None, there: str) -> None:
-    complaint = f"--objective {metric}: is never logged at --resolution {resolution}. There are {there}."
+    complaint = f"--objective {metric}: is not logged at --resolution {resolution}. Available: {there}."
     assert objective_problems(objective_of(metric, None), TrainConfig(resolution=resolution)) == (
         [complaint] if there else []
     )

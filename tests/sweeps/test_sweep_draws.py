@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msggan.config import TrainConfig
-from orchestration.sweeps.sampling import at, draw, propose
-from orchestration.sweeps.space import Choice, Interval, SearchSpace, read_space
-from orchestration.sweeps.status import Objective, Trial
+from orchestration.sweeps.space import Choice, Interval, SearchSpace, at, draw, propose, read_space
+from orchestration.sweeps.trials import Objective, Trial
 
 SPACE = read_space(["g_lr=0.001..0.1", "beta1", "mirror"], TrainConfig())
 CHOICES = read_space(["loss=hinge,lsgan,wgan-gp", "mirror", "g_lr=0.001,0.01"], TrainConfig())
@@ -43,7 +42,7 @@ def test_no_combination_of_choices_is_drawn_twice(sampling: str, seed: int, fewe
 
 def test_combinations_that_were_not_drawn_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = draw(CHOICES, "random", 0, 12)
-    monkeypatch.setattr("orchestration.sweeps.sampling.MAX_DRAWS", 4)
+    monkeypatch.setattr("orchestration.sweeps.space.MAX_DRAWS", 4)
     drawn = draw(CHOICES, "random", 0, 12)
     there = [one for one in whole if one in drawn[:4]]
     assert drawn[: len(there)] == there
