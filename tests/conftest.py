@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.fork_server import ForkServer
@@ -41,6 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
     server = ForkServer(folder)
     os.environ[FAST_PYTHON] = server.python
     config.add_cleanup(lambda: (server.close(), shutil.rmtree(folder, ignore_errors=True)))
+
+
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """For the whole suite xdist's workers are forks too: importing the packages takes each of them 15 seconds."""
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        for spec in specs:
+            spec.python = shlex.quote(fast_python())
 
 
 @pytest.fixture(scope="session")

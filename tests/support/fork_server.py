@@ -29,7 +29,12 @@ from pathlib import Path
 from typing import Any
 
 TORCH = ("torch", "torchvision", "scipy.linalg", "safetensors.torch", "PIL.Image", "numpy", "click", "filelock")
-SERVICES = ("mlflow", "mlflow.tracking", "sqlalchemy", "azure.ai.ml", "azure.identity", "azure.storage.blob")
+SERVICES = (
+    *("mlflow", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store", "sqlalchemy"),
+    *("azure.ai.ml", "azure.identity", "azure.storage.blob"),
+)
+PYTEST = ("pytest", "hypothesis", "xdist.remote", "nbclient", "optuna", "onnx")
+WORKER = ["-u", "-c"]  # xdist's arguments
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
 FORKED_MODULES = ("msggan.", "orchestration.")
 
@@ -91,7 +96,7 @@ def _send(process: int, number: int) -> None:
 
 def can_be_forked(args: list[str], environ: Any) -> bool:
     """Whether a fork of the server behaves the same: our own programs, and code; with one thread, as the server has."""
-    ours = args[:1] == ["-c"] or (args[:1] == ["-m"] and args[1].startswith(FORKED_MODULES))
+    ours = args[:1] == ["-c"] or is_worker(args) or (args[:1] == ["-m"] and args[1].startswith(FORKED_MODULES))
     real = {"--detach", "--dry-run"}  # they use the process id or the interpreter's path
     return ours and real.isdisjoint(args) and environ.get("OMP_NUM_THREADS") == "1"
 
@@ -180,11 +185,17 @@ def receive(client: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     return (json.loads(body) if body else None), streams
 
 
+def is_worker(args: list[str]) -> bool:
+    """Whether this is one of xdist's workers, which run tests like a real interpreter: its child processes are real."""
+    return args[:2] == WORKER
+
+
 def preload(request: dict[str, Any]) -> None:
     """Imports the packages that the program probably needs, once."""
     environ = request["environ"]
-    tracking = environ.get("MSGGAN_TRACKING_URI", "") != "none"
-    for name in (*TORCH, *(SERVICES if tracking or "AZUREML_ARM_WORKSPACE_NAME" in environ else ())):
+    worker = is_worker(request["args"])
+    services = worker or environ.get("MSGGAN_TRACKING_URI", "") != "none" or "AZUREML_ARM_WORKSPACE_NAME" in environ
+    for name in (*TORCH, *(SERVICES if services else ()), *(PYTEST if worker else ())):
         if name not in sys.modules:
             importlib.import_module(name)
 
@@ -243,5 +254,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "run":
         run(sys.argv[2], sys.argv[3:])
     asked = serve(sys.argv[2])
-    sys.executable = str(Path(sys.argv[2]).parent / "python")  # its child processes are forked too
+    if is_worker(asked["args"]):
+        del asked["args"][0]
+    else:
+        sys.executable = str(Path(sys.argv[2]).parent / "python")  # its child processes are forked too
     execute(asked["args"])
