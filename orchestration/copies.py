@@ -17,14 +17,14 @@ from msggan.runs.folder import RunFolder, read_state
 from orchestration.status import Download
 
 COPY_FILE = "azure.json"  # in a copy of a run on Azure: the run, and the version of its weights
-Tell = Callable[[int, int], None]  # bytes done, bytes in all
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 NOTE = ".msggan-download.json"  # marks a folder that a download has filled
 SAVE_SECONDS = 5.0
 HINT = "Give a new or an empty folder."
 
 
-def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, tell: Tell) -> Download:
+def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, progress: Progress) -> Download:
     """Copies a run folder, or with `weights` just its generator. Raises `UsageError` or `CheckpointError`.
 
     The same download again copies only what has changed.
@@ -46,7 +46,7 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, tell: T
             with suppress(FileNotFoundError):  # the run has removed an old checkpoint in the meantime
                 done += _copy_newer(source, copy, name)
                 copied += 1
-            tell(done, total)
+            progress(done, total)
     return Download(copied, done, str(to))
 
 

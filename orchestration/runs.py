@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msggan.commands.options import nearest, to_argv
 from msggan.config import TrainConfig, explicit_values
-from msggan.errors import RunFolderError
+from msggan.errors import RunFolderError, UsageError
 from msggan.runs.folder import UNREADABLE_HINT, RunFolder, state_of
 from msggan.tracking.metrics_log import newest_values, read_metrics
 from orchestration.spec import SWEEP_FILE, TRIALS_FOLDER, RunSpec, sweep_hint, trial_path
@@ -19,17 +19,23 @@ RUNS_NAMED = 8
 DEFAULT_RUNS_DIR = "runs"
 
 
-def find_run(named: str, runs_dir: str) -> str | None:
-    """The folder of a run, a sweep or a trial, None if it does not exist.
+def find_run(named: str, runs_dir: str) -> tuple[str, str]:
+    """The name and the runs folder of a run, a sweep or a trial. Raises `UsageError` if it does not exist.
 
-    named: a NAME in `runs_dir`, else a path, else a trial of a sweep as `find_trial` takes it.
+    named: a NAME in `runs_dir`, else the path of its folder, else a trial as `find_trial` takes it.
     """
     trial = find_trial(named, runs_dir)
     of_trial = [str(trial_path(*trial))] if trial else []
     for path in (os.path.join(runs_dir, named), named, *of_trial):
         if named and os.path.exists(path):
-            return path
-    return None
+            folder, name = os.path.split(os.path.abspath(path))
+            return trial_at(Path(os.path.relpath(path))) or (name, os.path.relpath(folder))
+    if trial:
+        sweep, number = trial
+        show = shlex.join(["msggan-aml", "status", sweep.name, *runs_dir_args(str(sweep.parent))])
+        raise UsageError([f"{sweep.name}: trial {number} has not started. Show its trials: {show}"])
+    names = names_in(runs_dir, "config.json", SWEEP_FILE)
+    raise UsageError([f"No run {named!r} in {runs_dir}, and no such folder. {_names_hint(named, names)}"])
 
 
 def find_trial(named: str, runs_dir: str) -> tuple[Path, int] | None:
@@ -44,18 +50,6 @@ def find_trial(named: str, runs_dir: str) -> tuple[Path, int] | None:
             if (folder / SWEEP_FILE).is_file():
                 return folder, int(path.name)
     return None
-
-
-def run_problems(named: str, runs_dir: str) -> list[str]:
-    """Every problem with the name or path of a run."""
-    if find_run(named, runs_dir) is not None:
-        return []
-    if trial := find_trial(named, runs_dir):
-        folder, number = trial
-        sweep = shlex.join(["msggan-aml", "status", folder.name, *runs_dir_args(str(folder.parent))])
-        return [f"{folder.name}: trial {number} has not started. Show its trials: {sweep}"]
-    names = names_in(runs_dir, "config.json", SWEEP_FILE)
-    return [f"No run {named!r} in {runs_dir}, and no such folder. {_names_hint(named, names)}"]
 
 
 def run_names(runs_dir: str) -> list[str]:

@@ -3,10 +3,7 @@
 A setting NAME is set by a keyword of `Target.from_config` or the flag --name, else the variable MSGGAN_NAME, else NAME
 under [azure] in the nearest msggan.toml, else its default. The three parts of the workspace come from one source, the
 first that sets any of them: keywords, flags, variables, then msggan.toml or Azure ML's config.json in the nearest
-folder.
-
-click only declares the flags. It could read all but the keywords, but a notebook reads the same settings without a
-command line, and click stops at the first wrong value without naming its source.
+folder. Notebooks read the same settings, so click only declares the flags (`orchestration.commands.terminal`).
 """
 
 from __future__ import annotations
@@ -18,12 +15,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from msggan.commands.options import AZURE, WHERE, option
-from msggan.commands.program import NO_TRACKING, TRACKING_VARIABLES, tracking_uri_complaint
+from msggan.commands.program import NO_TRACKING, TRACKING_VARIABLES, default_tracking_uri, tracking_uri_complaint
 from msggan.config import KINDS, Range, flag
 from msggan.errors import UsageError
 
@@ -38,11 +34,6 @@ WORKSPACE_VARIABLES = {
     "subscription_id": "AZUREML_ARM_SUBSCRIPTION",
     "resource_group": "AZUREML_ARM_RESOURCEGROUP",
     "workspace_name": "AZUREML_ARM_WORKSPACE_NAME",
-}
-WORKSPACE_HELP = {
-    "subscription_id": "The subscription of the Azure ML workspace.",
-    "resource_group": "The resource group of the Azure ML workspace.",
-    "workspace_name": "The name of the Azure ML workspace.",
 }
 # The one-line form of a workspace that `az configure` writes to config.json.
 SCOPE = re.compile(
@@ -62,7 +53,6 @@ SECRET_VALUE = re.compile(r"AccountKey=|SharedAccess\w*=|[?&]sig=|//[^/@]*:[^/@]
 BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 Flags = Mapping[str, str | bool | None]  # the values of flags by name; None: not given
-SomeCommand = Callable[..., Any]
 
 
 # --- The settings -----------------------------------------------------------------------------------------------------
@@ -167,10 +157,12 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """All settings and their sources, without secrets."""
-        shown = {spec.name: without_secrets(getattr(self, spec.name)) for spec in settings_table()}
         return {
             "workspace": self.workspace.as_json() if self.workspace else None,
-            "settings": {name: {"value": value, "source": self.sources[name]} for name, value in shown.items()},
+            "settings": {
+                spec.name: {"value": without_secrets(getattr(self, spec.name)), "source": self.sources[spec.name]}
+                for spec in settings_table()
+            },
             "secrets": dict(self.secrets),
         }
 
@@ -178,9 +170,9 @@ class Settings:
         """The same as rows of name, value and source."""
         sources = self.workspace.sources if self.workspace else {}
         rows = [(key, getattr(self.workspace, key, None), sources.get(key, "")) for key in WORKSPACE_VARIABLES]
-        rows += [(name, one["value"], one["source"]) for name, one in self.as_json()["settings"].items()]
+        rows += [(name, entry["value"], entry["source"]) for name, entry in self.as_json()["settings"].items()]
         rows += [(name, "set" if is_set else None, "") for name, is_set in self.secrets.items()]
-        return [(name, "not set" if value is None else _written(value), source) for name, value, source in rows]
+        return [(name, "not set" if value is None else format_value(value), source) for name, value, source in rows]
 
 
 @dataclass(frozen=True)
@@ -217,17 +209,16 @@ def settings_table() -> tuple[Setting, ...]:
 
 
 KEYS_OF = {SETTINGS_TABLE: [spec.name for spec in settings_table()], WORKSPACE_TABLE: list(WORKSPACE_VARIABLES)}
-KNOWN = [key for keys in KEYS_OF.values() for key in keys]
 
 
 def without_secrets(value: Any) -> Any:
-    """An address without user, password and the values of its query; any other value as it is."""
+    """An address without user, password and the values of its query; any other value unchanged."""
     if not isinstance(value, str):
         return value
     return re.sub(r"(?<=[?&])([^=&]+)=[^&]*", r"\1=***", re.sub(r"//[^/@]*@", "//***@", value))
 
 
-def _written(value: Any) -> str:
+def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.12g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -244,19 +235,21 @@ JOB_SETTINGS = (
 
 
 class Layer(NamedTuple):
-    """The values of one source, by name. source, label: of a setting, for `config show` and for messages.
+    """The values of one source, by name.
 
-    is_typed: values have their types already. folder: the base of relative paths, None for the current folder.
+    origin: `keyword`, `flag`, `variable`, `default` or the path of a file. label: how the source writes a name, for
+    messages. is_typed: values have their types already. folder: the base of relative paths, None for the current one.
     """
 
+    origin: str
     values: Mapping[str, Any]
-    source: Callable[[str], str]
-    label: Callable[[str], str]
-    is_typed: bool = False
+    label: Callable[[str], str] = str
+    is_typed: bool = True
     folder: Path | None = None
 
-
-_NO_LAYER = Layer({}, str, str)
+    def source(self, name: str) -> str:
+        """Where a setting is set, as `config show` prints it."""
+        return f"{self.origin} {self.label(name)}" if self.origin in ("keyword", "flag", "variable") else self.origin
 
 
 def read_settings(
@@ -267,52 +260,40 @@ def read_settings(
     keywords: values from Python code; they take precedence.
     """
     folder, keywords = folder.absolute(), keywords or {}
-    path, tables, problems = _read_file(folder)
+    known = [key for keys in KEYS_OF.values() for key in keys]
+    problems = [f"{key}: is not a setting.{_suggestion(key, known)}" for key in keywords if key not in known]
+    file, tables = _read_file(folder, problems)
     explicit = [_keywords_layer(keywords), _flags_layer(flags), _variables_layer(environ)]
-    values_in_file = _file_layer(path, SETTINGS_TABLE, tables, folder) if path else _NO_LAYER
-    default = Layer({spec.name: spec.default for spec in settings_table()}, lambda _: "default", str, is_typed=True)
-    layers = {
-        spec.name: next(layer for layer in (*explicit, values_in_file, default) if spec.name in layer.values)
-        for spec in settings_table()
-    }
-    problems = [f"{key}: is not a setting.{_suggestion(key, KNOWN)}" for key in keywords if key not in KNOWN] + problems
-    values = {spec.name: _checked(spec, layers[spec.name], problems) for spec in settings_table()}
-    workspace = next(_workspaces(explicit, folder, path, tables, problems), None)
-    problems = problems or _cross_field_errors(values, layers)
+    defaults = Layer("default", {spec.name: spec.default for spec in settings_table()})
+    layers = [*explicit, _file_layer(file, SETTINGS_TABLE, tables, folder), defaults]
+    chosen = {spec.name: next(layer for layer in layers if spec.name in layer.values) for spec in settings_table()}
+    values = {spec.name: _checked(spec, chosen[spec.name], problems) for spec in settings_table()}
+    layer = next(_workspace_layers(explicit, folder, file, tables), None)
+    workspace = None if layer is None else _workspace(layer, problems)
+    problems = problems or _cross_field_errors(values, chosen)
     if problems:
         raise UsageError(problems)
+    values["tracking_uri"] = values["tracking_uri"] or default_tracking_uri(values["runs_dir"])
+    values["datastore"] = values["datastore"] or ("msggan" if values["storage_account"] else None)
     return Settings(
-        **_with_derived_defaults(values),
+        **values,
         workspace=workspace,
-        sources={name: layer.source(name) for name, layer in layers.items()},
+        sources={name: layer.source(name) for name, layer in chosen.items()},
         secrets={name: bool(environ.get(name)) for name in SECRETS},
     )
 
 
-def settings_problems(flags: Flags, *, folder: Path, environ: Mapping[str, str]) -> list[str]:
-    """Every problem that `read_settings` finds, to be reported together with others."""
-    try:
-        read_settings(flags, folder=folder, environ=environ)
-    except UsageError as error:
-        return list(error.problems)
-    return []
-
-
 def _keywords_layer(keywords: Mapping[str, Any]) -> Layer:
-    values = {
-        key: os.fspath(value) if isinstance(value, os.PathLike) else value
-        for key, value in keywords.items()
-        if value is not None
-    }
-    return Layer(values, lambda name: f"keyword {name}", str, is_typed=True)
+    set_values = {name: value for name, value in keywords.items() if value is not None}
+    paths = {name: os.fspath(value) for name, value in set_values.items() if isinstance(value, os.PathLike)}
+    return Layer("keyword", set_values | paths)
 
 
 def _flags_layer(flags: Flags) -> Layer:
-    def flag_of(name: str) -> str:
-        return _negative_flag(name) if flags.get(name) is False else flag(name)
-
-    given = {name: value for name, value in flags.items() if value is not None}
-    return Layer(given, lambda name: f"flag {flag_of(name)}", flag_of)
+    set_values = {name: value for name, value in flags.items() if value is not None}
+    return Layer(
+        "flag", set_values, lambda name: flag(f"no_{name}" if flags.get(name) is False else name), is_typed=False
+    )
 
 
 def _variables_layer(environ: Mapping[str, str]) -> Layer:
@@ -321,13 +302,13 @@ def _variables_layer(environ: Mapping[str, str]) -> Layer:
     variables |= {key: (variable,) for key, variable in WORKSPACE_VARIABLES.items()}
     first = {name: next(filter(environ.get, names), names[0]) for name, names in variables.items()}
     values = {name: environ[variable] for name, variable in first.items() if environ.get(variable)}
-    return Layer(values, lambda name: f"variable {first[name]}", lambda name: first[name])
+    return Layer("variable", values, lambda name: first[name], is_typed=False)
 
 
 def _file_layer(path: Path, table: str, tables: Mapping[str, Mapping[str, Any]], folder: Path) -> Layer:
-    named = "" if table == SETTINGS_TABLE else f"[{table}] "
-    elsewhere = None if path.parent == folder else path.parent
-    return Layer(tables.get(table, {}), lambda _: str(path), lambda name: f"{path}: {named}{name}", True, elsewhere)
+    prefix = "" if table == SETTINGS_TABLE else f"[{table}] "
+    base = None if path.parent == folder else path.parent
+    return Layer(str(path), tables.get(table, {}), lambda name: f"{path}: {prefix}{name}", folder=base)
 
 
 def _checked(spec: Setting, layer: Layer, problems: list[str]) -> Any:
@@ -335,21 +316,32 @@ def _checked(spec: Setting, layer: Layer, problems: list[str]) -> Any:
     value, label = layer.values[spec.name], layer.label(spec.name)
     if value is None:
         return None  # not set
-    is_secret = isinstance(value, str) and SECRET_VALUE.search(value)
     # Only a variable may hold the address of a tracking server with its password.
-    if is_secret and not (spec.name == "tracking_uri" and layer.source(spec.name).startswith("variable ")):
+    may_be_secret = spec.name == "tracking_uri" and layer.origin == "variable"
+    if isinstance(value, str) and SECRET_VALUE.search(value) and not may_be_secret:
         variables = spec.variables if spec.name == "tracking_uri" else SECRETS
         problems.append(f"{label}: contains a secret. Set secrets only in variables: {' or '.join(variables)}.")
         return None
     try:
         converted = _converted(value, spec.kind, is_typed=layer.is_typed)
-    except (ValueError, OverflowError):
-        quotes = _quotes_hint(value, spec.kind) if FILE_NAME in label else ""
-        problems.append(f"{label} {_written(value)}: is not {KINDS[spec.kind]}{quotes}.")
+    except (KeyError, ValueError, OverflowError):
+        hint = ""
+        if layer.origin.endswith(FILE_NAME) and (spec.kind is str) != isinstance(value, str):
+            hint = f": in a file it must {'' if spec.kind is str else 'not '}have quotes"
+        problems.append(f"{label} {format_value(value)}: is not {KINDS[spec.kind]}{hint}.")
         return None
     if complaint := _complaint(spec, converted):
-        problems.append(f"{label} {without_secrets(_written(value))}: {complaint}")
+        problems.append(f"{label} {without_secrets(format_value(value))}: {complaint}")
     return converted if layer.folder is None else _from_folder(spec.name, converted, layer.folder)
+
+
+def _converted(value: Any, kind: type, *, is_typed: bool) -> Any:
+    """The value converted to its type. Raises KeyError, ValueError or OverflowError if it is invalid."""
+    if type(value) is kind:
+        return value
+    if is_typed and not (kind is float and type(value) is int):
+        raise ValueError(value)
+    return BOOLEANS[value.lower()] if kind is bool else kind(value)
 
 
 def _complaint(spec: Setting, value: Any) -> str:
@@ -361,29 +353,8 @@ def _complaint(spec: Setting, value: Any) -> str:
     return tracking_uri_complaint(value) if spec.name == "tracking_uri" else ""
 
 
-def _converted(value: Any, kind: type, *, is_typed: bool) -> Any:
-    """The value converted to its type. Raises ValueError if it is invalid."""
-    if type(value) is kind:
-        return value
-    if is_typed:
-        if kind is float and type(value) is int:
-            return float(value)
-        raise ValueError(value)
-    if kind is bool:
-        if value.lower() not in BOOLEANS:
-            raise ValueError(value)
-        return BOOLEANS[value.lower()]
-    return kind(value)
-
-
-def _quotes_hint(value: Any, kind: type) -> str:
-    if (kind is str) == isinstance(value, str):
-        return ""
-    return ": in a file it must have quotes" if kind is str else ": in a file it must not have quotes"
-
-
 def _from_folder(name: str, value: Any, folder: Path) -> Any:
-    """A path relative to `folder` as an absolute one; any other value as it is."""
+    """A path relative to `folder` as an absolute one; any other value unchanged."""
     if name == "runs_dir":
         return str(folder / value)
     if name == "tracking_uri" and value.startswith("sqlite:///"):
@@ -403,57 +374,44 @@ def _cross_field_errors(values: Mapping[str, Any], layers: Mapping[str, Layer]) 
             f"{layers['min_nodes'].label('min_nodes')} {values['min_nodes']}: must be at most max_nodes, which is "
             f"{values['max_nodes']} ({layers['max_nodes'].source('max_nodes')})."
         )
-    for one, other in (("storage_account", "storage_container"), ("storage_container", "storage_account")):
-        if values[one] is not None and values[other] is None:
-            problems.append(f"{layers[one].label(one)} {values[one]}: requires {other} too.")
+    for name, other in (("storage_account", "storage_container"), ("storage_container", "storage_account")):
+        if values[name] is not None and values[other] is None:
+            problems.append(f"{layers[name].label(name)} {values[name]}: requires {other} too.")
     return problems
-
-
-def _with_derived_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with the defaults that follow from other settings."""
-    uri = values["tracking_uri"] or f"sqlite:///{Path(values['runs_dir']).as_posix()}/mlflow.db"
-    datastore = values["datastore"] or ("msggan" if values["storage_account"] else None)
-    return {**values, "tracking_uri": uri, "datastore": datastore}
 
 
 # --- The workspace ----------------------------------------------------------------------------------------------------
 
 
-def _workspaces(
-    explicit: list[Layer],
-    folder: Path,
-    path: Path | None,
-    tables: Mapping[str, Mapping[str, Any]],
-    problems: list[str],
-) -> Iterator[Workspace | None]:
-    """The workspaces of all sources, by precedence. In a folder msggan.toml precedes Azure ML's config.json."""
-    for layer in explicit:
-        if any(key in layer.values for key in WORKSPACE_VARIABLES):
-            yield _workspace(layer, problems)
-    for place in (folder, *folder.parents):
-        if path is not None and path.parent == place and WORKSPACE_TABLE in tables:
-            yield _workspace(_file_layer(path, WORKSPACE_TABLE, tables, folder), problems)
-        for config in (place / ".azureml" / "config.json", place / "config.json"):
-            if named := _named_in(config):
-                yield _workspace(_file_layer(config, SETTINGS_TABLE, {SETTINGS_TABLE: named}, folder), problems)
+def _workspace_layers(
+    explicit: list[Layer], folder: Path, file: Path, tables: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Layer]:
+    """The sources that set a workspace, by precedence. In one folder msggan.toml precedes Azure ML's config.json."""
+    yield from (layer for layer in explicit if any(key in layer.values for key in WORKSPACE_VARIABLES))
+    for parent in (folder, *folder.parents):
+        if file.parent == parent and WORKSPACE_TABLE in tables:
+            yield _file_layer(file, WORKSPACE_TABLE, tables, folder)
+        for path in (parent / ".azureml" / "config.json", parent / "config.json"):
+            if parts := _read_config_json(path):
+                yield Layer(str(path), parts)
 
 
 def _workspace(layer: Layer, problems: list[str]) -> Workspace | None:
     """The workspace of a source, which must have all three parts; adds a problem for each part that is missing."""
-    given = {key: layer.values[key] for key in WORKSPACE_VARIABLES if key in layer.values}
+    parts = {key: layer.values[key] for key in WORKSPACE_VARIABLES if key in layer.values}
     found = [
         f"{layer.label(key)}: is not set; a workspace requires all three parts."
         for key in WORKSPACE_VARIABLES
-        if key not in given
+        if key not in parts
     ]
-    for key, value in given.items():
+    for key, value in parts.items():
         if not (isinstance(value, str) and re.fullmatch(r"[^\s/?#]+", value)):
             found.append(f"{layer.label(key)} {value}: must be a name without spaces and slashes.")
     problems += found
-    return None if found else Workspace(**given, sources={key: layer.source(key) for key in given})
+    return None if found else Workspace(**parts, sources={key: layer.source(key) for key in parts})
 
 
-def _named_in(path: Path) -> dict[str, Any]:
+def _read_config_json(path: Path) -> dict[str, Any]:
     """The workspace in a config.json of Azure ML; {} for other files of that name, such as a run's."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -463,31 +421,31 @@ def _named_in(path: Path) -> dict[str, Any]:
         return {}
     if scope := SCOPE.fullmatch(str(content.get("Scope", ""))):
         return scope.groupdict()
-    named = {key: content.get(key) for key in WORKSPACE_VARIABLES}
-    return named if all(named.values()) else {}
+    parts = {key: content.get(key) for key in WORKSPACE_VARIABLES}
+    return parts if all(parts.values()) else {}
 
 
 # --- msggan.toml ------------------------------------------------------------------------------------------------------
 
 
-def _read_file(folder: Path) -> tuple[Path | None, dict[str, dict[str, Any]], list[str]]:
-    """The nearest msggan.toml in `folder` or above it, its tables, and every problem with it."""
-    path = next((place / FILE_NAME for place in (folder, *folder.parents) if os.path.lexists(place / FILE_NAME)), None)
+def _read_file(folder: Path, problems: list[str]) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """The nearest msggan.toml in `folder` or above it, and its tables; adds every problem with it."""
+    candidates = [parent / FILE_NAME for parent in (folder, *folder.parents)]
+    path = next(filter(os.path.lexists, candidates), None)
     if path is None:
-        return None, {}, []
+        return candidates[0], {}
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        return path, {}, [f"{path}: cannot be read: {error.strerror or error}."]
+        problems.append(f"{path}: cannot be read: {error.strerror or error}.")
     except UnicodeDecodeError:
-        return path, {}, [f"{path}: is not UTF-8 text."]
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not only TOMLDecodeError: a number of 5,000 digits raises ValueError
-        return path, {}, [f"{path}: is not TOML: {error}."]
-    tables = {name: table for name, table in content.items() if name in KEYS_OF and isinstance(table, dict)}
-    return path, tables, [f"{path}: {problem}" for problem in _misplaced(content)]
+        problems.append(f"{path}: is not UTF-8 text.")
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits raises only ValueError
+        problems.append(f"{path}: is not TOML: {error}.")
+    else:
+        problems += [f"{path}: {problem}" for problem in _misplaced(content)]
+        return path, {name: table for name, table in content.items() if name in KEYS_OF and isinstance(table, dict)}
+    return path, {}
 
 
 def _misplaced(content: Mapping[str, Any]) -> Iterator[str]:
@@ -509,58 +467,9 @@ def _unknown_key(key: str, table: str) -> str:
     home = next((name for name, keys in KEYS_OF.items() if key in keys), None)
     if home is not None:
         return f"{shown}: belongs under [{home}]."
-    return f"{shown}: is unknown.{_suggestion(key, KEYS_OF[table] if table else KEYS_OF, cutoff=0.4)}"
+    return f"{shown}: is unknown.{_suggestion(key, KEYS_OF[table] if table else KEYS_OF)}"
 
 
-def _suggestion(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    near = get_close_matches(name, names, n=1, cutoff=cutoff)
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name, names, n=1, cutoff=0.4)
     return f" Did you mean {near[0]}?" if near else ""
-
-
-# --- The flags ------------------------------------------------------------------------------------------------------
-
-
-def settings_options(*names: str) -> Callable[[SomeCommand], SomeCommand]:
-    """Adds the flags of these settings; `workspace` stands for its three parts.
-
-    The command receives `flags`, their values by name, as `read_settings` takes them.
-    """
-    options = {name: add for named in names for name, add in _build_options(named).items()}
-
-    def decorate(command: SomeCommand) -> SomeCommand:
-        @wraps(command)
-        def with_flags(**values: Any) -> Any:
-            return command(flags={name: values.pop(name) for name in options}, **values)
-
-        wrapped: SomeCommand = with_flags
-        for add in reversed(options.values()):  # the innermost decorator comes last in the help
-            wrapped = add(wrapped)
-        return wrapped
-
-    return decorate
-
-
-def _build_options(named: str) -> dict[str, Callable[[SomeCommand], SomeCommand]]:
-    if named == WORKSPACE_TABLE:
-        helps = {key: f"{text}  [variable {WORKSPACE_VARIABLES[key]}]" for key, text in WORKSPACE_HELP.items()}
-        return {key: option(flag(key), key, section=AZURE, metavar="TEXT", help=text) for key, text in helps.items()}
-    (spec,) = (spec for spec in settings_table() if spec.name == named)
-    section = WHERE if named in ("runs_dir", "tracking_uri") else AZURE
-    if spec.kind is bool:
-        both = f"{flag(named)}/{_negative_flag(named)}"
-        return {named: option(both, named, section=section, default=None, help=_help(spec))}
-    metavar = "DIR" if named == "runs_dir" else {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")
-    return {named: option(flag(named), named, section=section, metavar=metavar, help=_help(spec))}
-
-
-def _negative_flag(name: str) -> str:
-    return flag(f"no_{name}")
-
-
-def _help(spec: Setting) -> str:
-    facts = [str(spec.range)] if spec.range else []
-    if spec.kind is bool:
-        facts.append(f"default: {flag(spec.name) if spec.default else _negative_flag(spec.name)}".replace("--", ""))
-    elif spec.default is not None:
-        facts.append(f"default: {_written(spec.default)}")
-    return f"{spec.help}  [{'; '.join([*facts, f'variable {spec.variables[0]}'])}]"

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from msggan.commands.options import Hardware
+from msggan.commands.options import Hardware, collecting, refuse
 from msggan.config import TrainConfig
-from msggan.errors import UsageError
-from orchestration.copies import is_copy
-from orchestration.runs import find_run, run_problems, trial_at
+from orchestration.copies import Progress, is_copy
+from orchestration.runs import find_run
 from orchestration.settings import Settings, Workspace, read_settings
 from orchestration.spec import RunSpec, default_name, name_of_trial, name_problems, source_problems, trial_named
 from orchestration.status import Download, ProvisionPlan, Reporter, RunStatus
-from orchestration.sweeps.space import read_space
+from orchestration.sweeps.space import SearchSpace, read_space
 from orchestration.sweeps.spec import SweepSpec, default_trials, objective_of, sweep_name
 
 if TYPE_CHECKING:
@@ -80,8 +79,7 @@ class Target(ABC):
     ) -> RunSpec:
         """The specification of a run, checked without making requests. Raises UsageError with every problem."""
         problems = source_problems(str(data)) + (name_problems(name) if name is not None else [])
-        if problems := problems or self.problems(str(data), name):
-            raise UsageError(problems)
+        refuse(problems or self.problems(str(data), name))
         return RunSpec(config, data, default_name(data) if name is None else name, hardware or Hardware())
 
     @abstractmethod
@@ -188,20 +186,19 @@ class Target(ABC):
         trials: by default 20 or every combination. detach: on Azure, return once the job is accepted. options: further
         fields of `SweepSpec`.
         """
-        space = read_space(over, config)
-        if problems := source_problems(str(data)) or self.problems(str(data), None):
-            raise UsageError(problems)
-        spec = SweepSpec(
-            config=config,
+        spec = build_sweep_spec(
+            config,
             data=data,
-            name=name or sweep_name(data),
-            space=space,
-            objective=objective_of(objective, direction),
+            over=over,
+            name=name,
+            trials=trials,
             sampling=sampling,
-            trials=default_trials(space, sampling) if trials is None else trials,
+            objective=objective,
+            direction=direction,
             hardware=Hardware(device, workers),
             **options,
         )
+        refuse(self.problems(str(data), None))
         return self.sweeps.submit_sweep(spec, detach=detach)
 
 
@@ -280,9 +277,40 @@ class SweepTarget(Protocol):
         """Writes the report of a sweep and returns the status with its path."""
         ...
 
-    def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: Callable[[int, int], None]) -> Download:
-        """Copies a trial's run folder; tell(done, total): called with bytes."""
+    def download_trial(self, trial: Trial, to: Path, *, force: bool, progress: Progress) -> Download:
+        """Copies a trial's run folder. progress(done, total): called with bytes."""
         ...
+
+
+def build_sweep_spec(
+    config: TrainConfig,
+    *,
+    data: str | Path,
+    over: Sequence[str] | Mapping[str, Any],
+    name: str | None,
+    trials: int | None,
+    sampling: str,
+    objective: str,
+    direction: str | None,
+    **options: Any,
+) -> SweepSpec:
+    """The specification of a sweep with its defaults. Raises UsageError with every problem, also with the data."""
+    problems, space = source_problems(str(data)), SearchSpace(())
+    with collecting(problems):
+        space = read_space(over, config)
+    with collecting(problems):
+        spec = SweepSpec(
+            config=config,
+            data=data,
+            name=name or sweep_name(data or "data"),
+            space=space,
+            objective=objective_of(objective, direction),
+            sampling=sampling,
+            trials=default_trials(space, sampling) if trials is None else trials,
+            **options,
+        )
+    refuse(problems)
+    return spec
 
 
 @dataclass(frozen=True)
@@ -319,11 +347,6 @@ def build_targets(target: str, settings: Settings, reporter: Reporter) -> list[T
     return [build_target(name, settings, reporter) for name in names]
 
 
-def named_problems(named: str, target: str, settings: Settings) -> list[str]:
-    """Every problem with the name of a run that is found without making requests."""
-    return [] if _is_on_azure(named, target, settings) else run_problems(named, settings.runs_dir)
-
-
 def target_of(named: str, target: str, settings: Settings, reporter: Reporter) -> tuple[Target, str]:
     """The target of a run, a sweep or a trial, and its name there. Raises `UsageError` if it is not found.
 
@@ -332,16 +355,10 @@ def target_of(named: str, target: str, settings: Settings, reporter: Reporter) -
     """
     if _is_on_azure(named, target, settings):
         return build_target("azure", settings, reporter), named
-    path = find_run(named, settings.runs_dir)
-    if path is None:
-        raise UsageError(run_problems(named, settings.runs_dir))
+    name, runs_dir = find_run(named, settings.runs_dir)
     from orchestration.local.target import LocalTarget
 
-    if trial := trial_at(Path(os.path.relpath(path))):
-        name, runs_dir = trial
-        return LocalTarget(runs_dir, reporter=reporter), name
-    folder, name = os.path.split(os.path.abspath(path))
-    return LocalTarget(os.path.relpath(folder), reporter=reporter), name
+    return LocalTarget(runs_dir, reporter=reporter), name
 
 
 def _is_on_azure(named: str, target: str, settings: Settings) -> bool:
@@ -350,5 +367,5 @@ def _is_on_azure(named: str, target: str, settings: Settings) -> bool:
         return target == "azure"
     trial = trial_named(named)
     top = trial[0] if trial else named
-    here = os.path.join(settings.runs_dir, top)
-    return settings.workspace is not None and not name_problems(top) and (not os.path.exists(here) or is_copy(here))
+    local = os.path.join(settings.runs_dir, top)
+    return settings.workspace is not None and not name_problems(top) and (not os.path.exists(local) or is_copy(local))

@@ -9,7 +9,8 @@ import inspect
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
@@ -125,6 +126,15 @@ def refuse(problems: Sequence[str]) -> None:
     """Raises UsageError if there are problems."""
     if problems:
         raise UsageError(problems)
+
+
+@contextmanager
+def collecting(problems: list[str]) -> Iterator[None]:
+    """Within, a UsageError is not raised; its problems are added to `problems`, to be reported with others."""
+    try:
+        yield
+    except UsageError as error:
+        problems += error.problems
 
 
 def checked(problems_of: Callable[[Any], list[str]]) -> Callable[[click.Context, click.Parameter, Any], Any]:

@@ -259,6 +259,11 @@ SCHEMES = ("http", "https", "azureml", "databricks", *DATABASES)
 FOR_A_FILE = "For a file on this machine use sqlite:///PATH/mlflow.db."
 
 
+def default_tracking_uri(runs_dir: str | Path) -> str:
+    """The database to log to by default: mlflow.db in the folder of the runs."""
+    return f"sqlite:///{(Path(runs_dir) / 'mlflow.db').as_posix()}"
+
+
 def chosen_tracking_uri(option: str | None, environ: Mapping[str, str]) -> str | None:
     """The address to use, None for no MLflow. Only where `tracking_uri_problems` finds none."""
     _, uri = _configured_uri(option, environ)

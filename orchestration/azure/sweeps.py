@@ -151,10 +151,10 @@ class AzureSweeps:
             raise RunFolderError(f"{name}: no trial {number} has started.", f"See its trials: msggan-aml status {name}")
         return RunJobs(f"{name}/{number}", (job,), trial_folder=reader.run_folder(job.name))
 
-    def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: OnProgress) -> Download:
+    def download_trial(self, trial: Trial, to: Path, *, force: bool, progress: OnProgress) -> Download:
         """Downloads a trial's run folder. Raises MsgganError if it cannot."""
         store, folder = self.session.folder_at(trial.run_dir)
-        return download_run(self.session.client, store, folder, to, weights=False, force=force, on_progress=tell)
+        return download_run(self.session.client, store, folder, to, weights=False, force=force, on_progress=progress)
 
     # --- Submitting ---------------------------------------------------------------------------------------------------
 

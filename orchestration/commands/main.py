@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +20,7 @@ from msggan.commands.options import (
     Number,
     argument,
     checked,
+    collecting,
     data_argument,
     hardware_options,
     option,
@@ -44,33 +44,33 @@ from msggan.commands.verbs import (
 )
 from msggan.config import Range
 from msggan.errors import UsageError
-from orchestration.commands.sweep import bring_checkpoint, show_sweep, sweep, take_over
+from orchestration.commands.sweep import find_source_trial, show_sweep, sweep
 from orchestration.commands.terminal import (
-    Bars,
     Commands,
-    agree,
+    confirm,
     debug_option,
     echo,
-    place_of_runs,
-    problems_here,
+    find_target,
+    info,
+    location_options,
     quiet_logging,
-    settings_here,
+    read_settings_here,
+    reporter,
+    settings_options,
+    settings_or_refuse,
     show_next,
     show_plan,
     target_option,
-    tell,
 )
-from orchestration.settings import JOB_SETTINGS, Flags, Settings, settings_options
+from orchestration.settings import JOB_SETTINGS, Flags, Settings
 from orchestration.spec import RunSpec, default_name, name_problems, source_problems
-from orchestration.status import Reporter, RunStatus, columns, status_lines, table
+from orchestration.status import RunStatus, columns, status_lines, table
 from orchestration.sweeps.status import SweepStatus, sweep_table
 from orchestration.targets import (
     Target,
     build_target,
     build_targets,
     choose,
-    named_problems,
-    target_of,
 )
 
 PROVISION_SETTINGS = (
@@ -81,12 +81,6 @@ Dated = TypeVar("Dated", RunStatus, SweepStatus)
 
 
 run_argument = click.argument("run", metavar="NAME|FOLDER|SWEEP/NUMBER")
-
-
-def settings_or_refuse(flags: Flags, problems: Sequence[str]) -> Settings:
-    """The settings in the current folder. Raises UsageError with the problems and those of the settings."""
-    refuse([*problems, *problems_here(flags)])
-    return settings_here(flags)
 
 
 @click.group(cls=Commands, context_settings=HELP_SETTINGS, invoke_without_command=True)
@@ -151,39 +145,39 @@ def submit(
     Run the same command again to resume the run. Only --kimg, the intervals, --num-samples, --device and --workers may
     then differ.
     """
-    problems = [*([] if from_trial and not data else source_problems(data)), *problems]
-    problems += (name_problems(name) if name is not None else []) + problems_here(flags)
-    problems += ["--from-scratch: requires --from-trial."] if from_scratch and not from_trial else []
+    found = [*([] if from_trial and not data else source_problems(data)), *problems]
+    found += name_problems(name) if name is not None else []
+    found += ["--from-scratch: requires --from-trial."] if from_scratch and not from_trial else []
     if rehearse_preemption:
         from orchestration.local.rehearsal import rehearsal_problems
 
-        problems += rehearsal_problems(data, dry_run=dry_run, detach=detach)
-        problems += ["--rehearse-preemption: cannot be combined with --from-trial."] if from_trial else []
-    config = parse_with(problems, texts)
-    settings = settings_here(flags)
-    taken = take_over(from_trial, config, settings, Reporter(tell)) if from_trial else None
+        found += rehearsal_problems(data, dry_run=dry_run, detach=detach)
+        found += ["--rehearse-preemption: cannot be combined with --from-trial."] if from_trial else []
+    with collecting(found):
+        settings = read_settings_here(flags)
+    config = parse_with(found, texts)
+    source = find_source_trial(from_trial, config, settings) if from_trial else None
     images, run_name = str(data), name
-    if taken is not None:
-        config, images, run_name = taken.config, data or taken.data, name or taken.name
+    if source is not None:
+        config, images, run_name = source.config, data or source.data, name or source.name
     spec = RunSpec(config, images, default_name(images) if run_name is None else run_name, Hardware(device, workers))
     if rehearse_preemption:
         return rehearse(spec, output)
 
     choice = choose(target, settings.workspace)
-    with Bars() as bars:
-        serving = build_target(choice.target, settings, Reporter(tell, bars.show))
-        refuse(serving.problems(images, run_name))
-        plan = serving.plan_run(spec)
-        tell(f"Target: {choice.target} ({choice.reason}).")
-        if dry_run:
-            show_plan(plan, output)
-            return 0
-        if question := serving.question(spec):
-            tell(question)
-            agree("Continue?", yes=yes)
-        if taken is not None and not from_scratch:
-            serving.start_from(spec.name, partial(bring_checkpoint, taken))
-        run = serving.start(spec) if detach else serving.run(spec)
+    serving = build_target(choice.target, settings, reporter())
+    refuse(serving.problems(images, run_name))
+    plan = serving.plan_run(spec)
+    info(f"Target: {choice.target} ({choice.reason}).")
+    if dry_run:
+        show_plan(plan, output)
+        return 0
+    if question := serving.question(spec):
+        info(question)
+        confirm("Continue?", yes=yes)
+    if source is not None and not from_scratch:
+        serving.start_from(spec.name, source.copy_to)
+    run = serving.start(spec) if detach else serving.run(spec)
     show_run(run, output)
     return run.exit_code
 
@@ -192,14 +186,14 @@ def rehearse(spec: RunSpec, output: str) -> int:
     """Rehearses the loss of the machine with a short local run of `spec`, and prints the result."""
     from orchestration.local import rehearsal
 
-    found = rehearsal.rehearse(spec, tell)
-    refusal = found.refusal
+    result = rehearsal.rehearse(spec, info)
+    refusal = result.refusal
     if refusal:
         report(refusal, as_json=False)
     if output == "json":
-        print_json(found.as_json() | (refusal.as_json() if refusal else {}))
+        print_json(result.as_json() | (refusal.as_json() if refusal else {}))
     else:
-        echo(found.as_lines())
+        echo(result.as_lines())
     return refusal.exit_code if refusal else 0
 
 
@@ -207,7 +201,7 @@ msggan_aml.add_command(sweep)
 
 
 @msggan_aml.command(name="list", short_help="List the runs.")
-@place_of_runs
+@location_options
 @output_option
 def list_runs(*, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
     """List the runs and the sweeps, the newest first.
@@ -215,20 +209,20 @@ def list_runs(*, target: str, flags: Flags, output: str, problems: Sequence[str]
     Lists those on this machine and, if a workspace is configured, those on Azure.
     """
     settings = settings_or_refuse(flags, problems)
-    places = build_targets(target, settings, Reporter(tell))
-    runs = newest_first(run for place in places for run in place.runs())
-    sweeps = newest_first(found for place in places for found in place.sweeps.sweeps())
+    targets = build_targets(target, settings, reporter())
+    runs = newest_first(run for serving in targets for run in serving.runs())
+    sweeps = newest_first(sweep for serving in targets for sweep in serving.sweeps.sweeps())
     if output == "json":
         print_json({"runs": [run.as_json() for run in runs], "sweeps": [sweep.as_json() for sweep in sweeps]})
     elif not runs and not sweeps:
-        tell(no_runs(settings))
+        info(no_runs_message(settings))
     else:
         echo([*(table(runs) if runs else []), *(sweep_table(sweeps) if sweeps else [])])
 
 
 @msggan_aml.command(short_help="Show a run's status.")
 @click.argument("run", metavar="[NAME|FOLDER|SWEEP/NUMBER]", required=False)
-@place_of_runs
+@location_options
 @output_option
 def status(*, run: str | None, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
     """Show the status of a run, a sweep or a trial: its state, its progress and the next commands.
@@ -246,7 +240,7 @@ def status(*, run: str | None, target: str, flags: Flags, output: str, problems:
 @run_argument
 @option("--follow", is_flag=True, help="Follow until the run ends. Ctrl-C leaves it running.")
 @option("--tail", metavar="N", type=Number(int, Range(1)), help="Show only the last N lines.  [default: all]")
-@place_of_runs
+@location_options
 @output_option
 def logs(
     *, run: str, follow: bool, tail: int | None, target: str, flags: Flags, output: str, problems: Sequence[str]
@@ -264,7 +258,7 @@ def logs(
     except KeyboardInterrupt:
         if not follow:
             raise
-        tell("Stopped following. The run continues.")
+        info("Stopped following. The run continues.")
         exit_code = EXIT_CODES["interrupted"]
     if output == "json":
         print_json({"name": name, "lines": lines})
@@ -273,7 +267,7 @@ def logs(
 
 @msggan_aml.command(short_help="Stop a run that is training.")
 @run_argument
-@place_of_runs
+@location_options
 @output_option
 def cancel(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
     """Stop a run or a sweep after the current step, with a checkpoint. The same `submit` or `sweep` resumes it.
@@ -297,7 +291,7 @@ def cancel(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
 )
 @option("--weights", is_flag=True, help="Copy only generator.safetensors.")
 @option("--force", is_flag=True, help="Overwrite files that were changed since an earlier download.")
-@place_of_runs
+@location_options
 @output_option
 def download(
     *,
@@ -314,9 +308,8 @@ def download(
 
     A repeated download copies only what has changed. A folder with other content is never written to.
     """
-    with Bars() as bars:
-        serving, name = find_target(run, target, flags, problems, Reporter(tell, bars.show))
-        copied = serving.download(name, out, weights=weights, force=force)
+    serving, name = find_target(run, target, flags, problems)
+    copied = serving.download(name, out, weights=weights, force=force)
     if output == "json":
         print_json(asdict(copied))
     else:
@@ -325,7 +318,7 @@ def download(
 
 @msggan_aml.command(short_help="Generate images and films with a trained run.")
 @run_argument
-@place_of_runs
+@location_options
 @sample_options
 @output_option
 def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any) -> int:
@@ -333,8 +326,11 @@ def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
 
     Each image has a seed: the same seed gives the same image, however many are generated.
     """
-    options = parse_sample([*run_problems(run, target, flags), *problems], **values)
-    args = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
+    run_problems: list[str] = []
+    with collecting(run_problems):
+        serving, name = find_target(run, target, flags, ())
+    options = parse_sample([*run_problems, *problems], **values)
+    args = ["--run-dir", serving.weights(name), *options.to_argv()]
     result = run_verb("sample", args, expects="files", process="sampling", hint="Run it again with --force.")
     show_files(result["files"], output)
     return 0
@@ -342,7 +338,7 @@ def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
 
 @msggan_aml.command(short_help="Export a trained run for other programs.")
 @run_argument
-@place_of_runs
+@location_options
 @export_options
 @output_option
 def export(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any) -> int:
@@ -351,8 +347,11 @@ def export(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
     The ONNX model takes `latents` (N, L), each of norm √L, and returns `images_4px`, `images_8px`, … with values in
     about [-1, 1].
     """
-    options = parse_export([*run_problems(run, target, flags), *problems], **values)
-    args = ["--run-dir", weights_of(run, target, flags), *options.to_argv()]
+    run_problems: list[str] = []
+    with collecting(run_problems):
+        serving, name = find_target(run, target, flags, ())
+    options = parse_export([*run_problems, *problems], **values)
+    args = ["--run-dir", serving.weights(name), *options.to_argv()]
     result = run_verb("export", args, expects="files", process="exporting", hint="Run it again.")
     show_files(result["files"], output)
     return 0
@@ -390,16 +389,16 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
     """
     settings = settings_or_refuse(flags, problems)
 
-    serving = build_target("azure", settings, Reporter(tell))
+    serving = build_target("azure", settings, reporter())
     plan = serving.plan_provision(delete=delete)
     nothing = ["Nothing to delete."] if delete and not plan.to_do else []
     for line in [*plan.as_lines(), *nothing]:
-        (tell if output == "json" else click.echo)(line)
+        (info if output == "json" else click.echo)(line)
     refusal = plan.refusal
     if refusal:
         report(refusal, as_json=False)
     elif not dry_run and plan.to_do:
-        agree("Apply this plan?", yes=yes)
+        confirm("Apply this plan?", yes=yes)
         serving.provision(plan, delete=delete)
     if output == "json":
         print_json(plan.as_json(applied=not dry_run and not refusal) | (refusal.as_json() if refusal else {}))
@@ -433,36 +432,24 @@ def config_show(*, output: str, problems: Sequence[str]) -> None:
         echo(columns([("NAME", "VALUE", "SOURCE"), *settings.as_rows()]))
 
 
-def find_target(
-    run: str, target: str, flags: Flags, problems: Sequence[str], reporter: Reporter | None = None
-) -> tuple[Target, str]:
-    """The target that has the named run, and its name there. Raises UsageError with every problem."""
-    refuse([*problems, *run_problems(run, target, flags)])
-    return target_of(run, target, settings_here(flags), reporter or Reporter(tell))
-
-
 def find_newest(target: str, flags: Flags, problems: Sequence[str]) -> tuple[Target, str]:
     """The target that has the newest run, and the run's name. Raises UsageError if no run exists."""
     settings = settings_or_refuse(flags, problems)
-    runs = [(run, place) for place in build_targets(target, settings, Reporter(tell)) for run in place.runs()]
+    targets = build_targets(target, settings, reporter())
+    runs = [(run, serving) for serving in targets for run in serving.runs()]
     if not runs:
-        raise UsageError([no_runs(settings)])
-    run, place = max(runs, key=lambda found: found[0].created or "")
-    return place, run.name
+        raise UsageError([no_runs_message(settings)])
+    run, serving = max(runs, key=lambda found: found[0].created or "")
+    return serving, run.name
 
 
-def no_runs(settings: Settings) -> str:
+def no_runs_message(settings: Settings) -> str:
     return f"There are no runs in {settings.runs_dir} yet. Start one: msggan-aml submit --data FOLDER"
 
 
 def newest_first(found: Iterable[Dated]) -> list[Dated]:
     """Runs or sweeps, sorted by their time of creation."""
-    return sorted(found, key=lambda one: one.created or "", reverse=True)
-
-
-def run_problems(run: str, target: str, flags: Flags) -> list[str]:
-    """Every problem with the settings and the name of a run."""
-    return problems_here(flags) or named_problems(run, target, settings_here(flags))
+    return sorted(found, key=lambda item: item.created or "", reverse=True)
 
 
 def run_verb(verb: str, args: list[str], **about: str) -> dict[str, Any]:
@@ -470,13 +457,6 @@ def run_verb(verb: str, args: list[str], **about: str) -> dict[str, Any]:
     from orchestration.local.process import result_of
 
     return result_of(f"msggan.{verb}", args, **about)
-
-
-def weights_of(run: str, target: str, flags: Flags) -> str:
-    """The local path of the run's generator, downloaded first if the run is on Azure."""
-    with Bars() as bars:
-        serving, name = target_of(run, target, settings_here(flags), Reporter(tell, bars.show))
-        return serving.weights(name)
 
 
 def show_run(run: RunStatus, output: str) -> None:

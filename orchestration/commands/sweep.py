@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,135 +15,49 @@ from msggan.commands.options import (
     SWEEP,
     Hardware,
     Number,
+    collecting,
     data_argument,
     hardware_options,
     option,
     output_option,
-    parse_with,
     refuse,
     train_options,
 )
 from msggan.commands.program import print_json
-from msggan.config import Range, TrainConfig, explicit_values, flag, problems_of
+from msggan.config import Range, TrainConfig, explicit_values, flag, parse, problems_of
 from msggan.errors import UsageError
 from orchestration.commands.terminal import (
-    Bars,
     CommandsOrData,
-    agree,
+    confirm,
     debug_option,
     echo,
-    place_of_runs,
-    problems_here,
-    settings_here,
+    info,
+    location_options,
+    read_settings_here,
+    reporter,
+    settings_options,
+    settings_or_refuse,
     show_next,
     show_plan,
     target_option,
-    tell,
 )
 from orchestration.copies import forget_download, is_copy
-from orchestration.settings import JOB_SETTINGS, Flags, Settings, settings_options
-from orchestration.spec import name_of_trial, source_problems, trial_named
-from orchestration.status import Reporter
-from orchestration.sweeps.space import SearchSpace, read_space
+from orchestration.settings import JOB_SETTINGS, Flags, Settings
+from orchestration.spec import name_of_trial, trial_named
 from orchestration.sweeps.spec import (
     DEFAULT_TRIALS,
     DIRECTIONS,
     SAMPLINGS,
-    SweepSpec,
-    default_trials,
-    objective_of,
-    sweep_name,
 )
 from orchestration.sweeps.status import SweepStatus, sweep_lines
 from orchestration.sweeps.trials import POLICIES, EarlyStopping, Trial
-from orchestration.targets import (
-    SweepTarget,
-    build_target,
-    choose,
-    named_problems,
-    target_of,
-)
+from orchestration.targets import SweepTarget, build_sweep_spec, build_target, choose, target_of
 
 # --- The options ------------------------------------------------------------------------------------------------------
 
 
-def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that only a sweep has; SweepSpec checks their values."""
-    for add in reversed(_SWEEP_OPTIONS):
-        command = add(command)
-    return command
-
-
 WHOLE, FRACTION = (Number(kind, Range(-math.inf)) for kind in (int, float))
-_option = partial(option, section=SWEEP)
-_SWEEP_OPTIONS = (
-    option(
-        "--over",
-        section=COMMON,
-        multiple=True,
-        metavar="NAME[=VALUES]",
-        help="An option to search: NAME (its default range), NAME=LOW..HIGH or NAME=a,b,c. May be repeated.",
-    ),
-    option(
-        "--trials",
-        section=COMMON,
-        type=WHOLE,
-        help=f"Number of trials.  [default: {DEFAULT_TRIALS}, at most all combinations; grid: all]",
-    ),
-    _option(
-        "--concurrent", default=1, type=WHOLE, help="How many trials run at once, sharing the cores.  [default: 1]"
-    ),
-    _option(
-        "--sampling",
-        default=SAMPLINGS[0],
-        metavar="|".join(SAMPLINGS),
-        help="How the settings are drawn.  [default: random]",
-    ),
-    _option("--sampling-seed", default=0, type=WHOLE, help="Seed of the drawn settings.  [default: 0]"),
-    _option("--timeout", metavar="HOURS", type=FRACTION, help="Limit of the whole sweep.  [default: none]"),
-    _option("--objective", default="swd", metavar="METRIC", help="The metric to compare trials by.  [default: swd]"),
-    _option(
-        "--direction",
-        metavar="|".join(DIRECTIONS),
-        help="Whether a lower or a higher value is better.  [default: the metric's own]",
-    ),
-    _option(
-        "--stop-early",
-        default="none",
-        metavar="|".join(POLICIES),
-        help="Policy that stops bad trials early.  [default: none]",
-    ),
-    _option(
-        "--stop-interval",
-        default=1,
-        metavar="N",
-        type=WHOLE,
-        help="Apply the policy at every N-th measurement.  [default: 1]",
-    ),
-    _option(
-        "--stop-delay",
-        default=0,
-        metavar="N",
-        type=WHOLE,
-        help="Apply the policy from the N-th measurement on.  [default: 0]",
-    ),
-    _option(
-        "--slack", metavar="RATIO", type=FRACTION, help="bandit: allowed distance from the best trial, as 0.2 for 20 %."
-    ),
-    _option("--slack-amount", metavar="DIFFERENCE", type=FRACTION, help="bandit: the same, as a difference."),
-    _option(
-        "--truncate", metavar="PERCENT", type=WHOLE, help="truncation: the share of trials to stop each time, 1 to 99."
-    ),
-    _option(
-        "--max-failed-fraction",
-        default=0.5,
-        metavar="FRACTION",
-        type=FRACTION,
-        help="Give up when more than this fraction of the trials fails.  [default: 0.5]",
-    ),
-)
-
-
+sweep_option = partial(option, section=SWEEP)
 # --- msggan-aml sweep -------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +68,70 @@ _SWEEP_OPTIONS = (
     invoke_without_command=True,
 )
 @data_argument
-@sweep_options
+@option(
+    "--over",
+    section=COMMON,
+    multiple=True,
+    metavar="NAME[=VALUES]",
+    help="An option to search: NAME (its default range), NAME=LOW..HIGH or NAME=a,b,c. May be repeated.",
+)
+@option(
+    "--trials",
+    section=COMMON,
+    type=WHOLE,
+    help=f"Number of trials.  [default: {DEFAULT_TRIALS}, at most all combinations; grid: all]",
+)
+@sweep_option(
+    "--concurrent", default=1, type=WHOLE, help="How many trials run at once, sharing the cores.  [default: 1]"
+)
+@sweep_option(
+    "--sampling",
+    default=SAMPLINGS[0],
+    metavar="|".join(SAMPLINGS),
+    help="How the settings are drawn.  [default: random]",
+)
+@sweep_option("--sampling-seed", default=0, type=WHOLE, help="Seed of the drawn settings.  [default: 0]")
+@sweep_option("--timeout", metavar="HOURS", type=FRACTION, help="Limit of the whole sweep.  [default: none]")
+@sweep_option("--objective", default="swd", metavar="METRIC", help="The metric to compare trials by.  [default: swd]")
+@sweep_option(
+    "--direction",
+    metavar="|".join(DIRECTIONS),
+    help="Whether a lower or a higher value is better.  [default: the metric's own]",
+)
+@sweep_option(
+    "--stop-early",
+    default="none",
+    metavar="|".join(POLICIES),
+    help="Policy that stops bad trials early.  [default: none]",
+)
+@sweep_option(
+    "--stop-interval",
+    default=1,
+    metavar="N",
+    type=WHOLE,
+    help="Apply the policy at every N-th measurement.  [default: 1]",
+)
+@sweep_option(
+    "--stop-delay",
+    default=0,
+    metavar="N",
+    type=WHOLE,
+    help="Apply the policy from the N-th measurement on.  [default: 0]",
+)
+@sweep_option(
+    "--slack", metavar="RATIO", type=FRACTION, help="bandit: allowed distance from the best trial, as 0.2 for 20 %."
+)
+@sweep_option("--slack-amount", metavar="DIFFERENCE", type=FRACTION, help="bandit: the same, as a difference.")
+@sweep_option(
+    "--truncate", metavar="PERCENT", type=WHOLE, help="truncation: the share of trials to stop each time, 1 to 99."
+)
+@sweep_option(
+    "--max-failed-fraction",
+    default=0.5,
+    metavar="FRACTION",
+    type=FRACTION,
+    help="Give up when more than this fraction of the trials fails.  [default: 0.5]",
+)
 @target_option("Where to train.  [default: auto]")
 @option(
     "--name",
@@ -172,23 +147,26 @@ _SWEEP_OPTIONS = (
 @hardware_options
 @output_option
 @click.pass_context
-def sweep(context: click.Context, /, *, problems: list[str], **given: Any) -> int:
-    """Search for good settings: train many short trials on the images at PATH and report the best.
-
-    --over names an option to search and may be repeated; every other training option is the same for all trials. A
-    sweep that was interrupted resumes with the same command.
-    """
-    return 0 if context.invoked_subcommand is not None else run_sweep(problems=problems, **given)
-
-
-def run_sweep(
+def sweep(
+    context: click.Context,
+    /,
     *,
     data: str | None,
     over: tuple[str, ...],
+    trials: int | None,
+    concurrent: int,
     sampling: str,
+    sampling_seed: int,
+    timeout: float | None,
     objective: str,
     direction: str | None,
     stop_early: str,
+    stop_interval: int,
+    stop_delay: int,
+    slack: float | None,
+    slack_amount: float | None,
+    truncate: int | None,
+    max_failed_fraction: float,
     target: str,
     name: str | None,
     flags: Flags,
@@ -199,81 +177,59 @@ def run_sweep(
     workers: int,
     output: str,
     problems: list[str],
-    trials: int | None,
-    concurrent: int,
-    sampling_seed: int,
-    timeout: float | None,
-    stop_interval: int,
-    stop_delay: int,
-    slack: float | None,
-    slack_amount: float | None,
-    truncate: int | None,
-    max_failed_fraction: float,
-    **texts: Any,
+    **texts: str | bool | None,
 ) -> int:
-    """The command itself. texts: the values of TrainConfig's options, as typed."""
-    problems = [*source_problems(data), *problems, *problems_here(flags)]
-    config, space = config_and_space(texts, over, problems)
-    settings = settings_here(flags)
-    choice = choose(target, settings.workspace)
-    stopping = EarlyStopping(
-        policy=stop_early,
-        interval=stop_interval,
-        delay=stop_delay,
-        slack_factor=slack,
-        slack_amount=slack_amount,
-        percentage=truncate,
-    )
-    try:
-        spec = SweepSpec(
-            config=config,
-            data=str(data or "."),
-            name=name or sweep_name(data or "x"),
-            space=space,
-            objective=objective_of(objective, direction),
+    """Search for good settings: train many short trials on the images at PATH and report the best.
+
+    --over names an option to search and may be repeated; every other training option is the same for all trials. A
+    sweep that was interrupted resumes with the same command.
+    """
+    if context.invoked_subcommand is not None:
+        return 0
+    config = TrainConfig()
+    with collecting(problems):
+        settings = read_settings_here(flags)
+    with collecting(problems):
+        config = parse(texts)
+    with collecting(problems):
+        spec = build_sweep_spec(
+            config,
+            data=data or "",
+            over=over,
+            name=name,
+            trials=trials,
+            concurrent=concurrent,
             sampling=sampling,
             sampling_seed=sampling_seed,
-            trials=default_trials(space, sampling) if trials is None else trials,
-            concurrent=concurrent,
             timeout_hours=timeout,
-            early_stopping=stopping,
+            objective=objective,
+            direction=direction,
+            early_stopping=EarlyStopping(
+                policy=stop_early,
+                interval=stop_interval,
+                delay=stop_delay,
+                slack_factor=slack,
+                slack_amount=slack_amount,
+                percentage=truncate,
+            ),
             max_failed_fraction=max_failed_fraction,
             hardware=Hardware(device, workers),
         )
-    except UsageError as error:
-        problems += error.problems
     refuse(problems)
 
-    with Bars() as bars:
-        target_here = build_target(choice.target, settings, Reporter(tell, bars.show))
-        refuse(target_here.problems(data, None))
-        serving = target_here.sweeps
-        tell(f"Target: {choice.target} ({choice.reason}).")
-        if dry_run:
-            show_plan(serving.plan_sweep(spec), output)
-            return 0
-        if question := serving.sweep_question(spec):
-            tell(question)
-            agree("Go on?", yes=yes)
-        status = serving.submit_sweep(spec, detach=detach)
+    choice = choose(target, settings.workspace)
+    serving = build_target(choice.target, settings, reporter())
+    refuse(serving.problems(data, None))
+    info(f"Target: {choice.target} ({choice.reason}).")
+    if dry_run:
+        show_plan(serving.sweeps.plan_sweep(spec), output)
+        return 0
+    if question := serving.sweeps.sweep_question(spec):
+        info(question)
+        confirm("Continue?", yes=yes)
+    status = serving.sweeps.submit_sweep(spec, detach=detach)
     show_sweep(status, output)
     return status.exit_code
-
-
-def config_and_space(
-    texts: Mapping[str, Any], over: tuple[str, ...], problems: list[str]
-) -> tuple[TrainConfig, SearchSpace]:
-    """The shared configuration and the search space; their problems are added to `problems`."""
-    config, space = TrainConfig(), SearchSpace(())
-    try:
-        config = parse_with([], texts)
-    except UsageError as error:
-        problems += error.problems
-    try:
-        space = read_space(over, config)
-    except UsageError as error:
-        problems += error.problems
-    return config, space
 
 
 @sweep.command(name="best", short_help="Show the best settings that a sweep found.")
@@ -285,35 +241,35 @@ def config_and_space(
     help="Copy the best trial's run folder to a new or an empty folder.",
 )
 @option("--force", is_flag=True, help="Overwrite files of an earlier download that have changed.")
-@place_of_runs
+@location_options
 @output_option
 def best(
     *, name: str, folder: str | None, force: bool, target: str, flags: Flags, output: str, problems: list[str]
-) -> int:
-    """Show the best settings that a sweep found, its samples, and the command that trains it in full."""
-    refuse([*problems, *problems_here(flags)])
-    with Bars() as bars:
-        serving, status = find_sweep(name, target, settings_here(flags), Reporter(tell, bars.show))
-        trial = best_trial(status)
-        status = serving.report(status)
-        if folder is not None:
-            copied = serving.download_trial(trial, Path(folder), force=force, tell=partial(bars.show, "Copying"))
-            tell(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
+) -> None:
+    """Show the best settings that a sweep found, its samples, and the command that trains the best trial to the end."""
+    settings = settings_or_refuse(flags, problems)
+    sweeps, status = find_sweep(name, target, settings)
+    trial = best_trial(status)
+    status = sweeps.report(status)
+    if folder is not None:
+        progress = partial(reporter().progress, "Copying")
+        copied = sweeps.download_trial(trial, Path(folder), force=force, progress=progress)
+        info(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
     show_sweep(status, output)
-    return 0
 
 
-def find_sweep(name: str, target: str, settings: Settings, reporter: Reporter) -> tuple[SweepTarget, SweepStatus]:
+def find_sweep(name: str, target: str, settings: Settings) -> tuple[SweepTarget, SweepStatus]:
     """The target that has a sweep, and its status. Raises `UsageError` if there is none."""
-    workspace = settings.workspace if target != "local" else None
-    where = settings.runs_dir + (f" or workspace {workspace.workspace_name}" if workspace else "")
-    missing = UsageError([f"No sweep {name!r} in {where}."], "List runs and sweeps: msggan-aml list")
-    if named_problems(name, target, settings):
-        raise missing
-    place, name = target_of(name, target, settings, reporter)
-    if not place.sweeps.is_sweep(name):
-        raise missing
-    return place.sweeps, place.sweeps.sweep_status(name)
+    try:
+        serving, sweep = target_of(name, target, settings, reporter())
+        is_sweep = serving.sweeps.is_sweep(sweep)
+    except UsageError:
+        is_sweep = False
+    if not is_sweep:
+        workspace = settings.workspace if target != "local" else None
+        searched = settings.runs_dir + (f" or workspace {workspace.workspace_name}" if workspace else "")
+        raise UsageError([f"No sweep {name!r} in {searched}."], "List runs and sweeps: msggan-aml list")
+    return serving.sweeps, serving.sweeps.sweep_status(sweep)
 
 
 def best_trial(status: SweepStatus) -> Trial:
@@ -329,57 +285,56 @@ def best_trial(status: SweepStatus) -> Trial:
 
 
 @dataclass(frozen=True)
-class TakenOver:
-    """What `submit --from-trial` takes from a sweep: the trial's configuration, its data and a default name."""
+class SourceTrial:
+    """The trial of `submit --from-trial`. config: its configuration, merged into the command's. name: by default."""
 
-    serving: SweepTarget
+    sweeps: SweepTarget
     trial: Trial
     config: TrainConfig
     data: str
     name: str
 
+    def copy_to(self, folder: Path) -> None:
+        """Copies the trial's run folder to a new run's. Raises `UsageError` if it has already trained --kimg."""
+        trained_kimg = (self.trial.images_seen or 0) / 1000
+        if self.config.kimg is not None and self.config.kimg <= trained_kimg:
+            raise UsageError(
+                [f"--kimg {self.config.kimg:g}: trial {self.trial.number} has trained {trained_kimg:g} kimg already."],
+                f"Use a larger --kimg, as {10 * trained_kimg:g}, or --from-scratch.",
+            )
+        was_copy = is_copy(folder)
+        if was_copy:
+            forget_download(folder)
+        self.sweeps.download_trial(self.trial, folder, force=was_copy, progress=lambda done, total: None)
+        forget_download(folder)
 
-def take_over(reference: str, config: TrainConfig, settings: Settings, reporter: Reporter) -> TakenOver:
-    """The trial that SWEEP or SWEEP/NUMBER names, its configuration merged into `config`.
+
+def find_source_trial(reference: str, config: TrainConfig, settings: Settings) -> SourceTrial:
+    """The trial that SWEEP or SWEEP/NUMBER names.
 
     The sweep is looked for on this machine and then on Azure, wherever the run is to train. The length of a trial and
-    its intervals are not taken over. Raises `UsageError` naming each option that conflicts.
+    its intervals are not merged. Raises `UsageError` naming each option that conflicts.
     """
-    named = trial_named(reference)
-    if "/" in reference and named is None:
+    sweep_and_number = trial_named(reference)
+    if "/" in reference and sweep_and_number is None:
         raise UsageError([f"--from-trial {reference}: must be SWEEP or SWEEP/NUMBER."])
-    serving, status = find_sweep(named[0] if named else reference, "auto", settings, reporter)
-    trial = status.trial(named[1]) if named else best_trial(status)
-    lasting = {spec.name for spec in fields(TrainConfig) if not spec.metadata["may_change"]}
-    found = {field: value for field, value in explicit_values(status.config_of(trial)).items() if field in lasting}
+    sweeps, status = find_sweep(sweep_and_number[0] if sweep_and_number else reference, "auto", settings)
+    trial = status.trial(sweep_and_number[1]) if sweep_and_number else best_trial(status)
+    fixed = {spec.name for spec in fields(TrainConfig) if not spec.metadata["may_change"]}
+    merged = {field: value for field, value in explicit_values(status.config_of(trial)).items() if field in fixed}
     different = [
-        f"--from-trial {reference}: its {field} is {found[field]}, not {value}. Remove {flag(field)}."
+        f"--from-trial {reference}: its {field} is {merged[field]}, not {value}. Remove {flag(field)}."
         for field, value in explicit_values(config).items()
-        if field in found and found[field] != value
+        if field in merged and merged[field] != value
     ]
-    refuse(different or problems_of({**found, **explicit_values(config)}))
-    return TakenOver(
-        serving=serving,
+    refuse(different or problems_of({**merged, **explicit_values(config)}))
+    return SourceTrial(
+        sweeps=sweeps,
         trial=trial,
-        config=replace(config, **found),
+        config=replace(config, **merged),
         data=status.data,
-        name=name_of_trial(status.name, trial.number) if named else f"{status.name}-best",
+        name=name_of_trial(status.name, trial.number) if sweep_and_number else f"{status.name}-best",
     )
-
-
-def bring_checkpoint(taken: TakenOver, folder: Path) -> None:
-    """Copies the trial's run folder to a new run's. Raises `UsageError` if it is trained as far as asked."""
-    trained_kimg = (taken.trial.images_seen or 0) / 1000
-    if taken.config.kimg is not None and taken.config.kimg <= trained_kimg:
-        raise UsageError(
-            [f"--kimg {taken.config.kimg:g}: trial {taken.trial.number} has trained {trained_kimg:g} kimg already."],
-            f"Use a larger --kimg, as {10 * trained_kimg:g}, or --from-scratch.",
-        )
-    was_copy = is_copy(folder)
-    if was_copy:
-        forget_download(folder)
-    taken.serving.download_trial(taken.trial, folder, force=was_copy, tell=lambda done, total: None)
-    forget_download(folder)
 
 
 # --- What is shown ----------------------------------------------------------------------------------------------------

@@ -10,33 +10,120 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from msggan.commands.options import AZURE, COMMON, CollectingCommand, OneOf, did_you_mean, nearest, option
+from msggan.commands.options import (
+    AZURE,
+    COMMON,
+    WHERE,
+    CollectingCommand,
+    OneOf,
+    collecting,
+    did_you_mean,
+    nearest,
+    option,
+    refuse,
+)
 from msggan.commands.program import StoppedError, print_json
+from msggan.config import flag
 from msggan.display.progress import progress_bar
 from msggan.errors import UsageError
-from orchestration.settings import WORKSPACE_TABLE, Flags, Settings, read_settings, settings_options, settings_problems
+from orchestration.settings import (
+    WORKSPACE_TABLE,
+    WORKSPACE_VARIABLES,
+    Flags,
+    Settings,
+    format_value,
+    read_settings,
+    settings_table,
+)
 from orchestration.spec import TARGETS
+from orchestration.status import Reporter
+
+if TYPE_CHECKING:
+    from orchestration.targets import Target
+
+AnyCommand = Callable[..., Any]  # a function that becomes a click command
+
+# --- Options and what they select -------------------------------------------------------------------------------------
 
 
-def settings_here(flags: Flags) -> Settings:
+def read_settings_here(flags: Flags) -> Settings:
     return read_settings(flags, folder=Path.cwd(), environ=os.environ)
 
 
-def problems_here(flags: Flags) -> list[str]:
-    return settings_problems(flags, folder=Path.cwd(), environ=os.environ)
+def settings_or_refuse(flags: Flags, problems: Iterable[str]) -> Settings:
+    """The settings in the current folder. Raises UsageError with the problems and those of the settings."""
+    found = list(problems)
+    with collecting(found):
+        settings = read_settings_here(flags)
+    refuse(found)
+    return settings
 
 
-def target_option(text: str, *, section: str = COMMON) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def find_target(named: str, target: str, flags: Flags, problems: Iterable[str]) -> tuple[Target, str]:
+    """The target of a run, a sweep or a trial, and its name there. Raises UsageError with every problem."""
+    from orchestration.targets import target_of
+
+    found = list(problems)
+    with collecting(found):
+        serving = target_of(named, target, read_settings_here(flags), reporter())
+    refuse(found)
+    return serving
+
+
+def target_option(text: str, *, section: str = COMMON) -> Callable[[AnyCommand], AnyCommand]:
     """Adds --target. text: its help."""
     return option("--target", default="auto", type=OneOf(*TARGETS), section=section, help=text)
 
 
-def place_of_runs(command: Callable[..., Any]) -> Callable[..., Any]:
+def settings_options(*names: str) -> Callable[[AnyCommand], AnyCommand]:
+    """Adds the flags of these settings; `workspace` stands for its three parts.
+
+    The command receives `flags`, their values by name, as `read_settings` takes them.
+    """
+    options = {name: add for named in names for name, add in _build_options(named).items()}
+
+    def decorate(command: AnyCommand) -> AnyCommand:
+        @wraps(command)
+        def with_flags(**values: Any) -> Any:
+            return command(flags={name: values.pop(name) for name in options}, **values)
+
+        wrapped: AnyCommand = with_flags
+        for add in reversed(options.values()):  # the innermost decorator comes last in the help
+            wrapped = add(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def _build_options(named: str) -> dict[str, Callable[[AnyCommand], AnyCommand]]:
+    if named == WORKSPACE_TABLE:
+        return {key: _workspace_option(key, variable) for key, variable in WORKSPACE_VARIABLES.items()}
+    (spec,) = (spec for spec in settings_table() if spec.name == named)
+    section = WHERE if named in ("runs_dir", "tracking_uri") else AZURE
+    facts, default = [str(spec.range)] if spec.range else [], spec.default
+    if spec.kind is bool:
+        default = flag(named if default else f"no_{named}").removeprefix("--")
+    facts += [f"default: {format_value(default)}"] if default is not None else []
+    text = f"{spec.help}  [{'; '.join([*facts, f'variable {spec.variables[0]}'])}]"
+    if spec.kind is bool:
+        return {named: option(f"{flag(named)}/{flag(f'no_{named}')}", named, section=section, default=None, help=text)}
+    metavar = "DIR" if named == "runs_dir" else {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")
+    return {named: option(flag(named), named, section=section, metavar=metavar, help=text)}
+
+
+def _workspace_option(key: str, variable: str) -> Callable[[AnyCommand], AnyCommand]:
+    part = key.removeprefix("workspace_").removesuffix("_id").replace("_", " ")
+    text = f"The {part} of the Azure ML workspace.  [variable {variable}]"
+    return option(flag(key), key, section=AZURE, metavar="TEXT", help=text)
+
+
+def location_options(command: AnyCommand) -> AnyCommand:
     """Adds --target, --runs-dir and the workspace, which locate runs. The command gets `target` and `flags`."""
     text = "Where the run is.  [default: auto: this machine if it has the run, else Azure]"
     return target_option(text, section="")(settings_options("runs_dir", WORKSPACE_TABLE)(debug_option(command)))
@@ -82,13 +169,13 @@ def _debug(context: click.Context, param: click.Parameter, value: bool) -> None:
         context.with_resource(debug_logging())
 
 
-def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def debug_option(command: AnyCommand) -> AnyCommand:
     """Adds --debug, which is not passed to the command."""
     text = "Log the requests to Azure with their request IDs to stderr."
     return option("--debug", is_flag=True, expose_value=False, callback=_debug, section=AZURE, help=text)(command)
 
 
-def agree(question: str, *, yes: bool) -> None:
+def confirm(question: str, *, yes: bool) -> None:
     """Asks for confirmation. Raises UsageError without a terminal, StoppedError if the answer is no."""
     if yes:
         return
@@ -207,12 +294,18 @@ class Bars:
         self._end()
 
 
+def reporter() -> Reporter:
+    """Prints to stderr; progress bars are closed at the end of the command."""
+    bars = click.get_current_context().with_resource(Bars())
+    return Reporter(info, bars.show)
+
+
 def echo(lines: Iterable[str]) -> None:
     for line in lines:
         click.echo(line)
 
 
-def tell(line: str) -> None:
+def info(line: str) -> None:
     """Prints a line to stderr."""
     click.echo(line, err=True)
 

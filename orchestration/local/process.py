@@ -22,6 +22,7 @@ from msggan.commands.program import (
     TRACKING_VARIABLES,
     ReportedError,
     Terminated,
+    default_tracking_uri,
     signal_handlers,
     stopped,
     without_password,
@@ -31,7 +32,7 @@ from orchestration.errors import JobFailedError
 
 def mlflow_of(runs_dir: str | Path, tracking_uri: str | None) -> str:
     """The MLflow tracking URI of the runs in a folder: `tracking_uri`, by default a database in the folder."""
-    return tracking_uri or f"sqlite:///{(Path(runs_dir) / 'mlflow.db').as_posix()}"
+    return tracking_uri or default_tracking_uri(runs_dir)
 
 
 def variables_of(mlflow: str, *, with_password: bool) -> dict[str, str]:

@@ -27,7 +27,7 @@ from msggan.commands.program import (
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.folder import RunFolder, is_owned, now, terminate_holder
 from msggan.tracking.mlflow_process import log_sweep_result
-from orchestration.copies import Tell, copy_run
+from orchestration.copies import Progress, copy_run
 from orchestration.errors import JobFailedError
 from orchestration.local.process import mlflow_of, variables_of
 from orchestration.local.trial_process import AdoptedTrial, Outcome, TrialProcess
@@ -197,9 +197,9 @@ class LocalSweeps:
             time.sleep(POLL_SECONDS)
         return self.sweep_status(name)
 
-    def download_trial(self, trial: Trial, to: Path, *, force: bool, tell: Tell) -> Download:
+    def download_trial(self, trial: Trial, to: Path, *, force: bool, progress: Progress) -> Download:
         """Copies a trial's run folder. Raises MsgganError if it cannot."""
-        return copy_run(RunFolder(trial.run_dir), to, weights=False, force=force, tell=tell)
+        return copy_run(RunFolder(trial.run_dir), to, weights=False, force=force, progress=progress)
 
     def trial_command(self, spec: SweepSpec, number: int, settings: dict[str, Any]) -> list[str]:
         """The command line of a trial."""

@@ -189,7 +189,7 @@ class LocalTarget(Target):
     def copy_run(self, name: str, to: Path, *, weights: bool, force: bool) -> Download:
         self.status(name)
         copying = partial(self.reporter.progress, "Copying")
-        return copy_run(self._folder(name), to, weights=weights, force=force, tell=copying)
+        return copy_run(self._folder(name), to, weights=weights, force=force, progress=copying)
 
     def weights(self, name: str) -> str:
         if self.sweeps.is_sweep(name):

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from support.programs import Ended
 
 from msggan.errors import UsageError
-from orchestration.settings import Setting, Settings, read_settings, settings_options, settings_table, without_secrets
+from orchestration.commands.terminal import settings_options
+from orchestration.settings import Setting, Settings, read_settings, settings_table, without_secrets
 
 RunProgram = Callable[..., Ended]
 NAMES = [spec.name for spec in settings_table()]

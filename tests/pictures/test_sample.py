@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 from support.builders import save_run
 from support.programs import Ended, started, stopped, wait_for
 
-from orchestration.runs import find_run, run_problems
+from msggan.errors import UsageError
+from orchestration.runs import find_run
 
 RunProgram = Callable[..., Ended]
 posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
@@ -145,23 +145,24 @@ def test_a_stopped_program_reports_it_and_leaves_complete_files(
 def test_a_name_is_a_run_in_its_folder_before_it_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flowers").mkdir()
-    assert find_run("flowers", "runs") == "flowers"
+    assert find_run("flowers", "runs") == ("flowers", ".")
     (tmp_path / "runs" / "flowers").mkdir(parents=True)
-    assert find_run("flowers", "runs") == os.path.join("runs", "flowers")
-    assert find_run(str(tmp_path / "flowers"), "runs") == str(tmp_path / "flowers")
-    assert find_run("", "runs") is None
+    assert find_run("flowers", "runs") == ("flowers", "runs")
+    assert find_run(str(tmp_path / "flowers"), "runs") == ("flowers", ".")
+    with pytest.raises(UsageError):
+        find_run("", "runs")
 
 
 def test_an_unknown_name_is_reported_with_a_suggestion_or_the_existing_runs(tmp_path: Path) -> None:
     runs = str(tmp_path)
-    (complaint,) = run_problems("flowers", runs)
-    assert complaint.endswith("There are no runs yet. Start one: msggan-aml submit --data FOLDER")
+    with pytest.raises(UsageError, match=r"There are no runs yet\. Start one: msggan-aml submit --data FOLDER$"):
+        find_run("flowers", runs)
     for name in ("flowers", "flowers-2", "shoes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").touch()
     (tmp_path / "images").mkdir()  # no run
-    assert run_problems("flowers", runs) == []
-    assert run_problems("flower", runs)[0].endswith("Did you mean flowers or flowers-2?")
-    assert run_problems("x", runs)[0].endswith("Available: flowers, flowers-2, shoes.")
-    shutil.rmtree(tmp_path / "shoes")
-    assert run_problems("x", runs)[0].endswith("Available: flowers, flowers-2.")
+    assert find_run("flowers", runs)[0] == "flowers"
+    with pytest.raises(UsageError, match=r"Did you mean flowers or flowers-2\?$"):
+        find_run("flower", runs)
+    with pytest.raises(UsageError, match=r"Available: flowers, flowers-2, shoes\.$"):
+        find_run("x", runs)
