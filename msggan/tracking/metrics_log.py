@@ -1,15 +1,34 @@
-"""A run's metrics: `metrics.jsonl`, one JSON object per line, and the MLflow that they are also logged to."""
+"""A run's metrics: `metrics.jsonl`, one JSON object per line, and the MLflow that they are also logged to.
+
+`metrics.jsonl` is the queue and `mlflow.json` the cursor in it. A process of its own, `msggan.tracking.mlflow_worker`,
+logs to MLflow; it prints JSON lines with a `message` for the user and the current `problem`, both possibly empty.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import queue
+import subprocess
+import sys
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from msggan.commands.program import absolute_uri, view_command, without_password
 from msggan.runs.files import naming, write_whole
-from msggan.tracking.mlflow_process import MlflowCursor, MlflowProcess
+
+FINISH_SECONDS = 60.0  # after its last line of input, the process exits by then, whatever the server does
+# How long the end of a run waits for MLflow: a run that was stopped, one whose MLflow is unavailable, any other.
+STOPPED_WAIT_SECONDS = 5.0
+UNAVAILABLE_WAIT_SECONDS = 15.0
+MAX_WAIT_SECONDS = FINISH_SECONDS + 5
+
+# The client gives up early: what failed is logged later. These yield to what the user has set.
+DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class Tracker:
@@ -61,9 +80,17 @@ class Tracker:
             return []
         if not wait:
             return process.close(state, wait_seconds=0)
-        if state in ("cancelled", "interrupted"):  # the user, or a machine that goes away, wants the end now
-            return process.close(state, wait_seconds=5) + self._missing(process.problem)
-        return process.close(state) + self._missing(process.problem)
+        # The user, or a machine that is being preempted, wants a run that was stopped to end now.
+        is_stopped = state in ("cancelled", "interrupted")
+        messages = process.close(state, wait_seconds=STOPPED_WAIT_SECONDS if is_stopped else MAX_WAIT_SECONDS)
+        total, unsent = len(read_metrics(self.path)), self._unsent()
+        if unsent or process.problem:
+            missing = f"{unsent} of {total} reports" if unsent else "the final state and files"
+            messages.append(
+                f"MLflow at {without_password(self.tracking_uri)} does not have {missing} yet "
+                f"({process.problem or 'too slow'}). The same command again logs what is missing."
+            )
+        return messages
 
     def is_delivered(self, state: str) -> bool:
         """Whether MLflow has all of a run that ended in `state`, or there is no MLflow to log to."""
@@ -75,17 +102,6 @@ class Tracker:
         cursor = MlflowCursor.load(self.path.parent, self.tracking_uri)
         sent = cursor.delivered_images if cursor else -1
         return sum(report["images"] > sent for report in read_metrics(self.path))
-
-    def _missing(self, problem: str) -> list[str]:
-        """What MLflow does not have, in one line; none where it has everything."""
-        unsent = self._unsent()
-        if not unsent and not problem:
-            return []
-        what = f"{unsent} of {len(read_metrics(self.path))} reports" if unsent else "the final state and files"
-        return [
-            f"MLflow at {without_password(self.tracking_uri)} does not have {what} yet ({problem or 'too slow'}). "
-            "The same command again logs what is missing."
-        ]
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -111,3 +127,120 @@ def reports_in(content: bytes) -> list[dict[str, float]]:
             if type(images) is int and 0 <= images < 2**63:
                 reports.append(report)
     return reports
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MlflowCursor:
+    """How much of a run one MLflow has. `mlflow.json` in the run folder.
+
+    tracking_uri: without a password. name: of the run folder; a copy of the folder under another name is another run.
+    delivered_…images: the images seen at the last report and at the last sample grid that MLflow has; -1: none.
+    ended: the final state, once MLflow has it and the last files.
+    """
+
+    tracking_uri: str
+    name: str
+    run_id: str
+    delivered_images: int = -1
+    delivered_sample_images: int = -1
+    ended: str = ""
+
+    @classmethod
+    def load(cls, folder: Path, tracking_uri: str) -> MlflowCursor | None:
+        """The cursor of this folder and this MLflow, None if there is none or it cannot be read."""
+        try:
+            values = json.loads((folder / "mlflow.json").read_bytes())
+            cursor = cls(**{spec.name: values[spec.name] for spec in fields(cls) if spec.name in values})
+        except (OSError, ValueError, TypeError):
+            return None
+        is_same = (cursor.tracking_uri, cursor.name) == (without_password(tracking_uri), folder.resolve().name)
+        is_valid = all(isinstance(images, int) for images in (cursor.delivered_images, cursor.delivered_sample_images))
+        return cursor if is_same and is_valid else None
+
+    def save(self, folder: Path) -> None:
+        write_whole(folder / "mlflow.json", json.dumps(asdict(self), indent=2).encode())
+
+
+class MlflowProcess:
+    """A process that logs to MLflow, with these arguments. Nothing here raises, and only `close` waits.
+
+    problem: why MLflow does not have everything yet; empty when all is well.
+    """
+
+    def __init__(self, args: list[str], tracking_uri: str, *, python: str = sys.executable) -> None:
+        self.problem = ""
+        self._closing = False
+        self._messages: queue.Queue[str] = queue.Queue()
+        self._process: subprocess.Popen[str] | None = None
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command, as a list: no shell reads it
+                [python, "-m", "msggan.tracking.mlflow_worker", *args],
+                # The address may hold a password, and a command line is visible to everyone.
+                env={**DEFAULTS, **os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="utf-8",
+                errors="replace",
+            )
+        except OSError as error:
+            self._stop_logging(f"the process that logs to it cannot start: {error.strerror}")
+            return
+        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reader.start()
+
+    def messages(self) -> list[str]:
+        """The messages for the user since the last call."""
+        return [self._messages.get() for _ in range(self._messages.qsize())]
+
+    def close(self, line: str, *, wait_seconds: float = MAX_WAIT_SECONDS) -> list[str]:
+        """Sends the last line, and waits until everything is logged, for a bounded time. → messages for the user.
+
+        A process that takes longer is not killed: it exits by itself within FINISH_SECONDS.
+        """
+        if self._process is None:
+            return self.messages()
+        self._closing = True
+        assert self._process.stdin is not None  # noqa: S101 - started with a pipe
+        with suppress(OSError), self._process.stdin as stdin:  # it may have died, which `_read` reports
+            stdin.write(line + "\n")
+        with suppress(KeyboardInterrupt):  # ends the waiting: what is logged has ended already
+            self._reader.join(min(wait_seconds, UNAVAILABLE_WAIT_SECONDS) if self.problem else wait_seconds)
+        if self._reader.is_alive():
+            self.problem = self.problem or "not finished in time"
+        return self.messages()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None  # noqa: S101 - started with a pipe
+        with process.stdout as lines:
+            for line in lines:
+                with suppress(ValueError, TypeError, KeyError):  # a library's own output
+                    news = json.loads(line)
+                    self.problem = news["problem"]
+                    if news["message"]:
+                        self._messages.put(news["message"])
+        code = process.wait()
+        if code < 0:
+            self._stop_logging(f"the process that logs to it was killed by signal {-code}")
+        elif not self._closing or (code and not self.problem):
+            self._stop_logging(f"the process that logs to it exited with code {code}")
+
+    def _stop_logging(self, problem: str) -> None:
+        self.problem = problem
+        if not self._closing:
+            self._messages.put(
+                f"No longer logging to MLflow: {problem}. Training continues; metrics.jsonl has every report."
+            )
+
+
+def log_sweep_result(folder: Path, tracking_uri: str, result: Mapping[str, Any], *, python: str) -> str:
+    """Logs the result of a sweep that has ended, to the run that its trials are nested in. → the problem, or empty.
+
+    result: `state`, `ended` (UTC, ISO 8601), `params`, `metrics` and `tags` by name, and paths of `files`.
+    """
+    process = MlflowProcess(["--sweep", str(folder)], tracking_uri, python=python)
+    process.close(json.dumps(result))
+    return process.problem

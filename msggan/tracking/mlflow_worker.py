@@ -1,4 +1,4 @@
-"""Log a run to MLflow beside its training: `python -m msggan.tracking.mlflow_worker RUN_DIR`, see `mlflow_process`.
+"""Log a run to MLflow beside its training: `python -m msggan.tracking.mlflow_worker RUN_DIR`, see `metrics_log`.
 
 A process, not a thread of the trainer: a thread that imports mlflow holds Python's lock. Measured on two busy cores
 with networks whose steps are bound by Python, as on a GPU: 82 steps per second alone, 51 beside this process, and 10
@@ -29,8 +29,7 @@ from filelock import FileLock, Timeout
 
 from msggan.commands.program import PARENT_VARIABLE, is_database, sqlite_file, without_password
 from msggan.runs.folder import RunFolder, read_state
-from msggan.tracking.metrics_log import reports_in
-from msggan.tracking.mlflow_process import FINISH_SECONDS, MlflowCursor
+from msggan.tracking.metrics_log import FINISH_SECONDS, MlflowCursor, reports_in
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -105,7 +104,10 @@ class RunLogger:
                 run.log_file(self.folder.metrics)
         finally:
             if state:  # also where the store takes no files
-                run.end(state, self._ended_ms(state))
+                # A run that fails or dies has not recorded its end in run.json: it ends now.
+                record = read_state(self.folder)
+                ended_ms = milliseconds(record.ended) if record is not None and record.state == state else None
+                run.end(state, ended_ms and max(ended_ms, self.newest_ms))
         if state:
             self._save(ended=state)
 
@@ -118,14 +120,15 @@ class RunLogger:
             run = find_run(client, known.run_id)
         name = self.folder.path.resolve().name
         if run is None:
-            note = read_state(self.folder)
+            record = read_state(self.folder)
             run_name = name if self.sweep is None else f"{self.sweep.resolve().name}/{name.lstrip('0') or '0'}"
             if missing := given_id or (known.run_id if known else ""):
                 self.send(f"MLflow has no run {missing}. Logging everything to a new run.", "")
-            run = create_run(client, self.uri, run_name, started_ms=milliseconds(note.created) if note else None)
+            run = create_run(client, self.uri, run_name, started_ms=milliseconds(record.created) if record else None)
             logged = -1
         else:
-            logged = run.last_step()
+            history = client.get_metric_history(run.run_id, METRICS[0])
+            logged = max((point.step for point in history), default=-1)
         self.cursor = MlflowCursor(without_password(self.uri), name, run.run_id)
         if known and known.run_id == run.run_id:
             self.cursor, logged = known, max(logged, known.delivered_images)
@@ -155,17 +158,12 @@ class RunLogger:
         self.cursor.save(self.folder.path)
 
     def _log_reports(self, run: MlflowRun) -> None:
-        reports = [(report, ms) for report, ms in self.read() if report["images"] > self.cursor.delivered_images]
-        for start in range(0, len(reports), MAX_REPORTS):
-            batch = reports[start : start + MAX_REPORTS]
-            run.log([row for report, ms in batch for row in rows_of(report, timestamp_ms=ms)])
-            self._save(delivered_images=batch[-1][0]["images"])
-
-    def read(self) -> list[tuple[dict[str, Any], int]]:
-        """The complete reports that were added to metrics.jsonl, with the time of each in milliseconds since 1970.
+        """The complete reports that were added to metrics.jsonl, and that MLflow does not have.
 
         The last was made when the file was modified, and the others as much earlier as their `seconds` are fewer.
         """
+        from mlflow.entities import Metric
+
         with self.folder.metrics.open("rb") as file:
             file.seek(self.offset)
             content = file.read()
@@ -175,15 +173,24 @@ class RunLogger:
         reports = reports_in(complete)
         if reports:
             self.newest_ms = round(1000 * modified)
-        age = [max(0.0, reports[-1].get("seconds", 0.0) - report.get("seconds", 0.0)) for report in reports]
-        return [(report, round(1000 * (modified - seconds))) for report, seconds in zip(reports, age, strict=True)]
+            last_seconds = reports[-1].get("seconds", 0.0)
+        new = [report for report in reports if report["images"] > self.cursor.delivered_images]
+        for start in range(0, len(new), MAX_REPORTS):
+            rows = []
+            for report in new[start : start + MAX_REPORTS]:
+                age = max(0.0, last_seconds - report.get("seconds", 0.0))
+                values = {name: report[name] for name in METRICS if type(report.get(name)) in (int, float)}
+                ms = round(1000 * (modified - age))
+                rows += [Metric(name, value, ms, report["images"]) for name, value in values.items()]
+            run.log(rows)
+            self._save(delivered_images=report["images"])
 
     def _log_samples(self, run: MlflowRun) -> None:
         """The finest grid and the sheet of all scales, which shows what the other grids do."""
-        wanted = re.compile(rf"([0-9]{{9,}})_({self.config.resolution}px|scales)\.png")
+        pattern = re.compile(rf"([0-9]{{9,}})_({self.config.resolution}px|scales)\.png")
         found: dict[int, list[Path]] = {}
         for path in sorted(self.folder.samples.glob("*.png")):
-            if (match := wanted.fullmatch(path.name)) and int(match[1]) > self.cursor.delivered_sample_images:
+            if (match := pattern.fullmatch(path.name)) and int(match[1]) > self.cursor.delivered_sample_images:
                 found.setdefault(int(match[1]), []).append(path)
         for images, paths in sorted(found.items()):
             # Every complete PNG ends so. The newest is being written; an older one was cut off when a process died.
@@ -191,12 +198,6 @@ class RunLogger:
                 for path in paths:
                     run.log_file(path, "samples")
                 self._save(delivered_sample_images=images)
-
-    def _ended_ms(self, state: str) -> int | None:
-        """When the training ended, as run.json has it. None, for now: a run that fails or dies has not recorded it."""
-        note = read_state(self.folder)
-        ended_ms = milliseconds(note.ended) if note is not None and note.state == state else None
-        return ended_ms and max(ended_ms, self.newest_ms)
 
 
 class MlflowRun:
@@ -230,10 +231,6 @@ class MlflowRun:
                 raise
             return shorten(str(error))
         return ""
-
-    def last_step(self) -> int:
-        """The images seen at the last report that MLflow has, -1 for none."""
-        return max((point.step for point in self.client.get_metric_history(self.run_id, METRICS[0])), default=-1)
 
     def log(self, rows: list[Metric]) -> None:
         self.client.log_batch(self.run_id, metrics=rows, synchronous=True)
@@ -301,14 +298,6 @@ def find_run(client: MlflowClient, run_id: str, *, given: bool = False) -> Mlflo
     return MlflowRun(client, run, given=given) if run.info.lifecycle_stage == "active" else None
 
 
-def rows_of(report: Mapping[str, Any], *, timestamp_ms: int) -> list[Metric]:
-    """A report of `metrics.jsonl` as MLflow's rows. The step is the images seen."""
-    from mlflow.entities import Metric
-
-    numbers = {name: report[name] for name in METRICS if type(report.get(name)) in (int, float)}
-    return [Metric(name, value, timestamp_ms, report["images"]) for name, value in numbers.items()]
-
-
 def milliseconds(time_utc: object) -> int | None:
     """A time of `run.json` or `sweep.json` (UTC, ISO 8601) in milliseconds since 1970, None if it cannot be read."""
     try:
@@ -330,8 +319,10 @@ def parent_run(client: MlflowClient, uri: str, folder: Path, *, is_active: bool)
         cursor = MlflowCursor.load(folder, uri)
         run = find_run(client, cursor.run_id) if cursor else None
         if run is None:
-            name = folder.resolve().name
-            run = create_run(client, uri, name, started_ms=_sweep_started_ms(folder))
+            name, started_ms = folder.resolve().name, None
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                started_ms = milliseconds(json.loads((folder / "sweep.json").read_bytes())["created"])
+            run = create_run(client, uri, name, started_ms=started_ms)
             MlflowCursor(without_password(uri), name, run.run_id).save(folder)
             is_active = True
         if is_active:
@@ -339,15 +330,8 @@ def parent_run(client: MlflowClient, uri: str, folder: Path, *, is_active: bool)
     return run
 
 
-def _sweep_started_ms(folder: Path) -> int | None:
-    try:
-        return milliseconds(json.loads((folder / "sweep.json").read_bytes())["created"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def log_result(uri: str, folder: Path, result: Mapping[str, Any]) -> None:
-    """Logs what `mlflow_process.log_sweep_result` takes; the final state also where the store takes nothing else."""
+    """Logs what `metrics_log.log_sweep_result` takes; the final state also where the store takes nothing else."""
     from mlflow.entities import Metric
 
     run = parent_run(connect(uri), uri, folder, is_active=False)

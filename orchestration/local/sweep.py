@@ -26,7 +26,7 @@ from msggan.commands.program import (
 )
 from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.runs.folder import RunFolder, is_owned, now, terminate_holder
-from msggan.tracking.mlflow_process import log_sweep_result
+from msggan.tracking.metrics_log import log_sweep_result
 from orchestration.copies import Progress, copy_run
 from orchestration.errors import JobFailedError
 from orchestration.local.process import mlflow_of, variables_of

@@ -35,7 +35,6 @@ LIGHT_MODULES = [
     "environments",
     "msggan",
     "msggan.config",
-    "msggan.tracking.mlflow_process",
     "msggan.errors",
     "msggan.losses",
     "msggan.export",

@@ -37,8 +37,7 @@ from support.mlflow import (
 from support.programs import command_line, environment, run_in
 
 from msggan.runs.folder import RunFolder, RunState, read_state
-from msggan.tracking.metrics_log import Tracker, read_metrics
-from msggan.tracking.mlflow_process import MlflowCursor
+from msggan.tracking.metrics_log import MlflowCursor, Tracker, read_metrics
 from msggan.tracking.mlflow_worker import RunLogger
 
 with warnings.catch_warnings():
@@ -584,6 +583,49 @@ def test_a_server_that_was_killed_and_restarted_gets_everything(
 def reached(run: RunFolder, uri: str) -> int | None:
     known = MlflowCursor.load(run.path, uri)
     return known and known.delivered_images
+
+
+@pytest.mark.parametrize(
+    ("state", "problem", "seconds"),
+    [
+        ("completed", "", 65),
+        ("failed", "", 65),
+        ("completed", "connection refused", 15),
+        ("cancelled", "", 5),
+        ("interrupted", "connection refused", 5),
+    ],
+)
+def test_the_longest_wait_at_the_end_of_a_run(
+    silent: str, tmp_path: Path, state: str, problem: str, seconds: int
+) -> None:
+    tracker = Tracker(a_run(tmp_path / "run", 8).metrics, tracking_uri=silent)
+    tracker.start()
+    logging, worker = tracker._mlflow, process_of(tracker)
+    assert logging is not None
+    waits: list[float] = []
+    logging._reader.join, join = waits.append, logging._reader.join  # type: ignore[method-assign,assignment]
+    try:
+        logging.problem = problem
+        (line,) = tracker.close(state)
+        assert f"does not have 1 of 1 reports yet ({problem or 'not finished in time'})" in line
+    finally:
+        worker.kill()
+        join()
+    assert waits == [seconds]
+
+
+def test_the_process_exits_by_itself_whatever_the_server_does(silent: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 8)
+    code = "from msggan.tracking import mlflow_worker; mlflow_worker.FINISH_SECONDS = 0.1; mlflow_worker.main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, run.path],
+        env=environment(MLFLOW_TRACKING_URI=silent, MLFLOW_HTTP_REQUEST_TIMEOUT="600"),
+        input="completed\n",
+        encoding="utf-8",
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 1
 
 
 def test_a_file_that_is_not_a_database_is_named_and_not_changed(tmp_path: Path) -> None:
