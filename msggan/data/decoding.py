@@ -96,8 +96,9 @@ class Decoder:
             # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the resolution leaves Lanczos its work.
             image.draft(None, (2 * self.resolution, 2 * self.resolution))  # None: keep the mode
             low_bytes = None
-            if _high_bytes_only(image):
-                low_bytes = _swap_bytes(open_image(BytesIO(content)))
+            if tiles := _other_byte_order(image):
+                low_bytes = open_image(BytesIO(content))
+                low_bytes.tile = tiles
             with self.memory.reserved(image.width * image.height * (4 if low_bytes is None else 16)):
                 image.load()
                 rgb, brightness, is_converted = self.as_rgb(
@@ -113,7 +114,14 @@ class Decoder:
         low_bytes: the low bytes of an image of 16 bits per channel, where `image` has only the high ones.
         """
         profile, brightness = image.info.get("icc_profile"), None
-        values = _deep_values(image, low_bytes)
+        values: np.ndarray | None = None  # (H, W) or (H, W, C), uint16, int32 or float32 without NaN
+        if low_bytes is not None:
+            values = np.asarray(image).astype(np.uint16) << 8
+            values += np.asarray(low_bytes)
+        elif image.mode.startswith("I"):
+            values = np.asarray(image)
+        elif image.mode == "F":
+            values = np.nan_to_num(np.asarray(image))
         if values is not None:
             brightness = measure_brightness(values)
             image = _as_eight_bit(values, self.white, image.info.get("transparency"))
@@ -131,7 +139,9 @@ def decoding_errors() -> Iterator[None]:
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large() from error
+        raise DataError(f"more than {MAX_PIXELS // 10**6} million pixels") from error
+    except UnidentifiedImageError as error:
+        raise DataError("not an image in a supported format") from error
     except MemoryError as error:
         raise DataError("not enough memory") from error
     except Exception as error:  # a decoder may raise anything on damaged bytes
@@ -139,21 +149,14 @@ def decoding_errors() -> Iterator[None]:
         raise DataError("truncated" if cut_off else "damaged") from error
 
 
-def _too_large() -> DataError:
-    return DataError(f"more than {MAX_PIXELS // 10**6} million pixels")
-
-
-def open_image(stream: IO[bytes]) -> Image.Image:
-    """The image with its header read and its pixels not yet decoded. Raises `DataError` for an unreadable format."""
+def open_image(stream: IO[bytes]) -> ImageFile.ImageFile:
+    """The image with its header read and its pixels not yet decoded. Call it within `decoding_errors`."""
     if not stream.read(1):
         raise DataError("empty")
     stream.seek(0)
-    try:
-        image = Image.open(stream, formats=readable_formats())
-    except UnidentifiedImageError as error:
-        raise DataError("not an image in a supported format") from error
+    image = Image.open(stream, formats=readable_formats())
     if image.width * image.height > MAX_PIXELS:
-        raise _too_large()
+        raise Image.DecompressionBombError
     return image
 
 
@@ -290,45 +293,22 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _high_bytes_only(image: Image.Image) -> bool:
-    """Whether Pillow will load only the high bytes of the values of an image that is not loaded yet: 16-bit colour."""
-    tiles = getattr(image, "tile", ())
-    return bool(tiles) and all(SIXTEEN_BIT_COLOUR.fullmatch(_rawmode(tile[3])) for tile in tiles)
+def _other_byte_order(image: ImageFile.ImageFile) -> list[Any]:
+    """How to load the low bytes of an image of 16-bit colour: as if its byte order were the other one.
 
-
-def _swap_bytes(image: Image.Image) -> Image.Image:
-    """The same image, declared to have the other byte order, so that Pillow loads the low bytes."""
-    assert isinstance(image, ImageFile.ImageFile)  # noqa: S101 - as _high_bytes_only has seen
-    image.tile = [_swapped(tile) for tile in image.tile]
-    return image
-
-
-def _swapped(tile: Any) -> Any:
-    codec, extents, offset, arguments = tile
-    found = SIXTEEN_BIT_COLOUR.fullmatch(_rawmode(arguments))
-    assert found  # noqa: S101 - as _high_bytes_only has seen
-    rawmode = found[1] + OTHER_BYTE_ORDER[found[2]]
-    swapped = (rawmode, *arguments[1:]) if isinstance(arguments, tuple) else rawmode
-    make = getattr(type(tile), "_make", tuple)  # older versions of Pillow have plain tuples
-    return make((codec, extents, offset, swapped))
-
-
-def _rawmode(arguments: Any) -> str:
-    """How pixels are stored, from what Pillow gives a decoder."""
-    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
-
-
-def _deep_values(image: Image.Image, low_bytes: Image.Image | None) -> np.ndarray | None:
-    """(H, W) or (H, W, C), uint16, int32 or float32 without NaN; None for an image of 8 bits per channel."""
-    values: np.ndarray | None = None
-    if low_bytes is not None:
-        values = np.asarray(image).astype(np.uint16) << 8
-        values += np.asarray(low_bytes)
-    elif image.mode.startswith("I"):
-        values = np.asarray(image)
-    elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-    return values
+    Pillow loads the high bytes only. Empty for any other image, and for one that is loaded.
+    """
+    tiles = []
+    for tile in image.tile:
+        codec, extents, offset, arguments = tile
+        rawmode, *more = arguments if isinstance(arguments, tuple) else (arguments,)
+        found = SIXTEEN_BIT_COLOUR.fullmatch(str(rawmode))
+        if not found:
+            return []
+        swapped = found[1] + OTHER_BYTE_ORDER[found[2]]
+        make = getattr(type(tile), "_make", tuple)  # older versions of Pillow have plain tuples
+        tiles.append(make((codec, extents, offset, (swapped, *more) if more else swapped)))
+    return tiles
 
 
 def _as_eight_bit(values: np.ndarray, white: White, transparent: int | tuple[int, ...] | None) -> Image.Image:
@@ -364,8 +344,9 @@ class ToSrgb(NamedTuple):
         return image.mode != "LAB" and (self.mode == "RGB" or image.mode in GREY_MODES)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        converted = ImageCms.applyTransform(_in_mode(image, self.mode), self.transform)
-        assert converted is not None  # noqa: S101 - None stands for a conversion in place, which was not asked for
+        source = image if image.mode == self.mode else image.convert(self.mode)  # convert would copy it
+        converted = ImageCms.applyTransform(source, self.transform)
+        assert converted is not None  # noqa: S101 - None stands for a conversion in place, which this is not
         return converted
 
 
@@ -386,16 +367,10 @@ def _to_srgb(profile: bytes) -> ToSrgb | None:
     except (ImageCms.PyCMSError, OSError, KeyError, ValueError, TypeError):
         return None
     conversion = ToSrgb(mode, transform)
-    return None if mode != "CMYK" and _changes_nothing(conversion) else conversion
-
-
-def _changes_nothing(conversion: ToSrgb) -> bool:
+    if mode == "CMYK":
+        return conversion
     steps = np.arange(0, 256, 17, dtype=np.uint8)
     colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(16, 256, 3)
-    image = Image.fromarray(colours if conversion.mode == "RGB" else colours[..., 0])
-    before = np.asarray(image.convert("RGB")).astype(int)
-    return bool(np.abs(np.asarray(conversion(image)) - before).max() <= SAME_COLOUR)
-
-
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    return image if image.mode == mode else image.convert(mode)  # convert would copy it
+    image = Image.fromarray(colours if mode == "RGB" else colours[..., 0])
+    difference = np.asarray(conversion(image)).astype(int) - np.asarray(image.convert("RGB"))
+    return None if np.abs(difference).max() <= SAME_COLOUR else conversion

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from PIL import ImageColor
 
-from msggan.commands.options import PACK_SUFFIX
 from msggan.data.dataset import Dataset, Progress
 from msggan.errors import DataError
 
@@ -59,9 +58,14 @@ class Contents:
         return 3 * self.resolution**2
 
     @property
+    def has_checksums(self) -> bool:
+        """Whether each image has one; otherwise, one checksum covers the whole file."""
+        return self.format_version > 1
+
+    @property
     def index_bytes(self) -> int:
         """The digests, and the checksums where the version has them."""
-        return self.images * (32 if self.format_version == 1 else 64)
+        return self.images * (64 if self.has_checksums else 32)
 
     @property
     def data_bytes(self) -> int:
@@ -73,9 +77,9 @@ class Contents:
         metadata = {"format": FORMAT, "format_version": self.format_version, **asdict(self), "sha256": checksum}
         if not self.notes:
             del metadata["notes"]
-        shapes: dict[str, tuple[int, ...]] = {"digests": (32,), "checksums": (32,)}
-        if self.format_version == 1:
-            del shapes["checksums"]
+        shapes: dict[str, tuple[int, ...]] = {"digests": (32,)}
+        if self.has_checksums:
+            shapes["checksums"] = (32,)
         shapes["images"] = (3, self.resolution, self.resolution)
         content: dict[str, Any] = {"__metadata__": {name: str(value) for name, value in metadata.items()}}
         end = 0
@@ -155,7 +159,7 @@ def is_pack(path: str | Path) -> bool:
     """Whether a file is a pack by its first bytes, or by its name as a damaged one may be."""
     if not os.path.isfile(path):
         return False
-    if Path(path).suffix.lower() == PACK_SUFFIX:
+    if Path(path).suffix.lower() == ".safetensors":
         return True
     try:
         with open(path, "rb") as file:
@@ -191,54 +195,6 @@ class Pack:
         workers: not needed. progress(done, total) is called while a pack of version 1 is verified. Raises `DataError`
         if the pack has other options or is damaged.
         """
-        self._check_options(resolution, background)
-        if self.contents.format_version == 1:
-            self.verify(progress)
-        with self._read_errors():
-            return self._dataset()
-
-    def verify(self, progress: Progress | None = None) -> None:
-        """Reads and verifies the whole file. Raises `DataError` that names the damaged images."""
-        with self._read_errors():
-            if self.contents.format_version == 1:
-                self._verify_version_1(progress)
-                return
-            dataset = self._dataset()
-            damaged: list[int] = []
-            for chunk in _chunks(self.contents):
-                damaged += dataset.damaged(chunk, dataset.mapped[chunk.start : chunk.stop])
-                if progress is not None:
-                    progress(chunk.stop, self.contents.images)
-        if damaged:
-            raise _damaged_images(self.path, damaged, self.contents.images)
-
-    def _verify_version_1(self, progress: Progress | None) -> None:
-        checksum = sha256(self.contents.header(BLANK))
-        done, total = 0, self.contents.data_bytes
-        with self.path.open("rb") as file:
-            file.seek(len(self._header))
-            while chunk := file.read(CHUNK_BYTES):
-                checksum.update(chunk)
-                done += len(chunk)
-                if progress is not None:
-                    progress(self.contents.images * done // total, self.contents.images)
-        if self.contents.header(checksum.hexdigest()) != self._header:
-            raise _damaged(self.path, "its checksum does not match")
-
-    def _dataset(self) -> PackedDataset:
-        with self.path.open("rb") as file:
-            file.seek(len(self._header))
-            index = file.read(self.contents.index_bytes)
-        has_checksums = self.contents.format_version > 1
-        if has_checksums:
-            checksum = sha256(self.contents.header(BLANK) + index).hexdigest()
-            if self.contents.header(checksum) != self._header:
-                raise _damaged(self.path, "the checksum of its index does not match")
-        values = [index[start : start + 32] for start in range(0, len(index), 32)]
-        digests, checksums = values[: self.contents.images], values[self.contents.images :]
-        return PackedDataset(self.path, self.contents, len(self._header), digests, checksums)
-
-    def _check_options(self, resolution: int, background: str) -> None:
         ours = self.contents
         differences = []
         if resolution != ours.resolution:
@@ -251,6 +207,38 @@ class Pack:
                 f"Pack the images again: msggan-aml pack FOLDER OUT --resolution {resolution} "
                 f"--background '{background}'. Or omit these options to start another run with those of the pack.",
             )
+        with self._read_errors():
+            return self._open(progress)
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Reads and verifies the whole file. Raises `DataError` that names the damaged images."""
+        damaged: list[int] = []
+        with self._read_errors():
+            dataset = self._open(progress)
+            for chunk in _chunks(self.contents) if self.contents.has_checksums else ():
+                damaged += dataset.damaged(chunk, dataset.mapped[chunk.start : chunk.stop])
+                if progress is not None:
+                    progress(chunk.stop, self.contents.images)
+        if damaged:
+            raise _damaged_images(self.path, damaged, self.contents.images)
+
+    def _open(self, progress: Progress | None) -> PackedDataset:
+        """Its images, after verifying the checksum in the header. progress: of reading the images too, in version 1."""
+        contents = self.contents
+        checksum = sha256(contents.header(BLANK))
+        with self.path.open("rb") as file:
+            file.seek(len(self._header))
+            index = file.read(contents.index_bytes)
+            checksum.update(index)
+            for chunk in () if contents.has_checksums else _chunks(contents):
+                checksum.update(file.read(len(chunk) * contents.image_bytes))
+                if progress is not None:
+                    progress(chunk.stop, contents.images)
+        if contents.header(checksum.hexdigest()) != self._header:
+            raise _damaged(self.path, "the checksum in its header does not match")
+        values = [index[start : start + 32] for start in range(0, len(index), 32)]
+        digests, checksums = values[: contents.images], values[contents.images :]
+        return PackedDataset(self.path, contents, len(self._header), digests, checksums)
 
     @contextmanager
     def _read_errors(self) -> Iterator[None]:

@@ -7,14 +7,12 @@ import os
 import statistics
 import threading
 import zipfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import compress
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +21,6 @@ from msggan.data.dataset import Dataset, Item, Progress, Result, Skipped, in_thr
 from msggan.data.decoding import (
     Brightness,
     Decoder,
-    White,
     choose_white,
     decoding_errors,
     describe_white,
@@ -65,18 +62,19 @@ class ImageFile:
     """A file that may hold an image: `name` is its path in the folder or zip. Safe to read from several threads."""
 
     name: str
-    archive: _Archive
+    archive: _Folder | _Zip
 
     def __str__(self) -> str:
-        return f"{self.name} in {self.archive}"
-
-    def read(self) -> bytes:
-        """The file's bytes. Raises `DataError` whose message is the reason alone."""
-        return self.archive.read(self.name)
+        return f"{self.name} in {self.archive.path}"
 
     def open(self) -> AbstractContextManager[IO[bytes]]:
-        """The file as a seekable stream, to read its header alone. Raises `DataError` as `read` does."""
+        """The file as a seekable stream, to read its header alone. Raises `DataError` whose message is the reason."""
         return self.archive.open(self.name)
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises `DataError` as `open` does."""
+        with self.open() as stream:
+            return stream.read()
 
 
 class ImageFiles(NamedTuple):
@@ -118,9 +116,17 @@ def find_images(path: str | Path) -> ImageFiles:
     system files (hidden ones, `._x.jpg`, `__MACOSX`, `Thumbs.db`) are not mentioned. Raises `DataError` if there is no
     such path, it cannot be read, it is a run folder itself, or it has no image.
     """
-    archive = _open_archive(Path(path))
+    if os.path.isdir(path):
+        archive: _Folder | _Zip = _Folder(Path(path))
+    elif os.path.isfile(path):
+        archive = _Zip(Path(path))
+    else:
+        problem = "is not a folder, zip or pack" if os.path.lexists(path) else "no such folder, zip or pack"
+        raise DataError(f"--data {path}: {problem}.", DATA_HINT)
     names = sorted(name for name in archive.names() if not _is_system_file(name))
-    runs = _run_folders(names, archive)
+    # The outermost folders that hold a run, "." for the top.
+    marked = {_path_in(name).parent for name in names if marks_run(_path_in(name).name, ImageFile(name, archive).read)}
+    runs = {str(folder) for folder in marked if not marked.intersection(folder.parents)}
     if "." in runs:
         raise DataError(
             f"--data {path}: is a run folder. Its pictures are not used as training images.",
@@ -129,9 +135,10 @@ def find_images(path: str | Path) -> ImageFiles:
     skipped = [Skipped(run, RUN_FOLDER) for run in sorted(runs)]
     files = []
     for name in names:
-        if runs and any(str(parent) in runs for parent in _path_in(name).parents):
+        path_in = _path_in(name)
+        if runs and any(str(parent) in runs for parent in path_in.parents):
             continue
-        suffix = _path_in(name).suffix.lower()
+        suffix = path_in.suffix.lower()
         if FORMAT_OF_SUFFIX.get(suffix) in readable_formats():
             files.append(ImageFile(name, archive))
         else:
@@ -168,7 +175,7 @@ def _listed(names: Sequence[str], separator: str) -> str:
 
 
 def _no_readable_image(files: Sequence[ImageFile], skipped: Sequence[Skipped]) -> DataError:
-    where = f" in {files[0].archive}" if files else ""
+    where = f" in {files[0].archive.path}" if files else ""
     first = "".join(f"\n  {each.name}: {each.reason}" for each in skipped[:3])
     return DataError(
         f"no readable image{where}, of {len(files)} tried.{first}",
@@ -178,7 +185,7 @@ def _no_readable_image(files: Sequence[ImageFile], skipped: Sequence[Skipped]) -
 
 @dataclass(frozen=True)
 class _Entry:
-    """An image of the dataset. Its pixels are None past the memory budget."""
+    """An image of the dataset. pixels: (3, R, R) uint8, None past the memory budget."""
 
     file: ImageFile
     digest: bytes
@@ -223,7 +230,11 @@ class ImageDataset(Dataset):
         if not entries:
             raise _no_readable_image(found.files, skipped)
 
-        white, notes = self._choose_white(entries)
+        measured = [entry.brightness for entry in entries if entry.brightness is not None]
+        white = choose_white(measured)
+        notes = describe_white(measured, white)
+        if converted := sum(entry.is_converted for entry in entries):
+            notes.append(f"{plural(converted, 'image')} converted to sRGB from another ICC profile.")
         if white != self._decoder.white:
             self._decoder = replace(self._decoder, white=white)
             entries = self._decode_again(entries, progress, total=len(found.files))
@@ -248,23 +259,16 @@ class ImageDataset(Dataset):
                 if progress is not None:
                     progress(done, total)
 
-    def _choose_white(self, entries: Sequence[_Entry]) -> tuple[White, list[str]]:
-        """The white of all images of more than 8 bits per channel, and sentences on how images were decoded."""
-        measured = [entry.brightness for entry in entries if entry.brightness is not None]
-        white = choose_white(measured)
-        converted = sum(entry.is_converted for entry in entries)
-        notes = describe_white(measured, white)
-        if converted:
-            notes.append(f"{plural(converted, 'image')} converted to sRGB from another ICC profile.")
-        return white, notes
-
     def _decode_again(self, entries: Sequence[_Entry], progress: Progress | None, *, total: int) -> list[_Entry]:
         """The same entries, with those of more than 8 bits per channel decoded with the chosen white."""
-        is_outdated = [entry.brightness is not None and entry.pixels is not None for entry in entries]
-        outdated = [replace(entry, pixels=None) for entry in compress(entries, is_outdated)]
-        decoded = self._each(self._pixels, outdated, progress, total=total)
-        good = [entry for entry, again in zip(entries, is_outdated, strict=True) if not again]
-        return good + [replace(entry, pixels=pixels) for entry, pixels in zip(outdated, decoded, strict=True)]
+        outdated: list[_Entry] = []
+        good: list[_Entry] = []
+        for entry in entries:
+            is_outdated = entry.brightness is not None and entry.pixels is not None
+            (outdated if is_outdated else good).append(entry)
+        unread = [replace(entry, pixels=None) for entry in outdated]
+        decoded = self._each(self._pixels, unread, progress, total=total)
+        return good + [replace(entry, pixels=pixels) for entry, pixels in zip(unread, decoded, strict=True)]
 
     def rows(self, numbers: Sequence[int]) -> torch.Tensor:
         entries = [self._entries[number] for number in numbers]
@@ -284,14 +288,8 @@ class ImageDataset(Dataset):
         except DataError as error:
             return Skipped(file.name, error.message)
         pixels = decoded.pixels if number < self._kept else None
-        return _Entry(
-            file,
-            hashlib.sha256(content).digest(),
-            decoded.shorter_side,
-            decoded.brightness,
-            decoded.is_converted,
-            pixels,
-        )
+        digest = hashlib.sha256(content).digest()
+        return _Entry(file, digest, decoded.shorter_side, decoded.brightness, decoded.is_converted, pixels)
 
     def _pixels(self, entry: _Entry) -> np.ndarray:
         """(3, R, R) uint8."""
@@ -317,84 +315,38 @@ def _is_system_file(name: str) -> bool:
     return hidden or path.name.lower() in SYSTEM_FILES
 
 
-def _run_folders(names: Iterable[str], archive: _Archive) -> set[str]:
-    """The outermost folders that hold a run, "." for the top."""
-    marked = {_path_in(name).parent for name in names if marks_run(_path_in(name).name, partial(archive.read, name))}
-    return {str(folder) for folder in marked if not marked.intersection(folder.parents)}
-
-
-class _Archive(Protocol):
-    """A container of image files; its text is its path."""
-
-    def names(self) -> Iterable[str]: ...
-
-    def read(self, name: str) -> bytes: ...
-
-    def open(self, name: str) -> AbstractContextManager[IO[bytes]]: ...
-
-
-def _open_archive(path: Path) -> _Folder | _Zip:
-    if os.path.isdir(path):
-        return _Folder(path)
-    if not os.path.lexists(path):
-        raise DataError(f"--data {path}: no such folder, zip or pack.", DATA_HINT)
-    if not os.path.isfile(path):
-        raise DataError(f"--data {path}: is not a folder, zip or pack.", DATA_HINT)
-    return _Zip(path)
-
-
 class _Folder:
     """A folder tree. Links are followed; each folder is walked once, so that loops of links end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __str__(self) -> str:
-        return str(self.path)
+    def names(self) -> Iterator[str]:
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, files in os.walk(self.path, onerror=self._refuse_unreadable, followlinks=True):
+            about = os.stat(folder)
+            if (about.st_dev, about.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            inside = Path(folder).relative_to(self.path)
+            yield from ((inside / name).as_posix() for name in files if os.path.isfile(os.path.join(folder, name)))
 
-    def read(self, name: str) -> bytes:
-        path = self.path / name
-        try:
-            _refuse_larger(path.stat().st_size)
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror})") from error
+    def _refuse_unreadable(self, error: OSError) -> None:
+        raise DataError(
+            f"--data {self.path}: the folder {error.filename} cannot be read ({error.strerror}).",
+            "Make it readable, or move it elsewhere.",
+        ) from error
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         try:
-            stream = (self.path / name).open("rb")
+            with (self.path / name).open("rb") as stream:
+                _refuse_larger(os.fstat(stream.fileno()).st_size)
+                yield stream
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})") from error
-        with stream:
-            yield stream
-
-    def names(self) -> Iterator[str]:
-        seen: set[tuple[int, int]] = set()
-        queue = deque([""])
-        while queue:
-            folder = queue.popleft()
-            for name in self._names_in(folder, seen):
-                path = f"{folder}/{name}" if folder else name
-                if os.path.isfile(self.path / path):
-                    yield path
-                elif os.path.isdir(self.path / path) and not name.startswith("."):
-                    queue.append(path)
-
-    def _names_in(self, folder: str, seen: set[tuple[int, int]]) -> list[str]:
-        """The names in a folder, none if it was seen before."""
-        path = self.path / folder
-        try:
-            about = os.stat(path)
-            if (about.st_dev, about.st_ino) in seen:
-                return []
-            seen.add((about.st_dev, about.st_ino))
-            return sorted(os.listdir(path))
-        except OSError as error:
-            raise DataError(
-                f"--data {self.path}: the folder {path} cannot be read ({error.strerror}).",
-                "Make it readable, or move it elsewhere.",
-            ) from error
 
 
 class _Zip:
@@ -409,10 +361,12 @@ class _Zip:
         except OSError as error:
             raise DataError(f"--data {path}: cannot be read ({error.strerror}).", "Make it readable.") from error
         except Exception as error:  # on damaged bytes zipfile raises whatever the first wrong field leads to
-            raise _not_a_zip(path) from error
-
-    def __str__(self) -> str:
-        return str(self.path)
+            with path.open("rb") as file:
+                is_zip = file.read(2) == b"PK" or path.suffix.lower() == ".zip"
+            problem, hint = "is not a folder, zip or pack", DATA_HINT
+            if is_zip:
+                problem, hint = "is a damaged zip", "Copy, download or create it again."
+            raise DataError(f"--data {path}: {problem}.", hint) from error
 
     def names(self) -> list[str]:
         # A zip may hold a name twice; the last one counts, as it does when unpacking.
@@ -426,10 +380,6 @@ class _Zip:
                     "Unpack it with its password, and use --data with the folder.",
                 )
 
-    def read(self, name: str) -> bytes:
-        with self.open(name) as stream:
-            return stream.read()
-
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         try:
@@ -442,14 +392,6 @@ class _Zip:
             raise DataError("compressed with a method that Python's zipfile does not support") from error
         except Exception as error:  # BadZipFile, zlib.error, EOFError, struct.error … whatever is damaged first
             raise DataError("damaged in the zip") from error
-
-
-def _not_a_zip(path: Path) -> DataError:
-    with path.open("rb") as file:
-        starts_as_zip = file.read(2) == b"PK"
-    if starts_as_zip or path.suffix.lower() == ".zip":
-        return DataError(f"--data {path}: is a damaged zip.", "Copy, download or create it again.")
-    return DataError(f"--data {path}: is not a folder, zip or pack.", DATA_HINT)
 
 
 def _refuse_larger(size_bytes: int) -> None:
