@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-import imageio_ffmpeg
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from msggan.display.html import embedded, escaped
 from msggan.errors import DataError, FilmError
 from msggan.pictures.grids import Network, enlarged, generate, picture
 from msggan.randomness import latents_of
-from msggan.runs.checkpoint import reason_of
 
 STEPS_PER_KEY = 256
 # Smaller frames are enlarged by a whole factor: players blur them, and video has colour at every second pixel only.
@@ -63,11 +61,11 @@ def interpolation(
         raise FilmError(
             f"{path}: a film of {len(seeds)} seeds.", "Give two seeds or more, and a path that ends in .mp4 or .webp."
         )
-    frames = max(2, round((len(seeds) if seconds is None else seconds) * fps))
+    count = max(2, round((len(seeds) if seconds is None else seconds) * fps))
     keys = latents_of(seeds, generator.latent_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = loop_frames(keys, frames, paint=lambda latent: generate(generator, latent, chunk=1)[level])
-    write_film(path, shown, fps=fps)
+    frames = loop_frames(keys, count, paint=lambda latent: generate(generator, latent, chunk=1)[level])
+    write_film(path, frames, fps=fps)
     return Film(path)
 
 
@@ -80,30 +78,27 @@ def loop_frames(keys: Tensor, frames: int, *, paint: Callable[[Tensor], Tensor])
 def loop(keys: Tensor, frames: int) -> Tensor:
     """keys: (K, L) of norm √L, at least two → (frames, L): a closed, smooth path through the keys, from the first.
 
-    It stays on the sphere that latents are drawn from, at constant speed: the last frame is as near to the first as any
-    frame to the next: Catmull and Rom's spline ("A class of local interpolating splines", 1974), laid
-    on the sphere, in steps of equal length. Two keys are joined by the great circle through both.
+    It stays on the sphere that latents are drawn from, at constant speed, also from the last frame to the first.
+    Catmull and Rom's spline ("A class of local interpolating splines", 1974), laid on the sphere, in steps of equal
+    length. Two keys are joined by the great circle through both.
     """
     ring = keys.double().numpy()
     if len(ring) == 2:
         ring = np.concatenate([ring, -ring])
     times = np.arange(len(ring) * STEPS_PER_KEY + 1) / STEPS_PER_KEY
-    travelled = np.concatenate([[0.0], np.cumsum([_length(ring, *ends) for ends in itertools.pairwise(times)])])
-    wanted = np.interp(np.arange(frames) / frames * travelled[-1], travelled, times)
-    return torch.from_numpy(np.stack([_point(ring, time) for time in wanted]).astype(np.float32))
-
-
-def _length(ring: np.ndarray, start: float, end: float) -> float:
-    return float(np.linalg.norm(_point(ring, end) - _point(ring, start)))
+    lengths = [np.linalg.norm(_point(ring, end) - _point(ring, start)) for start, end in itertools.pairwise(times)]
+    travelled = np.concatenate([[0.0], np.cumsum(lengths)])
+    frame_times = np.interp(np.arange(frames) / frames * travelled[-1], travelled, times)
+    return torch.from_numpy(np.stack([_point(ring, time) for time in frame_times]).astype(np.float32))
 
 
 def _point(ring: np.ndarray, time: float) -> np.ndarray:
     """(L,): the spline at a time, whose whole numbers are the keys, projected onto the sphere."""
     key, t = divmod(time, 1)
-    before, here, there, after = (ring[(int(key) + shift) % len(ring)] for shift in (-1, 0, 1, 2))
-    square = 2 * before - 5 * here + 4 * there - after
-    cube = 3 * (here - there) + after - before
-    point: np.ndarray = here + (t * (there - before) + t**2 * square + t**3 * cube) / 2
+    before, start, end, after = (ring[(int(key) + shift) % len(ring)] for shift in (-1, 0, 1, 2))
+    square = 2 * before - 5 * start + 4 * end - after
+    cube = 3 * (start - end) + after - before
+    point: np.ndarray = start + (t * (end - before) + t**2 * square + t**3 * cube) / 2
     point *= np.sqrt(len(point)) / max(1e-12, float(np.linalg.norm(point)))
     return point
 
@@ -120,14 +115,13 @@ def slides(paths: Sequence[Path], frames: int) -> Iterator[Image.Image]:
     A smaller picture is enlarged by the largest whole factor that fits, so that grids of different sizes match.
     """
     size = size_of_all(paths)
-    shown = [index * len(paths) // frames for index in range(frames)]
-    for index, same in itertools.groupby(shown):
+    for index, repeats in itertools.groupby(index * len(paths) // frames for index in range(frames)):
         canvas = Image.new("RGB", size, "white")
-        shown_now = _read(paths[index])
-        factor = min(size[0] // shown_now.width, size[1] // shown_now.height)
-        canvas.paste(shown_now.resize((shown_now.width * factor, shown_now.height * factor), Image.Resampling.NEAREST))
+        slide = _read(paths[index])
+        factor = min(size[0] // slide.width, size[1] // slide.height)
+        canvas.paste(ImageOps.scale(slide, factor, Image.Resampling.NEAREST))
         frame = enlarged(canvas, min_side_px=MIN_FRAME_PX)
-        for _ in same:
+        for _ in repeats:
             yield frame
 
 
@@ -143,17 +137,14 @@ def write_film(path: Path, frames: Iterable[Image.Image], *, fps: int) -> None:
     """frames: at least one, all of one even size, RGB. The suffix is .mp4 or .webp; WebP's frames stay in memory."""
     rest = iter(frames)
     first = next(rest)
-    if path.suffix.lower() == ".webp":
-        _write_webp(path, first, list(rest), fps)
-    else:
+    if path.suffix.lower() != ".webp":
         _write_mp4(path, first, rest, fps)
-
-
-def _write_webp(path: Path, first: Image.Image, rest: list[Image.Image], fps: int) -> None:
-    starts = [round(1000 * index / fps) for index in range(len(rest) + 2)]
+        return
+    others = list(rest)
+    starts = [round(1000 * index / fps) for index in range(len(others) + 2)]
     durations = [end - start for start, end in itertools.pairwise(starts)]
     first.save(
-        path, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, quality=WEBP_QUALITY, method=4
+        path, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, quality=WEBP_QUALITY, method=4
     )
 
 
@@ -163,7 +154,7 @@ def _write_mp4(path: Path, first: Image.Image, rest: Iterator[Image.Image], fps:
             _ffmpeg_command(path, first.size, fps), stdin=subprocess.PIPE, stderr=subprocess.PIPE
         )
     except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg has none for this platform
-        raise FilmError(f"{path.name}: ffmpeg cannot be started ({reason_of(error)}).", WITHOUT_FFMPEG) from error
+        raise FilmError(f"{path.name}: ffmpeg cannot be started ({str(error).rstrip('.')}).", WITHOUT_FFMPEG) from error
     with ffmpeg:
         try:
             for frame in itertools.chain([first], rest):
@@ -181,6 +172,8 @@ def _write_mp4(path: Path, first: Image.Image, rest: Iterator[Image.Image], fps:
 
 def _ffmpeg_command(path: Path, size: tuple[int, int], fps: int) -> list[str]:
     """ffmpeg reads raw RGB frames and writes what every player and browser can show: H.264 in 4:2:0."""
+    import imageio_ffmpeg
+
     frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{size[0]}x{size[1]}", "-framerate", str(fps)]
     codec = ["-c:v", "libx264", "-crf", str(X264_QUALITY), "-pix_fmt", "yuv420p"]
     # Without colour metadata a player guesses from the size, and small and large films would differ in hue.

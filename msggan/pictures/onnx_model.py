@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,13 +32,28 @@ def build_onnx(generator: Generator, *, scale: int | None = None) -> onnx.ModelP
     """
     import onnx
 
-    _check_size(generator)
+    size = 4 * sum(parameter.numel() for parameter in generator.parameters())
+    if size > LARGEST_BYTES:
+        raise ExportError(
+            f"The generator's weights take {size / 2**30:.1f} GiB, and an ONNX file has at most 2.",
+            "Use its generator.safetensors, which msggan.load_generator reads.",
+        )
     scales = [4 << level for level in range(generator.depth)] if scale is None else [scale]
     bare = _bare_copy(generator, depth=scales[-1].bit_length() - 2)
     network = bare if scale is None else Finest(bare)
-    model = _exported(network, bare.latent_size, [f"images_{side}px" for side in scales])
+    length = generator.latent_size
+    model = _exported(network, length, [f"images_{side}px" for side in scales])
     _remove_traces(model)
-    onnx.helper.set_model_props(model, _metadata(generator, scales))
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "resolution": str(2 << generator.depth),
+        "latent_size": str(length),
+        "scales": ", ".join(map(str, scales)),
+        "latents": f"(N, {length}) float32: N vectors of normal numbers, each divided by its norm and multiplied by "
+        f"sqrt({length}). The model does not do this itself.",
+        "images": "(N, 3, r, r) float32, RGB, about -1 to 1. As pixels: clip to [-1, 1], then (x + 1) * 127.5.",
+    }
+    onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -55,15 +69,6 @@ class Finest(nn.Module):
         """latents: (N, L) → (N, 3, R, R)."""
         finest: Tensor = self.generator(latents)[-1]
         return finest
-
-
-def _check_size(generator: Generator) -> None:
-    size = 4 * sum(parameter.numel() for parameter in generator.parameters())
-    if size > LARGEST_BYTES:
-        raise ExportError(
-            f"The generator's weights take {size / 2**30:.1f} GiB, and an ONNX file has at most 2.",
-            "Use its generator.safetensors, which msggan.load_generator reads.",
-        )
 
 
 def _bare_copy(generator: Generator, *, depth: int) -> Generator:
@@ -83,8 +88,11 @@ def _bare_copy(generator: Generator, *, depth: int) -> Generator:
 
 def _exported(network: nn.Module, latent_size: int, outputs: Sequence[str]) -> onnx.ModelProto:
     example = torch.zeros(2, latent_size)  # two: torch takes a batch of one for a constant
+    logging_before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the exporter's own logs: deprecations in torch's code, and rewrites it tried
     try:
-        with _quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network,
                 (example,),
@@ -102,21 +110,10 @@ def _exported(network: nn.Module, latent_size: int, outputs: Sequence[str]) -> o
             f"torch {torch.__version__} could not make an ONNX model ({type(error).__name__}).",
             "Another release may: pip install --upgrade torch onnx onnxscript",
         ) from error
+    finally:
+        logging.disable(logging_before)
     assert program is not None  # noqa: S101 - None comes from the old exporter only
     return program.model_proto
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's own logs: deprecations in torch's code, and which rewrites it tried."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _remove_traces(model: onnx.ModelProto) -> None:
@@ -129,16 +126,3 @@ def _remove_traces(model: onnx.ModelProto) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     graph.ClearField("value_info")
     graph.name = "generator"
-
-
-def _metadata(generator: Generator, scales: Sequence[int]) -> dict[str, str]:
-    length = generator.latent_size
-    return {
-        "format_version": str(FORMAT_VERSION),
-        "resolution": str(2 << generator.depth),
-        "latent_size": str(length),
-        "scales": ", ".join(map(str, scales)),
-        "latents": f"(N, {length}) float32: N vectors of normal numbers, each divided by its norm and multiplied by "
-        f"sqrt({length}). The model does not do this itself.",
-        "images": "(N, 3, r, r) float32, RGB, about -1 to 1. As pixels: clip to [-1, 1], then (x + 1) * 127.5.",
-    }

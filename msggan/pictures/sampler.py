@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -45,7 +46,7 @@ MAX_SEEDS_IN_NAME = 24  # characters
 
 Item = TypeVar("Item")
 Tick = Callable[[int], object]
-Draw = Callable[[Sequence[int], Iterable[list[Tensor]]], Image.Image]  # seeds, their pyramids of one image each
+Draw = Callable[[Iterable[list[Tensor]]], Image.Image]  # of pyramids of one image each
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ class Sampler:
         problems: list[str] = []
         if options.needs_weights:
             with memory_errors(self._out_of_memory):
-                painter = Painter.load(path, truncation=options.truncation, device=options.device)
-            self.size = f" of {painter.scales[-1]} px with --latent-size {painter.latent_size}"
-            problems += self._plan_pictures(painter)
+                generator = load_generator(path).to(choose_device(options.device))
+                is_truncated = options.truncation != 1
+                network = TruncatedGenerator(generator, options.truncation) if is_truncated else generator
+            self.size = f" of {2 << network.depth} px with --latent-size {network.latent_size}"
+            problems += self._plan_pictures(network)
         if options.progress_film:
             problems += self._plan_progress_film(options.progress_film, RunFolder(folder).samples)
         if self.out.exists() and not self.out.is_dir():
@@ -98,7 +101,12 @@ class Sampler:
         if a folder cannot be written.
         """
         for folder in dict.fromkeys(output.path.parent for output in self.outputs):
-            _ensure_writable(folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise UsageError([f"--out {folder}: cannot be written ({error.strerror or error})."]) from error
         total = sum(output.pictures for output in self.outputs)
         bar = progress_bar(f"Making {total} pictures", total, self.messages)
         with memory_errors(self._out_of_memory), bar:
@@ -117,36 +125,44 @@ class Sampler:
             hint = "Close other programs and try again, or use --files: one picture at a time needs the least memory."
         return OutOfMemoryError(f"Out of memory while making pictures{self.size}.", hint)
 
-    def _plan_pictures(self, painter: Painter) -> list[str]:
+    def _plan_pictures(self, network: Network) -> list[str]:
         """Plans grids, files, sheets and the loop; returns the complaints."""
         options = self.options
-        if problems := scale_problems(options.scale, painter.scales):
+        scales = [4 << level for level in range(network.depth)]
+        if problems := scale_problems(options.scale, scales):
             return problems
-        side = options.scale or painter.scales[-1]
-        level = painter.scales.index(side)
+        side = options.scale or scales[-1]
+        level = scales.index(side)
 
-        def draw_grid(seeds: Sequence[int], pyramids: Iterable[list[Tensor]]) -> Image.Image:
-            return enlarged(grid_of((pyramid[level][0] for pyramid in pyramids), count=len(seeds), side=side))
+        def draw_grid(pyramids: Iterable[list[Tensor]], *, count: int) -> Image.Image:
+            return enlarged(grid_of((pyramid[level][0] for pyramid in pyramids), count=count, side=side))
 
-        def draw_one(seeds: Sequence[int], pyramids: Iterable[list[Tensor]]) -> Image.Image:
+        def draw_one(pyramids: Iterable[list[Tensor]]) -> Image.Image:
             (pyramid,) = pyramids
             return picture(pyramid[level][0])
 
+        def draw_sheet(pyramids: Iterable[list[Tensor]]) -> Image.Image:
+            return enlarged(all_scales_sheet([torch.cat(level) for level in zip(*pyramids, strict=True)]))
+
         def write_loop(path: Path, tick: Tick) -> None:
-            keys = latents_of(options.seeds, painter.latent_size)
-            frames = loop_frames(keys, options.film_frames, paint=lambda latent: painter.paint(latent)[level])
+            keys = latents_of(options.seeds, network.latent_size)
+            frames = loop_frames(
+                keys, options.film_frames, paint=lambda latent: generate(network, latent, chunk=1)[level]
+            )
             write_film(path, ticking(frames, tick), fps=options.fps)
 
         if options.makes_grid:
             per_grid = max(1, MAX_GRID_PX // (side + PADDING_PX)) ** 2
             for seeds in _pages(options.seeds, per_grid):
-                self._plan_picture(painter, seeds, f"grid_{named_by(seeds)}_{side}px", draw_grid)
+                self._plan_picture(
+                    network, seeds, f"grid_{named_by(seeds)}_{side}px", partial(draw_grid, count=len(seeds))
+                )
         if options.files:
             for seed in options.seeds:
-                self._plan_picture(painter, [seed], f"seed{seed:06d}_{side}px", draw_one)
+                self._plan_picture(network, [seed], f"seed{seed:06d}_{side}px", draw_one)
         if options.all_scales:
             for seeds in _pages(options.seeds, SHEET_COLUMNS):
-                self._plan_picture(painter, seeds, f"scales_{named_by(seeds)}", _draw_sheet)
+                self._plan_picture(network, seeds, f"scales_{named_by(seeds)}", draw_sheet)
         if options.film is None:
             return []
         self.outputs.append(Output(self.out / options.film, options.film_frames, write_loop))
@@ -171,40 +187,14 @@ class Sampler:
         too_large = _webp_problems("--progress-film", name, frames, size_of_all(shown))
         return frame_problems("--progress-film", frames) or too_large
 
-    def _plan_picture(self, painter: Painter, seeds: Sequence[int], name: str, draw: Draw) -> None:
+    def _plan_picture(self, network: Network, seeds: Sequence[int], name: str, draw: Draw) -> None:
         def write(path: Path, tick: Tick) -> None:
-            draw(seeds, (painter.paint(painter.latent(seed)) for seed in ticking(seeds, tick))).save(path, "PNG")
+            # One at a time, so that a picture's bytes depend on nothing but its seed.
+            latents = (latents_of([seed], network.latent_size) for seed in ticking(seeds, tick))
+            draw(generate(network, latent, chunk=1) for latent in latents).save(path, "PNG")
 
         truncation = "" if self.options.truncation == 1 else f"_trunc{self.options.truncation}"
         self.outputs.append(Output(self.out / f"{name}{truncation}.png", len(seeds), write))
-
-
-@dataclass(frozen=True)
-class Painter:
-    """A trained network that makes pictures one at a time, so that each is independent of what else is made."""
-
-    network: Network
-    latent_size: int
-    scales: list[int]
-
-    @classmethod
-    def load(cls, source: Path, *, truncation: float, device: str) -> Painter:
-        """Raises `CheckpointError` if there are no usable weights, `UsageError` if the device does not exist."""
-        generator = load_generator(source).to(choose_device(device))
-        network: Network = generator if truncation == 1 else TruncatedGenerator(generator, truncation)
-        return cls(network, generator.latent_size, [4 << level for level in range(generator.depth)])
-
-    def latent(self, seed: int) -> Tensor:
-        """(1, L) float32: the latent of a seed."""
-        return latents_of([seed], self.latent_size)
-
-    def paint(self, latent: Tensor) -> list[Tensor]:
-        """latent: (1, L) → its picture at every scale, coarse to fine: (1, 3, r, r) uint8."""
-        return generate(self.network, latent, chunk=1)
-
-
-def _draw_sheet(seeds: Sequence[int], pyramids: Iterable[list[Tensor]]) -> Image.Image:
-    return enlarged(all_scales_sheet([torch.cat(level) for level in zip(*pyramids, strict=True)]))
 
 
 def _pages(seeds: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -217,16 +207,6 @@ def named_by(seeds: Sequence[int]) -> str:
     if len(text) > MAX_SEEDS_IN_NAME:
         return f"{len(seeds)}seeds-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return f"seed{text}" if len(seeds) == 1 else f"seeds{text}"
-
-
-def _ensure_writable(folder: Path) -> None:
-    """Creates a folder. Raises `UsageError` if it cannot be created or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError([f"--out {folder}: cannot be written ({error.strerror or error})."]) from error
 
 
 def _webp_problems(option: str, name: str, frames: int, size: tuple[int, int]) -> list[str]:

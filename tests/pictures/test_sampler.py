@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from support.builders import save_run
 from torch import Tensor
 
-from msggan import load_generator
+from msggan import Generator, load_generator
 from msggan.commands.verbs import SampleOptions
 from msggan.errors import CheckpointError, UsageError
 from msggan.pictures import sampler
 from msggan.pictures.films import interpolation, loop
 from msggan.pictures.grids import PADDING_PX, TruncatedGenerator, all_scales_sheet, enlarged, generate, grid
-from msggan.pictures.sampler import Painter, Sampler
+from msggan.pictures.sampler import Sampler
 from msggan.randomness import latents
 
 
@@ -83,8 +83,8 @@ def test_a_grid_shows_one_scale_of_the_very_pictures_in_order(run: Path, scale: 
 def test_all_scales_stand_side_by_side_eight_seeds_a_sheet(run: Path) -> None:
     first, second = sample(run, all_scales=True, seeds=range(10))
     assert (first.name, second.name) == ("scales_seeds0-7.png", "scales_seeds8-9.png")
-    painter = Painter.load(run, truncation=1, device="cpu")
-    pyramids = [painter.paint(painter.latent(seed)) for seed in (8, 9)]
+    generator = load_generator(run)
+    pyramids = [generate(generator, latents(seed, [0], 8), chunk=1) for seed in (8, 9)]
     wanted = all_scales_sheet([torch.cat(level) for level in zip(*pyramids, strict=True)])
     assert np.array_equal(pixels(second), np.asarray(enlarged(wanted)))
 
@@ -195,15 +195,15 @@ def test_what_is_held_at_a_time_does_not_grow_with_what_is_made(
 ) -> None:
     """Counted: the pictures that are still held when the next is made."""
     monkeypatch.setattr(sampler, "MAX_GRID_PX", 40)
-    paint, made, held = Painter.paint, [], []
+    made, held = [], []
 
-    def counting(self: Painter, latent: Tensor) -> list[Tensor]:
+    def counting(network: Generator, latent: Tensor, *, chunk: int) -> list[Tensor]:
         held.append(sum(reference() is not None for reference in made))
-        pyramid = paint(self, latent)
+        pyramid = generate(network, latent, chunk=chunk)
         made.append(weakref.ref(pyramid[-1]))
         return pyramid
 
-    monkeypatch.setattr(Painter, "paint", counting)
+    monkeypatch.setattr(sampler, "generate", counting)
     for count in (16, 48):
         made.clear()
         held.clear()
@@ -231,15 +231,15 @@ def test_files_that_exist_are_kept_unless_forced_and_nothing_else_is_written(run
 
 
 def test_a_failure_leaves_no_half_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paint, calls = Painter.paint, []
+    calls = []
 
-    def failing(self: Painter, latent: Tensor) -> list[Tensor]:
+    def failing(network: Generator, latent: Tensor, *, chunk: int) -> list[Tensor]:
         calls.append(latent)
         if len(calls) > 20:
             raise KeyboardInterrupt
-        return paint(self, latent)
+        return generate(network, latent, chunk=chunk)
 
-    monkeypatch.setattr(Painter, "paint", failing)
+    monkeypatch.setattr(sampler, "generate", failing)
     with pytest.raises(KeyboardInterrupt):
         sample(run, grid=True, film="loop.mp4", seeds=range(8))
     assert [path.name for path in (run / "generated").iterdir()] == ["grid_seeds0-7_16px.png"]
@@ -262,7 +262,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_picture_is_
     if place.startswith("read-only") and os.access(tmp_path / "read-only", os.W_OK):
         pytest.skip("this user may write everywhere")
     made: list[Tensor] = []
-    monkeypatch.setattr(Painter, "paint", lambda self, latent: made.append(latent))
+    monkeypatch.setattr(sampler, "generate", lambda network, latent, chunk: made.append(latent))
     (problem,) = problems(run, files=True, out=str(tmp_path / place))
     assert problem.startswith(f"--out {tmp_path / place}: cannot be written (")
     assert made == []
@@ -315,5 +315,5 @@ def test_progress_goes_to_stderr(run: Path) -> None:
 
 def test_one_picture_is_a_grid_of_its_own(run: Path) -> None:
     (path,) = sample(run, seeds=[4])
-    painter = Painter.load(run, truncation=1, device="cpu")
-    assert np.array_equal(pixels(path), np.asarray(enlarged(grid(painter.paint(painter.latent(4))[-1]))))
+    pyramid = generate(load_generator(run), latents(4, [0], 8), chunk=1)
+    assert np.array_equal(pixels(path), np.asarray(enlarged(grid(pyramid[-1]))))
