@@ -47,14 +47,6 @@ FINAL_PAUSE_SECONDS = 2.0  # before the second attempt to log the final state
 MAX_REASON_CHARACTERS = 160
 
 
-class MlflowError(Exception):
-    """What MLflow's own exceptions do not say. advice: a sentence, or empty."""
-
-    def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(reason)
-        self.advice = advice
-
-
 class RunLogger:
     """Logs one run to one MLflow: what is new at each `attempt`, and at the last one everything.
 
@@ -249,9 +241,6 @@ def connect(uri: str) -> MlflowClient:
     database = sqlite_file(uri)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError), database.open("rb") as file:
-            if file.read(16) not in (b"", b"SQLite format 3\0"):
-                raise MlflowError(f"{database} is not an SQLite database", "Check --tracking-uri.")
     with FileLock(database.with_name(f".{database.name}.lock")) if database else nullcontext():
         if is_database(uri):
             # MLflow tries to open a database for an hour, in silence. Here, each attempt is reported.
@@ -279,8 +268,8 @@ def create_run(client: MlflowClient, uri: str, name: str, *, started_ms: int | N
             raise
     found = found or client.get_experiment_by_name(experiment)
     if found is None or found.lifecycle_stage != "active":
-        raise MlflowError(
-            f"the experiment {experiment} was deleted", "Restore it, or set MLFLOW_EXPERIMENT_NAME to another name."
+        raise LookupError(
+            f"the experiment {experiment} was deleted; restore it, or set MLFLOW_EXPERIMENT_NAME to another name"
         )
     return MlflowRun(client, client.create_run(found.experiment_id, start_time=started_ms, run_name=name))
 
@@ -358,14 +347,13 @@ UNREACHABLE = (
     (r"Max retries exceeded|NewConnectionError", "no connection"),
     (r"too many 50[0-9]|error code 50[0-9]", "server error"),
     (r"database is locked", "its database is locked"),
+    (r"file is not a database", "not an SQLite database"),
 )
 
 
 def explain(error: Exception) -> tuple[str, str]:
     """→ the reason in a few words, and what the user can do: a sentence, or an empty string."""
     text = str(error)
-    if isinstance(error, MlflowError):
-        return text, error.advice
     if reason := next((reason for pattern, reason in UNREACHABLE if re.search(pattern, text, re.IGNORECASE)), ""):
         return reason, ""
     # MLflow answers errors in JSON, from which its client takes the message; these are of other servers.

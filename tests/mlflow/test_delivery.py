@@ -633,7 +633,7 @@ def test_a_file_that_is_not_a_database_is_named_and_not_changed(tmp_path: Path) 
     path.write_text("Not a database, but somebody's notes.")
     succeeded, message = attempt(a_run(tmp_path / "run", 8), f"sqlite:///{path}")
     assert not succeeded
-    assert f"{path} is not an SQLite database." in message
+    assert f"sqlite:///{path}: not an SQLite database." in message
     assert path.read_text() == "Not a database, but somebody's notes."
 
 
