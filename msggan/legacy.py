@@ -97,7 +97,7 @@ def _generator_of(path: str | Path, weights: Mapping[str, Tensor], equalized: bo
         raise CheckpointError(
             f"{path}: is not a whole generator of BMSG-GAN.", "Specify a GAN_GEN_*.pth file that BMSG-GAN saved."
         ) from error
-    check_shapes(path, {name: tensor.shape for name, tensor in generator.state_dict().items()}, weights)
+    check_shapes(path, generator.state_dict(), weights)
     return generator
 
 

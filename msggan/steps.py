@@ -30,7 +30,6 @@ from msggan.runs.checkpoint import check_shapes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ADAM_EPSILON = 1e-8
-ADAM_MOMENTS = {"step": False, "exp_avg": True, "exp_avg_sq": True}  # whether it has its parameter's shape
 
 Pyramid = Sequence[Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -60,6 +59,7 @@ class TrainingState:
         self.dropped = torch.zeros((), dtype=torch.int64, device=device)
         self.dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.most_dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self._is_initial = True
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """One step on one batch; returns the two losses as scalars on the device, without their penalties.
@@ -70,20 +70,27 @@ class TrainingState:
         stay on the device. The average is updated all the same.
         An exception in between leaves the step incomplete: `load` or `reset` makes these networks usable again.
         """
-        real_pyramid = pyramid(self._on_device(reals))
+        self._is_initial = False
+        reals = reals.to(self.device, self.weight_dtype, memory_format=torch.channels_last)
+        real_pyramid = pyramid(reals)
         fake_pyramid = self.generator(latents.to(self.device, self.compute_dtype))
         d_loss = self._discriminator_step(real_pyramid, [fake.detach() for fake in fake_pyramid])
         g_loss = self._generator_step(real_pyramid, fake_pyramid)
         self._count_dropped()
         self.images_seen += len(reals)
-        self._average()
+        decay = ema_decay(
+            batch_size=self.config.batch_size,
+            images_seen=self.images_seen,
+            half_life_kimg=self.config.ema_half_life_kimg,
+            ramp=self.config.ema_ramp,
+        )
+        update_ema(self.ema, self.generator, decay)
         return {"d_loss": d_loss, "g_loss": g_loss}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a step changes, under unique names: the three networks and Adam's averages."""
-        named = {
-            f"{part}.{name}": tensor for part, net in self._networks() for name, tensor in net.state_dict().items()
-        }
+        """Everything a step changes, under unique names: the three networks and Adam's averages. Not copies."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
+        named = {f"{part}.{name}": t for part, network in networks.items() for name, t in network.state_dict().items()}
         for part, network, optimizer in self._optimized():
             for name, parameter in network.named_parameters():
                 for moment, tensor in optimizer.state[parameter].items():
@@ -91,52 +98,25 @@ class TrainingState:
         return named
 
     def load(self, tensors: Mapping[str, Tensor], *, images_seen: int) -> None:
-        """Restores what `tensors` returned. Raises `CheckpointError` for other names or shapes, changing nothing."""
-        check_shapes("checkpoint", self._shapes(), tensors)
-        for part, network in self._networks():
-            network.load_state_dict({name: tensors[f"{part}.{name}"] for name in network.state_dict()})
-        for part, network, optimizer in self._optimized():
-            for name, parameter in network.named_parameters():
-                for moment in ADAM_MOMENTS:
-                    saved = tensors[f"{part}_optimizer.{name}.{moment}"]
-                    # In the parameter's own memory layout, which the fused step requires.
-                    like = parameter if saved.ndim else saved.to(self.device)
-                    optimizer.state[parameter][moment] = torch.empty_like(like, requires_grad=False).copy_(saved)
-        self._between_steps(images_seen)
+        """Restores what `tensors` returned. Raises `CheckpointError` for other names or shapes, changing nothing.
 
-    def reset(self) -> None:
-        """Restores the state before the first step, in the same modules."""
-        if self.discriminator_optimizer.state:  # filled by the first step
-            initial = TrainingState(self.config, self.device)
-            for (_, network), (_, untrained) in zip(self._networks(), initial._networks(), strict=True):
-                network.load_state_dict(untrained.state_dict())
-            for _, _, optimizer in self._optimized():
-                optimizer.state.clear()
-        self._between_steps(0)
-
-    def _between_steps(self, images_seen: int) -> None:
-        """Clears what an interrupted step may have left, and the counts of dropped updates."""
+        Also clears what an interrupted step may have left, and the counts of dropped updates.
+        """
+        ours = self.tensors()
+        check_shapes("checkpoint", ours, tensors)
+        for name, tensor in ours.items():
+            tensor.copy_(tensors[name])
+        self._is_initial = False
         self.images_seen = images_seen
         self.discriminator.requires_grad_(True)
         for count in (self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row):
             count.zero_()
 
-    def checkpoint_bytes(self) -> int:
-        """The size on disk of what `tensors` returns after the first step."""
-        return sum(shape.numel() for shape in self._shapes().values()) * self.weight_dtype.itemsize
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        shapes = {f"{part}.{name}": t.shape for part, net in self._networks() for name, t in net.state_dict().items()}
-        for part, network, _ in self._optimized():
-            for name, parameter in network.named_parameters():
-                for moment, like in ADAM_MOMENTS.items():
-                    shapes[f"{part}_optimizer.{name}.{moment}"] = parameter.shape if like else torch.Size()
-        return shapes
-
-    def _networks(self) -> Iterator[tuple[str, nn.Module]]:
-        yield "generator", self.generator
-        yield "discriminator", self.discriminator
-        yield "ema", self.ema
+    def reset(self) -> None:
+        """Restores the state before the first step, in the same modules."""
+        initial = self if self._is_initial else TrainingState(self.config, self.device)
+        self.load(initial.tensors(), images_seen=0)
+        self._is_initial = True
 
     def _optimized(self) -> Iterator[tuple[str, nn.Module, SkipNonFiniteAdam]]:
         yield "generator", self.generator, self.generator_optimizer
@@ -148,8 +128,10 @@ class TrainingState:
         real_scores, fake_scores = self.discriminator(both, batches=2).chunk(2)
         loss = discriminator_loss(self.config.loss, real_scores, fake_scores)
         loss.backward()
-        if self._penalty_is_due():
-            (self.config.penalty_interval * self._penalty(reals, fakes)).backward()
+        penalized = self.config.loss == "wgan-gp" or self.config.r1_gamma > 0 or self.config.r2_gamma > 0
+        interval = self.config.penalty_interval
+        if penalized and self.images_seen // self.config.batch_size % interval == 0:
+            (interval * self._penalty(reals, fakes)).backward()
         self.discriminator_optimizer.step_if_finite(loss)
         return loss.detach()
 
@@ -175,10 +157,6 @@ class TrainingState:
         self.dropped_in_a_row = (self.dropped_in_a_row + 1) * dropped
         self.most_dropped_in_a_row = torch.maximum(self.most_dropped_in_a_row, self.dropped_in_a_row)
 
-    def _penalty_is_due(self) -> bool:
-        penalized = self.config.loss == "wgan-gp" or self.config.r1_gamma > 0 or self.config.r2_gamma > 0
-        return penalized and self.images_seen // self.config.batch_size % self.config.penalty_interval == 0
-
     def _penalty(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
         """The gradient penalties of this configuration, a scalar in the weights' dtype."""
         fakes = [fake.to(self.weight_dtype) for fake in fakes]
@@ -193,15 +171,6 @@ class TrainingState:
             penalty = penalty + zero_centred_penalty(self.discriminator, fakes, self.config.r2_gamma)
         return penalty
 
-    def _average(self) -> None:
-        decay = ema_decay(
-            batch_size=self.config.batch_size,
-            images_seen=self.images_seen,
-            half_life_kimg=self.config.ema_half_life_kimg,
-            ramp=self.config.ema_ramp,
-        )
-        update_ema(self.ema, self.generator, decay)
-
     def _to_device(self, network: Network) -> Network:
         network.to(device=self.device, dtype=self.weight_dtype)
         for parameter in network.parameters():
@@ -209,12 +178,16 @@ class TrainingState:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return network
 
-    def _on_device(self, images: Tensor) -> Tensor:
-        return images.to(self.device, self.weight_dtype, memory_format=torch.channels_last)
-
     def _adam(self, network: nn.Module, learning_rate: float) -> SkipNonFiniteAdam:
         betas = (self.config.beta1, self.config.beta2)
-        return SkipNonFiniteAdam(network.parameters(), lr=learning_rate, betas=betas, eps=ADAM_EPSILON, fused=True)
+        optimizer = SkipNonFiniteAdam(network.parameters(), lr=learning_rate, betas=betas, eps=ADAM_EPSILON, fused=True)
+        for parameter in network.parameters():  # what Adam does in its first step, so that `tensors` is always complete
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=self.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+        return optimizer
 
 
 class SkipNonFiniteAdam(torch.optim.Adam):

@@ -359,7 +359,8 @@ class Trainer:
 
     def _start(self) -> None:
         networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.folder.prepare(self.config, networks, checkpoint_bytes=self.training_state.checkpoint_bytes())
+        checkpoint_bytes = sum(tensor.nbytes for tensor in self.training_state.tensors().values())
+        self.folder.prepare(self.config, networks, checkpoint_bytes=checkpoint_bytes)
         self.state = record_start(self.folder, data=str(self.data), images_seen=self.images_seen)
         self.tracker.forget_after(self.images_seen)
         self.metrics = self.tracker.newest()

@@ -13,7 +13,6 @@ import re
 import shlex
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from msggan.device import choose_device, is_out_of_memory
 from msggan.errors import CheckpointError, UsageError
 from msggan.networks import Generator
-from msggan.runs.files import atomic_replace, naming, sha256_of, sync, temp_path, write_whole
+from msggan.runs.files import replacing, sha256_of, write_whole
 from msggan.runs.folder import RunFolder, stored_fields
 
 FORMAT_VERSION = 1
@@ -84,7 +83,7 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
             f"{path}: is not a complete generator.safetensors ({reason_of(error)}).",
             "Copy it again from where it was trained, or resume the run: each checkpoint rewrites it.",
         ) from error
-    check_shapes(path, {name: tensor.shape for name, tensor in generator.state_dict().items()}, tensors)
+    check_shapes(path, generator.state_dict(), tensors)
     generator.load_state_dict(tensors)
     return generator.eval().to(choose_device(device))
 
@@ -129,15 +128,14 @@ def _config_of_generator(path: Path) -> dict[str, Any]:
 
 def save_generator(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Writes weights with the configuration they need; whole or not at all."""
-    metadata = {"format_version": str(FORMAT_VERSION), "config": json.dumps(config)}
-    _save_tensors(path, tensors, metadata)
+    _save_tensors(path, tensors, {"config": json.dumps(config)})
 
 
 def save_checkpoint(folder: Path, images_seen: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Writes a whole checkpoint; returns its JSON file. Raises `OSError` from the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     tensor_path = folder / f"{images_seen:09d}.safetensors"
-    _save_tensors(tensor_path, tensors, {"format_version": str(FORMAT_VERSION)})
+    _save_tensors(tensor_path, tensors, {})
     body = {
         "format_version": FORMAT_VERSION,
         "images_seen": images_seen,
@@ -170,14 +168,14 @@ class CheckpointWriter:
         tensors: named as by `TrainingState.tensors`; those of the EMA are also written to generator.safetensors.
         """
         self.finish()
-        copies = copy_of(tensors)
-        self._thread = threading.Thread(
-            target=self._write, args=(images_seen, copies, dict(state), dict(config)), name="checkpoint"
-        )
+        # Contiguous: safetensors refuses channels_last tensors, and files have one layout on all devices.
+        copies = {name: torch.empty(t.shape, dtype=t.dtype).copy_(t.detach()) for name, t in tensors.items()}
+        arguments = (images_seen, copies, dict(state), dict(config))
+        self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self._thread.start()
 
     def finish(self) -> None:
-        """Waits for the checkpoint that is being written. Raises its error, once: `OSError` from the disk."""
+        """Waits as `wait` does, and raises the error of the checkpoint, once: `OSError` from the disk."""
         self.wait()
         error, self._error = self._error, None
         if error is not None:
@@ -232,16 +230,17 @@ def _files(folder: Path, kinds: str = "json|safetensors") -> list[Path]:
     return [path for path in folder.glob("*") if re.fullmatch(rf"\d{{9,}}\.({kinds})", path.name)]
 
 
-def check_shapes(source: object, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
-    """Raises `CheckpointError` unless the tensors have exactly the expected names and shapes."""
+def check_shapes(source: object, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raises `CheckpointError` unless the tensors have exactly the names and shapes of the expected ones."""
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             raise CheckpointError(f"{source}: tensor {name} is missing.", "It belongs to another kind of network.")
         if name not in expected:
             raise CheckpointError(f"{source}: unknown tensor {name}.", "It belongs to another network.")
-        if tuple(tensors[name].shape) != tuple(expected[name]):
+        shape, expected_shape = tuple(tensors[name].shape), tuple(expected[name].shape)
+        if shape != expected_shape:
             raise CheckpointError(
-                f"{source}: tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(expected[name])}.",
+                f"{source}: tensor {name} has shape {shape}, not {expected_shape}.",
                 "It was trained with another --resolution or --latent-size.",
             )
 
@@ -265,39 +264,16 @@ def _load(path: Path) -> Checkpoint:
     return Checkpoint(body["images_seen"], load_file(tensor_path), body["state"])
 
 
-def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the tensors on the CPU, which the next step does not change.
-
-    They are contiguous: safetensors refuses channels_last tensors, and files have one layout on all devices.
-    """
-    return {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach()) for name, tensor in tensors.items()
-    }
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    temporary = temp_path(path)
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all. Raises the `OSError` that safetensors reports as text."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with naming(path):
+    with replacing(path) as temporary:
         try:
-            _save_file(plain, temporary, metadata)
-            with temporary.open("rb+") as file:
-                sync(file.fileno())
-            atomic_replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Raises the `OSError` that safetensors reports as text."""
-    try:
-        save_file(tensors, path, metadata)
-    except safetensors.SafetensorError as error:
-        number = re.search(r"(?:os error |code: )(\d+)", str(error))
-        if number is None:
+            save_file(plain, temporary, {"format_version": str(FORMAT_VERSION), **metadata})
+        except safetensors.SafetensorError as error:
+            if number := re.search(r"(?:os error |code: )(\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

@@ -16,27 +16,28 @@ CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replaces a file atomically: readers see the old content or the new, never a part.
+    """Replaces a file atomically: readers see the old content or the new, never a part. See `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to; the whole file then replaces the one at `path`, unless writing failed.
 
     Raises `OSError` that names the file. On a mount that cannot replace a file, there is none for a moment; if the
     process dies in it, `recover` restores the old one.
     """
-    temporary = temp_path(path)
+    temporary = path.with_name(path.name + ".part")
     with naming(path):
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
+            yield temporary
+            with temporary.open("rb+") as file:
                 sync(file.fileno())
             atomic_replace(temporary, path)
         finally:
             with suppress(OSError):  # an earlier error is what matters
                 temporary.unlink(missing_ok=True)  # a full disk would keep a part of it
-
-
-def temp_path(path: Path) -> Path:
-    """The path at which a file is written until it is whole."""
-    return path.with_name(path.name + ".part")
 
 
 def atomic_replace(temporary: Path, path: Path) -> None:

@@ -76,34 +76,32 @@ class RunFolder:
             if version == FORMAT_VERSION:
                 return TrainConfig(**stored_fields(values))
         except UsageError as error:
-            raise RunFolderError(
-                f"{self.config}: cannot be read: {error.message.rstrip('.')}.", UNREADABLE_HINT
-            ) from error
+            problem = f"cannot be read: {error.message.rstrip('.')}."
+            raise RunFolderError(f"{self.config}: {problem}", UNREADABLE_HINT) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunFolderError(
-                f"{self.config}: is not a configuration written by msggan.", UNREADABLE_HINT
-            ) from error
+            problem = "is not a configuration written by msggan."
+            raise RunFolderError(f"{self.config}: {problem}", UNREADABLE_HINT) from error
         raise RunFolderError(
             f"{self.config}: was written by another version of msggan (format {version}, this one has "
             f"{FORMAT_VERSION}).",
-            "Use the msggan that started this run, or use another name or run folder.",
+            UNREADABLE_HINT,
         )
 
-    def continued(self, asked: TrainConfig) -> TrainConfig | None:
-        """The configuration to resume with: the stored one with what may change taken from `asked`; None if new.
+    def continued(self, requested: TrainConfig) -> TrainConfig | None:
+        """The configuration to resume with: the stored one with what may change taken from `requested`; None if new.
 
         Raises `RunFolderError` that names the changed fields that may not change.
         """
         stored = self.load_config()
         if stored is None:
             return None
-        config, refused = changed_for_resume(stored, asked)
+        config, refused = changed_for_resume(stored, requested)
         if refused:
-            differences = ", ".join(
-                f"{flag(name)} is {getattr(stored, name)} there and {getattr(asked, name)} here" for name in refused
-            )
+            differences = [
+                f"{flag(name)} is {getattr(stored, name)}, not {getattr(requested, name)}" for name in refused
+            ]
             raise RunFolderError(
-                f"{self}: is a run with another configuration: {differences}.",
+                f"{self}: is a run with another configuration: {', '.join(differences)}.",
                 "Omit these options to resume that run, or use another name or run folder.",
             )
         return config
@@ -111,15 +109,24 @@ class RunFolder:
     def prepare(self, config: TrainConfig, networks: dict[str, nn.Module], *, checkpoint_bytes: int) -> None:
         """Creates the folder with its configuration and the networks' printouts, and checks that checkpoints will fit.
 
-        Raises `RunFolderError` if it cannot be written, or has no space for two checkpoints.
+        Files that have this content already are not written again, so that nothing can happen to them.
+        Raises `RunFolderError` if the folder cannot be written, or has no space for two checkpoints.
         """
+        contents = {self.config: json.dumps({"format_version": FORMAT_VERSION, **asdict(config)}, indent=2)}
+        for name, network in networks.items():
+            contents[self.path / f"{name}_config.txt"] = printout(network)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._check_space(2 * checkpoint_bytes)
-            content = {"format_version": FORMAT_VERSION, **asdict(config)}
-            _ensure_content(self.config, json.dumps(content, indent=2).encode())
-            for name, network in networks.items():
-                _ensure_content(self.path / f"{name}_config.txt", printout(network).encode())
+            free, needed = shutil.disk_usage(self.path).free, 2 * checkpoint_bytes
+            if free < needed:
+                raise RunFolderError(
+                    f"{self}: the disk has {free / 2**20:.0f} MiB free, and two checkpoints take "
+                    f"{needed / 2**20:.0f} MiB.",
+                    "Free some space or use a folder on another disk.",
+                )
+            for path, content in contents.items():
+                if not path.exists() or path.read_bytes() != content.encode():
+                    write_whole(path, content.encode())
         except OSError as error:
             raise self.unwritable(error) from error
 
@@ -139,14 +146,6 @@ class RunFolder:
         return RunFolderError(
             f"{self}: cannot be written ({error.strerror}).", "Use a folder that you may write to, or free some space."
         )
-
-    def _check_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self.path).free
-        if free < needed:
-            raise RunFolderError(
-                f"{self}: the disk has {free / 2**20:.0f} MiB free, and two checkpoints take {needed / 2**20:.0f} MiB.",
-                "Free some space or use a folder on another disk.",
-            )
 
 
 def marks_run(name: str, read: Callable[[], bytes]) -> bool:
@@ -179,12 +178,6 @@ def stored_fields(values: Mapping[str, Any], *, needed: Collection[str] = ()) ->
     if problems:
         raise UsageError(["; ".join(problems)])
     return found
-
-
-def _ensure_content(path: Path, content: bytes) -> None:
-    """Writes a file unless it has this content, so that nothing can happen to a good one."""
-    if not path.exists() or path.read_bytes() != content:
-        write_whole(path, content)
 
 
 def printout(network: nn.Module) -> str:
@@ -228,33 +221,14 @@ def record_start(folder: RunFolder, *, data: str, images_seen: int) -> RunState:
     return _write(folder, state)
 
 
-def ensure_ours(folder: RunFolder, started: RunState) -> None:
-    """Raises `SupersededError` if another process has started this run since, `OSError` if its folder is gone."""
-    if not folder.state.exists():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder.state))
-    note = read_state(folder)
-    if note is not None and note.attempt != started.attempt:
-        raise SupersededError(
-            f"{folder}: process {note.process} on {note.machine} has taken over this run. No lock prevented it. "
-            "This process has stopped and writes nothing more.",
-            f"Follow the other one: msggan-aml logs {folder} --follow.",
-        )
-
-
 def record_end(folder: RunFolder, started: RunState, state: str, *, images_seen: int, reason: str = "") -> RunState:
     """Records how the run ended."""
     return _write(folder, replace(started, state=state, ended=now(), images_seen=images_seen, reason=reason))
 
 
-def state_of(folder: RunFolder) -> RunState | None:
-    """The state of the run, None if it has not started. One whose process was killed is `interrupted`."""
-    note = read_state(folder)
-    if note is None or note.state != "running" or is_owned(folder):
-        return note
-    note = read_state(folder) or note  # it may have ended in between
-    if note.state != "running":
-        return note
-    return _died(folder, note)
+def _write(folder: RunFolder, state: RunState) -> RunState:
+    write_whole(folder.state, json.dumps(asdict(state), indent=1).encode())
+    return state
 
 
 def read_state(folder: RunFolder) -> RunState | None:
@@ -264,6 +238,22 @@ def read_state(folder: RunFolder) -> RunState | None:
         return RunState(**{name: value for name, value in values.items() if name in RunState.__dataclass_fields__})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def state_of(folder: RunFolder) -> RunState | None:
+    """The state of the run, None if it has not started. One whose process was killed is `interrupted`."""
+    state = read_state(folder)
+    if state is None or state.state != "running" or is_owned(folder):
+        return state
+    state = read_state(folder) or state  # it may have ended in between
+    return _killed(folder, state) if state.state == "running" else state
+
+
+def _killed(folder: RunFolder, state: RunState) -> RunState:
+    """The state of a run whose process was killed, at the time of its newest file."""
+    newest = max(path.stat().st_mtime for path in (folder.state, folder.metrics, folder.log) if path.exists())
+    ended = _as_text(datetime.fromtimestamp(newest, timezone.utc))
+    return replace(state, state="interrupted", ended=ended, reason=DIED)
 
 
 @contextmanager
@@ -278,10 +268,21 @@ def owned(folder: RunFolder) -> Iterator[None]:
     except OSError as error:
         raise folder.unwritable(error) from error
     try:
-        _record_killed(folder)
+        recorded = read_state(folder)
+        if recorded is not None and recorded.state == "running":  # its process no longer has the lock: it was killed
+            _write(folder, _killed(folder, recorded))
         yield
     finally:
         lock.release()
+
+
+def in_use_error(folder: RunFolder) -> RunFolderError:
+    state = read_state(folder)
+    process = f"process {state.process} on {state.machine}" if state else "another process"
+    return RunFolderError(
+        f"{folder}: {process} is training this run.",
+        f"Follow it: msggan-aml logs {folder} --follow. Stop it: msggan-aml cancel {folder}.",
+    )
 
 
 def is_owned(folder: RunFolder) -> bool:
@@ -299,40 +300,6 @@ def is_owned(folder: RunFolder) -> bool:
     return False
 
 
-def terminate_holder(lock: Path, process: int) -> bool:
-    """Sends SIGTERM to a process if it has the lock file open; returns whether it was sent.
-
-    A process number alone may belong to another program: another machine or container may have the same name, and
-    numbers are reused.
-    """
-    if not _has_open(process, lock):
-        return False
-    with suppress(ProcessLookupError):  # it has just ended
-        os.kill(process, signal.SIGTERM)
-        return True
-    return False
-
-
-def _has_open(process: int, path: Path) -> bool:
-    """Whether a process of this machine has the file open: from /proc if there is one, else from POSIX's fuser."""
-    if os.path.isdir("/proc/self/fd"):
-        return any(_is_same_file(link, path) for link in glob(f"/proc/{process}/fd/*"))
-    fuser = shutil.which("fuser", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-    return fuser is not None and process in _processes_with(fuser, path)
-
-
-def _processes_with(fuser: str, path: Path) -> list[int]:
-    result = subprocess.run([fuser, str(path)], capture_output=True, encoding="utf-8", check=False)  # noqa: S603 - as a list
-    return [int(word) for word in result.stdout.split()]
-
-
-def _is_same_file(one: str, other: Path) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:  # closed since, or of another kind
-        return False
-
-
 def _acquire(lock: FileLock, *, patience_seconds: float) -> None:
     """Raises `Timeout` if another process has it. Without locks no process has: see `ensure_ours`."""
     try:
@@ -347,34 +314,45 @@ def _acquire(lock: FileLock, *, patience_seconds: float) -> None:
             raise
 
 
-def _record_killed(folder: RunFolder) -> None:
-    """Records that the process in `run.json` was killed, since this one holds the lock and has not started yet."""
-    note = read_state(folder)
-    if note is not None and note.state == "running":
-        _write(folder, _died(folder, note))
+def ensure_ours(folder: RunFolder, started: RunState) -> None:
+    """Raises `SupersededError` if another process has started this run since, `OSError` if its folder is gone."""
+    if not folder.state.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder.state))
+    state = read_state(folder)
+    if state is not None and state.attempt != started.attempt:
+        raise SupersededError(
+            f"{folder}: process {state.process} on {state.machine} has taken over this run. No lock prevented it. "
+            "This process has stopped and writes nothing more.",
+            f"Follow the other one: msggan-aml logs {folder} --follow.",
+        )
 
 
-def in_use_error(folder: RunFolder) -> RunFolderError:
-    note = read_state(folder)
-    by = f"process {note.process} on {note.machine}" if note else "another process"
-    return RunFolderError(
-        f"{folder}: {by} is training this run.",
-        f"Follow it: msggan-aml logs {folder} --follow. Stop it: msggan-aml cancel {folder}.",
-    )
+def terminate_holder(lock: Path, process: int) -> bool:
+    """Sends SIGTERM to a process if it has the lock file open; returns whether it was sent.
+
+    A process number alone may belong to another program: another machine or container may have the same name, and
+    numbers are reused.
+    """
+    with suppress(ProcessLookupError):  # it has just ended
+        if _has_open(process, lock):
+            os.kill(process, signal.SIGTERM)
+            return True
+    return False
 
 
-def _write(folder: RunFolder, state: RunState) -> RunState:
-    write_whole(folder.state, json.dumps(asdict(state), indent=1).encode())
-    return state
-
-
-def _died(folder: RunFolder, note: RunState) -> RunState:
-    return replace(note, state="interrupted", ended=_last_sign_of_life(folder), reason=DIED)
-
-
-def _last_sign_of_life(folder: RunFolder) -> str:
-    newest = max(path.stat().st_mtime for path in (folder.state, folder.metrics, folder.log) if path.exists())
-    return _as_text(datetime.fromtimestamp(newest, timezone.utc))
+def _has_open(process: int, path: Path) -> bool:
+    """Whether a process of this machine has the file open: from /proc if there is one, else from POSIX's fuser."""
+    if os.path.isdir("/proc/self/fd"):
+        for link in glob(f"/proc/{process}/fd/*"):
+            with suppress(OSError):  # closed since, or of another kind
+                if os.path.samefile(link, path):
+                    return True
+        return False
+    fuser = shutil.which("fuser", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if fuser is None:
+        return False
+    result = subprocess.run([fuser, str(path)], capture_output=True, encoding="utf-8", check=False)  # noqa: S603 - as a list
+    return str(process) in result.stdout.split()
 
 
 def now() -> str:

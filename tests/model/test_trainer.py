@@ -22,7 +22,7 @@ from support.builders import save_images
 from support.kills import OPTIONS, everything, kill_and_start_again
 from support.programs import command_line, environment, run_in
 
-from msggan import TrainConfig, Trainer, load_generator
+from msggan import TrainConfig, Trainer, load_generator, steps
 from msggan.data.sources import ImageDataset
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, TrainingError
 from msggan.runs.checkpoint import newest_checkpoint
@@ -157,14 +157,16 @@ MOMENTS = {
     "before the discriminator's update": "discriminator_optimizer.step_if_finite",
     "between the two networks": "_generator_step",
     "before the images are counted": "_count_dropped",
-    "before the average": "_average",
+    "before the average": "update_ema",
 }
 
 
-def interrupt_once(ours: Trainer, moment: str, *, step: int, by: type[BaseException]) -> None:
-    """In that step, at that moment, an exception comes up; not again."""
+def interrupt_once(
+    ours: Trainer, monkeypatch: pytest.MonkeyPatch, moment: str, *, step: int, by: type[BaseException]
+) -> None:
+    """Raises an exception in that step, at that moment, once."""
     *owners, name = MOMENTS[moment].split(".")
-    owner: Any = ours.training_state
+    owner: Any = steps if moment == "before the average" else ours.training_state
     for attribute in owners:
         owner = getattr(owner, attribute)
     plain, calls = getattr(owner, name), itertools.count()
@@ -174,7 +176,7 @@ def interrupt_once(ours: Trainer, moment: str, *, step: int, by: type[BaseExcept
             raise by
         return plain(*args)
 
-    setattr(owner, name, interrupted)
+    monkeypatch.setattr(owner, name, interrupted)
 
 
 @pytest.mark.parametrize(
@@ -186,13 +188,20 @@ def interrupt_once(ours: Trainer, moment: str, *, step: int, by: type[BaseExcept
     ],
 )
 def test_run_after_a_step_that_was_interrupted_equals_never_stopping(
-    tiny_images: Path, tmp_path: Path, *, precision: str, moment: str, step: int, by: type[BaseException]
+    tiny_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    precision: str,
+    moment: str,
+    step: int,
+    by: type[BaseException],
 ) -> None:
     options = {"precision": precision, "kimg": 0.06, "checkpoint_kimg": 0.02, "sample_kimg": 0.04, "metric_kimg": 0.02}
     trainer(tiny_images, tmp_path / "whole", **options).run()
     ours = trainer(tiny_images, tmp_path / "run", **options)
     generator = ours.ema
-    interrupt_once(ours, moment, step=step, by=by)
+    interrupt_once(ours, monkeypatch, moment, step=step, by=by)
     with pytest.raises(OutOfMemoryError if by is MemoryError else by):
         ours.run()
     assert ours.run().state == "completed"
@@ -370,7 +379,7 @@ def test_a_run_of_another_configuration_is_refused_and_every_difference_named(
 ) -> None:
     trainer(tiny_images, tmp_path / "run").run()
     before = digest_of(tmp_path / "run")
-    with pytest.raises(RunFolderError, match=r"--g-lr is 0\.\d+ there and 0\.5 here, --seed is 0 there and 3 here"):
+    with pytest.raises(RunFolderError, match=r"--g-lr is 0\.\d+, not 0\.5, --seed is 0, not 3\."):
         trainer(tiny_images, tmp_path / "run", g_lr=0.5, seed=3, kimg=5)
     assert digest_of(tmp_path / "run") == before
 

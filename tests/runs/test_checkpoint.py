@@ -554,7 +554,7 @@ def test_a_generators_file_never_fails_in_another_way_however_its_bytes_change(r
 
 
 def test_shapes_are_compared_by_name() -> None:
-    expected = {"a": (2, 3), "b": ()}
+    expected = {"a": torch.ones(2, 3), "b": torch.tensor(1)}
     check_shapes("x", expected, {"a": torch.zeros(2, 3), "b": torch.tensor(0)})
     for wrong, reason in (
         ({"a": torch.zeros(2, 3)}, "x: tensor b is missing"),

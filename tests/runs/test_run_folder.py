@@ -130,13 +130,13 @@ def test_another_configuration_is_refused_naming_the_option_and_both_values(tmp_
     with pytest.raises(RunFolderError) as refused:
         folder.continued(TrainConfig(**{name: OTHERS[name]}))
     flag = "--" + name.replace("_", "-")
-    assert f"{flag} is {getattr(config, name)} there and {OTHERS[name]} here" in refused.value.message
+    assert f"{flag} is {getattr(config, name)}, not {OTHERS[name]}" in refused.value.message
     assert refused.value.exit_code == 2
     assert folder.config.read_bytes() == before
 
 
 def test_all_differences_are_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"--latent-size is 8 there and 16 here, .*--seed is 0 there and 3 here"):
+    with pytest.raises(RunFolderError, match=r"--latent-size is 8, not 16, .*--seed is 0, not 3\."):
         prepared(tmp_path).continued(TrainConfig(seed=3, latent_size=16, kimg=5.0))
 
 
