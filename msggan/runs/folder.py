@@ -287,14 +287,19 @@ def in_use_error(folder: RunFolder) -> RunFolderError:
 
 def is_owned(folder: RunFolder) -> bool:
     """Whether a process, this one or another, is training the run."""
-    if not folder.lock.exists():
+    return is_held(folder.lock)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process, this one or another, holds the lock at `path`."""
+    if not path.exists():
         return False
-    lock = FileLock(folder.lock)
+    lock = FileLock(path)
     try:
         _acquire(lock, patience_seconds=0)
     except Timeout:
         return True
-    except OSError:  # a read-only folder: no process can own it
+    except OSError:  # a read-only folder: no process can hold it
         return False
     lock.release()
     return False

@@ -1,51 +1,38 @@
-"""Child processes that run programs of msggan: starting, following, and reading results, errors and logs."""
+"""Processes on this machine that train, and other programs of msggan: start, follow, stop; their results and logs."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
-from msggan.commands.program import (
-    OUTPUT_VARIABLE,
-    TRACKING_VARIABLES,
-    ReportedError,
-    Terminated,
-    default_tracking_uri,
-    signal_handlers,
-    stopped,
-    without_password,
-)
+from msggan.commands.program import OUTPUT_VARIABLE, ReportedError, Terminated, signal_handlers, stopped
+from msggan.errors import RunFolderError
+from msggan.runs.folder import is_held, terminate_holder
 from orchestration.errors import JobFailedError
 
-
-def mlflow_of(runs_dir: str | Path, tracking_uri: str | None) -> str:
-    """The MLflow tracking URI of the runs in a folder: `tracking_uri`, by default a database in the folder."""
-    return tracking_uri or default_tracking_uri(runs_dir)
-
-
-def variables_of(mlflow: str, *, with_password: bool) -> dict[str, str]:
-    """The environment variables of a run. A tracking URI with a password is left out unless `with_password`."""
-    is_shown = with_password or mlflow == without_password(mlflow)
-    return {OUTPUT_VARIABLE: "json", **({TRACKING_VARIABLES[0]: mlflow} if is_shown else {})}
+POLL_SECONDS = 0.2
+STOP_TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
-class Ending:
-    """The end of a child process: its exit status (negative: the signal that killed it) and its stdout.
+class ExitResult:
+    """How a process ended: its exit status (negative: the signal that killed it) and its stdout.
 
-    wrote_to_stderr: whether its stderr was shown on the terminal.
+    terminated_by_us: whether SIGTERM was forwarded to it. wrote_to_stderr: whether the terminal showed its stderr.
     """
 
     status: int
@@ -53,14 +40,39 @@ class Ending:
     terminated_by_us: bool = False
     wrote_to_stderr: bool = True
 
+    def response(self) -> dict[str, Any]:
+        """The JSON object that it printed on its last line, empty if there is none. Raises the error in it.
 
-def follow(command: list[str], environ: dict[str, str]) -> Ending:
-    """Runs a command to its end. It inherits stderr, so its live progress line works; its stdout is the result."""
-    with _Signals().passed_on() as signals:
-        with start(command, environ, stdout=subprocess.PIPE) as child:
-            signals.to(child)
-            stdout, _ = child.communicate()
-        return Ending(child.returncode, stdout, signals.terminated)
+        Libraries may have printed lines before it.
+        """
+        try:
+            response = json.loads(self.stdout.strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            return {}
+        if not isinstance(response, dict):
+            return {}
+        if error := response.get("error"):
+            raise ReportedError(
+                error["message"],
+                error["hint"],
+                code=error["code"],
+                exit_code=abs(self.status) or 1,
+                on_stderr=self.wrote_to_stderr,
+            )
+        return response
+
+    def no_response_error(self, *, process: str, hint: str = "", memory_hint: str = "") -> JobFailedError:
+        """The error for a process that ended without a response. process: what it did, such as "training"."""
+        if self.status >= 0:
+            return JobFailedError(f"The {process} process ended with exit code {self.status} without a result.", hint)
+        names = {number.value: number.name for number in signal.Signals}
+        name = names.get(-self.status, f"signal {-self.status}")
+        if name != "SIGKILL":
+            return JobFailedError(f"The {process} process was killed by {name}.", hint)
+        return JobFailedError(
+            f"The {process} process was killed by SIGKILL. The most common cause is running out of memory.",
+            " ".join(filter(None, [hint, memory_hint])),
+        )
 
 
 def start(command: list[str], environ: dict[str, str], **streams: Any) -> subprocess.Popen[str]:
@@ -73,98 +85,109 @@ def start(command: list[str], environ: dict[str, str], **streams: Any) -> subpro
         raise JobFailedError(f"Cannot start {shlex.join(command[:3])}: {error.strerror}.") from None
 
 
+def follow(command: list[str], environ: dict[str, str]) -> ExitResult:
+    """Runs a command to its end. It inherits stderr, so its live progress line works; its stdout is the result.
+
+    Ctrl-C reaches it through the terminal; SIGTERM is forwarded to it.
+    """
+    child: subprocess.Popen[str] | None = None
+    terminated = False
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        if child is not None:
+            child.terminate()
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
+    handlers: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGTERM: terminate}
+    # A function that does nothing instead of SIG_IGN: a child inherits SIG_IGN and would ignore Ctrl-C. For the same
+    # reason a SIGINT that is already ignored (a background job of a script) stays ignored.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        handlers[signal.SIGINT] = ignore
+    with signal_handlers(handlers):
+        child = start(command, environ, stdout=subprocess.PIPE)
+        with child:
+            if terminated:  # SIGTERM came while it was being started
+                child.terminate()
+            stdout, _ = child.communicate()
+        return ExitResult(child.returncode, stdout, terminated)
+
+
 def result_of(module: str, args: list[str], *, expects: str, process: str, hint: str) -> dict[str, Any]:
     """The result of `python -m MODULE args`; its stderr is shown. Raises its error, or JobFailedError if it left none.
 
     expects: a key of every result. process: what it did, such as "sampling". hint: the next step if it died.
     """
-    ending = follow([sys.executable, "-m", module, *args], {**os.environ, OUTPUT_VARIABLE: "json"})
-    told = told_by(ending)
-    if expects in told:
-        return told
-    if ending.terminated_by_us:  # by SIGTERM, before the child could handle it
+    result = follow([sys.executable, "-m", module, *args], {**os.environ, OUTPUT_VARIABLE: "json"})
+    response = result.response()
+    if expects in response:
+        return response
+    if result.terminated_by_us:  # by SIGTERM, before the child could handle it
         raise stopped(Terminated, "Stopped by SIGTERM.")
-    raise silent_death(ending.status, process=process, hint=hint)
+    raise result.no_response_error(process=process, hint=hint)
 
 
-def told_by(ending: Ending) -> dict[str, Any]:
-    """The JSON result that a child printed, empty if there is none. Raises the error in it."""
-    told = _last_object(ending.stdout)
-    if "error" in told:
-        error = told["error"]
-        raise ReportedError(
-            error["message"],
-            error["hint"],
-            code=error["code"],
-            exit_code=abs(ending.status) or 1,
-            on_stderr=ending.wrote_to_stderr,
+class BackgroundProcess:
+    """A training in its own session, which Ctrl-C does not reach. log: the file that receives its stderr."""
+
+    def __init__(self, command: list[str], environ: dict[str, str], log: Path | None = None) -> None:
+        self._result: ExitResult | None = None
+        self._stdout: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the process
+        with open(log or os.devnull, "a") as stderr:
+            self.process = start(
+                command,
+                environ,
+                stdin=subprocess.DEVNULL,
+                stdout=self._stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def result(self) -> ExitResult:
+        """Waits for its end."""
+        if self._result is None:
+            status = self.process.wait()
+            with self._stdout:
+                self._stdout.seek(0)
+                self._result = ExitResult(status, self._stdout.read(), wrote_to_stderr=False)
+        return self._result
+
+    def detach(self) -> None:
+        """Leaves it running. A thread waits for it, so that no zombie process remains in a notebook."""
+        self._stdout.close()
+        threading.Thread(target=self.process.wait, daemon=True).start()
+
+
+def stop_owner(folder: object, lock: Path, process: int, machine: str) -> None:
+    """Sends SIGTERM to the process that holds the lock of a run or a sweep, and waits until the lock is released.
+
+    folder: named in errors. process, machine: the recorded ones. Raises `RunFolderError` if another process has the
+    lock, `JobFailedError` if it is not released.
+    """
+    if machine != platform.node():
+        raise RunFolderError(f"{folder}: is in use on {machine}.", "Cancel it there.")
+    if not terminate_holder(lock, process) and is_held(lock):
+        raise RunFolderError(
+            f"{folder}: is in use, but not by process {process} of this machine.",
+            f"Cancel it on the machine that uses it, which is also named {machine}.",
         )
-    return told
-
-
-def silent_death(status: int, *, process: str, hint: str = "", if_out_of_memory: str = "") -> JobFailedError:
-    """The error for a child that ended without a result. process: what it did, such as "training"."""
-    if status >= 0:
-        return JobFailedError(f"The {process} process ended with exit code {status} without a result.", hint)
-    message = f"The {process} process was killed by {_signal_name(-status)}."
-    if -status == getattr(signal, "SIGKILL", 9):  # Windows has none
-        message += " The most common cause is running out of memory."
-        return JobFailedError(message, " ".join(filter(None, [hint, if_out_of_memory])))
-    return JobFailedError(message, hint)
-
-
-def _last_object(stdout: str) -> dict[str, Any]:
-    """The JSON object on the last line; empty if there is none. Libraries may have printed lines before it."""
-    lines = stdout.strip().splitlines()
-    try:
-        told = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-class _Signals:
-    """Signals while a child runs: Ctrl-C reaches it through the terminal, SIGTERM is forwarded to it."""
-
-    def __init__(self) -> None:
-        self.terminated = False
-        self._child: subprocess.Popen[str] | None = None
-
-    @contextmanager
-    def passed_on(self) -> Iterator[_Signals]:
-        handlers: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGTERM: self._terminate}
-        # A function that does nothing instead of SIG_IGN: a child inherits SIG_IGN and would ignore Ctrl-C. For the
-        # same reason a SIGINT that is already ignored (a background job of a script) stays ignored.
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            handlers[signal.SIGINT] = _do_nothing
-        with signal_handlers(handlers):
-            yield self
-
-    def to(self, child: subprocess.Popen[str]) -> None:
-        self._child = child
-        if self.terminated:  # SIGTERM came while the child was being started
-            child.terminate()
-
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
-        self.terminated = True
-        if self._child is not None:
-            self._child.terminate()
-
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    pass
+    deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+    while is_held(lock):
+        if time.monotonic() > deadline:
+            raise JobFailedError(
+                f"{folder}: process {process} has not stopped within {STOP_TIMEOUT_SECONDS} s.",
+                f"Wait for its current step to end, or kill it: kill -9 {process}. Its last checkpoint is kept.",
+            )
+        time.sleep(POLL_SECONDS)
 
 
 # --- The log of a run -------------------------------------------------------------------------------------------------
-
-PAUSE_SECONDS = 0.2
 
 
 def last_lines(path: Path, tail: int | None) -> list[str]:
@@ -181,25 +204,23 @@ def follow_lines(path: Path, tail: int | None, *, continues: Callable[[], bool])
     while not path.exists():
         if not continues():
             return
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(POLL_SECONDS)
     with path.open(encoding="utf-8", errors="replace") as file:
         yield from (line.rstrip("\n") for line in deque(file, maxlen=tail))
         alive = True
         while alive:
-            alive = (
-                continues()
-            )  # checked before reading, so that the last round reads everything written before the end
+            alive = continues()  # before reading, so that the last round reads everything written before the end
             yield from _whole_lines(file, or_rest=not alive)
             if alive:
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(POLL_SECONDS)
 
 
 def _whole_lines(file: TextIO, *, or_rest: bool) -> Iterator[str]:
     """The lines from the current position. A half-written last line is left for later, unless `or_rest`."""
     while True:
-        here = file.tell()
+        start = file.tell()
         line = file.readline()
         if not line.endswith("\n") and not (line and or_rest):
-            file.seek(here)
+            file.seek(start)
             return
         yield line.rstrip("\n")

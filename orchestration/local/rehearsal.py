@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from msggan.commands.program import EXIT_CODES, NO_TRACKING, OUTPUT_VARIABLE, TRACKING_VARIABLES
 from msggan.config import TrainConfig, resolve
 from msggan.display.progress import duration
-from msggan.runs.folder import RunFolder, RunState, read_state
+from msggan.runs.folder import RunFolder, read_state
 from msggan.tracking.metrics_log import read_metrics
 from orchestration.errors import RehearsalError
-from orchestration.local.process import Ending, silent_death, start, told_by
+from orchestration.local.process import BackgroundProcess
 from orchestration.spec import RunSpec, is_remote
 
 LOSSES = 3
@@ -29,8 +29,8 @@ REPORT_IMAGES = 250  # images between two reports of a run
 STEPS_BETWEEN_LOSSES = 5  # the minimum; fewer would leave no step between a checkpoint and a loss
 CHECKPOINTS_PER_LOSS = 1.25  # not a whole number, so that losses come at different distances from the last checkpoint
 TIMINGS = ("seconds", "images_per_second")
-LOOK_SECONDS = 0.01
-SHOWS_WHY = "To see why, run the same command with --target local instead of --rehearse-preemption."
+POLL_SECONDS = 0.01
+SHOW_ERROR_HINT = "To see why, run the same command with --target local instead of --rehearse-preemption."
 MINUTES_WORTH_A_HINT = 10
 MINUTES_HINTED = 5
 
@@ -47,45 +47,30 @@ class Loss:
     def images_again(self) -> int:
         return self.images_seen - self.resumed_from
 
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "images_again": self.images_again}
-
 
 @dataclass(frozen=True)
-class Outlook:
-    """The cost of one loss to a run that saves a checkpoint every `checkpoint_images`."""
+class Rehearsal:
+    """The result, and the cost of one loss to the requested run, which saves a checkpoint every `checkpoint_images`.
 
+    differs: the files in which the killed run differs from the uninterrupted one.
+    """
+
+    losses: tuple[Loss, ...]
+    differs: tuple[str, ...]
     checkpoint_images: int
     images_per_second: float
 
     @property
-    def minutes_at_most(self) -> float:
-        return self.checkpoint_images / self.images_per_second / 60
+    def seconds_at_most(self) -> float:
+        """The training that one loss repeats at most."""
+        return self.checkpoint_images / self.images_per_second
 
     @property
     def checkpoint_kimg(self) -> float | None:
         """A smaller interval to try, None if a loss costs only minutes."""
-        if self.minutes_at_most <= MINUTES_WORTH_A_HINT:
+        if self.seconds_at_most <= 60 * MINUTES_WORTH_A_HINT:
             return None
         return float(f"{MINUTES_HINTED * 60 * self.images_per_second / 1000:.1g}")
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "images_per_second": self.images_per_second,
-            "checkpoint_images": self.checkpoint_images,
-            "on_average": {"images": self.checkpoint_images / 2, "minutes": self.minutes_at_most / 2},
-            "at_most": {"images": self.checkpoint_images, "minutes": self.minutes_at_most},
-            "try_checkpoint_kimg": self.checkpoint_kimg,
-        }
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """The result. differs: the files in which the killed run differs from the uninterrupted one."""
-
-    losses: tuple[Loss, ...]
-    differs: tuple[str, ...]
-    outlook: Outlook
 
     @property
     def refusal(self) -> RehearsalError | None:
@@ -99,11 +84,16 @@ class Rehearsal:
         )
 
     def as_json(self) -> dict[str, Any]:
+        most, minutes = self.checkpoint_images, self.seconds_at_most / 60
         return {
-            "losses": [loss.as_json() for loss in self.losses],
+            "losses": [{**asdict(loss), "images_again": loss.images_again} for loss in self.losses],
             "equal": not self.differs,
             "differs": list(self.differs),
-            **self.outlook.as_json(),
+            "images_per_second": self.images_per_second,
+            "checkpoint_images": most,
+            "on_average": {"images": most / 2, "minutes": minutes / 2},
+            "at_most": {"images": most, "minutes": minutes},
+            "try_checkpoint_kimg": self.checkpoint_kimg,
         }
 
     def as_lines(self) -> list[str]:
@@ -115,19 +105,15 @@ class Rehearsal:
         ]
         if not self.differs:
             lines.append("Equal to the uninterrupted run: the weights, and the metrics except timings.")
-        return [*lines, *outlook_lines(self.outlook)]
-
-
-def outlook_lines(outlook: Outlook) -> list[str]:
-    most, seconds = outlook.checkpoint_images, 60 * outlook.minutes_at_most
-    lines = [
-        f"The requested run saves a checkpoint every {most / 1000:g} kimg. "
-        f"At {outlook.images_per_second:.0f} images/s, as measured here, one loss costs {most / 2:.0f} images "
-        f"({_time(seconds / 2)}) on average and {most} ({_time(seconds)}) at most, plus the start-up."
-    ]
-    if outlook.checkpoint_kimg is not None:
-        lines.append(f"--checkpoint-kimg {outlook.checkpoint_kimg:g} would reduce that to about {MINUTES_HINTED} min.")
-    return lines
+        most, seconds = self.checkpoint_images, self.seconds_at_most
+        lines.append(
+            f"The requested run saves a checkpoint every {most / 1000:g} kimg. "
+            f"At {self.images_per_second:.0f} images/s, as measured here, one loss costs {most / 2:.0f} images "
+            f"({_time(seconds / 2)}) on average and {most} ({_time(seconds)}) at most, plus the start-up."
+        )
+        if kimg := self.checkpoint_kimg:
+            lines.append(f"--checkpoint-kimg {kimg:g} would reduce that to about {MINUTES_HINTED} min.")
+        return lines
 
 
 def _time(seconds: float) -> str:
@@ -149,146 +135,114 @@ def rehearsal_problems(data: str | None, *, dry_run: bool, detach: bool) -> list
     return problems
 
 
-def rehearse(spec: RunSpec, tell: Callable[[str], None]) -> Rehearsal:
+def rehearse(spec: RunSpec, info: Callable[[str], None]) -> Rehearsal:
     """Trains a short run of `spec` without interruption, and one that is killed three times, in a temporary folder.
 
-    Raises the error of a run that cannot train.
+    info(line): prints progress. Raises the error of a run that cannot train.
     """
-    asked = resolved_asked(spec.config)
-    step = images_between_losses(asked)
-    short = replace(spec, config=short_config(spec.config, step))
-    with tempfile.TemporaryDirectory(prefix="msggan-rehearsal-") as place:
-        alone, killed = RunFolder(Path(place) / "alone"), RunFolder(Path(place) / "killed")
-        tell(f"Rehearsal: training a run of {(LOSSES + 1) * step} images without interruption.")
-        with _training(short, alone) as child:
-            _reach_end(child)
-        tell(f"Training the same run again, killed {LOSSES} times.")
-        losses = _train_with_losses(short, killed, [step * (number + 1) for number in range(LOSSES)], tell)
-        return Rehearsal(tuple(losses), tuple(differences(alone, killed)), build_outlook(asked, alone))
+    # The length, the interval and the batch size, whose defaults are the same for all images and devices.
+    requested = resolve(spec.config, shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
+    short, step = short_run(spec, requested.batch_size)
+    with tempfile.TemporaryDirectory(prefix="msggan-rehearsal-") as folder:
+        whole, killed = RunFolder(Path(folder) / "uninterrupted"), RunFolder(Path(folder) / "killed")
+        info(f"Rehearsal: training a run of {(LOSSES + 1) * step} images without interruption.")
+        with _training(short, whole) as child:
+            _check_end(child)
+        info(f"Training the same run again, killed {LOSSES} times.")
+        losses = _train_with_losses(short, killed, [step * (number + 1) for number in range(LOSSES)], info)
+        return Rehearsal(
+            losses=tuple(losses),
+            differs=tuple(differences(whole, killed)),
+            checkpoint_images=checkpoint_images(requested),
+            images_per_second=measured_speed(whole),
+        )
 
 
-# --- The short run ----------------------------------------------------------------------------------------------------
+def short_run(spec: RunSpec, batch_size: int) -> tuple[RunSpec, int]:
+    """The run, shortened to one interval more than there are losses, sampled and measured once; and the interval.
+
+    The interval, in images, is long enough for a report and several steps.
+    """
+    step = REPORT_IMAGES * math.ceil(STEPS_BETWEEN_LOSSES * batch_size / REPORT_IMAGES)
+    kimg, checkpoint_kimg = (LOSSES + 1) * step / 1000, step / CHECKPOINTS_PER_LOSS / 1000
+    config = replace(spec.config, kimg=kimg, sample_kimg=kimg, metric_kimg=kimg, checkpoint_kimg=checkpoint_kimg)
+    return replace(spec, config=config), step
 
 
-def resolved_asked(config: TrainConfig) -> TrainConfig:
-    """The requested configuration with its defaults for length, interval and batch, which are the same for all images
-    and devices."""
-    return resolve(config, shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
+def checkpoint_images(config: TrainConfig) -> int:
+    """The images between two checkpoints of a run. config: resolved."""
+    return round(1000 * min(config.checkpoint_kimg, config.kimg))
 
 
-def images_between_losses(asked: TrainConfig) -> int:
-    """The number of images between two losses: enough for a report and several steps."""
-    fewest = STEPS_BETWEEN_LOSSES * asked.batch_size
-    return REPORT_IMAGES * -(-fewest // REPORT_IMAGES)
-
-
-def short_config(config: TrainConfig, step: int) -> TrainConfig:
-    """The same training, shortened to one interval more than there are losses, sampled and measured once."""
-    kimg = (LOSSES + 1) * step / 1000
-    return replace(
-        config,
-        kimg=kimg,
-        sample_kimg=kimg,
-        metric_kimg=kimg,
-        checkpoint_kimg=step / CHECKPOINTS_PER_LOSS / 1000,
-    )
+def measured_speed(folder: RunFolder) -> float:
+    """The images per second of a run after its first report."""
+    first, *_, last = read_metrics(folder.metrics)
+    speed: float = (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
+    return speed
 
 
 # --- Killing it -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Child:
-    """A training process, with the file that receives its result."""
-
-    process: subprocess.Popen[str]
-    stdout: IO[str]
-    folder: RunFolder
-
-    def note(self) -> RunState | None:
-        """Its record in the run folder; None while the record is the previous process's."""
-        note = read_state(self.folder)
-        return note if note is not None and note.process == self.process.pid else None
-
-    def check_end(self) -> None:
-        """Raises the error of a process that ended without a result."""
-        self.stdout.seek(0)
-        told = told_by(Ending(self.process.wait(), self.stdout.read(), wrote_to_stderr=False))
-        if told.get("state") not in EXIT_CODES:
-            raise silent_death(self.process.returncode, process="training", hint=SHOWS_WHY)
-
-
 @contextmanager
-def _training(spec: RunSpec, folder: RunFolder) -> Iterator[_Child]:
-    """A training process in its own process group, which is killed at the end."""
+def _training(spec: RunSpec, folder: RunFolder) -> Iterator[BackgroundProcess]:
+    """A training process. At the end it is killed with its children, as by the loss of a machine."""
     command = spec.command(data=str(spec.data), run_dir=str(folder), python=sys.executable)
-    environ = {**os.environ, OUTPUT_VARIABLE: "json", TRACKING_VARIABLES[0]: NO_TRACKING}
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as stdout:
-        process = start(
-            command,
-            environ,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            yield _Child(process, stdout, folder)
-        finally:
-            _kill_group(process)
+    child = BackgroundProcess(command, {**os.environ, OUTPUT_VARIABLE: "json", TRACKING_VARIABLES[0]: NO_TRACKING})
+    try:
+        yield child
+    finally:
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+        else:
+            child.process.kill()
+        child.result()
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    """Kills a process and its children, as the loss of a machine does."""
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
+def _check_end(child: BackgroundProcess) -> None:
+    """Waits for the end. Raises the error of a process that ended without a response."""
+    result = child.result()
+    if result.response().get("state") not in EXIT_CODES:
+        raise result.no_response_error(process="training", hint=SHOW_ERROR_HINT)
 
 
-def _train_with_losses(spec: RunSpec, folder: RunFolder, kill_at: list[int], tell: Callable[[str], None]) -> list[Loss]:
+def _train_with_losses(spec: RunSpec, folder: RunFolder, kill_at: list[int], info: Callable[[str], None]) -> list[Loss]:
     """Trains to the end, killed after each of these numbers of images."""
     losses: list[Loss] = []
     lost_at = 0
     for limit in [*kill_at, None]:
         started = time.monotonic()
         with _training(spec, folder) as child:
-            resumed_from = _wait_for_start(child)
+            resumed_from = _wait_for_start(child, folder)
             if lost_at:
-                _reach(child, lost_at)
+                _reach(child, folder, lost_at)
                 losses.append(Loss(lost_at, resumed_from, time.monotonic() - started))
-            if limit is None or not _reach(child, limit):
-                _reach_end(child)
+            if limit is None or not _reach(child, folder, limit):
+                _check_end(child)
                 break
         lost_at = _images_seen(folder)
-        tell(f"Killed after {lost_at} images.")
+        info(f"Killed after {lost_at} images.")
     return losses
 
 
-def _wait_for_start(child: _Child) -> int:
-    """Waits until it trains. Returns the images seen by then."""
-    while (note := child.note()) is None:
-        if child.process.poll() is not None:
-            child.check_end()
-        time.sleep(LOOK_SECONDS)
-    return note.images_seen
+def _wait_for_start(child: BackgroundProcess, folder: RunFolder) -> int:
+    """Waits until it trains: until then the record in the run folder is the previous process's. → the images seen."""
+    while (state := read_state(folder)) is None or state.process != child.process.pid:
+        if not child.is_running():
+            _check_end(child)
+        time.sleep(POLL_SECONDS)
+    return state.images_seen
 
 
-def _reach(child: _Child, images: int) -> bool:
+def _reach(child: BackgroundProcess, folder: RunFolder, images: int) -> bool:
     """Waits until it has seen that number of images. Returns whether it is still training."""
-    while _images_seen(child.folder) < images:
-        if child.process.poll() is not None:
-            child.check_end()
+    while _images_seen(folder) < images:
+        if not child.is_running():
+            _check_end(child)
             return False
-        time.sleep(LOOK_SECONDS)
-    return child.process.poll() is None
-
-
-def _reach_end(child: _Child) -> None:
-    child.process.wait()
-    child.check_end()
+        time.sleep(POLL_SECONDS)
+    return child.is_running()
 
 
 def _images_seen(folder: RunFolder) -> int:
@@ -301,13 +255,14 @@ def _images_seen(folder: RunFolder) -> int:
 # --- Comparing ----------------------------------------------------------------------------------------------------
 
 
-def differences(one: RunFolder, other: RunFolder) -> list[str]:
+def differences(first: RunFolder, second: RunFolder) -> list[str]:
     """The files in which two runs differ, apart from timings."""
-    looks: tuple[tuple[str, Callable[[RunFolder], object]], ...] = (
-        ("generator.safetensors", lambda folder: _weights(folder.generator)),
-        ("metrics.jsonl", _metrics_without_timings),
-    )
-    return [name for name, look in looks if look(one) != look(other)]
+    found = []
+    if _weights(first.generator) != _weights(second.generator):
+        found.append(first.generator.name)
+    if _metrics_without_timings(first) != _metrics_without_timings(second):
+        found.append(first.metrics.name)
+    return found
 
 
 def _weights(path: Path) -> tuple[Any, bytes]:
@@ -319,15 +274,7 @@ def _weights(path: Path) -> tuple[Any, bytes]:
 
 def _metrics_without_timings(folder: RunFolder) -> list[str]:
     """Each report as text, in which NaN equals NaN."""
-    reports = read_metrics(folder.metrics)
     return [
         json.dumps({name: value for name, value in report.items() if name not in TIMINGS}, sort_keys=True)
-        for report in reports
+        for report in read_metrics(folder.metrics)
     ]
-
-
-def build_outlook(asked: TrainConfig, measured: RunFolder) -> Outlook:
-    """The cost of a loss to the requested run, at the speed of the short one after its first report."""
-    first, *_, last = read_metrics(measured.metrics)
-    images_per_second = (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
-    return Outlook(round(1000 * min(asked.checkpoint_kimg, asked.kimg)), images_per_second)

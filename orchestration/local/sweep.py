@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msggan.commands.program import (
     EXIT_CODES,
@@ -25,22 +24,13 @@ from msggan.commands.program import (
     without_password,
 )
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from msggan.runs.folder import RunFolder, is_owned, now, terminate_holder
+from msggan.runs.folder import RunFolder, is_owned, now, read_state, state_of, terminate_holder
 from msggan.tracking.metrics_log import log_sweep_result
 from orchestration.copies import Progress, copy_run
-from orchestration.errors import JobFailedError
-from orchestration.local.process import mlflow_of, variables_of
-from orchestration.local.trial_process import AdoptedTrial, Outcome, TrialProcess
-from orchestration.runs import DEFAULT_RUNS_DIR
+from orchestration.local.process import POLL_SECONDS, STOP_TIMEOUT_SECONDS, BackgroundProcess, ExitResult, stop_owner
 from orchestration.spec import RunSpec
-from orchestration.status import Download, Reporter
-from orchestration.sweeps.record import (
-    SweepFolder,
-    SweepRecord,
-    TrialRecord,
-    refuse_another_sweep,
-    sweep_names,
-)
+from orchestration.status import Download
+from orchestration.sweeps.record import SweepFolder, SweepRecord, TrialRecord, refuse_another_sweep, sweep_names
 from orchestration.sweeps.report import newest_grid, report_result, write_report
 from orchestration.sweeps.space import draw, propose, written
 from orchestration.sweeps.spec import SweepSpec
@@ -55,33 +45,33 @@ from orchestration.sweeps.trials import (
     time_limit_reason,
 )
 
-POLL_SECONDS = 0.2
-STOP_TIMEOUT_SECONDS = 120
+if TYPE_CHECKING:
+    from orchestration.local.target import LocalTarget
+
+NEEDS_LESS_MEMORY = "A smaller --batch-size, --resolution or --concurrent needs less memory."
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+STATE_AFTER = {signal.SIGINT: "interrupted", signal.SIGTERM: "cancelled"}  # of a sweep that the signal has stopped
 
 
 @dataclass(frozen=True)
 class LocalSweeps:
-    """Sweeps on this machine, in `runs_dir`/NAME beside the runs. tell(line): shows a line to the user."""
+    """Sweeps on this machine, in the same folder as the runs of `target`."""
 
-    runs_dir: str | Path = DEFAULT_RUNS_DIR
-    python: str = sys.executable
-    tracking_uri: str | None = None
-    tell: Callable[[str], None] = Reporter().info
+    target: LocalTarget
 
     name = "local"
 
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
         """What `submit_sweep` would start. Touches nothing."""
-        drawn = [] if spec.sampling == "bayesian" else _drawn(spec)
+        drawn = [] if spec.sampling == "bayesian" else draw(spec.space, spec.sampling, spec.sampling_seed, spec.trials)
         unknown = dict.fromkeys(spec.space.names, "<chosen from the results of earlier trials>")
         command = self.trial_command(spec, 0, drawn[0] if drawn else {})
         return {
             "target": self.name,
             "command": command + ([] if drawn else [f"--over={text}" for text in spec.space.as_texts()]),
             "env": {
-                **variables_of(self.mlflow, with_password=False),
-                **_thread_variables(threads_each(spec.concurrent)),
+                **self.target.variables(with_password=False),
+                **dict.fromkeys(THREAD_VARIABLES, str(threads_each(spec.concurrent))),
             },
             "run_dir": str(self._folder(spec.name)),
             "trials": drawn or [unknown],
@@ -101,25 +91,22 @@ class LocalSweeps:
         folder = self._folder(spec.name)
         if (folder.path / "config.json").exists():
             raise UsageError([f"--name {spec.name}: {folder} holds a run, not a sweep."], "Use another --name.")
-        if there := folder.load():
-            refuse_another_sweep(spec, there.planned, there.fixed)
+        if existing := folder.load():
+            refuse_another_sweep(spec, existing.planned, existing.fixed)
         with folder.owned():
-            record = start_or_resume(spec, folder.load(), self.tell)
-            sweep = _Sweep(self, spec, folder, record)
-            with _stopping() as stop:
-                sweep.run(stop)
+            _Sweep(self, spec, folder).run()
         status = self.report(self.sweep_status(spec.name))
         self._log_to_mlflow(spec, status)
         return status
 
     def _log_to_mlflow(self, spec: SweepSpec, status: SweepStatus) -> None:
         """Logs the result of a sweep that has ended."""
-        uri = self.mlflow
+        uri = self.target.mlflow
         if uri == NO_TRACKING or status.state not in EXIT_CODES:
             return
-        folder, result = Path(status.run_dir), mlflow_result(spec, status)
-        if problem := log_sweep_result(folder, absolute_uri(uri), result, python=self.python):
-            self.tell(
+        result = mlflow_result(spec, status)
+        if problem := log_sweep_result(Path(status.run_dir), absolute_uri(uri), result, python=self.target.python):
+            self.target.reporter.info(
                 f"MLflow at {without_password(uri)} does not have the sweep's result yet ({problem}). "
                 "The same command again logs it."
             )
@@ -127,11 +114,11 @@ class LocalSweeps:
     def sweeps(self) -> list[SweepStatus]:
         """Every sweep, the newest first. Those that cannot be read are reported and skipped."""
         found = []
-        for name in sweep_names(str(self.runs_dir)):
+        for name in sweep_names(str(self.target.runs_dir)):
             try:
                 found.append(self.sweep_status(name))
             except RunFolderError as error:
-                self.tell(f"{error.message} {error.hint}")
+                self.target.reporter.info(f"{error.message} {error.hint}")
         return sorted(found, key=lambda sweep: sweep.created or "", reverse=True)
 
     def is_sweep(self, name: str) -> bool:
@@ -159,7 +146,7 @@ class LocalSweeps:
             created=record.created,
             ended=record.ended,
         )
-        return replace(status, next=next_of_sweep(status, record.args, str(self.runs_dir)))
+        return replace(status, next=next_of_sweep(status, record.args, str(self.target.runs_dir)))
 
     def report(self, status: SweepStatus) -> SweepStatus:
         """Writes the sweep's report. On failure, reports the reason and returns the status unchanged."""
@@ -170,7 +157,7 @@ class LocalSweeps:
             with suppress(OSError):  # such a trial has no picture in the report
                 if newest := newest_grid(path.name for path in samples.glob("*.png")):
                     grids[trial.number] = (samples / newest).read_bytes()
-        with report_result(folder.report, self.tell):
+        with report_result(folder.report, self.target.reporter.info):
             write_report(folder.report, status, grids)
             return replace(status, report=str(folder.report))
         return status
@@ -180,21 +167,8 @@ class LocalSweeps:
         folder, status = self._folder(name), self.sweep_status(name)
         record = folder.load()
         if status.state != "running" or record is None:
-            raise UsageError([f"{name}: is not running but {status.state}."])
-        if record.machine != platform.node():
-            raise RunFolderError(f"{folder}: runs on {record.machine}.", "Cancel it there.")
-        if not terminate_holder(folder.lock, record.process) and folder.is_owned():
-            raise RunFolderError(
-                f"{folder}: is running, but process {record.process} of this machine does not run it.",
-                f"Cancel it on the machine that runs it, whose name is {record.machine} too.",
-            )
-        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
-        while folder.is_owned():
-            if time.monotonic() > deadline:
-                raise JobFailedError(
-                    f"{folder}: process {record.process} is still running after {STOP_TIMEOUT_SECONDS} s.", "Wait."
-                )
-            time.sleep(POLL_SECONDS)
+            raise UsageError([f"{name}: is not running; its state is {status.state}."])
+        stop_owner(folder, folder.lock, record.process, record.machine)
         return self.sweep_status(name)
 
     def download_trial(self, trial: Trial, to: Path, *, force: bool, progress: Progress) -> Download:
@@ -205,73 +179,77 @@ class LocalSweeps:
         """The command line of a trial."""
         run = RunSpec(replace(spec.config, **settings), spec.data, spec.name, spec.hardware)
         folder = self._folder(spec.name).trial(number)
-        return run.command(data=str(spec.data), run_dir=str(folder), python=self.python)
-
-    def trial_environment(self, folder: SweepFolder, threads: int) -> dict[str, str]:
-        """The environment variables of a trial's process."""
-        variables = {**variables_of(self.mlflow, with_password=True), PARENT_VARIABLE: os.path.abspath(folder.path)}
-        return {**os.environ, **_thread_variables(threads), **variables}
-
-    @property
-    def mlflow(self) -> str:
-        """The MLflow server or database that the trials log to, `none` for none."""
-        return mlflow_of(self.runs_dir, self.tracking_uri)
+        return run.command(data=str(spec.data), run_dir=str(folder), python=self.target.python)
 
     def _folder(self, name: str) -> SweepFolder:
-        return SweepFolder(Path(self.runs_dir) / name)
+        return SweepFolder(Path(self.target.runs_dir) / name)
 
 
 class _Sweep:
     """A running sweep: its running trials, and its record."""
 
-    def __init__(self, target: LocalSweeps, spec: SweepSpec, folder: SweepFolder, record: SweepRecord) -> None:
-        self.target = target
+    def __init__(self, sweeps: LocalSweeps, spec: SweepSpec, folder: SweepFolder) -> None:
+        self.sweeps = sweeps
         self.spec = spec
         self.folder = folder
-        self.record = record
+        self.info = sweeps.target.reporter.info
+        self.record = start_or_resume(spec, folder.load(), self.info)
         self.running: dict[int, TrialProcess | AdoptedTrial] = {}
         self.judged: Counter[int] = Counter()  # the number of each trial's measurements that the policy has seen
         self.started = time.monotonic()
+        self.stop_state = ""  # the state in which the sweep ends, once a signal has stopped it
+        self.stop_requested = threading.Event()
 
-    def run(self, stop: _Stop) -> None:
-        """Runs trials until all have ended, the time limit, too many failures, or a stop by the user."""
-        self.folder.save(self.record)
-        state, reason = "failed", "It ended with an internal error."
-        try:
-            self._adopt()
-            state, reason = self._work(stop)
-        except (OSError, MsgganError) as error:
-            state, reason = "interrupted", str(error).split("\n")[0]
-            raise
-        finally:
-            self._stop_all()
-            self.record.state, self.record.reason, self.record.ended = state, reason, now()
-            with suppress(RunFolderError):  # on a full disk the record stays that of a sweep which died
-                self.folder.save(self.record)
+    def run(self) -> None:
+        """Runs trials until all have ended, the time limit, too many failures, or a stop by the user.
 
-    def _work(self, stop: _Stop) -> tuple[str, str]:
+        Ctrl-C and SIGTERM stop the sweep; a second one changes nothing. A signal that this process ignores stays
+        ignored: a job in a script's background (`&`) ignores Ctrl-C.
+        """
+        numbers = [number for number in STATE_AFTER if signal.getsignal(number) != signal.SIG_IGN]
+        with signal_handlers(dict.fromkeys(numbers, self._stop)):
+            self.folder.save(self.record)
+            state, reason = "failed", "It ended with an internal error."
+            try:
+                self._adopt()
+                state, reason = self._run_trials()
+            except (OSError, MsgganError) as error:
+                state, reason = "interrupted", str(error).split("\n")[0]
+                raise
+            finally:
+                self._stop_all()
+                self.record.state, self.record.reason, self.record.ended = state, reason, now()
+                with suppress(RunFolderError):  # on a full disk the record stays that of a sweep which died
+                    self.folder.save(self.record)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_state = self.stop_state or STATE_AFTER[signal.Signals(number)]
+        self.stop_requested.set()
+
+    def _run_trials(self) -> tuple[str, str]:
         """→ the state in which the sweep ends, and the reason."""
         while True:
-            planned, failures = self.record.planned, self.record.failures
-            if stop.state:
-                return stop.state, "Stopped. The same command resumes it."
+            planned, failures, hours = self.record.planned, self.record.failures, self.spec.timeout_hours
+            if self.stop_state:
+                return self.stop_state, "Stopped. The same command resumes it."
             if len(failures) > self.spec.max_failed_fraction * planned:
                 return "failed", failures_reason(failures, planned)
-            if self._is_time_up():
+            if hours is not None and time.monotonic() - self.started > hours * 3600:
                 return "completed", time_limit_reason(self.record.trials, planned)
             self._start_trials()
             if not self.running:
                 all_failed = len(failures) == len(self.record.trials)
                 return ("failed", failures_reason(failures, planned)) if all_failed else ("completed", "")
-            self._poll(stop)
-            stop.wait(POLL_SECONDS)
-
-    def _is_time_up(self) -> bool:
-        hours = self.spec.timeout_hours
-        return hours is not None and time.monotonic() - self.started > hours * 3600
+            for number, trial in list(self.running.items()):
+                if outcome := trial.outcome():
+                    is_single = outcome.state == "cancelled" and not self.stop_state
+                    self._record_end(number, Outcome("stopped", CANCELLED) if is_single else outcome)
+                elif self.spec.early_stopping.policy != "none":
+                    self._judge(number, trial)
+            self.stop_requested.wait(POLL_SECONDS)
 
     def _adopt(self) -> None:
-        """Takes over the trials that a killed sweep left running, so that none runs twice at once."""
+        """Continues with the trials that a killed sweep left running, so that none runs twice at once."""
         for number, trial in enumerate(self.record.trials):
             if is_owned(self.folder.trial(number)):
                 self.running[number] = AdoptedTrial(self.folder.trial(number))
@@ -282,14 +260,18 @@ class _Sweep:
 
     def _start_trials(self) -> None:
         while len(self.running) < self.spec.concurrent and (number := self._next_number()) is not None:
-            trial = self.record.trials[number]
+            trial, folder = self.record.trials[number], self.folder.trial(number)
             trial.state, trial.reason = "running", ""
             self.folder.save(self.record)
-            self.running[number] = TrialProcess(
-                self.folder.trial(number),
-                self.target.trial_command(self.spec, number, trial.settings),
-                self.target.trial_environment(self.folder, self.record.threads),
-            )
+            folder.path.mkdir(parents=True, exist_ok=True)
+            environ = {
+                **os.environ,
+                **dict.fromkeys(THREAD_VARIABLES, str(self.record.threads)),
+                **self.sweeps.target.variables(with_password=True),
+                PARENT_VARIABLE: os.path.abspath(self.folder.path),
+            }
+            command = self.sweeps.trial_command(self.spec, number, trial.settings)
+            self.running[number] = TrialProcess(command, environ, folder.log)
             self.judged[number] = 0
 
     def _next_number(self) -> int | None:
@@ -304,16 +286,6 @@ class _Sweep:
         self.record.trials.append(TrialRecord(settings))
         return len(self.record.trials) - 1
 
-    def _poll(self, stop: _Stop) -> None:
-        """Records the trials that have ended, and stops early those that do badly."""
-        for number, process in list(self.running.items()):
-            outcome = process.outcome()
-            if outcome is not None:
-                by_hand = outcome.state == "cancelled" and not stop.state
-                self._record_end(number, Outcome("stopped", CANCELLED) if by_hand else outcome)
-            elif self.spec.early_stopping.policy != "none":
-                self._judge(number, process)
-
     def _record_end(self, number: int, outcome: Outcome) -> None:
         del self.running[number]
         record, trial = self.record.trials[number], self.folder.read_trial(self.record, number)
@@ -323,11 +295,12 @@ class _Sweep:
             record.state, record.reason = "failed", f"It never logged {self.spec.objective.metric}."
         self.folder.save(self.record)
         trials = self.folder.read_trials(self.record)
-        self.target.tell(trial_line(trials[number], trials, self.record.planned, self.spec.objective))
+        self.info(trial_line(trials[number], trials, self.record.planned, self.spec.objective))
 
     def _judge(self, number: int, process: TrialProcess | AdoptedTrial) -> None:
         """Stops a trial by the policy. The decision is recorded first, for a sweep that is resumed."""
-        if self.record.trials[number].state == "stopped":
+        record = self.record.trials[number]
+        if record.state == "stopped":
             return
         curves = [trial.values for trial in self.folder.read_trials(self.record)]
         others = [curve for other, curve in enumerate(curves) if other != number and curve]
@@ -335,20 +308,18 @@ class _Sweep:
         reason = reason_to_stop(policy, objective, curves[number], others, after=self.judged[number])
         self.judged[number] = len(curves[number])
         if reason:
-            record = self.record.trials[number]
             record.state, record.reason = "stopped", reason
             self.folder.save(self.record)
             process.stop()
 
     def _stop_all(self) -> None:
         """Stops all running trials, each with a checkpoint, and waits for them."""
-        for process in self.running.values():
-            process.stop()
+        for trial in self.running.values():
+            trial.stop()
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
         while self.running and time.monotonic() < deadline:
-            for number, process in list(self.running.items()):
-                outcome = process.outcome()
-                if outcome is not None:
+            for number, trial in list(self.running.items()):
+                if outcome := trial.outcome():
                     if outcome.state == "cancelled":
                         outcome = Outcome("interrupted")
                     with suppress(OSError, MsgganError):  # what ends the sweep may be a full disk
@@ -356,36 +327,26 @@ class _Sweep:
             time.sleep(POLL_SECONDS)
 
 
-class _Stop:
-    """Whether the user has stopped the sweep, and the state that it then ends in."""
+def start_or_resume(spec: SweepSpec, record: SweepRecord | None, info: Callable[[str], None]) -> SweepRecord:
+    """The record of a sweep that starts or resumes, with the settings of all trials, unless sampling is bayesian."""
+    if record is None:
+        record = SweepRecord.of(spec, created=now(), threads=threads_each(spec.concurrent))
+    if record.failures:
+        info("Retrying the failed trials.")
+    record.resume(spec)
+    if spec.sampling != "bayesian":
+        drawn = draw(spec.space, spec.sampling, spec.sampling_seed, spec.trials)
+        record.trials += [TrialRecord(settings) for settings in drawn[len(record.trials) :]]
+        record.planned = len(record.trials)
+    return record
 
-    def __init__(self) -> None:
-        self.state = ""
-        self._event = threading.Event()
 
-    def request(self, state: str) -> None:
-        self.state = self.state or state
-        self._event.set()
-
-    def wait(self, seconds: float) -> None:
-        self._event.wait(seconds)
-
-
-@contextmanager
-def _stopping() -> Iterator[_Stop]:
-    """Within, Ctrl-C and SIGTERM stop the sweep; a second one while it stops changes nothing.
-
-    A signal that this process ignores stays ignored: a job in a script's background (`&`) ignores Ctrl-C.
-    """
-    stop = _Stop()
-    states = {signal.SIGINT: "interrupted", signal.SIGTERM: "cancelled"}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop.request(states[signal.Signals(number)])
-
-    numbers = [number for number in states if signal.getsignal(number) != signal.SIG_IGN]
-    with signal_handlers(dict.fromkeys(numbers, handle)):
-        yield stop
+def threads_each(concurrent: int) -> int:
+    """The cores divided among the trials that run at once, at most OMP_NUM_THREADS each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(limit) if limit.isdigit() and int(limit) > 0 else cores
+    return max(1, min(most, cores // concurrent))
 
 
 def mlflow_result(spec: SweepSpec, status: SweepStatus) -> dict[str, Any]:
@@ -408,33 +369,58 @@ def mlflow_result(spec: SweepSpec, status: SweepStatus) -> dict[str, Any]:
     }
 
 
-# --- Starting and resuming --------------------------------------------------------------------------------------------
+# --- The processes of trials ------------------------------------------------------------------------------------------
 
 
-def start_or_resume(spec: SweepSpec, record: SweepRecord | None, tell: Callable[[str], None]) -> SweepRecord:
-    """The record of a sweep that starts or resumes, with the settings of all trials, unless sampling is bayesian."""
-    if record is None:
-        record = SweepRecord.of(spec, created=now(), threads=threads_each(spec.concurrent))
-    if record.failures:
-        tell("Retrying the failed trials.")
-    record.resume(spec)
-    if spec.sampling != "bayesian":
-        record.trials += [TrialRecord(settings) for settings in _drawn(spec)[len(record.trials) :]]
-        record.planned = len(record.trials)
-    return record
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial's process ended. state: completed, failed, cancelled or interrupted."""
+
+    state: str
+    reason: str = ""
 
 
-def _drawn(spec: SweepSpec) -> list[dict[str, Any]]:
-    return draw(spec.space, spec.sampling, spec.sampling_seed, spec.trials)
+class TrialProcess(BackgroundProcess):
+    """A trial that this process has started."""
+
+    def outcome(self) -> Outcome | None:
+        """How it ended, None while it is running."""
+        return None if self.is_running() else _outcome_of(self.result())
+
+    def stop(self) -> None:
+        """Stops it after the current step, with a checkpoint."""
+        self.process.terminate()
 
 
-def threads_each(concurrent: int) -> int:
-    """The cores divided among the trials that run at once, at most OMP_NUM_THREADS each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(limit) if limit.isdigit() and int(limit) > 0 else cores
-    return max(1, min(most, cores // concurrent))
+class AdoptedTrial:
+    """A trial that was left running when its sweep was killed; its run folder shows its state."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def outcome(self) -> Outcome | None:
+        if is_owned(self._folder):
+            return None
+        state = state_of(self._folder)
+        if state is None or state.state not in EXIT_CODES:
+            return Outcome("interrupted")
+        return Outcome(state.state, state.reason)
+
+    def stop(self) -> None:
+        state = read_state(self._folder)
+        if state is not None and state.state == "running" and state.machine == platform.node():
+            terminate_holder(self._folder.lock, state.process)
 
 
-def _thread_variables(threads: int) -> dict[str, str]:
-    return {name: str(threads) for name in THREAD_VARIABLES}
+def _outcome_of(result: ExitResult) -> Outcome:
+    try:
+        response = result.response()
+        if response.get("state") in EXIT_CODES:
+            return Outcome(str(response["state"]))
+        if result.status in (-signal.SIGTERM, EXIT_CODES["cancelled"]):  # SIGTERM came before training started
+            return Outcome("cancelled")
+        raise result.no_response_error(process="training", memory_hint=NEEDS_LESS_MEMORY)
+    except MsgganError as error:
+        if error.exit_code == EXIT_CODES["cancelled"]:
+            return Outcome("cancelled")
+        return Outcome("failed", " ".join(error.message.split()))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,21 +13,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msggan.commands.program import EXIT_CODES
-from msggan.errors import MsgganError, RunFolderError, UsageError
-from msggan.runs.folder import RunFolder, is_owned, read_state, terminate_holder
+from msggan.commands.program import (
+    EXIT_CODES,
+    OUTPUT_VARIABLE,
+    TRACKING_VARIABLES,
+    default_tracking_uri,
+    without_password,
+)
+from msggan.errors import MsgganError, UsageError
+from msggan.runs.folder import RunFolder, is_owned, read_state
 from orchestration.copies import copy_run
-from orchestration.errors import JobFailedError
 from orchestration.local.process import (
-    Ending,
+    POLL_SECONDS,
+    BackgroundProcess,
+    ExitResult,
     follow,
     follow_lines,
     last_lines,
-    mlflow_of,
-    silent_death,
-    start,
-    told_by,
-    variables_of,
+    stop_owner,
 )
 from orchestration.runs import DEFAULT_RUNS_DIR, folder_of, next_commands, read_status, run_names
 from orchestration.settings import Settings
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 RESUMES = "Run the same command again to resume from the newest checkpoint."
 NEEDS_LESS_MEMORY = "A smaller --batch-size or --resolution needs less memory."
-LOOK_SECONDS = 0.1
-STOPS_WITHIN_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,17 @@ class LocalTarget(Target):
         """The sweeps on this machine, in the same folder as the runs."""
         from orchestration.local.sweep import LocalSweeps  # imported on first use: it is large
 
-        return LocalSweeps(self.runs_dir, self.python, self.tracking_uri, self.reporter.info)
+        return LocalSweeps(self)
 
     @property
     def mlflow(self) -> str:
         """The MLflow tracking URI, `none` for no tracking."""
-        return mlflow_of(self.runs_dir, self.tracking_uri)
+        return self.tracking_uri or default_tracking_uri(self.runs_dir)
+
+    def variables(self, *, with_password: bool) -> dict[str, str]:
+        """The environment variables of a run. A tracking URI with a password is left out unless `with_password`."""
+        is_shown = with_password or self.mlflow == without_password(self.mlflow)
+        return {OUTPUT_VARIABLE: "json", **({TRACKING_VARIABLES[0]: self.mlflow} if is_shown else {})}
 
     # --- Train --------------------------------------------------------------------------------------------------------
 
@@ -88,7 +91,7 @@ class LocalTarget(Target):
             )
         if name is not None and self.sweeps.is_sweep(name):
             problems.append(
-                f"--name {name}: is a sweep. Use another name, or train its best trial in full: --from-trial {name}."
+                f"--name {name}: is a sweep. Use another name, or train its best trial further: --from-trial {name}."
             )
         return problems
 
@@ -100,41 +103,34 @@ class LocalTarget(Target):
         return {
             "target": self.name,
             "command": spec.command(data=str(spec.data), run_dir=run_dir, python=self.python),
-            "env": variables_of(self.mlflow, with_password=False),
+            "env": self.variables(with_password=False),
             "run_dir": run_dir,
         }
 
     def run(self, spec: RunSpec) -> RunStatus:
-        return self._built_run(spec, follow(self.plan_run(spec)["command"], self._environ()))
+        return build_run(spec, follow(self.plan_run(spec)["command"], self._environ()), str(self.runs_dir))
 
     def start(self, spec: RunSpec) -> RunStatus:
         folder = self._folder(spec.name)
         is_new = not folder.path.exists()
         folder.path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as result, folder.log.open("a") as log:
-            child = start(
-                self.plan_run(spec)["command"],
-                self._environ(),
-                stdin=subprocess.DEVNULL,
-                stdout=result,
-                stderr=log,
-                start_new_session=True,
-            )
-            try:
-                _wait_for_first_step(folder, child)
-            except BaseException:  # such as Ctrl-C while the images are read
-                child.terminate()
-                child.wait()
-                raise
-            if child.returncode is None:
-                # Waits for the child, so that no zombie process remains in a notebook.
-                threading.Thread(target=child.wait, daemon=True).start()
-                return self.status(spec.name)
-            result.seek(0)
-            ending = Ending(child.returncode, result.read(), wrote_to_stderr=False)
-        if is_new and not folder.config.exists():
-            _remove_traces(folder)
-        run = self._built_run(spec, ending)
+        child = BackgroundProcess(self.plan_run(spec)["command"], self._environ(), folder.log)
+        try:
+            _wait_for_first_step(folder, child)
+        except BaseException:  # such as Ctrl-C while the images are read
+            child.process.terminate()
+            child.result()
+            raise
+        if child.is_running():
+            child.detach()
+            return self.status(spec.name)
+        result = child.result()
+        if is_new and not folder.config.exists():  # it could not start
+            folder.log.unlink(missing_ok=True)
+            folder.lock.unlink(missing_ok=True)
+            with suppress(OSError):  # it contains other files
+                folder.path.rmdir()
+        run = build_run(spec, result, str(self.runs_dir))
         if run.notice:
             self.reporter.info(run.notice)
         return run
@@ -173,17 +169,10 @@ class LocalTarget(Target):
 
     def cancel(self, name: str) -> RunStatus:
         folder, status = self._folder(name), self.status(name)
-        note = read_state(folder)
-        if status.state != "running" or note is None:
+        recorded = read_state(folder)
+        if status.state != "running" or recorded is None:
             raise UsageError([f"{status.name}: is not running; its state is {status.state}."])
-        if note.machine != platform.node():
-            raise RunFolderError(f"{folder}: is being trained on {note.machine}.", "Cancel it there.")
-        if not terminate_holder(folder.lock, note.process) and is_owned(folder):
-            raise RunFolderError(
-                f"{folder}: is being trained, but not by process {note.process} of this machine.",
-                f"Cancel it on the machine that trains it, which is also named {note.machine}.",
-            )
-        _wait_for_end(folder, note.process)
+        stop_owner(folder, folder.lock, recorded.process, recorded.machine)
         return self.status(name)
 
     def copy_run(self, name: str, to: Path, *, weights: bool, force: bool) -> Download:
@@ -211,55 +200,34 @@ class LocalTarget(Target):
         return folder_of(name, self.runs_dir)
 
     def _environ(self) -> dict[str, str]:
-        return {**os.environ, **variables_of(self.mlflow, with_password=True)}
-
-    def _built_run(self, spec: RunSpec, ending: Ending) -> RunStatus:
-        return build_run(spec, str(self._folder(spec.name)), ending, runs_dir=str(self.runs_dir))
+        return {**os.environ, **self.variables(with_password=True)}
 
 
-def build_run(spec: RunSpec, run_dir: str, ending: Ending, *, runs_dir: str) -> RunStatus:
-    """The status from the child's result. Raises the child's error, or JobFailedError if it left no result."""
-    told = told_by(ending)
-    if told.get("state") in EXIT_CODES:
-        return RunStatus(
-            name=spec.name,
-            target=LocalTarget.name,
-            state=told["state"],
-            run_dir=told["run_dir"],
-            images_seen=told["images_seen"],
-            metrics=told["metrics"],
-            next=next_commands(spec, runs_dir, told["state"], told["images_seen"]),
-            notice=told.get("notice", ""),
-        )
-    if ending.terminated_by_us:  # by SIGTERM, before the child could handle it
-        again = next_commands(spec, runs_dir, "cancelled", 0)
-        return RunStatus(name=spec.name, target=LocalTarget.name, state="cancelled", run_dir=run_dir, next=again)
-    raise silent_death(ending.status, process="training", hint=RESUMES, if_out_of_memory=NEEDS_LESS_MEMORY)
-
-
-def _wait_for_first_step(folder: RunFolder, child: subprocess.Popen[str]) -> None:
+def _wait_for_first_step(folder: RunFolder, child: BackgroundProcess) -> None:
     """Waits until the child trains or has ended."""
-    while child.poll() is None:
-        note = read_state(folder)
-        if note is not None and note.process == child.pid and note.state == "running":
+    while child.is_running():
+        state = read_state(folder)
+        if state is not None and state.process == child.process.pid and state.state == "running":
             return
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def _wait_for_end(folder: RunFolder, process: int) -> None:
-    give_up = time.monotonic() + STOPS_WITHIN_SECONDS
-    while is_owned(folder):
-        if time.monotonic() > give_up:
-            raise JobFailedError(
-                f"{folder}: process {process} has not stopped within {STOPS_WITHIN_SECONDS} s.",
-                f"Wait for its current step to end, or kill it: kill -9 {process}. Its last checkpoint is kept.",
-            )
-        time.sleep(LOOK_SECONDS)
-
-
-def _remove_traces(folder: RunFolder) -> None:
-    """Removes the files of a run that could not start."""
-    for path in (folder.log, folder.lock):
-        path.unlink(missing_ok=True)
-    with suppress(OSError):  # it contains other files
-        folder.path.rmdir()
+def build_run(spec: RunSpec, result: ExitResult, runs_dir: str) -> RunStatus:
+    """The status of a run whose process has ended. Raises its error, or JobFailedError if it left no response."""
+    response = result.response()
+    if response.get("state") in EXIT_CODES:
+        state, images_seen = response["state"], response["images_seen"]
+    elif result.terminated_by_us:  # by SIGTERM, before the child could handle it
+        state, images_seen = "cancelled", None
+    else:
+        raise result.no_response_error(process="training", hint=RESUMES, memory_hint=NEEDS_LESS_MEMORY)
+    return RunStatus(
+        name=spec.name,
+        target=LocalTarget.name,
+        state=state,
+        run_dir=response.get("run_dir", str(folder_of(spec.name, runs_dir))),
+        images_seen=images_seen,
+        metrics=response.get("metrics", {}),
+        next=next_commands(spec, runs_dir, state, images_seen or 0),
+        notice=response.get("notice", ""),
+    )

@@ -22,7 +22,7 @@ from msggan.commands.options import to_argv
 from msggan.config import explicit_values
 from msggan.errors import RunFolderError, UsageError
 from msggan.runs.files import write_whole
-from msggan.runs.folder import DIED, PATIENCE_SECONDS, RunFolder, is_owned
+from msggan.runs.folder import DIED, PATIENCE_SECONDS, RunFolder, is_held, is_owned
 from msggan.tracking.metrics_log import read_metrics
 from orchestration.runs import names_in
 from orchestration.spec import SWEEP_FILE, is_remote, trial_path
@@ -206,24 +206,10 @@ class SweepFolder:
     def current(self) -> SweepRecord | None:
         """As `load`, with the state `interrupted` if the sweep's process has died."""
         record = self.load()
-        if record is None or record.state != "running" or self.is_owned():
+        if record is None or record.state != "running" or is_held(self.lock):
             return record
         record = self.load() or record  # it may have ended between the two checks
         return record if record.state != "running" else replace(record, state="interrupted", reason=DIED)
-
-    def is_owned(self) -> bool:
-        """Whether a living process runs the sweep."""
-        if not self.lock.exists():
-            return False
-        lock = FileLock(self.lock)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        except OSError:  # a read-only folder: no process can own it either
-            return False
-        lock.release()
-        return False
 
     @contextmanager
     def owned(self) -> Iterator[None]:

@@ -31,7 +31,7 @@ from orchestration import LocalTarget, RunSpec, RunStatus
 from orchestration.commands.main import msggan_aml
 from orchestration.commands.terminal import as_typed
 from orchestration.errors import JobFailedError
-from orchestration.local.process import Ending
+from orchestration.local.process import ExitResult
 from orchestration.local.target import build_run
 from orchestration.runs import next_commands
 from orchestration.spec import default_name, name_problems
@@ -441,7 +441,7 @@ SPEC = RunSpec(TrainConfig(), "images", "one")
 
 
 def ended(status: int, stdout: str = "", **more: Any) -> RunStatus:
-    return build_run(SPEC, "runs/one", Ending(status, stdout, **more), runs_dir="runs")
+    return build_run(SPEC, ExitResult(status, stdout, **more), "runs")
 
 
 @pytest.mark.parametrize(("state", "status"), [("completed", 0), ("cancelled", 6), ("interrupted", 130)])

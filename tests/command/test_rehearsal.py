@@ -16,19 +16,18 @@ from support.builders import save_run
 from support.images import draw_tiny_images
 from support.programs import Ended, run_in, started, stopped, wait_for
 
-from msggan.config import TrainConfig
+from msggan.config import TrainConfig, resolve
 from msggan.runs.folder import RunFolder
 from orchestration.local.rehearsal import (
     LOSSES,
     Loss,
-    Outlook,
     Rehearsal,
-    build_outlook,
+    checkpoint_images,
     differences,
-    images_between_losses,
-    resolved_asked,
-    short_config,
+    measured_speed,
+    short_run,
 )
+from orchestration.spec import RunSpec
 
 SMALL = ["--data", "tiny", "--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
 REHEARSE = ["submit", *SMALL, "--rehearse-preemption"]
@@ -48,7 +47,7 @@ def temp_folder(place: Path) -> str:
 
 
 def records_below(folder: str) -> list[Path]:
-    return list(Path(folder).glob("*/alone/run.json"))
+    return list(Path(folder).glob("*/uninterrupted/run.json"))
 
 
 # A rehearsal, with real kills
@@ -111,9 +110,10 @@ def test_all_options_that_conflict_with_a_rehearsal_are_reported_at_once(run_pro
 
 @given(batch_size=st.integers(1, 65536))
 def test_the_short_run_lasts_beyond_the_last_loss_and_saves_itself_before_each(batch_size: int) -> None:
-    config = TrainConfig(batch_size=batch_size, kimg=25000.0)
-    step = images_between_losses(resolved_asked(config))
-    short = short_config(config, step)
+    spec, step = short_run(RunSpec(TrainConfig(batch_size=batch_size, kimg=25000.0), "photos", "photos"), batch_size)
+    short = spec.config
+    assert short.kimg is not None
+    assert short.checkpoint_kimg is not None
     assert step >= 5 * batch_size
     assert round(short.kimg * 1000) == (LOSSES + 1) * step
     assert 4 * batch_size <= short.checkpoint_kimg * 1000 < step
@@ -132,36 +132,36 @@ def run_of(folder: Path, *, seed_of_weights: int = 0, **metrics: float) -> RunFo
 
 
 def test_runs_are_equal_if_only_timings_differ(tmp_path: Path) -> None:
-    alone = run_of(tmp_path / "alone", swd=float("nan"))
+    whole = run_of(tmp_path / "whole", swd=float("nan"))
     killed = run_of(tmp_path / "killed", swd=float("nan"), seconds=9.0, images_per_second=28.0)
-    assert differences(alone, killed) == []
+    assert differences(whole, killed) == []
 
 
 def test_other_weights_and_other_metrics_are_named(tmp_path: Path) -> None:
-    alone = run_of(tmp_path / "alone")
-    assert differences(alone, run_of(tmp_path / "weights", seed_of_weights=1)) == ["generator.safetensors"]
-    assert differences(alone, run_of(tmp_path / "metrics", d_loss=0.51)) == ["metrics.jsonl"]
+    whole = run_of(tmp_path / "whole")
+    assert differences(whole, run_of(tmp_path / "weights", seed_of_weights=1)) == ["generator.safetensors"]
+    assert differences(whole, run_of(tmp_path / "metrics", d_loss=0.51)) == ["metrics.jsonl"]
 
 
 def test_a_header_in_another_order_makes_no_difference(tmp_path: Path) -> None:
-    alone, killed = run_of(tmp_path / "alone"), run_of(tmp_path / "killed")
+    whole, killed = run_of(tmp_path / "whole"), run_of(tmp_path / "killed")
     content = killed.generator.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     turned = json.dumps(dict(reversed(json.loads(content[8:end]).items()))).encode()
     killed.generator.write_bytes(len(turned).to_bytes(8, "little") + turned + content[end:])
-    assert differences(alone, killed) == []
+    assert differences(whole, killed) == []
 
 
 def test_a_difference_in_the_last_bit_is_detected(tmp_path: Path) -> None:
-    alone, killed = run_of(tmp_path / "alone"), run_of(tmp_path / "killed")
+    whole, killed = run_of(tmp_path / "whole"), run_of(tmp_path / "killed")
     content = bytearray(killed.generator.read_bytes())
     content[-1] ^= 1
     killed.generator.write_bytes(content)
-    assert differences(alone, killed) == ["generator.safetensors"]
+    assert differences(whole, killed) == ["generator.safetensors"]
 
 
 def test_a_run_that_differs_is_an_error_with_exit_code_1() -> None:
-    found = Rehearsal((Loss(252, 200, 3.0),), ("metrics.jsonl",), Outlook(1000, 50.0))
+    found = Rehearsal((Loss(252, 200, 3.0),), ("metrics.jsonl",), 1000, 50.0)
     assert found.refusal is not None
     assert (found.refusal.code, found.refusal.exit_code) == ("rehearsal", 1)
     assert "metrics.jsonl" in found.refusal.message
@@ -175,28 +175,27 @@ def test_a_run_that_differs_is_an_error_with_exit_code_1() -> None:
 def test_a_loss_costs_half_the_interval_on_average_at_the_pace_after_the_first_report(tmp_path: Path) -> None:
     reports = [{"images": 250, "seconds": 30.0}, {"images": 500, "seconds": 32.0}, {"images": 1000, "seconds": 40.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
-    outlook = build_outlook(resolved_asked(TrainConfig(kimg=1000.0)), RunFolder(tmp_path))
-    assert outlook == Outlook(checkpoint_images=20000, images_per_second=75.0)
-    response = outlook.as_json()
+    config = resolve(TrainConfig(kimg=1000.0), shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
+    assert (checkpoint_images(config), measured_speed(RunFolder(tmp_path))) == (20000, 75.0)
+    response = Rehearsal((), (), 20000, 75.0).as_json()
     assert response["at_most"] == {"images": 20000, "minutes": pytest.approx(20000 / 75 / 60)}
     assert response["on_average"] == {"images": 10000, "minutes": pytest.approx(20000 / 75 / 120)}
 
 
 @pytest.mark.parametrize(
-    ("checkpoint_images", "images_per_second", "hinted"),
+    ("interval", "images_per_second", "hinted"),
     [(20000, 100.0, None), (20000, 10.0, 3.0), (6000, 10.0, None), (6001, 10.0, 3.0), (1000, 1.0, 0.3)],
 )
 def test_a_smaller_interval_is_suggested_if_a_loss_costs_more_than_ten_minutes(
-    checkpoint_images: int, images_per_second: float, hinted: float | None
+    interval: int, images_per_second: float, hinted: float | None
 ) -> None:
-    outlook = Outlook(checkpoint_images, images_per_second)
-    assert outlook.checkpoint_kimg == hinted
-    said = any("--checkpoint-kimg" in line for line in Rehearsal((), (), outlook).as_lines())
-    assert said == (hinted is not None)
+    found = Rehearsal((), (), interval, images_per_second)
+    assert found.checkpoint_kimg == hinted
+    assert any("--checkpoint-kimg" in line for line in found.as_lines()) == (hinted is not None)
 
 
 @pytest.mark.parametrize(
-    ("checkpoint_images", "costs"),
+    ("interval", "costs"),
     [
         (30, "less than 1 s) on average and 30 (less than 1 s)"),
         (2000, "10 s) on average and 2000 (20 s)"),
@@ -204,7 +203,7 @@ def test_a_smaller_interval_is_suggested_if_a_loss_costs_more_than_ten_minutes(
         (720000, "60 min) on average and 720000 (2 h 00 min)"),
     ],
 )
-def test_the_cost_of_a_loss_has_a_suitable_unit(checkpoint_images: int, costs: str) -> None:
-    lines = Rehearsal((), (), Outlook(checkpoint_images, images_per_second=100.0)).as_lines()
+def test_the_cost_of_a_loss_has_a_suitable_unit(interval: int, costs: str) -> None:
+    lines = Rehearsal((), (), interval, images_per_second=100.0).as_lines()
     assert any(costs in line for line in lines)
     assert not any("0.0 min" in line for line in lines)

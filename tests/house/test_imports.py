@@ -66,7 +66,6 @@ LIGHT_MODULES = [
     "orchestration.sweeps.spec",
     "orchestration.sweeps.record",
     "orchestration.sweeps.status",
-    "orchestration.local.trial_process",
     "orchestration.commands.sweep",
     "orchestration.sweeps.report",
     "orchestration.targets",

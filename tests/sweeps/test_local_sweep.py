@@ -27,8 +27,8 @@ from msggan.config import TrainConfig
 from msggan.errors import RunFolderError
 from msggan.runs.folder import RunFolder, is_owned, owned, record_start
 from msggan.tracking.metrics_log import read_metrics
-from orchestration.local.sweep import LocalSweeps
-from orchestration.local.trial_process import AdoptedTrial, Outcome
+from orchestration.local.sweep import AdoptedTrial, Outcome
+from orchestration.local.target import LocalTarget
 from orchestration.sweeps.record import DIED, SweepFolder, SweepRecord, TrialRecord
 from orchestration.sweeps.space import SearchSpace, read_space
 from orchestration.sweeps.spec import SweepSpec
@@ -226,7 +226,7 @@ def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_
         (["status", "ss"], "No run 'ss' in runs, and no such folder. Did you mean s?"),
         (
             ["submit", "--data", "tiny", "--name", "s"],
-            "Use another name, or train its best trial in full: --from-trial s.",
+            "Use another name, or train its best trial further: --from-trial s.",
         ),
         (["submit", "--from-trial", "nosuch"], "No sweep 'nosuch' in runs.\nList runs and sweeps: msggan-aml list"),
         (["submit", "--from-trial", "s/99"], "s: has no trial 99; its trials are 0 to 1."),
@@ -234,7 +234,7 @@ def test_a_trial_that_is_cancelled_is_not_begun_again_and_the_sweep_goes_on(tmp_
         (["submit", "--from-trial", "s/0", "--g-lr", "1"], "its g_lr is 0.001, not 1.0. Remove --g-lr."),
         (["sweep", "best", "nosuch"], "No sweep 'nosuch' in runs.\nList runs and sweeps: msggan-aml list"),
         (["sweep", "best", "s", "--download", "tiny/00.png"], "tiny/00.png: is a file, not a folder."),
-        (["cancel", "s"], "s: is not running but completed."),
+        (["cancel", "s"], "s: is not running; its state is completed."),
         (["logs", "s"], "Show its trials: msggan-aml status s."),
         (["sweep", "--data", "tiny", "--over", "g_lr", "--name", "run"], "runs/run holds a run, not a sweep."),
         (["status", "cut"], "runs/cut/sweep.json: is not a valid sweep record.\nRemove it, or use another"),
@@ -276,10 +276,10 @@ def test_a_sweep_and_a_trial_whose_processes_are_gone_are_interrupted(tmp_path: 
     trial.path.mkdir(parents=True)
     with owned(trial):  # one of the trials goes on without its sweep
         record_start(trial, data="tiny", images_seen=0)
-        status = LocalSweeps(tmp_path).sweep_status("s")
+        status = LocalTarget(tmp_path).sweeps.sweep_status("s")
         assert (status.state, status.reason) == ("interrupted", DIED)
         assert [(one.number, one.state) for one in status.trials] == [(0, "interrupted"), (1, "running")]
-    assert states(LocalSweeps(tmp_path).sweep_status("s").as_json()) == ["interrupted", "interrupted"]
+    assert states(LocalTarget(tmp_path).sweeps.sweep_status("s").as_json()) == ["interrupted", "interrupted"]
 
 
 def test_the_record_of_the_previous_version_is_read(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_what_a_killed_sweep_and_its_trials_left_as_running_is_interrupted(tmp_p
     with owned(folder.trial(0)):
         record_start(folder.trial(0), data="tiny", images_seen=8)
     folder.save(note)
-    status = LocalSweeps(tmp_path / "runs").sweep_status("s")
+    status = LocalTarget(tmp_path / "runs").sweeps.sweep_status("s")
     assert (status.state, states(status.as_json())) == ("interrupted", ["interrupted", "interrupted", "queued"])
     outcome = AdoptedTrial(folder.trial(0)).outcome()
     assert outcome is not None
@@ -399,8 +399,8 @@ def test_cancel_leaves_processes_alone_that_are_not_the_sweeps(tmp_path: Path) -
             with folder.owned(), owned(trial):
                 note.process, note.machine = unrelated.pid, platform.node()
                 folder.save(note)
-                with pytest.raises(RunFolderError, match=f"process {unrelated.pid} of this machine does not run it"):
-                    LocalSweeps(tmp_path / "runs").cancel_sweep("s")
+                with pytest.raises(RunFolderError, match=f"in use, but not by process {unrelated.pid} of this machine"):
+                    LocalTarget(tmp_path / "runs").sweeps.cancel_sweep("s")
                 record_start(trial, data="tiny", images_seen=8)
                 trial.state.write_text(json.dumps({**json.loads(trial.state.read_text()), "process": unrelated.pid}))
                 AdoptedTrial(trial).stop()
@@ -505,7 +505,7 @@ def test_a_sweep_whose_time_is_up_keeps_its_trials_and_goes_on(
     monkeypatch.chdir(tmp_path)
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600 * second.exists(), sleep=time.sleep)
     monkeypatch.setattr("orchestration.local.sweep.time", clock)
-    status = LocalSweeps(tracking_uri="none").submit_sweep(two_rates(timeout_hours=0.5))
+    status = LocalTarget(tracking_uri="none").sweeps.submit_sweep(two_rates(timeout_hours=0.5))
     assert (status.state, status.exit_code) == ("completed", 0)
     assert status.reason == "Time limit reached after 1 of 2 trials."
     told = status.as_json()
@@ -537,7 +537,7 @@ def test_two_trials_at_once_have_half_the_cores_each(tmp_path: Path, monkeypatch
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
     spec = two_rates(read_space(["g_lr=0.001,0.003,0.01"], TrainConfig()), trials=3, concurrent=2)
-    status = LocalSweeps(python=str(python), tracking_uri="none").submit_sweep(spec)
+    status = LocalTarget(python=str(python), tracking_uri="none").sweeps.submit_sweep(spec)
     assert states(status.as_json()) == ["completed"] * 3
     lines = diary.read_text().splitlines()
     at_once = list(accumulate(1 if line == "begins 2 2" else -1 for line in lines))
