@@ -15,7 +15,7 @@ def log(tmp_path: Path) -> Path:
 
 
 class Writer:
-    """Writes the next of its texts each time it is asked whether the run goes on, which it does until none is left."""
+    """Writes its next text at each call of `continues`, which returns True until none is left."""
 
     def __init__(self, log: Path, *texts: str) -> None:
         self.log = log
@@ -30,7 +30,7 @@ class Writer:
 
 
 @pytest.mark.parametrize(("tail", "lines"), [(None, ["a", "", "ç"]), (2, ["", "ç"]), (9, ["a", "", "ç"])])
-def test_the_last_lines_are_the_last(log: Path, tail: int | None, lines: list[str]) -> None:
+def test_tail_gives_the_last_lines(log: Path, tail: int | None, lines: list[str]) -> None:
     log.write_text("a\n\nç\n", encoding="utf-8")
     assert last_lines(log, tail) == lines
 
@@ -40,16 +40,16 @@ def test_an_empty_log_has_no_lines(log: Path) -> None:
     assert list(follow_lines(log, None, continues=lambda: False)) == []
 
 
-def test_lines_written_in_pieces_are_read_whole_and_once(log: Path) -> None:
+def test_lines_written_in_parts_are_read_whole_and_once(log: Path) -> None:
     log.write_text("old\n")
     writer = Writer(log, "a", "b\nc", "", "\nd\ne\n", "the end")
     assert list(follow_lines(log, None, continues=writer.continues)) == ["old", "ab", "c", "d", "e", "the end"]
 
 
-def test_following_from_the_tail_shows_what_comes_after_it(log: Path) -> None:
+def test_following_shows_the_tail_and_then_new_lines(log: Path) -> None:
     log.write_text("1\n2\n3\n")
     assert list(follow_lines(log, 1, continues=Writer(log, "4\n").continues)) == ["3", "4"]
 
 
-def test_a_missing_log_is_waited_for(log: Path) -> None:
+def test_following_waits_for_a_missing_log(log: Path) -> None:
     assert list(follow_lines(log, None, continues=Writer(log, "1\n", "2\n").continues)) == ["1", "2"]

@@ -34,16 +34,16 @@ REHEARSE = ["submit", *SMALL, "--rehearse-preemption"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images in `tiny`, and an empty one for what is only for a while."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images in `tiny`, and an empty one for temporary files."""
     folder = tmp_path_factory.mktemp("rehearsal")
     draw_tiny_images(folder / "tiny")
     (folder / "temp").mkdir()
     return folder
 
 
-def temp_folder(place: Path) -> str:
-    return str(place / "temp")
+def temp_folder(folder: Path) -> str:
+    return str(folder / "temp")
 
 
 def records_below(folder: str) -> list[Path]:
@@ -53,9 +53,9 @@ def records_below(folder: str) -> list[Path]:
 # A rehearsal, with real kills
 
 
-def test_a_run_killed_three_times_equals_the_undisturbed_one_and_each_loss_is_reported(place: Path) -> None:
-    words = [*REHEARSE, "--target", "azure", "-o", "json"]
-    ended = run_in(place, "msggan-aml", *words, python=sys.executable, TMPDIR=temp_folder(place))
+def test_a_run_killed_three_times_equals_the_uninterrupted_one_and_each_loss_is_reported(folder: Path) -> None:
+    args = [*REHEARSE, "--target", "azure", "-o", "json"]
+    ended = run_in(folder, "msggan-aml", *args, python=sys.executable, TMPDIR=temp_folder(folder))
     assert ended.exit_code == 0, ended.stderr
     response = ended.json
     assert (response["equal"], response["differs"]) == (True, [])
@@ -68,27 +68,25 @@ def test_a_run_killed_three_times_equals_the_undisturbed_one_and_each_loss_is_re
         assert loss["seconds"] > 0
     assert response["images_per_second"] > 0
     assert response["checkpoint_images"] == 5000  # a twentieth of what is trained by default
-    assert sorted(path.name for path in place.iterdir()) == ["temp", "tiny"]
-    assert list(Path(temp_folder(place)).iterdir()) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["temp", "tiny"]
+    assert list(Path(temp_folder(folder)).iterdir()) == []
 
 
-def test_a_rehearsal_that_is_stopped_leaves_no_process_and_no_folder(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", temp_folder(place))
-    with started(place, "msggan-aml", *REHEARSE) as rehearsing:
-        wait_for(lambda: records_below(temp_folder(place)), rehearsing)
-        (note,) = records_below(temp_folder(place))
-        trainer = json.loads(note.read_bytes())["process"]
+def test_a_stopped_rehearsal_leaves_no_process_and_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", temp_folder(folder))
+    with started(folder, "msggan-aml", *REHEARSE) as rehearsing:
+        wait_for(lambda: records_below(temp_folder(folder)), rehearsing)
+        (record,) = records_below(temp_folder(folder))
+        trainer = json.loads(record.read_bytes())["process"]
         ended = stopped(rehearsing, "SIGTERM")
     assert ended.exit_code == 6, ended.stderr
-    assert list(Path(temp_folder(place)).iterdir()) == []
+    assert list(Path(temp_folder(folder)).iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.kill(trainer, signal.SIG_DFL)
 
 
-def test_an_error_of_the_run_ends_the_rehearsal_with_that_error(place: Path) -> None:
-    ended = run_in(place, "msggan-aml", *REHEARSE, "--batch-size", "64", "-o", "json")
+def test_an_error_of_the_run_ends_the_rehearsal_with_that_error(folder: Path) -> None:
+    ended = run_in(folder, "msggan-aml", *REHEARSE, "--batch-size", "64", "-o", "json")
     assert ended.exit_code == 2
     assert ended.json["error"]["code"] == "data"
     assert "--batch-size 64" in ended.stderr
@@ -98,18 +96,18 @@ def test_an_error_of_the_run_ends_the_rehearsal_with_that_error(place: Path) -> 
 
 
 def test_all_options_that_conflict_with_a_rehearsal_are_reported_at_once(run_program: Callable[..., Ended]) -> None:
-    words = ["--data", "azureml:photos:1", "--rehearse-preemption", "--dry-run", "--detach", "--loss", "none"]
-    ended = run_program("msggan-aml", "submit", *words)
+    args = ["--data", "azureml:photos:1", "--rehearse-preemption", "--dry-run", "--detach", "--loss", "none"]
+    ended = run_program("msggan-aml", "submit", *args)
     assert ended.exit_code == 2
-    for complaint in ("--dry-run: cannot", "--detach: cannot", "--data FOLDER --rehearse-preemption", "--loss none"):
-        assert complaint in ended.stderr
+    for message in ("--dry-run: cannot", "--detach: cannot", "--data FOLDER --rehearse-preemption", "--loss none"):
+        assert message in ended.stderr
 
 
 # The short run
 
 
 @given(batch_size=st.integers(1, 65536))
-def test_the_short_run_lasts_beyond_the_last_loss_and_saves_itself_before_each(batch_size: int) -> None:
+def test_the_short_run_outlasts_the_last_loss_and_saves_a_checkpoint_before_each(batch_size: int) -> None:
     spec, step = short_run(RunSpec(TrainConfig(batch_size=batch_size, kimg=25000.0), "photos", "photos"), batch_size)
     short = spec.config
     assert short.kimg is not None
@@ -172,7 +170,7 @@ def test_a_run_that_differs_is_an_error_with_exit_code_1() -> None:
 # What a loss costs
 
 
-def test_a_loss_costs_half_the_interval_on_average_at_the_pace_after_the_first_report(tmp_path: Path) -> None:
+def test_a_loss_costs_half_the_interval_on_average_at_the_speed_after_the_first_report(tmp_path: Path) -> None:
     reports = [{"images": 250, "seconds": 30.0}, {"images": 500, "seconds": 32.0}, {"images": 1000, "seconds": 40.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
     config = resolve(TrainConfig(kimg=1000.0), shorter_side_px=32, device="cpu", has_fast_bfloat16=False)

@@ -18,10 +18,12 @@ POLICIES = [MEDIAN, EarlyStopping("bandit", slack_factor=0.2), EarlyStopping("tr
 curves = st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=5), min_size=1, max_size=5)
 
 
-def test_it_decides_at_multiples_of_the_interval_from_the_delay_on() -> None:
+def test_the_policy_applies_at_multiples_of_the_interval_after_the_delay() -> None:
     assert list(decisions(EarlyStopping("median", interval=2, delay=5), 0, 9)) == [6, 8]
     assert list(decisions(EarlyStopping("median"), 3, 5)) == [4, 5]
-    assert list(decisions(EarlyStopping("median", delay=3), 0, 5)) == [3, 4, 5], "the delay itself is the first"
+    assert list(decisions(EarlyStopping("median", delay=3), 0, 5)) == [3, 4, 5], (
+        "the first decision is at the delay itself"
+    )
     assert list(decisions(EarlyStopping("median", interval=2, delay=4), 0, 6)) == [4, 6]
 
 
@@ -34,11 +36,11 @@ def test_the_median_policy_compares_the_best_value_with_the_median_of_the_runnin
     assert reason_to_stop(MEDIAN, SMALLER, [99.0], []) == ""
 
 
-def test_other_trials_count_once_they_are_as_far() -> None:
+def test_only_trials_that_reached_the_same_measurement_are_compared() -> None:
     assert reason_to_stop(MEDIAN, SMALLER, [9.0, 9.0], [[1.0]], after=1) == ""
 
 
-def test_the_bandit_of_azures_own_example_ends_what_is_below_0_66() -> None:
+def test_the_bandit_policy_agrees_with_the_example_in_azures_documentation() -> None:
     """The best reports 0.8, larger is better, slack 0.2: 0.8 / (1 + 0.2) = 0.66…, as Microsoft's page has it."""
     bandit = EarlyStopping("bandit", slack_factor=0.2)
     assert bandit_limit(bandit, LARGER, 0.8) == pytest.approx(2 / 3)
@@ -46,7 +48,7 @@ def test_the_bandit_of_azures_own_example_ends_what_is_below_0_66() -> None:
     assert reason_to_stop(bandit, LARGER, [0.67], [[0.8]]) == ""
 
 
-def test_the_bandit_of_a_smaller_is_better_objective_allows_a_fifth_more() -> None:
+def test_the_bandit_policy_of_a_minimized_objective_allows_larger_values() -> None:
     bandit = EarlyStopping("bandit", slack_factor=0.2)
     assert reason_to_stop(bandit, SMALLER, [12.0], [[10.0]]) == ""
     assert reason_to_stop(bandit, SMALLER, [12.5], [[10.0]]) == "bandit: 12.5 is worse than 12 at measurement 1"
@@ -54,7 +56,7 @@ def test_the_bandit_of_a_smaller_is_better_objective_allows_a_fifth_more() -> No
     assert bandit_limit(EarlyStopping("bandit", slack_amount=3.0), LARGER, 10.0) == 7.0
 
 
-def test_truncation_ends_the_worst_so_many_percent() -> None:
+def test_the_truncation_policy_stops_the_given_percentage_of_trials() -> None:
     policy = EarlyStopping("truncation", percentage=20)
     others = [[float(value)] for value in (1, 2, 3, 4)]
     assert reason_to_stop(policy, SMALLER, [5.0], others) == "truncation: 5 is among the worst 1 of 5 at measurement 1"
@@ -80,13 +82,13 @@ READINGS = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), READINGS, ids=lambda one: str(getattr(one, "policy", "")))
+@pytest.mark.parametrize(("ours", "theirs"), READINGS, ids=lambda policy: str(getattr(policy, "policy", "")))
 @pytest.mark.parametrize("objective", [SMALLER, LARGER], ids=["minimize", "maximize"])
 @given(curve=st.lists(st.integers(1, 9), min_size=1, max_size=6), others=st.lists(st.lists(st.integers(1, 9))))
-def test_a_trial_is_stopped_here_where_the_local_azure_stops_it(
+def test_the_policies_agree_with_those_of_the_local_azure(
     ours: EarlyStopping, theirs: dict[str, Any], objective: Objective, curve: list[int], others: list[list[int]]
 ) -> None:
-    """Microsoft's page was read twice, once for either; it says nothing of a ratio of metrics below 0."""
+    """Both were written from Microsoft's page, which does not define a ratio of metrics below 0."""
     policy = {**theirs, "evaluationInterval": ours.interval, "delayEvaluation": ours.delay}
     own, rest = list(map(float, curve)), [list(map(float, other)) for other in others]
     ended = [

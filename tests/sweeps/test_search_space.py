@@ -20,7 +20,7 @@ ANY = TrainConfig()
 SCALES = ["swd", *(f"swd_{1 << power}" for power in range(2, 11))]
 
 
-def complaints(*texts: str, config: TrainConfig = ANY) -> list[str]:
+def problems_with(*texts: str, config: TrainConfig = ANY) -> list[str]:
     with pytest.raises(UsageError) as refused:
         read_space(texts, config)
     return list(refused.value.problems)
@@ -43,12 +43,12 @@ def complaints(*texts: str, config: TrainConfig = ANY) -> list[str]:
         ("loss=hinge,wgan-gp", Choice("loss", ("hinge", "wgan-gp"))),
     ],
 )
-def test_a_dimension_is_read_by_the_nature_of_its_field(text: str, dimension: Choice | Interval) -> None:
+def test_a_dimension_is_parsed_by_the_type_of_its_field(text: str, dimension: Choice | Interval) -> None:
     assert read_space([text], ANY) == SearchSpace((dimension,))
 
 
 @pytest.mark.parametrize("name", [name for name in SWEEPABLE if name not in ("seed", "penalty_interval")])
-def test_every_field_with_a_range_of_its_own_can_be_swept_and_written_again(name: str) -> None:
+def test_every_default_range_round_trips_through_its_text(name: str) -> None:
     space = read_space([name], ANY)
     assert read_space(space.as_texts(), ANY) == space
 
@@ -64,7 +64,7 @@ def test_every_field_with_a_range_of_its_own_can_be_swept_and_written_again(name
         ("loss", ["hinge"], "loss=hinge"),
     ],
 )
-def test_a_mapping_gives_the_space_that_the_same_text_gives(name: str, values: object, text: str) -> None:
+def test_a_mapping_gives_the_same_space_as_its_text(name: str, values: object, text: str) -> None:
     assert read_space({name: values}, ANY) == read_space([text], ANY)
 
 
@@ -79,14 +79,14 @@ def test_a_mapping_gives_the_space_that_the_same_text_gives(name: str, values: o
         ({}, "--over: is required."),
     ],
 )
-def test_a_mapping_is_refused_with_the_message_of_the_option(over: dict[str, object], problem: str) -> None:
+def test_an_invalid_mapping_has_the_message_of_the_option(over: dict[str, object], problem: str) -> None:
     with pytest.raises(UsageError) as refused:
         read_space(over, ANY)
     assert [found.startswith(problem) for found in refused.value.problems] == [True]
 
 
 @given(st.floats(1e-6, 1.0), st.floats(1.01, 1e3))
-def test_an_interval_that_is_written_reads_back_to_itself_to_twelve_digits(low: float, high: float) -> None:
+def test_an_interval_round_trips_to_twelve_digits(low: float, high: float) -> None:
     (dimension,) = read_space([f"r1_gamma={low:.12g}..{high:.12g}"], ANY).dimensions
     assert isinstance(dimension, Interval)
     assert read_space([str(dimension)], ANY).dimensions == (dimension,)
@@ -120,7 +120,7 @@ def test_the_combinations_of_a_grid_change_the_last_field_fastest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         ("glr", "there is no option --glr. Did you mean g_lr?"),
         ("kimg", "--kimg cannot be searched"),
@@ -143,28 +143,28 @@ def test_the_combinations_of_a_grid_change_the_last_field_fastest() -> None:
         ("seed=0..99999999999", "has more than 1000 values; list some, as in seed=1,2,3."),
     ],
 )
-def test_what_cannot_be_swept_is_refused_with_what_to_type(text: str, complaint: str) -> None:
-    (problem,) = complaints(text)
+def test_an_invalid_dimension_is_refused_with_a_correction(text: str, message: str) -> None:
+    (problem,) = problems_with(text)
     assert problem.startswith(f"--over {text}: ")
-    assert complaint in problem
+    assert message in problem
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    assert len(complaints("kimg", "g_lr=2..1", "beta1", "beta1")) == 3
+    assert len(problems_with("kimg", "g_lr=2..1", "beta1", "beta1")) == 3
 
 
-def test_a_field_that_is_fixed_is_not_swept() -> None:
-    (problem,) = complaints("g_lr", config=TrainConfig(g_lr=0.1))
+def test_a_fixed_field_cannot_be_searched() -> None:
+    (problem,) = problems_with("g_lr", config=TrainConfig(g_lr=0.1))
     assert problem == "--over g_lr: conflicts with --g-lr 0.1. Remove one."
 
 
-def test_values_that_are_good_alone_and_bad_together_are_found_before_a_trial_does() -> None:
-    (problem,) = complaints("stddev_group=2,4", "batch_size=4,6")
+def test_values_that_are_invalid_only_together_are_found_before_the_start() -> None:
+    (problem,) = problems_with("stddev_group=2,4", "batch_size=4,6")
     assert problem == "--stddev-group 4: must divide --batch-size 6. The sweep would try this combination."
 
 
 @pytest.mark.parametrize(
-    ("asked", "complaint"),
+    ("fields", "message"),
     [
         ({"sampling": "grid"}, "--sampling grid: --over g_lr=0.0005..0.01 is a continuous range."),
         ({"trials": 2, "concurrent": 3}, "--concurrent 3: is more than --trials 2."),
@@ -174,15 +174,15 @@ def test_values_that_are_good_alone_and_bad_together_are_found_before_a_trial_do
         ({"timeout_hours": 0.0}, "--timeout 0: must be more than 0 hours."),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused(asked: dict[str, object], complaint: str) -> None:
+def test_an_invalid_sweep_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as refused:
-        SweepSpec(ANY, "data", "name", read_space(["g_lr"], ANY), **asked)  # type: ignore[arg-type]
-    assert any(problem.startswith(complaint) for problem in refused.value.problems)
+        SweepSpec(ANY, "data", "name", read_space(["g_lr"], ANY), **fields)  # type: ignore[arg-type]
+    assert any(problem.startswith(message) for problem in refused.value.problems)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(
-    ("over", "complaints"),
+    ("over", "messages"),
     [
         (["mirror", "loss=hinge,lsgan,wgan-gp"], ["--trials 7: there are only 6 combinations. Use --trials 6."]),
         (["mirror", "loss=hinge,lsgan,wgan-gp,standard"], []),
@@ -190,24 +190,24 @@ def test_a_sweep_that_cannot_be_is_refused(asked: dict[str, object], complaint: 
     ],
 )
 def test_more_trials_than_there_are_combinations_are_refused(
-    sampling: str, over: list[str], complaints: list[str]
+    sampling: str, over: list[str], messages: list[str]
 ) -> None:
     found: list[str] = []
     try:
         SweepSpec(ANY, "data", "name", read_space(over, ANY), trials=7, sampling=sampling)
     except UsageError as error:
         found += error.problems
-    assert found == complaints
+    assert found == messages
 
 
-def test_as_many_trials_as_there_are_combinations_unless_that_takes_all_night() -> None:
+def test_the_default_number_of_trials_is_limited_except_for_a_grid() -> None:
     trials = {over: default_trials(read_space([over], ANY), "random") for over in ("mirror", "seed=1..30", "g_lr")}
     assert trials == {"mirror": 2, "seed=1..30": 20, "g_lr": 20}
     assert default_trials(read_space(["seed=1..30"], ANY), "grid") == 30
 
 
 @pytest.mark.parametrize(
-    ("metric", "resolution", "there"),
+    ("metric", "resolution", "available"),
     [
         ("swd_64", 8, "swd, swd_8"),
         ("swd_8", 16, "swd, swd_16"),
@@ -219,14 +219,14 @@ def test_as_many_trials_as_there_are_combinations_unless_that_takes_all_night() 
         ("swd", 8, ""),
     ],
 )
-def test_a_scale_that_the_images_do_not_have_is_refused(metric: str, resolution: int | None, there: str) -> None:
-    complaint = f"--objective {metric}: is not logged at --resolution {resolution}. Available: {there}."
+def test_an_objective_above_the_resolution_is_refused(metric: str, resolution: int | None, available: str) -> None:
+    message = f"--objective {metric}: is not logged at --resolution {resolution}. Available: {available}."
     assert objective_problems(objective_of(metric, None), TrainConfig(resolution=resolution)) == (
-        [complaint] if there else []
+        [message] if available else []
     )
 
 
-def test_the_scales_that_are_told_are_those_that_are_measured() -> None:
+def test_the_accepted_scales_are_those_that_are_measured() -> None:
     for resolution in (4, 8, 16, 64):
         images = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
         measured = set(sliced_wasserstein(images, images))
@@ -238,7 +238,7 @@ def test_the_scales_that_are_told_are_those_that_are_measured() -> None:
 
 
 @given(st.lists(st.one_of(st.none(), st.floats()), min_size=1))
-def test_what_has_no_value_comes_last_whichever_way_is_better(values: list[float | None]) -> None:
+def test_trials_without_a_value_are_sorted_last_in_both_directions(values: list[float | None]) -> None:
     for direction in ("minimize", "maximize"):
         objective = Objective("swd", direction)
         assert not any(map(math.isnan, map(objective.sort_key, values)))  # which would sort anywhere

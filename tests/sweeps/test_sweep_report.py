@@ -30,7 +30,7 @@ VOID = {"meta", "img", "source"}
 
 
 class Elements(HTMLParser):
-    """Every element of a page, as (tag, attributes), and its texts; complains of tags that do not match."""
+    """Every element of a page, as (tag, attributes), and its texts. Asserts that tags match."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -93,12 +93,12 @@ FOUR = (
 )
 
 
-def test_the_contact_sheet_goes_from_the_best_to_those_that_failed() -> None:
+def test_the_contact_sheet_is_sorted_from_the_best_to_the_failed_trials() -> None:
     assert sheet(page_of(sweep(*FOUR))) == ["1", "0", "3", "2"]
     assert sheet(page_of(sweep(*FOUR, direction="maximize"))) == ["0", "1", "3", "2"]
 
 
-def test_the_answer_has_the_exact_settings_and_the_commands() -> None:
+def test_the_summary_has_the_exact_settings_and_the_commands() -> None:
     best = replace(FOUR[1], settings={"g_lr": 0.00212345678, "recipe": "bmsg"})
     text = page_of(sweep(FOUR[0], best, next=["msggan-aml submit --from-trial s"])).text
     assert "Trial 1 is the best: swd 9.5" in text
@@ -159,7 +159,7 @@ LEARNED = (learned(0, 116, 46, 31, r1_gamma=10.0), learned(1, 125, 131, 116, r1_
         ),
     ],
 )
-def test_a_best_trial_that_may_be_chance_is_not_called_the_best(trials: list[Trial], warnings: list[str]) -> None:
+def test_a_trial_that_may_be_best_by_chance_is_not_called_the_best(trials: list[Trial], warnings: list[str]) -> None:
     status = sweep(*trials, space=["g_lr=0.001..0.1"])
     assert len(status.warnings) == len(warnings), status.warnings
     assert all(found.startswith(expected) for found, expected in zip(status.warnings, warnings, strict=True))
@@ -176,7 +176,7 @@ def test_a_best_trial_that_may_be_chance_is_not_called_the_best(trials: list[Tri
 
 
 @pytest.mark.parametrize("objective", [Objective("swd", "maximize"), Objective("g_loss"), Objective("d_loss")])
-def test_only_a_distance_tells_whether_a_trial_has_learned(objective: Objective) -> None:
+def test_there_are_no_warnings_for_objectives_that_are_not_distances(objective: Objective) -> None:
     assert warnings_about([trial(0, 1.0, images_seen=10, curve=())], objective) == []
 
 
@@ -188,25 +188,25 @@ def test_a_trial_without_samples_shows_why() -> None:
 
 
 @pytest.mark.parametrize("name", ["latent_size", "seed"])
-def test_where_the_latents_differ_the_page_says_so(name: str) -> None:
+def test_the_report_says_whether_the_latents_differ(name: str) -> None:
     assert "The trials differ in" not in page_of(sweep(*FOUR)).text
     assert f"The trials differ in {name}, so" in page_of(sweep(*FOUR, space=[f"{name}=2,4"])).text
 
 
-def test_a_sweep_without_trials_has_a_page() -> None:
+def test_a_sweep_without_trials_has_a_report() -> None:
     page = page_of(sweep())
     assert "This sweep has no trials yet." in page.text
     assert not {"table", "img", "figure"} & {tag for tag, _ in page.elements}
 
 
-def test_where_every_trial_failed_the_reasons_are_counted() -> None:
+def test_the_report_counts_reasons_if_every_trial_failed() -> None:
     failed = [trial(number, None, "failed", reason="No memory.") for number in range(3)]
     text = page_of(sweep(*failed)).text
     assert "Every trial failed." in text
     assert "3 × No memory." in text
 
 
-def test_an_objective_that_is_nan_is_no_answer() -> None:
+def test_an_objective_that_is_nan_is_no_value() -> None:
     assert "No trial has a value of swd yet." in page_of(sweep(trial(0, math.nan))).text
 
 
@@ -269,7 +269,7 @@ def test_any_values_can_be_drawn(values: list[float]) -> None:
     assert draw_curves([trial(0, None, curve=((1000, math.nan),))], None, "swd", size=NARROW) is None
 
 
-def test_every_trial_with_a_value_has_its_mark_and_its_number() -> None:
+def test_every_trial_with_a_value_has_a_marker_and_its_number() -> None:
     svg = scatter_of(trial(0, 5.0), trial(1, 4.0), trial(2, None), trial(3, math.nan))
     assert len(markers(svg)) == 2
     assert {"0", "1", "swd", "g_lr"} <= set(texts(svg))
@@ -310,7 +310,7 @@ def aria_sort(page: Page, heading: str) -> str | None:
     return page.locator("th", has_text=heading).first.get_attribute("aria-sort")
 
 
-def test_in_a_browser_the_pictures_show_and_headings_sort(browser: Browser, tmp_path: Path) -> None:
+def test_a_browser_shows_the_pictures_and_sorts_by_headings(browser: Browser, tmp_path: Path) -> None:
     grids = {}
     for number in (0, 1, 4):
         Image.new("RGB", (66 + number, 32), (40 * number, 90, 120)).save(content := BytesIO(), "PNG")
@@ -320,11 +320,11 @@ def test_in_a_browser_the_pictures_show_and_headings_sort(browser: Browser, tmp_
 
     context = browser.new_context()
     page = context.new_page()
-    complaints: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    errors: list[str] = []
+    requested: list[str] = []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(file.as_uri())
 
     shown = page.locator("figure").evaluate_all("figures => figures.map(figure => figure.dataset.trial)")
@@ -347,13 +347,13 @@ def test_in_a_browser_the_pictures_show_and_headings_sort(browser: Browser, tmp_
 
     page.set_viewport_size({"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert complaints == []
-    assert [address for address in asked if not address.startswith("data:")] == [file.as_uri()]
+    assert errors == []
+    assert [address for address in requested if not address.startswith("data:")] == [file.as_uri()]
     context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_every_chart_is_on_the_screen_and_can_be_read(
+def test_every_chart_fits_a_phone_and_is_legible(
     browser: Browser,
     tmp_path: Path,
     scheme: Literal["light", "dark"],
