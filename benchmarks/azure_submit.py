@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from benchmarks.results import write_rows
-from orchestration.azure.snapshot import build_snapshot
+from orchestration.azure.submission import build_snapshot
 from tests.azure_local import azurite
 from tests.azure_local.local import AzureLocal
 from tests.azure_local.messages import Recorded

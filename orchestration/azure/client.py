@@ -1,6 +1,6 @@
-"""The client of Azure ML: signing in, the SDK's client, and the translation of Azure's errors.
+"""The client of Azure ML: signing in, the SDK's client, datastores, and the translation of Azure's errors.
 
-    client = connect(settings, tell)
+    client = Client(settings, reporter)
     with client.errors("Creating the cluster gpu"):
         client.ml.compute.begin_create_or_update(…)
 
@@ -17,8 +17,8 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from azure.core import PipelineClient
@@ -32,12 +32,7 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.core.pipeline.policies import (
-    BearerTokenCredentialPolicy,
-    HttpLoggingPolicy,
-    RequestIdPolicy,
-    RetryPolicy,
-)
+from azure.core.pipeline.policies import BearerTokenCredentialPolicy, HttpLoggingPolicy, RequestIdPolicy, RetryPolicy
 from azure.core.rest import HttpRequest
 from azure.identity import (
     AzureCliCredential,
@@ -46,10 +41,13 @@ from azure.identity import (
     EnvironmentCredential,
     ManagedIdentityCredential,
 )
+from azure.storage.blob import ContainerClient
 
 from msggan.errors import MsgganError, UsageError
+from orchestration.azure.blobs import Store, build_container
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
 from orchestration.settings import WORKSPACE_VARIABLES, Settings, Workspace
+from orchestration.status import Reporter
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -72,7 +70,13 @@ HOW_TO_SIGN_IN = (
     "In automation, set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET instead; AZURE_TOKEN_CREDENTIALS "
     "selects one kind of credential."
 )
+HOW_TO_NAME_A_WORKSPACE = (
+    "Put the config.json from Azure ML Studio (top right, under the workspace's name) into this "
+    f"folder, or set {', '.join(WORKSPACE_VARIABLES.values())}."
+)
 TRY_AGAIN = "Try again: completed steps are kept."
+
+KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"  # the code of a storage account's error
 
 # Errors about quota and capacity, by their code or message.
 QUOTA = re.compile(
@@ -93,15 +97,11 @@ WORKSPACE_PART = re.compile(
 
 @dataclass(frozen=True)
 class Identity:
-    """The signed-in identity. name: for display. object_id: for role assignments. how: the kind of credential.
-
-    is_user: a user, to whom roles can also be assigned by name.
-    """
+    """The signed-in identity. name: for display. object_id: for role assignments. how: the kind of credential."""
 
     name: str
     object_id: str
     how: str
-    is_user: bool
 
 
 class Candidate(NamedTuple):
@@ -123,14 +123,10 @@ def build_candidates(environ: Mapping[str, str]) -> list[Candidate]:
     if environ.get("IDENTITY_ENDPOINT") or environ.get("MSI_ENDPOINT"):
         client_id = environ.get("AZURE_CLIENT_ID") or environ.get("DEFAULT_IDENTITY_CLIENT_ID")
         return [Candidate("managed identity", lambda: ManagedIdentityCredential(client_id=client_id)), by_cli]
-    return [by_cli, Candidate("managed identity", _managed_identity_of_a_vm)]
-
-
-def _managed_identity_of_a_vm() -> DefaultAzureCredential:
-    """Asks the VM's metadata service, with a short timeout: outside Azure there is no such service."""
+    # Asks the VM's metadata service with a short timeout: outside Azure there is no such service.
     others = ("environment", "workload_identity", "shared_token_cache", "visual_studio_code", "cli", "powershell")
     excluded = {f"exclude_{name}_credential": True for name in (*others, "developer_cli", "broker")}
-    return DefaultAzureCredential(**excluded)
+    return [by_cli, Candidate("managed identity", lambda: DefaultAzureCredential(**excluded))]
 
 
 def sign_in(candidates: list[Candidate]) -> tuple[TokenCredential, Identity]:
@@ -158,41 +154,98 @@ def identity_of(token: str, how: str) -> Identity:
         claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     except (IndexError, ValueError):
         claims = {}
-    person = next((claims[key] for key in ("upn", "preferred_username", "unique_name") if claims.get(key)), None)
-    name = person or claims.get("app_displayname") or claims.get("appid") or "an unnamed identity"
-    return Identity(str(name), str(claims.get("oid", "")), how, is_user=person is not None)
+    keys = ("upn", "preferred_username", "unique_name", "app_displayname", "appid")
+    name = next((claims[key] for key in keys if claims.get(key)), "an unnamed identity")
+    return Identity(str(name), str(claims.get("oid", "")), how)
 
 
 # --- The client -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Client:
-    """The client of a workspace, with an identity."""
+    """The client of the workspace in the settings. It signs in when it is first used.
 
-    workspace: Workspace
-    identity: Identity
-    credential: TokenCredential
+    wait_factor_s: the delay before a request is repeated, doubled each time.
+    """
+
+    settings: Settings
+    reporter: Reporter
     wait_factor_s: float = WAIT_FACTOR_S
+    _stores: dict[str | None, Store] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace in the settings. Raises WorkspaceError if there is none."""
+        if self.settings.workspace is None:
+            raise WorkspaceError("No Azure ML workspace is configured.", HOW_TO_NAME_A_WORKSPACE)
+        return self.settings.workspace
+
+    @property
+    def scope(self) -> str:
+        """The workspace's resource ID."""
+        return workspace_scope(self.workspace)
+
+    @property
+    def workspace_key(self) -> str:
+        """The workspace as files on this machine record it."""
+        where = self.workspace
+        return f"{where.subscription_id}/{where.resource_group}/{where.workspace_name}"
+
+    @property
+    def credential(self) -> TokenCredential:
+        return self._signed_in[0]
+
+    @property
+    def identity(self) -> Identity:
+        return self._signed_in[1]
+
+    @cached_property
+    def _signed_in(self) -> tuple[TokenCredential, Identity]:
+        """Signs in, and reports the identity and the workspace; earlier if that takes long."""
+        candidates = build_candidates(os.environ)
+        named = f"Workspace {self.workspace.workspace_name} (group {self.workspace.resource_group})"
+        info = self.reporter.info
+        timer = threading.Timer(PATIENCE_S, info, [f"{named}: signing in with {candidates[0].how} …"])
+        timer.daemon = True
+        timer.start()
+        try:
+            with azure_errors("Signing in", self.workspace):
+                credential, identity = sign_in(candidates)
+        finally:
+            timer.cancel()
+        info(f"{named} as {identity.name} ({identity.how}).")
+        return credential, identity
 
     @cached_property
     def ml(self) -> MLClient:
         """The SDK's client of the workspace."""
-        where = self.workspace
         return self._open(
-            subscription_id=where.subscription_id,
-            resource_group_name=where.resource_group,
-            workspace_name=where.workspace_name,
+            subscription_id=self.workspace.subscription_id,
+            resource_group_name=self.workspace.resource_group,
+            workspace_name=self.workspace.workspace_name,
         )
 
     def registry(self, name: str) -> MLClient:
         """The SDK's client of a registry."""
         return self._open(registry_name=name)
 
-    @property
-    def scope(self) -> str:
-        """The workspace's resource ID."""
-        return workspace_scope(self.workspace)
+    def _open(self, **names: Any) -> MLClient:
+        from azure.ai.ml import MLClient
+
+        cloud = os.environ.get("AZUREML_CURRENT_CLOUD")
+        with self.errors("Reaching Azure"):
+            client = MLClient(
+                self.credential,
+                **names,
+                **RETRIES,
+                enable_telemetry=False,
+                show_progress=False,
+                retry_backoff_factor=self.wait_factor_s,
+            )
+        if cloud is None:  # set by the SDK; child processes would inherit it
+            os.environ.pop("AZUREML_CURRENT_CLOUD", None)
+        return client
 
     @cached_property
     def about(self) -> Any:
@@ -233,52 +286,52 @@ class Client:
         with azure_errors(doing, self.workspace, self.identity):
             yield
 
-    def _open(self, **names: Any) -> MLClient:
-        from azure.ai.ml import MLClient
+    # --- Datastores ---------------------------------------------------------------------------------------------------
 
-        cloud = os.environ.get("AZUREML_CURRENT_CLOUD")
-        with self.errors("Reaching Azure"):
-            client = MLClient(
-                self.credential,
-                **names,
-                **RETRIES,
-                enable_telemetry=False,
-                show_progress=False,
-                retry_backoff_factor=self.wait_factor_s,
+    def store(self, datastore: str | None) -> Store:
+        """`open_store`, once for each datastore."""
+        if datastore not in self._stores:
+            self._stores[datastore] = self.open_store(datastore)
+        return self._stores[datastore]
+
+    def open_store(self, datastore: str | None) -> Store:
+        """The container of a datastore, None: of the workspace's default one. Raises MsgganError.
+
+        It is opened with the key that the datastore holds, or as the signed-in identity.
+        """
+        from azure.ai.ml.entities import NoneCredentialConfiguration
+
+        description = f"datastore {datastore}" if datastore else "default datastore"
+        found = self.find(f"Looking for the {description}", lambda: self._read_datastore(datastore))
+        if found is None:
+            raise UsageError(
+                [f"No {description} in workspace {self.workspace.workspace_name!r}."],
+                "Name another one, or create it: msggan-aml provision",
             )
-        if cloud is None:  # set by the SDK; child processes would inherit it
-            os.environ.pop("AZUREML_CURRENT_CLOUD", None)
-        return client
+        account, name = getattr(found, "account_name", None), getattr(found, "container_name", None)
+        if account is None or name is None:
+            raise AzureServiceError(
+                f"The datastore {found.name} does not store blobs, which images and runs need.",
+                "Name another one: --datastore NAME.",
+            )
+        key = getattr(found.credentials, "account_key", None) or getattr(found.credentials, "sas_token", None)
+        identity_based = isinstance(found.credentials, NoneCredentialConfiguration)
+        return Store(found.name, account, self.container(account, name, key), identity_based)
 
+    def _read_datastore(self, datastore: str | None) -> Any:
+        """The datastore with its secrets, or without them if the signed-in identity may not read them."""
+        stores = self.ml.datastores
+        get = stores.get_default if datastore is None else partial(stores.get, datastore)
+        try:
+            return get(include_secrets=True)
+        except HttpResponseError as error:
+            if error.status_code != 403 or error_code(error) == KEYS_REFUSED:
+                raise
+            return get(include_secrets=False)
 
-def connect(
-    settings: Settings,
-    tell: Callable[[str], None],
-    *,
-    environ: Mapping[str, str] = os.environ,
-    wait_factor_s: float = WAIT_FACTOR_S,
-) -> Client:
-    """Signs in, and reports the identity and the workspace. wait_factor_s: the delay before a retry, doubled each time.
-
-    Raises WorkspaceError if none is configured, AuthError if signing in fails.
-    """
-    where = configured_workspace(settings)
-    candidates = build_candidates(environ)
-    named = f"Workspace {where.workspace_name} (group {where.resource_group})"
-    with (
-        _report_if_slow(tell, f"{named}: signing in with {candidates[0].how} …"),
-        azure_errors("Signing in", where),
-    ):
-        credential, identity = sign_in(candidates)
-    tell(f"{named} as {identity.name} ({identity.how}).")
-    return Client(where, identity, credential, wait_factor_s)
-
-
-def configured_workspace(settings: Settings) -> Workspace:
-    """The workspace in the settings. Raises WorkspaceError if there is none."""
-    if settings.workspace is None:
-        raise WorkspaceError("No Azure ML workspace is configured.", how_to_name_a_workspace())
-    return settings.workspace
+    def container(self, account: str, name: str, key: str | None) -> ContainerClient:
+        """The client of a container. key: an account key or a SAS; None: the signed-in identity. Makes no requests."""
+        return build_container(account, name, key or self.credential, self.wait_factor_s)
 
 
 def is_provisioned(tags: Mapping[str, str] | None) -> bool:
@@ -286,25 +339,7 @@ def is_provisioned(tags: Mapping[str, str] | None) -> bool:
     return PROVISIONED_TAG.items() <= (tags or {}).items()
 
 
-@contextmanager
-def _report_if_slow(tell: Callable[[str], None], line: str) -> Iterator[None]:
-    timer = threading.Timer(PATIENCE_S, tell, [line])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def how_to_name_a_workspace() -> str:
-    return (
-        "Put the config.json from Azure ML Studio (top right, under the workspace's name) into this "
-        f"folder, or set {', '.join(WORKSPACE_VARIABLES.values())}."
-    )
-
-
-# --- Its errors -------------------------------------------------------------------------------------------------------
+# --- Azure's errors ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -329,10 +364,11 @@ def translate_error(
     if isinstance(error, CredentialUnavailableError | ClientAuthenticationError):
         return AuthError(f"{doing}: not signed in to Azure. {_first_sentence(error.message)}", HOW_TO_SIGN_IN)
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError | OSError):
+        is_cut = re.search(CUT, str(error), re.IGNORECASE) is not None
         return UnreachableError(
-            f"{doing}: no response from Azure ({_cause(error)}).",
+            f"{doing}: no response from Azure ({_cause(str(error))}).",
             f"Check the network, and HTTPS_PROXY if there is a proxy. {TRY_AGAIN}",
-            may_have_happened=not isinstance(error, ServiceRequestError) or _is_cut(error),
+            may_have_happened=not isinstance(error, ServiceRequestError) or is_cut,
         )
     return AzureServiceError(f"{doing}: {_first_sentence(str(error))}", TRY_AGAIN)
 
@@ -341,76 +377,64 @@ def _refused(
     error: HttpResponseError, doing: str, workspace: Workspace | None, identity: Identity | None
 ) -> MsgganError:
     """The MsgganError for a response with an error status."""
-    code, text = error_code(error), error_text(error)
-    told = f"{doing}: {_first_sentence(text)}" + (f" ({code})" if code and code not in text else "")
-    status = error.status_code
+    code, status = error_code(error), error.status_code or 0
+    text = str(getattr(error.error, "message", None) or error.message or error)
+    text = re.sub(r"\s*(RequestId|Time|ErrorCode|Content):.*", "", text, flags=re.DOTALL).strip()
+    message = f"{doing}: {_first_sentence(text)}" + (f" ({code})" if code and code not in text else "")
     if QUOTA.search(f"{code} {text}"):
-        return QuotaError(f"{doing}: {text}", how_to_get_quota(workspace))
-    if code == "KeyBasedAuthenticationNotPermitted":
-        return AuthError(told, keys_forbidden_hint(workspace, identity))
+        return QuotaError(f"{doing}: {text}", quota_hint(workspace))
+    if code == KEYS_REFUSED:
+        return AuthError(message, _keys_refused_hint(workspace, identity))
     if code == "AuthorizationPermissionMismatch":
-        return AuthError(told, storage_role_hint(identity))
+        return AuthError(message, storage_role_hint(identity))
     if status == 401:
-        return AuthError(told, f"Run: az login{_tenant(text)}")
+        tenant = re.search(r"tenants? '?(?:https://sts\.windows\.net/)?([0-9a-f-]{36})", text)
+        return AuthError(message, "Run: az login" + (f" --tenant {tenant[1]}" if tenant else ""))
     if status == 403:
-        return AuthError(told, role_hint(text, workspace, identity))
-    if status == 404 and workspace is not None and _is_workspace_missing(code, text, workspace):
-        return workspace_missing(workspace)
-    if status == 404:
-        return AzureServiceError(told, is_missing=True)
-    if status is not None and (status == 429 or status >= 500):
-        return AzureServiceError(
-            f"{told} Azure is overloaded or unavailable: status {status} after several retries.", TRY_AGAIN
-        )
-    return AzureServiceError(told)
+        return AuthError(message, _role_hint(text, workspace, identity))
+    if status == 404 and workspace is not None:
+        named = f"/workspaces/{workspace.workspace_name}'" in text
+        if named or code in ("SubscriptionNotFound", "ResourceGroupNotFound", "WorkspaceNotFound"):
+            return WorkspaceError(
+                f"No workspace {workspace.workspace_name} in resource group {workspace.resource_group} of subscription "
+                f"{workspace.subscription_id} (set in {workspace.source}).",
+                "List the workspaces: az ml workspace list --output table. List the subscriptions: az account list",
+            )
+    if status == 429 or status >= 500:
+        unavailable = f"Azure is overloaded or unavailable: status {status} after several retries."
+        return AzureServiceError(f"{message} {unavailable}", TRY_AGAIN)
+    return AzureServiceError(message, is_missing=status == 404)
 
 
 def error_code(error: HttpResponseError) -> str:
     """Azure's code of an error, empty if there is none."""
-    for holder, attribute in ((error, "error_code"), (error.error, "code")):
-        code = getattr(holder, attribute, None)
-        if code:
-            return str(getattr(code, "value", code))
-    return ""
+    code = getattr(error, "error_code", None) or getattr(error.error, "code", None) or ""
+    return str(getattr(code, "value", code))
 
 
-def error_text(error: HttpResponseError) -> str:
-    text = getattr(error.error, "message", None) or error.message or str(error)
-    return re.sub(r"\s*(RequestId|Time|ErrorCode|Content):.*", "", str(text), flags=re.DOTALL).strip()
-
-
-def workspace_missing(workspace: Workspace) -> WorkspaceError:
-    return WorkspaceError(
-        f"No workspace {workspace.workspace_name} in resource group {workspace.resource_group} of subscription "
-        f"{workspace.subscription_id} (set in {workspace.source}).",
-        "List the workspaces: az ml workspace list --output table. List the subscriptions: az account list",
-    )
-
-
-def _is_workspace_missing(code: str, text: str, workspace: Workspace) -> bool:
-    named = f"/workspaces/{workspace.workspace_name}'" in text
-    return code in ("SubscriptionNotFound", "ResourceGroupNotFound", "WorkspaceNotFound") or named
-
-
-def role_hint(text: str, workspace: Workspace | None, identity: Identity | None) -> str:
+def _role_hint(text: str, workspace: Workspace | None, identity: Identity | None) -> str:
     """The command that assigns the missing role. Placeholders stand for what the error does not name."""
-    denied = DENIED.search(text)
-    if denied is None:
-        who = identity.object_id if identity else ""
-        scope, action = workspace_scope(workspace) if workspace else "", ""
-    else:
-        who, scope, action = denied["identity"], denied["scope"], denied["action"]
+    who, scope = identity.object_id if identity else "", workspace_scope(workspace) if workspace else ""
+    role = "AzureML Data Scientist"
+    if denied := DENIED.search(text):
+        who, scope = denied["identity"], denied["scope"]
+        if re.search(r"/computes/(write|delete)", denied["action"]):
+            role = "AzureML Compute Operator"
     part = WORKSPACE_PART.match(scope)
-    role = "AzureML Compute Operator" if re.search(r"/computes/(write|delete)", action) else "AzureML Data Scientist"
-    return _role_command(role, who or "OBJECT-ID", part["workspace"] if part else scope or "SCOPE")
+    return _role_command(role, who or "OBJECT-ID", shlex.quote(part["workspace"] if part else scope or "SCOPE"))
 
 
-def storage_role_hint(identity: Identity | None, account: str = "ACCOUNT") -> str:
-    """The command that allows an identity to read and write the blobs of a storage account."""
-    return _storage_role(identity, f"$(az storage account show --name {account} --query id --output tsv)")
+def storage_role_hint(identity: Identity | None, account: str = "ACCOUNT", *, account_id: str = "") -> str:
+    """The command that allows an identity to read and write the blobs of a storage account.
+
+    account_id: the command that prints the account's resource ID, by default from its name.
+    """
+    account_id = account_id or f"az storage account show --name {account} --query id --output tsv"
+    who = identity.object_id if identity else "OBJECT-ID"
+    return _role_command("Storage Blob Data Contributor", who, f'"$({account_id})"')
 
 
-def keys_forbidden_hint(workspace: Workspace | None, identity: Identity | None) -> str:
+def _keys_refused_hint(workspace: Workspace | None, identity: Identity | None) -> str:
     """How to switch a workspace to identity-based access if its storage account does not allow keys."""
     if workspace is None:
         return storage_role_hint(identity)
@@ -418,19 +442,14 @@ def keys_forbidden_hint(workspace: Workspace | None, identity: Identity | None) 
     return (
         "The storage account does not allow keys. Switch the workspace's own datastores to identities:\n"
         f"az ml workspace update {named} --system-datastores-auth-mode identity\n"
-        + _storage_role(identity, f"$(az ml workspace show {named} --query storage_account --output tsv)")
+        + storage_role_hint(identity, account_id=f"az ml workspace show {named} --query storage_account --output tsv")
     )
 
 
-def _storage_role(identity: Identity | None, scope: str) -> str:
-    return _role_command("Storage Blob Data Contributor", identity.object_id if identity else "OBJECT-ID", scope)
-
-
 def _role_command(role: str, who: str, scope: str) -> str:
-    quoted = f'"{scope}"' if scope.startswith("$(") else shlex.quote(scope)
     return (
         "An owner of the resource can assign the role, which takes effect after some minutes:\n"
-        f'az role assignment create --role "{role}" --assignee {shlex.quote(who)} --scope {quoted}'
+        f'az role assignment create --role "{role}" --assignee {shlex.quote(who)} --scope {scope}'
     )
 
 
@@ -442,7 +461,8 @@ def workspace_scope(workspace: Workspace) -> str:
     )
 
 
-def how_to_get_quota(workspace: Workspace | None = None) -> str:
+def quota_hint(workspace: Workspace | None = None) -> str:
+    """How to get more quota, or to need less."""
     named = f" of workspace {workspace.workspace_name}" if workspace else ""
     return (
         f"Request more cores in Azure ML Studio (https://ml.azure.com) under Quota, in the subscription{named}; "
@@ -450,14 +470,8 @@ def how_to_get_quota(workspace: Workspace | None = None) -> str:
     )
 
 
-def _tenant(text: str) -> str:
-    """The --tenant option for the tenant that an error names, else empty."""
-    found = re.search(r"tenants? '?(?:https://sts\.windows\.net/)?([0-9a-f-]{36})", text)
-    return f" --tenant {found[1]}" if found else ""
-
-
 def _first_sentence(text: str) -> str:
-    line = next((line.strip() for line in str(text).splitlines() if line.strip()), "no reason was given")
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason was given")
     return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
@@ -465,21 +479,15 @@ def _first_sentence(text: str) -> str:
 CUT = (
     r"Connection aborted|RemoteDisconnected|Remote end closed|Connection reset|closed connection|\bEOF\b|IncompleteRead"
 )
+CAUSES = {
+    CUT: "the connection was closed",
+    r"ProxyError|proxy": "the proxy refused the connection",
+    r"CERTIFICATE_VERIFY_FAILED|SSL": "its certificate is not trusted",
+    r"Name or service not known|getaddrinfo|NameResolution": "its name cannot be resolved",
+    r"timed? ?out": "the request timed out",
+}
 
 
-def _is_cut(error: Exception) -> bool:
-    return re.search(CUT, str(error), re.IGNORECASE) is not None
-
-
-def _cause(error: Exception) -> str:
-    text = str(error)
-    for pattern, words in (
-        (CUT, "the connection was closed"),
-        (r"ProxyError|proxy", "the proxy refused the connection"),
-        (r"CERTIFICATE_VERIFY_FAILED|SSL", "its certificate is not trusted"),
-        (r"Name or service not known|getaddrinfo|NameResolution", "its name cannot be resolved"),
-        (r"timed? ?out", "the request timed out"),
-    ):
-        if re.search(pattern, text, re.IGNORECASE):
-            return words
-    return _first_sentence(text).removesuffix(".")
+def _cause(text: str) -> str:
+    causes = (cause for pattern, cause in CAUSES.items() if re.search(pattern, text, re.IGNORECASE))
+    return next(causes, _first_sentence(text).removesuffix("."))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -13,10 +13,10 @@ from azure.ai.ml.entities import AmlCompute, Compute, IdentityConfiguration, Man
 from msggan.commands.options import nearest
 from msggan.config import flag
 from msggan.errors import UsageError
-from orchestration.azure.client import PROVISIONED_TAG, Client, how_to_get_quota, is_provisioned
+from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned, quota_hint
 from orchestration.errors import QuotaError
 from orchestration.settings import Settings
-from orchestration.status import Change, Item, changes_between
+from orchestration.status import Item, changes_between
 
 KIND = "compute"
 MAX_NAME_LENGTH = 24
@@ -62,30 +62,26 @@ class Quota:
     limit: int
 
 
-def read_sizes(client: Client, location: str) -> list[Size]:
-    """The VM sizes that a cluster may have there."""
-    with client.errors(f"Listing the VM sizes in {location}"):
-        sizes = client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
-        return [_size(vars(size)) for size in sizes]
+def location_of(client: Client) -> str:
+    """The region of the cluster."""
+    return client.settings.location or str(client.about.location)
 
 
-def read_size(client: Client, settings: Settings) -> Size:
+def read_size(client: Client) -> Size:
     """The VM size that the settings name. Raises UsageError where the region does not offer it."""
-    location = settings.location or str(client.about.location)
+    settings, location = client.settings, location_of(client)
     setting = "vm_size" if settings.instance_type is None else "instance_type"
+    with client.errors(f"Listing the VM sizes in {location}"):
+        listed = client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
+        sizes = [_size(vars(size)) for size in listed]
     return find_size(
         getattr(settings, setting),
-        read_sizes(client, location),
+        sizes,
         location=location,
         setting=setting,
-        said_by=settings.source(setting),
+        source=settings.source(setting),
         low_priority=settings.low_priority,
     )
-
-
-def read_quotas(client: Client, location: str) -> list[Quota]:
-    with client.errors(f"Reading the quota in {location}"):
-        return [_quota(vars(usage)) for usage in client.ml.compute.list_usage(location=location)]
 
 
 def _size(values: Mapping[str, Any]) -> Size:
@@ -102,58 +98,60 @@ def _size(values: Mapping[str, Any]) -> Size:
     )
 
 
-def _quota(values: Mapping[str, Any]) -> Quota:
-    name = values.get("name") or {}
-    family = f"{name.get('value') or ''}|{name.get('localizedValue') or name.get('localized_value') or ''}"
-    return Quota(family, values.get("currentValue") or values.get("current_value") or 0, values.get("limit") or 0)
+def read_quotas(client: Client) -> list[Quota]:
+    location = location_of(client)
+    with client.errors(f"Reading the quota in {location}"):
+        usages = [vars(usage) for usage in client.ml.compute.list_usage(location=location)]
+    quotas = []
+    for values in usages:
+        name = values.get("name") or {}
+        family = f"{name.get('value') or ''}|{name.get('localizedValue') or name.get('localized_value') or ''}"
+        used = values.get("currentValue") or values.get("current_value") or 0
+        quotas.append(Quota(family, used, values.get("limit") or 0))
+    return quotas
 
 
 def find_size(
-    name: str, sizes: Iterable[Size], *, location: str, setting: str, said_by: str, low_priority: bool = False
+    name: str, sizes: Iterable[Size], *, location: str, setting: str, source: str, low_priority: bool = False
 ) -> Size:
     """The size of that name. Raises UsageError, with similar names, where the location does not offer it.
 
-    setting, said_by: which setting names it, and where that was set.
+    setting, source: which setting names it, and where that was set.
     """
     by_name = {size.name.lower(): size for size in sizes}
     found = by_name.get(name.lower())
     if found is None:
         retired = next((when for pattern, when in RETIRED.items() if re.fullmatch(pattern, name, re.IGNORECASE)), None)
         problem = f"was retired by Azure in {retired}." if retired else f"is not offered in {location}."
-        similar = [] if retired else nearest(name, by_name, cutoff=0.75)
-        raise UsageError([f"VM size {name} ({said_by}): {problem}"], _size_hint(similar, by_name, setting))
+        similar = [] if retired else [by_name[near] for near in nearest(name, by_name, cutoff=0.75)]
+        with_gpu = sorted((size for size in by_name.values() if size.gpus), key=lambda size: (size.gpus, size.cores))
+        others = ", ".join(size.description for size in similar or with_gpu[:3])
+        which = "Similar sizes" if similar else "Sizes with a GPU"
+        hint = f"{which}: {others}. Set it with {flag(setting)}." if others else ""
+        raise UsageError([f"VM size {name} ({source}): {problem}"], hint)
     if low_priority and not found.has_low_priority:
         problem = f"VM size {found.name}: is not available at low priority in {location}."
         raise UsageError([problem], "Add --no-low-priority.")
     return found
 
 
-def _size_hint(similar: Sequence[str], by_name: Mapping[str, Size], setting: str) -> str:
-    """The sizes with a similar name, or else the smallest with a GPU."""
-    sizes = [by_name[name] for name in similar]
-    if not sizes:
-        sizes = sorted((size for size in by_name.values() if size.gpus), key=lambda size: (size.gpus, size.cores))[:3]
-    which = "Similar sizes" if similar else "Sizes with a GPU"
-    return f"{which}: {', '.join(size.description for size in sizes)}. Set it with {flag(setting)}." if sizes else ""
-
-
-def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority: bool, there: int = 0) -> None:
+def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority: bool, existing: int = 0) -> None:
     """Raises QuotaError where this many more machines of a size would exceed a quota of the subscription.
 
-    there: how many machines the cluster may have already.
+    existing: how many machines the cluster may have already.
     """
     needed = size.cores * nodes
     for quota in quotas:
         if not _counts(quota, size, low_priority=low_priority) or quota.limit < 0 or quota.used + needed <= quota.limit:
             continue
         fitting = max(0, quota.limit - quota.used) // size.cores if size.cores else 0
-        fewer = f"\n--max-nodes {there + fitting} would fit." if fitting else ""
+        fewer = f"\n--max-nodes {existing + fitting} would fit." if fitting else ""
         machines = f"{nodes} machine{'s' if nodes > 1 else ''} {size.name}"
         family, _, description = quota.family.partition("|")
         raise QuotaError(
             f"{machines} would need {needed} cores of the quota {family or description}, "
             f"of which {quota.used} of {quota.limit} are used.",
-            how_to_get_quota() + fewer,
+            quota_hint() + fewer,
         )
 
 
@@ -163,9 +161,8 @@ def _counts(quota: Quota, size: Size, *, low_priority: bool) -> bool:
     is_low = "low" in description and "priority" in description.replace(" ", "")
     if low_priority:
         return is_low
-    return not is_low and (
-        _plain(family) == _plain(size.family) or ("total" in description and "dedicated" in description)
-    )
+    is_total = "total" in description and "dedicated" in description
+    return not is_low and (is_total or _plain(family) == _plain(size.family))
 
 
 def _plain(text: str) -> str:
@@ -178,6 +175,12 @@ def _plain(text: str) -> str:
 
 def build_cluster(settings: Settings, location: str) -> AmlCompute:
     """The cluster that the settings describe."""
+    identity = None
+    if settings.identity == "system":
+        identity = IdentityConfiguration(type="system_assigned")
+    elif settings.identity != "none":
+        assigned = [ManagedIdentityConfiguration(resource_id=settings.identity)]
+        identity = IdentityConfiguration(type="user_assigned", user_assigned_identities=assigned)
     return AmlCompute(
         name=settings.compute,
         size=settings.vm_size,
@@ -185,25 +188,14 @@ def build_cluster(settings: Settings, location: str) -> AmlCompute:
         min_instances=settings.min_nodes,
         max_instances=settings.max_nodes,
         idle_time_before_scale_down=settings.idle_minutes * 60,
-        identity=build_identity(settings.identity),
+        identity=identity,
         location=settings.location or location,
         tags=dict(PROVISIONED_TAG),
     )
 
 
-def build_identity(setting: str) -> IdentityConfiguration | None:
-    """setting: none, system, or the resource ID of a user-assigned identity."""
-    if setting == "none":
-        return None
-    if setting == "system":
-        return IdentityConfiguration(type="system_assigned")
-    return IdentityConfiguration(
-        type="user_assigned", user_assigned_identities=[ManagedIdentityConfiguration(resource_id=setting)]
-    )
-
-
-def wanted_values(settings: Settings) -> dict[str, Any]:
-    """The values that the settings ask of a cluster. Without a setting, any identity and location will do."""
+def desired_values(settings: Settings) -> dict[str, Any]:
+    """The values that the settings require of a cluster. Identity and location may be any unless they are set."""
     values = {
         "vm_size": settings.vm_size,
         "low_priority": settings.low_priority,
@@ -227,51 +219,47 @@ def values_of(cluster: AmlCompute) -> dict[str, Any]:
         "min_nodes": cluster.min_instances,
         "max_nodes": cluster.max_instances,
         "idle_minutes": int(idle_minutes) if idle_minutes == int(idle_minutes) else idle_minutes,
-        "identity": _identity_of(cluster.identity),
+        "identity": identity_of(cluster),
         "location": cluster.location,
     }
 
 
-def _identity_of(identity: Any) -> str:
+def identity_of(cluster: AmlCompute) -> str:
+    """The identity of the cluster's machines, as the setting `identity` has it."""
+    identity: Any = cluster.identity
     if identity is None or str(identity.type).lower() == "none":
         return "none"
     if "user" in str(identity.type).lower():
-        return ",".join(sorted(one.resource_id for one in identity.user_assigned_identities or ()))
+        return ",".join(sorted(assigned.resource_id for assigned in identity.user_assigned_identities or ()))
     return "system"
 
 
-def plan_cluster(settings: Settings, there: Compute | None, size: Size) -> Item:
+def plan_cluster(settings: Settings, existing: Compute | None, size: Size) -> Item:
     """What to do about the cluster. Makes no requests."""
-    name = settings.compute
+    name, desired = settings.compute, desired_values(settings)
     costs = cost_sentences(settings, size)
-    if there is None:
-        return Item(KIND, name, "create", changes_between({}, wanted_values(settings)), costs=costs)
-    if not isinstance(there, AmlCompute):
-        reason = f"the name is taken by another kind of compute ({there.type})"
+    if existing is None:
+        return Item(KIND, name, "create", changes_between({}, desired), costs=costs)
+    if not isinstance(existing, AmlCompute):
+        reason = f"the name is taken by another kind of compute ({existing.type})"
         return Item(KIND, name, "refuse", reason=reason)
-    changes = cluster_changes(settings, there)
-    fixed = [key for key in ("vm_size", "low_priority", "location") if key in changes]
-    if fixed:
+    values = values_of(existing)
+    for key in ("vm_size", "location", "identity"):  # of which the service varies case and spaces
+        if key in desired and _plain(desired[key]) == _plain(values[key]):
+            desired[key] = values[key]
+    changes = changes_between(values, desired)
+    if fixed := [key for key in ("vm_size", "low_priority", "location") if key in changes]:
         reason = f"{' and '.join(fixed)} of a cluster cannot be changed"
         return Item(KIND, name, "refuse", changes, reason)
-    state = str(getattr(there.provisioning_state, "value", there.provisioning_state)).lower()
+    state = str(getattr(existing.provisioning_state, "value", existing.provisioning_state)).lower()
     if state in ("failed", "canceled", "deleting"):
-        cause = f" ({there.provisioning_errors})" if there.provisioning_errors else ""
-        reason = f"it exists in state {state}{cause}"
-        return Item(KIND, name, "refuse", reason=reason)
+        cause = f" ({existing.provisioning_errors})" if existing.provisioning_errors else ""
+        return Item(KIND, name, "refuse", reason=f"it exists in state {state}{cause}")
     if changes:
         by_default = [key for key in changes if settings.source(key) == "default"]
         reason = f"{', '.join(by_default)} not set: back to the default" if by_default else ""
         return Item(KIND, name, "change", changes, reason, costs=costs)
     return Item(KIND, name, "keep", reason="is up to date", costs=costs)
-
-
-def cluster_changes(settings: Settings, there: AmlCompute) -> dict[str, Change]:
-    wanted, values = wanted_values(settings), values_of(there)
-    for key in ("vm_size", "location", "identity"):  # of which the service varies case and spaces
-        if key in wanted and _plain(wanted[key]) == _plain(values[key]):
-            wanted[key] = values[key]
-    return changes_between(values, wanted)
 
 
 def cost_sentences(settings: Settings, size: Size) -> tuple[str, ...]:
@@ -284,28 +272,36 @@ def cost_sentences(settings: Settings, size: Size) -> tuple[str, ...]:
     )
     if not settings.min_nodes:
         return (while_used, "Without jobs the cluster costs nothing.")
-    always = f"{settings.min_nodes} of them cost{'s' if settings.min_nodes == 1 else ''} money day and night"
+    always = f"{settings.min_nodes} of them cost{'s' if settings.min_nodes == 1 else ''} money around the clock"
     return (while_used, f"{always}, until --min-nodes 0 or provision --delete.")
 
 
-def free_name(name: str, taken: Iterable[str]) -> str:
+def free_name(name: str, used: Iterable[str]) -> str:
     """A similar name that no compute has: NAME-2, NAME-3, …"""
-    others = {other.lower() for other in taken}
+    others = {other.lower() for other in used}
     names = (name[: MAX_NAME_LENGTH - len(suffix)].rstrip("-") + suffix for suffix in map("-{}".format, count(2)))
     return next(candidate for candidate in names if candidate.lower() not in others)
+
+
+def plan_cluster_deletion(name: str, existing: Compute) -> Item:
+    """Whether to delete the cluster: only one that `provision` created. Makes no requests."""
+    if not isinstance(existing, AmlCompute) or not is_provisioned(existing.tags):
+        return Item(KIND, name, "keep", reason="was not created by msggan-aml provision")
+    return Item(KIND, name, "delete", reason="ends the jobs that wait for it or run on it")
 
 
 # --- With the service -------------------------------------------------------------------------------------------------
 
 
-def read_cluster(client: Client, name: str) -> Compute | None:
-    """The compute of that name, None where there is none."""
+def read_cluster(client: Client) -> Compute | None:
+    """The compute that the settings name, None if it does not exist."""
+    name = client.settings.compute
     return client.find(f"Looking for the compute {name}", lambda: client.ml.compute.get(name))
 
 
-def require_cluster(client: Client, name: str) -> AmlCompute:
-    """The cluster of that name. Raises UsageError where there is none."""
-    compute = read_cluster(client, name)
+def require_cluster(client: Client) -> AmlCompute:
+    """The cluster that the settings name. Raises UsageError if it does not exist."""
+    name, compute = client.settings.compute, read_cluster(client)
     if compute is None:
         raise UsageError(
             [f"No cluster {name!r} in workspace {client.workspace.workspace_name!r}."],
@@ -319,59 +315,48 @@ def require_cluster(client: Client, name: str) -> AmlCompute:
     return compute
 
 
-def has_identity(cluster: AmlCompute) -> bool:
-    """Whether jobs on a cluster have an identity of the cluster's."""
-    return _identity_of(cluster.identity) != "none"
-
-
-def name_hint(client: Client, name: str) -> str:
-    """What to type if the name cannot be used."""
+def name_hint(client: Client) -> str:
+    """What to type if the name of the cluster cannot be used."""
     with client.errors("Listing the computes"):
-        taken = [compute.name for compute in client.ml.compute.list()]
-    return f"Use another name: --compute {free_name(name, taken)}"
+        used = [compute.name for compute in client.ml.compute.list()]
+    return f"Use another name: --compute {free_name(client.settings.compute, used)}"
 
 
-def ensure_cluster(client: Client, settings: Settings, location: str, report: Callable[[str], None]) -> None:
+def ensure_cluster(client: Client, report: Callable[[str], None]) -> None:
     """Creates the cluster, or changes what can be changed. Returns when that is done."""
+    settings = client.settings
     doing = f"Creating the cluster {settings.compute}"
-    there = read_cluster(client, settings.compute)
-    cluster = build_cluster(settings, location)
-    if isinstance(there, AmlCompute):
+    existing, cluster = read_cluster(client), build_cluster(settings, location_of(client))
+    if isinstance(existing, AmlCompute):
         doing = f"Changing the cluster {settings.compute}"
-        cluster = _changed(there, cluster, keep_identity=settings.source("identity") == "default")
+        cluster = with_changes(existing, cluster, keep_identity=settings.source("identity") == "default")
     with client.errors(doing):
         _await(client.ml.compute.begin_create_or_update(cluster), doing, report)
 
 
-def _changed(there: AmlCompute, wanted: AmlCompute, *, keep_identity: bool) -> AmlCompute:
-    """The existing cluster with the wanted values that can be changed; its network, keys and tags stay."""
-    there.min_instances, there.max_instances = wanted.min_instances, wanted.max_instances
-    there.idle_time_before_scale_down = wanted.idle_time_before_scale_down
+def with_changes(existing: AmlCompute, desired: AmlCompute, *, keep_identity: bool) -> AmlCompute:
+    """The existing cluster with the desired values that can be changed; its network, keys and tags stay."""
+    existing.min_instances, existing.max_instances = desired.min_instances, desired.max_instances
+    existing.idle_time_before_scale_down = desired.idle_time_before_scale_down
     if not keep_identity:
-        there.identity = wanted.identity
-    if there.network_settings is not None and not there.network_settings.subnet:
-        there.network_settings = None  # the SDK makes one of nothing, and cannot send it back
-    return there
+        existing.identity = desired.identity
+    if existing.network_settings is not None and not existing.network_settings.subnet:
+        existing.network_settings = None  # the SDK reads it where there is none, and cannot send it back
+    return existing
 
 
-def delete_cluster(client: Client, name: str, report: Callable[[str], None]) -> None:
+def delete_cluster(client: Client, report: Callable[[str], None]) -> None:
+    name = client.settings.compute
     doing = f"Deleting the cluster {name}"
     with client.errors(doing):
         _await(client.ml.compute.begin_delete(name), doing, report)
 
 
-def plan_cluster_deletion(name: str, there: Compute) -> Item:
-    """Whether to delete the cluster: only one that was created here. Makes no requests."""
-    if not isinstance(there, AmlCompute) or not is_provisioned(there.tags):
-        return Item(KIND, name, "keep", reason="was not created by msggan-aml provision")
-    return Item(KIND, name, "delete", reason="ends the jobs that wait for it or run on it")
-
-
 def _await(poller: Any, doing: str, report: Callable[[str], None]) -> None:
-    """Waits for a long-running operation, and reports now and then that it is not done."""
+    """Waits for a long-running operation, and reports every few seconds that it continues."""
     for waited_s in count(REPORT_EVERY_S, REPORT_EVERY_S):
         poller.wait(timeout=REPORT_EVERY_S)
         if poller.done():
             break
-        report(f"{doing}: {waited_s} s so far.")
+        report(f"{doing}: {waited_s} s …")
     poller.result()

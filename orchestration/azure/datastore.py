@@ -1,7 +1,7 @@
 """The datastore for images and runs: its plan, its storage account, and how it is created, checked and deleted.
 
-A datastore of our own holds no key: its blobs are read with an identity. A key or a SAS comes only from an environment
-variable, and is written only to the datastore's credentials.
+Unless a key or a SAS is set, the datastore holds none: its blobs are read with an identity. A secret comes only from an
+environment variable, and is written only to the datastore's credentials.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from azure.ai.ml.entities import AccountKeyConfiguration, AzureBlobDatastore, Datastore, SasTokenConfiguration
-from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.storage.blob import ContainerClient
 
-from msggan.errors import UsageError
-from orchestration.azure.blobs import KEYS_REFUSED, build_container
+from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import (
+    KEYS_REFUSED,
     PROVISIONED_TAG,
     Client,
     error_code,
     is_provisioned,
     storage_role_hint,
-    translate_error,
 )
-from orchestration.errors import AuthError, AzureServiceError, UnreachableError
+from orchestration.errors import AuthError, UnreachableError
 from orchestration.settings import Settings
-from orchestration.status import Change, Item, changes_between
+from orchestration.status import Item, changes_between
 
 KIND = "datastore"
 CONTAINER_KIND = "container"
@@ -81,43 +80,37 @@ def build_datastore(settings: Settings, secret: Secret | None) -> AzureBlobDatas
     )
 
 
-def wanted_values(settings: Settings, secret: Secret | None) -> dict[str, Any]:
-    """The values that the settings and the environment ask of the datastore."""
-    return {
-        "storage_account": settings.storage_account,
-        "storage_container": settings.storage_container,
-        "credentials": secret.kind if secret else IDENTITY,
-    }
-
-
 def values_of(store: AzureBlobDatastore) -> dict[str, Any]:
-    """The same values of an existing datastore."""
+    """The values of an existing datastore that a plan compares."""
+    kinds: dict[type, str] = {AccountKeyConfiguration: KEY, SasTokenConfiguration: SAS}
     return {
         "storage_account": store.account_name,
         "storage_container": store.container_name,
-        "credentials": _credentials_kind(store),
+        "credentials": kinds.get(type(store.credentials), IDENTITY),
     }
 
 
-def _credentials_kind(store: Datastore) -> str:
-    if isinstance(store.credentials, AccountKeyConfiguration):
-        return KEY
-    return SAS if isinstance(store.credentials, SasTokenConfiguration) else IDENTITY
-
-
-def plan_datastore(settings: Settings, there: Datastore | None, secret: Secret | None) -> Item:
+def plan_datastore(settings: Settings, existing: Datastore | None, secret: Secret | None) -> Item:
     """What to do about the datastore that the settings name with its account. Makes no requests."""
     name = str(settings.datastore)
-    if there is None and not re.fullmatch(NAME_PATTERN, name):
+    if existing is None and not re.fullmatch(NAME_PATTERN, name):
         reason = "the name of a new datastore must be lowercase letters, digits and _"
         valid = re.sub(r"[^a-z0-9_]", "_", name.lower())
         return Item(KIND, name, "refuse", reason=reason, hint=f"Use another name: --datastore {valid}")
     costs = ("What is stored there costs money until you delete it; no command here does.",)
-    if there is None:
-        return Item(KIND, name, "create", changes_between({}, wanted_values(settings, secret)), costs=costs)
-    if not isinstance(there, AzureBlobDatastore):
-        return Item(KIND, name, "refuse", reason=f"the name is taken by a datastore of another kind ({there.type})")
-    changes = _changes(settings, there, secret)
+    desired = {
+        "storage_account": settings.storage_account,
+        "storage_container": settings.storage_container,
+        "credentials": secret.kind if secret else IDENTITY,
+    }
+    if existing is None:
+        return Item(KIND, name, "create", changes_between({}, desired), costs=costs)
+    if not isinstance(existing, AzureBlobDatastore):
+        return Item(KIND, name, "refuse", reason=f"the name is taken by a datastore of another kind ({existing.type})")
+    values = values_of(existing)
+    if secret is None:  # its credentials stay
+        desired["credentials"] = values["credentials"]
+    changes = changes_between(values, desired)
     if "storage_account" in changes or "storage_container" in changes:
         reason = "it is another container, with the data of earlier jobs"
         return Item(KIND, name, "refuse", changes, reason, f"Use another name: --datastore {name}_2")
@@ -126,25 +119,11 @@ def plan_datastore(settings: Settings, there: Datastore | None, secret: Secret |
     return Item(KIND, name, "keep", reason="is up to date", costs=costs)
 
 
-def _changes(settings: Settings, there: AzureBlobDatastore, secret: Secret | None) -> dict[str, Change]:
-    """Without a secret the credentials stay as they are."""
-    wanted, values = wanted_values(settings, secret), values_of(there)
-    if secret is None:
-        wanted["credentials"] = values["credentials"]
-    return changes_between(values, wanted)
-
-
-def with_credentials(item: Item, secret: Secret) -> Item:
-    """The change of a datastore whose credentials have expired."""
-    changes = {"credentials": {"from": "expired", "to": secret.kind}}
-    return Item(item.kind, item.name, "change", changes, costs=item.costs)
-
-
-def plan_datastore_deletion(name: str, there: Datastore) -> Item:
-    """Whether to delete the datastore: only one that was created here, and never its data. Makes no requests."""
-    if not isinstance(there, AzureBlobDatastore) or not is_provisioned(there.tags):
+def plan_datastore_deletion(name: str, existing: Datastore) -> Item:
+    """Whether to delete the datastore: only one that `provision` created, and never its data. Makes no requests."""
+    if not isinstance(existing, AzureBlobDatastore) or not is_provisioned(existing.tags):
         return Item(KIND, name, "keep", reason="was not created by msggan-aml provision")
-    reason = f"the data in {there.account_name}/{there.container_name} stays"
+    reason = f"the data in {existing.account_name}/{existing.container_name} stays"
     return Item(KIND, name, "delete", reason=reason)
 
 
@@ -152,39 +131,36 @@ def plan_datastore_deletion(name: str, there: Datastore) -> Item:
 
 
 def read_datastore(client: Client, name: str) -> Datastore | None:
-    """The datastore of that name, without its secrets; None where there is none."""
+    """The datastore of that name, without its secrets; None if it does not exist."""
     return client.find(f"Looking for the datastore {name}", lambda: client.ml.datastores.get(name))
 
 
-class ContainerMissing(Exception):  # noqa: N818 - a finding, not an error
-    """The account can be read, and has no such container."""
+def check_access(client: Client, container: ContainerClient, secret: Secret | None) -> bool:
+    """Lists one blob. Returns False if the storage account can be read but has no such container.
 
-
-def check_access(client: Client, container: ContainerClient, secret: Secret | None) -> None:
-    """Lists one blob. Raises ContainerMissing; AuthError with the command that assigns the role; UnreachableError."""
+    Raises AuthError with the command that assigns the role, or UnreachableError.
+    """
     account = str(container.account_name)
     doing = f"Reading the storage account {account}"
     try:
-        with container:
+        with client.errors(doing), container:
             next(iter(container.list_blob_names(results_per_page=1)), None)
-    except ResourceNotFoundError as error:
-        if error_code(error) != "ContainerNotFound":
-            raise translate_error(error, doing, client.workspace, client.identity) from error
-        raise ContainerMissing from error
-    except HttpResponseError as error:
-        if not isinstance(error, ClientAuthenticationError) and error.status_code != 403:
-            raise translate_error(error, doing, client.workspace, client.identity) from error
-        raise _refusal(client, error, doing, account, secret) from None
+    except MsgganError as error:
+        refusal = error.__cause__
+        if not isinstance(refusal, HttpResponseError):
+            raise
+        if error_code(refusal) == "ContainerNotFound":
+            return False
+        if not isinstance(refusal, ClientAuthenticationError) and refusal.status_code != 403:
+            raise
+        raise _access_denied(client, error_code(refusal), doing, account, secret) from None
     except ValueError as error:  # of a key that is not base64
         variable = secret.variable if secret else "the credentials"
         raise UsageError([f"{variable}: is not an account key as the Azure portal shows it."]) from error
-    except Exception as error:
-        ours = translate_error(error, doing, client.workspace, client.identity)
-        raise (ours if isinstance(ours, AzureServiceError) else error) from error
+    return True
 
 
-def _refusal(client: Client, error: HttpResponseError, doing: str, account: str, secret: Secret | None) -> AuthError:
-    code = error_code(error)
+def _access_denied(client: Client, code: str, doing: str, account: str, secret: Secret | None) -> AuthError:
     if code == KEYS_REFUSED:
         unset = f" Unset {secret.variable} to use identities." if secret else ""
         reason = f"{account} accepts no keys and no SAS ({code}).{unset}"
@@ -197,38 +173,37 @@ def _refusal(client: Client, error: HttpResponseError, doing: str, account: str,
     return AuthError(f"{doing}: {reason}", storage_role_hint(client.identity, account))
 
 
-def plan_container(client: Client, settings: Settings, secret: Secret | None) -> Item | None:
+def plan_container(client: Client, secret: Secret | None) -> Item | None:
     """An item if the account is unreachable (refuse) or has no such container (create), else None."""
-    name = f"{settings.storage_account}/{settings.storage_container}"
+    name = f"{client.settings.storage_account}/{client.settings.storage_container}"
     try:
-        check_access(client, _container_of(client, settings, secret), secret)
-    except ContainerMissing:
-        return Item(CONTAINER_KIND, name, "create")
+        if check_access(client, _container_of(client, secret), secret):
+            return None
     except UnreachableError as error:
         hint = f"List the accounts: az storage account list --output table\n{error.hint}"
         return Item(CONTAINER_KIND, name, "refuse", reason=error.message, hint=hint)
-    return None
+    return Item(CONTAINER_KIND, name, "create")
 
 
-def ensure_container(client: Client, settings: Settings, secret: Secret | None) -> None:
-    """Creates the container if there is none."""
-    doing = f"Creating the container {settings.storage_account}/{settings.storage_container}"
-    with client.errors(doing), _container_of(client, settings, secret) as container:
+def ensure_container(client: Client, secret: Secret | None) -> None:
+    """Creates the container if it does not exist."""
+    name = f"{client.settings.storage_account}/{client.settings.storage_container}"
+    with client.errors(f"Creating the container {name}"), _container_of(client, secret) as container:
         if not container.exists():
             container.create_container()
 
 
-def _container_of(client: Client, settings: Settings, secret: Secret | None) -> ContainerClient:
-    account, name = str(settings.storage_account), str(settings.storage_container)
-    return build_container(client, account, name, secret.value if secret else None)
+def _container_of(client: Client, secret: Secret | None) -> ContainerClient:
+    account, name = str(client.settings.storage_account), str(client.settings.storage_container)
+    return client.container(account, name, secret.value if secret else None)
 
 
-def ensure_datastore(client: Client, settings: Settings, secret: Secret | None) -> None:
+def ensure_datastore(client: Client, secret: Secret | None) -> None:
     """Creates the datastore, or changes its credentials."""
-    store = build_datastore(settings, secret)
-    there = read_datastore(client, str(store.name))
-    if there is not None and not is_provisioned(there.tags):
-        store.tags = there.tags or {}
+    store = build_datastore(client.settings, secret)
+    existing = read_datastore(client, str(store.name))
+    if existing is not None and not is_provisioned(existing.tags):
+        store.tags = existing.tags or {}
     with client.errors(f"Creating the datastore {store.name}"):
         client.ml.datastores.create_or_update(store)
 

@@ -26,7 +26,7 @@ from azure.core.exceptions import AzureError, ResourceExistsError
 
 import environments
 from msggan.errors import UsageError
-from orchestration.azure.blobs import ensure_uploaded, hash_parts, open_store
+from orchestration.azure.blobs import hash_files
 from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
 from orchestration.status import Item
 
@@ -68,8 +68,7 @@ class Recipe:
     @property
     def version(self) -> str:
         """The first 16 of the 64 digits of the content's SHA-256."""
-        files = [part for path in sorted(self.files) for part in (path.encode(), self.files[path])]
-        return hash_parts([self.image.encode(), self.conda.encode(), *files])[:16]
+        return hash_files(self.files, self.image.encode(), self.conda.encode())[:16]
 
     @property
     def reference(self) -> str:
@@ -87,11 +86,13 @@ def read_recipe(setting: str, *, curated_version: str = "") -> Recipe:
     """
     if _is_curated(setting):
         made_from = f"curated image {CURATED_NAME}, version {curated_version}"
-        files = _based_on(f"{CURATED_IMAGE}:{curated_version}", read_context(DEFAULT_CONTEXT))
+        files = read_context(DEFAULT_CONTEXT)
+        base = f"FROM {CURATED_IMAGE}:{curated_version}".encode()
+        files[DOCKERFILE] = re.sub(rb"^FROM .*$", base, files[DOCKERFILE], count=1, flags=re.MULTILINE)
         if setting == CURATED:
             return Recipe(made_from, files=files)
-        added = {REQUIREMENTS: files[REQUIREMENTS] + _read_requirements(Path(setting))}
-        return Recipe(f"{made_from}, and {Path(setting).name}", files=files | added)
+        files[REQUIREMENTS] += _read_requirements(Path(setting))
+        return Recipe(f"{made_from}, and {Path(setting).name}", files=files)
     if Path(setting).is_dir():
         return Recipe(f"folder {Path(setting).name}", files=read_context(Path(setting)))
     image, plus, path = setting.rpartition("+")
@@ -116,12 +117,6 @@ def _read_requirements(path: Path) -> bytes:
     if other := next((line for line in lines if re.match(r"\s*(-r|-c|-e|--requirement|--constraint|\.)", line)), None):
         raise UsageError([f"environment {path}: {other.strip()} names another file; list the packages themselves."])
     return "\n".join([*lines, ""]).encode()
-
-
-def _based_on(image: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The default build context with this image as its base."""
-    dockerfile = re.sub(rb"^FROM .*$", b"FROM " + image.encode(), files[DOCKERFILE], count=1, flags=re.MULTILINE)
-    return {**files, DOCKERFILE: dockerfile}
 
 
 def _checked_image(image: str) -> str:
@@ -151,7 +146,11 @@ def read_context(folder: Path) -> dict[str, bytes]:
 
     Raises UsageError where they are more, or larger, than Azure ML allows.
     """
-    paths = [path for path in sorted(folder.rglob("*")) if not _is_hidden(path.relative_to(folder))]
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
+    ]
     links = [path for path in paths if path.is_symlink()]
     files = [path for path in paths if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
@@ -167,30 +166,23 @@ def read_context(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
-
-
 def build_environment(recipe: Recipe, *, conda_file: Path | None = None, context: str = "") -> Environment:
     """The environment for the SDK. conda_file, context: the recipe's, written to a file and uploaded to an URL."""
-    given: dict[str, Any] = {"image": recipe.image or None}
-    if recipe.files:
-        given = {"build": BuildContext(path=context, dockerfile_path=DOCKERFILE)}
-    if recipe.conda:
-        given["conda_file"] = str(conda_file)
     return Environment(
         name=NAME,
         version=recipe.version,
         description=f"For msggan: {recipe.made_from}",
         tags=dict(PROVISIONED_TAG),
-        **given,
+        image=recipe.image or None,
+        conda_file=str(conda_file) if recipe.conda else None,
+        build=BuildContext(path=context, dockerfile_path=DOCKERFILE) if recipe.files else None,
     )
 
 
-def plan_environment(recipe: Recipe, there: Environment | None, *, is_archived: bool = False) -> Item:
+def plan_environment(recipe: Recipe, existing: Environment | None, *, is_archived: bool = False) -> Item:
     """What to do about the environment. Makes no requests."""
     name = f"{NAME}:{recipe.version}"
-    if there is None:
+    if existing is None:
         changes = {"made_from": {"from": None, "to": recipe.made_from}}
         costs = (
             ("The image is built before the first job that uses it, in about 20 minutes on the workspace's builder.",)
@@ -206,8 +198,9 @@ def plan_environment(recipe: Recipe, there: Environment | None, *, is_archived: 
 # --- With the service -------------------------------------------------------------------------------------------------
 
 
-def resolve_recipe(client: Client, setting: str) -> Recipe:
+def resolve_recipe(client: Client) -> Recipe:
     """The recipe that the setting `environment` specifies; of `curated`, with its newest version."""
+    setting = client.settings.environment
     if not _is_curated(setting):
         return read_recipe(setting)
     with client.errors(f"Reading the newest version of {CURATED_NAME}"):
@@ -216,7 +209,7 @@ def resolve_recipe(client: Client, setting: str) -> Recipe:
 
 
 def read_environment(client: Client, recipe: Recipe) -> Environment | None:
-    """The environment of that version, None where there is none."""
+    """The environment of that version, None if it does not exist."""
     return client.find(
         f"Looking for the environment {NAME}:{recipe.version}",
         lambda: client.ml.environments.get(NAME, version=recipe.version),
@@ -224,24 +217,24 @@ def read_environment(client: Client, recipe: Recipe) -> Environment | None:
 
 
 def ensure_environment(client: Client, recipe: Recipe) -> str:
-    """Creates the environment if there is none. Returns the ID by which a job refers to it."""
-    if read_environment(client, recipe) is None:
-        context = ""
-        if recipe.files:  # the image builder needs the slash at the end
-            context = ensure_uploaded(client, open_store(client, None), CONTEXT_FOLDER, recipe.files) + "/"
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            client.errors(f"Creating the environment {NAME}:{recipe.version}"),
-        ):
-            conda_file = Path(folder) / CONDA_FILE
-            conda_file.write_text(recipe.conda, encoding="utf-8")
-            environment = build_environment(recipe, conda_file=conda_file, context=context)
-            try:
-                with redirect_stderr(io.StringIO()):  # the SDK always prints colour codes there
-                    client.ml.environments.create_or_update(environment)
-            except ResourceExistsError:  # somebody else created it at the same time: the same content
-                if read_environment(client, recipe) is None:
-                    raise
+    """Creates the environment if it does not exist. Returns the ID by which a job refers to it."""
+    if read_environment(client, recipe) is not None:
+        return recipe.reference
+    context = ""
+    if recipe.files:
+        store = client.store(None)
+        with client.errors(f"Uploading {len(recipe.files)} files to the datastore {store.datastore}"):
+            context = store.upload_files(CONTEXT_FOLDER, recipe.files) + "/"  # which the image builder needs
+    with tempfile.TemporaryDirectory() as folder, client.errors(f"Creating the environment {NAME}:{recipe.version}"):
+        conda_file = Path(folder) / CONDA_FILE
+        conda_file.write_text(recipe.conda, encoding="utf-8")
+        environment = build_environment(recipe, conda_file=conda_file, context=context)
+        try:
+            with redirect_stderr(io.StringIO()):  # the SDK always prints colour codes there
+                client.ml.environments.create_or_update(environment)
+        except ResourceExistsError:  # somebody else created it at the same time, with the same content
+            if read_environment(client, recipe) is None:
+                raise
     return recipe.reference
 
 
@@ -254,13 +247,13 @@ def read_versions(client: Client) -> list[str]:
     """The versions of our environment that were created here, without those in the archive."""
     doing = f"Listing the environment {NAME}"
     versions = client.find(doing, lambda: list(client.ml.environments.list(NAME)))
-    return [str(one.version) for one in versions or () if is_provisioned(one.tags)]
+    return [str(found.version) for found in versions or () if is_provisioned(found.tags)]
 
 
 def plan_environment_deletion(versions: list[str]) -> Item:
     """What to do about our environment's versions, at least one: Azure ML archives them, so old jobs keep theirs."""
-    many = f"{len(versions)} version{'s' if len(versions) > 1 else ''}"
-    return Item(KIND, NAME, "delete", reason=f"{many}; Azure ML keeps them in its archive, at no cost")
+    count = f"{len(versions)} version{'s' if len(versions) > 1 else ''}"
+    return Item(KIND, NAME, "delete", reason=f"{count}; Azure ML keeps them in its archive, at no cost")
 
 
 def archive_environments(client: Client, versions: list[str]) -> None:

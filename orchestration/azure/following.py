@@ -11,6 +11,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, repeat
@@ -18,11 +19,11 @@ from itertools import chain, islice, repeat
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import BlobClient
 
-from msggan.commands.program import raise_pending_signal
-from msggan.errors import MsgganError
+from msggan.commands.program import Terminated, raise_pending_signal, stopped
+from msggan.errors import MsgganError, UsageError
 from orchestration.azure.blobs import retry_policy
-from orchestration.azure.history import Details, state_of
-from orchestration.azure.session import Session
+from orchestration.azure.client import Client
+from orchestration.azure.history import Details, RunJobs, read_details, state_of
 from orchestration.errors import AzureServiceError, UnreachableError
 
 JOB_LOG = re.compile(r"user_logs/std_log(?:_process_0+)?\.txt")
@@ -46,7 +47,7 @@ PROGRESS = {
 
 
 def log_url(details: Details, pattern: re.Pattern[str]) -> str | None:
-    """The URL of a log, None where there is none yet. Of several processes, that of the first."""
+    """The URL of a log, None if it does not exist yet. Of several processes, that of the first."""
     names = sorted(name for name in details.logs if pattern.fullmatch(name))
     return details.logs[names[0]] if names else None
 
@@ -79,18 +80,15 @@ class LogReader:
             with BlobClient.from_blob_url(url, retry_policy=retry_policy(self.wait_factor_s)) as blob:
                 return blob.download_blob(offset=self.position, length=MAX_BYTES).readall()
         except AzureError as error:
-            is_at_end = isinstance(error, HttpResponseError) and error.status_code == RANGE_NOT_SATISFIABLE
-            self.is_incomplete = not is_at_end
-            if is_at_end:
-                self._restart_if_shorter(error)
+            if not isinstance(error, HttpResponseError) or error.status_code != RANGE_NOT_SATISFIABLE:
+                self.is_incomplete = True
+                return b""
+            # The end of the log; or the log of a restarted job has replaced that of its first node, and is shorter.
+            headers: Mapping[str, str] = getattr(error.response, "headers", {})
+            size = headers.get("Content-Range", "").rpartition("/")[2]
+            if size.isdigit() and int(size) < self.position:
+                self.position, self._rest = 0, b""
             return b""
-
-    def _restart_if_shorter(self, error: AzureError) -> None:
-        """The log of a restarted job replaces that of its first node."""
-        headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
-        size = headers.get("Content-Range", "").rpartition("/")[2]
-        if size.isdigit() and int(size) < self.position:
-            self.position, self._rest = 0, b""
 
 
 def _decode_line(content: bytes) -> str:
@@ -105,7 +103,7 @@ def _decode_line(content: bytes) -> str:
 class Watch:
     """Follows one job. poll(): its details now. report(line): prints a change of state. `details`: the newest ones.
 
-    tail: of the lines that are there at the first poll, only this many; None: all.
+    tail: of the lines at the first poll, only the last ones, this many; None: all.
     """
 
     job: str
@@ -128,7 +126,7 @@ class Watch:
                     self.report(line)
             if details.has_ended and not is_first:
                 time.sleep(LAST_LINES_S)
-                details = self._poll() or details  # noqa: PLW2901 - a log may appear only now
+                details = self._poll() or details  # noqa: PLW2901 - the log may have appeared in the meantime
             if url := log_url(details, JOB_LOG):
                 new = self._last_lines(log, url) if details.has_ended else log.lines(url, final=False)
                 yield from new if tail is None else deque(new, maxlen=tail)
@@ -159,7 +157,7 @@ class Watch:
             time.sleep(pause)
 
     def _poll(self) -> Details | None:
-        """The job's details, None where they cannot be read now."""
+        """The job's details, None if they cannot be read now."""
         try:
             details = self.poll()
         except AzureServiceError as error:
@@ -178,8 +176,9 @@ class Watch:
         reasons = details.warnings if state == "queued" else ()
         if before[:1] == ("running",) and state in ("queued", "preparing"):
             self._preemptions += 1
+            times = f"{self._preemptions} time{'s' if self._preemptions > 1 else ''}"
             self.report(
-                f"Job {self.job}: preempted ({self._preemptions} so far). "
+                f"Job {self.job}: preempted ({times} in total). "
                 "Azure restarts it, and training resumes from the last checkpoint."
             )
         if (state, *reasons) != before and state in PROGRESS:
@@ -187,21 +186,45 @@ class Watch:
         return (state, *reasons)
 
 
-def watch(session: Session, job: str, *, with_build_log: bool = False, tail: int | None = None) -> Watch:
-    """Follows a job of the session's workspace."""
-    poll, wait_factor_s = partial(session.history.details, job), session.client.wait_factor_s
-    return Watch(job, poll, session.reporter.info, wait_factor_s, with_build_log=with_build_log, tail=tail)
+def watch(client: Client, job: str, *, with_build_log: bool = False, tail: int | None = None) -> Watch:
+    """Follows a job of the client's workspace."""
+    poll, report = partial(read_details, client, job), client.reporter.info
+    return Watch(job, poll, report, client.wait_factor_s, with_build_log=with_build_log, tail=tail)
 
 
-def cancel(session: Session, job: str) -> None:
+@contextmanager
+def detaching(run: RunJobs, follow_again: str) -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM detach from the run, which continues. follow_again: how to follow it, for the hint."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        message = f"Detached: {run.run} continues as job {run.jobs[-1].name}."
+        raise stopped(type(stop), message, f"{follow_again}. Stop it: msggan-aml cancel {run.run}.") from None
+    except MsgganError as error:
+        error.hint = "\n".join(filter(None, [error.hint, f"{run.run} continues. {follow_again}."]))
+        raise
+
+
+def read_log(client: Client, job: str) -> list[str]:
+    """The lines of a job's log up to now."""
+    url = log_url(read_details(client, job), JOB_LOG)
+    return [] if url is None else list(LogReader(client.wait_factor_s).lines(url, final=True))
+
+
+def not_running(name: str, state: str) -> UsageError:
+    """The error if a run or a sweep cannot be cancelled."""
+    return UsageError([f"{name}: is not running; its state is {state}."])
+
+
+def cancel(client: Client, job: str) -> None:
     """Cancels a job and waits for its end, for a minute or two: after that its status shows what became of it."""
     try:
-        with session.client.errors(f"Cancelling {job}"):
-            session.client.ml.jobs.begin_cancel(job).result()
+        with client.errors(f"Cancelling {job}"):
+            client.ml.jobs.begin_cancel(job).result()
     except MsgganError:
-        if not session.history.details(job).has_ended:  # it may have ended just then
+        if not read_details(client, job).has_ended:  # it may have ended just then
             raise
-    for _ in islice(watch(session, job).updates(), MAX_POLLS_OF_CANCELLED):
+    for _ in islice(watch(client, job).updates(), MAX_POLLS_OF_CANCELLED):
         """Until it has ended."""
 
 

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from azure.core.exceptions import ResourceNotFoundError
 from azure.core.rest import HttpRequest
 
-from orchestration.azure.client import Client, translate_error
-from orchestration.errors import WorkspaceError
+from msggan.errors import RunFolderError
+from orchestration.azure.blobs import Store
+from orchestration.azure.client import Client
+from orchestration.azure.jobs import DATA_INPUT, RUN_OUTPUT, RUN_TAG, SWEEP_TAG, job_name
 from orchestration.spec import DatastorePath, in_datastore
-
-RUN_TAG = "msggan.run"
-SWEEP_TAG = "msggan.sweep"  # a sweep has both tags
-# A job's input and output.
-DATA_INPUT = "data"
-RUN_OUTPUT = "run"
 
 MAX_JOBS = 2000  # read for a list of runs
 MAX_RUNS = 50
@@ -87,17 +82,21 @@ class RunJobs:
 
     @property
     def folder(self) -> DatastorePath | None:
-        """The run folder of the newest job, None where the job records none that can be read."""
-        return self.trial_folder or (run_folder_of(self.newest) if self.newest is not None else None)
+        """The run folder of the newest job, None if the job records none that can be read."""
+        output = (self.newest.outputs or {}).get(RUN_OUTPUT) if self.newest is not None else None
+        if self.trial_folder or output is None or not output.path:
+            return self.trial_folder
+        return in_datastore(f"{str(output.path).rstrip('/')}/")
 
-
-def job_name(run: str, number: int) -> str:
-    """The name of a run's job, counted from 1: NAME, NAME-2, …"""
-    return run if number == 1 else f"{run}-{number}"
+    def open_folder(self, client: Client) -> tuple[Store, str]:
+        """The container of the run folder, and its path there, with a slash at the end. Raises MsgganError."""
+        if self.folder is None:
+            raise RunFolderError(f"The jobs of {self.run} record no run folder.")
+        return client.store(self.folder.datastore), self.folder.path
 
 
 def find_jobs(client: Client, run: str) -> RunJobs:
-    """The jobs of a run, empty where there is no such run. Jobs of those names with another tag are skipped."""
+    """The jobs of a run, empty if there is no such run. Jobs of those names with another tag are skipped."""
     found = []
     for number in itertools.count(1):
         job = get_job(client, job_name(run, number))
@@ -109,14 +108,8 @@ def find_jobs(client: Client, run: str) -> RunJobs:
 
 
 def get_job(client: Client, name: str) -> Any | None:
-    """The job of that name, None where there is none."""
-    with client.errors(f"Looking for the job {name}"):
-        try:
-            return client.ml.jobs.get(name)
-        except ResourceNotFoundError as error:
-            if isinstance(translate_error(error, "", client.workspace), WorkspaceError):
-                raise
-            return None
+    """The job of that name, None if it does not exist."""
+    return client.find(f"Looking for the job {name}", lambda: client.ml.jobs.get(name))
 
 
 def list_runs(client: Client, *, sweeps: bool = False) -> tuple[list[RunJobs], bool]:
@@ -147,20 +140,10 @@ def created_at(job: Any) -> str:
     return str(job.creation_context.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
-def run_folder_of(job: Any) -> DatastorePath | None:
-    """The run folder of a job, None where it records none that can be read."""
-    output = (job.outputs or {}).get(RUN_OUTPUT)
-    return in_datastore(str(output.path)) if output is not None and output.path else None
-
-
 def data_of(job: Any) -> str:
     """The images of a job, as --data takes them."""
-    given = (job.inputs or {}).get(DATA_INPUT)
-    return str(getattr(given, "path", None) or "PATH")
-
-
-def portal_url(job: Any) -> str | None:
-    return job.studio_url or None
+    images = (job.inputs or {}).get(DATA_INPUT)
+    return str(getattr(images, "path", None) or "PATH")
 
 
 # --- The run history --------------------------------------------------------------------------------------------------
@@ -168,7 +151,7 @@ def portal_url(job: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Details:
-    """A job as the run history records it. status: the service's state. logs: by name, an URL that is signed for hours.
+    """A job as the run history records it. status: the service's state. logs: by name, a URL that is signed for hours.
 
     In a list of children the service leaves out logs and warnings.
     """
@@ -193,6 +176,11 @@ class Details:
         return has_ended(self.status)
 
     @property
+    def ended_at(self) -> str | None:
+        """When it ended, ISO 8601 in UTC to the second; None before."""
+        return f"{self.ended[:19]}Z" if self.has_ended and self.ended else None
+
+    @property
     def exit_code(self) -> int | None:
         """The exit code of the job's process, where the service's error contains it."""
         found = re.search(r"(?:status|exit) ?code:? ?(-?\d+)", self.error, re.IGNORECASE)
@@ -204,41 +192,44 @@ class Details:
         limit = r"time ?limit|time ?out|timed out|max(imum)? ?(run|execution) ?(duration|time)"
         return re.search(limit, self.error, re.IGNORECASE) is not None
 
+    @property
+    def reason(self) -> str:
+        """Why the job waits or has failed, one reason per line; else empty."""
+        if self.state == "queued":
+            return "\n".join(self.warnings)
+        if self.state != "failed":
+            return ""
+        exited = f"The process ended with exit code {self.exit_code}." if self.exit_code is not None else ""
+        hint = "Increase --timeout-hours." if self.timed_out else ""
+        return "\n".join(filter(None, [exited, self.error.strip(), hint]))
 
-@dataclass(frozen=True)
-class History:
-    """The run history of a workspace."""
 
-    client: Client
+def read_details(client: Client, job: str) -> Details:
+    """The details of a job. Raises MsgganError."""
+    with client.errors(f"Reading the state of {job}"):
+        return build_details(_get(client, f"runs/{job}/details"))
 
-    def details(self, job: str) -> Details:
-        """The details of a job. Raises MsgganError."""
-        with self.client.errors(f"Reading the state of {job}"):
-            return build_details(self._get(f"runs/{job}/details"))
 
-    def children(self, job: str) -> list[Details]:
-        """The jobs that a sweep job has started, in the order of their numbers. Raises MsgganError.
+def read_children(client: Client, job: str) -> list[Details]:
+    """The jobs that a sweep job has started, in the order of their numbers. Raises MsgganError.
 
-        The SDK's own list ends with its first page: it ignores the continuation token (azure-sdk-for-python, issue
-        32440).
-        """
-        with self.client.errors(f"Listing the trials of {job}"):
-            found = {child.name: child for child in map(build_details, self._children(job))}
-        return sorted(found.values(), key=lambda child: number_of(job, child.name))
-
-    def _children(self, job: str) -> Iterator[Mapping[str, Any]]:
-        token = None
+    The SDK's own list ends with its first page: it ignores the continuation token (azure-sdk-for-python, issue 32440).
+    """
+    found: dict[str, Details] = {}
+    query: dict[str, str] = {}
+    with client.errors(f"Listing the trials of {job}"):
         while True:
-            page = self._get(f"runs/{job}/children", **({"continuationtoken": token} if token else {}))
-            yield from page.get("value") or []
-            token = page.get("continuationToken")
-            if not token:
-                return
+            page = _get(client, f"runs/{job}/children", **query)
+            found |= {child.name: child for child in map(build_details, page.get("value") or [])}
+            if not page.get("continuationToken"):
+                return sorted(found.values(), key=lambda child: number_of(job, child.name))
+            query = {"continuationtoken": page["continuationToken"]}
 
-    def _get(self, path: str, **query: str) -> Any:
-        host = urlsplit(str(self.client.about.mlflow_tracking_uri)).netloc
-        url = f"https://{host}/history/v1.0{self.client.scope}/{path}"
-        return self.client.send(HttpRequest("GET", url, params=query)).json()
+
+def _get(client: Client, path: str, **query: str) -> Any:
+    host = urlsplit(str(client.about.mlflow_tracking_uri)).netloc
+    url = f"https://{host}/history/v1.0{client.scope}/{path}"
+    return client.send(HttpRequest("GET", url, params=query)).json()
 
 
 def number_of(parent: str, child: str) -> int:

@@ -17,11 +17,16 @@ from azure.ai.ml import Input, Output, command
 from azure.ai.ml.entities import Command, QueueSettings, UserIdentityConfiguration
 
 from msggan.errors import UsageError
-from orchestration.azure.history import DATA_INPUT, RUN_OUTPUT, RUN_TAG
 from orchestration.settings import Settings
 from orchestration.spec import DatastorePath, RunSpec
 
+RUN_TAG = "msggan.run"
+SWEEP_TAG = "msggan.sweep"  # a sweep has both tags
 CONFIGURATION_TAG = "msggan.configuration"
+
+# A job's input and output.
+DATA_INPUT = "data"
+RUN_OUTPUT = "run"
 
 # Folders in the datastore.
 DATA_FOLDER = "msggan/data"
@@ -35,6 +40,7 @@ RUN_PLACEHOLDER = f"${{{{outputs.{RUN_OUTPUT}}}}}"
 SHARED_MEMORY = "8g"
 ENVIRONMENT_VARIABLES = {"PYTHONUNBUFFERED": "1"}  # each line of the log is visible as soon as it is written
 
+GIT_PROPERTIES = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
 MAX_TAG_LENGTH = 256
 MAX_TAGS = 50
 GIT_TIMEOUT_S = 5
@@ -99,11 +105,12 @@ def build_job(plan: JobPlan) -> Command:
         instance_type=settings.instance_type,
         instance_count=1 if serverless else None,
         shm_size=SHARED_MEMORY,
-        timeout=max(1, round(settings.timeout_hours * 3600)),
+        timeout=seconds(settings.timeout_hours),
         inputs={DATA_INPUT: Input(type=plan.data.kind, path=plan.data.uri, mode="download")},
         outputs={RUN_OUTPUT: Output(type="uri_folder", path=plan.run_folder.uri, mode="rw_mount")},
         tags=dict(plan.tags),
-        properties=_git_properties(plan.tags),
+        # The commit under the names that the portal shows; without them the SDK would add the repository's URL.
+        properties={name: plan.tags[tag] for tag, name in GIT_PROPERTIES.items() if tag in plan.tags},
         queue_settings=QueueSettings(job_tier="spot") if serverless and settings.low_priority else None,
         identity=UserIdentityConfiguration() if plan.as_user else None,
     )
@@ -111,7 +118,11 @@ def build_job(plan: JobPlan) -> Command:
 
 def build_body(plan: JobPlan, scope: str) -> dict[str, Any]:
     """The request body for `build_job`. scope: the workspace's resource ID."""
-    job = build_job(plan)._to_job()
+    return rest_body(build_job(plan)._to_job(), plan, scope)
+
+
+def rest_body(job: Any, plan: JobPlan, scope: str) -> dict[str, Any]:
+    """The request body for a job of the SDK."""
     if plan.compute is not None:
         job.compute = f"{scope}/computes/{plan.compute}"
     body: dict[str, Any] = job._to_rest_object().as_dict()
@@ -125,6 +136,11 @@ def command_line(spec: RunSpec, run_dir: str = RUN_PLACEHOLDER) -> str:
     return " ".join(f'"{arg}"' if arg in expanded else shlex.quote(arg) for arg in args)
 
 
+def seconds(hours: float) -> int:
+    """A time limit as the service takes it."""
+    return max(1, round(hours * 3600))
+
+
 def plan_problems(plan: JobPlan) -> list[str]:
     """What the SDK does not check, and the service checks only after everything is uploaded."""
     problems = []
@@ -134,6 +150,11 @@ def plan_problems(plan: JobPlan) -> list[str]:
     if len(plan.tags) > MAX_TAGS or any(len(value) > MAX_TAG_LENGTH for value in plan.tags.values()):
         problems.append(f"A job may have {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters.")
     return problems
+
+
+def job_name(run: str, number: int) -> str:
+    """The name of a run's job, counted from 1: NAME, NAME-2, …"""
+    return run if number == 1 else f"{run}-{number}"
 
 
 def run_folder(datastore: str, run: str) -> DatastorePath:
@@ -157,9 +178,9 @@ def build_tags(run: str, configuration: str, folder: Path) -> dict[str, str]:
 
 
 def _git(folder: Path, *args: str) -> str | None:
-    """What git prints, None where it fails, is not installed or takes too long."""
+    """What git prints, None if it fails, is not installed or takes too long."""
     try:
-        ended = subprocess.run(  # noqa: S603 - fixed arguments
+        process = subprocess.run(  # noqa: S603 - fixed arguments
             ["git", "-C", str(folder), *args],  # noqa: S607 - the user's git
             capture_output=True,
             encoding="utf-8",
@@ -169,13 +190,7 @@ def _git(folder: Path, *args: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return ended.stdout.strip()
-
-
-def _git_properties(tags: Mapping[str, str]) -> dict[str, str]:
-    """The commit under the names that the portal shows. Without them the SDK would add the repository's URL."""
-    names = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
-    return {name: tags[tag] for tag, name in names.items() if tag in tags}
+    return process.stdout.strip()
 
 
 def configuration_hash(spec: RunSpec, data: JobData, extra: Sequence[str] = ()) -> str:

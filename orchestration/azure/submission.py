@@ -2,150 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from contextlib import redirect_stderr, suppress
+from dataclasses import replace
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from azure.core.exceptions import HttpResponseError
+from azure.core.rest import HttpRequest
+
+import msggan
 from msggan.commands.program import Terminated, stopped
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError, UsageError
+from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import Store
-from orchestration.azure.compute import has_identity, read_size, require_cluster
+from orchestration.azure.client import MANAGEMENT_URL, Client
+from orchestration.azure.compute import identity_of, read_size, require_cluster
 from orchestration.azure.data import ensure_data, plan_data
+from orchestration.azure.environment import ensure_environment, resolve_recipe
 from orchestration.azure.history import RunJobs, get_job, run_of
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
+    ENVIRONMENT_VARIABLES,
     JobPlan,
     build_job,
     build_tags,
     configuration_hash,
     run_folder,
 )
-from orchestration.azure.session import Session
-from orchestration.azure.snapshot import ensure_code
 from orchestration.errors import UncertainError
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 
 TO_RESOLVE = "<resolved-at-submit: {}>"
-
-
-@dataclass(frozen=True)
-class StartedRun:
-    """The configuration of a run that has started, and the one with which the new job would resume it."""
-
-    stored: TrainConfig
-    resumed: TrainConfig
-
-
-@dataclass(frozen=True)
-class Submission:
-    """Sends runs as jobs to the session's workspace."""
-
-    session: Session
-
-    def send(
-        self,
-        spec: RunSpec,
-        run: RunJobs,
-        *,
-        build: Callable[[JobPlan], Any] = build_job,
-        extra: Sequence[str] = (),
-    ) -> Any:
-        """The run's new job, or its newest one where nothing is left to train. Raises MsgganError.
-
-        build(plan): the job for the SDK. extra: what was asked beyond the run's own command.
-        """
-        refuse_if_running(run)
-        session = self.session
-        without_identity = self._check_machines()
-        store = session.store(session.settings.datastore)
-        started = self._read_started(spec, store)
-        environment = session.environment()  # which may be refused: before a hundred thousand images are packed
-        data = ensure_data(_as_started(spec, started), store, session)
-        tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
-        if is_complete(run, tags[CONFIGURATION_TAG]) or (started and self._is_trained(run, started, store)):
-            return run.newest
-        code = ensure_code(session.store(None), session.client, session.reporter)
-        as_user = without_identity and store.identity_based
-        plan = JobPlan(
-            run.next_name, spec, data, store.datastore, code, environment, session.settings, tags, as_user=as_user
-        )
-        return self._put(plan, build)
-
-    def _check_machines(self) -> bool:
-        """Whether jobs there have no identity of their own. Raises UsageError where there are no such machines."""
-        settings = self.session.settings
-        if settings.instance_type is not None:
-            read_size(self.session.client, settings)
-            return True
-        return not has_identity(require_cluster(self.session.client, settings.compute))
-
-    def _read_started(self, spec: RunSpec, store: Store) -> StartedRun | None:
-        """The configurations of a run that has started, None for a new one. Raises RunFolderError if they conflict."""
-        folder = run_folder(store.datastore, spec.name)
-        with self.session.client.errors(f"Reading {folder.uri}"):
-            content = store.read(f"{folder.path}config.json")
-        if content is None:
-            return None
-        with TemporaryDirectory(prefix="msggan-config-") as name:
-            here = RunFolder(Path(name) / spec.name)
-            here.path.mkdir()
-            here.config.write_bytes(content)
-            stored, resumed = here.load_config(), here.continued(spec.config)
-        return StartedRun(stored, resumed) if stored and resumed else None
-
-    def _is_trained(self, run: RunJobs, started: StartedRun, store: Store) -> bool:
-        """Whether a checkpoint is as far as the run shall train, so that a new job would change nothing."""
-        is_shorter = started.resumed.kimg < started.stored.kimg
-        if run.newest is None or not (run.newest.status == "Completed" or is_shorter):
-            return False
-        folder = run_folder(store.datastore, run.run)
-        with self.session.client.errors(f"Listing {folder.uri}"):
-            names = [blob.name for blob in store.list_blobs(f"{folder.path}checkpoints/")]
-        images = [int(stem) for stem, _, kind in (name.partition(".") for name in names) if kind == "json"]
-        return max(images, default=-1) >= 1000 * started.resumed.kimg
-
-    def _put(self, plan: JobPlan, build: Callable[[JobPlan], Any]) -> Any:
-        """Sends the job. After an error the job is looked up: there is one, or none, or the error says it may exist."""
-        client = self.session.client
-        try:
-            # The SDK prints notes to itself there.
-            with client.errors(f"Submitting {plan.name}"), redirect_stderr(StringIO()):
-                return client.ml.jobs.create_or_update(build(plan))
-        except MsgganError as error:
-            job = self._look_up(plan, error)
-            if job is not None:
-                return job
-            error.message += " No job was submitted."
-            raise
-        except (KeyboardInterrupt, Terminated) as stop:
-            message = f"Stopped while submitting {plan.name}: the job may exist. {status_hint(plan.spec.name)}"
-            raise stopped(type(stop), message) from None
-
-    def _look_up(self, plan: JobPlan, error: MsgganError) -> Any | None:
-        """The job, if it was created although its response was an error or lost. Raises UncertainError if unknown."""
-        try:
-            job = get_job(self.session.client, plan.name)
-        except MsgganError as second:
-            message = f"{error.message} The job {plan.name} may exist: {second.message}"
-            raise UncertainError(message, status_hint(plan.spec.name)) from error
-        if job is None:
-            return None
-        if run_of(job) == plan.spec.name and job.tags.get(CONFIGURATION_TAG) == plan.tags[CONFIGURATION_TAG]:
-            return job
-        raise UsageError(
-            [f"{plan.name}: another command has just submitted a job of this name."], follow_hint(plan.spec.name)
-        )
+PACKAGE = "msggan"
+CODE_FOLDER = "msggan/code"  # in the workspace's default datastore
+CODE_API_VERSION = "2023-04-01"  # which the SDK uses for code
+CONFLICT = 409
+CONSENT_FILE = ".azure-agreed.json"  # in the folder of the runs: the workspaces in which money may be spent
 
 
 def planned_job(settings: Settings, spec: RunSpec, extra: Sequence[str] = ()) -> JobPlan:
-    """The job that `Submission.send` would send. Makes no requests: what only the service knows is `TO_RESOLVE`."""
+    """The job that `submit` would send. Makes no requests: what only the service knows is `TO_RESOLVE`."""
     datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
     data = plan_data(str(spec.data), datastore)
     code = TO_RESOLVE.format("the snapshot of the msggan package")
@@ -154,28 +59,203 @@ def planned_job(settings: Settings, spec: RunSpec, extra: Sequence[str] = ()) ->
     return JobPlan(spec.name, spec, data, datastore, code, environment, settings, tags)
 
 
-def _as_started(spec: RunSpec, started: StartedRun | None) -> RunSpec:
-    """The run with the resolution and background that it started with, by which its images are packed."""
-    if started is None:
-        return spec
-    stored = started.stored
-    return replace(spec, config=replace(spec.config, resolution=stored.resolution, background=stored.background))
+def as_plan(job: JobPlan, command: list[str], body: dict[str, Any], scope: str) -> dict[str, Any]:
+    """What `submit --dry-run` prints for a job. command: for people. scope: the workspace's resource ID."""
+    return {
+        "target": "azure",
+        "command": command,
+        "env": dict(ENVIRONMENT_VARIABLES),
+        "run_dir": job.run_folder.uri,
+        "requests": [{"method": "PUT", "path": f"{scope}/jobs/{job.name}", "body": body}],
+    }
+
+
+def submit(
+    client: Client,
+    spec: RunSpec,
+    run: RunJobs,
+    *,
+    build: Callable[[JobPlan], Any] = build_job,
+    extra: Sequence[str] = (),
+) -> RunJobs:
+    """The run with its new job, or unchanged if nothing is left to train. Raises MsgganError.
+
+    build(plan): the job for the SDK. extra: what the configuration contains beyond the run's own command.
+    """
+    refuse_if_running(run)
+    settings = client.settings
+    if settings.instance_type is None:
+        has_identity = identity_of(require_cluster(client)) != "none"
+    else:
+        read_size(client)  # raises UsageError if it is not offered
+        has_identity = False
+    store = client.store(settings.datastore)
+    started = _read_started(client, spec, store)
+    # The environment may be refused: create it before a hundred thousand images are packed.
+    environment = ensure_environment(client, resolve_recipe(client))
+    packed = spec
+    if started:  # the images are packed as they were when the run started
+        stored, _ = started
+        config = replace(spec.config, resolution=stored.resolution, background=stored.background)
+        packed = replace(spec, config=config)
+    data = ensure_data(packed, store, client)
+    tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
+    newest = run.newest
+    if newest and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == tags[CONFIGURATION_TAG]:
+        return run
+    if newest and started and _is_trained(client, run, *started, store):
+        return run
+    code = ensure_code(client)
+    as_user = store.identity_based and not has_identity
+    plan = JobPlan(run.next_name, spec, data, store.datastore, code, environment, settings, tags, as_user=as_user)
+    job = _send(client, plan, build)
+    record_consent(client)
+    client.reporter.info(f"Submitted job {job.name}: {job.studio_url or None}")
+    return RunJobs(run.run, (*run.jobs, job))
 
 
 def refuse_if_running(run: RunJobs) -> None:
     if run.is_active:
-        raise UsageError([f"{run.run}: already running as job {run.jobs[-1].name}."], follow_hint(run.run))
+        raise UsageError([f"{run.run}: already running as job {run.jobs[-1].name}."], _follow_hint(run.run))
 
 
-def is_complete(run: RunJobs, configuration: str) -> bool:
-    """Whether the run's newest job has completed this very configuration."""
-    newest = run.newest
-    return newest is not None and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == configuration
+def _read_started(client: Client, spec: RunSpec, store: Store) -> tuple[TrainConfig, TrainConfig] | None:
+    """The configuration of a run that has started and the one that resumes it, None for a new run.
+
+    Raises RunFolderError if they conflict.
+    """
+    folder = run_folder(store.datastore, spec.name)
+    with client.errors(f"Reading {folder.uri}"):
+        content = store.read(f"{folder.path}config.json")
+    if content is None:
+        return None
+    with TemporaryDirectory(prefix="msggan-config-") as name:
+        local = RunFolder(Path(name) / spec.name)
+        local.path.mkdir()
+        local.config.write_bytes(content)
+        stored, resumed = local.load_config(), local.continued(spec.config)
+    return (stored, resumed) if stored and resumed else None
 
 
-def follow_hint(run: str) -> str:
+def _is_trained(client: Client, run: RunJobs, stored: TrainConfig, resumed: TrainConfig, store: Store) -> bool:
+    """Whether a checkpoint has as many images as the run is to see, so that a new job would change nothing."""
+    if run.jobs[-1].status != "Completed" and resumed.kimg >= stored.kimg:
+        return False
+    folder = run_folder(store.datastore, run.run)
+    with client.errors(f"Listing {folder.uri}"):
+        names = [blob.name for blob in store.list_blobs(f"{folder.path}checkpoints/")]
+    images = [int(stem) for stem, _, kind in (name.partition(".") for name in names) if kind == "json"]
+    return max(images, default=-1) >= 1000 * resumed.kimg
+
+
+# --- Code -------------------------------------------------------------------------------------------------------------
+
+
+def build_snapshot() -> dict[str, bytes]:
+    """The code of a job by path: the msggan package. The same package gives the same files, byte for byte."""
+    files = {}
+    for package in map(Path, msggan.__path__):
+        for path in sorted(package.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
+                files[(PACKAGE / path.relative_to(package)).as_posix()] = path.read_bytes()
+    # A job installs nothing: this is where Python finds the package's version there.
+    metadata = f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {version(PACKAGE)}\n"
+    files[f"{PACKAGE}-{version(PACKAGE)}.dist-info/METADATA"] = metadata.encode()
+    return files
+
+
+def ensure_code(client: Client) -> str:
+    """Uploads and registers the snapshot, once for each content. Returns the ID by which a job refers to it."""
+    files, store = build_snapshot(), client.store(None)
+    size = sum(map(len, files.values()))
+    client.reporter.info(f"Using the {PACKAGE} package as the job's code: {len(files)} files, {size / 1024:.0f} KiB.")
+    with client.errors(f"Uploading {len(files)} files to the datastore {store.datastore}"):
+        url = store.upload_files(CODE_FOLDER, files)
+    number = hashlib.sha256(url.encode()).hexdigest()[:16]
+    code = f"{client.scope}/codes/{PACKAGE}/versions/{number}"
+    request = HttpRequest(
+        "PUT",
+        f"{MANAGEMENT_URL}{code}",
+        params={"api-version": CODE_API_VERSION},
+        json={"properties": {"codeUri": url, "description": f"The {PACKAGE} package {version(PACKAGE)}"}},
+    )
+    with client.errors("Registering the code snapshot"):
+        try:
+            client.send(request)
+        except HttpResponseError as error:
+            if error.status_code != CONFLICT:  # somebody else registered the same content at the same time
+                raise
+    return code
+
+
+# --- Sending ----------------------------------------------------------------------------------------------------------
+
+
+def _send(client: Client, plan: JobPlan, build: Callable[[JobPlan], Any]) -> Any:
+    """Sends the job. After an error the job is looked up: it exists, or does not, or the error says that it may."""
+    run = plan.spec.name
+    try:
+        with client.errors(f"Submitting {plan.name}"), redirect_stderr(StringIO()):  # the SDK prints debug notes there
+            return client.ml.jobs.create_or_update(build(plan))
+    except MsgganError as error:
+        try:
+            job = get_job(client, plan.name)
+        except MsgganError as second:
+            message = f"{error.message} The job {plan.name} may exist: {second.message}"
+            raise UncertainError(message, status_hint(run)) from error
+        if job is None:
+            error.message += " No job was submitted."
+            raise
+        if run_of(job) != run or job.tags.get(CONFIGURATION_TAG) != plan.tags[CONFIGURATION_TAG]:
+            problem = f"{plan.name}: another command has just submitted a job of this name."
+            raise UsageError([problem], _follow_hint(run)) from error
+        return job
+    except (KeyboardInterrupt, Terminated) as stop:
+        message = f"Stopped while submitting {plan.name}: the job may exist. {status_hint(run)}"
+        raise stopped(type(stop), message) from None
+
+
+def _follow_hint(run: str) -> str:
     return f"Follow it: msggan-aml logs {run} --follow. Stop it: msggan-aml cancel {run}. Or use another --name."
 
 
 def status_hint(run: str) -> str:
     return f"Check: msggan-aml status {run}. The same command again submits no second job."
+
+
+# --- Consent ----------------------------------------------------------------------------------------------------------
+
+
+def consent_question(client: Client, what: str) -> str | None:
+    """The question before the first job of this folder of runs, which costs money; None afterwards.
+
+    what: its first words, such as "photos trains".
+    """
+    settings = client.settings
+    if client.workspace_key in _consents(settings):
+        return None
+    size, cluster = settings.instance_type, settings.compute
+    machine = f"a machine of size {size}" if size else f"a machine of cluster {cluster}"
+    return (
+        f"{what} on {machine} in workspace {client.workspace.workspace_name}, which costs money, "
+        f"for {settings.timeout_hours:g} hours at most (--timeout-hours). This is asked once in {settings.runs_dir}."
+    )
+
+
+def record_consent(client: Client) -> None:
+    """Records that a job was submitted, so that the question is not asked again."""
+    workspaces = _consents(client.settings)
+    if client.workspace_key not in workspaces:
+        path = Path(client.settings.runs_dir) / CONSENT_FILE
+        # The job exists: a full disk or a concurrent submission costs one more question at most.
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps([*workspaces, client.workspace_key]).encode())
+
+
+def _consents(settings: Settings) -> list[str]:
+    """The workspaces of `CONSENT_FILE`."""
+    try:
+        return [str(workspace) for workspace in json.loads((Path(settings.runs_dir) / CONSENT_FILE).read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return []

@@ -16,8 +16,7 @@ from azure.ai.ml.sweep import SweepJob, SweepJobLimits
 from msggan.commands.options import to_argv
 from msggan.config import TrainConfig, flag
 from msggan.errors import UsageError
-from orchestration.azure.history import SWEEP_TAG
-from orchestration.azure.jobs import RUN_PLACEHOLDER, JobPlan, build_job, command_line
+from orchestration.azure.jobs import RUN_PLACEHOLDER, SWEEP_TAG, JobPlan, build_job, command_line, rest_body, seconds
 from orchestration.spec import RunSpec
 from orchestration.sweeps.space import Choice, Dimension, Interval
 from orchestration.sweeps.spec import KNOWN_METRICS, SweepSpec
@@ -49,14 +48,14 @@ def all_trials(sweep: SweepSpec) -> RemainingTrials:
     return RemainingTrials(sweep.trials, sweep.sampling_seed)
 
 
-def remaining_trials(sweep: SweepSpec, trials: Sequence[Trial], jobs_so_far: int) -> RemainingTrials | None:
-    """What the next job of a sweep has to try, None if every trial has ended. trials: those of the jobs so far."""
-    if not jobs_so_far:
+def remaining_trials(sweep: SweepSpec, trials: Sequence[Trial], earlier_jobs: int) -> RemainingTrials | None:
+    """What the next job of a sweep has to try, None if every trial has ended. trials: those of its earlier jobs."""
+    if not earlier_jobs:
         return all_trials(sweep)
     ended = [trial for trial in trials if trial.state in ENDED]
     count = sweep.trials - len(ended)
     if sweep.sampling != "grid":
-        return RemainingTrials(count, sweep.sampling_seed + jobs_so_far) if count > 0 else None
+        return RemainingTrials(count, sweep.sampling_seed + earlier_jobs) if count > 0 else None
     tried = [trial.settings for trial in ended]
     grid = itertools.islice(sweep.space.combinations(), sweep.trials)
     untried = tuple(settings for settings in grid if settings not in tried)
@@ -68,19 +67,30 @@ def trial_run(sweep: SweepSpec) -> RunSpec:
     return RunSpec(sweep.config, sweep.data, sweep.name, sweep.hardware)
 
 
-def build_sweep(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials | None = None) -> SweepJob:
+def build_sweep(plan: JobPlan, sweep: SweepSpec, remaining: RemainingTrials | None = None) -> SweepJob:
     """The sweep as the SDK's job. plan: the job of a trial. Raises `UsageError` for what the service refuses.
 
     The SDK's own `.sweep()` drops the experiment, the description and the time limit.
     """
-    part = part or all_trials(sweep)
+    remaining = remaining or all_trials(sweep)
     refuse_on_azure(sweep)
     trial = build_job(plan)._to_job()
-    trial.command = trial_command(plan, sweep, part)
+    trial.command = trial_command(plan, sweep, remaining)
+    space: dict[str, Any]
+    sampling: Any
+    if remaining.combinations is None:
+        space = {dimension.name: _distribution(dimension) for dimension in sweep.space.dimensions}
+    else:
+        texts: list[Any] = [shlex.join(to_argv(TrainConfig(**settings))) for settings in remaining.combinations]
+        space = {JOINT: sdk.Choice(texts)}
+    if sweep.sampling in ("random", "sobol"):
+        sampling = sdk.RandomSamplingAlgorithm(rule=sweep.sampling.title(), seed=remaining.sampling_seed)
+    else:
+        sampling = {"grid": sdk.GridSamplingAlgorithm, "bayesian": sdk.BayesianSamplingAlgorithm}[sweep.sampling]()
     return SweepJob(
         name=plan.name,
         display_name=plan.name,
-        description=plan.settings.description or describe(sweep),
+        description=plan.settings.description or _description(sweep),
         experiment_name=plan.settings.experiment,
         tags={**plan.tags, SWEEP_TAG: sweep.name},
         properties=dict(trial.properties),
@@ -91,42 +101,42 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials | None = 
         identity=UserIdentityConfiguration() if plan.as_user else None,
         queue_settings=trial.queue_settings,
         resources=trial.resources,
-        sampling_algorithm=_sampling(sweep, part),
-        search_space=_search_space(sweep, part),
+        sampling_algorithm=sampling,
+        search_space=space,
         objective=sdk.Objective(goal=sweep.objective.direction, primary_metric=sweep.objective.metric),
-        limits=_limits(plan, sweep, part),
+        limits=SweepJobLimits(
+            max_total_trials=remaining.trials,
+            max_concurrent_trials=min(sweep.concurrent, remaining.trials),
+            timeout=None if sweep.timeout_hours is None else seconds(sweep.timeout_hours),
+            trial_timeout=seconds(plan.settings.timeout_hours),
+        ),
         early_termination=_policy(sweep.early_stopping),
     )
 
 
 def build_sweep_body(
-    plan: JobPlan, sweep: SweepSpec, scope: str, part: RemainingTrials | None = None
+    plan: JobPlan, sweep: SweepSpec, scope: str, remaining: RemainingTrials | None = None
 ) -> dict[str, Any]:
     """The request body of `build_sweep`. scope: the workspace's path in Azure Resource Manager."""
-    job = build_sweep(plan, sweep, part)
-    if plan.compute is not None:
-        job.compute = f"{scope}/computes/{plan.compute}"
-    body: dict[str, Any] = job._to_rest_object().as_dict()
-    return {"properties": body["properties"]}
+    return rest_body(build_sweep(plan, sweep, remaining), plan, scope)
 
 
-def describe(sweep: SweepSpec) -> str:
+def _description(sweep: SweepSpec) -> str:
     """The description that the portal shows."""
     goal = "least" if sweep.objective.direction == "minimize" else "greatest"
     return f"Which settings have the {goal} {sweep.objective.metric}? {'; '.join(sweep.space.as_texts())}."
 
 
-def trial_command(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials) -> str:
+def trial_command(plan: JobPlan, sweep: SweepSpec, remaining: RemainingTrials) -> str:
     """The command of a trial; the service replaces the placeholders by the drawn values."""
-    swept = [arg for dimension in sweep.space.dimensions for arg in _args(dimension)]
-    if part.combinations is not None:
-        swept = [_placeholder(JOINT)]
-    return " ".join([command_line(plan.spec, TRIAL_FOLDER), *swept])
-
-
-def _args(dimension: Dimension) -> list[str]:
-    placeholder = _placeholder(dimension.name)
-    return [placeholder] if _is_switch(dimension) else [flag(dimension.name), f'"{placeholder}"']
+    if remaining.combinations is not None:
+        args = [_placeholder(JOINT)]
+    else:
+        args = []
+        for dimension in sweep.space.dimensions:
+            placeholder = _placeholder(dimension.name)
+            args += [placeholder] if _is_switch(dimension) else [flag(dimension.name), f'"{placeholder}"']
+    return " ".join([command_line(plan.spec, TRIAL_FOLDER), *args])
 
 
 def _placeholder(name: str) -> str:
@@ -138,16 +148,10 @@ def _is_switch(dimension: Dimension) -> bool:
     return isinstance(dimension, Choice) and all(isinstance(value, bool) for value in dimension.values)
 
 
-def _search_space(sweep: SweepSpec, part: RemainingTrials) -> dict[str, Any]:
-    if part.combinations is not None:
-        return {JOINT: sdk.Choice([shlex.join(to_argv(TrainConfig(**settings))) for settings in part.combinations])}
-    return {dimension.name: _distribution(dimension) for dimension in sweep.space.dimensions}
-
-
 def _distribution(dimension: Dimension) -> sdk.Choice | sdk.Uniform | sdk.LogUniform:
     if isinstance(dimension, Choice):
         if _is_switch(dimension):
-            return sdk.Choice([switch(dimension.name, value) for value in dimension.values])
+            return sdk.Choice([switch(dimension.name, bool(value)) for value in dimension.values])
         return sdk.Choice(list(dimension.values))
     if dimension.log:
         return sdk.LogUniform(math.log(dimension.low), math.log(dimension.high))  # it takes the logarithms
@@ -157,25 +161,6 @@ def _distribution(dimension: Dimension) -> sdk.Choice | sdk.Uniform | sdk.LogUni
 def switch(name: str, value: bool) -> str:
     """The flag that sets a boolean: --mirror, --no-mirror."""
     return flag(name) if value else f"--no-{flag(name).removeprefix('--')}"
-
-
-def _sampling(sweep: SweepSpec, part: RemainingTrials) -> Any:
-    if sweep.sampling in ("random", "sobol"):
-        return sdk.RandomSamplingAlgorithm(rule=sweep.sampling.title(), seed=part.sampling_seed)
-    return {"grid": sdk.GridSamplingAlgorithm, "bayesian": sdk.BayesianSamplingAlgorithm}[sweep.sampling]()
-
-
-def _limits(plan: JobPlan, sweep: SweepSpec, part: RemainingTrials) -> SweepJobLimits:
-    return SweepJobLimits(
-        max_total_trials=part.trials,
-        max_concurrent_trials=min(sweep.concurrent, part.trials),
-        timeout=None if sweep.timeout_hours is None else _seconds(sweep.timeout_hours),
-        trial_timeout=_seconds(plan.settings.timeout_hours),
-    )
-
-
-def _seconds(hours: float) -> int:
-    return max(1, round(hours * 3600))
 
 
 def _policy(stopping: EarlyStopping) -> Any | None:
@@ -214,11 +199,14 @@ def azure_problems(sweep: SweepSpec) -> list[str]:
             f"{', '.join(KNOWN_METRICS)}."
         )
     if sweep.sampling == "bayesian":
-        problems += [
-            _not_bayesian(dimension)
-            for dimension in sweep.space.dimensions
-            if isinstance(dimension, Interval) and dimension.log
-        ]
+        for dimension in sweep.space.dimensions:
+            if isinstance(dimension, Interval) and dimension.log:
+                values = (dimension.low, math.sqrt(dimension.low * dimension.high), dimension.high)
+                problems.append(
+                    f"--sampling bayesian: on Azure it takes no range on a log scale, as --over {dimension} is. "
+                    f"List values, as in {dimension.name}={','.join(f'{value:.3g}' for value in values)}, "
+                    "or use --sampling random."
+                )
         if sweep.early_stopping.policy != "none":
             problems.append(
                 f"--stop-early {sweep.early_stopping.policy}: is not available on Azure with --sampling bayesian. "
@@ -227,12 +215,3 @@ def azure_problems(sweep: SweepSpec) -> list[str]:
     if not 0 <= sweep.sampling_seed <= MAX_SEED:
         problems.append(f"--sampling-seed {sweep.sampling_seed}: must be from 0 to {MAX_SEED} on Azure.")
     return problems
-
-
-def _not_bayesian(dimension: Interval) -> str:
-    middle = math.sqrt(dimension.low * dimension.high)
-    return (
-        f"--sampling bayesian: on Azure it takes no range on a log scale, as --over {dimension} is. "
-        f"List values, as in {dimension.name}={dimension.low:.3g},{middle:.3g},{dimension.high:.3g}, "
-        "or use --sampling random."
-    )

@@ -31,7 +31,7 @@ from orchestration.errors import AuthError, AzureServiceError, QuotaError, Unrea
 from orchestration.settings import Workspace
 
 WORKSPACE = Workspace("s1", "g1", "w1", {"workspace_name": "variable AZUREML_ARM_WORKSPACE_NAME"})
-SOMEBODY = Identity("ann@example.org", "oid-1", "Azure CLI", is_user=True)
+SOMEBODY = Identity("ann@example.org", "oid-1", "Azure CLI")
 SCOPE = "/subscriptions/s1/resourceGroups/g1/providers/Microsoft.MachineLearningServices/workspaces/w1"
 BY_VARIABLES = {"AZURE_CLIENT_ID": "c", "AZURE_TENANT_ID": "t", "AZURE_CLIENT_SECRET": "s"}
 
@@ -113,17 +113,17 @@ def test_a_rejected_credential_is_not_replaced_by_another() -> None:
 
 
 @pytest.mark.parametrize(
-    ("claims", "name", "is_user"),
+    ("claims", "name"),
     [
-        ({"upn": "ann@example.org", "appid": "a"}, "ann@example.org", True),
-        ({"unique_name": "live.com#bob@example.org"}, "live.com#bob@example.org", True),
-        ({"app_displayname": "ci", "appid": "a"}, "ci", False),
-        ({"appid": "a"}, "a", False),
-        ({}, "an unnamed identity", False),
+        ({"upn": "ann@example.org", "appid": "a"}, "ann@example.org"),
+        ({"unique_name": "live.com#bob@example.org"}, "live.com#bob@example.org"),
+        ({"app_displayname": "ci", "appid": "a"}, "ci"),
+        ({"appid": "a"}, "a"),
+        ({}, "an unnamed identity"),
     ],
 )
-def test_an_identity_is_named_by_its_user_or_application(claims: dict[str, str], name: str, is_user: bool) -> None:
-    assert identity_of(token(oid="o", **claims), "here") == Identity(name, "o", "here", is_user)
+def test_an_identity_is_named_by_its_user_or_application(claims: dict[str, str], name: str) -> None:
+    assert identity_of(token(oid="o", **claims), "here") == Identity(name, "o", "here")
 
 
 def test_an_unreadable_token_has_no_identity() -> None:

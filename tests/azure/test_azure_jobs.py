@@ -18,7 +18,7 @@ from msggan.data.sources import FORMAT_OF_SUFFIX
 from msggan.errors import UsageError
 from orchestration.azure.blobs import hash_files
 from orchestration.azure.data import IMAGES
-from orchestration.azure.history import Details, has_ended, job_name, state_of
+from orchestration.azure.history import Details, has_ended, state_of
 from orchestration.azure.jobs import (
     MAX_TAG_LENGTH,
     MAX_TAGS,
@@ -27,10 +27,11 @@ from orchestration.azure.jobs import (
     build_job,
     command_line,
     configuration_hash,
+    job_name,
     plan_problems,
     run_folder,
 )
-from orchestration.azure.snapshot import build_snapshot
+from orchestration.azure.submission import build_snapshot
 from orchestration.spec import RunSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

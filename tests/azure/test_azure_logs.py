@@ -212,7 +212,7 @@ def test_each_change_of_state_is_reported_once(log: Log) -> None:
         "Job job: waiting for a machine; no quota is left",
         "Job job: preparing the environment and the images",
         "Job job: running",
-        "Job job: preempted (1 so far). Azure restarts it, and training resumes from the last checkpoint.",
+        "Job job: preempted (1 time in total). Azure restarts it, and training resumes from the last checkpoint.",
         "Job job: waiting for a machine",
         "Job job: running",
     ]

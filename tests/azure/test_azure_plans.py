@@ -16,7 +16,6 @@ from msggan.errors import UsageError
 from orchestration.azure.compute import (
     Quota,
     Size,
-    _changed,
     build_cluster,
     check_quota,
     cost_sentences,
@@ -24,6 +23,7 @@ from orchestration.azure.compute import (
     free_name,
     plan_cluster,
     plan_cluster_deletion,
+    with_changes,
 )
 from orchestration.azure.datastore import Secret, build_datastore, plan_datastore, plan_datastore_deletion, read_secret
 from orchestration.azure.environment import (
@@ -127,7 +127,7 @@ def test_another_kind_of_compute_keeps_its_name() -> None:
 @pytest.mark.parametrize("subnet", [None, SUBNET])
 def test_a_change_leaves_network_identity_and_tags_as_they_are(subnet: str | None) -> None:
     there = cluster(tags={"owner": "ann"}, network_settings=NetworkSettings(subnet=subnet))
-    changed = _changed(there, build_cluster(settings(max_nodes=7), "eastus"), keep_identity=True)
+    changed = with_changes(there, build_cluster(settings(max_nodes=7), "eastus"), keep_identity=True)
     changed._set_full_subnet_name("s", "g")
     body = changed._to_rest_object().as_dict()
     assert body["tags"] == {"owner": "ann"}
@@ -152,9 +152,9 @@ def test_a_free_name_is_offered(name: str, taken: list[str], free: str) -> None:
 
 
 def test_vm_sizes_are_case_insensitive() -> None:
-    assert find_size("standard_nc4as_t4_v3", [T4, A100], location="eastus", setting="vm_size", said_by="default") is T4
+    assert find_size("standard_nc4as_t4_v3", [T4, A100], location="eastus", setting="vm_size", source="default") is T4
     with pytest.raises(UsageError, match="is not available at low priority in eastus"):
-        find_size(A100.name, [T4, A100], location="eastus", setting="vm_size", said_by="default", low_priority=True)
+        find_size(A100.name, [T4, A100], location="eastus", setting="vm_size", source="default", low_priority=True)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_vm_sizes_are_case_insensitive() -> None:
 )
 def test_retired_vm_sizes_are_known(size: str) -> None:
     with pytest.raises(UsageError, match="was retired by Azure in August 2023") as error:
-        find_size(size, [CPU, T4, A100], location="eastus", setting="vm_size", said_by="default")
+        find_size(size, [CPU, T4, A100], location="eastus", setting="vm_size", source="default")
     assert error.value.hint.startswith("Sizes with a GPU: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)")
 
 
@@ -200,7 +200,7 @@ def test_costs_are_reported_with_when_they_stop() -> None:
     )
     kept = cost_sentences(settings(min_nodes=2, max_nodes=2, low_priority=True), T4)
     assert "about 0.10 US dollars" in kept[0]
-    assert kept[1] == "2 of them cost money day and night, until --min-nodes 0 or provision --delete."
+    assert kept[1] == "2 of them cost money around the clock, until --min-nodes 0 or provision --delete."
 
 
 # --- Datastores -------------------------------------------------------------------------------------------------------

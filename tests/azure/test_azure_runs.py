@@ -18,10 +18,11 @@ from support.azure_commands import Command
 
 from msggan.config import TrainConfig
 from orchestration.azure import blobs, following
-from orchestration.azure.status import LAST_BYTES
+from orchestration.azure.target import LAST_BYTES
 from orchestration.copies import NOTE
 from orchestration.settings import read_settings
 from orchestration.spec import RunSpec
+from orchestration.status import Reporter
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
@@ -339,15 +340,16 @@ def test_partial_hidden_and_lock_files_are_not_downloaded(azure: AzureLocal, pla
 
 @pytest.mark.usefixtures("msggan_aml")
 def test_the_blob_by_which_a_mount_marks_a_folder_is_not_a_file(azure: AzureLocal, images: str, place: Path) -> None:
+
+    from orchestration.azure.client import Client
     from orchestration.azure.data import ensure_data
     from orchestration.azure.jobs import JobData
-    from orchestration.azure.session import Session
 
     container = azure.cloud.blobs.container(azure.cloud.account, azure.container)
     container.upload_blob(images.rstrip("/"), b"", metadata={"hdi_isfolder": "true"})
-    session = Session(read_settings({}, folder=place, environ=os.environ))
+    client = Client(read_settings({}, folder=place, environ=os.environ), Reporter())
     spec = RunSpec(TrainConfig(), DATASTORE + images.rstrip("/"), "images")
-    assert ensure_data(spec, session.store(None), session) == JobData(spec.data, "uri_folder")
+    assert ensure_data(spec, client.store(None), client) == JobData(spec.data, "uri_folder")
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")

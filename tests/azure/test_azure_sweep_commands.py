@@ -359,13 +359,14 @@ def test_every_trial_is_found_however_many_there_are(
     for name, value in azure.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AZUREML_CURRENT_CLOUD", "AzureCloud")
-    from orchestration.azure.session import Session
+    from orchestration.azure.client import Client
+    from orchestration.azure.history import read_children
 
     azure.add_ended_job("many")
     for number in range(120):
         azure.add_ended_job(f"many_{number}", status="Failed" if number % 2 else "Completed").parent = "many"
-    session = Session(read_settings({}, folder=place, environ=os.environ), Reporter(lambda line: None))
-    found = session.history.children("many")
+    client = Client(read_settings({}, folder=place, environ=os.environ), Reporter(lambda line: None))
+    found = read_children(client, "many")
     assert [child.name for child in found] == [f"many_{number}" for number in range(120)]
     assert [child.status for child in found] == ["Completed", "Failed"] * 60
     assert len(azure.made("GET", "/runs/many/children")) == 3

@@ -24,7 +24,7 @@ from orchestration.azure.sweep_jobs import (
     switch,
     trial_command,
 )
-from orchestration.azure.trials import (
+from orchestration.azure.sweeps import (
     TrialJob,
     ended_with_its_sweep,
     settings_in,

@@ -259,7 +259,7 @@ def test_low_priority_identity_and_region_are_sent(azure: AzureLocal, provision:
     words = ("--low-priority", "--identity", "system", "--location", "eastus", "--min-nodes", "1", *IMAGE)
     ended = provision("--yes", *words)
     assert ended.exit_code == 0, ended.stderr
-    assert "1 of them costs money day and night, until --min-nodes 0 or provision --delete." in ended.stdout
+    assert "1 of them costs money around the clock, until --min-nodes 0 or provision --delete." in ended.stdout
     (sent,) = azure.made("PUT", "/computes/msggan-gpu")
     assert sent.body["identity"] == {"type": "SystemAssigned"}
     assert sent.body["properties"]["properties"]["vmPriority"] == "LowPriority"
@@ -691,8 +691,9 @@ def test_ctrl_c_reports_what_is_done(azure: AzureLocal, tmp_path: Path) -> None:
 def test_the_signed_in_account_is_reported_before_the_sdk_is_imported(azure: AzureLocal, tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from orchestration.azure.client import connect; from orchestration.settings import read_settings\n"
-        "connect(read_settings({}, folder=Path.cwd(), environ=os.environ), print)\n"
+        "from orchestration.azure.client import Client; from orchestration.settings import read_settings\n"
+        "from orchestration.status import Reporter\n"
+        "Client(read_settings({}, folder=Path.cwd(), environ=os.environ), Reporter(print)).identity\n"
         "print('azure.ai.ml' in sys.modules)"
     )
     result = subprocess.check_output(
