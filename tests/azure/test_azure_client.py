@@ -36,7 +36,7 @@ SCOPE = "/subscriptions/s1/resourceGroups/g1/providers/Microsoft.MachineLearning
 BY_VARIABLES = {"AZURE_CLIENT_ID": "c", "AZURE_TENANT_ID": "t", "AZURE_CLIENT_SECRET": "s"}
 
 
-def answered(status: int, code: str, message: str, kind: type[HttpResponseError] = HttpResponseError) -> Any:
+def service_error(status: int, code: str, message: str, kind: type[HttpResponseError] = HttpResponseError) -> Any:
     """The error that the SDK raises for an answer with this status."""
     error = kind(message)
     error.status_code = status
@@ -44,7 +44,7 @@ def answered(status: int, code: str, message: str, kind: type[HttpResponseError]
     return error
 
 
-def ours(error: Exception) -> MsgganError:
+def translated(error: Exception) -> MsgganError:
     return translate_error(error, "Making the cluster gpu", WORKSPACE, SOMEBODY)
 
 
@@ -64,7 +64,7 @@ def ours(error: Exception) -> MsgganError:
         ({**BY_VARIABLES, "AZURE_TOKEN_CREDENTIALS": "dev"}, ["AZURE_TOKEN_CREDENTIALS"]),
     ],
 )
-def test_the_azure_cli_comes_first_off_azure_and_the_managed_identity_on_it(
+def test_the_azure_cli_is_tried_first_outside_azure_and_the_managed_identity_inside(
     environ: dict[str, str], kinds: list[str]
 ) -> None:
     assert [candidate.how for candidate in build_candidates(environ)] == kinds
@@ -141,19 +141,19 @@ def test_the_role_that_is_missing_is_named_with_its_command() -> None:
             f"'Microsoft.MachineLearningServices/workspaces/{action}' over scope '{SCOPE}/computes/gpu' or the "
             "scope is invalid."
         )
-        error = ours(answered(403, "AuthorizationFailed", text))
+        error = translated(service_error(403, "AuthorizationFailed", text))
         assert error.exit_code == 4
         assert error.hint.splitlines()[1] == (
             f'az role assignment create --role "{role}" --assignee oid-2 --scope {SCOPE}'
         )
-    unsaid = ours(answered(403, "Forbidden", "No."))
-    assert unsaid.hint.endswith(f'--role "AzureML Data Scientist" --assignee oid-1 --scope {SCOPE}')
+    unnamed = translated(service_error(403, "Forbidden", "No."))
+    assert unnamed.hint.endswith(f'--role "AzureML Data Scientist" --assignee oid-1 --scope {SCOPE}')
 
 
 def test_a_token_of_another_tenant_names_the_tenant_to_sign_in_to() -> None:
     tenant = "72f988bf-86f1-41af-91ab-2d7cd011db47"
     text = f"The access token is from the wrong issuer. It must match the tenant 'https://sts.windows.net/{tenant}/'."
-    error = ours(answered(401, "InvalidAuthenticationTokenTenant", text, ClientAuthenticationError))
+    error = translated(service_error(401, "InvalidAuthenticationTokenTenant", text, ClientAuthenticationError))
     assert (error.exit_code, error.hint) == (4, f"Run: az login --tenant {tenant}")
 
 
@@ -167,7 +167,7 @@ def test_a_token_of_another_tenant_names_the_tenant_to_sign_in_to() -> None:
     ],
 )
 def test_quota_and_capacity_are_exit_5(code: str, message: str) -> None:
-    error = ours(answered(400, code, message))
+    error = translated(service_error(400, code, message))
     assert isinstance(error, QuotaError)
     assert error.exit_code == 5
     assert message in error.message
@@ -183,19 +183,19 @@ def test_quota_and_capacity_are_exit_5(code: str, message: str) -> None:
     ],
 )
 def test_a_missing_workspace_is_distinguished_from_a_missing_resource(code: str, message: str) -> None:
-    error = ours(answered(404, code, message, ResourceNotFoundError))
+    error = translated(service_error(404, code, message, ResourceNotFoundError))
     assert isinstance(error, WorkspaceError)
     assert error.message == (
         "No workspace w1 in resource group g1 of subscription s1 (set in variable AZUREML_ARM_WORKSPACE_NAME)."
     )
-    thing = ours(answered(404, "ResourceNotFound", "Compute gpu was not found.", ResourceNotFoundError))
-    assert isinstance(thing, AzureServiceError)
-    assert thing.is_missing
+    resource = translated(service_error(404, "ResourceNotFound", "Compute gpu was not found.", ResourceNotFoundError))
+    assert isinstance(resource, AzureServiceError)
+    assert resource.is_missing
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_busy_service_is_exit_1_with_advice_to_retry(status: int) -> None:
-    error = ours(answered(status, "Busy", "Not now."))
+    error = translated(service_error(status, "Busy", "Not now."))
     assert (error.code, error.exit_code) == ("azure", 1)
     assert error.hint.startswith("Try again")
 
@@ -219,7 +219,7 @@ def test_a_busy_service_is_exit_1_with_advice_to_retry(status: int) -> None:
 def test_a_lost_response_is_distinguished_from_a_request_that_was_not_sent(
     error: Exception, may_have_happened: bool, cause: str
 ) -> None:
-    result = ours(error)
+    result = translated(error)
     assert isinstance(result, UnreachableError)
     assert result.may_have_happened is may_have_happened
     assert cause in result.message

@@ -53,8 +53,8 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack of 24 images."""
     folder = tmp_path_factory.mktemp("pack")
     draw_tiny_images(folder / "tiny")
-    words = ["--data", str(folder / "tiny"), "--out", str(folder / "tiny.safetensors"), "--resolution", "8"]
-    subprocess.run([fast_python(), "-m", "msggan.pack", *words], check=True, env=environment(), capture_output=True)
+    args = ["--data", str(folder / "tiny"), "--out", str(folder / "tiny.safetensors"), "--resolution", "8"]
+    subprocess.run([fast_python(), "-m", "msggan.pack", *args], check=True, env=environment(), capture_output=True)
     return folder / "tiny.safetensors"
 
 
@@ -144,7 +144,7 @@ def outcome_of(submit: Submit) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drop", ["before", "after"])
-def test_a_connection_cut_at_any_request_of_a_first_submit_leaves_one_job_or_an_error_and_none(
+def test_a_connection_cut_at_any_request_of_a_first_submit_leaves_one_job_or_an_error_and_no_job(
     azure: AzureLocal, submit: Submit, drop: str
 ) -> None:
     submit()
@@ -161,7 +161,7 @@ def test_a_connection_cut_at_any_request_of_a_first_submit_leaves_one_job_or_an_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drop", ["before", "after"])
-def test_a_connection_cut_at_any_write_of_a_sweep_leaves_one_job_or_an_error_and_none(
+def test_a_connection_cut_at_any_write_of_a_sweep_leaves_one_job_or_an_error_and_no_job(
     azure: AzureLocal, submit_sweep: Submit, drop: str
 ) -> None:
     submit_sweep()
@@ -183,9 +183,7 @@ def test_a_sweep_whose_request_cannot_be_recorded_is_not_submitted(azure: AzureL
     assert list(azure.cloud.jobs) == []
 
 
-def test_a_service_that_breaks_down_at_any_write_of_submit_leaves_no_unreported_job(
-    azure: AzureLocal, submit: Submit
-) -> None:
+def test_a_server_error_at_any_write_of_submit_leaves_no_unreported_job(azure: AzureLocal, submit: Submit) -> None:
     submit()
     writes = {kind: number for kind, number in kinds(azure.requests).items() if kind.startswith("PUT")}
     for kind, number in writes.items():
@@ -209,7 +207,7 @@ def test_if_the_last_response_is_lost_the_job_is_looked_up(
     assert list(azure.cloud.jobs) == jobs
 
 
-def test_if_it_cannot_be_looked_up_the_error_says_it_may_exist_and_the_same_command_submits_no_second(
+def test_if_the_job_cannot_be_looked_up_the_error_says_it_may_exist_and_a_repeated_submit_sends_no_second(
     azure: AzureLocal, submit: Submit
 ) -> None:
     azure.fault("PUT", "/jobs/one", drop="after", times=100)

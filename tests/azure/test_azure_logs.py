@@ -41,9 +41,9 @@ class Handler(BaseHTTPRequestHandler):
     log: Log
 
     def do_GET(self) -> None:
-        asked = self.headers["x-ms-range"]
-        self.log.ranges.append(asked)
-        first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups())  # type: ignore[union-attr]
+        requested = self.headers["x-ms-range"]
+        self.log.ranges.append(requested)
+        first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", requested).groups())  # type: ignore[union-attr]
         content, size = self.log.content[first : last + 1], len(self.log.content)
         fault = self.log.faults.pop(0) if self.log.faults else None
         if isinstance(fault, int):
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content[:sent])
 
-    def log_message(self, *words: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         """Nothing on stderr."""
 
 
@@ -98,7 +98,7 @@ LINES = st.lists(st.text(st.sampled_from("aä→🌷 "), max_size=5), max_size=8
     with_an_end=st.booleans(),
 )
 @example(lines=["🌷"], cuts=[1, 2, 3], most=1, faults=["cut"], with_an_end=False)
-def test_every_line_comes_once_and_in_order(
+def test_every_line_is_read_once_and_in_order(
     log: Log, *, lines: list[str], cuts: list[int], most: int, faults: list[int | str], with_an_end: bool
 ) -> None:
     content = "\n".join(lines).encode() + (b"\n" if with_an_end and lines else b"")
@@ -122,7 +122,7 @@ def test_only_new_bytes_are_requested(log: Log) -> None:
     assert list(reader.lines(log.url, final=False)) == ["one"]
     log.content += b"o\n"
     assert list(reader.lines(log.url, final=False)) == ["two"]
-    assert [asked.partition("-")[0] for asked in log.ranges] == ["bytes=0", "bytes=6", "bytes=6", "bytes=8"]
+    assert [requested.partition("-")[0] for requested in log.ranges] == ["bytes=0", "bytes=6", "bytes=6", "bytes=8"]
 
 
 def test_a_log_that_cannot_be_read_now_is_read_at_the_next_poll(log: Log) -> None:

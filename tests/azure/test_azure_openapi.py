@@ -98,11 +98,11 @@ def sent(_azure_process: AzureLocal, place: Path) -> Iterator[list[Recorded]]:
     ]
     with pytest.MonkeyPatch.context() as patch:
         use(azure, patch, place)
-        for words, secrets in commands:
+        for args, secrets in commands:
             with patch.context() as secretly:
                 for name, value in secrets.items():
                     secretly.setenv(f"MSGGAN_STORAGE_{name}", value)
-                assert run_program(msggan_aml, name="msggan-aml", argv=words) == 0, words
+                assert run_program(msggan_aml, name="msggan-aml", argv=args) == 0, args
         yield [one for one in azure.requests if one.method != "GET" and one.host == "management.azure.com"]
     azure.end_jobs()
     assert azure.complaints() == []

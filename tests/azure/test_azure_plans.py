@@ -47,28 +47,35 @@ SUBNET = (
 MANAGED = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/me"
 
 
-def settings(**said: Any) -> Settings:
+def settings(**values: Any) -> Settings:
     return read_settings(
-        {name: str(value) if type(value) is int else value for name, value in said.items()},
+        {name: str(value) if type(value) is int else value for name, value in values.items()},
         folder=Path("/"),
         environ={},
     )
 
 
-def cluster(**said: Any) -> AmlCompute:
-    """A cluster that is there."""
-    given = {"size": T4.name, "min_instances": 0, "max_instances": 1, "tier": "dedicated", "location": "eastus", **said}
-    return AmlCompute(name="msggan-gpu", provisioning_state="Succeeded", **given)
+def cluster(**values: Any) -> AmlCompute:
+    """An existing cluster."""
+    defaults = {
+        "size": T4.name,
+        "min_instances": 0,
+        "max_instances": 1,
+        "tier": "dedicated",
+        "location": "eastus",
+        **values,
+    }
+    return AmlCompute(name="msggan-gpu", provisioning_state="Succeeded", **defaults)
 
 
 # --- Clusters ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_body_of_a_cluster_matches_the_settings() -> None:
-    said = settings(
+    values = settings(
         compute="gpu", vm_size=A100.name, min_nodes=1, max_nodes=3, idle_minutes=90, low_priority=True, identity=MANAGED
     )
-    assert build_cluster(said, "eastus")._to_rest_object().as_dict() == {
+    assert build_cluster(values, "eastus")._to_rest_object().as_dict() == {
         "location": "eastus",
         "tags": {"msggan": "provisioned"},
         "identity": {"type": "UserAssigned", "userAssignedIdentities": {MANAGED: {}}},
@@ -92,7 +99,7 @@ def test_an_explicit_location_precedes_that_of_the_workspace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "there", "action", "changes"),
+    ("values", "existing", "action", "changes"),
     [
         ({}, {}, "keep", {}),
         ({}, {"size": "STANDARD_NC4AS_T4_V3", "tier": "Dedicated"}, "keep", {}),
@@ -110,12 +117,12 @@ def test_an_explicit_location_precedes_that_of_the_workspace() -> None:
     ],
 )
 def test_what_can_be_updated_is_updated_and_the_rest_refused(
-    said: dict[str, Any], there: dict[str, Any], action: str, changes: dict[str, Any]
+    values: dict[str, Any], existing: dict[str, Any], action: str, changes: dict[str, Any]
 ) -> None:
-    state = there.pop("provisioning_state", "Succeeded")
-    found = cluster(**there)
+    state = existing.pop("provisioning_state", "Succeeded")
+    found = cluster(**existing)
     found._provisioning_state = state
-    item = plan_cluster(settings(**said), found, T4)
+    item = plan_cluster(settings(**values), found, T4)
     assert (item.action, dict(item.changes)) == (action, changes)
 
 
@@ -125,9 +132,9 @@ def test_another_kind_of_compute_keeps_its_name() -> None:
 
 
 @pytest.mark.parametrize("subnet", [None, SUBNET])
-def test_a_change_leaves_network_identity_and_tags_as_they_are(subnet: str | None) -> None:
-    there = cluster(tags={"owner": "ann"}, network_settings=NetworkSettings(subnet=subnet))
-    changed = with_changes(there, build_cluster(settings(max_nodes=7), "eastus"), keep_identity=True)
+def test_a_change_keeps_network_identity_and_tags(subnet: str | None) -> None:
+    existing = cluster(tags={"owner": "ann"}, network_settings=NetworkSettings(subnet=subnet))
+    changed = with_changes(existing, build_cluster(settings(max_nodes=7), "eastus"), keep_identity=True)
     changed._set_full_subnet_name("s", "g")
     body = changed._to_rest_object().as_dict()
     assert body["tags"] == {"owner": "ann"}
@@ -135,7 +142,7 @@ def test_a_change_leaves_network_identity_and_tags_as_they_are(subnet: str | Non
     assert body["properties"]["properties"].get("subnet", {}).get("id") == subnet
 
 
-def test_only_a_cluster_that_was_made_here_is_deleted() -> None:
+def test_only_a_provisioned_cluster_is_deleted() -> None:
     assert plan_cluster_deletion("gpu", cluster(tags={"msggan": "provisioned"})).action == "delete"
     assert plan_cluster_deletion("gpu", cluster(tags={"msggan": "mine"})).action == "keep"
     assert plan_cluster_deletion("gpu", cluster()).action == "keep"
@@ -144,11 +151,11 @@ def test_only_a_cluster_that_was_made_here_is_deleted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "taken", "free"),
+    ("name", "used", "free"),
     [("gpu", ["gpu"], "gpu-2"), ("gpu", ["GPU", "Gpu-2"], "gpu-3"), ("a" * 21 + "-bc", [], "a" * 21 + "-2")],
 )
-def test_a_free_name_is_offered(name: str, taken: list[str], free: str) -> None:
-    assert free_name(name, taken) == free
+def test_a_free_name_is_offered(name: str, used: list[str], free: str) -> None:
+    assert free_name(name, used) == free
 
 
 def test_vm_sizes_are_case_insensitive() -> None:
@@ -242,13 +249,13 @@ def test_credentials_are_kept_without_a_secret_and_replaced_with_one() -> None:
     assert (item.action, item.changes) == ("change", {"credentials": {"from": "identity", "to": "SAS"}})
 
 
-def test_a_datastore_is_never_pointed_elsewhere() -> None:
-    there = build_datastore(settings(**STORE), None)
-    item = plan_datastore(settings(storage_account="acc", storage_container="other"), there, None)
+def test_a_datastore_is_never_changed_to_another_container() -> None:
+    existing = build_datastore(settings(**STORE), None)
+    item = plan_datastore(settings(storage_account="acc", storage_container="other"), existing, None)
     assert (item.action, item.changes) == ("refuse", {"storage_container": {"from": "con", "to": "other"}})
 
 
-def test_only_a_datastore_that_was_made_here_is_deleted() -> None:
+def test_only_a_provisioned_datastore_is_deleted() -> None:
     ours = build_datastore(settings(**STORE), None)
     assert plan_datastore_deletion("msggan", ours).action == "delete"
     ours.tags = {}
@@ -269,8 +276,8 @@ def test_at_most_one_secret_is_accepted_and_none_is_printed() -> None:
 def body(recipe: Recipe, folder: Path) -> dict[str, Any]:
     conda_file = folder / "written.yml"
     conda_file.write_text(recipe.conda)
-    made = build_environment(recipe, conda_file=conda_file, context="https://here/context/")
-    rest: dict[str, Any] = made._to_rest_object().as_dict()["properties"]
+    environment = build_environment(recipe, conda_file=conda_file, context="https://here/context/")
+    rest: dict[str, Any] = environment._to_rest_object().as_dict()["properties"]
     return rest
 
 
@@ -344,8 +351,8 @@ def test_an_invalid_requirements_file_is_named(tmp_path: Path, content: bytes | 
     other=st.dictionaries(st.text(max_size=3), st.binary(max_size=3), max_size=3),
 )
 def test_versions_are_equal_if_their_contents_are(one: dict[str, bytes], other: dict[str, bytes]) -> None:
-    turned = dict(reversed(one.items()))
-    assert Recipe("", files=one).version == Recipe("otherwise asked for", files=turned).version
+    reversed_files = dict(reversed(one.items()))
+    assert Recipe("", files=one).version == Recipe("otherwise asked for", files=reversed_files).version
     assert (Recipe("", files=one).version == Recipe("", files=other).version) == (one == other)
     assert re.fullmatch(r"[0-9a-f]{16}", Recipe("", files=one).version)
 
@@ -362,21 +369,21 @@ def test_an_image_is_not_a_conda_file_of_the_same_text() -> None:
 
 def test_an_environment_is_created_once_and_restored_from_the_archive() -> None:
     recipe = Recipe("image x:1", image="x:1")
-    there = build_environment(recipe)
+    existing = build_environment(recipe)
     assert plan_environment(recipe, None).action == "create"
-    assert plan_environment(recipe, there).action == "keep"
-    archived = plan_environment(recipe, there, is_archived=True)
+    assert plan_environment(recipe, existing).action == "keep"
+    archived = plan_environment(recipe, existing, is_archived=True)
     assert (archived.action, archived.changes) == ("change", {"archived": {"from": True, "to": False}})
 
 
 def test_the_environments_require_what_the_package_requires() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = {requirement.split(";")[0].strip() for requirement in project["dependencies"]}
+    declared = {requirement.split(";")[0].strip() for requirement in project["dependencies"]}
     required = (DEFAULT_CONTEXT / "requirements.txt").read_text(encoding="utf-8").splitlines()[1:]
     conda = re.findall(
         r"^      - (.+)$", (DEFAULT_CONTEXT.parent / "conda.yml").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert set(required) <= asked
+    assert set(required) <= declared
     assert conda == required
     assert read_recipe(str(DEFAULT_CONTEXT.parent / "conda.yml")).conda
 

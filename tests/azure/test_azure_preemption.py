@@ -51,14 +51,14 @@ def checkpoints(azure: AzureLocal) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preemptions", [1, 3])
-def test_a_preempted_job_ends_as_if_it_had_not_been(azure: AzureLocal, place: Path, preemptions: int) -> None:
+def test_a_preempted_job_ends_like_an_uninterrupted_one(azure: AzureLocal, place: Path, preemptions: int) -> None:
     azure.cloud.python = sys.executable  # its process is stopped and killed here, which must be the trainer itself
-    words = ["submit", "--data", "tiny", *TRAINING]
+    args = ["submit", "--data", "tiny", *TRAINING]
     printed = place / "stderr.txt"
     with (
         printed.open("w") as stderr,
         subprocess.Popen(
-            command_line("msggan-aml", *words, "--yes", "-o", "json"),
+            command_line("msggan-aml", *args, "--yes", "-o", "json"),
             cwd=place,
             env=environment(**azure.variables),
             stdout=subprocess.PIPE,
@@ -87,13 +87,13 @@ def test_a_preempted_job_ends_as_if_it_had_not_been(azure: AzureLocal, place: Pa
     assert [line for line in printed.read_text().splitlines() if line in written] == written
     assert sum("Resuming" in line for line in written) == preemptions
 
-    alone = run_in(place, "msggan-aml", *words, "--target", "local")
-    assert alone.exit_code == 0, alone.stderr
-    here = place / "runs" / "tiny"
-    weights, expected = load(azure.blob("msggan/runs/tiny/generator.safetensors") or b""), load_generator(here)
+    uninterrupted = run_in(place, "msggan-aml", *args, "--target", "local")
+    assert uninterrupted.exit_code == 0, uninterrupted.stderr
+    local = place / "runs" / "tiny"
+    weights, expected = load(azure.blob("msggan/runs/tiny/generator.safetensors") or b""), load_generator(local)
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.state_dict().items())
     reports = reports_in(azure.blob("msggan/runs/tiny/metrics.jsonl") or b"")
-    assert reports == reports_in((here / "metrics.jsonl").read_bytes())
+    assert reports == reports_in((local / "metrics.jsonl").read_bytes())
     points = Counter((metric.key, metric.step) for metric in azure.job("tiny").metrics)
     assert {step for name, step in points if name == "d_loss"} == {report["images"] for report in reports}
     assert set(points.values()) == {1}
@@ -118,13 +118,13 @@ def test_a_run_that_ended_early_is_continued_by_the_same_command_as_its_next_job
     azure: AzureLocal, place: Path, msggan_aml: Command, status: str, state: str
 ) -> None:
     azure.cloud.job_environment["MSGGAN_TRACKING_URI"] = "none"
-    words = ["submit", "--data", "tiny", *SHORT, "--yes", "-o", "json"]
-    ended = msggan_aml(*words)
+    args = ["submit", "--data", "tiny", *SHORT, "--yes", "-o", "json"]
+    ended = msggan_aml(*args)
     assert ended.exit_code == 0, ended.stderr
     azure.job("tiny").status = status
     assert msggan_aml("status", "tiny", "-o", "json").json["state"] == state
 
-    again = msggan_aml(*words, "--kimg", "0.08")
+    again = msggan_aml(*args, "--kimg", "0.08")
     assert again.exit_code == 0, again.stderr
     assert (again.json["state"], again.json["job_id"], again.json["images_seen"]) == ("completed", "tiny-2", 80)
     written = azure.artifact("tiny-2", "user_logs/std_log.txt").decode()

@@ -76,7 +76,7 @@ def test_blobs_are_trained_on_serverless(azure: AzureLocal, images: str, msggan_
     assert sent["inputs"]["data"]["uri"] == BLOBS + images
 
 
-def test_a_run_that_reached_its_time_limit_has_failed_and_says_what_to_do(
+def test_a_run_that_reached_its_time_limit_has_failed_with_a_hint(
     azure: AzureLocal, images: str, msggan_aml: Command
 ) -> None:
     asset = {"dataType": "uri_folder", "dataUri": DATASTORE + images, "isAnonymous": False, "isArchived": False}
@@ -139,7 +139,7 @@ def test_the_jobs_of_a_run_are_one_run_with_the_logs_of_all(azure: AzureLocal, m
     assert "sweep" not in [run["name"] for run in listed]
 
 
-def test_following_an_active_run_shows_its_earlier_jobs_too_unless_a_tail_is_asked_for(
+def test_following_an_active_run_shows_its_earlier_jobs_too_without_tail(
     azure: AzureLocal, msggan_aml: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "PAUSES_S", (0,))
@@ -148,13 +148,13 @@ def test_following_an_active_run_shows_its_earlier_jobs_too_unless_a_tail_is_ask
     def end() -> None:
         newest.status = "Completed"
 
-    for words, lines in (
+    for args, lines in (
         ([], ["old began", "old ended", "old-2 began", "old-2 ended"]),
         (["--tail", "1"], ["old-2 ended"]),
     ):
         newest.status = "Running"
         azure.fault("GET", "old-2/details", nth=2, meanwhile=end)
-        followed = msggan_aml("logs", "old", "--follow", *words)
+        followed = msggan_aml("logs", "old", "--follow", *args)
         assert followed.exit_code == 0, followed.stderr
         assert followed.stdout.splitlines() == lines
         azure.faults.clear()
@@ -268,7 +268,7 @@ def test_a_download_that_was_cut_resumes_where_it_ended(azure: AzureLocal, place
 @pytest.mark.parametrize(
     ("is_resumed", "at_range", "ranges"), [(False, 1, 3), (False, 2, 4), (True, 1, 4), (True, 1, 5), (True, 2, 3)]
 )
-def test_a_file_that_changes_while_it_is_downloaded_is_of_one_version(
+def test_a_file_that_changes_while_it_is_downloaded_is_downloaded_from_one_version(
     azure: AzureLocal, place: Path, msggan_aml: Command, *, is_resumed: bool, at_range: int, ranges: int
 ) -> None:
     """It changes before the first or the second request, to a content that is shorter, longer or of the same size."""
@@ -287,7 +287,7 @@ def test_a_file_that_changes_while_it_is_downloaded_is_of_one_version(
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
 @pytest.mark.parametrize("newer", [b"newer", None])
-def test_no_partial_file_is_left_of_one_that_changed_or_was_removed_between_two_downloads(
+def test_no_partial_file_remains_if_a_file_changed_or_was_removed_between_two_downloads(
     azure: AzureLocal, place: Path, msggan_aml: Command, newer: bytes | None
 ) -> None:
     add_run(azure, "old", {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
@@ -302,7 +302,7 @@ def test_no_partial_file_is_left_of_one_that_changed_or_was_removed_between_two_
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
-def test_a_file_that_changes_at_every_request_is_given_up(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_a_file_that_changes_at_every_request_is_an_error(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
     add_run(azure, "old", {GENERATOR: os.urandom(2 * RANGE)})
 
     def change() -> None:
@@ -377,7 +377,7 @@ def test_a_download_does_not_resume_the_files_of_another_run(
 
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize(("becomes", "exit_code"), [("Completed", 0), ("Running", 1)])
-def test_a_job_that_ends_while_it_is_cancelled_keeps_its_own_end(
+def test_a_job_that_ends_while_it_is_cancelled_keeps_its_final_state(
     azure: AzureLocal, msggan_aml: Command, becomes: str, exit_code: int
 ) -> None:
     (job,) = add_jobs(azure, "old", old="Running")
@@ -403,8 +403,8 @@ def test_a_download_is_not_written_into_another_folder(azure: AzureLocal, place:
     for name in ("tiny", "other"):
         add_run(azure, name, {"config.json": b"{}", "generator.safetensors": b"weights"})
     images = sorted(path.name for path in (place / "tiny").iterdir())
-    for words in (["tiny"], ["tiny", "--weights"], ["tiny", "--force"]):
-        refused = msggan_aml("download", *words, "--out", "tiny", "-o", "json")
+    for args in (["tiny"], ["tiny", "--weights"], ["tiny", "--force"]):
+        refused = msggan_aml("download", *args, "--out", "tiny", "-o", "json")
         assert (refused.exit_code, refused.json["error"]["code"]) == (2, "usage")
         assert "Error: tiny: is not empty and was not created by download.\n" in refused.stderr
         assert sorted(path.name for path in (place / "tiny").iterdir()) == images
@@ -435,7 +435,9 @@ def test_a_repeated_download_requests_only_what_has_changed(
 
 
 @pytest.mark.usefixtures("_no_waiting")
-def test_weights_that_were_not_downloaded_are_not_taken_for_a_local_run(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_an_interrupted_download_of_weights_is_not_mistaken_for_a_local_run(
+    azure: AzureLocal, msggan_aml: Command
+) -> None:
     add_run(azure, "old", {"config.json": b"{}", "generator.safetensors": b"weights"})
     azure.fault("GET", "generator.safetensors", nth=1, times=20, drop="before")
     cut = msggan_aml("sample", "old")

@@ -62,9 +62,9 @@ def test_a_key_and_the_credential_s_secret_are_only_where_they_belong(
     azure.cloud.blobs.container("msgganstore", "images")
     key, secret = azure.account_key, azure.cloud.client_secret
     printed = []
-    for exit_code, words in COMMANDS:
-        ended = msggan_aml(*words, "-o", "json", MSGGAN_STORAGE_KEY=key, **STORE)
-        assert ended.exit_code == exit_code, (words, ended.stderr)
+    for exit_code, args in COMMANDS:
+        ended = msggan_aml(*args, "-o", "json", MSGGAN_STORAGE_KEY=key, **STORE)
+        assert ended.exit_code == exit_code, (args, ended.stderr)
         printed.append(ended.stdout + ended.stderr)
 
     # The key is sent in the datastore's credentials, the secret to the token endpoint, and neither anywhere else.

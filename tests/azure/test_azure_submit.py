@@ -92,12 +92,12 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
     azure.hold_jobs("no node is free")
-    words = ["submit", "--data", "tiny", *SMALL, "--compute", "msggan-gpu", "--timeout-hours", "2"]
-    dry = msggan_aml(*words, "--dry-run", "-o", "json", HTTPS_PROXY="http://127.0.0.1:9")
+    args = ["submit", "--data", "tiny", *SMALL, "--compute", "msggan-gpu", "--timeout-hours", "2"]
+    dry = msggan_aml(*args, "--dry-run", "-o", "json", HTTPS_PROXY="http://127.0.0.1:9")
     assert dry.exit_code == 0, dry.stderr
     assert azure.requests == []
     (planned,) = dry.json["requests"]
-    detached = msggan_aml(*words, "--detach", "--yes", "-o", "json")
+    detached = msggan_aml(*args, "--detach", "--yes", "-o", "json")
     assert (detached.exit_code, detached.json["state"]) == (0, "queued")
     (sent,) = azure.made("PUT", "/jobs/tiny")
     assert (planned["method"], planned["path"]) == (sent.method, sent.path)
@@ -109,7 +109,7 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
     assert sent.body["properties"]["limits"]["timeout"] == "PT2H"
     assert sent.body["properties"]["tags"]["msggan.run"] == "tiny"
 
-    refused = msggan_aml(*words)
+    refused = msggan_aml(*args)
     assert refused.exit_code == 2
     assert "msggan-aml logs tiny --follow" in refused.stderr
     status = msggan_aml("status", "tiny", "-o", "json").json
@@ -157,8 +157,8 @@ def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str,
 def test_ctrl_c_does_not_stop_the_run_and_logs_follow_it_to_its_end(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
-    words = ["submit", "--data", "tiny", *ENDLESS, "--yes"]
-    with started(place, "msggan-aml", *words, **azure.variables) as follower:
+    args = ["submit", "--data", "tiny", *ENDLESS, "--yes"]
+    with started(place, "msggan-aml", *args, **azure.variables) as follower:
         wait_for(
             lambda: "tiny" in azure.cloud.jobs and b"Training" in azure.artifact("tiny", "user_logs/std_log.txt"),
             follower,

@@ -52,8 +52,8 @@ def _no_mlflow(azure: AzureLocal) -> None:
     azure.cloud.job_environment["MSGGAN_TRACKING_URI"] = "none"
 
 
-def sweep(*words: object) -> list[object]:
-    return ["sweep", "--data", "tiny", "--name", "find", *words, "--yes", "-o", "json"]
+def sweep(*args: object) -> list[object]:
+    return ["sweep", "--data", "tiny", "--name", "find", *args, "--yes", "-o", "json"]
 
 
 def by_number(status: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,8 +63,8 @@ def by_number(status: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
 def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
-    words = sweep("--over", "g_lr=0.001..0.01", "--over", "mirror", "--trials", "3", "--concurrent", "2", *SHORT)
-    found = run_in(place, "msggan-aml", *words, "--timeout", "3", "--timeout-hours", "1.5", **azure.variables)
+    args = sweep("--over", "g_lr=0.001..0.01", "--over", "mirror", "--trials", "3", "--concurrent", "2", *SHORT)
+    found = run_in(place, "msggan-aml", *args, "--timeout", "3", "--timeout-hours", "1.5", **azure.variables)
     assert found.exit_code == 0, found.stderr
     status = found.json
     assert (status["name"], status["target"], status["state"], status["job_id"]) == (
@@ -116,14 +116,16 @@ def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan
     assert len(azure.made("GET", worst)) == reads + 1  # what is known is not asked again
     load_generator(place / "copy")
 
-    for words in (["logs", "find"], ["sample", "find"], ["download", "find"], ["submit", *["--data", "tiny"], *NAMED]):
-        refused = msggan_aml(*words, *([] if words[0] != "submit" else [*SHORT, "--yes"]))
+    for args in (["logs", "find"], ["sample", "find"], ["download", "find"], ["submit", *["--data", "tiny"], *NAMED]):
+        refused = msggan_aml(*args, *([] if args[0] != "submit" else [*SHORT, "--yes"]))
         assert refused.exit_code == 2
         assert "find: is a sweep, not a run." in refused.stderr
 
     _a_trial_is_named_as_a_run_is(place, msggan_aml, status)
     _goes_on_in_full(azure, place, msggan_aml, status)
-    _the_same_again_is_complete_and_more_trials_go_on(azure, msggan_aml, words=sweep(*OVER_AGAIN), before=trials)
+    _check_that_a_repeated_sweep_is_complete_and_more_trials_continue_it(
+        azure, msggan_aml, args=sweep(*OVER_AGAIN), before=trials
+    )
 
 
 NAMED = ["--name", "find"]
@@ -134,19 +136,24 @@ OVER_AGAIN = [
 
 
 def _a_trial_is_named_as_a_run_is(place: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
-    told = msggan_aml("status", "find/1", "-o", "json").json
-    assert (told["name"], told["job_id"], told["state"], told["images_seen"]) == ("find/1", "find_1", "completed", 40)
-    assert told["run_dir"] == f"{RUNS}find/trials/find_1/"
-    assert told["next"] == ["msggan-aml sample find/1", "msggan-aml submit --from-trial find/1"]
+    status = msggan_aml("status", "find/1", "-o", "json").json
+    assert (status["name"], status["job_id"], status["state"], status["images_seen"]) == (
+        "find/1",
+        "find_1",
+        "completed",
+        40,
+    )
+    assert status["run_dir"] == f"{RUNS}find/trials/find_1/"
+    assert status["next"] == ["msggan-aml sample find/1", "msggan-aml submit --from-trial find/1"]
     lines = msggan_aml("logs", "find/1", "--tail", "3").stdout.splitlines()
     assert len(lines) == 3
     copied = msggan_aml("download", "find/1", "-o", "json")
     assert copied.exit_code == 0, copied.stderr
     assert copied.json["path"] == "find-trial-1"
     assert (place / "find-trial-1" / "metrics.jsonl").exists()
-    made = msggan_aml("sample", "find/1", "--num", "1", "-o", "json")
-    assert made.exit_code == 0, made.stderr
-    assert Path(made.json["files"][0]).is_relative_to("runs/find-trial-1")
+    sampled = msggan_aml("sample", "find/1", "--num", "1", "-o", "json")
+    assert sampled.exit_code == 0, sampled.stderr
+    assert Path(sampled.json["files"][0]).is_relative_to("runs/find-trial-1")
     missing = msggan_aml("logs", "find/9")
     assert missing.exit_code == 2
     assert missing.stderr.endswith("Error: find: no trial 9 has started.\nSee its trials: msggan-aml status find\n")
@@ -154,19 +161,19 @@ def _a_trial_is_named_as_a_run_is(place: Path, msggan_aml: Command, status: dict
 
 def _goes_on_in_full(azure: AzureLocal, place: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
     """The winner is trained on from its trial: there, here, and anew."""
-    there = msggan_aml("submit", "--from-trial", "find", "--kimg", "0.08", "--yes", "-o", "json")
-    assert there.exit_code == 0, there.stderr
-    assert (there.json["name"], there.json["target"], there.json["images_seen"]) == ("find-best", "azure", 80)
+    on_azure = msggan_aml("submit", "--from-trial", "find", "--kimg", "0.08", "--yes", "-o", "json")
+    assert on_azure.exit_code == 0, on_azure.stderr
+    assert (on_azure.json["name"], on_azure.json["target"], on_azure.json["images_seen"]) == ("find-best", "azure", 80)
     number = status["best"]["number"]
     first = azure.blob(f"msggan/runs/find/trials/find_{number}/metrics.jsonl") or b""
     assert (azure.blob("msggan/runs/find-best/metrics.jsonl") or b"").startswith(first)
 
-    here = msggan_aml(
+    local = msggan_aml(
         *("submit", "--from-trial", "find/1", "--data", "tiny", "--target", "local"),
         *("--kimg", "0.08", "--tracking-uri", "none", "-o", "json"),
     )
-    assert here.exit_code == 0, here.stderr
-    assert (here.json["name"], here.json["target"], here.json["images_seen"]) == ("find-trial-1", "local", 80)
+    assert local.exit_code == 0, local.stderr
+    assert (local.json["name"], local.json["target"], local.json["images_seen"]) == ("find-trial-1", "local", 80)
     assert (
         (place / "runs/find-trial-1/metrics.jsonl")
         .read_bytes()
@@ -178,11 +185,11 @@ def _goes_on_in_full(azure: AzureLocal, place: Path, msggan_aml: Command, status
     assert (anew.json["name"], anew.json["images_seen"]) == ("find-trial-2", 20)
 
 
-def _the_same_again_is_complete_and_more_trials_go_on(
-    azure: AzureLocal, msggan_aml: Command, words: list[object], before: list[dict[str, Any]]
+def _check_that_a_repeated_sweep_is_complete_and_more_trials_continue_it(
+    azure: AzureLocal, msggan_aml: Command, args: list[object], before: list[dict[str, Any]]
 ) -> None:
     jobs = list(azure.cloud.jobs)
-    again = msggan_aml(*words, "--trials", "3")
+    again = msggan_aml(*args, "--trials", "3")
     assert again.exit_code == 0, again.stderr
     assert "find is complete" in again.stderr
     assert list(azure.cloud.jobs) == jobs
@@ -191,7 +198,7 @@ def _the_same_again_is_complete_and_more_trials_go_on(
     assert other.exit_code == 2
     assert "--over was g_lr=0.001..0.01 mirror=true,false and is now g_lr=0.002..0.01" in other.stderr
 
-    more = msggan_aml(*words, "--trials", "4")
+    more = msggan_aml(*args, "--trials", "4")
     assert more.exit_code == 0, more.stderr
     trials = by_number(more.json)
     assert trials[:3] == before
@@ -202,12 +209,12 @@ def _the_same_again_is_complete_and_more_trials_go_on(
 
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
-def test_a_grid_goes_on_with_just_the_combinations_that_are_left_wherever_the_images_lie(
+def test_a_resumed_grid_runs_the_remaining_combinations_also_with_the_images_at_another_path(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
     grid = ["--over", "loss=hinge,relativistic-hinge", "--over", "mirror", "--sampling", "grid", *SHORT]
-    begun = msggan_aml(*sweep(*grid, "--trials", "3", "--concurrent", "3"))
-    assert begun.exit_code == 0, begun.stderr
+    started_sweep = msggan_aml(*sweep(*grid, "--trials", "3", "--concurrent", "3"))
+    assert started_sweep.exit_code == 0, started_sweep.stderr
     (place / "tiny" / "00.png").rename(place / "00.png")
     other = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3"))
     assert other.exit_code == 2
@@ -228,11 +235,11 @@ def test_a_grid_goes_on_with_just_the_combinations_that_are_left_wherever_the_im
 
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
-def test_a_sweep_at_work_is_left_to_itself_told_of_cancelled_and_gone_on_with(
+def test_a_running_sweep_is_detached_from_listed_cancelled_and_resumed(
     azure: AzureLocal, place: Path, msggan_aml: Command
 ) -> None:
-    words = ["--over", "g_lr=0.001..0.01", "--trials", "2", *ENDLESS]
-    with started(place, "msggan-aml", *sweep(*words), **azure.variables) as follower:
+    args = ["--over", "g_lr=0.001..0.01", "--trials", "2", *ENDLESS]
+    with started(place, "msggan-aml", *sweep(*args), **azure.variables) as follower:
         wait_for(lambda: azure.blob("msggan/runs/find/trials/find_0/metrics.jsonl"), follower)
         left = stopped(follower, "Ctrl-C")
     assert left.exit_code == 130
@@ -245,7 +252,7 @@ def test_a_sweep_at_work_is_left_to_itself_told_of_cancelled_and_gone_on_with(
     assert running["trials"][0]["images_seen"] > 0
     assert running["next"] == ["msggan-aml status find", "msggan-aml cancel find"]
 
-    refused = msggan_aml(*sweep(*words))
+    refused = msggan_aml(*sweep(*args))
     assert refused.exit_code == 2
     assert "find: already running as job find." in refused.stderr
 
@@ -265,13 +272,13 @@ def test_a_sweep_at_work_is_left_to_itself_told_of_cancelled_and_gone_on_with(
     ]
     assert msggan_aml("cancel", "find").exit_code == 2
 
-    again = msggan_aml(*sweep(*words, "--detach"))
+    again = msggan_aml(*sweep(*args, "--detach"))
     assert again.exit_code == 0, again.stderr
     assert azure.job("find-2").properties["limits"]["maxTotalTrials"] == 1
 
 
 @pytest.mark.usefixtures("_no_mlflow")
-def test_a_failed_trial_says_why_and_the_sweep_goes_on(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_a_failed_trial_has_a_reason_and_the_sweep_continues(azure: AzureLocal, msggan_aml: Command) -> None:
     ended = msggan_aml(*sweep("--over", "stddev_group=3,0", "--sampling", "grid", *PLAIN, "--kimg", "0.04"))
     assert ended.exit_code == 0, ended.stderr
     bad, good = by_number(ended.json)
@@ -288,31 +295,31 @@ def test_a_failed_trial_says_why_and_the_sweep_goes_on(azure: AzureLocal, msggan
 
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
-def test_a_sweep_is_given_up_where_too_many_trials_fail(azure: AzureLocal, msggan_aml: Command) -> None:
-    words = sweep("--over", "stddev_group=3,0,1,2", "--sampling", "grid", "--max-failed-fraction", "0.2", *PLAIN)
-    ended = msggan_aml(*words)
+def test_a_sweep_is_cancelled_if_too_many_trials_fail(azure: AzureLocal, msggan_aml: Command) -> None:
+    args = sweep("--over", "stddev_group=3,0,1,2", "--sampling", "grid", "--max-failed-fraction", "0.2", *PLAIN)
+    ended = msggan_aml(*args)
     assert ended.exit_code == 1, ended.stderr
     assert "find is given up. 1 of 4 trials failed. Most common reason: " in ended.stderr
     assert ended.json["state"] == "failed"
     assert azure.job("find").status == "Canceled"
 
     jobs = list(azure.cloud.jobs)
-    refused = msggan_aml(*words)
+    refused = msggan_aml(*args)
     assert refused.exit_code == 2
     assert "find: was given up. 1 of 4 trials failed" in refused.stderr
     assert list(azure.cloud.jobs) == jobs
-    goes_on = msggan_aml(*words, "--max-failed-fraction", "0.5", "--detach")
-    assert goes_on.exit_code == 0, goes_on.stderr
+    resumed = msggan_aml(*args, "--max-failed-fraction", "0.5", "--detach")
+    assert resumed.exit_code == 0, resumed.stderr
     assert azure.job("find-2").properties["limits"]["maxTotalTrials"] == 3
 
 
 @pytest.mark.slow
-def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_a_poor_trial_is_stopped_early_by_the_service(azure: AzureLocal, msggan_aml: Command) -> None:
     """Who looks for the farthest from the images gets nowhere by learning nothing: that trial is behind for ever."""
     farthest = ["--direction", "maximize", "--stop-early", "bandit", "--slack", "0.1", "--metric-kimg", "0.3"]
     rates = ["--over", "g_lr=1e-9,0.1", "--sampling", "grid", "--concurrent", "2"]
-    begun = msggan_aml(*sweep(*rates, *farthest, *SMALL, "--kimg", "1000000", "--detach"))
-    assert begun.exit_code == 0, begun.stderr
+    started_sweep = msggan_aml(*sweep(*rates, *farthest, *SMALL, "--kimg", "1000000", "--detach"))
+    assert started_sweep.exit_code == 0, started_sweep.stderr
     wait_for(lambda: "find_0" in azure.cloud.jobs and azure.job("find_0").status == "Canceled")
     bad, good = by_number(msggan_aml("status", "find", "-o", "json").json)
     assert (bad["state"], good["state"]) == ("stopped", "running")
@@ -325,13 +332,13 @@ def test_a_trial_that_does_badly_is_ended_by_the_service(azure: AzureLocal, msgg
 
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
-def test_a_trial_of_a_sweep_here_is_trained_on_there(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
-    words = [*sweep("--over", "g_lr=0.001,0.01", *SHORT), "--trials", "1", "--tracking-uri", "none"]
-    here = msggan_aml(*words, "--target", "local")
-    assert here.exit_code == 0, here.stderr
-    there = msggan_aml("submit", "--from-trial", "find", "--kimg", "0.08", "--yes", "-o", "json")
-    assert there.exit_code == 0, there.stderr
-    assert (there.json["name"], there.json["target"], there.json["images_seen"]) == ("find-best", "azure", 80)
+def test_a_trial_of_a_local_sweep_is_continued_on_azure(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+    args = [*sweep("--over", "g_lr=0.001,0.01", *SHORT), "--trials", "1", "--tracking-uri", "none"]
+    local = msggan_aml(*args, "--target", "local")
+    assert local.exit_code == 0, local.stderr
+    on_azure = msggan_aml("submit", "--from-trial", "find", "--kimg", "0.08", "--yes", "-o", "json")
+    assert on_azure.exit_code == 0, on_azure.stderr
+    assert (on_azure.json["name"], on_azure.json["target"], on_azure.json["images_seen"]) == ("find-best", "azure", 80)
     first = (place / "runs/find/trials/000/metrics.jsonl").read_bytes()
     assert (azure.blob("msggan/runs/find-best/metrics.jsonl") or b"").startswith(first)
     assert b"Resuming" in azure.artifact("find-best", "user_logs/std_log.txt")
@@ -339,10 +346,10 @@ def test_a_trial_of_a_sweep_here_is_trained_on_there(azure: AzureLocal, place: P
 
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
-def test_a_trial_whose_time_is_up_keeps_what_it_measured(azure: AzureLocal, msggan_aml: Command) -> None:
-    words = ["--over", "g_lr", "--trials", "1", *SMALL, "--kimg", "1000000", "--metric-kimg", "0.1"]
-    begun = msggan_aml(*sweep(*words, "--detach"))
-    assert begun.exit_code == 0, begun.stderr
+def test_a_trial_that_reached_its_time_limit_keeps_its_measurements(azure: AzureLocal, msggan_aml: Command) -> None:
+    args = ["--over", "g_lr", "--trials", "1", *SMALL, "--kimg", "1000000", "--metric-kimg", "0.1"]
+    started_sweep = msggan_aml(*sweep(*args, "--detach"))
+    assert started_sweep.exit_code == 0, started_sweep.stderr
     wait_for(lambda: b'"swd"' in (azure.blob("msggan/runs/find/trials/find_0/metrics.jsonl") or b""))
     azure.expire("find_0")
     azure.job("find").wait_for("Completed")
@@ -416,17 +423,17 @@ def test_how_a_trial_ended_is_read_from_the_service_its_log_and_its_reports(
         (["--over", "g_lr", "--sampling-seed", "-1"], "--sampling-seed -1: must be from 0"),
     ],
 )
-def test_what_azure_would_refuse_is_refused_before_anything_is_asked(
-    azure: AzureLocal, msggan_aml: Command, words: list[str], complaint: str
+def test_what_azure_would_refuse_is_refused_before_any_request(
+    azure: AzureLocal, msggan_aml: Command, args: list[str], complaint: str
 ) -> None:
     for more in ([], ["--dry-run"]):
-        refused: Ended = msggan_aml(*sweep(*words, *SHORT, "--trials", "2", *more))
+        refused: Ended = msggan_aml(*sweep(*args, *SHORT, "--trials", "2", *more))
         assert refused.exit_code == 2
         assert complaint in refused.stderr
     assert azure.requests == []
 
 
-def test_a_dry_run_shows_what_would_be_sent_and_asks_nobody(azure: AzureLocal, msggan_aml: Command) -> None:
+def test_a_dry_run_shows_what_would_be_sent_and_makes_no_requests(azure: AzureLocal, msggan_aml: Command) -> None:
     plan = msggan_aml(*sweep("--over", "g_lr=0.001..0.01", "--trials", "4", *SHORT, "--dry-run")).json
     (request,) = plan["requests"]
     assert (request["method"], request["path"].rpartition("/")[2]) == ("PUT", "find")

@@ -92,7 +92,7 @@ def sweep_spec(*over: str, **changes: Any) -> SweepSpec:
 # --- The body ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_body_is_what_the_sweep_says() -> None:
+def test_the_body_matches_the_sweep() -> None:
     assert build_sweep_body(job_plan(), sweep_spec(), SCOPE) == {"properties": SWEEP}
 
 
@@ -118,7 +118,7 @@ def test_a_sweep_without_a_time_limit_has_only_that_of_its_trials() -> None:
         ("bayesian", {"samplingAlgorithmType": "Bayesian"}),
     ],
 )
-def test_the_sampling_arrives(sampling: str, sent: dict[str, Any]) -> None:
+def test_the_sampling_is_sent(sampling: str, sent: dict[str, Any]) -> None:
     spec = sweep_spec("loss", "mirror", sampling=sampling)
     assert build_sweep_body(job_plan(), spec, SCOPE)["properties"]["samplingAlgorithm"] == sent
 
@@ -145,12 +145,12 @@ WHEN = {"evaluationInterval": 3, "delayEvaluation": 2}
     ],
     ids=["median", "ratio", "amount", "truncation"],
 )
-def test_early_stopping_arrives_with_every_field(stopping: EarlyStopping, sent: dict[str, Any]) -> None:
+def test_early_stopping_is_sent_with_every_field(stopping: EarlyStopping, sent: dict[str, Any]) -> None:
     spec = sweep_spec(early_stopping=stopping)
     assert build_sweep_body(job_plan(), spec, SCOPE)["properties"]["earlyTermination"] == sent
 
 
-def test_the_objective_arrives_with_its_direction() -> None:
+def test_the_objective_is_sent_with_its_direction() -> None:
     spec = sweep_spec(objective=Objective("images_per_second", "maximize"))
     sent = build_sweep_body(job_plan(), spec, SCOPE)["properties"]
     assert sent["objective"] == {"goal": "maximize", "primaryMetric": "images_per_second"}
@@ -166,12 +166,12 @@ def test_a_trial_trains_with_the_values_that_were_drawn(mirror: bool) -> None:
     line = trial_command(job_plan(), sweep_spec(), all_trials(sweep_spec()))
     for name, value in drawn.items():
         line = line.replace(f"${{{{search_space.{name}}}}}", str(value))
-    words = shlex.split(line)
-    assert words[:7] == [
+    args = shlex.split(line)
+    assert args[:7] == [
         *("python", "-m", "msggan.train", "--data", "${{inputs.data}}"),
         *("--run-dir", "${{outputs.run}}/trials/$AZUREML_RUN_ID"),
     ]
-    after_place = [word for word in words[7:] if word not in ("--device", "cpu", "--workers", "3")]
+    after_place = [word for word in args[7:] if word not in ("--device", "cpu", "--workers", "3")]
     assert from_argv(after_place) == TrainConfig(
         resolution=8, kimg=2, g_lr=0.0025, beta2=0.95, loss="wgan-gp", mirror=mirror
     )
@@ -180,7 +180,7 @@ def test_a_trial_trains_with_the_values_that_were_drawn(mirror: bool) -> None:
 # --- What the service would refuse ------------------------------------------------------------------------------------
 
 
-def test_bayesian_takes_neither_a_logarithm_nor_early_stopping_and_says_both_at_once() -> None:
+def test_bayesian_sampling_with_a_log_scale_and_early_stopping_reports_both_problems_at_once() -> None:
     spec = sweep_spec("g_lr=0.001..0.01", "beta2", sampling="bayesian", early_stopping=EarlyStopping("median"))
     problems = [
         "--sampling bayesian: on Azure it takes no range on a log scale, as --over g_lr=0.001..0.01 is. "
@@ -200,7 +200,7 @@ def test_a_seed_has_32_bits(seed: int, is_refused: bool) -> None:
     assert problems == [f"--sampling-seed {seed}: must be from 0 to 2147483647 on Azure."] * is_refused
 
 
-def test_what_is_even_in_the_number_or_named_is_no_matter_for_bayesian() -> None:
+def test_bayesian_sampling_accepts_linear_ranges_and_choices() -> None:
     space = SearchSpace((Interval("beta2", 0.9, 0.99, False), Choice("mirror", (True, False))))
     assert azure_problems(SweepSpec(CONFIG, "x", "x", space, sampling="bayesian")) == []
 
@@ -212,7 +212,7 @@ def ended_trial(number: int, state: str, **settings: Any) -> Trial:
     return Trial(number, f"flowers/{number}", state, settings)
 
 
-def test_what_is_drawn_goes_on_with_so_many_others_and_another_seed() -> None:
+def test_a_resumed_random_sweep_draws_the_remaining_number_of_trials_with_another_seed() -> None:
     spec = sweep_spec("g_lr=0.001..0.01", trials=5)
     assert remaining_trials(spec, [], 0) == RemainingTrials(5, 7)
     trials = [ended_trial(0, "completed"), ended_trial(1, "cancelled"), ended_trial(2, "failed")]
@@ -220,17 +220,17 @@ def test_what_is_drawn_goes_on_with_so_many_others_and_another_seed() -> None:
     assert remaining_trials(spec, [ended_trial(number, "stopped") for number in range(5)], 1) is None
 
 
-def test_a_grid_goes_on_with_the_combinations_that_have_not_ended() -> None:
+def test_a_resumed_grid_runs_the_combinations_that_have_not_ended() -> None:
     spec = sweep_spec("loss=hinge,wgan-gp", "mirror", sampling="grid")
     ended = [
         ended_trial(0, "completed", loss="hinge", mirror=True),
         ended_trial(1, "interrupted", loss="hinge", mirror=False),
         ended_trial(2, "failed", loss="wgan-gp", mirror=True),
     ]
-    left = ({"loss": "hinge", "mirror": False}, {"loss": "wgan-gp", "mirror": False})
-    part = remaining_trials(spec, ended, 1)
-    assert part == RemainingTrials(2, 7, left)
-    sent = build_sweep_body(job_plan(), spec, SCOPE, part)["properties"]
+    untried = ({"loss": "hinge", "mirror": False}, {"loss": "wgan-gp", "mirror": False})
+    remaining = remaining_trials(spec, ended, 1)
+    assert remaining == RemainingTrials(2, 7, untried)
+    sent = build_sweep_body(job_plan(), spec, SCOPE, remaining)["properties"]
     assert sent["searchSpace"] == {"settings": ["choice", [["--loss hinge --no-mirror", "--loss wgan-gp --no-mirror"]]]}
     assert sent["limits"]["maxTotalTrials"] == sent["limits"]["maxConcurrentTrials"] == 2
     assert sent["trial"]["command"].endswith(" ${{search_space.settings}}")
@@ -264,7 +264,7 @@ def test_the_settings_of_a_trial_are_read_from_its_tag(tag: str, settings: dict[
         ("Canceled", "2026-11-25T10:00:15Z", False),
     ],
 )
-def test_a_trial_is_cancelled_with_its_sweep_where_no_other_began_later(
+def test_a_trial_was_cancelled_with_its_sweep_if_no_other_started_later(
     sweep: str, next_began: str | None, is_so: bool
 ) -> None:
     parent, other = Details(sweep), Details("Canceled")
@@ -294,7 +294,7 @@ def request_of(trials: int, max_failed_fraction: float) -> SweepRequest:
         (1.0, ["failed", "failed", "failed", "failed"], True),
     ],
 )
-def test_a_sweep_is_given_up_where_more_trials_failed_than_may_or_all(
+def test_a_sweep_fails_if_all_trials_or_more_than_allowed_failed(
     max_failed_fraction: float, states: list[str], given_up: bool
 ) -> None:
     trials = [replace(ended_trial(number, state), reason="no memory") for number, state in enumerate(states)]
@@ -320,11 +320,11 @@ def test_a_sweep_is_given_up_where_more_trials_failed_than_may_or_all(
         ("Failed", "Broken.", ["completed", "completed"], "failed", "Broken."),
     ],
 )
-def test_a_sweep_stands_as_its_job_does_unless_its_time_was_up_or_too_much_failed(
+def test_a_sweep_has_the_state_of_its_job_unless_it_timed_out_or_too_many_trials_failed(
     *, status: str, error: str, states: list[str], state: str, reason: str
 ) -> None:
     trials = [replace(ended_trial(number, one), reason="no memory") for number, one in enumerate(states)]
-    told, why = state_and_reason(Details(status, error=error), trials, request_of(2, 0.5))
-    assert told == state
+    found_state, why = state_and_reason(Details(status, error=error), trials, request_of(2, 0.5))
+    assert found_state == state
     assert why.startswith(reason)
     assert bool(why) is bool(reason)

@@ -52,9 +52,9 @@ def provision(
     use(azure, monkeypatch)
     monkeypatch.chdir(tmp_path)
 
-    def provision(*words: str) -> Ended:
+    def provision(*args: str) -> Ended:
         capfd.readouterr()
-        exit_code = run_program(msggan_aml, name="msggan-aml", argv=["provision", *words])
+        exit_code = run_program(msggan_aml, name="msggan-aml", argv=["provision", *args])
         return Ended(exit_code, *capfd.readouterr())
 
     return provision
@@ -87,16 +87,16 @@ def changing(azure: AzureLocal) -> list[str]:
 
 def test_resources_are_created_kept_updated_refused_and_deleted(azure: AzureLocal, provision: Provision) -> None:
     azure.put_blob("images/precious.png", b"1")
-    made = provision("--yes", "-o", "json", *STORE)
-    assert made.exit_code == 0, made.stderr
-    assert actions(made) == {
+    created = provision("--yes", "-o", "json", *STORE)
+    assert created.exit_code == 0, created.stderr
+    assert actions(created) == {
         "compute": "create",
         "container": "create",
         "datastore": "create",
         "environment": "create",
     }
-    assert made.json["applied"] is True
-    assert made.json["plan"][0] == {
+    assert created.json["applied"] is True
+    assert created.json["plan"][0] == {
         "kind": "compute",
         "name": "msggan-gpu",
         "action": "create",
@@ -201,7 +201,7 @@ def test_without_a_terminal_or_yes_nothing_is_changed(azure: AzureLocal, tmp_pat
 
 
 @pytest.mark.parametrize(("answer", "exit_code", "clusters"), [(b"n\n", 2, []), (b"y\n", 0, ["msggan-gpu"])])
-def test_on_a_terminal_it_asks(
+def test_on_a_terminal_provision_asks_for_confirmation(
     azure: AzureLocal, tmp_path: Path, answer: bytes, exit_code: int, clusters: list[str]
 ) -> None:
     here, there = pty.openpty()
@@ -224,7 +224,7 @@ def test_on_a_terminal_it_asks(
     assert list(azure.cloud.computes) == clusters
 
 
-def test_clusters_and_datastores_of_others_are_not_changed(azure: AzureLocal, provision: Provision) -> None:
+def test_clusters_and_datastores_created_elsewhere_are_not_changed(azure: AzureLocal, provision: Provision) -> None:
     azure.add_cluster("msggan-gpu")
     ended = provision("--delete", "--yes", "-o", "json", "--datastore", "workspaceblobstore")
     assert actions(ended) == {"compute": "keep", "datastore": "keep"}
@@ -239,15 +239,15 @@ def test_clusters_and_datastores_of_others_are_not_changed(azure: AzureLocal, pr
 
 @pytest.mark.parametrize("words", [(), STORE])
 def test_if_nothing_was_created_nothing_is_deleted(
-    azure: AzureLocal, provision: Provision, words: tuple[str, ...]
+    azure: AzureLocal, provision: Provision, args: tuple[str, ...]
 ) -> None:
-    ended = provision("--delete", *words)
+    ended = provision("--delete", *args)
     assert (ended.exit_code, ended.stdout) == (0, "Nothing to delete.\n")
-    assert provision("--delete", "--dry-run", "-o", "json", *words).json == {"plan": [], "applied": False}
+    assert provision("--delete", "--dry-run", "-o", "json", *args).json == {"plan": [], "applied": False}
     assert changing(azure) == []
 
 
-def test_a_default_that_would_change_a_cluster_of_others_is_named(azure: AzureLocal, provision: Provision) -> None:
+def test_a_default_that_would_change_another_cluster_is_named(azure: AzureLocal, provision: Provision) -> None:
     azure.add_cluster("msggan-gpu", max_nodes=4)
     (item, *_) = provision("--dry-run", "-o", "json").json["plan"]
     assert (item["action"], item["changes"]) == ("change", {"max_nodes": {"from": 4, "to": 1}})
@@ -256,14 +256,14 @@ def test_a_default_that_would_change_a_cluster_of_others_is_named(azure: AzureLo
 
 
 def test_low_priority_identity_and_region_are_sent(azure: AzureLocal, provision: Provision) -> None:
-    words = ("--low-priority", "--identity", "system", "--location", "eastus", "--min-nodes", "1", *IMAGE)
-    ended = provision("--yes", *words)
+    args = ("--low-priority", "--identity", "system", "--location", "eastus", "--min-nodes", "1", *IMAGE)
+    ended = provision("--yes", *args)
     assert ended.exit_code == 0, ended.stderr
     assert "1 of them costs money around the clock, until --min-nodes 0 or provision --delete." in ended.stdout
     (sent,) = azure.made("PUT", "/computes/msggan-gpu")
     assert sent.body["identity"] == {"type": "SystemAssigned"}
     assert sent.body["properties"]["properties"]["vmPriority"] == "LowPriority"
-    assert provision("--yes", "-o", "json", *words).json["plan"][0]["action"] == "keep"
+    assert provision("--yes", "-o", "json", *args).json["plan"][0]["action"] == "keep"
     dedicated = provision("--yes", "-o", "json", "--no-low-priority", "--min-nodes", "1", *IMAGE)
     assert dedicated.exit_code == 3
     assert dedicated.json["plan"][0]["changes"] == {"low_priority": {"from": True, "to": False}}
@@ -287,11 +287,11 @@ def test_serverless_needs_no_cluster(azure: AzureLocal, provision: Provision) ->
 def test_the_curated_environment_is_pinned_and_has_what_the_job_needs(azure: AzureLocal, provision: Provision) -> None:
     assert provision("--yes").exit_code == 0
     ((name, version),) = azure.cloud.environments
-    made = azure.cloud.environments[name, version].properties
-    context = made["build"]["contextUri"].partition(f"{azure.container}/")[2]
+    created = azure.cloud.environments[name, version].properties
+    context = created["build"]["contextUri"].partition(f"{azure.container}/")[2]
     assert name == "msggan"
-    assert made["build"]["dockerfilePath"] == "Dockerfile"
-    assert made["description"] == "For msggan: curated image acpt-pytorch-2.8-cuda12.6, version 10"
+    assert created["build"]["dockerfilePath"] == "Dockerfile"
+    assert created["description"] == "For msggan: curated image acpt-pytorch-2.8-cuda12.6, version 10"
     dockerfile = azure.blob(f"{context}Dockerfile")
     assert dockerfile is not None
     assert b"\nFROM mcr.microsoft.com/azureml/curated/acpt-pytorch-2.8-cuda12.6:10\n" in dockerfile
@@ -322,7 +322,7 @@ def test_every_edit_is_applied_and_nothing_unchanged_is_created_again(
     assert len(azure.cloud.environments) == 7  # the image alone is what it was
     uploaded = azure.blobs_below("msggan/environments/")
     assert {path.rpartition("/")[2] for path in uploaded} == {"Dockerfile"}
-    conda = [made.properties.get("condaFile") for made in azure.cloud.environments.values()]
+    conda = [created.properties.get("condaFile") for created in azure.cloud.environments.values()]
     assert conda.count("dependencies:\n- python=3.11\n") == 2
 
 
@@ -378,7 +378,7 @@ def test_a_size_that_is_not_offered_is_refused(
 ) -> None:
     ended = provision("--yes", "--vm-size", size)
     assert ended.exit_code == 2
-    assert all(words in ended.stderr for words in result), ended.stderr
+    assert all(args in ended.stderr for args in result), ended.stderr
     assert changing(azure) == []
 
 
@@ -425,7 +425,7 @@ def test_a_name_taken_by_another_kind_of_compute_is_refused(azure: AzureLocal, p
     assert changing(azure) == []
 
 
-def test_a_storage_account_that_does_not_answer_is_refused(azure: AzureLocal, provision: Provision) -> None:
+def test_an_unreachable_storage_account_is_refused(azure: AzureLocal, provision: Provision) -> None:
     ended = provision("--yes", "-o", "json", "--storage-account", "nostore", "--storage-container", "images")
     assert ended.exit_code == 3
     assert actions(ended)["container"] == "refuse"
@@ -472,13 +472,13 @@ def test_if_the_workspace_s_account_disallows_keys_the_alternative_is_named(
 def test_a_rotated_key_is_updated_in_the_datastore(
     azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("--storage-account", "otherstore", "--storage-container", "images", *IMAGE)
+    args = ("--storage-account", "otherstore", "--storage-container", "images", *IMAGE)
     sas = azure.cloud.blobs.signed_container_url("otherstore", "images", "rlwc").partition("?")[2]
     monkeypatch.setenv("MSGGAN_STORAGE_SAS", sas)
-    assert provision("--yes", *words).exit_code == 0
-    assert actions(provision("--yes", "-o", "json", *words))["datastore"] == "keep"
+    assert provision("--yes", *args).exit_code == 0
+    assert actions(provision("--yes", "-o", "json", *args))["datastore"] == "keep"
     azure.cloud.datastores["msggan"]["credentials"]["secrets"]["sasToken"] = sas.replace("sp=", "sp=x")
-    ended = provision("--yes", "-o", "json", *words)
+    ended = provision("--yes", "-o", "json", *args)
     assert ended.exit_code == 0, ended.stderr
     (item,) = [item for item in ended.json["plan"] if item["kind"] == "datastore"]
     assert (item["action"], item["changes"]) == (
@@ -495,7 +495,7 @@ def test_an_invalid_datastore_name_is_refused(azure: AzureLocal, provision: Prov
     assert changing(azure) == []
 
 
-def test_a_datastore_that_points_elsewhere_is_refused(azure: AzureLocal, provision: Provision) -> None:
+def test_a_datastore_of_another_container_is_refused(azure: AzureLocal, provision: Provision) -> None:
     ended = provision("--yes", "-o", "json", *STORE, "--datastore", "workspaceblobstore")
     assert ended.exit_code == 3
     assert ended.json["error"]["hint"] == "Use another name: --datastore workspaceblobstore_2"
@@ -556,17 +556,18 @@ def test_the_account_signed_in_with_the_azure_cli_is_named(
 @pytest.mark.parametrize(
     "name", ["AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME"]
 )
-def test_a_workspace_that_is_not_there_is_named_in_full(
+def test_a_missing_workspace_is_named_with_its_group_and_subscription(
     azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "elsewhere")
     ended = provision("--yes", "-o", "json")
     assert ended.exit_code == 2
     assert ended.json["error"]["code"] == "workspace"
-    words = {**azure.variables, name: "elsewhere"}
+    variables = {**azure.variables, name: "elsewhere"}
     assert ended.json["error"]["message"] == (
-        f"No workspace {words['AZUREML_ARM_WORKSPACE_NAME']} in resource group {words['AZUREML_ARM_RESOURCEGROUP']} of "
-        f"subscription {words['AZUREML_ARM_SUBSCRIPTION']} (set in variable AZUREML_ARM_WORKSPACE_NAME)."
+        f"No workspace {variables['AZUREML_ARM_WORKSPACE_NAME']} in resource group "
+        f"{variables['AZUREML_ARM_RESOURCEGROUP']} of subscription {variables['AZUREML_ARM_SUBSCRIPTION']} "
+        f"(set in variable AZUREML_ARM_WORKSPACE_NAME)."
     )
 
 
@@ -601,9 +602,9 @@ def test_a_connection_cut_at_any_request_leaves_nothing_unreported(
         AzureTarget(settings, Reporter(info=lambda line: None), wait_factor_s=0).provision()
 
     run()
-    asked = {(one.method, one.path): None for one in azure.requests if "login." not in one.host}
-    assert len(asked) >= 12
-    for method, path in asked:
+    requested = {(one.method, one.path): None for one in azure.requests if "login." not in one.host}
+    assert len(requested) >= 12
+    for method, path in requested:
         for drop in ("before", "after"):
             azure.reset()
             azure.fault(method, f"{path}(\\?|$)", drop=drop, times=1000)
@@ -611,13 +612,13 @@ def test_a_connection_cut_at_any_request_leaves_nothing_unreported(
                 run()
             assert failed.value.exit_code in (1, 3), (method, path)
             result = str(failed.value)
-            for name, made in (
+            for name, created in (
                 ("compute msggan-gpu", "msggan-gpu" in azure.cloud.computes),
                 ("datastore msggan", "msggan" in azure.cloud.datastores),
                 ("environment msggan:", bool(azure.cloud.environments)),
             ):
                 reported = [line for line in result.splitlines() if name in line and not line.startswith("Not done")]
-                assert not made or reported or "PUT" not in {r.method for r in azure.requests[-1:]}, (
+                assert not created or reported or "PUT" not in {r.method for r in azure.requests[-1:]}, (
                     method,
                     path,
                     result,
@@ -636,11 +637,11 @@ def test_a_secret_goes_into_the_datastore_s_credentials_and_nowhere_else(
     if variable == "MSGGAN_STORAGE_SAS":
         secret = azure.cloud.blobs.signed_container_url("msgganstore", "images", "rlwc").partition("?")[2]
     monkeypatch.setenv(variable, secret)
-    words = ("--storage-account", "msgganstore", "--storage-container", "images", *IMAGE)
+    args = ("--storage-account", "msgganstore", "--storage-container", "images", *IMAGE)
     azure.cloud.blobs.container("msgganstore", "images")
     result = []
     for more in (("--dry-run",), ("--yes",), ("--yes", "--max-nodes", "2"), ("--yes", "--vm-size", "x"), ("--delete",)):
-        result.append(provision(*words, *more))
+        result.append(provision(*args, *more))
     assert [ended.exit_code for ended in result] == [0, 0, 0, 2, 2]
     sent = [one for one in azure.requests if secret in json.dumps(one.body, default=repr)]
     assert [(one.method, one.path.rpartition("/")[2]) for one in sent] == [("PUT", "msggan")]
