@@ -237,7 +237,7 @@ def test_clusters_and_datastores_created_elsewhere_are_not_changed(azure: AzureL
     assert "workspaceblobstore" in azure.cloud.datastores
 
 
-@pytest.mark.parametrize("words", [(), STORE])
+@pytest.mark.parametrize("args", [(), STORE])
 def test_if_nothing_was_created_nothing_is_deleted(
     azure: AzureLocal, provision: Provision, args: tuple[str, ...]
 ) -> None:
