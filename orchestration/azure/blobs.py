@@ -1,7 +1,7 @@
 """Blobs of a datastore's container: list, read, write, upload and download them.
 
-Small folders are uploaded here too, by the hash of their content: the SDK's own uploader waits for ever where the
-response to one of its requests is lost.
+Small folders are uploaded here too, by the hash of their content: the SDK's own uploader hangs if the response to one
+of its requests is lost.
 """
 
 from __future__ import annotations

@@ -253,10 +253,10 @@ class Client:
         with self.errors(f"Reading the workspace {self.workspace.workspace_name}"):
             return self.ml.workspaces.get(self.workspace.workspace_name)
 
-    def find(self, doing: str, read: Callable[[], Found]) -> Found | None:
+    def find(self, operation: str, read: Callable[[], Found]) -> Found | None:
         """The result of `read`, None if the resource does not exist."""
         try:
-            with self.errors(doing):
+            with self.errors(operation):
                 return read()
         except AzureServiceError as error:
             if error.is_missing:
@@ -281,9 +281,9 @@ class Client:
         return PipelineClient(MANAGEMENT_URL, policies=policies)
 
     @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
-        """Raises Azure's errors as MsgganError. doing: the operation, as the start of the message."""
-        with azure_errors(doing, self.workspace, self.identity):
+    def errors(self, operation: str) -> Iterator[None]:
+        """Raises Azure's errors as MsgganError. operation: the start of the message."""
+        with azure_errors(operation, self.workspace, self.identity):
             yield
 
     # --- Datastores ---------------------------------------------------------------------------------------------------
@@ -343,7 +343,9 @@ def is_provisioned(tags: Mapping[str, str] | None) -> bool:
 
 
 @contextmanager
-def azure_errors(doing: str, workspace: Workspace | None = None, identity: Identity | None = None) -> Iterator[None]:
+def azure_errors(
+    operation: str, workspace: Workspace | None = None, identity: Identity | None = None
+) -> Iterator[None]:
     """Raises Azure's errors as MsgganError, with the operation, a hint and an exit code. Other errors pass."""
     import requests
 
@@ -352,37 +354,37 @@ def azure_errors(doing: str, workspace: Workspace | None = None, identity: Ident
     except MsgganError:
         raise
     except (AzureError, DeserializationError, requests.exceptions.RequestException) as error:
-        raise translate_error(error, doing, workspace, identity) from error
+        raise translate_error(error, operation, workspace, identity) from error
 
 
 def translate_error(
-    error: Exception, doing: str, workspace: Workspace | None = None, identity: Identity | None = None
+    error: Exception, operation: str, workspace: Workspace | None = None, identity: Identity | None = None
 ) -> MsgganError:
     """The MsgganError for an error of the SDK."""
     if isinstance(error, HttpResponseError) and error.status_code is not None:
-        return _refused(error, doing, workspace, identity)
+        return _refused(error, operation, workspace, identity)
     if isinstance(error, CredentialUnavailableError | ClientAuthenticationError):
-        return AuthError(f"{doing}: not signed in to Azure. {_first_sentence(error.message)}", HOW_TO_SIGN_IN)
+        return AuthError(f"{operation}: not signed in to Azure. {_first_sentence(error.message)}", HOW_TO_SIGN_IN)
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError | OSError):
         is_cut = re.search(CUT, str(error), re.IGNORECASE) is not None
         return UnreachableError(
-            f"{doing}: no response from Azure ({_cause(str(error))}).",
+            f"{operation}: no response from Azure ({_cause(str(error))}).",
             f"Check the network, and HTTPS_PROXY if there is a proxy. {TRY_AGAIN}",
             may_have_happened=not isinstance(error, ServiceRequestError) or is_cut,
         )
-    return AzureServiceError(f"{doing}: {_first_sentence(str(error))}", TRY_AGAIN)
+    return AzureServiceError(f"{operation}: {_first_sentence(str(error))}", TRY_AGAIN)
 
 
 def _refused(
-    error: HttpResponseError, doing: str, workspace: Workspace | None, identity: Identity | None
+    error: HttpResponseError, operation: str, workspace: Workspace | None, identity: Identity | None
 ) -> MsgganError:
     """The MsgganError for a response with an error status."""
     code, status = error_code(error), error.status_code or 0
     text = str(getattr(error.error, "message", None) or error.message or error)
     text = re.sub(r"\s*(RequestId|Time|ErrorCode|Content):.*", "", text, flags=re.DOTALL).strip()
-    message = f"{doing}: {_first_sentence(text)}" + (f" ({code})" if code and code not in text else "")
+    message = f"{operation}: {_first_sentence(text)}" + (f" ({code})" if code and code not in text else "")
     if QUOTA.search(f"{code} {text}"):
-        return QuotaError(f"{doing}: {text}", quota_hint(workspace))
+        return QuotaError(f"{operation}: {text}", quota_hint(workspace))
     if code == KEYS_REFUSED:
         return AuthError(message, _keys_refused_hint(workspace, identity))
     if code == "AuthorizationPermissionMismatch":

@@ -325,13 +325,12 @@ def name_hint(client: Client) -> str:
 def ensure_cluster(client: Client, report: Callable[[str], None]) -> None:
     """Creates the cluster, or changes what can be changed. Returns when that is done."""
     settings = client.settings
-    doing = f"Creating the cluster {settings.compute}"
+    operation = f"Creating the cluster {settings.compute}"
     existing, cluster = read_cluster(client), build_cluster(settings, location_of(client))
     if isinstance(existing, AmlCompute):
-        doing = f"Changing the cluster {settings.compute}"
+        operation = f"Changing the cluster {settings.compute}"
         cluster = with_changes(existing, cluster, keep_identity=settings.source("identity") == "default")
-    with client.errors(doing):
-        _await(client.ml.compute.begin_create_or_update(cluster), doing, report)
+    _run(client, operation, lambda: client.ml.compute.begin_create_or_update(cluster), report)
 
 
 def with_changes(existing: AmlCompute, desired: AmlCompute, *, keep_identity: bool) -> AmlCompute:
@@ -347,16 +346,16 @@ def with_changes(existing: AmlCompute, desired: AmlCompute, *, keep_identity: bo
 
 def delete_cluster(client: Client, report: Callable[[str], None]) -> None:
     name = client.settings.compute
-    doing = f"Deleting the cluster {name}"
-    with client.errors(doing):
-        _await(client.ml.compute.begin_delete(name), doing, report)
+    _run(client, f"Deleting the cluster {name}", lambda: client.ml.compute.begin_delete(name), report)
 
 
-def _await(poller: Any, doing: str, report: Callable[[str], None]) -> None:
-    """Waits for a long-running operation, and reports every few seconds that it continues."""
-    for waited_s in count(REPORT_EVERY_S, REPORT_EVERY_S):
-        poller.wait(timeout=REPORT_EVERY_S)
-        if poller.done():
-            break
-        report(f"{doing}: {waited_s} s …")
-    poller.result()
+def _run(client: Client, operation: str, begin: Callable[[], Any], report: Callable[[str], None]) -> None:
+    """Runs a long-running operation to its end, and reports every few seconds that it continues."""
+    with client.errors(operation):
+        poller = begin()
+        for waited_s in count(REPORT_EVERY_S, REPORT_EVERY_S):
+            poller.wait(timeout=REPORT_EVERY_S)
+            if poller.done():
+                break
+            report(f"{operation}: {waited_s} s …")
+        poller.result()

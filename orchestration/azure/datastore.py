@@ -141,9 +141,9 @@ def check_access(client: Client, container: ContainerClient, secret: Secret | No
     Raises AuthError with the command that assigns the role, or UnreachableError.
     """
     account = str(container.account_name)
-    doing = f"Reading the storage account {account}"
+    operation = f"Reading the storage account {account}"
     try:
-        with client.errors(doing), container:
+        with client.errors(operation), container:
             next(iter(container.list_blob_names(results_per_page=1)), None)
     except MsgganError as error:
         refusal = error.__cause__
@@ -153,14 +153,14 @@ def check_access(client: Client, container: ContainerClient, secret: Secret | No
             return False
         if not isinstance(refusal, ClientAuthenticationError) and refusal.status_code != 403:
             raise
-        raise _access_denied(client, error_code(refusal), doing, account, secret) from None
+        raise _access_denied(client, error_code(refusal), operation, account, secret) from None
     except ValueError as error:  # of a key that is not base64
         variable = secret.variable if secret else "the credentials"
         raise UsageError([f"{variable}: is not an account key as the Azure portal shows it."]) from error
     return True
 
 
-def _access_denied(client: Client, code: str, doing: str, account: str, secret: Secret | None) -> AuthError:
+def _access_denied(client: Client, code: str, operation: str, account: str, secret: Secret | None) -> AuthError:
     if code == KEYS_REFUSED:
         unset = f" Unset {secret.variable} to use identities." if secret else ""
         reason = f"{account} accepts no keys and no SAS ({code}).{unset}"
@@ -169,8 +169,10 @@ def _access_denied(client: Client, code: str, doing: str, account: str, secret: 
     else:
         reason = f"the signed-in identity may not read its blobs ({code})."
     if code == "AuthenticationFailed":
-        return AuthError(f"{doing}: {reason}", f"See the keys: az storage account keys list --account-name {account}")
-    return AuthError(f"{doing}: {reason}", storage_role_hint(client.identity, account))
+        return AuthError(
+            f"{operation}: {reason}", f"List the keys: az storage account keys list --account-name {account}"
+        )
+    return AuthError(f"{operation}: {reason}", storage_role_hint(client.identity, account))
 
 
 def plan_container(client: Client, secret: Secret | None) -> Item | None:

@@ -245,8 +245,8 @@ def restore_environment(client: Client, recipe: Recipe) -> None:
 
 def read_versions(client: Client) -> list[str]:
     """The versions of our environment that were created here, without those in the archive."""
-    doing = f"Listing the environment {NAME}"
-    versions = client.find(doing, lambda: list(client.ml.environments.list(NAME)))
+    operation = f"Listing the environment {NAME}"
+    versions = client.find(operation, lambda: list(client.ml.environments.list(NAME)))
     return [str(found.version) for found in versions or () if is_provisioned(found.tags)]
 
 

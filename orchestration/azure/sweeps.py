@@ -116,7 +116,7 @@ class AzureSweeps:
             return self.report(self._status(before))
         if failed := too_many_failures(trials, request):
             raise UsageError(
-                [f"{spec.name}: was given up. {failures_reason(failed, request.planned)}"],
+                [f"{spec.name}: has failed. {failures_reason(failed, request.planned)}"],
                 "Use a larger --max-failed-fraction to run the remaining trials, or another --name to start again.",
             )
         # The request is stored before the job is sent, so that every job has one.
@@ -160,7 +160,7 @@ class AzureSweeps:
                 trials = self._report_ended(reader, details, reported)
                 failed = too_many_failures(trials, request)
                 if failed and not details.has_ended:
-                    info(f"{jobs.run} is given up. {failures_reason(failed, request.planned)}")
+                    info(f"Cancelling {jobs.run}. {failures_reason(failed, request.planned)}")
                     cancel(self.client, job)
 
     def _report_ended(self, reader: SweepReader, newest: Details, reported: set[str]) -> list[Trial]:

@@ -299,14 +299,14 @@ def test_a_sweep_is_cancelled_if_too_many_trials_fail(azure: AzureLocal, msggan_
     args = sweep("--over", "stddev_group=3,0,1,2", "--sampling", "grid", "--max-failed-fraction", "0.2", *PLAIN)
     ended = msggan_aml(*args)
     assert ended.exit_code == 1, ended.stderr
-    assert "find is given up. 1 of 4 trials failed. Most common reason: " in ended.stderr
+    assert "Cancelling find. 1 of 4 trials failed. Most common reason: " in ended.stderr
     assert ended.json["state"] == "failed"
     assert azure.job("find").status == "Canceled"
 
     jobs = list(azure.cloud.jobs)
     refused = msggan_aml(*args)
     assert refused.exit_code == 2
-    assert "find: was given up. 1 of 4 trials failed" in refused.stderr
+    assert "find: has failed. 1 of 4 trials failed" in refused.stderr
     assert list(azure.cloud.jobs) == jobs
     resumed = msggan_aml(*args, "--max-failed-fraction", "0.5", "--detach")
     assert resumed.exit_code == 0, resumed.stderr
