@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 from support.fork_server import ForkServer
 from support.images import draw_tiny_images
-from support.programs import FAST_PYTHON, Ended, fast_python, run_in
+from support.programs import FAST_PYTHON, Ended, environment, fast_python, run_in
 
 from msggan import TELEMETRY_SWITCHES
 
@@ -64,6 +66,21 @@ def _folders_of_packages(tmp_path_factory: pytest.TempPathFactory) -> None:
     """In the home folder Jupyter's may be read-only or have kernels; torch puts its own among the temporary files."""
     path = str(tmp_path_factory.mktemp("packages"))
     os.environ.update(IPYTHONDIR=path, JUPYTER_CONFIG_DIR=path, JUPYTER_DATA_DIR=path, TORCHINDUCTOR_CACHE_DIR=path)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database with MLflow's tables, which take seconds to create: once for all of xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mlflow.db"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            unfinished = path.with_suffix(".part")
+            create = f"from mlflow import MlflowClient; MlflowClient('sqlite:///{unfinished}').search_experiments()"
+            variables = environment(MSGGAN_TRACKING_URI="", MLFLOW_DISABLE_TELEMETRY="true")
+            subprocess.run([fast_python(), "-c", create], env=variables, check=True)
+            unfinished.rename(path)
+    return path
 
 
 @pytest.fixture

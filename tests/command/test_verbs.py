@@ -263,8 +263,12 @@ def changes_of(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_submitting_a_finished_run_changes_no_file_and_reports_it(tmp_path: Path) -> None:
+def test_submitting_a_finished_run_changes_no_file_and_reports_it(tmp_path: Path, empty_database: Path) -> None:
     draw_tiny_images(tmp_path / "tiny")
+    other = tmp_path / "other.db"
+    (tmp_path / "runs").mkdir()
+    for database in (other, tmp_path / "runs" / "mlflow.db"):
+        shutil.copy(empty_database, database)
 
     def submit(*more: str) -> Ended:
         ended = run_in(
@@ -288,7 +292,6 @@ def test_submitting_a_finished_run_changes_no_file_and_reports_it(tmp_path: Path
         assert "--kimg 0.08" in again.json["next"][1]
         assert changes_of(tmp_path / "runs") == before
 
-    other = tmp_path / "other.db"  # has nothing of the run yet
     wait_for(lambda: submit("--tracking-uri", f"sqlite:///{other}") and is_delivered(other))
     after = changes_of(tmp_path / "runs")
     assert {name for name in after if before.get(name) != after[name]} == {"tiny/mlflow.json"}

@@ -1,3 +1,3 @@
 """Fixtures of the tests that log to MLflow."""
 
-from support.mlflow import _own_environment, database, empty_database  # noqa: F401
+from support.mlflow import _own_environment, database  # noqa: F401

@@ -34,7 +34,7 @@ from support.mlflow import (
     runs_at,
     utc_ms,
 )
-from support.programs import command_line, environment, run_in
+from support.programs import command_line, environment, fast_python, run_in
 
 from msggan.runs.folder import RunFolder, RunState, read_state
 from msggan.tracking.metrics_log import MlflowCursor, Tracker, read_metrics
@@ -664,7 +664,7 @@ def test_a_killed_training_resumes_with_each_step_once(database: str, tiny_image
     words = ["--data", tiny_images, "--run-dir", tmp_path / "run", *OPTIONS, "--checkpoint-kimg", 0.1]
     run = RunFolder(tmp_path / "run")
     with subprocess.Popen(
-        command_line("msggan.train", *words, "--kimg", 100),
+        command_line("msggan.train", *words, "--kimg", 100, python=fast_python()),
         env=environment(MSGGAN_TRACKING_URI=database),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -673,9 +673,9 @@ def test_a_killed_training_resumes_with_each_step_once(database: str, tiny_image
             wait_for(lambda: list(run.checkpoints.glob("*.json")) and (reached(run, database) or 0) > 0)
         finally:
             process.kill()
+    wait_for(lambda: the_run(database).info.status == "FAILED")
     saved = max(int(path.stem) for path in run.checkpoints.glob("*.json"))  # it may be ahead of the last report
     so_far = max(saved, read_metrics(run.metrics)[-1]["images"])
-    wait_for(lambda: the_run(database).info.status == "FAILED")
 
     longer = ["--kimg", so_far / 1000 + 0.1, "--tracking-uri", database, "-o", "json"]
     ended = run_in(tmp_path, "msggan.train", *words, *longer)

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from support.builders import save_images
 from support.kills import OPTIONS, everything, kill_and_start_again
-from support.programs import command_line, environment, run_in
+from support.programs import command_line, environment, fast_python, run_in
 
 from msggan import TrainConfig, Trainer, load_generator, steps
 from msggan.data.sources import ImageDataset
@@ -308,7 +308,7 @@ def test_a_run_that_is_made_longer_is_not_measured_more_often(tiny_images: Path,
 def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(
     tiny_images: Path, tmp_path: Path, kills: int
 ) -> None:
-    words = ["--data", tiny_images, *OPTIONS, "--kimg", 3, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.2]
+    words = ["--data", tiny_images, *OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.2]
     whole = run_in(tmp_path, "msggan.train", *words, "--run-dir", tmp_path / "whole")
     assert whole.exit_code == 0
     chance = random.Random(1)  # noqa: S311 - no secret; the first of them is at the start
@@ -325,7 +325,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
 ) -> None:
     words = ["--data", tiny_images, *OPTIONS, "--kimg", 1000, "--run-dir", tmp_path / "run", "-o", "json"]
     child = subprocess.Popen(
-        command_line("msggan.train", *words),
+        command_line("msggan.train", *words, python=fast_python()),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,14 +12,14 @@ import pytest
 from support.disks import MOUNT, UMOUNT, Disk
 from support.images import draw_tiny_images
 from support.kills import OPTIONS, everything
-from support.programs import command_line, environment, run_in, wait_for
+from support.programs import command_line, environment, fast_python, run_in, wait_for
 
 from msggan.runs.checkpoint import newest_checkpoint
 from msggan.tracking.metrics_log import read_metrics
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other ways to limit a disk")
 
-WORDS = [*OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.25, "--sample-kimg", 0.5, "--metric-kimg", 0.75]
+WORDS = [*OPTIONS, "--kimg", 0.6, "--checkpoint-kimg", 0.1, "--sample-kimg", 0.2, "--metric-kimg", 0.3]
 LONG = [*OPTIONS, "--kimg", 1000, "--checkpoint-kimg", 0.1]
 
 
@@ -34,7 +34,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(tiny_images: Path, run_dir: Path, *words: object, limit_kib: int | None = None) -> subprocess.Popen[str]:
     """limit_kib: no file may become larger than this."""
-    command = command_line("msggan.train", "--data", tiny_images, *words, "--run-dir", run_dir)
+    python = sys.executable if limit_kib else fast_python()
+    command = command_line("msggan.train", "--data", tiny_images, *words, "--run-dir", run_dir, python=python)
     limit = ["bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "bash"] if limit_kib else []
     return subprocess.Popen(
         [*limit, *command],
@@ -90,7 +91,7 @@ def test_a_disk_that_fills_up_ends_training_with_the_files_name_and_nothing_is_m
     assert not list(run_dir.rglob("*.part"))
 
     stuffing.unlink()
-    further = round(checkpoint.images_seen / 1000 + 0.5, 3)
+    further = round(checkpoint.images_seen / 1000 + 0.2, 3)
     for folder in (run_dir, small_disk.path / "undisturbed"):
         go_on(tiny_images, folder, *LONG, "--kimg", further)
     assert everything(run_dir)[:2] == everything(small_disk.path / "undisturbed")[:2]
@@ -176,7 +177,7 @@ def test_every_line_of_the_metrics_is_whole_again_after_a_fault(tiny_images: Pat
     run_dir = Path(shutil.copytree(whole, tmp_path / "run"))
     metrics = run_dir / "metrics.jsonl"
     before = read_metrics(metrics)
-    metrics.write_bytes(metrics.read_bytes() + b'{"images": 1600, "d_lo')  # what a full disk leaves
+    metrics.write_bytes(metrics.read_bytes() + b'{"images": 700, "d_lo')  # what a full disk leaves
     go_on(tiny_images, run_dir, *WORDS)
     assert read_metrics(metrics) == before
     assert metrics.read_bytes().count(b"\n") == len(before)

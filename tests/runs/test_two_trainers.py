@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def checkpoints(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "checkpoints").glob("*.json"))
 
 
+def owner(run_dir: Path) -> int | None:
+    """The process that trains the run."""
+    state = read_state(RunFolder(run_dir))
+    return state and state.process
+
+
 def test_where_there_are_locks_the_second_trainer_refuses(tiny_images: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with start(tiny_images, run_dir) as first:
@@ -67,7 +74,10 @@ def test_where_locks_do_not_tell_the_newest_trainer_wins_and_the_older_one_stops
     run_dir, path = tmp_path / "run", path_with(answer, tmp_path / "answers")
     with start(tiny_images, run_dir, PYTHONPATH=path) as first:
         wait_for(lambda: checkpoints(run_dir), first)
+        first.send_signal(signal.SIGSTOP)  # like a machine that hangs, and wakes up when another has its run
         with start(tiny_images, run_dir, PYTHONPATH=path) as second:
+            wait_for(lambda: owner(run_dir) == second.pid, second)
+            first.send_signal(signal.SIGCONT)
             _, stderr = first.communicate()
             assert first.returncode == 1, stderr
             assert f"process {second.pid} on" in stderr
@@ -75,9 +85,9 @@ def test_where_locks_do_not_tell_the_newest_trainer_wins_and_the_older_one_stops
             assert "Traceback" not in stderr
             before = checkpoints(run_dir)
             wait_for(lambda: checkpoints(run_dir) > before, second)
-            note = read_state(RunFolder(run_dir))
-            assert note is not None
-            assert (note.process, note.state) == (second.pid, "running")
+            state = read_state(RunFolder(run_dir))
+            assert state is not None
+            assert (state.process, state.state) == (second.pid, "running")
             second.kill()
     # A dead owner, killed without a word, is in nobody's way.
     checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")

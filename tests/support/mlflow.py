@@ -18,8 +18,9 @@ import pytest
 from msggan.config import TrainConfig, resolve
 from msggan.runs.folder import RunFolder
 from msggan.tracking.metrics_log import Tracker
+from msggan.tracking.mlflow_process import MlflowProcess
 from msggan.tracking.mlflow_worker import RunLogger
-from support.programs import REPOSITORY
+from support.programs import REPOSITORY, fast_python
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow's warnings about its dependencies on import
@@ -33,24 +34,19 @@ CONFIG = resolve(TrainConfig(resolution=8, kimg=1.0), shorter_side_px=8, device=
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The environment of delivery processes: this checkout's packages, without the variables set around the tests."""
+    """The environment of delivery processes: this checkout's packages, without the variables set around the tests.
+
+    They are started by the interpreter that starts at once."""
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MSGGAN_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setitem(MlflowProcess.__init__.__kwdefaults__, "python", fast_python())
     yield
     for engine in SqlAlchemyStore._engine_map.values():
         engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite database with MLflow's tables, which take seconds to create."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture
