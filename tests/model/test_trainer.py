@@ -308,7 +308,7 @@ def test_a_run_that_is_made_longer_is_not_measured_more_often(tiny_images: Path,
 def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(
     tiny_images: Path, tmp_path: Path, kills: int
 ) -> None:
-    words = ["--data", tiny_images, *OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.2]
+    words = ["--data", tiny_images, *OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.5]
     whole = run_in(tmp_path, "msggan.train", *words, "--run-dir", tmp_path / "whole")
     assert whole.exit_code == 0
     chance = random.Random(1)  # noqa: S311 - no secret; the first of them is at the start
@@ -494,7 +494,7 @@ def test_what_could_not_be_used_is_named_at_the_end(tiny_images: Path, tmp_path:
 
 
 @pytest.mark.skipif("MSGGAN_TEST_DATA" not in os.environ, reason="MSGGAN_TEST_DATA names no folder of photographs")
-@pytest.mark.parametrize("kind", ["clothing", "emoji"])
+@pytest.mark.parametrize("kind", ["clothing", pytest.param("emoji", marks=pytest.mark.slow)])
 def test_it_trains_on_real_images(tmp_path: Path, kind: str) -> None:
     config = TrainConfig(resolution=16, latent_size=16, kimg=0.25)
     data = Path(os.environ["MSGGAN_TEST_DATA"]) / kind

@@ -61,7 +61,13 @@ def drawn_generator(depth: int, *, equalized: bool) -> Generator:
 
 @pytest.mark.parametrize(
     ("depth", "equalized", "scale"),
-    [(2, True, None), (3, False, None), (4, True, None), (1, False, None), (4, True, 8), (3, False, 4), (2, True, 8)],
+    [
+        (1, False, None),
+        (3, False, None),
+        (4, True, 8),
+        *(pytest.param(*shape, marks=pytest.mark.slow) for shape in [(2, True, None), (2, True, 8), (3, False, 4)]),
+        pytest.param(4, True, None, marks=pytest.mark.slow),
+    ],
 )
 def test_onnxruntime_makes_the_same_images_for_a_batch_of_any_size(
     depth: int, equalized: bool, scale: int | None

@@ -37,7 +37,7 @@ from orchestration.sweeps.trials import CANCELLED, Objective, measured
 SMALL = ["--resolution", "8", "--latent-size", "8", "--seed", "1"]
 SHORT = [*SMALL, "--kimg", "0.02"]
 TWO_RATES = ["--over", "g_lr=0.001,0.01", "--sampling", "grid", *SHORT]
-MEASURED = [*SMALL, "--kimg", "1", "--metric-kimg", "0.25"]
+MEASURED = [*SMALL, "--kimg", "1", "--metric-kimg", "0.5"]
 LONGER = [*SMALL, "--kimg", "3", "--metric-kimg", "1"]
 Run = Callable[..., Ended]
 
