@@ -98,7 +98,7 @@ class Trainer:
         self.data = data
         source = open_source(data)
         self.config = self.folder.continued(config) or resolve(
-            TrainConfig(**{**source.settled, **explicit_values(config)}),
+            TrainConfig(**{**source.fixed_options, **explicit_values(config)}),
             shorter_side_px=config.resolution or source.median_shorter_side(),  # reads headers only if needed
             device=self.device.type,
             has_fast_bfloat16=has_fast_bfloat16(self.device),
@@ -241,8 +241,8 @@ class Trainer:
 
         The generated images and the pyramids of both are in memory only in part at any time.
         """
-        if self.dataset.held_back:
-            reals = self.dataset.held_back_images(MAX_MEASURED_IMAGES)
+        if self.dataset.held_out:
+            reals = self.dataset.held_out_images(MAX_MEASURED_IMAGES)
         else:
             reals = self.dataset.images(range(min(self.dataset.training, MAX_MEASURED_IMAGES)))
         fixed = latents(self.config.seed, range(len(reals)), self.config.latent_size, Purpose.METRIC)
@@ -278,7 +278,7 @@ class Trainer:
             return
         state = {
             "data_fingerprint": self.dataset.fingerprint,
-            "data_images": self.dataset.training + self.dataset.held_back,
+            "data_images": self.dataset.training + self.dataset.held_out,
             "data_notes": list(self.dataset.notes),
             "interval": self.interval.plain(),
             "seconds": self.seconds,
@@ -297,7 +297,7 @@ class Trainer:
     # Before the first step
 
     def _check_images(self) -> None:
-        training, held_out, batch_size = self.dataset.training, self.dataset.held_back, self.config.batch_size
+        training, held_out, batch_size = self.dataset.training, self.dataset.held_out, self.config.batch_size
         self._say([*describe_skipped(self.dataset.skipped), *self.dataset.notes])
         if training < batch_size:
             smaller = f" To try it anyway, use --batch-size {1 << (training.bit_length() - 1)}."
@@ -336,7 +336,7 @@ class Trainer:
         if state["data_fingerprint"] != self.dataset.fingerprint:
             raise RunFolderError(
                 f"--data {self.data}: these are not the images that {self.folder} was trained on "
-                f"({state['data_images']} then, {self.dataset.training + self.dataset.held_back} now).",
+                f"({state['data_images']} then, {self.dataset.training + self.dataset.held_out} now).",
                 "Use the same images to resume, or another name or run folder to train on these.",
             )
         if state.get("data_notes", []) != list(self.dataset.notes):

@@ -43,7 +43,7 @@ class Skipped(NamedTuple):
 class Dataset:
     """Square uint8 images of one resolution, divided into training and hold-out images by their content.
 
-    training, held_back: the number of each. fingerprint: a hex digest of the contents and of nothing else.
+    training, held_out: the number of each. fingerprint: a hex digest of the contents and of nothing else.
     skipped: the files and run folders that are not used, by name. notes: sentences on how the images were decoded,
     where that needs one. enlarged: how many images are smaller than the resolution. in_memory: whether all images are
     decoded in memory, so that showing one costs only a copy.
@@ -66,9 +66,9 @@ class Dataset:
         self.in_memory = in_memory
         self.skipped = skipped
         self.notes = notes
-        self._training, self._held_back = _split_holdout(digests)
+        self._training, self._held_out = _split_holdout(digests)
         self.training = len(self._training)
-        self.held_back = len(self._held_back)
+        self.held_out = len(self._held_out)
         self.fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()
 
     def __len__(self) -> int:
@@ -78,12 +78,12 @@ class Dataset:
         """(N, 3, R, R) uint8: the training images of these indices. Raises `DataError` if one cannot be read again."""
         return self.rows([self._training[index] for index in indices])
 
-    def held_back_images(self, at_most: int | None = None) -> torch.Tensor:
+    def held_out_images(self, at_most: int | None = None) -> torch.Tensor:
         """(M, 3, R, R) uint8: the hold-out images, or the first `at_most` of them. No other image is decoded.
 
         Raises `DataError` if one cannot be read again.
         """
-        return self.rows(self._held_back[:at_most])
+        return self.rows(self._held_out[:at_most])
 
     def rows(self, numbers: Sequence[int]) -> torch.Tensor:
         """(N, 3, R, R) uint8: the images of these digests, by their numbers."""

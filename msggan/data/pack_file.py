@@ -180,7 +180,7 @@ class Pack:
             raise _damaged(self.path, f"it has {size} bytes instead of {expected}")
 
     @property
-    def settled(self) -> dict[str, Any]:
+    def fixed_options(self) -> dict[str, Any]:
         """The options that are fixed already, by name: how the images were decoded."""
         return {"resolution": self.contents.resolution, "background": self.contents.background}
 
@@ -195,12 +195,12 @@ class Pack:
         workers: not needed. progress(done, total) is called while a pack of version 1 is verified. Raises `DataError`
         if the pack has other options or is damaged.
         """
-        ours = self.contents
+        contents = self.contents
         differences = []
-        if resolution != ours.resolution:
-            differences.append(f"--resolution {ours.resolution}, not {resolution}")
-        if ImageColor.getrgb(background) != ImageColor.getrgb(ours.background):
-            differences.append(f"--background {ours.background}, not {background}")
+        if resolution != contents.resolution:
+            differences.append(f"--resolution {contents.resolution}, not {resolution}")
+        if ImageColor.getrgb(background) != ImageColor.getrgb(contents.background):
+            differences.append(f"--background {contents.background}, not {background}")
         if differences:
             raise DataError(
                 f"--data {self.path}: is a pack of {' and '.join(differences)}.",

@@ -84,7 +84,7 @@ class ImageFiles(NamedTuple):
     skipped: Sequence[Skipped] = ()
 
     @property
-    def settled(self) -> Mapping[str, Any]:
+    def fixed_options(self) -> Mapping[str, Any]:
         """The options that are fixed already, by name: none, since nothing is decoded yet."""
         return {}
 
@@ -355,7 +355,7 @@ class _Zip:
     def __init__(self, path: Path) -> None:
         self.path = path
         # ZipFile counts its open members without a lock, so threads must take turns.
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         try:
             self._archive = zipfile.ZipFile(path)
         except OSError as error:
@@ -384,7 +384,7 @@ class _Zip:
     def open(self, name: str) -> Iterator[IO[bytes]]:
         try:
             _refuse_larger(self._archive.getinfo(name).file_size)
-            with self._turn, self._archive.open(name) as stream:
+            with self._lock, self._archive.open(name) as stream:
                 yield stream
         except DataError:
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -69,7 +70,9 @@ def chart(curves: Mapping[str, Points]) -> str:
     parts = [_axes(left, right, low, high)]
     for number, (name, points) in enumerate(drawn.items()):
         colour = COLOURS[number % len(COLOURS)]
-        parts += [_segment([position(*point) for point in segment], colour) for segment in _segments(points)]
+        for is_finite, segment in itertools.groupby(points, key=lambda point: math.isfinite(point[1])):
+            if is_finite:
+                parts.append(_segment([position(*point) for point in segment], colour))
         x = LEFT + 8 + 80 * number
         parts.append(f'<text x="{x}" y="12" font-size="12" fill="{colour}" font-family="sans-serif">')
         parts.append(f"{escaped(name)}</text>")
@@ -83,17 +86,6 @@ def thinned(points: Points) -> Points:
         return points
     last = len(points) - 1
     return [points[round(index * last / (MAX_POINTS - 1))] for index in range(MAX_POINTS)]
-
-
-def _segments(points: Points) -> list[list[tuple[float, float]]]:
-    """The points between one gap and the next."""
-    segments: list[list[tuple[float, float]]] = [[]]
-    for point in points:
-        if math.isfinite(point[1]):
-            segments[-1].append(point)
-        elif segments[-1]:
-            segments.append([])
-    return [segment for segment in segments if segment]
 
 
 def _segment(points: Points, colour: str) -> str:

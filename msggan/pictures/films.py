@@ -87,8 +87,8 @@ def loop(keys: Tensor, frames: int) -> Tensor:
         ring = np.concatenate([ring, -ring])
     times = np.arange(len(ring) * STEPS_PER_KEY + 1) / STEPS_PER_KEY
     lengths = [np.linalg.norm(_point(ring, end) - _point(ring, start)) for start, end in itertools.pairwise(times)]
-    travelled = np.concatenate([[0.0], np.cumsum(lengths)])
-    frame_times = np.interp(np.arange(frames) / frames * travelled[-1], travelled, times)
+    distances = np.concatenate([[0.0], np.cumsum(lengths)])
+    frame_times = np.interp(np.arange(frames) / frames * distances[-1], distances, times)
     return torch.from_numpy(np.stack([_point(ring, time) for time in frame_times]).astype(np.float32))
 
 

@@ -76,8 +76,7 @@ class Sampler:
         if options.needs_weights:
             with memory_errors(self._out_of_memory):
                 generator = load_generator(path).to(choose_device(options.device))
-                is_truncated = options.truncation != 1
-                network = TruncatedGenerator(generator, options.truncation) if is_truncated else generator
+                network = generator if options.truncation == 1 else TruncatedGenerator(generator, options.truncation)
             self.size = f" of {2 << network.depth} px with --latent-size {network.latent_size}"
             problems += self._plan_pictures(network)
         if options.progress_film:

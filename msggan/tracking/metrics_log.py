@@ -218,10 +218,10 @@ class MlflowProcess:
         with process.stdout as lines:
             for line in lines:
                 with suppress(ValueError, TypeError, KeyError):  # a library's own output
-                    news = json.loads(line)
-                    self.problem = news["problem"]
-                    if news["message"]:
-                        self._messages.put(news["message"])
+                    response = json.loads(line)
+                    self.problem = response["problem"]
+                    if response["message"]:
+                        self._messages.put(response["message"])
         code = process.wait()
         if code < 0:
             self._stop_logging(f"the process that logs to it was killed by signal {-code}")

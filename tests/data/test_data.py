@@ -100,7 +100,7 @@ def names_of(path: Path) -> list[str]:
 
 
 def every_image(dataset: ImageDataset) -> torch.Tensor:
-    return torch.cat([dataset.images(range(len(dataset))), dataset.held_back_images()])
+    return torch.cat([dataset.images(range(len(dataset))), dataset.held_out_images()])
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -234,7 +234,7 @@ def test_transparent_pixels_take_the_background(background: str, expected: tuple
     assert only_colour(decode(saved(plain((9, 9, 9, 0), mode="RGBA")), 4, background)) == expected
 
 
-def test_the_background_is_laid_before_resizing() -> None:
+def test_the_background_is_composited_before_resizing() -> None:
     half = plain((255, 0, 0, 0), (8, 8), "RGBA")
     half.paste((255, 255, 255, 255), (0, 0, 8, 4))
     assert only_colour(decode(saved(half), 4, "white")) == WHITE  # the red that nobody sees does not bleed in
@@ -286,7 +286,7 @@ def test_cmyk_jpegs_keep_their_colours(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
-def test_an_image_turned_by_exif_equals_the_turned_image(kind: str, orientation: int) -> None:
+def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -321,7 +321,7 @@ def test_an_image_of_the_right_size_is_kept_to_the_pixel() -> None:
     np.testing.assert_array_equal(decode(saved(image), 8), np.asarray(image).transpose(2, 0, 1))
 
 
-def test_a_big_jpeg_decoded_faster_looks_as_if_decoded_in_full() -> None:
+def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same() -> None:
     image = noise(4, (640, 480))
     difference = decode(saved(image, "JPEG", quality=95), 32).astype(int) - decode(saved(image), 32)
     assert np.abs(difference).max() <= 8
@@ -335,7 +335,7 @@ def test_a_photograph_is_resized_as_exactly_as_lanczos_does() -> None:
 
 
 @pytest.mark.parametrize("size", [(9, 8), (8, 9), (11, 8)])
-def test_an_odd_rest_is_cropped_alike_on_both_sides(size: tuple[int, int]) -> None:
+def test_an_odd_remainder_is_cropped_equally_on_both_sides(size: tuple[int, int]) -> None:
     image = noise(3, size)
     turned = decode(saved(image.rotate(180)), 8)
     np.testing.assert_array_equal(turned, decode(saved(image), 8)[:, ::-1, ::-1])
@@ -514,7 +514,7 @@ def test_a_cmyk_profile_is_used() -> None:
     """Of a press on which cyan alone is grey of L* 50, any other ink black, and paper white."""
     lightness = [255 if inks == 0 else 127 if inks == 8 else 0 for inks in range(16)]  # the first ink varies slowest
     lookup = bytes(value for light in lightness for value in (light, 128, 128))
-    identity = struct.pack(">9i", *(0x10000 if place % 4 == 0 else 0 for place in range(9)))
+    identity = struct.pack(">9i", *(0x10000 if index % 4 == 0 else 0 for index in range(9)))
     ramps = bytes(range(256))
     table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + 4 * ramps + lookup + 3 * ramps
     profile = icc_profile(b"CMYK", {b"A2B0": table}, kind=b"prtr")
@@ -549,7 +549,7 @@ def test_converted_images_are_counted(tmp_path: Path) -> None:
 # Large images
 
 
-def test_a_photograph_of_200_million_pixels_is_no_bomb(tmp_path: Path) -> None:
+def test_a_photograph_of_200_million_pixels_is_accepted(tmp_path: Path) -> None:
     fill(tmp_path, {"phone.png": png_of_size(16320, 12240), "bomb.png": png_of_size(30000, 30000)})
     assert find_images(tmp_path).median_shorter_side() == 12240
 
@@ -578,15 +578,15 @@ def test_images_that_do_not_fit_into_memory_together_are_decoded_one_after_anoth
 
 
 def test_decoding_reserves_four_bytes_per_pixel() -> None:
-    taken = []
+    reserved = []
 
     class Watched(MemoryBudget):
         def reserved(self, size_bytes: int) -> AbstractContextManager[None]:
-            taken.append(size_bytes)
+            reserved.append(size_bytes)
             return super().reserved(size_bytes)
 
     Decoder(8, memory=Watched(100)).decode(saved(noise(1, (24, 16))))
-    assert taken == [4 * 24 * 16]
+    assert reserved == [4 * 24 * 16]
 
 
 # What cannot be decoded
@@ -685,20 +685,31 @@ LEFT_BEHIND = (
 )
 
 
-@pytest.mark.parametrize("place", ["folder", "zip"])
-def test_images_are_found_by_suffix_and_what_systems_leave_behind_is_passed_over(tmp_path: Path, place: str) -> None:
-    wanted = ["B.JPG", "a.png", "deep/er/c.Tiff", "d.jfif", "e.jpe", "f.webp", "g.bmp", "h.gif", "i.tif", "j.jpeg"]
-    contents = dict.fromkeys([*wanted, *LEFT_BEHIND, "jpg", "a.svg"], b"content")
-    path = fill(tmp_path / "x", contents) if place == "folder" else zipped(tmp_path / "x.zip", contents)
-    assert names_of(path) == sorted(wanted)
+@pytest.mark.parametrize("container", ["folder", "zip"])
+def test_images_are_found_by_suffix_and_system_files_are_ignored(tmp_path: Path, container: str) -> None:
+    expected_names = [
+        "B.JPG",
+        "a.png",
+        "deep/er/c.Tiff",
+        "d.jfif",
+        "e.jpe",
+        "f.webp",
+        "g.bmp",
+        "h.gif",
+        "i.tif",
+        "j.jpeg",
+    ]
+    contents = dict.fromkeys([*expected_names, *LEFT_BEHIND, "jpg", "a.svg"], b"content")
+    path = fill(tmp_path / "x", contents) if container == "folder" else zipped(tmp_path / "x.zip", contents)
+    assert names_of(path) == sorted(expected_names)
     assert all(file.read() == b"content" for file in find_images(path).files)
 
 
-@pytest.mark.parametrize("place", ["folder", "zip"])
-def test_files_of_other_kinds_are_counted_by_kind(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("container", ["folder", "zip"])
+def test_files_of_other_kinds_are_counted_by_kind(tmp_path: Path, container: str) -> None:
     contents = dict.fromkeys(["a.MP4", "sub/b.mp4", "c.txt", "README", *LEFT_BEHIND], b"")
     contents |= {"broken.png": b"", "sub/cut.png": saved(noise(1))[:-200]} | numbered(2)
-    path = fill(tmp_path / "x", contents) if place == "folder" else zipped(tmp_path / "x.zip", contents)
+    path = fill(tmp_path / "x", contents) if container == "folder" else zipped(tmp_path / "x.zip", contents)
     assert describe_skipped(loaded(path).skipped) == [
         "Skipped 5 files: 2 .mp4, 2 .txt, 1 without a suffix.",
         "Skipped 2 unreadable images: broken.png (empty); sub/cut.png (truncated).",
@@ -755,8 +766,8 @@ def run_at(folder: str, **marks: bytes) -> dict[str, bytes]:
     return {f"{folder}/{name}": content for name, content in ({**dict.fromkeys(pictures, b"")} | marks).items()}
 
 
-@pytest.mark.parametrize("place", ["folder", "zip"])
-def test_a_folder_that_holds_a_run_is_left_out_whole(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("container", ["folder", "zip"])
+def test_a_run_folder_is_skipped_completely(tmp_path: Path, container: str) -> None:
     contents = {
         **numbered(2),
         "plants/config.json": b'{"model_type": "vit"}',  # of another program
@@ -768,7 +779,7 @@ def test_a_folder_that_holds_a_run_is_left_out_whole(tmp_path: Path, place: str)
         **run_at("runs/sweep/trials/3", **{"run.json": STATE}),
         **run_at("deep/er/weights", **{"generator.safetensors": b""}),
     }
-    path = fill(tmp_path / "x", contents) if place == "folder" else zipped(tmp_path / "x.zip", contents)
+    path = fill(tmp_path / "x", contents) if container == "folder" else zipped(tmp_path / "x.zip", contents)
     found = find_images(path)
     assert [file.name for file in found.files] == ["0000.png", "0001.png", "plants/generated/a.png"]
     assert describe_skipped(found.skipped) == [
@@ -777,11 +788,11 @@ def test_a_folder_that_holds_a_run_is_left_out_whole(tmp_path: Path, place: str)
     ]
 
 
-@pytest.mark.parametrize("place", ["folder", "zip"])
+@pytest.mark.parametrize("container", ["folder", "zip"])
 @pytest.mark.parametrize("mark", [{"config.json": CONFIG}, {"run.json": STATE}, {"generator.safetensors": b""}])
-def test_a_run_folder_is_refused_as_data(tmp_path: Path, place: str, mark: dict[str, bytes]) -> None:
+def test_a_run_folder_is_refused_as_data(tmp_path: Path, container: str, mark: dict[str, bytes]) -> None:
     contents = {"samples/000000250_8px.png": b"", "photo.png": saved(plain()), **mark}
-    path = fill(tmp_path / "x", contents) if place == "folder" else zipped(tmp_path / "x.zip", contents)
+    path = fill(tmp_path / "x", contents) if container == "folder" else zipped(tmp_path / "x.zip", contents)
     with pytest.raises(DataError, match="is a run folder"):
         find_images(path)
 
@@ -858,7 +869,7 @@ def encrypted_zip(path: Path) -> Path:
         (encrypted_zip, "secret.png in it is encrypted."),
     ],
 )
-def test_a_place_without_images_is_named_with_what_to_do(
+def test_a_path_without_images_is_reported_with_a_hint(
     tmp_path: Path, made: Callable[[Path], Path], complaint: str
 ) -> None:
     path = made(tmp_path)
@@ -893,12 +904,12 @@ def test_the_median_of_an_even_count_is_the_lower_of_the_middle_two(tmp_path: Pa
     assert find_images(tmp_path).median_shorter_side() == 20
 
 
-@pytest.mark.parametrize("place", ["folder", "zip"])
-def test_of_a_large_file_only_the_header_is_read(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("container", ["folder", "zip"])
+def test_of_a_large_file_only_the_header_is_read(tmp_path: Path, container: str) -> None:
     content = png_of_size(64, 48) + bytes(2**26)
     path = (
         fill(tmp_path / "x", {"a.png": content})
-        if place == "folder"
+        if container == "folder"
         else zipped(tmp_path / "x.zip", {"a.png": content})
     )
     images = find_images(path)
@@ -921,7 +932,7 @@ def test_the_median_shorter_side_of_broken_files_is_an_error(tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_name_that_is_twice_in_a_zip_is_one_image_the_last(tmp_path: Path) -> None:
+def test_the_last_of_two_files_of_a_name_in_a_zip_counts(tmp_path: Path) -> None:
     first, last = numbered(2).values()
     path = zipped(tmp_path / "a.zip", {"a.png": first})
     with zipfile.ZipFile(path, "a") as archive:
@@ -994,45 +1005,45 @@ def image_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("images")]
 
 
-def test_about_a_tenth_is_held_back_and_copies_stay_on_one_side(tmp_path: Path) -> None:
+def test_about_a_tenth_is_held_out_and_copies_stay_together(tmp_path: Path) -> None:
     contents = numbered(450)
     once = loaded(zipped(tmp_path / "once.zip", contents))
     twice = loaded(zipped(tmp_path / "twice.zip", contents | {f"copy/{name}": one for name, one in contents.items()}))
-    assert MIN_HOLDOUT <= once.held_back < 70
-    assert (twice.training, twice.held_back) == (2 * once.training, 2 * once.held_back)
-    training, held_back = (
+    assert MIN_HOLDOUT <= once.held_out < 70
+    assert (twice.training, twice.held_out) == (2 * once.training, 2 * once.held_out)
+    training, held_out = (
         {image.numpy().tobytes() for image in images}
-        for images in (twice.images(range(len(twice))), twice.held_back_images())
+        for images in (twice.images(range(len(twice))), twice.held_out_images())
     )
-    assert not training & held_back
-    assert once.training + once.held_back == len(training | held_back) == 450
+    assert not training & held_out
+    assert once.training + once.held_out == len(training | held_out) == 450
 
 
-def test_none_is_held_back_where_it_would_be_too_few(tmp_path: Path) -> None:
+def test_no_image_is_held_out_of_few(tmp_path: Path) -> None:
     dataset = loaded(zipped(tmp_path / "x.zip", numbered(150)))
-    assert (dataset.training, dataset.held_back) == (150, 0)
-    assert dataset.held_back_images().shape == (0, 3, 4, 4)
+    assert (dataset.training, dataset.held_out) == (150, 0)
+    assert dataset.held_out_images().shape == (0, 3, 4, 4)
 
 
-@pytest.mark.parametrize(("tenths", "held_back"), [(31, 0), (32, 32), (33, 33)])
-def test_thirty_two_images_are_enough_to_be_held_back(tenths: int, held_back: int) -> None:
+@pytest.mark.parametrize(("tenths", "held_out"), [(31, 0), (32, 32), (33, 33)])
+def test_at_least_thirty_two_images_are_held_out(tenths: int, held_out: int) -> None:
     starts = [10 * number for number in range(tenths)] + [10 * number + 1 for number in range(300)]
     dataset = Dataset(
         [start.to_bytes(8, "big") + bytes(24) for start in starts], resolution=4, enlarged=0, in_memory=True
     )
-    assert (dataset.training, dataset.held_back) == (300 + tenths - held_back, held_back)
+    assert (dataset.training, dataset.held_out) == (300 + tenths - held_out, held_out)
 
 
-def test_only_as_many_held_back_images_are_decoded_as_are_asked_for(tmp_path: Path) -> None:
+def test_only_the_requested_hold_out_images_are_decoded(tmp_path: Path) -> None:
     dataset = loaded(fill(tmp_path, numbered(450)), memory_budget_bytes=0)
-    whole = dataset.held_back_images()
-    assert len(whole) == dataset.held_back >= MIN_HOLDOUT
-    for number in dataset._held_back[5:]:
+    whole = dataset.held_out_images()
+    assert len(whole) == dataset.held_out >= MIN_HOLDOUT
+    for number in dataset._held_out[5:]:
         (tmp_path / dataset._entries[number].file.name).unlink()
-    assert torch.equal(dataset.held_back_images(5), whole[:5])
-    assert torch.equal(dataset.held_back_images(0), whole[:0])
+    assert torch.equal(dataset.held_out_images(5), whole[:5])
+    assert torch.equal(dataset.held_out_images(0), whole[:0])
     with pytest.raises(DataError, match="can no longer be read"):
-        dataset.held_back_images(6)
+        dataset.held_out_images(6)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -1053,9 +1064,7 @@ def test_past_the_memory_budget_batches_are_the_same(tmp_path: Path, workers: in
 @pytest.mark.parametrize(
     ("change", "complaint"), [("changed", "has changed since"), ("vanished", "can no longer be read")]
 )
-def test_a_file_past_the_budget_that_is_no_longer_the_same_is_named(
-    tmp_path: Path, change: str, complaint: str
-) -> None:
+def test_a_changed_file_past_the_budget_is_named(tmp_path: Path, change: str, complaint: str) -> None:
     dataset = loaded(fill(tmp_path, numbered(3)), memory_budget_bytes=0)
     batches = SampleStream(dataset, seed=0, batch_size=3, mirror=False).batches(0)
     if change == "changed":
@@ -1081,8 +1090,8 @@ def test_an_image_depends_on_its_position_and_not_on_the_batch(
     seven: ImageDataset, seed: int, position: int, batch_size: int
 ) -> None:
     batch = SampleStream(seven, seed=seed, batch_size=batch_size, mirror=True).batch(position)
-    alone = SampleStream(seven, seed=seed, batch_size=1, mirror=True)
-    assert torch.equal(batch, torch.cat([alone.batch(position + offset) for offset in range(batch_size)]))
+    single = SampleStream(seven, seed=seed, batch_size=1, mirror=True)
+    assert torch.equal(batch, torch.cat([single.batch(position + offset) for offset in range(batch_size)]))
 
 
 @given(seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 10**6))
@@ -1106,7 +1115,7 @@ def test_mirroring_flips_left_and_right_where_the_position_says(seven: ImageData
 
 @given(position=st.integers(0, 10**6), cuts=st.lists(st.integers(1, 6), min_size=1, max_size=4))
 @settings(max_examples=25, deadline=None)
-def test_batches_go_on_where_any_batch_left_off(seven: ImageDataset, position: int, cuts: list[int]) -> None:
+def test_batches_continue_at_any_position(seven: ImageDataset, position: int, cuts: list[int]) -> None:
     whole = SampleStream(seven, seed=3, batch_size=sum(cuts), mirror=True).batch(position)
     parts = []
     for size in cuts:

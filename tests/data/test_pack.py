@@ -88,7 +88,7 @@ def test_training_on_a_pack_equals_training_on_its_images(tiny: Path, tiny_pack:
     assert everything(tmp_path / "pack") == everything(tmp_path / "folder")
 
 
-def test_a_run_goes_on_from_the_images_to_the_pack_and_back(tiny: Path, tiny_pack: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_from_the_images_to_the_pack_and_back(tiny: Path, tiny_pack: Path, tmp_path: Path) -> None:
     trainer(tiny, tmp_path / "whole", checkpoint_kimg=1).run()
     for data, kimg in ((tiny, 0.024), (tiny_pack, 0.048), (tiny, 0.08)):
         trainer(data, tmp_path / "parts", checkpoint_kimg=1, kimg=kimg, sample_kimg=1, metric_kimg=1).run()
@@ -99,17 +99,17 @@ def test_a_run_goes_on_from_the_images_to_the_pack_and_back(tiny: Path, tiny_pac
     assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in ours.tensors.items())
 
 
-def test_a_pack_has_the_order_the_division_and_the_fingerprint_of_its_images(tmp_path: Path) -> None:
+def test_a_pack_has_the_order_the_holdout_split_and_the_fingerprint_of_its_images(tmp_path: Path) -> None:
     folder = save_images(tmp_path / "images", 450, 6)
     shutil.copytree(folder, folder / "again")  # every image twice
     files = ImageDataset(find_images(folder), resolution=8)
     ours = opened(packed(folder, tmp_path / "x.safetensors", resolution=8))
-    assert ours.held_back >= 64
-    for name in ("fingerprint", "training", "held_back", "enlarged", "resolution", "digests"):
+    assert ours.held_out >= 64
+    for name in ("fingerprint", "training", "held_out", "enlarged", "resolution", "digests"):
         assert getattr(ours, name) == getattr(files, name)
     assert ours.enlarged == 900
     assert torch.equal(ours.images(range(len(ours))), files.images(range(len(files))))
-    assert torch.equal(ours.held_back_images(), files.held_back_images())
+    assert torch.equal(ours.held_out_images(), files.held_out_images())
 
 
 @pytest.fixture
@@ -135,16 +135,16 @@ def test_a_pack_holds_the_pixels_and_the_notes_of_images_of_more_than_8_bits(
     assert WHITE_NOTE in capsys.readouterr().err
 
 
-def test_a_resume_says_when_images_are_decoded_otherwise_than_so_far(deep_images: Path, tmp_path: Path) -> None:
+def test_resuming_reports_that_images_were_decoded_differently(deep_images: Path, tmp_path: Path) -> None:
     files = ImageDataset(find_images(deep_images), resolution=8)
     files.notes = []  # as a version that chose no white has left them
     write_pack(tmp_path / "old.safetensors", files, background="white")
-    told = []
+    reported = []
     for kimg, data in ((0.02, tmp_path / "old.safetensors"), (0.04, deep_images), (0.06, deep_images)):
         ours = trainer(data, tmp_path / "run", kimg=kimg)
         ours.run()
-        told.append("decoded differently" in ours.progress.stream.getvalue())  # type: ignore[attr-defined]
-    assert told == [False, True, False]
+        reported.append("decoded differently" in ours.progress.stream.getvalue())  # type: ignore[attr-defined]
+    assert reported == [False, True, False]
 
 
 def as_version_1(path: Path, out: Path) -> Path:
@@ -180,12 +180,12 @@ def test_a_pack_of_version_1_gives_the_same_images(tiny_pack: Path, tmp_path: Pa
     assert old.fingerprint == new.fingerprint
 
 
-def test_no_image_is_held_back_of_few(tiny_pack: Path) -> None:
-    assert opened(tiny_pack).held_back_images().shape == (0, 3, 8, 8)
+def test_no_image_is_held_out_of_few(tiny_pack: Path) -> None:
+    assert opened(tiny_pack).held_out_images().shape == (0, 3, 8, 8)
 
 
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("options", "complaint"),
     [
         ({"resolution": 16}, "is a pack of --resolution 8, not 16."),
         ({"background": "black"}, "is a pack of --background white, not black."),
@@ -196,22 +196,22 @@ def test_no_image_is_held_back_of_few(tiny_pack: Path) -> None:
     ],
 )
 def test_other_options_than_the_packs_are_refused(
-    tiny_pack: Path, tmp_path: Path, said: dict[str, Any], complaint: str
+    tiny_pack: Path, tmp_path: Path, options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(DataError) as refused:
-        trainer(tiny_pack, tmp_path / "run", **said)
+        trainer(tiny_pack, tmp_path / "run", **options)
     assert refused.value.message == f"--data {tiny_pack}: {complaint}"
     assert "msggan-aml pack FOLDER OUT --resolution" in refused.value.hint
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_of_another_resolution_does_not_go_on_with_the_pack(tiny: Path, tiny_pack: Path, tmp_path: Path) -> None:
+def test_a_run_of_another_resolution_does_not_resume_with_the_pack(tiny: Path, tiny_pack: Path, tmp_path: Path) -> None:
     trainer(tiny, tmp_path / "run", resolution=4).run()
     with pytest.raises(DataError, match="--resolution 8, not 4"):
         trainer(tiny_pack, tmp_path / "run")
 
 
-def test_the_packs_own_background_in_other_words_is_the_same(tiny_pack: Path, tmp_path: Path) -> None:
+def test_another_notation_of_the_packs_background_is_accepted(tiny_pack: Path, tmp_path: Path) -> None:
     assert trainer(tiny_pack, tmp_path / "run", background="#FFffff").config.background == "#FFffff"
 
 
@@ -226,14 +226,14 @@ def test_transparent_images_lie_on_the_packs_background(tmp_path: Path) -> None:
     assert (ours.dataset.images([0, 3]) == torch.tensor([0x10, 0x20, 0x30]).reshape(3, 1, 1)).all()
 
 
-def test_its_resolution_is_what_is_trained_on_also_where_a_cpu_would_choose_less(tmp_path: Path) -> None:
+def test_the_resolution_of_the_pack_is_used_even_where_a_cpu_would_choose_less(tmp_path: Path) -> None:
     folder = save_images(tmp_path / "images", 4, 70)
     path = packed(folder, tmp_path / "x.safetensors")
     assert trainer(path, tmp_path / "a").config.resolution == 64
     assert trainer(folder, tmp_path / "b").config.resolution == 32
 
 
-def test_a_run_takes_the_packs_name_without_its_suffix() -> None:
+def test_the_default_name_of_a_run_is_that_of_the_pack_without_its_suffix() -> None:
     assert default_name("data/flowers.safetensors") == default_name("data/flowers") == "flowers"
 
 
@@ -251,7 +251,7 @@ class Blank(Dataset):
         return torch.zeros(len(numbers), 3, self.resolution, self.resolution, dtype=torch.uint8)
 
 
-def test_of_a_large_pack_only_what_is_shown_is_in_memory(tmp_path: Path) -> None:
+def test_only_the_images_shown_of_a_large_pack_are_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "large.safetensors"
     size = write_pack(path, Blank(400, 256), background="white").data_bytes
     assert size > 18 * CHUNK_BYTES
@@ -268,7 +268,7 @@ def test_of_a_large_pack_only_what_is_shown_is_in_memory(tmp_path: Path) -> None
     assert not ours.mapped.flags.writeable
 
 
-def test_what_is_done_to_a_batch_does_not_reach_the_pack(tiny_pack: Path) -> None:
+def test_changing_a_batch_does_not_change_the_pack(tiny_pack: Path) -> None:
     ours = opened(tiny_pack)
     before = ours.images(range(24))
     ours.images(range(24)).zero_()
@@ -295,7 +295,7 @@ def test_a_pack_is_a_plain_safetensors_file(tiny: Path, tiny_pack: Path) -> None
     assert tiny_pack.stat().st_size == 8 + header + about.data_bytes
 
 
-def test_the_same_images_make_the_same_bytes_whatever_their_names_and_place(
+def test_the_same_images_make_the_same_bytes_whatever_their_names_and_folder(
     tiny: Path, tiny_pack: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "renamed" / "deep").mkdir(parents=True)
@@ -318,10 +318,10 @@ def test_images_past_the_memory_budget_are_packed_alike(tiny: Path, tiny_pack: P
 
 
 def test_progress_counts_every_image_once_written_and_once_read(tmp_path: Path) -> None:
-    path, told = tmp_path / "x.safetensors", ([], [])  # type: ignore[var-annotated]
-    write_pack(path, Blank(50, 256), background="white", progress=lambda *step: told[0].append(step))
-    Pack(path).verify(progress=lambda *step: told[1].append(step))
-    for steps in told:
+    path, reported = tmp_path / "x.safetensors", ([], [])  # type: ignore[var-annotated]
+    write_pack(path, Blank(50, 256), background="white", progress=lambda *step: reported[0].append(step))
+    Pack(path).verify(progress=lambda *step: reported[1].append(step))
+    for steps in reported:
         assert len(steps) > 1
         assert steps == sorted(steps)
         assert steps[-1] == (50, 50)
@@ -385,7 +385,7 @@ def foreign(content: bytes) -> bytes:
         (empty, "is not a pack of images."),
     ],
 )
-def test_what_is_no_whole_pack_is_named_with_what_to_do(
+def test_an_incomplete_or_foreign_file_is_reported_with_a_hint(
     tiny_pack: Path, tmp_path: Path, spoil: Callable[[bytes], bytes], complaint: str
 ) -> None:
     path = tmp_path / "spoilt.safetensors"
@@ -461,7 +461,7 @@ def test_each_byte_of_an_image_is_verified(tiny_pack: Path, tmp_path: Path) -> N
             opened(flipped(tiny_pack, tmp_path / "flipped.safetensors", offset)).rows(range(24))
 
 
-def test_a_run_that_comes_to_a_damaged_image_ends_with_its_name(tiny_pack: Path, tmp_path: Path) -> None:
+def test_a_run_ends_at_a_damaged_image_and_names_it(tiny_pack: Path, tmp_path: Path) -> None:
     path = flipped(tiny_pack, tmp_path / "flipped.safetensors", tiny_pack.stat().st_size - 1)
     with pytest.raises(
         TrainingError, match=r"flipped\.safetensors: is a damaged pack \(the checksum of image 23 of 24"
@@ -502,9 +502,7 @@ def test_submit_trains_on_a_pack(run_program: RunProgram, tmp_path: Path, tiny_p
     assert "24 images to train on at 8 px" in ended.stderr
 
 
-def test_what_stands_against_packing_comes_at_once_before_anything_is_read(
-    run_program: RunProgram, tmp_path: Path
-) -> None:
+def test_all_problems_are_reported_at_once_before_anything_is_read(run_program: RunProgram, tmp_path: Path) -> None:
     ended = run_program("msggan-aml", "pack", "nowhere", "x.npy", "--resolution", "7", "--workers", "x", "-o", "json")
     assert ended.exit_code == 2
     assert ended.json["error"]["message"].splitlines() == [
@@ -516,11 +514,11 @@ def test_what_stands_against_packing_comes_at_once_before_anything_is_read(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_there_is_overwritten_by_force_alone(tmp_path: Path) -> None:
-    there = tmp_path / "x.safetensors"
-    there.write_text("mine")
-    assert existing_problems(str(there), force=False) == [f"{there}: already exists. Use --force to overwrite it."]
-    assert existing_problems(str(there), force=True) == []
+def test_an_existing_file_is_overwritten_only_with_force(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_text("mine")
+    assert existing_problems(str(path), force=False) == [f"{path}: already exists. Use --force to overwrite it."]
+    assert existing_problems(str(path), force=True) == []
     with pytest.raises(click.BadParameter) as raised:
         pack_file(str(tmp_path))
     assert raised.value.message == f"is a directory. Name the file to write: {tmp_path / 'images.safetensors'}"
@@ -543,9 +541,9 @@ def test_pack_options_are_passed_on_as_they_were_given() -> None:
 
 
 def test_help_says_what_the_default_resolution_is() -> None:
-    said = " ".join(CliRunner().invoke(pack, ["--help"]).output.split())
-    assert "Default: the images' own, at most 256." in said
-    assert "Colour behind transparent pixels" in said
+    help_text = " ".join(CliRunner().invoke(pack, ["--help"]).output.split())
+    assert "Default: the images' own, at most 256." in help_text
+    assert "Colour behind transparent pixels" in help_text
 
 
 @pytest.mark.parametrize(
@@ -572,7 +570,7 @@ def test_a_pack_is_not_packed_again(tiny_pack: Path, tmp_path: Path) -> None:
     assert refused.value.hint == f"Train on it: msggan-aml submit --data {tiny_pack}"
 
 
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_decoded(
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_decoded(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")

@@ -67,8 +67,8 @@ def wait_for(event: Callable[[], Any]) -> Any:
 
 def record_state(run: RunFolder, state: str, *, created: str, ended: str | None = None) -> None:
     """Writes `run.json`, as a trainer does when it starts and when it ends."""
-    note = RunState(state=state, data="/flowers", process=1, machine="m", created=created, ended=ended)
-    run.state.write_text(json.dumps(asdict(note)))
+    record = RunState(state=state, data="/flowers", process=1, machine="m", created=created, ended=ended)
+    run.state.write_text(json.dumps(asdict(record)))
 
 
 def sampled(run: RunFolder, images: int) -> None:
@@ -144,11 +144,11 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        words = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--host", "127.0.0.1", "--workers", "1"]
-        words += ["--artifacts-destination", str(self.folder / "files"), "--port", str(self.port)]
+        args = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--host", "127.0.0.1", "--workers", "1"]
+        args += ["--artifacts-destination", str(self.folder / "files"), "--port", str(self.port)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *words],
+                [sys.executable, "-m", "mlflow", "server", *args],
                 cwd=self.folder,
                 env=environment(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
                 stdout=log,
@@ -187,7 +187,7 @@ def web_page(tmp_path: Path) -> Iterator[str]:
     """The address of a server of plain files."""
 
     class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *words: Any) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             """Nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as page:
@@ -209,24 +209,24 @@ def test_a_server_gets_the_whole_run(server: Server, tmp_path: Path, monkeypatch
     sampled(run, 1608)
     assert logged(run, server.uri) == []
 
-    there = the_run(server.uri, "whole")
-    assert (there.info.run_name, there.info.status) == ("flowers", "FINISHED")
-    assert curves_at(server.uri, there) == curves_in(run)
+    logged_run = the_run(server.uri, "whole")
+    assert (logged_run.info.run_name, logged_run.info.status) == ("flowers", "FINISHED")
+    assert curves_at(server.uri, logged_run) == curves_in(run)
     fields = {name: str(value) for name, value in asdict(CONFIG).items()}
     may_change = {"kimg", "sample_kimg", "metric_kimg", "checkpoint_kimg", "num_samples"}
     fields["loss_function"] = fields.pop("loss")
-    assert there.data.params == {name: value for name, value in fields.items() if name not in may_change}
-    assert {name: there.data.tags[name] for name in may_change} == {name: fields[name] for name in may_change}
-    assert there.data.tags["msggan.version"]
-    assert there.data.tags["msggan.run_dir"] == str(run.path)
-    assert files_at(server.uri, there) == {
+    assert logged_run.data.params == {name: value for name, value in fields.items() if name not in may_change}
+    assert {name: logged_run.data.tags[name] for name in may_change} == {name: fields[name] for name in may_change}
+    assert logged_run.data.tags["msggan.version"]
+    assert logged_run.data.tags["msggan.run_dir"] == str(run.path)
+    assert files_at(server.uri, logged_run) == {
         "config.json",
         "generator_config.txt",
         "discriminator_config.txt",
         "metrics.jsonl",
         *(f"samples/{images:09d}_{kind}.png" for images in (8, 1608) for kind in ("8px", "scales")),
     }
-    copy = MlflowClient(server.uri).download_artifacts(there.info.run_id, "metrics.jsonl", str(tmp_path))
+    copy = MlflowClient(server.uri).download_artifacts(logged_run.info.run_id, "metrics.jsonl", str(tmp_path))
     assert Path(copy).read_bytes() == run.metrics.read_bytes()
 
 
@@ -316,10 +316,10 @@ def test_a_grid_is_logged_once(database: str, tmp_path: Path) -> None:
     sampled(run, 8)
     delivery = RunLogger(run, database, lambda message, problem: None)
     assert delivery.attempt()
-    (there,) = (tmp_path / "mlflow-artifacts").rglob("000000008_8px.png")
-    there.unlink()
+    (artifact,) = (tmp_path / "mlflow-artifacts").rglob("000000008_8px.png")
+    artifact.unlink()
     assert delivery.attempt()
-    assert not there.exists()
+    assert not artifact.exists()
 
 
 def test_lines_that_are_not_reports_are_skipped(database: str, tmp_path: Path) -> None:
@@ -341,10 +341,10 @@ def test_a_resumed_run_is_the_same_run_and_has_each_step_once(database: str, tmp
     config = json.loads(run.config.read_text())
     run.config.write_text(json.dumps({**config, "kimg": 2.0}))
     assert delivered(run, database) == ""
-    there = the_run(database)
-    assert there.info.status == "FINISHED"
-    assert there.data.tags["kimg"] == "2.0"
-    assert curves_at(database, there) == curves_in(run)
+    logged_run = the_run(database)
+    assert logged_run.info.status == "FINISHED"
+    assert logged_run.data.tags["kimg"] == "2.0"
+    assert curves_at(database, logged_run) == curves_in(run)
 
 
 def test_points_arrive_once_where_the_cursor_is_behind(database: str, tmp_path: Path) -> None:
@@ -411,8 +411,8 @@ def test_a_copy_of_a_run_folder_is_another_run(database: str, tmp_path: Path) ->
     copy = RunFolder(tmp_path / "copy")
     reported(copy, 16)
     delivered(copy, database)
-    there = {each.info.run_name: curves_at(database, each) for each in runs_at(database)}
-    assert there == {"run": curves_in(run), "copy": curves_in(copy)}
+    curves = {each.info.run_name: curves_at(database, each) for each in runs_at(database)}
+    assert curves == {"run": curves_in(run), "copy": curves_in(copy)}
 
 
 def test_a_given_run_is_used_and_not_ended(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,9 +424,9 @@ def test_a_given_run_is_used_and_not_ended(database: str, tmp_path: Path, monkey
     monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
     run = a_run(tmp_path / "run", 8)
     assert "has other parameters, which it keeps" in delivered(run, database)
-    there = the_run(database, "job")
-    assert (there.info.run_name, there.info.status) == ("given", "RUNNING")
-    assert curves_at(database, there) == curves_in(run)
+    logged_run = the_run(database, "job")
+    assert (logged_run.info.run_name, logged_run.info.status) == ("given", "RUNNING")
+    assert curves_at(database, logged_run) == curves_in(run)
     assert runs_at(database) == []
 
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
@@ -453,8 +453,8 @@ def test_two_runs_at_once_create_one_database(tmp_path: Path) -> None:
     for tracker in trackers:
         tracker.start()
     assert [tracker.close("completed") for tracker in trackers] == [[], []]
-    there = {each.info.run_name: curves_at(uri, each) for each in runs_at(uri)}
-    assert there == {run.path.name: curves_in(run) for run in runs}
+    curves = {each.info.run_name: curves_at(uri, each) for each in runs_at(uri)}
+    assert curves == {run.path.name: curves_in(run) for run in runs}
 
 
 def test_ctrl_c_does_not_stop_the_process(database: str, tmp_path: Path) -> None:
@@ -641,9 +641,9 @@ def test_a_store_that_refuses_files_gets_the_metrics_and_the_final_state(databas
     (tmp_path / "mlflow-artifacts").write_text("A file stands where the folder should.")
     run = a_run(tmp_path / "run", 8)
     assert not attempt(run, database, "completed")[0]
-    there = the_run(database)
-    assert there.info.status == "FINISHED"
-    assert curves_at(database, there) == curves_in(run)
+    logged_run = the_run(database)
+    assert logged_run.info.status == "FINISHED"
+    assert curves_at(database, logged_run) == curves_in(run)
 
 
 def test_a_password_is_in_no_message_file_or_command_line(tmp_path: Path) -> None:
@@ -651,9 +651,9 @@ def test_a_password_is_in_no_message_file_or_command_line(tmp_path: Path) -> Non
     port = free_port()
     tracker = Tracker(run.metrics, tracking_uri=f"http://me:s3same@127.0.0.1:{port}")
     messages = tracker.start()
-    arguments = process_of(tracker).args
+    args = process_of(tracker).args
     messages += tracker.close("completed")
-    assert "s3same" not in f"{messages} {arguments}"
+    assert "s3same" not in f"{messages} {args}"
     assert not [path for path in run.path.rglob("*") if path.is_file() and b"s3same" in path.read_bytes()]
 
 
@@ -661,10 +661,10 @@ def test_a_password_is_in_no_message_file_or_command_line(tmp_path: Path) -> Non
 
 
 def test_a_killed_training_resumes_with_each_step_once(database: str, tiny_images: Path, tmp_path: Path) -> None:
-    words = ["--data", tiny_images, "--run-dir", tmp_path / "run", *OPTIONS, "--checkpoint-kimg", 0.1]
+    args = ["--data", tiny_images, "--run-dir", tmp_path / "run", *OPTIONS, "--checkpoint-kimg", 0.1]
     run = RunFolder(tmp_path / "run")
     with subprocess.Popen(
-        command_line("msggan.train", *words, "--kimg", 100, python=fast_python()),
+        command_line("msggan.train", *args, "--kimg", 100, python=fast_python()),
         env=environment(MSGGAN_TRACKING_URI=database),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -675,28 +675,28 @@ def test_a_killed_training_resumes_with_each_step_once(database: str, tiny_image
             process.kill()
     wait_for(lambda: the_run(database).info.status == "FAILED")
     saved = max(int(path.stem) for path in run.checkpoints.glob("*.json"))  # it may be ahead of the last report
-    so_far = max(saved, read_metrics(run.metrics)[-1]["images"])
+    images_seen = max(saved, read_metrics(run.metrics)[-1]["images"])
 
-    longer = ["--kimg", so_far / 1000 + 0.1, "--tracking-uri", database, "-o", "json"]
-    ended = run_in(tmp_path, "msggan.train", *words, *longer)
+    longer = ["--kimg", images_seen / 1000 + 0.1, "--tracking-uri", database, "-o", "json"]
+    ended = run_in(tmp_path, "msggan.train", *args, *longer)
     assert ended.exit_code == 0
     assert ended.json["state"] == "completed"
     assert "does not have" not in ended.stderr
-    there = the_run(database)
-    assert (there.info.run_name, there.info.status) == ("run", "FINISHED")
-    note = read_state(run)
-    assert note is not None
-    assert note.ended is not None
-    assert there.info.start_time == utc_ms(note.created)
-    assert utc_ms(note.ended) <= there.info.end_time < utc_ms(note.ended) + 1000
+    logged_run = the_run(database)
+    assert (logged_run.info.run_name, logged_run.info.status) == ("run", "FINISHED")
+    record = read_state(run)
+    assert record is not None
+    assert record.ended is not None
+    assert logged_run.info.start_time == utc_ms(record.created)
+    assert utc_ms(record.ended) <= logged_run.info.end_time < utc_ms(record.ended) + 1000
     for name in ("d_loss", "g_loss", "swd"):
-        assert curves_at(database, there)[name] == curves_in(run)[name]
+        assert curves_at(database, logged_run)[name] == curves_in(run)[name]
 
 
 def test_training_continues_beside_an_mlflow_that_never_answers(silent: str, tiny_images: Path, tmp_path: Path) -> None:
-    words = ["--data", tiny_images, "--run-dir", tmp_path / "run", *OPTIONS, "--kimg", 0.02, "-o", "json"]
+    args = ["--data", tiny_images, "--run-dir", tmp_path / "run", *OPTIONS, "--kimg", 0.02, "-o", "json"]
     variables = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MSGGAN_TRACKING_URI": "", "MLFLOW_TRACKING_URI": silent}
-    ended = run_in(tmp_path, "msggan.train", *words, **variables)
+    ended = run_in(tmp_path, "msggan.train", *args, **variables)
     assert ended.exit_code == 0
     assert ended.json["state"] == "completed"
     assert f"MLflow at {silent} does not have 1 of 1 reports yet (no answer in time)" in ended.stderr

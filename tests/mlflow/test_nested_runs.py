@@ -24,8 +24,8 @@ PARENT = "mlflow.parentRunId"
 RunProgram = Callable[..., Ended]
 
 
-def sweep(*words: str) -> list[str]:
-    return ["msggan-aml", "sweep", "--data", "tiny", "--name", "find", *words, *SHORT]
+def sweep(*args: str) -> list[str]:
+    return ["msggan-aml", "sweep", "--data", "tiny", "--name", "find", *args, *SHORT]
 
 
 def by_name(uri: str) -> dict[str, Run]:
@@ -70,22 +70,22 @@ def test_a_sweep_is_one_run_with_its_result_and_its_trials_nested(
     tmp_path: Path,
     run_program: RunProgram,
 ) -> None:
-    words = ["--over", "g_lr=0.001..0.01", "--sampling", "sobol"]
-    first = run_program(*sweep(*words, "--trials", "1"), MSGGAN_TRACKING_URI=database)
+    args = ["--over", "g_lr=0.001..0.01", "--sampling", "sobol"]
+    first = run_program(*sweep(*args, "--trials", "1"), MSGGAN_TRACKING_URI=database)
     assert first.exit_code == 0, first.stderr
     assert set(by_name(database)) == {"find", "find/0"}
 
-    ended = run_program(*sweep(*words, "--trials", "2"), MSGGAN_TRACKING_URI=database)
+    ended = run_program(*sweep(*args, "--trials", "2"), MSGGAN_TRACKING_URI=database)
     assert ended.exit_code == 0, ended.stderr
     assert "does not have the sweep's result" not in first.stderr + ended.stderr
-    there = by_name(database)
-    assert set(there) == {"find", "find/0", "find/1"}
-    parent, best = there.pop("find"), ended.json["best"]
-    assert {run.data.tags[PARENT] for run in there.values()} == {parent.info.run_id}
-    assert {run.info.status for run in there.values()} == {"FINISHED"}
+    found_runs = by_name(database)
+    assert set(found_runs) == {"find", "find/0", "find/1"}
+    parent, best = found_runs.pop("find"), ended.json["best"]
+    assert {run.data.tags[PARENT] for run in found_runs.values()} == {parent.info.run_id}
+    assert {run.info.status for run in found_runs.values()} == {"FINISHED"}
     started, ended_ms = utc_ms(ended.json["created"]), utc_ms(ended.json["ended"])
     assert (parent.info.start_time, parent.info.end_time) == (started, ended_ms)
-    assert all(started <= run.info.start_time < run.info.end_time < ended_ms + 1000 for run in there.values())
+    assert all(started <= run.info.start_time < run.info.end_time < ended_ms + 1000 for run in found_runs.values())
     assert parent.info.status == "FINISHED"
     assert PARENT not in parent.data.tags
     assert parent.data.params["over.g_lr"] == "0.001..0.01"
@@ -168,9 +168,9 @@ def test_a_parent_that_was_deleted_is_created_again(database: str, folder: Path)
     delivered(trial, database)
     MlflowClient(database).delete_run(by_name(database)["find"].info.run_id)
     delivered(trial, database)
-    there = by_name(database)
-    assert set(there) == {"find", "find/0"}
-    assert there["find/0"].data.tags[PARENT] == there["find"].info.run_id
+    found_runs = by_name(database)
+    assert set(found_runs) == {"find", "find/0"}
+    assert found_runs["find/0"].data.tags[PARENT] == found_runs["find"].info.run_id
 
 
 def test_a_trial_that_was_logged_separately_is_nested_when_it_resumes(
@@ -179,13 +179,13 @@ def test_a_trial_that_was_logged_separately_is_nested_when_it_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trial = a_trial(folder, 0)
-    with monkeypatch.context() as alone:
-        alone.delenv(PARENT_VARIABLE)
+    with monkeypatch.context() as patch:
+        patch.delenv(PARENT_VARIABLE)
         delivered(trial, database)
     assert set(by_name(database)) == {"000"}
     delivered(trial, database)
-    there = by_name(database)
-    assert there["000"].data.tags[PARENT] == there["find"].info.run_id
+    found_runs = by_name(database)
+    assert found_runs["000"].data.tags[PARENT] == found_runs["find"].info.run_id
 
 
 def test_a_run_that_was_given_gets_no_parent(
@@ -197,6 +197,6 @@ def test_a_run_that_was_given_gets_no_parent(
     given = client.create_run(client.create_experiment("msggan", str(folder / "files")), run_name="given")
     monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
     delivered(a_trial(folder, 0), database)
-    there = by_name(database)
-    assert set(there) == {"given"}
-    assert PARENT not in there["given"].data.tags
+    found_runs = by_name(database)
+    assert set(found_runs) == {"given"}
+    assert PARENT not in found_runs["given"].data.tags

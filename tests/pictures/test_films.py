@@ -69,10 +69,10 @@ def test_frames_in_great_number_are_equally_far_apart(count: int) -> None:
 
 @pytest.mark.parametrize("count", [3, 5, 12])
 def test_a_loop_starts_at_its_first_latent_and_passes_each_in_turn(count: int) -> None:
-    wanted = keys(count)
-    points = loop(wanted, count * 24)
-    nearest = torch.cdist(wanted, points).min(dim=1)
-    assert torch.allclose(points[0], wanted[0], atol=1e-5)
+    expected = keys(count)
+    points = loop(expected, count * 24)
+    nearest = torch.cdist(expected, points).min(dim=1)
+    assert torch.allclose(points[0], expected[0], atol=1e-5)
     assert nearest.values.max() <= steps(points).max() / 2 * 1.01
     assert nearest.indices.tolist() == sorted(nearest.indices.tolist())
 
@@ -87,10 +87,10 @@ def test_a_loop_turns_no_corner() -> None:
 
 
 def test_two_latents_are_joined_by_the_great_circle_through_both() -> None:
-    wanted = keys(2)
-    points = loop(wanted, 200)
+    expected = keys(2)
+    points = loop(expected, 200)
     assert torch.linalg.matrix_rank(points, rtol=1e-4) == 2
-    assert torch.cdist(wanted, points).min(dim=1).values.max() < steps(points).max()
+    assert torch.cdist(expected, points).min(dim=1).values.max() < steps(points).max()
 
 
 # Frames
@@ -108,7 +108,7 @@ def test_small_frames_are_enlarged_pixel_by_pixel(size: tuple[int, int], larger:
     assert np.array_equal(np.asarray(shown), pixels.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-def test_slides_are_shown_equally_long_and_laid_on_white_where_they_are_smaller(tmp_path: Path) -> None:
+def test_slides_are_shown_equally_long_and_smaller_ones_on_white(tmp_path: Path) -> None:
     paths = [tmp_path / f"{side}.png" for side in (256, 300)]
     for path in paths:
         Image.new("RGB", (int(path.stem), int(path.stem)), "red").save(path)
@@ -128,7 +128,7 @@ def test_an_old_small_grid_fills_its_slide_beside_new_large_ones(tmp_path: Path)
     assert np.array_equal(255 - np.asarray(old), np.asarray(new))
 
 
-def test_a_slide_that_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_slide_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"a\.png: cannot be read as a picture"):
         size_of_all([tmp_path / "a.png"])
@@ -138,7 +138,7 @@ def test_a_slide_that_is_no_picture_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fps", [1, 24, 60])
-def test_an_mp4_has_just_its_frames_in_their_colours_and_order(tmp_path: Path, fps: int) -> None:
+def test_an_mp4_has_exactly_its_frames_in_their_colours_and_order(tmp_path: Path, fps: int) -> None:
     path = tmp_path / "-a film.mp4"
     write_film(path, iter(coloured(12)), fps=fps)
     about, frames = read_mp4(path, 64)
@@ -146,8 +146,8 @@ def test_an_mp4_has_just_its_frames_in_their_colours_and_order(tmp_path: Path, f
     assert re.search(r"yuv420p\(.*bt709.*\)", about)  # what every player and browser can show, and in which colours
     assert f" {fps} fps" in about
     assert len(frames) == 12
-    for frame, wanted in zip(frames, coloured(12), strict=True):
-        assert abs(frame.astype(int) - np.asarray(wanted).astype(int)).max() <= 8
+    for frame, expected in zip(frames, coloured(12), strict=True):
+        assert abs(frame.astype(int) - np.asarray(expected).astype(int)).max() <= 8
 
 
 def test_an_mp4_is_of_the_colours_that_it_names_and_plays_before_it_is_loaded_whole(tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_an_mp4_is_of_the_colours_that_it_names_and_plays_before_it_is_loaded_wh
     assert content.index(b"moov") < content.index(b"mdat")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"]
     luma = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)[: 64 * 64]
-    wanted = 16 + 219 * np.dot(colour, (0.2126, 0.7152, 0.0722)) / 255  # ITU-R BT.709, section 3
-    assert abs(luma - wanted).max() <= 2
+    expected = 16 + 219 * np.dot(colour, (0.2126, 0.7152, 0.0722)) / 255  # ITU-R BT.709, section 3
+    assert abs(luma - expected).max() <= 2
 
 
 def test_an_mp4_keeps_a_size_that_is_no_multiple_of_sixteen(tmp_path: Path) -> None:
@@ -167,18 +167,18 @@ def test_an_mp4_keeps_a_size_that_is_no_multiple_of_sixteen(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("fps", "milliseconds"), [(1, 12_000), (24, 500), (60, 200)])
-def test_a_webp_has_just_its_frames_lasts_as_long_and_loops(tmp_path: Path, fps: int, milliseconds: int) -> None:
+def test_a_webp_has_exactly_its_frames_and_duration_and_loops(tmp_path: Path, fps: int, milliseconds: int) -> None:
     path = tmp_path / "a.webp"
     write_film(path, iter(coloured(12)), fps=fps)
     lasting = 0
     with Image.open(path) as film:
         assert (film.n_frames, film.info["loop"], film.size) == (12, 0, (64, 64))
-        for index, wanted in enumerate(coloured(12)):
+        for index, expected in enumerate(coloured(12)):
             film.seek(index)
             film.load()
             lasting += film.info["duration"]
             shown = np.asarray(film.convert("RGB")).astype(int)
-            assert abs(shown - np.asarray(wanted).astype(int)).max() <= 8
+            assert abs(shown - np.asarray(expected).astype(int)).max() <= 8
     assert lasting == milliseconds
 
 

@@ -31,11 +31,11 @@ def test_both_programs_make_the_same_files_of_a_run(run_program: RunProgram, tmp
     assert named.exit_code == 0, named.stderr
     assert foldered.exit_code == 0, foldered.stderr
     names = ["grid_seeds3,7_8px.png", "seed000003_8px.png", "seed000007_8px.png"]
-    places = [str(Path("runs/flowers/generated")), "out"]
-    for ended, place in zip([named, foldered], places, strict=True):
-        assert ended.json == {"files": [str(Path(place) / name) for name in names], "count": 3}
+    folders = [str(Path("runs/flowers/generated")), "out"]
+    for ended, folder in zip([named, foldered], folders, strict=True):
+        assert ended.json == {"files": [str(Path(folder) / name) for name in names], "count": 3}
     for name in names:
-        assert (tmp_path / places[0] / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+        assert (tmp_path / folders[0] / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
 def test_films_are_made_in_text_that_names_them(run_program: RunProgram, tmp_path: Path, run: Path) -> None:

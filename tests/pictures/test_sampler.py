@@ -50,7 +50,7 @@ def pixels(path: Path) -> np.ndarray:
 # Pictures
 
 
-def test_the_same_seed_is_the_same_file_whatever_is_made_beside_it(run: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_file_whatever_else_is_made(run: Path, tmp_path: Path) -> None:
     many = sample(run, files=True, seeds=range(70), out=str(tmp_path / "many"))
     few = sample(run, files=True, grid=True, seeds=[65, 3], out=str(tmp_path / "few"))
     assert [path.name for path in few] == ["grid_seeds65,3_16px.png", "seed000065_16px.png", "seed000003_16px.png"]
@@ -62,31 +62,31 @@ def test_the_same_seed_is_the_same_file_whatever_is_made_beside_it(run: Path, tm
 
 def test_a_file_is_what_the_generator_makes_of_the_seeds_latent(run: Path) -> None:
     (path,) = sample(run, files=True, seeds=[7])
-    (wanted,) = generate(load_generator(run), latents(seed=7, positions=[0], latent_size=8))[-1].numpy()
+    (expected,) = generate(load_generator(run), latents(seed=7, positions=[0], latent_size=8))[-1].numpy()
     assert path == run / "generated" / "seed000007_16px.png"
-    assert np.array_equal(pixels(path), wanted.transpose(1, 2, 0))
+    assert np.array_equal(pixels(path), expected.transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("scale", [4, 8, 16])
-def test_a_grid_shows_one_scale_of_the_very_pictures_in_order(run: Path, scale: int) -> None:
+def test_a_grid_shows_the_same_pictures_at_one_scale_in_order(run: Path, scale: int) -> None:
     (path,) = sample(run, scale=scale, seeds=[9, 1, 2, 4])
     side = 2 * (scale + PADDING_PX) + PADDING_PX
     factor = -(-512 // side)
     assert path.name == f"grid_seeds9,1-2,4_{scale}px.png"
     assert pixels(path).shape == (factor * side, factor * side, 3)
     shown = pixels(path)[::factor, ::factor]
-    for place, file in enumerate(sample(run, scale=scale, seeds=[9, 1, 2, 4], files=True)):
-        top, left = (PADDING_PX + index * (scale + PADDING_PX) for index in divmod(place, 2))
+    for position, file in enumerate(sample(run, scale=scale, seeds=[9, 1, 2, 4], files=True)):
+        top, left = (PADDING_PX + index * (scale + PADDING_PX) for index in divmod(position, 2))
         assert np.array_equal(shown[top : top + scale, left : left + scale], pixels(file))
 
 
-def test_all_scales_stand_side_by_side_eight_seeds_a_sheet(run: Path) -> None:
+def test_a_sheet_shows_all_scales_of_eight_seeds(run: Path) -> None:
     first, second = sample(run, all_scales=True, seeds=range(10))
     assert (first.name, second.name) == ("scales_seeds0-7.png", "scales_seeds8-9.png")
     generator = load_generator(run)
     pyramids = [generate(generator, latents(seed, [0], 8), chunk=1) for seed in (8, 9)]
-    wanted = all_scales_sheet([torch.cat(level) for level in zip(*pyramids, strict=True)])
-    assert np.array_equal(pixels(second), np.asarray(enlarged(wanted)))
+    expected = all_scales_sheet([torch.cat(level) for level in zip(*pyramids, strict=True)])
+    assert np.array_equal(pixels(second), np.asarray(enlarged(expected)))
 
 
 def test_more_samples_than_fit_a_grid_continue_in_a_second(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,9 +141,9 @@ def test_truncated_pictures_are_nearer_to_each_other(run: Path, tmp_path: Path) 
 
 
 def test_weights_without_other_files_are_sufficient(run: Path, tmp_path: Path) -> None:
-    alone = (tmp_path / "elsewhere").with_suffix(".safetensors")
-    (run / "generator.safetensors").rename(alone)
-    (path,) = sample(alone, files=True, seeds=[3], out=str(tmp_path / "out"))
+    weights = (tmp_path / "elsewhere").with_suffix(".safetensors")
+    (run / "generator.safetensors").rename(weights)
+    (path,) = sample(weights, files=True, seeds=[3], out=str(tmp_path / "out"))
     assert pixels(path).shape == (16, 16, 3)
 
 
@@ -153,13 +153,13 @@ def test_weights_without_other_files_are_sufficient(run: Path, tmp_path: Path) -
 def test_a_loops_frames_are_the_pictures_of_its_latents_enlarged(run: Path) -> None:
     (path,) = sample(run, film="loop.webp", seeds=[3, 7, 9], seconds=0.5, scale=8)
     keys = torch.cat([latents(seed, [0], 8) for seed in (3, 7, 9)])
-    wanted = generate(load_generator(run), loop(keys, 12), chunk=1)[1].numpy().transpose(0, 2, 3, 1)
+    expected = generate(load_generator(run), loop(keys, 12), chunk=1)[1].numpy().transpose(0, 2, 3, 1)
     with Image.open(path) as film:
         assert (film.n_frames, film.size) == (12, (256, 256))
         for index in range(12):
             film.seek(index)
             middles = np.asarray(film.convert("RGB"))[16::32, 16::32]  # of pixels 32 times as large
-            assert abs(middles.astype(int) - wanted[index].astype(int)).mean() < 6
+            assert abs(middles.astype(int) - expected[index].astype(int)).mean() < 6
 
 
 def test_a_film_made_in_python_is_the_one_that_the_command_makes(run: Path, tmp_path: Path) -> None:
@@ -176,11 +176,11 @@ def test_a_progress_film_shows_the_runs_grids_in_turn_and_needs_no_weights(run: 
         assert film.n_frames == 3
         for index in range(3):
             film.seek(index)
-            wanted = pixels(run / "samples" / f"{1000 * index:09d}_8px.png")
-            factor = film.size[0] // wanted.shape[1]
+            expected = pixels(run / "samples" / f"{1000 * index:09d}_8px.png")
+            factor = film.size[0] // expected.shape[1]
             middles = np.asarray(film.convert("RGB"))[factor // 2 :: factor, factor // 2 :: factor]
-            assert middles.shape == wanted.shape
-            assert abs(middles.astype(int) - wanted.astype(int)).mean() < 8
+            assert middles.shape == expected.shape
+            assert abs(middles.astype(int) - expected.astype(int)).mean() < 8
 
 
 # Memory
@@ -190,7 +190,7 @@ def test_a_progress_film_shows_the_runs_grids_in_turn_and_needs_no_weights(run: 
     ("options", "most"),
     [({"files": True}, 1), ({"all_scales": True}, 8), ({"grid": True}, 1), ({"film": "a.mp4", "seconds": 2}, 1)],
 )
-def test_what_is_held_at_a_time_does_not_grow_with_what_is_made(
+def test_memory_does_not_grow_with_the_number_of_pictures(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], most: int
 ) -> None:
     """Counted: the pictures that are still held when the next is made."""
@@ -253,18 +253,18 @@ def test_unavailable_outputs_are_reported_at_once(run: Path, tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize("place", ["file/out", "read-only/out"])
+@pytest.mark.parametrize("folder", ["file/out", "read-only/out"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_picture_is_made(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "read-only").mkdir(mode=0o555)
-    if place.startswith("read-only") and os.access(tmp_path / "read-only", os.W_OK):
+    if folder.startswith("read-only") and os.access(tmp_path / "read-only", os.W_OK):
         pytest.skip("this user may write everywhere")
     made: list[Tensor] = []
     monkeypatch.setattr(sampler, "generate", lambda network, latent, chunk: made.append(latent))
-    (problem,) = problems(run, files=True, out=str(tmp_path / place))
-    assert problem.startswith(f"--out {tmp_path / place}: cannot be written (")
+    (problem,) = problems(run, files=True, out=str(tmp_path / folder))
+    assert problem.startswith(f"--out {tmp_path / folder}: cannot be written (")
     assert made == []
 
 

@@ -95,7 +95,7 @@ def test_a_spoilt_image_is_used_or_named(tmp_path: Path, kind: str) -> None:
     good.rename(tmp_path / "good.png")
 
     dataset = ImageDataset(find_images(tmp_path), resolution=8, background="white", workers=1)
-    assert dataset.training + dataset.held_back + len(dataset.skipped) == 201
+    assert dataset.training + dataset.held_out + len(dataset.skipped) == 201
     assert dataset.skipped
     assert all(reason and "\n" not in reason for _, reason, _ in dataset.skipped)
     assert "good.png" not in [name for name, _, _ in dataset.skipped]
