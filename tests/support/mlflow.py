@@ -14,11 +14,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from msggan.tracking.mlflow_process import MlflowProcess
 
 from msggan.config import TrainConfig, resolve
 from msggan.runs.folder import RunFolder
-from msggan.tracking.metrics_log import Tracker
+from msggan.tracking.metrics_log import MlflowProcess, Tracker
 from msggan.tracking.mlflow_worker import RunLogger
 from support.programs import REPOSITORY, fast_python
 
