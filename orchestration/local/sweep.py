@@ -1,4 +1,4 @@
-"""Sweeps on this machine: trials as processes, several at once, by a record that survives a kill."""
+"""Sweeps on this machine: trials run as concurrent processes, and a record on disk lets a killed sweep resume."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from msggan.runs.folder import RunFolder, is_owned, now, read_state, state_of, t
 from msggan.tracking.metrics_log import log_sweep_result
 from orchestration.copies import Progress, copy_run
 from orchestration.local.process import POLL_SECONDS, STOP_TIMEOUT_SECONDS, BackgroundProcess, ExitResult, stop_owner
-from orchestration.spec import RunSpec
+from orchestration.runs import names_in
+from orchestration.spec import SWEEP_FILE, RunSpec
 from orchestration.status import Download
-from orchestration.sweeps.record import SweepFolder, SweepRecord, TrialRecord, refuse_another_sweep, sweep_names
+from orchestration.sweeps.record import SweepFolder, SweepRecord, TrialRecord, refuse_another_sweep
 from orchestration.sweeps.report import newest_grid, report_result, write_report
-from orchestration.sweeps.space import draw, propose, written
+from orchestration.sweeps.space import draw, format_value, propose
 from orchestration.sweeps.spec import SweepSpec
 from orchestration.sweeps.status import SweepStatus, next_of_sweep, trial_line
 from orchestration.sweeps.trials import (
@@ -62,7 +63,6 @@ class LocalSweeps:
     name = "local"
 
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
-        """What `submit_sweep` would start. Touches nothing."""
         drawn = [] if spec.sampling == "bayesian" else draw(spec.space, spec.sampling, spec.sampling_seed, spec.trials)
         unknown = dict.fromkeys(spec.space.names, "<chosen from the results of earlier trials>")
         command = self.trial_command(spec, 0, drawn[0] if drawn else {})
@@ -78,11 +78,9 @@ class LocalSweeps:
         }
 
     def sweep_question(self, spec: SweepSpec) -> str | None:
-        """None: trials on this machine cost nothing."""
-        return None
+        return None  # trials on this machine cost nothing
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
-        """Runs the trials that have not ended yet. Raises `UsageError` or `RunFolderError` if it cannot start."""
         if detach:
             raise UsageError(
                 ["--detach: is not available for sweeps on this machine."],
@@ -95,26 +93,20 @@ class LocalSweeps:
             refuse_another_sweep(spec, existing.planned, existing.fixed)
         with folder.owned():
             _Sweep(self, spec, folder).run()
-        status = self.report(self.sweep_status(spec.name))
-        self._log_to_mlflow(spec, status)
+        status, uri = self.report(self.sweep_status(spec.name)), self.target.mlflow
+        if uri != NO_TRACKING and status.state in EXIT_CODES:
+            result = mlflow_result(spec, status)
+            if problem := log_sweep_result(folder.path, absolute_uri(uri), result, python=self.target.python):
+                self.target.reporter.info(
+                    f"MLflow at {without_password(uri)} does not have the sweep's result yet ({problem}). "
+                    "The same command again logs it."
+                )
         return status
 
-    def _log_to_mlflow(self, spec: SweepSpec, status: SweepStatus) -> None:
-        """Logs the result of a sweep that has ended."""
-        uri = self.target.mlflow
-        if uri == NO_TRACKING or status.state not in EXIT_CODES:
-            return
-        result = mlflow_result(spec, status)
-        if problem := log_sweep_result(Path(status.run_dir), absolute_uri(uri), result, python=self.target.python):
-            self.target.reporter.info(
-                f"MLflow at {without_password(uri)} does not have the sweep's result yet ({problem}). "
-                "The same command again logs it."
-            )
-
     def sweeps(self) -> list[SweepStatus]:
-        """Every sweep, the newest first. Those that cannot be read are reported and skipped."""
+        """Every sweep, the newest first; reports those that cannot be read."""
         found = []
-        for name in sweep_names(str(self.target.runs_dir)):
+        for name in names_in(str(self.target.runs_dir), SWEEP_FILE):
             try:
                 found.append(self.sweep_status(name))
             except RunFolderError as error:
@@ -125,7 +117,6 @@ class LocalSweeps:
         return bool(name) and self._folder(name).record.is_file()
 
     def sweep_status(self, name: str) -> SweepStatus:
-        """The status of a sweep and its trials. Raises `RunFolderError` if there is none."""
         folder = self._folder(name)
         record = folder.current()
         if record is None:
@@ -149,7 +140,6 @@ class LocalSweeps:
         return replace(status, next=next_of_sweep(status, record.args, str(self.target.runs_dir)))
 
     def report(self, status: SweepStatus) -> SweepStatus:
-        """Writes the sweep's report. On failure, reports the reason and returns the status unchanged."""
         folder = self._folder(status.name)
         grids = {}
         for trial in status.trials:
@@ -163,7 +153,6 @@ class LocalSweeps:
         return status
 
     def cancel_sweep(self, name: str) -> SweepStatus:
-        """Stops a sweep with a checkpoint and waits for its end. Raises `UsageError` if it is not running."""
         folder, status = self._folder(name), self.sweep_status(name)
         record = folder.load()
         if status.state != "running" or record is None:
@@ -172,7 +161,6 @@ class LocalSweeps:
         return self.sweep_status(name)
 
     def download_trial(self, trial: Trial, to: Path, *, force: bool, progress: Progress) -> Download:
-        """Copies a trial's run folder. Raises MsgganError if it cannot."""
         return copy_run(RunFolder(trial.run_dir), to, weights=False, force=force, progress=progress)
 
     def trial_command(self, spec: SweepSpec, number: int, settings: dict[str, Any]) -> list[str]:
@@ -195,7 +183,7 @@ class _Sweep:
         self.info = sweeps.target.reporter.info
         self.record = start_or_resume(spec, folder.load(), self.info)
         self.running: dict[int, TrialProcess | AdoptedTrial] = {}
-        self.judged: Counter[int] = Counter()  # the number of each trial's measurements that the policy has seen
+        self.evaluated: Counter[int] = Counter()  # the number of each trial's measurements that the policy has seen
         self.started = time.monotonic()
         self.stop_state = ""  # the state in which the sweep ends, once a signal has stopped it
         self.stop_requested = threading.Event()
@@ -245,7 +233,7 @@ class _Sweep:
                     is_single = outcome.state == "cancelled" and not self.stop_state
                     self._record_end(number, Outcome("stopped", CANCELLED) if is_single else outcome)
                 elif self.spec.early_stopping.policy != "none":
-                    self._judge(number, trial)
+                    self._apply_policy(number, trial)
             self.stop_requested.wait(POLL_SECONDS)
 
     def _adopt(self) -> None:
@@ -272,7 +260,7 @@ class _Sweep:
             }
             command = self.sweeps.trial_command(self.spec, number, trial.settings)
             self.running[number] = TrialProcess(command, environ, folder.log)
-            self.judged[number] = 0
+            self.evaluated[number] = 0
 
     def _next_number(self) -> int | None:
         """The first trial that is neither running nor ended; with Bayesian sampling a new one after those."""
@@ -297,7 +285,7 @@ class _Sweep:
         trials = self.folder.read_trials(self.record)
         self.info(trial_line(trials[number], trials, self.record.planned, self.spec.objective))
 
-    def _judge(self, number: int, process: TrialProcess | AdoptedTrial) -> None:
+    def _apply_policy(self, number: int, process: TrialProcess | AdoptedTrial) -> None:
         """Stops a trial by the policy. The decision is recorded first, for a sweep that is resumed."""
         record = self.record.trials[number]
         if record.state == "stopped":
@@ -305,8 +293,8 @@ class _Sweep:
         curves = [trial.values for trial in self.folder.read_trials(self.record)]
         others = [curve for other, curve in enumerate(curves) if other != number and curve]
         policy, objective = self.spec.early_stopping, self.spec.objective
-        reason = reason_to_stop(policy, objective, curves[number], others, after=self.judged[number])
-        self.judged[number] = len(curves[number])
+        reason = reason_to_stop(policy, objective, curves[number], others, after=self.evaluated[number])
+        self.evaluated[number] = len(curves[number])
         if reason:
             record.state, record.reason = "stopped", reason
             self.folder.save(self.record)
@@ -362,8 +350,8 @@ def mlflow_result(spec: SweepSpec, status: SweepStatus) -> dict[str, Any]:
         },
         "metrics": {f"best_{objective.metric}": best.objective, "best_trial": best.number} if best else {},
         "tags": {
-            "trials": written(status.planned),
-            **{f"best.{name}": written(value) for name, value in (best.settings if best else {}).items()},
+            "trials": format_value(status.planned),
+            **{f"best.{name}": format_value(value) for name, value in (best.settings if best else {}).items()},
         },
         "files": [status.report] if status.report else [],
     }

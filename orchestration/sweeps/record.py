@@ -24,7 +24,6 @@ from msggan.errors import RunFolderError, UsageError
 from msggan.runs.files import write_whole
 from msggan.runs.folder import DIED, PATIENCE_SECONDS, RunFolder, is_held, is_owned
 from msggan.tracking.metrics_log import read_metrics
-from orchestration.runs import names_in
 from orchestration.spec import SWEEP_FILE, is_remote, trial_path
 from orchestration.sweeps.spec import SweepSpec
 from orchestration.sweeps.trials import EarlyStopping, Objective, Trial, measured
@@ -154,7 +153,7 @@ class SweepRecord(SweepRequest):
         self.trials = [TrialRecord(**trial) if isinstance(trial, dict) else trial for trial in self.trials]
 
     def resume(self, spec: SweepSpec) -> None:
-        """Takes over what may change when a sweep is resumed; failed trials are tried again."""
+        """Updates what may change when a sweep is resumed; failed trials are retried."""
         self.args, self.planned, self.max_failed_fraction = spec.to_argv(), spec.trials, spec.max_failed_fraction
         self.state, self.reason, self.ended = "running", "", None
         self.process, self.machine = os.getpid(), platform.node()
@@ -249,8 +248,3 @@ class SweepFolder:
             reason=trial.reason,
             **measured(read_metrics(folder.metrics), record.objective),
         )
-
-
-def sweep_names(runs_dir: str) -> list[str]:
-    """The sweeps in a folder, in order of their names."""
-    return names_in(runs_dir, SWEEP_FILE)

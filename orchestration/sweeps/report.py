@@ -17,7 +17,7 @@ from msggan.commands.options import to_argv
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError
 from msggan.runs.files import write_whole
-from orchestration.sweeps.space import Dimension, Interval, read_space, written
+from orchestration.sweeps.space import Dimension, Interval, format_value, read_space
 from orchestration.sweeps.status import SweepStatus, short
 from orchestration.sweeps.trials import Trial, sorted_trials
 
@@ -84,8 +84,9 @@ def report(status: SweepStatus, grids: Mapping[int, bytes]) -> str:
         portal_url=status.portal_url if (status.portal_url or "").startswith("https://") else None,  # not a script
         first=status.best,
         best=best,
-        first_settings={name: written(value) for name, value in (status.best.settings if status.best else {}).items()},
-        no_answer=_no_answer(status),
+        first_settings={
+            name: format_value(value) for name, value in (status.best.settings if status.best else {}).items()
+        },
         failures=Counter(t.reason for t in trials if t.state == "failed" and t.reason).most_common(5),
         trials=[(trial, *_picture(trial, grids.get(trial.number))) for trial in trials],
         latents_differ=" and ".join(name for name in LATENT_OPTIONS if name in space.names),
@@ -113,14 +114,6 @@ def _facts(status: SweepStatus) -> dict[str, str]:
         "folder": status.run_dir,
     }
     return {name: text for name, text in facts.items() if text}
-
-
-def _no_answer(status: SweepStatus) -> str:
-    if not status.trials:
-        return "This sweep has no trials yet."
-    if all(trial.state == "failed" for trial in status.trials):
-        return "Every trial failed."
-    return f"No trial has a value of {status.objective.metric} yet."
 
 
 def _picture(trial: Trial, grid: bytes | None) -> tuple[str, list[str]]:
@@ -162,11 +155,11 @@ def _table(
 
 def _cell(heading: str, value: Any, numeric: bool) -> tuple[str, str, str]:
     if not numeric:
-        text = "" if value is None else written(value)
+        text = "" if value is None else format_value(value)
         return text or "–", text, heading
     if not _is_finite(value):
         return "–", "", "number"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}", written(value), "number"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}", format_value(value), "number"
 
 
 def _is_finite(value: float | None) -> bool:
@@ -247,7 +240,7 @@ def draw_scatter(dimension: Dimension, trials: Sequence[Trial], best: Trial | No
         else:
             step = math.ceil(len(dimension.values) / MAX_TICKS)
             ticks = range(0, len(dimension.values), step)
-            axes.set_xticks(ticks, [written(dimension.values[tick]) for tick in ticks])
+            axes.set_xticks(ticks, [format_value(dimension.values[tick]) for tick in ticks])
             axes.set_xlim(-0.5, len(dimension.values) - 0.5)
         _set_objective_axis(axes, metric, [value for _, _, value in drawn])
     return svg.getvalue()

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from msggan.commands.options import nearest
 from msggan.config import KINDS, Sweep, TrainConfig, explicit_values, field_types, flag, problems_of
 from msggan.errors import UsageError
-from orchestration.sweeps.trials import ENDED, Objective, Trial
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
+
+    from orchestration.sweeps.trials import Objective, Trial
 
 MAX_TRIALS = 1000
 MAX_VALUES = 1000  # of one choice
@@ -33,7 +34,7 @@ class Choice:
     values: tuple[Any, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}={','.join(map(written, self.values))}"
+        return f"{self.name}={','.join(map(format_value, self.values))}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Interval:
     log: bool
 
     def __str__(self) -> str:
-        return f"{self.name}={written(self.low)}..{written(self.high)}"
+        return f"{self.name}={format_value(self.low)}..{format_value(self.high)}"
 
 
 Dimension = Choice | Interval
@@ -78,7 +79,7 @@ class SearchSpace:
         return [str(dimension) for dimension in self.dimensions]
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as on a command line."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -104,7 +105,7 @@ def read_space(over: Sequence[str] | Mapping[str, Any], config: TrainConfig) -> 
     names, fixed = [dimension.name for dimension in dimensions], explicit_values(config)
     problems += [f"--over {name}: is given more than once." for name in dict.fromkeys(names) if names.count(name) > 1]
     problems += [
-        f"--over {name}: conflicts with {flag(name)} {written(fixed[name])}. Remove one."
+        f"--over {name}: conflicts with {flag(name)} {format_value(fixed[name])}. Remove one."
         for name in names
         if name in fixed
     ]
@@ -120,9 +121,9 @@ def _as_text(name: str, values: Any) -> str:
     if values is None:
         return name
     if isinstance(values, tuple) and len(values) == 2:
-        return f"{name}={written(values[0])}..{written(values[1])}"
+        return f"{name}={format_value(values[0])}..{format_value(values[1])}"
     if isinstance(values, list):
-        return f"{name}={','.join(map(written, values))}"
+        return f"{name}={','.join(map(format_value, values))}"
     raise UsageError([f"--over {name}: {values!r} is not None, a tuple (low, high) or a list of values."])
 
 
@@ -178,8 +179,8 @@ def _given_range(name: str, text: str) -> Dimension:
 def _range(name: str, low: float, high: float) -> Dimension:
     log = SWEEPABLE[name].log
     if low >= high:
-        swapped = f" Did you mean {name}={written(high)}..{written(low)}?" if low > high else ""
-        raise ValueError(f"{written(low)} is not below {written(high)}.{swapped}")
+        swapped = f" Did you mean {name}={format_value(high)}..{format_value(low)}?" if low > high else ""
+        raise ValueError(f"{format_value(low)} is not below {format_value(high)}.{swapped}")
     if log and low <= 0:
         raise ValueError(
             f"is searched on a log scale, so LOW must be above 0; or list values, as in {name}={_example(name)}."
@@ -259,7 +260,7 @@ def _sobol(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
     for power in itertools.count():  # the first 1, 2, 4, … points are evenly spread
         for point in points.random_base2(max(0, power - 1)):
             pairs = zip(space.dimensions, point, strict=True)
-            yield {dimension.name: at(dimension, float(share)) for dimension, share in pairs}
+            yield {dimension.name: value_at(dimension, float(share)) for dimension, share in pairs}
 
 
 def _without_repeats(stream: Iterator[dict[str, Any]], space: SearchSpace) -> Iterator[dict[str, Any]]:
@@ -272,7 +273,7 @@ def _without_repeats(stream: Iterator[dict[str, Any]], space: SearchSpace) -> It
             yield settings
 
 
-def at(dimension: Dimension, share: float) -> Any:
+def value_at(dimension: Dimension, share: float) -> Any:
     """The value at `share`, from 0 to below 1, of a dimension."""
     if isinstance(dimension, Choice):
         return dimension.values[min(int(share * len(dimension.values)), len(dimension.values) - 1)]
@@ -326,7 +327,7 @@ def propose(space: SearchSpace, objective: Objective, seed: int, trials: Sequenc
 def _as_optuna_trial(trial: Trial, ranges: dict[str, BaseDistribution]) -> FrozenTrial:
     from optuna.trial import TrialState, create_trial
 
-    if trial.state not in ENDED:
+    if not trial.has_ended:
         state = TrialState.RUNNING
     elif trial.state == "failed" or trial.objective is None:
         state = TrialState.FAIL

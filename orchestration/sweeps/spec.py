@@ -10,12 +10,12 @@ from msggan.commands.options import Hardware, must_be_one_of, nearest, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.spec import default_name, name_problems
-from orchestration.sweeps.space import MAX_TRIALS, Interval, SearchSpace, written
+from orchestration.sweeps.space import MAX_TRIALS, Interval, SearchSpace, format_value
 from orchestration.sweeps.trials import POLICY_OPTIONS, EarlyStopping, Objective, early_stopping_problems
 
 SAMPLINGS = ("random", "grid", "bayesian", "sobol")
 DIRECTIONS = ("minimize", "maximize")
-# The metrics in metrics.jsonl and their better direction. swd_16, swd_32 … are also there.
+# The metrics in metrics.jsonl and their better direction; besides swd_16, swd_32 …
 KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
 DEFAULT_TRIALS = 20
 
@@ -69,7 +69,7 @@ class SweepSpec:
             ("--name", self.name, None),
         ]
         set_values = [(option, value) for option, value, default in values if value not in (None, default)]
-        args = [arg for option, value in set_values for arg in (option, written(value))]
+        args = [arg for option, value in set_values for arg in (option, format_value(value))]
         return [*args, *to_argv(self.config), *self.hardware.to_argv()]
 
 
@@ -101,7 +101,7 @@ def spec_problems(spec: SweepSpec) -> list[str]:
     if spec.sampling == "grid":
         problems += [
             f"--sampling grid: --over {dimension} is a continuous range. List values, as in "
-            f"{dimension.name}={written(dimension.low)},{written(dimension.high)}, or use --sampling sobol."
+            f"{dimension.name}={format_value(dimension.low)},{format_value(dimension.high)}, or use --sampling sobol."
             for dimension in spec.space.dimensions
             if isinstance(dimension, Interval)
         ]

@@ -12,7 +12,7 @@ from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.runs import runs_dir_args
 from orchestration.status import ACTIVE_STATES, columns, format_time
-from orchestration.sweeps.space import written
+from orchestration.sweeps.space import format_value
 from orchestration.sweeps.trials import Objective, Trial, best_of, count_ended, ranked_trials
 
 
@@ -215,10 +215,10 @@ def _format_settings(settings: Mapping[str, Any]) -> str:
 
 
 def short(value: Any) -> str:
-    """A value in four digits, which tell two trials apart; a dash for None."""
+    """A value with four digits, enough to tell trials apart; a dash for None."""
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else written(value)
+    return f"{value:.4g}" if isinstance(value, float) else format_value(value)
 
 
 def _shortened(text: str) -> str:

@@ -61,6 +61,11 @@ class Trial:
     curve: tuple[tuple[int, float], ...] = ()
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it is not started again."""
+        return self.state in ENDED
+
+    @property
     def values(self) -> list[float]:
         """The measurements of the objective, in order."""
         return [value for _, value in self.curve]

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from msggan.config import TrainConfig
-from orchestration.sweeps.space import Choice, Interval, SearchSpace, at, draw, propose, read_space
+from orchestration.sweeps.space import Choice, Interval, SearchSpace, draw, propose, read_space, value_at
 from orchestration.sweeps.trials import Objective, Trial
 
 SPACE = read_space(["g_lr=0.001..0.1", "beta1", "mirror"], TrainConfig())
@@ -63,8 +63,8 @@ def test_sobol_spreads_choices_and_logarithms_evenly() -> None:
 
 
 def test_the_middle_of_a_logarithmic_range_is_its_geometric_mean() -> None:
-    assert at(Interval("g_lr", 0.001, 0.1, log=True), 0.5) == pytest.approx(0.01)
-    assert at(Choice("mirror", (True, False)), 0.5) is False
+    assert value_at(Interval("g_lr", 0.001, 0.1, log=True), 0.5) == pytest.approx(0.01)
+    assert value_at(Choice("mirror", (True, False)), 0.5) is False
 
 
 def test_the_settings_of_a_seed_never_change() -> None:
