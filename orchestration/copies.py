@@ -19,7 +19,7 @@ from orchestration.status import Download
 COPY_FILE = "azure.json"  # in a copy of a run on Azure: the run, and the version of its weights
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
-NOTE = ".msggan-download.json"  # marks a folder that a download has filled
+DOWNLOAD_FILE = ".msggan-download.json"  # marks a folder that a download has filled
 SAVE_SECONDS = 5.0
 HINT = "Give a new or an empty folder."
 
@@ -35,16 +35,20 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, progres
         )
     if Path(os.path.realpath(to)).is_relative_to(os.path.realpath(folder.path)):
         raise UsageError([f"{to}: is inside the run's own folder."], HINT)
-    sources = _sizes_and_times([folder.generator] if weights else files_of(folder))
-    names = {path.relative_to(folder.path).as_posix(): path for path in sources}
-    copy = CopyFolder(to, _identity(folder))
-    total = sum(size for size, _ in sources.values())
+    found: dict[str, list[int]] = {}
+    for path in [folder.generator] if weights else files_of(folder):
+        with suppress(FileNotFoundError):  # a running run may remove an old checkpoint at any time
+            found[path.relative_to(folder.path).as_posix()] = _size_and_time(path)
+    recorded = read_state(folder)  # distinguishes this run from another that is started there later
+    source = os.path.realpath(folder.path) + (f", created {recorded.created}" if recorded else "")
+    copy = CopyFolder(to, source)
+    total = sum(size for size, _ in found.values())
     copied = done = 0
-    copy.prepare({name: _version(sources[path]) for name, path in names.items()}, force=force)
+    copy.prepare({name: _version(size_and_time) for name, size_and_time in found.items()}, force=force)
     with copy.recording():
-        for name, source in names.items():
-            with suppress(FileNotFoundError):  # the run has removed an old checkpoint in the meantime
-                done += _copy_newer(source, copy, name)
+        for name in found:
+            with suppress(FileNotFoundError):
+                done += _copy_newer(folder.path / name, copy, name)
                 copied += 1
             progress(done, total)
     return Download(copied, done, str(to))
@@ -67,16 +71,16 @@ def is_copy(folder: str | Path) -> bool:
 class CopyFolder:
     """A folder to download a run to: a new one, an empty one, or one that holds an earlier download of the same run.
 
-    source: identifies the run. NOTE in the folder records it and, per file, its version in the run and its size and
-    modification time here; nothing for a file that is being copied, so that the next download may overwrite it. It is
-    saved every few seconds: files copied after the last save are copied again if the process is killed.
+    source: identifies the run. DOWNLOAD_FILE records it and, per file, the version in the run and the size and time of
+    the copy; nothing for a file that is being copied, so that the next download may overwrite it. It is saved every few
+    seconds: files copied after the last save are copied again if the process is killed.
     """
 
     def __init__(self, path: Path, source: str) -> None:
         self.path, self.source = path, source
-        note = self._read_note()
-        self._source_here: str | None = note.get("source")
-        self._files: dict[str, list[Any]] = note.get("files", {}) if self._source_here == source else {}
+        record = self._read_record()
+        self._recorded_source: str | None = record.get("source")
+        self._files: dict[str, list[Any]] = record.get("files", {}) if self._recorded_source == source else {}
         self._saved_at = 0.0
 
     def prepare(self, versions: Mapping[str, str], *, force: bool) -> None:
@@ -95,7 +99,7 @@ class CopyFolder:
         self._files |= {name: [] for name, version in versions.items() if not self.has(name, version)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write_note()
+            self._write_record()
         except OSError as error:
             raise UsageError([f"{self.path}: cannot be written: {error.strerror}."], "Give another folder.") from error
 
@@ -106,9 +110,9 @@ class CopyFolder:
             yield
         except BaseException:
             with suppress(OSError):  # the disk may be full; the first error is reported
-                self._write_note()
+                self._write_record()
             raise
-        self._write_note()
+        self._write_record()
 
     def has(self, name: str, version: str) -> bool:
         """Whether this version of a file was downloaded and is unchanged since."""
@@ -118,19 +122,19 @@ class CopyFolder:
         """Records that this version of a file was downloaded. Within `recording`."""
         self._files[name] = [version, *_size_and_time(self.path / name)]
         if time.monotonic() - self._saved_at > SAVE_SECONDS:
-            self._write_note()
+            self._write_record()
 
     def _refuse_other_folders(self) -> None:
         if self.path.is_file():
             raise UsageError([f"{self.path}: is a file, not a folder."], HINT)
         if self.path.is_symlink() and not self.path.exists():
             raise UsageError([f"{self.path}: is a broken symbolic link."], HINT)
-        if self._source_here not in (None, self.source):
-            raise UsageError([f"{self.path}: contains a download of another run: {self._source_here}."], HINT)
+        if self._recorded_source not in (None, self.source):
+            raise UsageError([f"{self.path}: contains a download of another run: {self._recorded_source}."], HINT)
         if RunFolder(self.path).lock.exists():
             raise UsageError([f"{self.path}: is the folder of a run that was trained here."], HINT)
         is_new = not self.path.exists() or not any(self.path.iterdir())
-        if self._source_here is None and not is_new and not is_copy(self.path):
+        if self._recorded_source is None and not is_new and not is_copy(self.path):
             raise UsageError([f"{self.path}: is not empty and was not created by download."], HINT)
 
     def _may_be_overwritten(self, name: str) -> bool:
@@ -140,26 +144,20 @@ class CopyFolder:
         path = self.path / name
         return name in self._files and path.is_file() and self._files[name][1:] == _size_and_time(path)
 
-    def _read_note(self) -> dict[str, Any]:
+    def _read_record(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
-            note = json.loads((self.path / NOTE).read_bytes())
-            return note if isinstance(note, dict) else {}
+            record = json.loads((self.path / DOWNLOAD_FILE).read_bytes())
+            return record if isinstance(record, dict) else {}
         return {}
 
-    def _write_note(self) -> None:
-        write_whole(self.path / NOTE, json.dumps({"source": self.source, "files": self._files}).encode())
+    def _write_record(self) -> None:
+        write_whole(self.path / DOWNLOAD_FILE, json.dumps({"source": self.source, "files": self._files}).encode())
         self._saved_at = time.monotonic()
 
 
 def forget_download(folder: Path) -> None:
     """Turns a downloaded folder into an ordinary one, which no download writes to."""
-    (folder / NOTE).unlink(missing_ok=True)
-
-
-def _identity(folder: RunFolder) -> str:
-    """Identifies the run in a folder, unlike another run started there later."""
-    note = read_state(folder)
-    return os.path.realpath(folder.path) + (f", created {note.created}" if note else "")
+    (folder / DOWNLOAD_FILE).unlink(missing_ok=True)
 
 
 def _copy_newer(source: Path, copy: CopyFolder, name: str) -> int:
@@ -168,18 +166,14 @@ def _copy_newer(source: Path, copy: CopyFolder, name: str) -> int:
     destination = copy.path / name
     if not copy.has(name, version):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        _copy_whole(source, destination)
+        unfinished = destination.with_name(destination.name + ".part")
+        try:
+            shutil.copyfile(source, unfinished)
+            unfinished.replace(destination)
+        finally:
+            unfinished.unlink(missing_ok=True)
         copy.add(name, version)
     return destination.stat().st_size
-
-
-def _copy_whole(source: Path, destination: Path) -> None:
-    aside = destination.with_name(destination.name + ".part")
-    try:
-        shutil.copyfile(source, aside)
-        aside.replace(destination)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _version(size_and_time: list[int]) -> str:
@@ -187,16 +181,7 @@ def _version(size_and_time: list[int]) -> str:
     return "-".join(map(str, size_and_time))
 
 
-def _sizes_and_times(paths: list[Path]) -> dict[Path, list[int]]:
-    """Size and time of each file that exists: a running run may remove an old checkpoint at any time."""
-    found = {}
-    for path in paths:
-        with suppress(FileNotFoundError):
-            found[path] = _size_and_time(path)
-    return found
-
-
 def _size_and_time(path: Path) -> list[int]:
     """Size in bytes and modification time in nanoseconds."""
-    about = path.stat()
-    return [about.st_size, about.st_mtime_ns]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

@@ -15,7 +15,7 @@ from msggan.tracking.metrics_log import newest_values, read_metrics
 from orchestration.spec import SWEEP_FILE, TRIALS_FOLDER, RunSpec, sweep_hint, trial_path
 from orchestration.status import ACTIVE_STATES, RunStatus
 
-RUNS_NAMED = 8
+MAX_NAMES_LISTED = 8
 DEFAULT_RUNS_DIR = "runs"
 
 
@@ -32,7 +32,7 @@ def find_run(named: str, runs_dir: str) -> tuple[str, str]:
             return trial_at(Path(os.path.relpath(path))) or (name, os.path.relpath(folder))
     if trial:
         sweep, number = trial
-        show = shlex.join(["msggan-aml", "status", sweep.name, *runs_dir_args(str(sweep.parent))])
+        show = next_command(str(sweep.parent), "status", sweep.name)
         raise UsageError([f"{sweep.name}: trial {number} has not started. Show its trials: {show}"])
     names = names_in(runs_dir, "config.json", SWEEP_FILE)
     raise UsageError([f"No run {named!r} in {runs_dir}, and no such folder. {_names_hint(named, names)}"])
@@ -81,7 +81,11 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
     if (folder.path / SWEEP_FILE).is_file():
         raise RunFolderError(f"{folder}: is a sweep, not a run.", sweep_hint(name))
     trial, state = trial_at(folder.path), state_of(folder)
-    config, problem = _config_or_problem(folder)
+    config, problem = None, None
+    try:
+        config = folder.load_config()
+    except RunFolderError as error:
+        problem = error
     if state is None and folder.state.exists():
         problem = problem or RunFolderError(f"{folder.state}: is not a record that msggan wrote.", UNREADABLE_HINT)
     if state is None or (config is None and problem is None):
@@ -89,8 +93,8 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
     reports = read_metrics(folder.metrics)
     images_seen = max(state.images_seen, int(reports[-1]["images"]) if reports else 0)
     if trial:
-        name, above = trial
-        next_lines = next_of_trial(name, above, state.state)
+        name, runs_dir = trial
+        next_lines = next_of_trial(name, runs_dir, state.state)
     elif problem and state.state != "running":
         next_lines = []  # nothing can resume it
     else:
@@ -110,32 +114,26 @@ def read_status(name: str, runs_dir: str) -> RunStatus:
     )
 
 
-def _config_or_problem(folder: RunFolder) -> tuple[TrainConfig | None, RunFolderError | None]:
-    """The configuration of the run in a folder, or the error raised by reading it; both None if no run exists."""
-    try:
-        return folder.load_config(), None
-    except RunFolderError as error:
-        return None, error
-
-
 def runs_dir_args(runs_dir: str) -> list[str]:
     """The --runs-dir option of a command, [] for the default."""
     return ["--runs-dir", runs_dir] if runs_dir != DEFAULT_RUNS_DIR else []
 
 
+def next_command(runs_dir: str, *args: str) -> str:
+    """A command of `msggan-aml` to run next."""
+    return shlex.join(["msggan-aml", *args, *runs_dir_args(runs_dir)])
+
+
 def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) -> list[str]:
     """The commands to run next: follow or cancel a running run, sample a completed one, else resume it."""
-    place_args = runs_dir_args(runs_dir)
     if state == "running":
-        verbs = (["logs", spec.name, "--follow"], ["cancel", spec.name])
-        return [shlex.join(["msggan-aml", *verb, *place_args]) for verb in verbs]
+        return [next_command(runs_dir, "logs", spec.name, "--follow"), next_command(runs_dir, "cancel", spec.name)]
     # A workspace may be configured by then: a local run must not be resumed as a job on Azure.
-    again = ["msggan-aml", "submit", "--data", str(spec.data), "--name", spec.name, "--target", "local", *place_args]
+    submit = ["submit", "--data", str(spec.data), "--name", spec.name, "--target", "local", *runs_dir_args(runs_dir)]
     kimg = _kimg_to_continue(spec.config.kimg or 0, state, images_seen)
-    config = TrainConfig(**{**explicit_values(spec.config), "kimg": kimg})
-    resume = shlex.join([*again, *to_argv(config), *spec.hardware.to_argv()])
-    look = [shlex.join(["msggan-aml", "sample", spec.name, *place_args])] if state == "completed" else []
-    return [*look, resume]
+    options = [*to_argv(TrainConfig(**{**explicit_values(spec.config), "kimg": kimg})), *spec.hardware.to_argv()]
+    sample = [next_command(runs_dir, "sample", spec.name)] if state == "completed" else []
+    return [*sample, shlex.join(["msggan-aml", *submit, *options])]
 
 
 def _kimg_to_continue(kimg: float, state: str, images_seen: int) -> float | None:
@@ -148,23 +146,22 @@ def _kimg_to_continue(kimg: float, state: str, images_seen: int) -> float | None
 def next_of_trial(trial: str, runs_dir: str, state: str) -> list[str]:
     """The commands to run next for a trial SWEEP/NUMBER: follow it, use its result, or show why it ended."""
     if state in ACTIVE_STATES:
-        verbs = [["logs", trial, "--follow"], ["cancel", trial]]
+        commands = [["logs", trial, "--follow"], ["cancel", trial]]
     elif state == "completed":
-        verbs = [["sample", trial], ["submit", "--from-trial", trial]]
+        commands = [["sample", trial], ["submit", "--from-trial", trial]]
     else:
-        verbs = [["logs", trial, "--tail", "40"]]
-    place_args = runs_dir_args(runs_dir)
-    return [shlex.join(["msggan-aml", *verb, *place_args]) for verb in verbs]
+        commands = [["logs", trial, "--tail", "40"]]
+    return [next_command(runs_dir, *command) for command in commands]
 
 
 def trial_at(folder: Path) -> tuple[str, str] | None:
     """SWEEP/NUMBER and the runs folder if `folder` is the run folder of a trial, else None."""
-    whole = Path(os.path.abspath(folder))
-    sweep = whole.parent.parent
-    if whole.parent.name != TRIALS_FOLDER or not whole.name.isdecimal() or not (sweep / SWEEP_FILE).is_file():
+    path = Path(os.path.abspath(folder))
+    sweep = path.parent.parent
+    if path.parent.name != TRIALS_FOLDER or not path.name.isdecimal() or not (sweep / SWEEP_FILE).is_file():
         return None
     runs_dir = sweep.parent if folder.is_absolute() else os.path.relpath(sweep.parent)
-    return f"{sweep.name}/{int(whole.name)}", str(runs_dir)
+    return f"{sweep.name}/{int(path.name)}", str(runs_dir)
 
 
 def _not_started(folder: RunFolder, trial: tuple[str, str] | None) -> RunFolderError:
@@ -183,5 +180,5 @@ def _names_hint(named: str, names: list[str]) -> str:
         return f"Did you mean {' or '.join(near)}?"
     if not names:
         return "There are no runs yet. Start one: msggan-aml submit --data FOLDER"
-    more = f" and {len(names) - RUNS_NAMED} more" if len(names) > RUNS_NAMED else ""
-    return f"Available: {', '.join(names[:RUNS_NAMED])}{more}."
+    more = f" and {len(names) - MAX_NAMES_LISTED} more" if len(names) > MAX_NAMES_LISTED else ""
+    return f"Available: {', '.join(names[:MAX_NAMES_LISTED])}{more}."

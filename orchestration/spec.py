@@ -55,7 +55,8 @@ def name_problems(name: str) -> list[str]:
 
 def default_name(data: str | Path) -> str:
     """The name of a run derived from the data: the same data gives the same name."""
-    path = Path(os.path.abspath(path_of(str(data))))
+    asset = DATA_ASSET.fullmatch(str(data))
+    path = Path(os.path.abspath(asset["name"] if asset else data))
     name = path.stem if path.suffix.lower() in FILE_SUFFIXES else path.name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).lstrip("-_")[:LONGEST_NAME].rstrip("-_")
@@ -126,9 +127,13 @@ def source_problems(data: str | None) -> list[str]:
     """Every problem with the text of --data that is found without opening it. Secrets are not repeated."""
     if not data or os.path.exists(data):
         return data_problems(data)
-    if SECRET.search(_unquoted(data)):
+    plain = data
+    while (decoded := unquote(plain)) != plain:  # percent-encoding may have been applied several times
+        plain = decoded
+    if SECRET.search(plain):
+        start = re.split(r"[?#&;=%]", re.sub(r"//[^/]*@", "//***@", data))[0]  # up to where a secret could begin
         return [
-            f"--data {_shown(data)}: contains a secret. Command lines are visible to every user of this machine. "
+            f"--data {start}: contains a secret. Command lines are visible to every user of this machine. "
             "Remove the secret; the job reads with the datastore's or your own identity."
         ]
     if not is_remote(data):
@@ -147,21 +152,3 @@ def in_datastore(uri: str) -> DatastorePath | None:
 def is_file(uri: str) -> bool:
     """Whether an address refers to one file, judging by its suffix."""
     return uri.lower().endswith(FILE_SUFFIXES)
-
-
-def path_of(data: str) -> str:
-    """The part of --data from which the run gets its default name: the asset's name, or the path."""
-    asset = DATA_ASSET.fullmatch(data)
-    return asset["name"] if asset else data
-
-
-def _unquoted(data: str) -> str:
-    """The text with percent-encoding removed, also where it was applied several times."""
-    while (plain := unquote(data)) != data:
-        data = plain
-    return data
-
-
-def _shown(data: str) -> str:
-    """The start of an address, up to where a secret could begin."""
-    return re.split(r"[?#&;=%]", re.sub(r"//[^/]*@", "//***@", data))[0]

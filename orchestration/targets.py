@@ -313,21 +313,13 @@ def build_sweep_spec(
     return spec
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The chosen target, and the reason, as a clause."""
-
-    target: str
-    reason: str
-
-
-def choose(target: str, workspace: Workspace | None) -> Choice:
-    """The target for the value of --target and the configured workspace."""
+def choose(target: str, workspace: Workspace | None) -> tuple[str, str]:
+    """The target for the value of --target and the configured workspace, and the reason, as a clause."""
     if target != "auto":
-        return Choice(target, "set by --target")
+        return target, "set by --target"
     if workspace is None:
-        return Choice("local", "no Azure ML workspace is configured")
-    return Choice("azure", f"workspace {workspace.workspace_name} is set in {workspace.source}")
+        return "local", "no Azure ML workspace is configured"
+    return "azure", f"workspace {workspace.workspace_name} is set in {workspace.source}"
 
 
 def build_target(name: str, settings: Settings, reporter: Reporter) -> Target:

@@ -17,13 +17,13 @@ from msggan.errors import CheckpointError
 from msggan.runs.files import atomic_replace, sync, write_whole
 from orchestration.azure.blobs import Blob, OnProgress, Store
 from orchestration.azure.client import Client
-from orchestration.copies import COPY_FILE, NOTE, CopyFolder
+from orchestration.copies import COPY_FILE, DOWNLOAD_FILE, CopyFolder
 from orchestration.errors import AzureServiceError
 from orchestration.status import Download
 
 GENERATOR = "generator.safetensors"
 PARTS = "*.0x*.part"  # their names end with the ETag, so that a part is completed from the same version only
-EXCLUDED = ("run.lock", NOTE)
+EXCLUDED = ("run.lock", DOWNLOAD_FILE)
 MAX_VERSIONS = 5  # of a file that changes while it is downloaded
 
 

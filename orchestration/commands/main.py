@@ -49,16 +49,15 @@ from orchestration.commands.terminal import (
     Commands,
     confirm,
     debug_option,
-    echo,
+    disable_logging,
     find_target,
     info,
     location_options,
-    quiet_logging,
     read_settings_here,
     reporter,
     settings_options,
     settings_or_refuse,
-    show_next,
+    show,
     show_plan,
     target_option,
 )
@@ -83,16 +82,12 @@ Dated = TypeVar("Dated", RunStatus, SweepStatus)
 run_argument = click.argument("run", metavar="NAME|FOLDER|SWEEP/NUMBER")
 
 
-@click.group(cls=Commands, context_settings=HELP_SETTINGS, invoke_without_command=True)
+@click.group(cls=Commands, context_settings=HELP_SETTINGS)
 @click.version_option(package_name="msggan")
 @click.pass_context
-def msggan_aml(context: click.Context) -> int:
+def msggan_aml(context: click.Context) -> None:
     """Train a multi-scale GAN on your own images, on this machine or on Azure ML."""
-    context.with_resource(quiet_logging())
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help(), err=True)
-        return 2
-    return 0
+    disable_logging(context)
 
 
 @msggan_aml.command(short_help="Train on a folder, a zip or a pack of images.")
@@ -164,13 +159,13 @@ def submit(
     if rehearse_preemption:
         return rehearse(spec, output)
 
-    choice = choose(target, settings.workspace)
-    serving = build_target(choice.target, settings, reporter())
+    chosen, reason = choose(target, settings.workspace)
+    serving = build_target(chosen, settings, reporter())
     refuse(serving.problems(images, run_name))
     plan = serving.plan_run(spec)
-    info(f"Target: {choice.target} ({choice.reason}).")
+    info(f"Target: {chosen} ({reason}).")
     if dry_run:
-        show_plan(plan, output)
+        show_plan(output, plan)
         return 0
     if question := serving.question(spec):
         info(question)
@@ -178,7 +173,7 @@ def submit(
     if source is not None and not from_scratch:
         serving.start_from(spec.name, source.copy_to)
     run = serving.start(spec) if detach else serving.run(spec)
-    show_run(run, output)
+    show_run(output, run)
     return run.exit_code
 
 
@@ -190,10 +185,7 @@ def rehearse(spec: RunSpec, output: str) -> int:
     refusal = result.refusal
     if refusal:
         report(refusal, as_json=False)
-    if output == "json":
-        print_json(result.as_json() | (refusal.as_json() if refusal else {}))
-    else:
-        echo(result.as_lines())
+    show(output, result.as_json() | (refusal.as_json() if refusal else {}), result.as_lines())
     return refusal.exit_code if refusal else 0
 
 
@@ -212,12 +204,10 @@ def list_runs(*, target: str, flags: Flags, output: str, problems: Sequence[str]
     targets = build_targets(target, settings, reporter())
     runs = newest_first(run for serving in targets for run in serving.runs())
     sweeps = newest_first(sweep for serving in targets for sweep in serving.sweeps.sweeps())
-    if output == "json":
-        print_json({"runs": [run.as_json() for run in runs], "sweeps": [sweep.as_json() for sweep in sweeps]})
-    elif not runs and not sweeps:
+    if not runs and not sweeps and output != "json":
         info(no_runs_message(settings))
-    else:
-        echo([*(table(runs) if runs else []), *(sweep_table(sweeps) if sweeps else [])])
+    lines = [*(table(runs) if runs else []), *(sweep_table(sweeps) if sweeps else [])]
+    show(output, {"runs": [run.as_json() for run in runs], "sweeps": [sweep.as_json() for sweep in sweeps]}, lines)
 
 
 @msggan_aml.command(short_help="Show a run's status.")
@@ -231,9 +221,9 @@ def status(*, run: str | None, target: str, flags: Flags, output: str, problems:
     """
     serving, name = find_newest(target, flags, problems) if run is None else find_target(run, target, flags, problems)
     if serving.sweeps.is_sweep(name):
-        show_sweep(serving.sweeps.sweep_status(name), output)
+        show_sweep(output, serving.sweeps.sweep_status(name))
         return
-    show_status(serving.status(name), output)
+    show_status(output, serving.status(name))
 
 
 @msggan_aml.command(short_help="Show a run's log.")
@@ -276,9 +266,9 @@ def cancel(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
     """
     serving, name = find_target(run, target, flags, problems)
     if serving.sweeps.is_sweep(name):
-        show_sweep(serving.sweeps.cancel_sweep(name), output)
+        show_sweep(output, serving.sweeps.cancel_sweep(name))
         return
-    show_status(serving.cancel(name), output)
+    show_status(output, serving.cancel(name))
 
 
 @msggan_aml.command(short_help="Copy a run's result to a folder.")
@@ -310,10 +300,7 @@ def download(
     """
     serving, name = find_target(run, target, flags, problems)
     copied = serving.download(name, out, weights=weights, force=force)
-    if output == "json":
-        print_json(asdict(copied))
-    else:
-        click.echo(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
+    show(output, asdict(copied), [f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB."])
 
 
 @msggan_aml.command(short_help="Generate images and films with a trained run.")
@@ -405,16 +392,9 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
     return refusal.exit_code if refusal else 0
 
 
-@msggan_aml.group(
-    name="config", cls=Commands, short_help="Show the settings and their sources.", invoke_without_command=True
-)
-@click.pass_context
-def config_group(context: click.Context) -> int:
+@msggan_aml.group(name="config", cls=Commands, short_help="Show the settings and their sources.")
+def config_group() -> None:
     """Show the settings and their sources."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help(), err=True)
-        return 2
-    return 0
 
 
 @config_group.command(name="show", short_help="Show each setting, its value and its source.")
@@ -426,10 +406,7 @@ def config_show(*, output: str, problems: Sequence[str]) -> None:
     secrets, only whether they are set is shown.
     """
     settings = settings_or_refuse({}, problems)
-    if output == "json":
-        print_json(settings.as_json())
-    else:
-        echo(columns([("NAME", "VALUE", "SOURCE"), *settings.as_rows()]))
+    show(output, settings.as_json(), columns([("NAME", "VALUE", "SOURCE"), *settings.as_rows()]))
 
 
 def find_newest(target: str, flags: Flags, problems: Sequence[str]) -> tuple[Target, str]:
@@ -459,21 +436,14 @@ def run_verb(verb: str, args: list[str], **about: str) -> dict[str, Any]:
     return result_of(f"msggan.{verb}", args, **about)
 
 
-def show_run(run: RunStatus, output: str) -> None:
-    if output == "json":
-        print_json(run.as_submitted())
-        return
+def show_run(output: str, run: RunStatus) -> None:
     seen = "" if run.images_seen is None else f" after {run.images_seen} images"
-    click.echo(f"{run.name}: {run.state}{seen}. Samples: {os.path.join(run.run_dir, 'samples')}")
-    show_next(run.next)
+    line = f"{run.name}: {run.state}{seen}. Samples: {os.path.join(run.run_dir, 'samples')}"
+    show(output, run.as_submitted(), [line], run.next)
 
 
-def show_status(run: RunStatus, output: str) -> None:
-    if output == "json":
-        print_json(run.as_json())
-        return
-    echo(status_lines(run))
-    show_next(run.next)
+def show_status(output: str, run: RunStatus) -> None:
+    show(output, run.as_json(), status_lines(run), run.next)
 
 
 def main() -> None:

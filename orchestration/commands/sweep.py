@@ -23,21 +23,19 @@ from msggan.commands.options import (
     refuse,
     train_options,
 )
-from msggan.commands.program import print_json
 from msggan.config import Range, TrainConfig, explicit_values, flag, parse, problems_of
 from msggan.errors import UsageError
 from orchestration.commands.terminal import (
     CommandsOrData,
     confirm,
     debug_option,
-    echo,
     info,
     location_options,
     read_settings_here,
     reporter,
     settings_options,
     settings_or_refuse,
-    show_next,
+    show,
     show_plan,
     target_option,
 )
@@ -217,18 +215,18 @@ def sweep(
         )
     refuse(problems)
 
-    choice = choose(target, settings.workspace)
-    serving = build_target(choice.target, settings, reporter())
+    chosen, reason = choose(target, settings.workspace)
+    serving = build_target(chosen, settings, reporter())
     refuse(serving.problems(data, None))
-    info(f"Target: {choice.target} ({choice.reason}).")
+    info(f"Target: {chosen} ({reason}).")
     if dry_run:
-        show_plan(serving.sweeps.plan_sweep(spec), output)
+        show_plan(output, serving.sweeps.plan_sweep(spec))
         return 0
     if question := serving.sweeps.sweep_question(spec):
         info(question)
         confirm("Continue?", yes=yes)
     status = serving.sweeps.submit_sweep(spec, detach=detach)
-    show_sweep(status, output)
+    show_sweep(output, status)
     return status.exit_code
 
 
@@ -255,7 +253,7 @@ def best(
         progress = partial(reporter().progress, "Copying")
         copied = sweeps.download_trial(trial, Path(folder), force=force, progress=progress)
         info(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
-    show_sweep(status, output)
+    show_sweep(output, status)
 
 
 def find_sweep(name: str, target: str, settings: Settings) -> tuple[SweepTarget, SweepStatus]:
@@ -340,9 +338,5 @@ def find_source_trial(reference: str, config: TrainConfig, settings: Settings) -
 # --- What is shown ----------------------------------------------------------------------------------------------------
 
 
-def show_sweep(status: SweepStatus, output: str) -> None:
-    if output == "json":
-        print_json(status.as_json())
-        return
-    echo(sweep_lines(status))
-    show_next(status.next)
+def show_sweep(output: str, status: SweepStatus) -> None:
+    show(output, status.as_json(), sweep_lines(status), status.next)

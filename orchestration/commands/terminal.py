@@ -8,9 +8,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,44 +128,26 @@ def location_options(command: AnyCommand) -> AnyCommand:
     return target_option(text, section="")(settings_options("runs_dir", WORKSPACE_TABLE)(debug_option(command)))
 
 
-@contextmanager
-def quiet_logging() -> Iterator[None]:
-    """Disables logging by libraries: the commands report errors themselves."""
-    before = logging.root.manager.disable
+def disable_logging(context: click.Context) -> None:
+    """Disables logging by libraries until the command ends: the commands report errors themselves."""
+    context.call_on_close(partial(logging.disable, logging.root.manager.disable))
     logging.disable()
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
-def debug_logging() -> Iterator[None]:
-    """Makes the Azure SDK log each request and response to stderr.
-
-    The SDK redacts headers and query values that may be secret. It logs bodies at level DEBUG only.
-    """
-    logger, handler, disabled = (
-        logging.getLogger("azure"),
-        logging.StreamHandler(sys.stderr),
-        logging.root.manager.disable,
-    )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-    level = logger.level
-    logging.disable(logging.NOTSET)
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logging.disable(disabled)
 
 
 def _debug(context: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
-        context.with_resource(debug_logging())
+    """Makes the Azure SDK log each request and response to stderr until the command ends.
+
+    The SDK redacts headers and query values that may be secret. It logs bodies at level DEBUG only.
+    """
+    if not value:
+        return
+    logger, handler = logging.getLogger("azure"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    context.call_on_close(partial(logger.removeHandler, handler))
+    context.call_on_close(partial(logger.setLevel, logger.level))
+    logging.disable(logging.NOTSET)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
 
 
 def debug_option(command: AnyCommand) -> AnyCommand:
@@ -217,6 +198,12 @@ class Commands(CollectingCommand, click.Group):
 
     command_class = CollectingCommand
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -224,19 +211,19 @@ class Commands(CollectingCommand, click.Group):
             ctx.fail(self.no_such_command(args[0]))
         return super().resolve_command(ctx, args)
 
-    def no_such_command(self, word: str) -> str:
+    def no_such_command(self, name: str) -> str:
         """The error message for an unknown command of this group."""
-        if word in DELETE:
-            return f"No such command {word!r}. A run is a folder: delete the folder. To stop a run, use 'cancel'."
-        return f"No such command {word!r}.{did_you_mean([repr(name) for name in self.commands_meant(word)])}"
+        if name in DELETE:
+            return f"No such command {name!r}. A run is a folder: delete the folder. To stop a run, use 'cancel'."
+        return f"No such command {name!r}.{did_you_mean([repr(command) for command in self.commands_meant(name)])}"
 
-    def commands_meant(self, word: str) -> list[str]:
-        """The suggestions for `word`, an unknown command of this group, the most likely first."""
-        synonym = COMMAND_SYNONYMS.get(self.name or "", {}).get(word.lower())
+    def commands_meant(self, name: str) -> list[str]:
+        """The suggestions for `name`, an unknown command of this group, the most likely first."""
+        synonym = COMMAND_SYNONYMS.get(self.name or "", {}).get(name.lower())
         if synonym:
-            return [synonym.format(word.lower())]
-        data = [f"submit {shlex.quote(word)}"] if "submit" in self.commands and os.path.exists(word) else []
-        return data + nearest(word, self.commands)
+            return [synonym.format(name.lower())]
+        data = [f"submit {shlex.quote(name)}"] if "submit" in self.commands and os.path.exists(name) else []
+        return data + nearest(name, self.commands)
 
 
 class CommandsOrData(Commands):
@@ -246,10 +233,10 @@ class CommandsOrData(Commands):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.allow_interspersed_args = not (args and args[0] in self.commands)
-        rest = super().parse_args(ctx, args)
-        for word in ctx.params.get("paths", ())[:1]:
-            if not os.path.exists(word):
-                self._refuse_command(ctx, word)
+        rest = CollectingCommand.parse_args(self, ctx, args)
+        for name in ctx.params.get("paths", ())[:1]:
+            if not os.path.exists(name):
+                self._refuse_command(ctx, name)
         return rest
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -258,12 +245,12 @@ class CommandsOrData(Commands):
         takes_data = ctx.command is self and ctx.allow_interspersed_args
         return [param for param in params if takes_data or not isinstance(param, click.Argument)]
 
-    def _refuse_command(self, ctx: click.Context, word: str) -> None:
+    def _refuse_command(self, ctx: click.Context, name: str) -> None:
         """Raises `UsageError` if an argument looks like a command."""
-        if word in self.commands:
-            ctx.fail(f"Write {word!r} before all options.")
-        if self.commands_meant(word):
-            ctx.fail(self.no_such_command(word))
+        if name in self.commands:
+            ctx.fail(f"Write {name!r} before all options.")
+        if self.commands_meant(name):
+            ctx.fail(self.no_such_command(name))
 
 
 # --- Output -----------------------------------------------------------------------------------------------------------
@@ -300,33 +287,31 @@ def reporter() -> Reporter:
     return Reporter(info, bars.show)
 
 
-def echo(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
-
-
 def info(line: str) -> None:
     """Prints a line to stderr."""
     click.echo(line, err=True)
 
 
-def show_plan(plan: dict[str, Any], output: str) -> None:
-    """Prints what would be started: of a run, or of a sweep with the settings of its trials."""
+def show(output: str, content: Mapping[str, Any], lines: Iterable[str], next_commands: Iterable[str] = ()) -> None:
+    """Prints a result: `content` as JSON, or the lines and the commands to run next."""
     if output == "json":
-        print_json(plan)
+        print_json(content)
         return
+    for line in lines:
+        click.echo(line)
+    for command in next_commands:
+        click.echo(f"Next: {as_typed(command, program=sys.argv[0], path=os.environ.get('PATH', ''))}")
+
+
+def show_plan(output: str, plan: dict[str, Any]) -> None:
+    """Prints what would be started: of a run, or of a sweep with the settings of its trials."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan["env"].items()]
-    click.echo(" ".join([*variables, shlex.join(plan["command"])]))
+    lines = [" ".join([*variables, shlex.join(plan["command"])])]
     for number, settings in enumerate(plan.get("trials", ())):
-        click.echo(f"Trial {number}: {' '.join(f'{name}={value}' for name, value in settings.items())}")
+        lines.append(f"Trial {number}: {' '.join(f'{name}={value}' for name, value in settings.items())}")
     for request in plan.get("requests", ()):
-        click.echo(f"{request['method']} {request['path']}\n{json.dumps(request['body'], indent=2)}")
-
-
-def show_next(commands: Iterable[str]) -> None:
-    """Prints the commands to run next."""
-    for line in commands:
-        click.echo(f"Next: {as_typed(line, program=sys.argv[0], path=os.environ.get('PATH', ''))}")
+        lines.append(f"{request['method']} {request['path']}\n{json.dumps(request['body'], indent=2)}")
+    show(output, plan, lines)
 
 
 def as_typed(command: str, *, program: str, path: str) -> str:

@@ -19,7 +19,7 @@ from support.azure_commands import Command
 from msggan.config import TrainConfig
 from orchestration.azure import blobs, following
 from orchestration.azure.target import LAST_BYTES
-from orchestration.copies import NOTE
+from orchestration.copies import DOWNLOAD_FILE
 from orchestration.settings import read_settings
 from orchestration.spec import RunSpec
 from orchestration.status import Reporter
@@ -234,7 +234,7 @@ def add_run(azure: AzureLocal, name: str, content: dict[str, bytes]) -> None:
 
 def files_in(folder: Path) -> dict[str, bytes]:
     """The files in a downloaded folder, without its record."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != NOTE]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != DOWNLOAD_FILE]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

@@ -15,7 +15,7 @@ from support.azure_commands import Command
 from support.programs import run_in, started, stopped, wait_for
 
 from msggan import Generator, load_generator
-from orchestration.copies import NOTE
+from orchestration.copies import DOWNLOAD_FILE
 
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
 SMALL = [*WHAT, "--kimg", "0.04"]
@@ -78,7 +78,7 @@ def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: 
 
     downloaded = msggan_aml("download", "tiny", "--out", "result", "-o", "json")
     assert downloaded.exit_code == 0, downloaded.stderr
-    files = [path for path in (place / "result").rglob("*") if path.is_file() and path.name != NOTE]
+    files = [path for path in (place / "result").rglob("*") if path.is_file() and path.name != DOWNLOAD_FILE]
     size = sum(path.stat().st_size for path in files)
     assert downloaded.json == {"files": len(files), "bytes": size, "path": "result"}
     assert {path.name for path in files} >= {"config.json", "metrics.jsonl", "generator.safetensors", "000000040.json"}
