@@ -39,7 +39,7 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, progres
     for path in [folder.generator] if weights else files_of(folder):
         with suppress(FileNotFoundError):  # a running run may remove an old checkpoint at any time
             found[path.relative_to(folder.path).as_posix()] = _size_and_time(path)
-    recorded = read_state(folder)  # distinguishes this run from another that is started there later
+    recorded = read_state(folder)  # distinguishes this run from one started in the same folder later
     source = os.path.realpath(folder.path) + (f", created {recorded.created}" if recorded else "")
     copy = CopyFolder(to, source)
     total = sum(size for size, _ in found.values())
@@ -64,7 +64,7 @@ def files_of(folder: RunFolder) -> list[Path]:
 
 
 def is_copy(folder: str | Path) -> bool:
-    """Whether a folder is a copy of a run on Azure. Once it is trained here, it is a local run."""
+    """Whether a folder is a copy of a run on Azure. Once it is trained on this machine, it is a local run."""
     return os.path.isfile(os.path.join(folder, COPY_FILE)) and not os.path.exists(os.path.join(folder, "run.json"))
 
 
@@ -132,7 +132,7 @@ class CopyFolder:
         if self._recorded_source not in (None, self.source):
             raise UsageError([f"{self.path}: contains a download of another run: {self._recorded_source}."], HINT)
         if RunFolder(self.path).lock.exists():
-            raise UsageError([f"{self.path}: is the folder of a run that was trained here."], HINT)
+            raise UsageError([f"{self.path}: is the folder of a run that was trained on this machine."], HINT)
         is_new = not self.path.exists() or not any(self.path.iterdir())
         if self._recorded_source is None and not is_new and not is_copy(self.path):
             raise UsageError([f"{self.path}: is not empty and was not created by download."], HINT)

@@ -19,15 +19,15 @@ MAX_NAMES_LISTED = 8
 DEFAULT_RUNS_DIR = "runs"
 
 
-def find_run(named: str, runs_dir: str) -> tuple[str, str]:
+def find_run(reference: str, runs_dir: str) -> tuple[str, str]:
     """The name and the runs folder of a run, a sweep or a trial. Raises `UsageError` if it does not exist.
 
-    named: a NAME in `runs_dir`, else the path of its folder, else a trial as `find_trial` takes it.
+    reference: a NAME in `runs_dir`, else the path of its folder, else a trial as `find_trial` takes it.
     """
-    trial = find_trial(named, runs_dir)
+    trial = find_trial(reference, runs_dir)
     of_trial = [str(trial_path(*trial))] if trial else []
-    for path in (os.path.join(runs_dir, named), named, *of_trial):
-        if named and os.path.exists(path):
+    for path in (os.path.join(runs_dir, reference), reference, *of_trial):
+        if reference and os.path.exists(path):
             folder, name = os.path.split(os.path.abspath(path))
             return trial_at(Path(os.path.relpath(path))) or (name, os.path.relpath(folder))
     if trial:
@@ -35,15 +35,15 @@ def find_run(named: str, runs_dir: str) -> tuple[str, str]:
         show = next_command(str(sweep.parent), "status", sweep.name)
         raise UsageError([f"{sweep.name}: trial {number} has not started. Show its trials: {show}"])
     names = names_in(runs_dir, "config.json", SWEEP_FILE)
-    raise UsageError([f"No run {named!r} in {runs_dir}, and no such folder. {_names_hint(named, names)}"])
+    raise UsageError([f"No run {reference!r} in {runs_dir}, and no such folder. {_names_hint(reference, names)}"])
 
 
-def find_trial(named: str, runs_dir: str) -> tuple[Path, int] | None:
+def find_trial(reference: str, runs_dir: str) -> tuple[Path, int] | None:
     """The folder of the sweep and the number of the trial, None if there is no such sweep.
 
-    named: SWEEP/NUMBER or SWEEP/trials/NUMBER. SWEEP: its name in `runs_dir` or the path of its folder.
+    reference: SWEEP/NUMBER or SWEEP/trials/NUMBER. SWEEP: its name in `runs_dir` or the path of its folder.
     """
-    path = Path(named)
+    path = Path(reference)
     sweep = path.parent.parent if path.parent.name == TRIALS_FOLDER else path.parent
     if re.fullmatch(r"[0-9]{1,4}", path.name) and sweep.name:
         for folder in (Path(runs_dir) / sweep, sweep):
@@ -175,8 +175,8 @@ def _not_started(folder: RunFolder, trial: tuple[str, str] | None) -> RunFolderE
     )
 
 
-def _names_hint(named: str, names: list[str]) -> str:
-    if near := nearest(named, names):
+def _names_hint(reference: str, names: list[str]) -> str:
+    if near := nearest(reference, names):
         return f"Did you mean {' or '.join(near)}?"
     if not names:
         return "There are no runs yet. Start one: msggan-aml submit --data FOLDER"

@@ -133,9 +133,9 @@ def format_time(moment: str | None) -> str:
 Change = Mapping[str, Any]  # "from" and "to"
 
 
-def changes_between(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Change]:
-    """The changes from the existing values, {} for a new resource, to the wanted ones."""
-    return {name: {"from": before.get(name), "to": to} for name, to in wanted.items() if before.get(name) != to}
+def changes_between(before: Mapping[str, Any], desired: Mapping[str, Any]) -> dict[str, Change]:
+    """The changes from the existing values, {} for a new resource, to the desired ones."""
+    return {name: {"from": before.get(name), "to": to} for name, to in desired.items() if before.get(name) != to}
 
 
 SIGNS = {"create": "+ create", "change": "~ change", "keep": "  keep", "refuse": "! refuse", "delete": "- delete"}

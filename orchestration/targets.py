@@ -30,7 +30,7 @@ SomeTarget = TypeVar("SomeTarget", bound="Target")
 class Target(ABC):
     """Where runs train: `LocalTarget`, this machine, or `AzureTarget`, an Azure ML workspace.
 
-    A run is named NAME, a trial of a sweep SWEEP/NUMBER. Every method raises MsgganError on failure.
+    A run is reference NAME, a trial of a sweep SWEEP/NUMBER. Every method raises MsgganError on failure.
     """
 
     name: ClassVar[str]
@@ -339,25 +339,25 @@ def build_targets(target: str, settings: Settings, reporter: Reporter) -> list[T
     return [build_target(name, settings, reporter) for name in names]
 
 
-def target_of(named: str, target: str, settings: Settings, reporter: Reporter) -> tuple[Target, str]:
-    """The target of a run, a sweep or a trial, and its name there. Raises `UsageError` if it is not found.
+def target_of(reference: str, target: str, settings: Settings, reporter: Reporter) -> tuple[Target, str]:
+    """The target of a run, a sweep or a trial, and its name on that target. Raises `UsageError` if it is not found.
 
-    named: a run or a sweep NAME, a trial SWEEP/NUMBER, or the folder of one. What the runs folder contains is on this
-    machine, unless it is a copy of a run on Azure.
+    reference: a run or a sweep NAME, a trial SWEEP/NUMBER, or the folder of one. What the runs folder contains is on
+    this machine, unless it is a copy of a run on Azure.
     """
-    if _is_on_azure(named, target, settings):
-        return build_target("azure", settings, reporter), named
-    name, runs_dir = find_run(named, settings.runs_dir)
+    if _is_on_azure(reference, target, settings):
+        return build_target("azure", settings, reporter), reference
+    name, runs_dir = find_run(reference, settings.runs_dir)
     from orchestration.local.target import LocalTarget
 
     return LocalTarget(runs_dir, reporter=reporter), name
 
 
-def _is_on_azure(named: str, target: str, settings: Settings) -> bool:
+def _is_on_azure(reference: str, target: str, settings: Settings) -> bool:
     """Whether to look for a run on Azure: its name is valid, and the runs folder does not contain it."""
     if target != "auto":
         return target == "azure"
-    trial = trial_named(named)
-    top = trial[0] if trial else named
-    local = os.path.join(settings.runs_dir, top)
-    return settings.workspace is not None and not name_problems(top) and (not os.path.exists(local) or is_copy(local))
+    trial = trial_named(reference)
+    name = trial[0] if trial else reference
+    local = os.path.join(settings.runs_dir, name)
+    return settings.workspace is not None and not name_problems(name) and (not os.path.exists(local) or is_copy(local))

@@ -44,7 +44,7 @@ from msggan.commands.verbs import (
 )
 from msggan.config import Range
 from msggan.errors import UsageError
-from orchestration.commands.sweep import find_source_trial, show_sweep, sweep
+from orchestration.commands.sweep import find_source_trial, sweep
 from orchestration.commands.terminal import (
     Commands,
     confirm,
@@ -64,7 +64,7 @@ from orchestration.commands.terminal import (
 from orchestration.settings import JOB_SETTINGS, Flags, Settings
 from orchestration.spec import RunSpec, default_name, name_problems, source_problems
 from orchestration.status import RunStatus, columns, status_lines, table
-from orchestration.sweeps.status import SweepStatus, sweep_table
+from orchestration.sweeps.status import SweepStatus, sweep_lines, sweep_table
 from orchestration.targets import (
     Target,
     build_target,
@@ -173,7 +173,9 @@ def submit(
     if source is not None and not from_scratch:
         serving.start_from(spec.name, source.copy_to)
     run = serving.start(spec) if detach else serving.run(spec)
-    show_run(output, run)
+    seen = "" if run.images_seen is None else f" after {run.images_seen} images"
+    line = f"{run.name}: {run.state}{seen}. Samples: {os.path.join(run.run_dir, 'samples')}"
+    show(output, run.as_submitted(), [line], run.next)
     return run.exit_code
 
 
@@ -220,10 +222,7 @@ def status(*, run: str | None, target: str, flags: Flags, output: str, problems:
     Without a name, shows the newest run.
     """
     serving, name = find_newest(target, flags, problems) if run is None else find_target(run, target, flags, problems)
-    if serving.sweeps.is_sweep(name):
-        show_sweep(output, serving.sweeps.sweep_status(name))
-        return
-    show_status(output, serving.status(name))
+    show_status(output, serving.sweeps.sweep_status(name) if serving.sweeps.is_sweep(name) else serving.status(name))
 
 
 @msggan_aml.command(short_help="Show a run's log.")
@@ -265,10 +264,7 @@ def cancel(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
     A single trial can be cancelled too: the sweep continues with the others.
     """
     serving, name = find_target(run, target, flags, problems)
-    if serving.sweeps.is_sweep(name):
-        show_sweep(output, serving.sweeps.cancel_sweep(name))
-        return
-    show_status(output, serving.cancel(name))
+    show_status(output, serving.sweeps.cancel_sweep(name) if serving.sweeps.is_sweep(name) else serving.cancel(name))
 
 
 @msggan_aml.command(short_help="Copy a run's result to a folder.")
@@ -429,21 +425,16 @@ def newest_first(found: Iterable[Dated]) -> list[Dated]:
     return sorted(found, key=lambda item: item.created or "", reverse=True)
 
 
-def run_verb(verb: str, args: list[str], **about: str) -> dict[str, Any]:
-    """The result of `python -m msggan.VERB`, which needs torch. about: as `result_of` takes it."""
+def run_verb(verb: str, args: list[str], **expectations: str) -> dict[str, Any]:
+    """The result of `python -m msggan.VERB`, which needs torch. expectations: as `result_of` takes them."""
     from orchestration.local.process import result_of
 
-    return result_of(f"msggan.{verb}", args, **about)
+    return result_of(f"msggan.{verb}", args, **expectations)
 
 
-def show_run(output: str, run: RunStatus) -> None:
-    seen = "" if run.images_seen is None else f" after {run.images_seen} images"
-    line = f"{run.name}: {run.state}{seen}. Samples: {os.path.join(run.run_dir, 'samples')}"
-    show(output, run.as_submitted(), [line], run.next)
-
-
-def show_status(output: str, run: RunStatus) -> None:
-    show(output, run.as_json(), status_lines(run), run.next)
+def show_status(output: str, status: RunStatus | SweepStatus) -> None:
+    lines = status_lines(status) if isinstance(status, RunStatus) else sweep_lines(status)
+    show(output, status.as_json(), lines, status.next)
 
 
 def main() -> None:

@@ -226,7 +226,7 @@ def sweep(
         info(question)
         confirm("Continue?", yes=yes)
     status = serving.sweeps.submit_sweep(spec, detach=detach)
-    show_sweep(output, status)
+    show(output, status.as_json(), sweep_lines(status), status.next)
     return status.exit_code
 
 
@@ -253,7 +253,7 @@ def best(
         progress = partial(reporter().progress, "Copying")
         copied = sweeps.download_trial(trial, Path(folder), force=force, progress=progress)
         info(f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB.")
-    show_sweep(output, status)
+    show(output, status.as_json(), sweep_lines(status), status.next)
 
 
 def find_sweep(name: str, target: str, settings: Settings) -> tuple[SweepTarget, SweepStatus]:
@@ -333,10 +333,3 @@ def find_source_trial(reference: str, config: TrainConfig, settings: Settings) -
         data=status.data,
         name=name_of_trial(status.name, trial.number) if sweep_and_number else f"{status.name}-best",
     )
-
-
-# --- What is shown ----------------------------------------------------------------------------------------------------
-
-
-def show_sweep(output: str, status: SweepStatus) -> None:
-    show(output, status.as_json(), sweep_lines(status), status.next)

@@ -64,15 +64,15 @@ def settings_or_refuse(flags: Flags, problems: Iterable[str]) -> Settings:
     return settings
 
 
-def find_target(named: str, target: str, flags: Flags, problems: Iterable[str]) -> tuple[Target, str]:
+def find_target(name: str, target: str, flags: Flags, problems: Iterable[str]) -> tuple[Target, str]:
     """The target of a run, a sweep or a trial, and its name there. Raises UsageError with every problem."""
     from orchestration.targets import target_of
 
     found = list(problems)
     with collecting(found):
-        serving = target_of(named, target, read_settings_here(flags), reporter())
+        target_and_name = target_of(name, target, read_settings_here(flags), reporter())
     refuse(found)
-    return serving
+    return target_and_name
 
 
 def target_option(text: str, *, section: str = COMMON) -> Callable[[AnyCommand], AnyCommand]:
@@ -85,12 +85,12 @@ def settings_options(*names: str) -> Callable[[AnyCommand], AnyCommand]:
 
     The command receives `flags`, their values by name, as `read_settings` takes them.
     """
-    options = {name: add for named in names for name, add in _build_options(named).items()}
+    options = {key: add for name in names for key, add in _build_options(name).items()}
 
     def decorate(command: AnyCommand) -> AnyCommand:
         @wraps(command)
         def with_flags(**values: Any) -> Any:
-            return command(flags={name: values.pop(name) for name in options}, **values)
+            return command(flags={key: values.pop(key) for key in options}, **values)
 
         wrapped: AnyCommand = with_flags
         for add in reversed(options.values()):  # the innermost decorator comes last in the help
@@ -100,20 +100,20 @@ def settings_options(*names: str) -> Callable[[AnyCommand], AnyCommand]:
     return decorate
 
 
-def _build_options(named: str) -> dict[str, Callable[[AnyCommand], AnyCommand]]:
-    if named == WORKSPACE_TABLE:
+def _build_options(name: str) -> dict[str, Callable[[AnyCommand], AnyCommand]]:
+    if name == WORKSPACE_TABLE:
         return {key: _workspace_option(key, variable) for key, variable in WORKSPACE_VARIABLES.items()}
-    (spec,) = (spec for spec in settings_table() if spec.name == named)
-    section = WHERE if named in ("runs_dir", "tracking_uri") else AZURE
+    (spec,) = (spec for spec in settings_table() if spec.name == name)
+    section = WHERE if name in ("runs_dir", "tracking_uri") else AZURE
     facts, default = [str(spec.range)] if spec.range else [], spec.default
     if spec.kind is bool:
-        default = flag(named if default else f"no_{named}").removeprefix("--")
+        default = flag(name if default else f"no_{name}").removeprefix("--")
     facts += [f"default: {format_value(default)}"] if default is not None else []
     text = f"{spec.help}  [{'; '.join([*facts, f'variable {spec.variables[0]}'])}]"
     if spec.kind is bool:
-        return {named: option(f"{flag(named)}/{flag(f'no_{named}')}", named, section=section, default=None, help=text)}
-    metavar = "DIR" if named == "runs_dir" else {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")
-    return {named: option(flag(named), named, section=section, metavar=metavar, help=text)}
+        return {name: option(f"{flag(name)}/{flag(f'no_{name}')}", name, section=section, default=None, help=text)}
+    metavar = "DIR" if name == "runs_dir" else {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")
+    return {name: option(flag(name), name, section=section, metavar=metavar, help=text)}
 
 
 def _workspace_option(key: str, variable: str) -> Callable[[AnyCommand], AnyCommand]:

@@ -467,7 +467,9 @@ def test_a_download_that_is_trained_on_is_not_overwritten(place: Path) -> None:
     before = contents(place / "runs" / "on")
     refused = msggan_aml(place, "download", "tiny", "--out", "runs/on", "--force")
     assert (refused.exit_code, contents(place / "runs" / "on")) == (2, before)
-    assert refused.stderr.startswith(f"Error: {Path('runs/on')}: is the folder of a run that was trained here.\n")
+    assert refused.stderr.startswith(
+        f"Error: {Path('runs/on')}: is the folder of a run that was trained on this machine.\n"
+    )
     shutil.rmtree(place / "runs" / "on")
 
 
