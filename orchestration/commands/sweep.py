@@ -51,12 +51,8 @@ from orchestration.sweeps.status import SweepStatus, sweep_lines
 from orchestration.sweeps.trials import POLICIES, EarlyStopping, Trial
 from orchestration.targets import SweepTarget, build_sweep_spec, build_target, choose, target_of
 
-# --- The options ------------------------------------------------------------------------------------------------------
-
-
-WHOLE, FRACTION = (Number(kind, Range(-math.inf)) for kind in (int, float))
+WHOLE, FRACTION = (Number(kind, Range(-math.inf)) for kind in (int, float))  # SweepSpec checks their ranges
 sweep_option = partial(option, section=SWEEP)
-# --- msggan-aml sweep -------------------------------------------------------------------------------------------------
 
 
 @click.group(
