@@ -247,39 +247,30 @@ class SweepTarget(Protocol):
 
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
         """What `submit_sweep` would do, as plain values. Makes no requests and changes nothing."""
-        ...
 
     def sweep_question(self, spec: SweepSpec) -> str | None:
         """The question to confirm before `submit_sweep`, None if there is none."""
-        ...
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
         """Starts the sweep, or resumes the one of that name, and follows it to its end, unless `detach`."""
-        ...
 
     def sweeps(self) -> list[SweepStatus]:
         """Every sweep, the newest first."""
-        ...
 
     def is_sweep(self, name: str) -> bool:
         """Whether there is a sweep of this name."""
-        ...
 
     def sweep_status(self, name: str) -> SweepStatus:
         """The status of a sweep and its trials."""
-        ...
 
     def cancel_sweep(self, name: str) -> SweepStatus:
         """Stops a sweep and its trials, and waits until they have ended."""
-        ...
 
     def report(self, status: SweepStatus) -> SweepStatus:
         """Writes the report of a sweep and returns the status with its path."""
-        ...
 
     def download_trial(self, trial: Trial, to: Path, *, force: bool, progress: Progress) -> Download:
         """Copies a trial's run folder. progress(done, total): called with bytes."""
-        ...
 
 
 def build_sweep_spec(
