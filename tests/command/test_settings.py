@@ -22,7 +22,7 @@ RunProgram = Callable[..., Ended]
 NAMES = [spec.name for spec in settings_table()]
 HIDDEN = "c2VjcmV0LWtleQ"
 
-# What must be said beside a setting for it to be right at all.
+# Other settings that a setting requires to be valid.
 COMPANIONS = {
     "min_nodes": {"max_nodes": "1000"},
     "storage_account": {"storage_container": "images"},
@@ -36,13 +36,13 @@ def read(folder: Path, toml: str | None = None, *, flags: dict[str, Any] | None 
     return read_settings(flags or {}, folder=folder, environ=environ)
 
 
-def complaints(folder: Path, toml: str | None = None, **said: Any) -> list[str]:
+def complaints(folder: Path, toml: str | None = None, **sources: Any) -> list[str]:
     with pytest.raises(UsageError) as raised:
-        read(folder, toml, **said)
+        read(folder, toml, **sources)
     return list(raised.value.problems)
 
 
-# --- Which place wins -------------------------------------------------------------------------------------------------
+# --- Which source wins ------------------------------------------------------------------------------------------------
 
 
 def values_of(spec: Setting) -> st.SearchStrategy[Any]:
@@ -53,8 +53,8 @@ def values_of(spec: Setting) -> st.SearchStrategy[Any]:
         return st.integers(int(low), int(high)) if spec.kind is int else st.floats(0.5, high)
     if spec.name == "identity":
         return st.sampled_from(["none", "system"])
-    words = st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
-    return words.map("http://{}".format) if spec.name == "tracking_uri" else words
+    names = st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
+    return names.map("http://{}".format) if spec.name == "tracking_uri" else names
 
 
 def as_text(value: Any) -> str:
@@ -80,13 +80,13 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(
     toml = f"[azure]\n{spec.name} = {json.dumps(values['file'])}\n" if "file" in values else ""
     settings = read(folder, toml, flags=flags, **environ)
 
-    word = spec.name.replace("_", "-")
+    name = spec.name.replace("_", "-")
     sources = {
-        "flag": f"flag --no-{word}" if values.get("flag") is False else f"flag --{word}",
+        "flag": f"flag --no-{name}" if values.get("flag") is False else f"flag --{name}",
         "variable": f"variable MSGGAN_{spec.name.upper()}",
         "file": str(folder / "msggan.toml"),
     }
-    winner = next((place for place in sources if place in values), None)
+    winner = next((source for source in sources if source in values), None)
     assert settings.source(spec.name) == (sources[winner] if winner else "default")
     if winner:
         assert getattr(settings, spec.name) == values[winner]
@@ -160,8 +160,8 @@ def test_paths_in_a_parent_file_are_relative_to_its_folder_and_others_to_the_wor
     assert settings.runs_dir == str(tmp_path / "r")
     assert settings.tracking_uri == f"sqlite:///{(tmp_path / 't.db').as_posix()}"
     assert settings.environment == str(tmp_path / "job")
-    said = read(inner, flags={"runs_dir": "r", "environment": "job"}, MSGGAN_TRACKING_URI="sqlite:///t.db")
-    assert (said.runs_dir, said.tracking_uri, said.environment) == ("r", "sqlite:///t.db", "job")
+    settings = read(inner, flags={"runs_dir": "r", "environment": "job"}, MSGGAN_TRACKING_URI="sqlite:///t.db")
+    assert (settings.runs_dir, settings.tracking_uri, settings.environment) == ("r", "sqlite:///t.db", "job")
 
 
 def test_uris_and_images_in_a_parent_file_are_unchanged(tmp_path: Path) -> None:
@@ -302,8 +302,8 @@ def test_a_uri_is_shown_without_its_secrets() -> None:
 # --- Flags ------------------------------------------------------------------------------------------------------------
 
 
-def flags_of(names: list[str], *words: str) -> dict[str, Any]:
-    """What a command with the flags of these settings is given."""
+def flags_of(names: list[str], *args: str) -> dict[str, Any]:
+    """The `flags` of a command with the options of these settings."""
 
     @click.command()
     @settings_options(*names)
@@ -312,11 +312,11 @@ def flags_of(names: list[str], *words: str) -> dict[str, Any]:
         """A command."""
         click.echo(json.dumps(flags))
 
-    result: dict[str, Any] = json.loads(CliRunner().invoke(command, words, catch_exceptions=False).stdout)
+    result: dict[str, Any] = json.loads(CliRunner().invoke(command, args, catch_exceptions=False).stdout)
     return result
 
 
-def test_a_command_has_exactly_the_flags_it_asks_for_and_gets_their_texts() -> None:
+def test_a_command_has_exactly_the_requested_flags_and_gets_their_texts() -> None:
     assert flags_of(["runs_dir", "max_nodes"]) == {"runs_dir": None, "max_nodes": None}
     assert flags_of(["max_nodes"], "--max-nodes", "x", "--other", "y") == {"max_nodes": "x"}
     assert flags_of(["low_priority"], "--low-priority") == {"low_priority": True}

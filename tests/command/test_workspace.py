@@ -30,10 +30,10 @@ def found(folder: Path, flags: dict[str, str | bool | None] | None = None, **env
 
 
 def mark(workspace: Workspace | None) -> str:
-    """How the three parts are marked, which must be one and the same."""
+    """The mark of all three parts, which must be the same."""
     assert workspace is not None
-    (one,) = {getattr(workspace, key).removeprefix(f"{key}-by-") for key in KEYS}
-    return str(one)
+    (found_mark,) = {getattr(workspace, key).removeprefix(f"{key}-by-") for key in KEYS}
+    return str(found_mark)
 
 
 def complaints(folder: Path, flags: dict[str, str | bool | None] | None = None, **environ: str) -> list[str]:
@@ -53,24 +53,24 @@ def test_the_order_is_flags_variables_files(tmp_path: Path) -> None:
         found(tmp_path, **VARIABLES),
         found(tmp_path),
     )
-    assert [mark(one) for one in (by_flag, by_variable, by_file)] == ["flag", "variable", "file"]
-    assert [one.sources for one in (by_flag, by_variable, by_file) if one] == [
+    assert [mark(workspace) for workspace in (by_flag, by_variable, by_file)] == ["flag", "variable", "file"]
+    assert [workspace.sources for workspace in (by_flag, by_variable, by_file) if workspace] == [
         {key: f"flag --{key.replace('_', '-')}" for key in KEYS},
         {key: f"variable {variable}" for key, variable in WORKSPACE_VARIABLES.items()},
         dict.fromkeys(KEYS, str(path)),
     ]
-    assert [one.source for one in (by_flag, by_variable, by_file) if one] == [
+    assert [workspace.source for workspace in (by_flag, by_variable, by_file) if workspace] == [
         "flag --workspace-name",
         "variable AZUREML_ARM_WORKSPACE_NAME",
         str(path),
     ]
 
 
-@pytest.mark.parametrize("place", ["config.json", ".azureml/config.json", "msggan.toml"])
-def test_a_file_counts_for_the_folders_under_it(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("file", ["config.json", ".azureml/config.json", "msggan.toml"])
+def test_a_file_counts_for_the_folders_under_it(tmp_path: Path, file: str) -> None:
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
-    path = written(tmp_path / place, "file")
+    path = written(tmp_path / file, "file")
     workspace = found(inner)
     assert mark(workspace) == "file"
     assert workspace is not None
