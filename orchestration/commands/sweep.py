@@ -240,7 +240,7 @@ def sweep(
 def best(
     *, name: str, folder: str | None, force: bool, target: str, flags: Flags, output: str, problems: list[str]
 ) -> None:
-    """Show the best settings that a sweep found, its samples, and the command that trains the best trial to the end."""
+    """Show the best settings that a sweep found, its samples, and the command that continues the best trial."""
     settings = settings_or_refuse(flags, problems)
     sweeps, status = find_sweep(name, target, settings)
     trial = best_trial(status)
