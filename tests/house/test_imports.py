@@ -169,9 +169,12 @@ def test_imports_point_down(module: str) -> None:
     assert [name for name in ours if floor(name) > floor(module)] == []
 
 
-def test_there_are_no_circular_imports() -> None:
+def test_there_are_no_circular_imports_and_no_chain_is_longer_than_eight_modules() -> None:
     imported = {name: imports(path, also_in_functions=False) & modules().keys() for name, path in modules().items()}
-    list(TopologicalSorter(imported).static_order())  # raises CycleError
+    length: dict[str, int] = {}
+    for name in TopologicalSorter(imported).static_order():  # raises CycleError
+        length[name] = 1 + max((length[other] for other in imported[name] - {name}), default=0)
+    assert {name for name in length if length[name] > 8} == set()
 
 
 @pytest.mark.parametrize("module", modules())
