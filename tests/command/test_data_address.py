@@ -17,7 +17,6 @@ from orchestration.spec import (
     in_datastore,
     is_file,
     is_remote,
-    path_of,
     source_problems,
 )
 
@@ -103,7 +102,7 @@ def test_a_path_in_a_datastore_is_read_in_both_forms(uri: str, place: DatastoreP
     ],
 )
 def test_a_run_is_named_after_the_images_wherever_they_are(data: str, name: str) -> None:
-    assert default_name(path_of(data)) == default_name(data) == name
+    assert default_name(data) == name
 
 
 def test_a_file_is_distinguished_from_a_folder_by_its_name() -> None:
