@@ -299,16 +299,12 @@ def _converted(text: str | bool, kind: type) -> Any:
 def problems_of(values: Mapping[str, Any]) -> list[str]:
     """All problems with these values, one sentence each; empty if they can be used together."""
     problems = [
-        f"{flag(spec.name)} {_as_typed(values[spec.name])}: {problem}"
+        f"{flag(spec.name)} {f'{value:.12g}' if isinstance(value, float) else value}: {problem}"  # 0, not 0.0
         for spec in fields(TrainConfig)
-        if values.get(spec.name) is not None
-        for problem in _field_problems(spec, values[spec.name])
+        if (value := values.get(spec.name)) is not None
+        for problem in _field_problems(spec, value)
     ]
     return problems or _cross_field_errors(values)
-
-
-def _as_typed(value: Any) -> str:
-    return f"{value:.12g}" if isinstance(value, float) else str(value)  # 0, not 0.0
 
 
 def _field_problems(spec: Field[Any], value: Any) -> list[str]:
@@ -318,7 +314,8 @@ def _field_problems(spec: Field[Any], value: Any) -> list[str]:
     if type(value) is not expected and not is_int_for_float:
         return [f"must be {expected.__name__}, not {type(value).__name__}."]
     if about["choices"] and value not in about["choices"]:
-        return [f"must be one of {', '.join(about['choices'])}.{_nearest(value, about['choices'])}"]
+        near = difflib.get_close_matches(value, about["choices"], n=1)
+        return [f"must be one of {', '.join(about['choices'])}.{f' Did you mean {near[0]}?' if near else ''}"]
     if about["range"] is not None and value not in about["range"]:
         return [f"must be {about['range']}."]
     if about["power_of_two"] and value & (value - 1):
@@ -327,11 +324,6 @@ def _field_problems(spec: Field[Any], value: Any) -> list[str]:
     if about["pattern"] and not re.fullmatch(about["pattern"], value):
         return [f"must be {about['pattern_as_text']}."]
     return []
-
-
-def _nearest(value: str, choices: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(value, choices, n=1)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _cross_field_errors(values: Mapping[str, Any]) -> list[str]:
@@ -389,12 +381,12 @@ def explicit_values(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if value is not None}
 
 
-def changed_for_resume(stored: TrainConfig, asked: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The stored configuration with what may change taken from `asked`, and the names of changed fields that may not.
+def changed_for_resume(stored: TrainConfig, requested: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The stored configuration with the requested values that may change, and the names of changed fields that may not.
 
     An interval with the default value for the stored --kimg gets the default value for the new one.
     """
-    given = explicit_values(asked)
+    given = explicit_values(requested)
     if given.get("precision") == "auto":
         del given["precision"]  # the first choice of `auto` is kept
     refused = [

@@ -37,7 +37,9 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return any(_cpu_has(feature) for feature in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+        # A release of torch that does not have one of these functions cannot use the units either.
+        features = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, feature, bool)() for feature in features)
     return False
 
 
@@ -61,8 +63,3 @@ def memory_errors(explain: Callable[[], OutOfMemoryError]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise explain() from error
-
-
-def _cpu_has(feature: str) -> bool:
-    """Calls a function of torch.cpu; False if this release does not have it."""
-    return bool(getattr(torch.cpu, feature, bool)())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,9 +14,6 @@ from msggan.commands.program import run_program
 from msggan.commands.verbs import ExportOptions, export_options, parse_export, scale_problems, show_files
 from msggan.errors import OutOfMemoryError
 from msggan.runs.files import write_whole
-
-if TYPE_CHECKING:
-    from msggan.networks import Generator
 
 
 @command()
@@ -46,28 +43,21 @@ def write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
     with memory_errors(lambda: error):
         generator = load_generator(source)
         refuse(scale_problems(options.scale, [4 << level for level in range(generator.depth)]))
-        paths = []
-        for name, write in ((options.onnx, _write_onnx), (options.pth, _write_pth)):
-            if name is not None:
-                paths.append(Path(name))
-                paths[-1].parent.mkdir(parents=True, exist_ok=True)
-                write(paths[-1], generator, options)
+        paths = [Path(name) for name in (options.onnx, options.pth) if name is not None]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if options.onnx is not None:
+            from msggan.pictures.onnx_model import build_onnx
+
+            click.echo(f"Writing {options.onnx}; this takes some seconds.", err=True)
+            write_whole(Path(options.onnx), build_onnx(generator, scale=options.scale).SerializeToString())
+        if options.pth is not None:
+            from msggan.legacy import save_legacy
+
+            save_legacy(Path(options.pth), generator.state_dict())
+            if not generator.equalized:
+                click.echo(f"{options.pth}: this run is not equalized. BMSG-GAN needs use_eql=False for it.", err=True)
     return paths
-
-
-def _write_onnx(path: Path, generator: Generator, options: ExportOptions) -> None:
-    from msggan.pictures.onnx_model import build_onnx
-
-    click.echo(f"Writing {path}; this takes some seconds.", err=True)
-    write_whole(path, build_onnx(generator, scale=options.scale).SerializeToString())
-
-
-def _write_pth(path: Path, generator: Generator, options: ExportOptions) -> None:
-    from msggan.legacy import save_legacy
-
-    save_legacy(path, generator.state_dict())
-    if not generator.equalized:
-        click.echo(f"{path}: this run is not equalized. BMSG-GAN needs use_eql=False for it.", err=True)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,27 +17,13 @@ from msggan.runs.checkpoint import check_shapes, save_generator
 from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder, record_end, record_start
 
-GENERATOR_NAMES = (
-    (r"layers\.0\.(.+)", lambda match: f"first.{match[1]}"),
-    (r"layers\.(\d+)\.(.+)", lambda match: f"blocks.{int(match[1]) - 1}.{match[2]}"),
-    (r"rgb_converters\.(.+)", lambda match: f"to_rgb.{match[1]}"),
-)
+# (BMSG-GAN's prefix, ours, how much smaller our index N is); the first pair that fits a name applies.
+GENERATOR_NAMES = (("layers.0", "first", 0), ("layers.N", "blocks.N", 1), ("rgb_converters", "to_rgb", 0))
 DISCRIMINATOR_NAMES = (
-    (r"layers\.(.+)", lambda match: f"blocks.{match[1]}"),
-    (r"final_converter\.(.+)", lambda match: f"from_rgb.0.{match[1]}"),
-    (r"rgb_to_features\.(\d+)\.(.+)", lambda match: f"from_rgb.{int(match[1]) + 1}.{match[2]}"),
-    (r"final_block\.(.+)", lambda match: f"last.{match[1]}"),
-)
-OUR_GENERATOR_NAMES = (
-    (r"first\.(.+)", lambda match: f"layers.0.{match[1]}"),
-    (r"blocks\.(\d+)\.(.+)", lambda match: f"layers.{int(match[1]) + 1}.{match[2]}"),
-    (r"to_rgb\.(.+)", lambda match: f"rgb_converters.{match[1]}"),
-)
-OUR_DISCRIMINATOR_NAMES = (
-    (r"blocks\.(.+)", lambda match: f"layers.{match[1]}"),
-    (r"from_rgb\.0\.(.+)", lambda match: f"final_converter.{match[1]}"),
-    (r"from_rgb\.(\d+)\.(.+)", lambda match: f"rgb_to_features.{int(match[1]) - 1}.{match[2]}"),
-    (r"last\.(.+)", lambda match: f"final_block.{match[1]}"),
+    ("layers", "blocks", 0),
+    ("final_converter", "from_rgb.0", 0),
+    ("rgb_to_features.N", "from_rgb.N", -1),
+    ("final_block", "last", 0),
 )
 # What BMSG-GAN wraps for data parallelism: the generator as a whole, the discriminator's layers one by one.
 WRAPPED_IN_GENERATOR = r"^"
@@ -121,10 +107,7 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     plain = {re.sub(r"\bmodule\.", "", name): tensor for name, tensor in state.items()}
     rules = GENERATOR_NAMES if any(name.startswith("rgb_converters.") for name in plain) else DISCRIMINATOR_NAMES
-    return {
-        _renamed(name, rules, network="BMSG-GAN", hint="Specify a state dict that BMSG-GAN saved."): tensor
-        for name, tensor in plain.items()
-    }
+    return _renamed(plain, rules, network="BMSG-GAN", hint="Specify a state dict that BMSG-GAN saved.")
 
 
 def to_legacy_state_dict(state: Mapping[str, Tensor], *, data_parallel: bool = False) -> dict[str, Tensor]:
@@ -134,15 +117,13 @@ def to_legacy_state_dict(state: Mapping[str, Tensor], *, data_parallel: bool = F
     otherwise those on a CPU. Raises `CheckpointError` for a name that is in neither network.
     """
     is_generator = any(name.startswith("to_rgb.") for name in state)
-    rules = OUR_GENERATOR_NAMES if is_generator else OUR_DISCRIMINATOR_NAMES
-    wrapped = WRAPPED_IN_GENERATOR if is_generator else WRAPPED_IN_DISCRIMINATOR
-    theirs = {
-        _renamed(name, rules, network="our networks", hint="Specify the state dict of one of them."): tensor
-        for name, tensor in state.items()
-    }
+    names = GENERATOR_NAMES if is_generator else DISCRIMINATOR_NAMES
+    rules = [(ours, theirs, -less) for theirs, ours, less in names]
+    legacy = _renamed(state, rules, network="our networks", hint="Specify the state dict of one of them.")
     if not data_parallel:
-        return theirs
-    return {re.sub(wrapped, r"\g<0>module.", name): tensor for name, tensor in theirs.items()}
+        return legacy
+    wrapped = WRAPPED_IN_GENERATOR if is_generator else WRAPPED_IN_DISCRIMINATOR
+    return {re.sub(wrapped, r"\g<0>module.", name): tensor for name, tensor in legacy.items()}
 
 
 def save_legacy(path: Path, state: Mapping[str, Tensor], *, data_parallel: bool = True) -> None:
@@ -158,8 +139,18 @@ def save_legacy(path: Path, state: Mapping[str, Tensor], *, data_parallel: bool 
     write_whole(path, content.getvalue())
 
 
-def _renamed(name: str, rules: tuple, *, network: str, hint: str) -> str:  # type: ignore[type-arg]  # pattern, function
-    for pattern, other in rules:
-        if match := re.fullmatch(pattern, name):
-            return str(other(match))
-    raise CheckpointError(f"{name!r} is not the name of a weight of {network}.", hint)
+def _renamed(
+    state: Mapping[str, Tensor], rules: Sequence[tuple[str, str, int]], *, network: str, hint: str
+) -> dict[str, Tensor]:
+    """The tensors under their new names, by rules of (old prefix, new prefix, how much smaller the new index is)."""
+    renamed = {}
+    for name, tensor in state.items():
+        for old, new, less in rules:
+            pattern = re.escape(old).replace("N", r"(?P<index>\d+)") + r"\.(?P<rest>.+)"
+            if match := re.fullmatch(pattern, name):
+                prefix = new.replace("N", str(int(match["index"]) - less)) if "N" in new else new
+                renamed[f"{prefix}.{match['rest']}"] = tensor
+                break
+        else:
+            raise CheckpointError(f"{name!r} is not the name of a weight of {network}.", hint)
+    return renamed

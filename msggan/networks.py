@@ -68,7 +68,7 @@ class Discriminator(nn.Module):
         # that level and those of the finer level; together they must have the width it expects.
         inputs = [_halved(latent_size, index - 2) for index in range(depth - 1)]
         outputs = [_halved(latent_size, max(1, index - 2)) for index in range(depth - 1)]
-        features = [wanted - finer for wanted, finer in zip([latent_size, *inputs], [*outputs, 0], strict=True)]
+        features = [width - finer for width, finer in zip([latent_size, *inputs], [*outputs, 0], strict=True)]
         self.from_rgb = nn.ModuleList(Convolution(3, width, 1, equalized=equalized) for width in features)
         self.blocks = nn.ModuleList(DownBlock(a, b, equalized) for a, b in zip(inputs, outputs, strict=True))
         self.last = LastBlock(latent_size, equalized)

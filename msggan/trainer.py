@@ -117,9 +117,13 @@ class Trainer:
                 self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
             )
             self.training_state = TrainingState(self.config, self.device)
+        self.generator: Generator = self.training_state.generator
+        self.discriminator: Discriminator = self.training_state.discriminator
+        self.ema: Generator = self.training_state.ema  # the moving average, of which samples and weights are made
         self.tracker = Tracker(self.folder.metrics, tracking_uri=tracking_uri)
         self.writer = CheckpointWriter(self.folder, may_write=self._ensure_ours)
         self.state: RunState | None = None  # None until this process has started the run
+        self.stop_state: str | None = None  # how the run ends if a signal has requested a stop
         self.samples_fail = False
         self.interval = Interval()
         self.seconds = 0.0  # spent on steps, by all the processes that have worked on this run
@@ -128,26 +132,13 @@ class Trainer:
         self.metrics: dict[str, float] = {}
 
     @property
-    def generator(self) -> Generator:
-        return self.training_state.generator
-
-    @property
-    def discriminator(self) -> Discriminator:
-        return self.training_state.discriminator
-
-    @property
-    def ema(self) -> Generator:
-        """The generator's moving average: samples and `generator.safetensors` are made from it."""
-        return self.training_state.ema
-
-    @property
     def images_seen(self) -> int:
         return self.training_state.images_seen
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
-        """One step by hand: reals (N, 3, R, R) float in [-1, 1], latents (N, L) of norm √L → d_loss and g_loss.
+        """One step outside of `run`: reals (N, 3, R, R) float in [-1, 1], latents (N, L) of norm √L → d_loss, g_loss.
 
-        It is not part of the run: `run` starts from what is in the run folder.
+        `run` starts from what is in the run folder all the same.
         """
         return self.training_state.step(reals, latents)
 
@@ -157,24 +148,26 @@ class Trainer:
         It always starts from the newest checkpoint in the run folder, however an earlier call ended. If that has
         reached --kimg already, it writes nothing and returns the recorded state with a `notice`.
         """
-        with _graceful_stop() as stop, owned(self.folder), self._failures(), memory_errors(self._out_of_memory):
+        with self._graceful_stop(), owned(self.folder), self._failures(), memory_errors(self._out_of_memory):
             self._resume()
             if recorded := self._recorded_end():
                 return self._nothing_to_do(recorded)
             self._start()
             with closing(self.samples.batches(self.images_seen)) as batches:
                 try:
-                    self._train(batches, stop)
+                    self._train(batches)
                 finally:
                     self.writer.wait()  # before another process may take over the run
-            return self._finish("completed" if self._is_finished() else stop.state or "completed")
+            return self._finish("completed" if self._is_finished() else self.stop_state or "completed")
 
-    def _train(self, batches: Iterator[Tensor], stop: Stop) -> None:
+    def _train(self, batches: Iterator[Tensor]) -> None:
         """The loop: a step, then what is due after it; at the end, or when stopped, a checkpoint."""
         self.interval.start_clock()
-        while not self._is_finished() and stop.state is None:
+        while not self._is_finished() and self.stop_state is None:
             reals = to_float(next(batches).to(self.device))
-            self.interval.add(self.step(reals, self._latents()))
+            positions = range(self.images_seen, self.images_seen + self.config.batch_size)
+            drawn = latents(self.config.seed, positions, self.config.latent_size)
+            self.interval.add(self.step(reals, drawn))
             self._check_dropped_updates()
 
             sample, measure, save = (
@@ -203,10 +196,6 @@ class Trainer:
 
     def _is_finished(self) -> bool:
         return self.images_seen >= self.total_images
-
-    def _latents(self) -> Tensor:
-        positions = range(self.images_seen, self.images_seen + self.config.batch_size)
-        return latents(self.config.seed, positions, self.config.latent_size)
 
     def _check_dropped_updates(self) -> None:
         """Raises `TrainingError` after ten dropped updates in a row. Checked every ten steps on a GPU, to wait less."""
@@ -266,9 +255,9 @@ class Trainer:
         }
         self._ensure_ours()
         self.tracker.report(self.metrics)
-        self._say(self.tracker.messages())
+        self._info(self.tracker.messages())
         self.interval = Interval()
-        # At the average speed of this process so far, which includes sampling, measuring and saving.
+        # At the average speed of this process, which includes sampling, measuring and saving.
         speed = (self.images_seen - self.started_images) / (time.perf_counter() - self.started)
         self.progress.report(self.metrics, seconds_left=max(0, self.total_images - self.images_seen) / speed)
 
@@ -298,7 +287,7 @@ class Trainer:
 
     def _check_images(self) -> None:
         training, held_out, batch_size = self.dataset.training, self.dataset.held_out, self.config.batch_size
-        self._say([*describe_skipped(self.dataset.skipped), *self.dataset.notes])
+        self._info([*describe_skipped(self.dataset.skipped), *self.dataset.notes])
         if training < batch_size:
             smaller = f" To try it anyway, use --batch-size {1 << (training.bit_length() - 1)}."
             raise DataError(
@@ -312,9 +301,11 @@ class Trainer:
                 f"Few images ({training}): the generator may copy them. {RECOMMENDED_IMAGES} or more give varied "
                 "results."
             )
-        reference = f"{held_out} more are held out to measure swd"
-        if not held_out:
-            reference = "too few to hold any out, so swd is measured against the same images"
+        reference = (
+            f"{held_out} more are held out to measure swd"
+            if held_out
+            else "too few to hold any out, so swd is measured against the same images"
+        )
         self.progress.info(f"{training} images to train on at {self.config.resolution} px; {reference}.")
         if self.dataset.enlarged:
             self.progress.info(f"{self.dataset.enlarged} of the images were smaller and have been enlarged.")
@@ -328,7 +319,12 @@ class Trainer:
         for path, reason in damaged:
             self.progress.info(f"{path}: damaged ({reason}); using the one before.")
         if checkpoint is None:
-            self._refuse_to_overwrite(has_damaged=bool(damaged))
+            recorded = read_state(self.folder)
+            if recorded and recorded.state == "completed" and self.folder.generator.exists() and not damaged:
+                raise RunFolderError(  # it was imported, or has lost its checkpoints
+                    f"{self.folder}: has a generator but no checkpoint to resume from.",
+                    "Use another name or run folder, or remove this one to train it from scratch.",
+                )
             self.training_state.reset()
             self.interval, self.seconds, self.saved_images = Interval(), 0.0, 0
             return
@@ -340,22 +336,13 @@ class Trainer:
                 "Use the same images to resume, or another name or run folder to train on these.",
             )
         if state.get("data_notes", []) != list(self.dataset.notes):
-            self.progress.info("So far, this run was trained on images that were decoded differently.")
+            self.progress.info("Until now, this run was trained on images that were decoded differently.")
         self.training_state.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
         self.interval = Interval(**state["interval"])
         self.seconds = state["seconds"]
         self.training_state.dropped.fill_(state.get("dropped_updates", 0))
         self.training_state.dropped_in_a_row.fill_(state.get("dropped_in_a_row", 0))
         self.saved_images = checkpoint.images_seen
-
-    def _refuse_to_overwrite(self, *, has_damaged: bool) -> None:
-        """Raises `RunFolderError` for a completed run without a checkpoint: it was imported, or has lost them."""
-        recorded = read_state(self.folder)
-        if recorded and recorded.state == "completed" and self.folder.generator.exists() and not has_damaged:
-            raise RunFolderError(
-                f"{self.folder}: has a generator but no checkpoint to resume from.",
-                "Use another name or run folder, or remove this one to train it from scratch.",
-            )
 
     def _start(self) -> None:
         networks = {"generator": self.generator, "discriminator": self.discriminator}
@@ -365,7 +352,7 @@ class Trainer:
         self.tracker.forget_after(self.images_seen)
         self.metrics = self.tracker.newest()
         self.progress.open_log(self.folder.log)
-        self._say(self.tracker.start())
+        self._info(self.tracker.start())
         self.started, self.started_images = time.perf_counter(), self.images_seen
         self.progress.info(
             f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
@@ -377,12 +364,11 @@ class Trainer:
     def _finish(self, state: str) -> RunResult:
         self.progress.close()
         self._record_end(state)
-        self._say(self.tracker.close(state))
-        self._say(describe_skipped(self.dataset.skipped))
+        self._info([*self.tracker.close(state), *describe_skipped(self.dataset.skipped)])
+        result, following = f"Stopped at {self._kimg()}.", "Run the same command to resume."
         if state == "completed":
-            self.progress.info(f"Done: {self._kimg()}.{self._newest_samples()} Use a larger --kimg to train further.")
-        else:
-            self.progress.info(f"Stopped at {self._kimg()}.{self._newest_samples()} Run the same command to resume.")
+            result, following = f"Done: {self._kimg()}.", "Use a larger --kimg to train further."
+        self.progress.info(f"{result}{self._newest_samples()} {following}")
         return self._result(state)
 
     def _recorded_end(self) -> RunState | None:
@@ -400,7 +386,7 @@ class Trainer:
         self.progress.close_log()  # a notebook shows what follows where `run` was called
         self.progress.info(notice)
         if not self.tracker.is_delivered(recorded.state):
-            self._say(self.tracker.start() + self.tracker.close(recorded.state))
+            self._info(self.tracker.start() + self.tracker.close(recorded.state))
         self.progress.close()
         self.metrics = self.tracker.newest()
         return self._result(recorded.state, notice)
@@ -428,11 +414,28 @@ class Trainer:
         grids = find_samples(self.folder.samples)
         return f" Samples: {grids[max(grids)][-1]}." if grids else ""
 
-    def _say(self, lines: list[str]) -> None:
+    def _info(self, lines: list[str]) -> None:
         for line in lines:
             self.progress.info(line)
 
-    # Failures
+    # Signals and failures
+
+    @contextmanager
+    def _graceful_stop(self) -> Iterator[None]:
+        """Within, Ctrl-C and SIGTERM request a stop after the current step; a second Ctrl-C stops at once.
+
+        A signal that this process ignores stays ignored: a job in a script's background (`&`) ignores Ctrl-C.
+        """
+        self.stop_state = None
+        signals = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+
+        def request_stop(number: int, frame: FrameType | None) -> None:
+            self.stop_state = "interrupted" if number == signal.SIGINT else "cancelled"
+            if signal.SIGINT in signals:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        with signal_handlers(dict.fromkeys(signals, request_stop)):
+            yield
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -445,7 +448,7 @@ class Trainer:
             if not isinstance(error, Exception) or isinstance(error, SupersededError):
                 self.tracker.close("interrupted", wait=False)  # it must stop at once
             else:
-                self._say(self.tracker.close("failed"))
+                self._info(self.tracker.close("failed"))
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._record_end(state, reason=str(explained))
             if explained is error:
@@ -515,28 +518,3 @@ class Interval:
         """The mean of each loss; one that was finite in no step is omitted."""
         counted = {"d_loss": self.steps - int(self.d_missing), "g_loss": self.steps - int(self.g_missing)}
         return {name: float(getattr(self, name)) / steps for name, steps in counted.items() if steps}
-
-
-@dataclass
-class Stop:
-    """state: how the run ends if it was asked to stop, else None."""
-
-    state: str | None = None
-
-
-@contextmanager
-def _graceful_stop() -> Iterator[Stop]:
-    """Within, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once.
-
-    A signal that this process ignores stays ignored: a job in a script's background (`&`) ignores Ctrl-C.
-    """
-    stop = Stop()
-    signals = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.state = "interrupted" if number == signal.SIGINT else "cancelled"
-        if signal.SIGINT in signals:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    with signal_handlers(dict.fromkeys(signals, ask)):
-        yield stop

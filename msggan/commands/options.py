@@ -425,22 +425,24 @@ def path_problems(path: str, *, option: str = "") -> list[str]:
 
 # Names that other programs give to what is an option here.
 OPTION_SYNONYMS = {
-    **dict.fromkeys(
-        ("--dataset", "--images", "--input", "--path", "--data-dir", "--data-root", "--dataroot"), "--data"
-    ),
-    **dict.fromkeys(("--epochs", "--steps", "--iterations", "--max-steps", "--duration"), "--kimg"),
-    **dict.fromkeys(("--image-size", "--img-size", "--size", "--res"), "--resolution"),
-    **dict.fromkeys(("--lr", "--learning-rate"), "--g-lr --d-lr"),
-    **dict.fromkeys(("--z-dim", "--latent-dim", "--nz"), "--latent-size"),
-    **dict.fromkeys(("--batch", "--bs"), "--batch-size"),
-    **dict.fromkeys(("--gpu", "--gpus", "--cuda"), "--device"),
-    **dict.fromkeys(("--output-dir", "--outdir", "--out-dir", "--logdir"), "--out --run-dir --runs-dir"),
-    **dict.fromkeys(("--flip", "--hflip", "--augment"), "--mirror"),
-    **dict.fromkeys(("--background", "--no-wait", "-d"), "--detach"),
-    **dict.fromkeys(("-f",), "--follow --force"),
-    **dict.fromkeys(("-n",), "--tail --num --name"),
-    **dict.fromkeys(("-y",), "--yes"),
-    "-v": "--version",
+    synonym: options
+    for options, synonyms in {
+        "--data": "--dataset --images --input --path --data-dir --data-root --dataroot",
+        "--kimg": "--epochs --steps --iterations --max-steps --duration",
+        "--resolution": "--image-size --img-size --size --res",
+        "--g-lr --d-lr": "--lr --learning-rate",
+        "--latent-size": "--z-dim --latent-dim --nz",
+        "--batch-size": "--batch --bs",
+        "--device": "--gpu --gpus --cuda",
+        "--out --run-dir --runs-dir": "--output-dir --outdir --out-dir --logdir",
+        "--mirror": "--flip --hflip --augment",
+        "--detach": "--background --no-wait -d",
+        "--follow --force": "-f",
+        "--tail --num --name": "-n",
+        "--yes": "-y",
+        "--version": "-v",
+    }.items()
+    for synonym in synonyms.split()
 }
 
 
@@ -449,20 +451,20 @@ def must_be_one_of(value: str, choices: Sequence[str]) -> str:
     return f"must be one of {', '.join(choices)}.{did_you_mean(nearest(value, choices)[:1])}"
 
 
-def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
-    """At most three of `names` that are spelt like a word, the most alike first; else those that start with it.
+def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    """At most three of `names` that are spelt like `name`, the most alike first; else those that start with it.
 
     cutoff: how alike, from 0 (anything) to 1 (equal), as in `difflib.get_close_matches`.
     """
 
-    def bare_of(name: str) -> str:
-        return name.lstrip("-").lower().replace("_", "-")
+    def bare_of(text: str) -> str:
+        return text.lstrip("-").lower().replace("_", "-")
 
-    plain, bare = bare_of(word), {bare_of(name): name for name in names}
+    plain, bare = bare_of(name), {bare_of(other): other for other in names}
     if plain in bare:
         return [bare[plain]]
-    found = get_close_matches(plain, bare, n=3, cutoff=cutoff) or [name for name in bare if name.startswith(plain)]
-    return [bare[name] for name in found[:3]]
+    found = get_close_matches(plain, bare, n=3, cutoff=cutoff) or [other for other in bare if other.startswith(plain)]
+    return [bare[other] for other in found[:3]]
 
 
 def did_you_mean(names: Sequence[str]) -> str:
@@ -470,14 +472,14 @@ def did_you_mean(names: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
-def options_meant(word: str, context: click.Context) -> list[str]:
-    """The options of a command that `word`, which does not exist, may stand for, the likeliest first."""
+def options_meant(name: str, context: click.Context) -> list[str]:
+    """The options of a command that `name`, which does not exist, may stand for, the likeliest first."""
     names = _option_names(context.command)
-    synonyms = [name for name in OPTION_SYNONYMS.get(word, "").split() if name in names]
+    synonyms = [option for option in OPTION_SYNONYMS.get(name, "").split() if option in names]
     if synonyms or not isinstance(context.command, click.Group):
-        return synonyms or nearest(word, names)
-    inside = [f"{name} {word}" for name, inner in context.command.commands.items() if word in _option_names(inner)]
-    return inside[:1] or nearest(word, names)
+        return synonyms or nearest(name, names)
+    inside = [f"{verb} {name}" for verb, inner in context.command.commands.items() if name in _option_names(inner)]
+    return inside[:1] or nearest(name, names)
 
 
 def _option_names(command: click.Command) -> list[str]:

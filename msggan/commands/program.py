@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from msggan.errors import MsgganError, UsageError
 
@@ -295,40 +295,34 @@ def _configured_uri(option: str | None, environ: Mapping[str, str]) -> tuple[str
 
 def tracking_uri_complaint(uri: str) -> str:
     """Why this is not the address of an MLflow, as the end of a sentence; empty if it may be one."""
-    try:
-        return "" if uri in (NO_TRACKING, "databricks") else _complaint(uri, urlsplit(uri))
-    except ValueError as error:
-        return f"is not a valid address ({error})."
-
-
-def _complaint(uri: str, parts: SplitResult) -> str:
     scheme = _scheme(uri)
+    if uri in (NO_TRACKING, "databricks"):
+        return ""
     if scheme == "file" or "://" not in uri:
         return f"MLflow no longer supports plain files. {FOR_A_FILE}"
     if scheme not in SCHEMES:
         near = get_close_matches(scheme, SCHEMES, n=1)
         return f"{scheme}:// is not one of {', '.join(SCHEMES)}.{f' Did you mean {near[0]}://?' if near else ''}"
     if scheme == "sqlite":
-        return _sqlite_complaint(uri)
+        path = _sqlite_path(uri)
+        if path is None:
+            return "needs three slashes before a relative path, four before an absolute one: sqlite:///PATH."
+        if path in ("", ":memory:"):
+            return f"names no file. {FOR_A_FILE}"
+        if os.path.isdir(path):
+            return f"is a folder. Name a file in it: sqlite:///{os.path.join(path, 'mlflow.db')}."
+        return ""
     if re.search(r"[\s\x00-\x1f]", uri):
         return "contains a space."
-    if scheme in ("http", "https"):
-        _ = parts.port  # raises ValueError where it is not a number
-        if not parts.hostname:
-            return f"has no host. Use {scheme}://HOST:PORT."
-        if parts.query or parts.fragment:
-            return "must end before its ? or #."
-    return ""
-
-
-def _sqlite_complaint(uri: str) -> str:
-    path = _sqlite_path(uri)
-    if path is None:
-        return "needs three slashes before a relative path, four before an absolute one: sqlite:///PATH."
-    if path in ("", ":memory:"):
-        return f"names no file. {FOR_A_FILE}"
-    if os.path.isdir(path):
-        return f"is a folder. Name a file in it: sqlite:///{os.path.join(path, 'mlflow.db')}."
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port if scheme in ("http", "https") else None
+    except ValueError as error:  # a port that is not a number, or half an IPv6 address
+        return f"is not a valid address ({error})."
+    if scheme in ("http", "https") and not parts.hostname:
+        return f"has no host. Use {scheme}://HOST:PORT."
+    if scheme in ("http", "https") and (parts.query or parts.fragment):
+        return "must end before its ? or #."
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -86,19 +87,14 @@ class Run:
 
     def _status(self) -> str:
         """State, progress, and the last distance."""
-        state = self.state
-        parts = [f"{state.state if state else 'not started'}, {self._progress(state)} kimg"]
-        distances = curve(self.metrics, "swd")
-        return "  ".join([*parts, f"swd {distances[-1][1]:.0f}"] if distances else parts)
-
-    def _progress(self, state: RunState | None) -> str:
-        reported = [kimg for kimg, _ in curve(self.metrics, "images")]
-        seen = max([state.images_seen / 1000 if state else 0.0, *reported[-1:]])
-        try:
-            config = self.config
-        except RunFolderError:
-            return f"{seen:g}"
-        return f"{seen:g}/{config.kimg:g}" if config else f"{seen:g}"
+        state, metrics = self.state, self.metrics
+        reported = [kimg for kimg, _ in curve(metrics, "images")]
+        progress = f"{max([state.images_seen / 1000 if state else 0.0, *reported[-1:]]):g}"
+        with suppress(RunFolderError):
+            progress += f"/{self.config.kimg:g}" if self.config else ""
+        distances = curve(metrics, "swd")
+        distance = f"  swd {distances[-1][1]:.0f}" if distances else ""
+        return f"{state.state if state else 'not started'}, {progress} kimg{distance}"
 
     def _next_step(self) -> str:
         """What to type next, in a notebook or a shell."""
@@ -116,7 +112,13 @@ def overview(folder: RunFolder) -> str:
     losses = chart({name: curve(metrics, name) for name in ("d_loss", "g_loss")})
     distance = chart({"swd": curve(metrics, "swd")})
     curves = f"<div>{losses}</div><div>{distance}</div>" if losses or distance else ""
-    pictures = _newest_picture(folder)
+    pictures = ""
+    if grids := find_samples(folder.samples):
+        path = grids[max(grids)][-1]
+        try:
+            pictures = png(thumbnail(path, 2 * PICTURE_PX), width_px=PICTURE_PX, title=str(path))
+        except (OSError, SyntaxError, ValueError):  # Pillow raises SyntaxError for a broken PNG
+            pictures = f"<div>{escaped(path)}: is not a readable picture.</div>"
     if not (curves or pictures):
         return f'<div style="{FAINT}">No samples or metrics yet.</div>'
     layout = "display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;margin:6px 0"
@@ -135,15 +137,3 @@ def _number(report: Mapping[str, object], name: str) -> float | None:
     if isinstance(value, float) or (type(value) is int and abs(value) < 2**53):
         return float(value)
     return None
-
-
-def _newest_picture(folder: RunFolder) -> str:
-    grids = find_samples(folder.samples)
-    if not grids:
-        return ""
-    path = grids[max(grids)][-1]
-    try:
-        content = thumbnail(path, 2 * PICTURE_PX)
-    except (OSError, SyntaxError, ValueError):  # Pillow raises SyntaxError for a broken PNG
-        return f"<div>{escaped(path)}: is not a readable picture.</div>"
-    return png(content, width_px=PICTURE_PX, title=str(path))

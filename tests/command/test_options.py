@@ -246,7 +246,7 @@ def test_a_help_has_sections_in_their_order_and_the_rest_last() -> None:
     assert "Options:" in CliRunner().invoke(lenient, ["--help"]).output
 
 
-def test_a_resolved_configuration_can_be_typed_as_it_is_shown() -> None:
+def test_the_repr_of_a_configuration_evaluates_to_it() -> None:
     config = TrainConfig(resolution=32, kimg=2.5, loss="hinge")
     assert repr(config) == "TrainConfig(resolution=32, kimg=2.5, loss='hinge')"
     assert eval(repr(config)) == config  # noqa: S307 - our own text

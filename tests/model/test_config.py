@@ -52,7 +52,7 @@ def problems_in(texts: dict[str, str]) -> tuple[str, ...]:
     return raised.value.problems
 
 
-def test_nothing_said_is_a_configuration() -> None:
+def test_a_configuration_may_have_no_values() -> None:
     assert parse(dict.fromkeys(NAMES)) == TrainConfig()
     assert explicit_values(TrainConfig()) == {}
 
@@ -69,7 +69,7 @@ def test_a_good_configuration_has_no_problems(config: TrainConfig) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.text() | st.integers().map(str) | st.floats().map(str)))
-def test_any_text_is_taken_or_complained_about_by_its_flag(texts: dict[str, str]) -> None:
+def test_any_text_is_parsed_or_rejected_with_its_flag(texts: dict[str, str]) -> None:
     taken, problems = attempt(lambda: parse(texts))
     assert all(problem.startswith(tuple(flag(name) for name in texts)) for problem in problems)
     assert taken is None or explicit_values(taken).keys() == texts.keys()
@@ -98,16 +98,16 @@ def test_any_text_is_taken_or_complained_about_by_its_flag(texts: dict[str, str]
         ("precision", "float16", "must be one of auto, float32, bfloat16, float64. Did you mean bfloat16?"),
     ],
 )
-def test_a_wrong_text_is_named_with_what_would_be_right(name: str, text: str, complaint: str) -> None:
+def test_an_invalid_value_is_reported_with_the_valid_ones(name: str, text: str, complaint: str) -> None:
     assert problems_in({name: text}) == (f"{flag(name)} {text}: {complaint}",)
 
 
-def test_all_wrong_texts_are_named_at_once() -> None:
+def test_all_invalid_values_are_reported_at_once() -> None:
     problems = problems_in({"resolution": "48", "kimg": "long", "loss": "none", "seed": "1"})
     assert sorted(problem.split()[0] for problem in problems) == ["--kimg", "--loss", "--resolution"]
 
 
-def test_values_that_do_not_fit_each_other_are_named() -> None:
+def test_conflicting_values_are_reported() -> None:
     problems = problems_in({"resolution": "1024", "latent_size": "16", "batch_size": "12", "stddev_group": "5"})
     assert problems == (
         "--latent-size 16: too small for --resolution 1024, which needs 32 or more.",
@@ -125,11 +125,11 @@ def test_values_of_another_type_or_beyond_all_bounds_are_refused(values: dict[st
         TrainConfig(**values)
 
 
-def test_a_whole_number_serves_where_a_fraction_may_stand() -> None:
+def test_an_integer_is_accepted_for_a_float_field() -> None:
     assert TrainConfig(kimg=20) == TrainConfig(kimg=20.0)
 
 
-def test_a_range_has_its_ends_as_it_says() -> None:
+def test_a_range_includes_its_bounds_as_declared() -> None:
     assert [n in Range(0, 1) for n in (0, 1, -0.1, 1.1)] == [True, True, False, False]
     assert [n in Range(0, 1, low_included=False) for n in (0, 1e-300)] == [False, True]
     assert not any(other in Range(0, 1) for other in ("1", None, math.nan))
@@ -147,11 +147,11 @@ def test_the_smallest_latent_leaves_the_finest_level_a_channel(resolution: int, 
 
 
 @given(configs(), st.integers(1, 5000), st.sampled_from(["cpu", "cuda", "mps"]), st.booleans())
-def test_resolving_fills_everything_keeps_what_was_said_and_is_final(
+def test_resolve_fills_every_field_keeps_explicit_values_and_is_idempotent(
     config: TrainConfig, side: int, device: str, fast: bool
 ) -> None:
     result, problems = attempt(lambda: resolve(config, shorter_side_px=side, device=device, has_fast_bfloat16=fast))
-    if result is None:  # what was said may not fit what is filled in
+    if result is None:  # explicit values may not fit those filled in
         assert all(problem.startswith(("--latent-size", "--stddev-group")) for problem in problems)
         return
     assert all(value is not None for value in asdict(result).values())
@@ -172,7 +172,7 @@ def test_the_resolution_follows_the_images_and_the_device(side: int, device: str
 
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_precision_is_what_the_processor_is_built_for(fast: bool, precision: str) -> None:
+def test_auto_precision_follows_the_processor(fast: bool, precision: str) -> None:
     assert resolved(TrainConfig(precision="auto"), has_fast_bfloat16=fast).precision == precision
 
 
@@ -193,14 +193,14 @@ def test_the_original_average_keeps_its_decay_at_every_batch_size() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_fills_only_what_was_not_said(recipe: str) -> None:
+def test_a_recipe_fills_only_unset_fields(recipe: str) -> None:
     config = resolved(TrainConfig(recipe=recipe, g_lr=0.5))
     wanted: dict[str, Any] = {**RECIPES[recipe], "g_lr": 0.5, "precision": config.precision}
     assert asdict(config).items() >= wanted.items()
 
 
 @given(configs())
-def test_a_resumed_run_takes_what_may_change_and_names_what_may_not(asked: TrainConfig) -> None:
+def test_resuming_applies_fields_that_may_change_and_names_the_others(asked: TrainConfig) -> None:
     stored = resolved(TrainConfig(kimg=30, sample_kimg=7, metric_kimg=8, checkpoint_kimg=9))
     config, refused = changed_for_resume(stored, asked)
     for name in NAMES:
@@ -217,19 +217,19 @@ def test_the_intervals_of_a_resumed_run_follow_kimg_unless_they_were_given(asked
     assume(not problems)
     assert stored is not None
     config, _ = changed_for_resume(stored, TrainConfig(kimg=kimg))
-    default, anew = resolved(TrainConfig(kimg=stored.kimg)), resolved(TrainConfig(kimg=kimg))
+    default, fresh = resolved(TrainConfig(kimg=stored.kimg)), resolved(TrainConfig(kimg=kimg))
     for name in ("sample_kimg", "metric_kimg", "checkpoint_kimg"):
         is_default = getattr(stored, name) == getattr(default, name)
-        assert getattr(config, name) == getattr(anew if is_default else stored, name)
+        assert getattr(config, name) == getattr(fresh if is_default else stored, name)
 
 
-def test_a_first_look_that_becomes_a_long_run_is_not_measured_a_thousand_times() -> None:
+def test_the_intervals_of_a_short_run_that_is_extended_grow_with_kimg() -> None:
     long, _ = changed_for_resume(resolved(TrainConfig(kimg=0.05, sample_kimg=0.01)), TrainConfig(kimg=1000))
     assert (long.sample_kimg, long.metric_kimg, long.checkpoint_kimg) == (0.01, 50, 20)
 
 
 @given(configs())
-def test_asking_again_for_the_same_changes_nothing(asked: TrainConfig) -> None:
+def test_resuming_with_the_same_configuration_changes_nothing(asked: TrainConfig) -> None:
     stored, _ = attempt(lambda: resolved(asked))
     assume(stored is not None)
     assert stored is not None
@@ -237,7 +237,7 @@ def test_asking_again_for_the_same_changes_nothing(asked: TrainConfig) -> None:
     assert changed_for_resume(stored, TrainConfig()) == (stored, [])
 
 
-def test_what_may_change_is_what_the_documentation_says() -> None:
+def test_the_fields_that_may_change_are_the_documented_ones() -> None:
     assert {name for name in NAMES if BY_NAME[name].metadata["may_change"]} == RESUMABLE
 
 

@@ -96,11 +96,11 @@ def test_using_a_network_with_too_little_memory_is_explained(
         "std::bad_alloc",
     ],
 )
-def test_torchs_words_for_too_little_memory_are_known(message: str) -> None:
+def test_the_messages_of_torch_for_too_little_memory_are_recognized(message: str) -> None:
     assert is_out_of_memory(RuntimeError(message))
 
 
-def test_errors_of_memory_are_known_by_their_type_or_their_cause() -> None:
+def test_memory_errors_are_recognized_by_type_or_cause() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
@@ -119,5 +119,5 @@ def test_errors_of_memory_are_known_by_their_type_or_their_cause() -> None:
         ValueError("out of memory"),
     ],
 )
-def test_other_errors_are_not_taken_for_errors_of_memory(error: Exception) -> None:
+def test_other_errors_are_not_recognized_as_memory_errors(error: Exception) -> None:
     assert not is_out_of_memory(error)

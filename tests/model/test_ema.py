@@ -34,7 +34,7 @@ def constant_layer(value: float) -> nn.Linear:
         (10, 10, 0.0, 0.05, 0.0),
     ],
 )
-def test_decay_on_numbers_worked_by_hand(
+def test_decay_equals_numbers_worked_out_manually(
     batch_size: int, images_seen: int, half_life_kimg: float, ramp: float, decay: float
 ) -> None:
     ours = ema_decay(batch_size=batch_size, images_seen=images_seen, half_life_kimg=half_life_kimg, ramp=ramp)
@@ -68,7 +68,7 @@ def test_the_decay_is_a_share_and_the_ramp_only_shortens(
 
 
 @pytest.mark.parametrize("batch_size", [1, 20, 50, 500, 1000])
-def test_half_is_forgotten_after_a_half_life_of_images_whatever_the_batch(batch_size: int) -> None:
+def test_the_weight_halves_after_a_half_life_of_images_at_any_batch_size(batch_size: int) -> None:
     average, network = constant_layer(1.0), constant_layer(0.0)
     for images_seen in range(batch_size, 1000 + batch_size, batch_size):
         decay = ema_decay(batch_size=batch_size, images_seen=images_seen, half_life_kimg=1.0, ramp=0.0)
@@ -76,7 +76,7 @@ def test_half_is_forgotten_after_a_half_life_of_images_whatever_the_batch(batch_
     assert average.weight[0, 0].item() == pytest.approx(0.5, rel=1e-9)
 
 
-def test_an_update_on_numbers_worked_by_hand() -> None:
+def test_an_update_equals_numbers_worked_out_manually() -> None:
     """¾ · 4 + ¼ · 8 = 5, in weight and bias, and again ¾ · 5 + ¼ · 8 = 5.75."""
     average, network = constant_layer(4.0), constant_layer(8.0)
     for expected in (5.0, 5.75):
@@ -95,7 +95,7 @@ def test_an_update_changes_the_average_in_place_and_the_network_not_at_all() -> 
 
 
 @pytest.mark.parametrize(("decay", "expected"), [(0.0, 2.0), (1.0, 1.0)])
-def test_a_decay_of_nought_copies_and_of_one_keeps(decay: float, expected: float) -> None:
+def test_a_decay_of_zero_copies_and_of_one_keeps(decay: float, expected: float) -> None:
     average = constant_layer(1.0)
     update_ema(average, constant_layer(2.0), decay)
     assert average.weight.eq(expected).all()

@@ -285,7 +285,7 @@ def test_training_does_not_overwrite_an_imported_generator(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("data_parallel", [True, False])
-def test_a_file_saved_is_one_of_tensors_alone_and_loads_again(tmp_path: Path, data_parallel: bool) -> None:
+def test_a_saved_file_has_only_tensors_and_loads_again(tmp_path: Path, data_parallel: bool) -> None:
     ours = Generator(4, 8).state_dict()
     path = tmp_path / "GAN_GEN_SHADOW_1.pth"
     save_legacy(path, ours, data_parallel=data_parallel)
@@ -350,7 +350,7 @@ def test_a_file_that_holds_code_executes_nothing(tmp_path: Path, function: str, 
     assert not witness.exists()
 
 
-def test_the_hostile_files_would_execute_if_they_were_let(tmp_path: Path) -> None:
+def test_the_hostile_files_execute_code_with_an_unrestricted_loader(tmp_path: Path) -> None:
     """So that executing nothing says something."""
     for function in ("eval", "mkdir"):
         witness = tmp_path / function
@@ -419,7 +419,7 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path: Path, write: Callab
         load_legacy(path)
 
 
-def test_a_missing_file_is_called_missing(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No such file"):
         load_legacy(tmp_path / "GAN_GEN_1.pth")
 

@@ -66,20 +66,20 @@ def column(*values: float) -> Tensor:
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_losses_on_numbers_worked_by_hand(name: str) -> None:
+def test_losses_equal_numbers_worked_out_manually(name: str) -> None:
     d_loss, g_loss = BY_HAND[name]
     assert discriminator_loss(name, column(*REAL), column(*FAKE)).item() == pytest.approx(d_loss, abs=1e-9)
     assert generator_loss(name, column(*REAL), column(*FAKE)).item() == pytest.approx(g_loss, abs=1e-9)
 
 
-def test_lsgan_sigmoid_on_numbers_worked_by_hand() -> None:
+def test_lsgan_sigmoid_equals_numbers_worked_out_manually() -> None:
     """Scores whose sigmoids are ½, ¾ and ½, ¼. D: ½ ((¼ + 1/16)/2 + (¼ + 1/16)/2). G: ½ (¼ + 9/16)/2."""
     real, fake = column(0, math.log(3)), column(0, -math.log(3))
     assert discriminator_loss("lsgan-sigmoid", real, fake).item() == pytest.approx(0.15625, abs=1e-12)
     assert generator_loss("lsgan-sigmoid", real, fake).item() == pytest.approx(0.203125, abs=1e-12)
 
 
-def test_every_loss_of_the_configuration_has_been_worked_by_hand() -> None:
+def test_every_loss_of_the_configuration_has_numbers_worked_out_manually() -> None:
     assert {*BY_HAND, "lsgan-sigmoid"} == set(LOSSES)
 
 
@@ -113,9 +113,7 @@ def test_other_losses_need_no_real_scores_for_the_generator(name: str, fake: Ten
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in {"lsgan", "lsgan-sigmoid", "wgan-gp"}])
 @given(both=pairs_of_scores, more=st.floats(0.01, 5))
 @settings(deadline=None, max_examples=30)
-def test_a_discriminator_that_tells_better_never_loses_more(
-    name: str, both: tuple[Tensor, Tensor], more: float
-) -> None:
+def test_a_better_discriminator_never_has_a_larger_loss(name: str, both: tuple[Tensor, Tensor], more: float) -> None:
     real, fake = both
     better = discriminator_loss(name, real + more, fake - more).item()
     assert better <= discriminator_loss(name, real, fake).item() + 1e-12
@@ -133,7 +131,7 @@ def test_losses_are_finite_scalars_with_finite_gradients(name: str, both: tuple[
         assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
 
 
-def test_least_squares_are_taken_of_each_sample_and_not_of_the_mean() -> None:
+def test_least_squares_are_computed_per_sample_and_not_of_the_mean() -> None:
     """Real scores 0 and 2 average to the target 1, and are each one away from it: ½ · 1."""
     assert discriminator_loss("lsgan", column(0, 2), column(0, 0)).item() == 0.5
     assert generator_loss("lsgan", None, column(0, 2)).item() == 0.5
@@ -195,7 +193,7 @@ def squared_norms(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack([gradient.square().flatten(1).sum(dim=1) for gradient in gradients], dim=1)
 
 
-def test_penalties_of_a_linear_score_worked_by_hand() -> None:
+def test_penalties_of_a_linear_score_equal_numbers_worked_out_manually() -> None:
     """Slopes ½ and ¼ over 48 and 192 numbers: squared norms 12 and 12, whose mean is 12; γ/2 · 12."""
     pyramid = random_pyramid(2, 3)
     assert_close(squared_gradient_norms(linear(0.5, 0.25), pyramid), torch.full((3, 2), 12.0), within=1e-12)
@@ -207,7 +205,7 @@ def test_penalties_are_means_over_scales_and_not_sums() -> None:
     assert zero_centred_penalty(linear(0.5, 0), random_pyramid(2, 3), 1).item() == pytest.approx(3)
 
 
-def test_wgan_penalty_of_a_linear_score_worked_by_hand() -> None:
+def test_wgan_penalty_of_a_linear_score_equals_numbers_worked_out_manually() -> None:
     """Norms √12 and 0: 10 · ((√12 − 1)² + 1)/2 = 5 · (14 − 2√12) = 35.3589838."""
     reals, fakes = random_pyramid(2, 3, seed=1), random_pyramid(2, 3, seed=2)
     penalty = wgan_gradient_penalty(linear(0.5, 0), reals, fakes, column(0.1, 0.5, 0.9))
@@ -270,7 +268,7 @@ def test_the_penaltys_gradient_by_a_weight_agrees_with_finite_differences(kind: 
         assert gradient.flatten()[index].item() == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
-def test_penalties_leave_the_images_alone() -> None:
+def test_penalties_do_not_change_the_images() -> None:
     pyramid = random_pyramid(2, 2)
     before = [image.clone() for image in pyramid]
     zero_centred_penalty(tiny_discriminator(), pyramid, 1.0).backward()

@@ -79,7 +79,7 @@ def test_distances_of_coloured_images_equal_an_independent_computation(count: in
     assert sliced_wasserstein(reals, fakes, seed=3) == pytest.approx(wanted, rel=1e-4)
 
 
-def test_one_patch_is_taken_of_each_of_more_than_16384_images() -> None:
+def test_more_than_16384_images_have_one_patch_each() -> None:
     reals, fakes = coloured(2**14 + 5, 8), coloured(2**14 + 5, 8, seed=1)
     assert sliced_wasserstein(reals, fakes) == pytest.approx(computed_independently(reals, fakes), rel=1e-4)
 
@@ -151,7 +151,7 @@ def test_detail_that_is_missing_shows_at_its_own_level() -> None:
     assert distances["swd_32"] > 2 * distances["swd_16"]
 
 
-def test_a_distance_worked_by_hand() -> None:
+def test_a_distance_equals_a_number_worked_out_manually() -> None:
     """Half the real pictures are white and half black; half the fakes are a chequerboard and half its negative.
 
     Normalised, a real patch is ±(1, …, 1), a fake one ±c, and both have 48 numbers, with c at a right angle to
@@ -188,7 +188,7 @@ def test_a_measurement_can_be_repeated_and_hardly_depends_on_its_seed() -> None:
     assert distances[2] == pytest.approx(distances[0], rel=0.15)
 
 
-def test_measuring_leaves_the_processes_own_random_numbers_alone() -> None:
+def test_measuring_does_not_change_the_global_random_state() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)

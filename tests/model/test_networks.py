@@ -115,7 +115,7 @@ def test_two_batches_in_one_pass_score_as_in_two_passes(depth: int, group: int) 
     assert_close(together, torch.cat((network(one), network(other))), within=1e-12)
 
 
-def test_the_whole_batch_is_compared_unless_groups_are_asked_for() -> None:
+def test_the_whole_batch_is_one_group_by_default() -> None:
     """A sample's score depends on its batch through the deviation alone: on its group's, where there are groups."""
     whole, groups = Discriminator(1, 8), Discriminator(1, 8, stddev_group=2)
     groups.load_state_dict(whole.state_dict())
@@ -165,7 +165,7 @@ def test_the_smallest_latent_size_is_allowed_and_half_of_it_is_not(depth: int) -
 # Layers
 
 
-def test_pixel_norm_on_numbers_worked_by_hand() -> None:
+def test_pixel_norm_equals_numbers_worked_out_manually() -> None:
     """(3, 4) has a mean square of 12.5: 3/√12.5 and 4/√12.5. (2, 2) becomes (1, 1), and nothing stays nothing."""
     x = torch.tensor([[3.0, 2.0, 0.0], [4.0, 2.0, 0.0]], dtype=torch.float64).view(1, 2, 1, 3)
     expected = torch.tensor([[0.8485281374, 1.0, 0.0], [1.1313708499, 1.0, 0.0]], dtype=torch.float64).view(1, 2, 1, 3)
@@ -185,7 +185,7 @@ def test_leaky_relu_has_slope_a_fifth() -> None:
     assert activate(torch.tensor([-5.0, 0.0, 5.0])).tolist() == [-1.0, 0.0, 5.0]
 
 
-def test_minibatch_deviation_on_numbers_worked_by_hand() -> None:
+def test_minibatch_deviation_equals_numbers_worked_out_manually() -> None:
     """Two channels: 1 and 3 deviate by 1, 10 and 16 by 3; their mean is 2, and the input comes back before it."""
     x = torch.tensor([[1.0, 10.0], [3.0, 16.0]], dtype=torch.float64).view(2, 2, 1, 1)
     appended = append_minibatch_stddev(x, group=2)
@@ -209,7 +209,7 @@ def test_groups_are_neighbours_and_have_deviations_of_their_own() -> None:
     assert_close(together, torch.full((4,), math.sqrt(70.75), dtype=torch.float64), within=1e-8)
 
 
-def test_alone_a_sample_does_not_deviate() -> None:
+def test_a_batch_of_one_has_no_deviation() -> None:
     """√1e-8, and a gradient that is a number."""
     x = torch.ones(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     appended = append_minibatch_stddev(x, group=1)
@@ -231,7 +231,7 @@ def test_equalized_convolution_multiplies_its_weights_by_root_two_over_root_fan_
     assert_close(layer(x), plain, within=1e-12)
 
 
-def test_equalized_first_layer_counts_its_inputs_alone() -> None:
+def test_the_equalized_first_layer_scales_by_its_inputs_only() -> None:
     """fan_in = 8, though its kernel has 16 pixels: a factor of √(2/8) = 1/2."""
     layer = LatentConvolution(8).double()
     nn.init.normal_(layer.bias)

@@ -76,7 +76,7 @@ def test_latents_have_the_norm_of_root_their_length(latent_size: int, seed: int,
     assert drawn_latents.norm(dim=1).tolist() == pytest.approx([latent_size**0.5] * 3, rel=1e-6)
 
 
-def test_latents_point_in_every_direction_alike() -> None:
+def test_latents_are_isotropic() -> None:
     """Mean 0 and variance 1 in each of 8 numbers, over 4,000 vectors: within four standard errors."""
     many = latents(1, range(4000), 8)
     assert many.mean(dim=0).abs().max() < 4 / 4000**0.5
@@ -89,7 +89,7 @@ def test_latents_for_samples_measuring_and_training_differ() -> None:
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(several, 2))
 
 
-def test_latents_are_for_training_unless_said() -> None:
+def test_latents_are_for_training_by_default() -> None:
     assert torch.equal(latents(3, range(2), 4), latents(3, range(2), 4, Purpose.LATENT))
 
 
@@ -114,7 +114,7 @@ def test_about_half_the_images_are_mirrored() -> None:
     assert abs(shown.mean() - 0.5) < 4 * 0.5 / 4000**0.5
 
 
-def test_interpolation_is_spread_evenly_between_nought_and_one() -> None:
+def test_interpolation_is_uniform_between_zero_and_one() -> None:
     """Mean ½ and variance 1/12, one number for each sample."""
     shares = interpolation(2, range(4000))
     assert shares.shape == (4000,)
@@ -125,7 +125,7 @@ def test_interpolation_is_spread_evenly_between_nought_and_one() -> None:
     assert shares.var().item() == pytest.approx(1 / 12, abs=0.005)
 
 
-def test_a_seeds_latent_is_its_first_whatever_stands_beside_it() -> None:
+def test_the_latent_of_a_seed_does_not_depend_on_the_other_seeds() -> None:
     together = latents_of([3, 7, 3], 16)
     assert together.dtype == torch.float32
     assert torch.equal(together, torch.cat([latents(3, [0], 16), latents(7, [0], 16), latents(3, [0], 16)]))

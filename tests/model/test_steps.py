@@ -59,7 +59,7 @@ def test_a_step_that_is_not_finite_changes_no_network_and_no_optimizer(bad: floa
     assert (int(ours.dropped), int(ours.dropped_in_a_row), ours.dropped_networks()) == (1, 0, [])
 
 
-def test_a_gradient_that_is_not_finite_drops_the_update_of_its_network_alone() -> None:
+def test_a_gradient_that_is_not_finite_drops_the_update_of_its_network_only() -> None:
     ours = training_state(loss="relativistic-logistic")
     take_steps(ours, range(1))
     weight = next(ours.discriminator.parameters())
@@ -222,7 +222,7 @@ def test_the_losses_reported_are_without_their_penalties_and_without_history() -
     assert ours["d_loss"].shape == ours["g_loss"].shape == ()
 
 
-def test_the_average_begins_as_the_generator_and_never_learns_by_itself() -> None:
+def test_the_average_starts_as_the_generator_and_has_no_gradients() -> None:
     ours = training_state()
     for name, weight in ours.generator.state_dict().items():
         assert torch.equal(weight, ours.ema.state_dict()[name])
@@ -239,9 +239,9 @@ def test_a_step_counts_its_images() -> None:
 # Lazy penalties
 
 
-def gradients_over(steps: int, **said: object) -> list[Tensor]:
+def gradients_over(steps: int, **options: object) -> list[Tensor]:
     """The discriminator's gradients, summed over steps on the same batch that move no weight."""
-    ours = training_state(g_lr=STILL, d_lr=STILL, **said)
+    ours = training_state(g_lr=STILL, d_lr=STILL, **options)
     reals, latents = reals_at(ours.config, 0), latents_at(ours.config, 0)
     total = [torch.zeros_like(parameter) for parameter in ours.discriminator.parameters()]
     for _ in range(steps):
@@ -311,8 +311,8 @@ def test_bfloat16_steps_stay_near_the_exact_ones() -> None:
     [{}, {"loss": "wgan-gp", "penalty_interval": 2}, {"r1_gamma": 1.0, "r2_gamma": 1.0, "penalty_interval": 3}],
 )
 def test_resuming_equals_never_stopping(precision: str, penalties: dict[str, object]) -> None:
-    said = {"precision": precision, "resolution": 16, "ema_ramp": 0.05, "seed": 5, **penalties}
-    through, first, second = (training_state(**said) for _ in range(3))
+    options = {"precision": precision, "resolution": 16, "ema_ramp": 0.05, "seed": 5, **penalties}
+    through, first, second = (training_state(**options) for _ in range(3))
     take_steps(through, range(5))
     take_steps(first, range(2))
     second.load(saved(first), images_seen=first.images_seen)
@@ -321,13 +321,13 @@ def test_resuming_equals_never_stopping(precision: str, penalties: dict[str, obj
     assert_identical(second, through)
 
 
-def test_the_same_seed_begins_the_same_and_another_seed_does_not() -> None:
+def test_initial_weights_depend_on_the_seed() -> None:
     one, same, other = training_state(seed=1), training_state(seed=1), training_state(seed=2)
     assert_identical(one, same)
     assert not torch.equal(one.generator.first.conv_1.weight, other.generator.first.conv_1.weight)
 
 
-def test_beginning_leaves_the_processes_own_random_numbers_alone() -> None:
+def test_initialization_does_not_change_the_global_random_state() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -386,7 +386,7 @@ def test_other_names_or_shapes_are_refused_and_change_nothing(
     assert_identical(ours, untouched)
 
 
-def test_weights_of_another_width_or_depth_are_refused_with_the_options_to_look_at() -> None:
+def test_weights_of_another_width_or_depth_are_refused_with_the_options_to_check() -> None:
     ours = training_state()
     other = training_state(latent_size=16)
     take_steps(other, range(1))
@@ -394,7 +394,7 @@ def test_weights_of_another_width_or_depth_are_refused_with_the_options_to_look_
         ours.load(saved(other), images_seen=4)
 
 
-def test_a_loaded_step_counter_goes_on_counting() -> None:
+def test_a_loaded_step_counter_continues() -> None:
     """Adam corrects its averages by the number of steps: taken up again at 1, they would leap."""
     first, second = training_state(), training_state()
     take_steps(first, range(3))

@@ -49,7 +49,7 @@ def digest_of(path: Path) -> dict[str, bytes]:
 # What a run leaves behind
 
 
-def test_a_run_leaves_the_files_that_people_rely_on(tiny_images: Path, tmp_path: Path) -> None:
+def test_a_run_writes_the_documented_files(tiny_images: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     result = trainer(tiny_images, run_dir, sample_kimg=0.04, checkpoint_kimg=0.02).run()
 
@@ -76,7 +76,7 @@ def test_every_report_has_the_keys_that_scripts_read(tiny_images: Path, tmp_path
     assert [list(report) for report in reports] == [keys, [*keys, "swd", "swd_8"], [*keys, "swd", "swd_8"]]
 
 
-def test_the_generator_to_use_is_the_average(tiny_images: Path, tmp_path: Path) -> None:
+def test_generator_safetensors_has_the_average(tiny_images: Path, tmp_path: Path) -> None:
     ours = trainer(tiny_images, tmp_path / "run")
     ours.run()
     loaded = load_generator(tmp_path / "run")
@@ -131,7 +131,7 @@ def test_resuming_equals_never_stopping(tiny_images: Path, tmp_path: Path, preci
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_precision_that_a_run_began_with_is_kept_whatever_auto_would_choose_now(
+def test_a_resumed_run_keeps_the_precision_that_auto_chose_first(
     tiny_images: Path, tmp_path: Path, precision: str
 ) -> None:
     trainer(tiny_images, tmp_path / "run", precision=precision, kimg=0.04).run()
@@ -209,7 +209,7 @@ def test_run_after_a_step_that_was_interrupted_equals_never_stopping(
     assert ours.ema is generator, "who holds a network has the trained one"
 
 
-def test_steps_by_hand_are_not_part_of_the_run(tiny_images: Path, tmp_path: Path) -> None:
+def test_steps_outside_of_run_are_not_part_of_the_run(tiny_images: Path, tmp_path: Path) -> None:
     trainer(tiny_images, tmp_path / "whole").run()
     ours = trainer(tiny_images, tmp_path / "run")
     for _ in range(2):
@@ -254,7 +254,7 @@ def files_in(path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("kimg", [None, 0.04])
-def test_a_finished_run_is_left_as_it_is(tiny_images: Path, tmp_path: Path, kimg: float | None) -> None:
+def test_a_finished_run_is_not_changed(tiny_images: Path, tmp_path: Path, kimg: float | None) -> None:
     run_dir = tmp_path / "run"
     finished = trainer(tiny_images, run_dir)
     expected = finished.run()
@@ -272,7 +272,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_images: Path, tmp_path: Path, kimg
 
 
 @pytest.mark.parametrize("state", ["cancelled", "failed"])
-def test_a_run_that_was_stopped_later_than_asked_for_keeps_its_record_and_its_length(
+def test_a_run_that_has_more_than_the_requested_kimg_keeps_its_record_and_its_length(
     tiny_images: Path, tmp_path: Path, state: str
 ) -> None:
     run_dir = tmp_path / "run"
@@ -320,7 +320,7 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(
 @pytest.mark.parametrize(
     ("number", "state", "exit_code"), [("SIGINT", "interrupted", 130), ("SIGTERM", "cancelled", 6)]
 )
-def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
+def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(
     tiny_images: Path, tmp_path: Path, number: str, state: str, exit_code: int
 ) -> None:
     words = ["--data", tiny_images, *OPTIONS, "--kimg", 1000, "--run-dir", tmp_path / "run", "-o", "json"]
@@ -337,12 +337,12 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(
     child.send_signal(getattr(signal, number))
     stdout, stderr = child.communicate()
     assert child.returncode == exit_code
-    told = json.loads(stdout)
-    assert told["state"] == state
+    result = json.loads(stdout)
+    assert result["state"] == state
     assert "Run the same command to resume." in stderr
     checkpoint, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None
-    assert checkpoint.images_seen == told["images_seen"] > 0
+    assert checkpoint.images_seen == result["images_seen"] > 0
 
 
 @pytest.mark.parametrize("damage", ["truncated tensors", "flipped bit", "half-written state", "empty"])
@@ -406,7 +406,7 @@ def test_one_image_is_refused_with_how_many_are_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "are_few"), [(199, True), (200, False)])
-def test_few_images_are_warned_of(tmp_path: Path, count: int, are_few: bool) -> None:
+def test_few_images_cause_a_warning(tmp_path: Path, count: int, are_few: bool) -> None:
     ours = trainer(save_images(tmp_path / "images", count, 4), tmp_path / "run", resolution=4)
     assert (f"Few images ({count}):" in messages_of(ours)) == are_few
 
@@ -432,9 +432,7 @@ def test_the_folder_of_the_images_cannot_be_the_run_folder(tiny_images: Path) ->
 
 
 @pytest.mark.parametrize(("options", "tried"), [({"resolution": None}, 150), ({"resolution": 8}, 300)])
-def test_a_resolution_that_is_given_needs_no_look_at_headers(
-    tmp_path: Path, options: dict[str, Any], tried: int
-) -> None:
+def test_an_explicit_resolution_reads_no_headers(tmp_path: Path, options: dict[str, Any], tried: int) -> None:
     (tmp_path / "images").mkdir()
     for number in range(300):  # of which every other one is asked for its size
         (tmp_path / "images" / f"{number}.png").write_bytes(b"")
@@ -482,7 +480,7 @@ def test_an_image_that_vanishes_during_the_run_ends_it_with_its_name(tiny_images
     assert stopped.value.exit_code == 1
 
 
-def test_what_could_not_be_used_is_named_at_the_end(tiny_images: Path, tmp_path: Path) -> None:
+def test_skipped_files_are_listed_at_the_end(tiny_images: Path, tmp_path: Path) -> None:
     (tiny_images / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     ours = trainer(tiny_images, tmp_path / "run")
     ours.run()

@@ -65,7 +65,7 @@ def trained() -> TrainingState:
 # Round trips
 
 
-def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_loads_bit_for_bit(tmp_path: Path) -> None:
     save(tmp_path, 8)
     checkpoint, damaged = newest_checkpoint(tmp_path)
     assert checkpoint is not None
@@ -77,7 +77,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(checkpoint.tensors[name], tensor)
 
 
-def test_networks_and_adams_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
+def test_networks_and_adam_moments_load_bit_for_bit(tmp_path: Path) -> None:
     ours, again = trained(), training_state(precision="float32")
     save_checkpoint(tmp_path, ours.images_seen, ours.tensors(), {})
     checkpoint, _ = newest_checkpoint(tmp_path)
@@ -91,7 +91,7 @@ def test_networks_and_adams_moments_come_back_bit_for_bit(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.0, 1e-45])
-def test_numbers_that_are_odd_come_back_too(tmp_path: Path, value: float) -> None:
+def test_unusual_numbers_load_too(tmp_path: Path, value: float) -> None:
     odd = torch.full((3,), value)
     save_checkpoint(tmp_path, 1, {"odd": odd}, {})
     checkpoint, _ = newest_checkpoint(tmp_path)
@@ -99,7 +99,7 @@ def test_numbers_that_are_odd_come_back_too(tmp_path: Path, value: float) -> Non
     assert torch.equal(checkpoint.tensors["odd"].view(torch.int32), odd.view(torch.int32))
 
 
-def test_nothing_half_written_is_left_beside_a_checkpoint(tmp_path: Path) -> None:
+def test_no_partial_file_is_left_beside_a_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 8)
     assert kept(tmp_path) == pair(8)
 
@@ -165,7 +165,7 @@ DAMAGES = (truncate, empty, flip_a_bit, make_foreign, make_a_folder, lengthen)
         *[(".safetensors", damage) for damage in (*DAMAGES, remove, swap_in_the_one_before)],
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_and_named_and_the_one_before_used(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(
     tmp_path: Path, suffix: str, damage: Callable[[Path], None]
 ) -> None:
     _, newest = save_run(tmp_path, 8, 16)
@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_and_the_one_before_used(
         b"9" * 10_000,
     ],
 )
-def test_json_that_is_no_checkpoint_is_passed_over(tmp_path: Path, content: bytes) -> None:
+def test_json_that_is_not_a_checkpoint_is_skipped(tmp_path: Path, content: bytes) -> None:
     save(tmp_path, 8)
     foreign = tmp_path / "000000016.json"
     foreign.write_bytes(content)
@@ -206,7 +206,7 @@ def test_json_that_is_no_checkpoint_is_passed_over(tmp_path: Path, content: byte
     assert [path for path, _ in damaged] == [foreign]
 
 
-def test_a_json_file_that_was_edited_by_hand_is_passed_over(tmp_path: Path) -> None:
+def test_an_edited_json_file_is_skipped(tmp_path: Path) -> None:
     path = save(tmp_path, 8)
     body = json.loads(path.read_text())
     path.write_text(json.dumps({**body, "images_seen": 16}))
@@ -215,7 +215,7 @@ def test_a_json_file_that_was_edited_by_hand_is_passed_over(tmp_path: Path) -> N
     assert damaged == [(path, "its checksum does not match")]
 
 
-def test_a_checkpoint_of_another_format_is_passed_over(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_format_is_skipped(tmp_path: Path) -> None:
     """Whole, with a checksum that matches: what it holds may mean something else."""
     path = save(tmp_path, 8)
     body = {**json.loads(path.read_text()), "format_version": 2}
@@ -260,7 +260,7 @@ def test_tensors_without_their_json_file_do_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["000000016.json.part", "000000016.safetensors.part", "notes.txt"])
-def test_files_left_half_written_aside_are_no_checkpoints(tmp_path: Path, name: str) -> None:
+def test_partial_files_are_not_checkpoints(tmp_path: Path, name: str) -> None:
     save(tmp_path, 8)
     (tmp_path / name).write_bytes(b'{"images_seen": 16')
     checkpoint, damaged = newest_checkpoint(tmp_path)
@@ -327,7 +327,7 @@ def test_pruning_never_touches_one_that_is_newer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_pruning_leaves_up_to_three_alone(tmp_path: Path, count: int) -> None:
+def test_pruning_keeps_up_to_three(tmp_path: Path, count: int) -> None:
     positions = range(8, 8 * (count + 1), 8)
     save_run(tmp_path, *positions)
     prune_checkpoints(tmp_path, newest=1000)
@@ -405,7 +405,7 @@ def test_all_of_a_file_is_on_the_disk_before_it_gets_its_name(
     assert sorted(named) == kept(tmp_path) != []
 
 
-def test_a_file_is_replaced_at_once_and_nothing_left_aside(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_and_no_other_is_left(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     for content in (b"old", b"new and longer", b""):
         write_whole(path, content)
@@ -426,7 +426,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("inside", ["", "generator.safetensors"])
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_generator_comes_back_from_its_run_folder_or_file(
+def test_a_generator_loads_from_its_run_folder_or_file(
     run_folder: Path, inside: str, kind: Callable[[Path], str | Path]
 ) -> None:
     expected = training_state(precision="float32", latent_size=16).ema
@@ -438,7 +438,7 @@ def test_a_generator_comes_back_from_its_run_folder_or_file(
 
 @pytest.mark.parametrize(("resolution", "depth"), [(4, 1), (8, 2), (32, 4), (64, 5)])
 @pytest.mark.parametrize("equalized", [True, False])
-def test_a_generator_of_any_shape_comes_back(tmp_path: Path, resolution: int, depth: int, equalized: bool) -> None:
+def test_a_generator_of_any_shape_loads(tmp_path: Path, resolution: int, depth: int, equalized: bool) -> None:
     path = tmp_path / "generator.safetensors"
     config = small_config(resolution=resolution, equalized=equalized, precision="float32")
     save_generator(path, Generator(depth, 8, equalized=equalized).state_dict(), asdict(config))
@@ -446,7 +446,7 @@ def test_a_generator_of_any_shape_comes_back(tmp_path: Path, resolution: int, de
     assert (ours.depth, ours.equalized) == (depth, equalized)
 
 
-def test_a_run_without_weights_says_when_there_will_be_some(tmp_path: Path) -> None:
+def test_the_error_for_a_run_without_weights_has_the_time_of_the_first_ones(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(asdict(small_config(checkpoint_kimg=2.5))))
     with pytest.raises(CheckpointError) as raised:
         load_generator(tmp_path)
@@ -462,14 +462,14 @@ def test_a_run_whose_configuration_is_damaged_has_no_weights_yet_either(tmp_path
         load_generator(tmp_path)
 
 
-def test_a_folder_that_is_no_run_and_a_file_that_is_not_there_are_called_so(tmp_path: Path) -> None:
+def test_other_folders_and_missing_files_are_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is not a run folder[\s\S]*Specify a run folder"):
         load_generator(tmp_path)
     with pytest.raises(CheckpointError, match=r"No such file[\s\S]*Specify a run folder"):
         load_generator(tmp_path / "missing")
 
 
-def test_a_file_of_other_tensors_is_told_from_a_damaged_and_from_a_newer_one(run_folder: Path) -> None:
+def test_other_tensors_and_newer_formats_have_their_own_errors(run_folder: Path) -> None:
     path, tensors = run_folder / "generator.safetensors", Generator(2, 16).state_dict()
     save_file(tensors, path, {"format_version": "1"})  # as a checkpoint is
     with pytest.raises(CheckpointError, match="is not a generator saved by msggan"):
@@ -568,7 +568,7 @@ def test_shapes_are_compared_by_name() -> None:
 # Writing in the background
 
 
-def test_what_changes_after_the_step_is_not_in_the_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_does_not_contain_later_changes(tmp_path: Path) -> None:
     writer = CheckpointWriter(RunFolder(tmp_path), may_write=lambda: None)
     weights = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     writer.save(8, {"ema.weight": weights}, {"note": 1}, config={})
@@ -580,7 +580,7 @@ def test_what_changes_after_the_step_is_not_in_the_checkpoint(tmp_path: Path) ->
     assert torch.equal(checkpoint.tensors["ema.weight"], torch.arange(24.0).view(1, 2, 3, 4))
 
 
-def test_what_went_wrong_is_raised_once_where_the_writer_is_next_asked(tmp_path: Path) -> None:
+def test_an_error_of_the_writer_is_raised_once_by_its_next_call(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("A file where the folder is to be.")
     writer = CheckpointWriter(RunFolder(tmp_path), may_write=lambda: None)
     writer.save(8, {"ema.weight": torch.zeros(3)}, {}, config={})

@@ -46,14 +46,14 @@ def train(tiny_images: Path, run_dir: Path, *words: object, limit_kib: int | Non
     )
 
 
-def go_on(tiny_images: Path, run_dir: Path, *words: object) -> None:
-    """The same command again, to its end."""
+def resume(tiny_images: Path, run_dir: Path, *words: object) -> None:
+    """Runs the same command again, to its end."""
     ended = run_in(run_dir.parent, "msggan.train", "--data", tiny_images, *words, "--run-dir", run_dir)
     assert ended.exit_code == 0, ended.stderr
 
 
 def error_of(process: subprocess.Popen[str]) -> str:
-    """What it said as it ended with exit code 1, in our words."""
+    """The error that it printed when it ended with exit code 1."""
     _, stderr = process.communicate()
     assert process.returncode == 1, stderr
     assert "Traceback" not in stderr
@@ -74,7 +74,7 @@ def fill(disk: Path) -> Path:
             return stuffing
 
 
-def test_a_disk_that_fills_up_ends_training_with_the_files_name_and_nothing_is_missing_after(
+def test_a_full_disk_ends_training_with_the_name_of_the_file_and_the_run_can_be_resumed(
     tiny_images: Path, small_disk: Disk
 ) -> None:
     run_dir = small_disk.path / "run"
@@ -93,12 +93,12 @@ def test_a_disk_that_fills_up_ends_training_with_the_files_name_and_nothing_is_m
     stuffing.unlink()
     further = round(checkpoint.images_seen / 1000 + 0.2, 3)
     for folder in (run_dir, small_disk.path / "undisturbed"):
-        go_on(tiny_images, folder, *LONG, "--kimg", further)
+        resume(tiny_images, folder, *LONG, "--kimg", further)
     assert everything(run_dir)[:2] == everything(small_disk.path / "undisturbed")[:2]
 
 
 @pytest.mark.slow
-def test_a_limit_on_file_size_ends_training_with_the_files_name_and_nothing_is_missing_after(
+def test_a_limit_on_file_size_ends_training_with_the_name_of_the_file_and_the_run_can_be_resumed(
     tiny_images: Path, whole: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -108,12 +108,12 @@ def test_a_limit_on_file_size_ends_training_with_the_files_name_and_nothing_is_m
     assert f"Error: {run_dir / 'checkpoints'}" in error
     assert "File too large" in error
     assert newest_checkpoint(run_dir / "checkpoints") == (None, [])
-    go_on(tiny_images, run_dir, *WORDS)
+    resume(tiny_images, run_dir, *WORDS)
     assert everything(run_dir) == everything(whole)
 
 
 @pytest.mark.slow
-def test_a_run_folder_that_is_removed_ends_training_and_is_not_made_anew(tiny_images: Path, tmp_path: Path) -> None:
+def test_a_removed_run_folder_ends_training_and_is_not_created_again(tiny_images: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = train(tiny_images, run_dir, *LONG)
     wait_for(lambda: has_checkpoints(run_dir, 1), process)
@@ -145,7 +145,7 @@ def test_a_disk_that_may_only_be_read_ends_training_and_what_exists_stays_good(
 
 
 @pytest.mark.slow
-def test_samples_that_cannot_be_written_are_said_once_and_training_goes_on(
+def test_samples_that_cannot_be_written_are_reported_once_and_training_continues(
     tiny_images: Path, whole: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -178,6 +178,6 @@ def test_every_line_of_the_metrics_is_whole_again_after_a_fault(tiny_images: Pat
     metrics = run_dir / "metrics.jsonl"
     before = read_metrics(metrics)
     metrics.write_bytes(metrics.read_bytes() + b'{"images": 700, "d_lo')  # what a full disk leaves
-    go_on(tiny_images, run_dir, *WORDS)
+    resume(tiny_images, run_dir, *WORDS)
     assert read_metrics(metrics) == before
     assert metrics.read_bytes().count(b"\n") == len(before)

@@ -19,7 +19,7 @@ def refusing(number: int):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("number", CANNOT_REPLACE)
-def test_where_no_file_takes_anothers_place_a_file_is_replaced_all_the_same(
+def test_a_file_is_replaced_on_a_mount_without_atomic_replacement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     # No such mount can be had in a test: the answer is given at the system call.
@@ -59,7 +59,7 @@ def test_a_file_that_was_being_replaced_when_the_process_died_is_recovered(
 
 
 @pytest.mark.parametrize("number", CANNOT_SYNC)
-def test_where_nothing_can_be_waited_for_a_file_is_written(
+def test_a_file_is_written_on_a_mount_without_fsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr("os.fsync", refusing(number))

@@ -54,7 +54,7 @@ def mutation(content: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-def test_a_spoilt_checkpoint_is_never_loaded_and_the_one_before_always(tmp_path: Path, suffix: str) -> None:
+def test_a_damaged_checkpoint_is_never_loaded_and_the_previous_one_always(tmp_path: Path, suffix: str) -> None:
     for images_seen in (8, 16):
         save_checkpoint(tmp_path, images_seen, {"weights": torch.full((7, 3), float(images_seen))}, STATE)
     newest = tmp_path / "000000016.json"
@@ -73,7 +73,7 @@ def test_a_spoilt_checkpoint_is_never_loaded_and_the_one_before_always(tmp_path:
         assert damaged[0].reason
 
 
-def test_a_spoilt_generator_is_refused_or_has_the_shape_that_it_says(tmp_path: Path) -> None:
+def test_a_damaged_generator_is_refused_or_has_the_shape_of_its_configuration(tmp_path: Path) -> None:
     path = save_run(tmp_path / "run", depth=2) / "generator.safetensors"
     for content in mutations(path.read_bytes(), 500, seed=2):
         path.write_bytes(content)
@@ -83,7 +83,7 @@ def test_a_spoilt_generator_is_refused_or_has_the_shape_that_it_says(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"])
-def test_a_spoilt_image_is_used_or_named(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_image_is_used_or_reported(tmp_path: Path, kind: str) -> None:
     if kind not in readable_formats():
         pytest.skip(f"this machine reads no {kind}")
     good = save_images(tmp_path / "good", 1, 16) / "000.png"

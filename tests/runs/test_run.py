@@ -32,7 +32,7 @@ METRICS = """\
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """A run of 1 kimg that has only begun."""
+    """A run of 1 kimg that has just started."""
     folder = RunFolder(tmp_path / "one")
     folder.prepare(small_config(), {}, checkpoint_bytes=1)
     return folder
@@ -48,12 +48,12 @@ def pictures(html: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(content))) for content in contents]
 
 
-def test_where_no_run_lives_there_is_none_to_look_at(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"is not a run folder\.\nList the runs: msggan-aml list"):
         Run(tmp_path)
 
 
-def test_a_run_without_reports_yet_says_so(folder: RunFolder) -> None:
+def test_a_run_without_reports_is_shown_as_such(folder: RunFolder) -> None:
     html = Run(folder.path)._repr_html_()
     assert "No samples or metrics yet." in html
     assert "<svg" not in html
@@ -82,11 +82,11 @@ def test_a_curve_has_just_the_reports_that_have_a_number(folder: RunFolder) -> N
     assert str(curve(metrics, "d_loss")) == "[(0.25, 0.5), (0.5, nan)]"
 
 
-def test_a_whole_number_too_long_for_a_chart_is_passed_over() -> None:
+def test_an_integer_too_large_for_a_chart_is_skipped() -> None:
     assert curve([{"kimg": 1, "swd": 10**400}, {"kimg": 2, "swd": 3}], "swd") == [(2, 3)]
 
 
-def test_nothing_of_a_file_becomes_html_by_itself(folder: RunFolder) -> None:
+def test_the_content_of_files_is_escaped_in_html(folder: RunFolder) -> None:
     folder.metrics.write_text(METRICS)
     html = ended(folder, "failed", images_seen=750, reason="<script>alert('x')</script>")._repr_html_()
     assert "<script>" not in html
@@ -95,13 +95,13 @@ def test_nothing_of_a_file_becomes_html_by_itself(folder: RunFolder) -> None:
     assert "same configuration, data and run_dir resumes it" in html
 
 
-def test_a_run_at_work_says_how_to_follow_it(folder: RunFolder) -> None:
+def test_a_running_run_shows_how_to_follow_it(folder: RunFolder) -> None:
     with owned(folder):
         record_start(folder, data="x", images_seen=0)
         assert f"msggan-aml logs {folder} --follow" in Run(folder.path)._repr_html_()
 
 
-def test_what_is_damaged_is_said_and_the_rest_shown(folder: RunFolder) -> None:
+def test_damaged_files_are_reported_and_the_rest_is_shown(folder: RunFolder) -> None:
     folder.samples.mkdir()
     (folder.samples / "000001000_16px.png").write_bytes(b"none")
     folder.config.write_text("{}")
@@ -112,7 +112,7 @@ def test_what_is_damaged_is_said_and_the_rest_shown(folder: RunFolder) -> None:
         _ = run.config
 
 
-def test_a_runs_generator_is_loaded_when_asked_for_and_once(tmp_path: Path, folder: RunFolder) -> None:
+def test_the_generator_of_a_run_is_loaded_lazily_and_once(tmp_path: Path, folder: RunFolder) -> None:
     run = Run(save_run(tmp_path / "two"))
     assert run.generator is run.generator
     assert not run.generator.training

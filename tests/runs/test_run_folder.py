@@ -26,7 +26,7 @@ def prepared(path: Path, config: TrainConfig | None = None, *, checkpoint_bytes:
     return folder
 
 
-def test_the_layout_is_the_one_people_rely_on(tmp_path: Path) -> None:
+def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "one"))
     assert str(folder) == str(tmp_path / "one")
     assert [path.relative_to(tmp_path).as_posix() for path in vars(folder).values()] == [
@@ -42,14 +42,14 @@ def test_the_layout_is_the_one_people_rely_on(tmp_path: Path) -> None:
     ]
 
 
-def test_looking_at_a_folder_writes_nothing(tmp_path: Path) -> None:
+def test_reading_a_folder_writes_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "one")
     assert folder.load_config() is None
     assert folder.continued(small_config()) is None
     assert not folder.path.exists()
 
 
-def test_the_configuration_comes_back_equal(tmp_path: Path) -> None:
+def test_the_configuration_loads_equal(tmp_path: Path) -> None:
     config = small_config(g_lr=0.1 + 0.2, seed=2**31 - 1, mirror=False, background="#12ab9f", kimg=1e-3)
     assert prepared(tmp_path / "deep" / "one", config).load_config() == config
 
@@ -60,7 +60,7 @@ def test_the_configuration_is_plain_json_with_every_field(tmp_path: Path) -> Non
     assert values == {"format_version": 1, **asdict(config)}
 
 
-def test_preparing_writes_the_networks_out_and_nothing_half_written(tmp_path: Path) -> None:
+def test_preparing_writes_the_printouts_and_no_partial_file(tmp_path: Path) -> None:
     networks = {"generator": Generator(2, 8), "discriminator": Discriminator(2, 8)}
     RunFolder(tmp_path).prepare(small_config(), networks, checkpoint_bytes=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -72,7 +72,7 @@ def test_preparing_writes_the_networks_out_and_nothing_half_written(tmp_path: Pa
     assert "from_rgb" in (tmp_path / "discriminator_config.txt").read_text()
 
 
-def test_a_printout_counts_what_is_learnt() -> None:
+def test_a_printout_has_the_number_of_parameters() -> None:
     """30 · 40 + 40 weights and biases."""
     assert printout(nn.Linear(30, 40)).endswith("\n\n1,240 parameters\n")
 
@@ -80,7 +80,7 @@ def test_a_printout_counts_what_is_learnt() -> None:
 # Going on
 
 
-def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     config = small_config(seed=7)
     assert prepared(tmp_path, config).continued(TrainConfig()) == config
 
@@ -89,7 +89,7 @@ MAY_CHANGE = {"kimg": 2.0, "sample_kimg": 0.5, "metric_kimg": 0.25, "checkpoint_
 
 
 @pytest.mark.parametrize("name", MAY_CHANGE)
-def test_what_may_change_is_taken_from_the_new_command(tmp_path: Path, name: str) -> None:
+def test_fields_that_may_change_are_taken_from_the_new_command(tmp_path: Path, name: str) -> None:
     config, changed = small_config(), {name: MAY_CHANGE[name]}
     assert prepared(tmp_path, config).continued(TrainConfig(**changed)) == replace(config, **changed)
 
@@ -168,7 +168,7 @@ def test_a_configuration_that_msggan_did_not_write_is_refused_and_kept(tmp_path:
 
 
 @pytest.mark.parametrize("value", [33, "32", [32]])
-def test_a_stored_value_that_cannot_be_is_named(tmp_path: Path, value: object) -> None:
+def test_an_invalid_stored_value_is_reported(tmp_path: Path, value: object) -> None:
     folder = stored(tmp_path, {**asdict(small_config()), "resolution": value})
     with pytest.raises(RunFolderError, match=r"config\.json: cannot be read: --resolution .+: must be "):
         folder.load_config()
@@ -182,7 +182,7 @@ def stored(path: Path, values: Mapping[str, object]) -> RunFolder:
 
 @pytest.mark.parametrize("name", [spec.name for spec in fields(TrainConfig)])
 @pytest.mark.parametrize("as_null", [False, True])
-def test_a_field_that_all_versions_have_is_missed_by_name(tmp_path: Path, name: str, as_null: bool) -> None:
+def test_a_missing_field_that_all_versions_have_is_reported_by_name(tmp_path: Path, name: str, as_null: bool) -> None:
     values = asdict(small_config())
     values[name] = None
     folder = stored(tmp_path, values if as_null else {key: value for key, value in values.items() if key != name})
@@ -216,7 +216,7 @@ def test_fields_of_a_newer_version_are_named(tmp_path_factory: pytest.TempPathFa
     )
 
 
-def test_a_configuration_of_another_version_is_refused_as_that(tmp_path: Path) -> None:
+def test_a_configuration_of_another_version_is_refused(tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     folder.config.write_text(json.dumps({**json.loads(folder.config.read_text()), "format_version": 2}))
     with pytest.raises(RunFolderError, match="format 2, this one has 1"):
@@ -242,7 +242,7 @@ def test_mutated_configurations_are_read_or_refused(
 
 
 @pytest.mark.parametrize("below", ["file", "file/one", "file/one/two"])
-def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path, below: str) -> None:
+def test_a_path_below_a_file_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("somebody's")
     with pytest.raises(RunFolderError, match="cannot be written"):
         prepared(tmp_path / below)

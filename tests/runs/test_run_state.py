@@ -45,13 +45,13 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "runs" / "one")
 
 
-def test_where_no_run_has_started_there_is_no_state_and_nothing_is_written(folder: RunFolder) -> None:
+def test_before_a_run_has_started_there_is_no_state_and_no_folder(folder: RunFolder) -> None:
     assert state_of(folder) is None
     assert not is_owned(folder)
     assert not folder.path.exists()
 
 
-def test_a_run_goes_on_while_its_process_owns_it(folder: RunFolder) -> None:
+def test_a_run_is_running_while_its_process_owns_it(folder: RunFolder) -> None:
     with owned(folder):
         started = record_start(folder, data="images", images_seen=0)
         assert state_of(folder) == started
@@ -68,14 +68,14 @@ def test_an_end_is_kept_with_its_reason_and_the_images_seen(folder: RunFolder, s
     assert (ended.state, ended.images_seen, ended.reason, ended.created) == (state, 64, "because", started.created)
 
 
-def test_going_on_keeps_when_the_run_first_began(folder: RunFolder) -> None:
+def test_resuming_keeps_the_time_of_creation(folder: RunFolder) -> None:
     with owned(folder):
         first = record_start(folder, data="images", images_seen=0)
         folder.state.write_text(folder.state.read_text().replace(first.created, "2020-01-01T00:00:00Z"))
         assert record_start(folder, data="images", images_seen=8).created == "2020-01-01T00:00:00Z"
 
 
-def test_a_run_that_is_owned_belongs_to_nobody_else(folder: RunFolder) -> None:
+def test_a_run_has_one_owner(folder: RunFolder) -> None:
     with owned(folder):
         record_start(folder, data="images", images_seen=0)
         with pytest.raises(RunFolderError) as refused, owned(folder):
@@ -87,7 +87,7 @@ def test_a_run_that_is_owned_belongs_to_nobody_else(folder: RunFolder) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
-def test_a_run_whose_process_was_killed_is_interrupted_and_free(folder: RunFolder) -> None:
+def test_a_run_whose_process_was_killed_is_interrupted_and_has_no_owner(folder: RunFolder) -> None:
     with subprocess.Popen([sys.executable, "-c", OWNER, str(folder)], env=environment()) as process:
         try:
             wait_for(lambda: read_state(folder), process)
@@ -129,7 +129,7 @@ def test_only_the_process_that_has_the_lock_is_terminated(
             unrelated.kill()
 
 
-def test_what_a_newer_version_notes_besides_is_ignored(folder: RunFolder) -> None:
+def test_fields_of_a_newer_version_in_run_json_are_ignored(folder: RunFolder) -> None:
     with owned(folder):
         started = record_start(folder, data="images", images_seen=0)
         folder.state.write_text(json.dumps({**json.loads(folder.state.read_text()), "speed": 12}))
@@ -137,13 +137,13 @@ def test_what_a_newer_version_notes_besides_is_ignored(folder: RunFolder) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"state": "running"}', b"\xff"])
-def test_a_note_that_cannot_be_read_is_none(folder: RunFolder, content: bytes) -> None:
+def test_an_unreadable_run_json_is_no_state(folder: RunFolder, content: bytes) -> None:
     folder.path.mkdir(parents=True)
     folder.state.write_bytes(content)
     assert state_of(folder) is None
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match="cannot be written"), owned(RunFolder(tmp_path / "file" / "one")):
         pass

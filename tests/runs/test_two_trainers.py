@@ -53,7 +53,7 @@ def owner(run_dir: Path) -> int | None:
     return state and state.process
 
 
-def test_where_there_are_locks_the_second_trainer_refuses(tiny_images: Path, tmp_path: Path) -> None:
+def test_with_locks_the_second_trainer_is_refused(tiny_images: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with start(tiny_images, run_dir) as first:
         wait_for(lambda: checkpoints(run_dir), first)
@@ -68,7 +68,7 @@ def test_where_there_are_locks_the_second_trainer_refuses(tiny_images: Path, tmp
     "answer",
     [pytest.param("ENOSYS", marks=pytest.mark.slow), pytest.param("ENOTSUP", marks=pytest.mark.slow), "success"],
 )
-def test_where_locks_do_not_tell_the_newest_trainer_wins_and_the_older_one_stops(
+def test_without_locks_the_newest_trainer_continues_and_the_older_one_stops(
     tiny_images: Path, tmp_path: Path, answer: str
 ) -> None:
     run_dir, path = tmp_path / "run", path_with(answer, tmp_path / "answers")

@@ -21,14 +21,14 @@ from msggan.steps import TrainingState
 CPU = torch.device("cpu")
 
 
-def small_config(**said: object) -> TrainConfig:
+def small_config(**values: object) -> TrainConfig:
     """A resolved configuration that steps in milliseconds: two scales (4², 8²), width 8, batches of 4."""
     small = {"recipe": "bmsg", "resolution": 8, "latent_size": 8, "batch_size": 4, "precision": "float64", "kimg": 1.0}
-    return resolve(TrainConfig(**{**small, **said}), shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
+    return resolve(TrainConfig(**{**small, **values}), shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
 
 
-def training_state(**said: object) -> TrainingState:
-    return TrainingState(small_config(**said), CPU)
+def training_state(**values: object) -> TrainingState:
+    return TrainingState(small_config(**values), CPU)
 
 
 def reals_at(config: TrainConfig, step: int) -> Tensor:
