@@ -60,7 +60,7 @@ def described() -> Description:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images and two custom environments."""
     folder = tmp_path_factory.mktemp("openapi")
     draw_tiny_images(folder / "tiny")
@@ -71,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sent(_azure_process: AzureLocal, place: Path) -> Iterator[list[Recorded]]:
+def sent(_azure_process: AzureLocal, workdir: Path) -> Iterator[list[Recorded]]:
     """Every request that can change something, of all the commands that send one."""
     azure = _azure_process
     azure.reset()
@@ -97,7 +97,7 @@ def sent(_azure_process: AzureLocal, place: Path) -> Iterator[list[Recorded]]:
         (["provision", "--yes", "--delete"], {}),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        use(azure, patch, place)
+        use(azure, patch, workdir)
         for args, secrets in commands:
             with patch.context() as secretly:
                 for name, value in secrets.items():
@@ -162,9 +162,9 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_the_body_of_a_dry_run_is_described(
-    name: str, described: Description, place: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, described: Description, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(workdir)
     data, flags = PLANS[name]
     workspace = {
         "AZUREML_ARM_SUBSCRIPTION": "6b1f4b0c-7a57-4d0b-8f0e-2f6f0d6f1c01",
@@ -173,7 +173,7 @@ def test_the_body_of_a_dry_run_is_described(
     }
     from orchestration.azure.target import AzureTarget  # which loads the SDK
 
-    target = AzureTarget(read_settings(flags, folder=place, environ=workspace))
+    target = AzureTarget(read_settings(flags, folder=workdir, environ=workspace))
     (request,) = target.plan_run(RunSpec(TrainConfig(resolution=8), data, "one"))["requests"]
     assert described.complaints(request["method"], request["path"], request["body"]) == []
 

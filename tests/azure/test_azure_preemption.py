@@ -51,15 +51,15 @@ def checkpoints(azure: AzureLocal) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preemptions", [1, 3])
-def test_a_preempted_job_ends_like_an_uninterrupted_one(azure: AzureLocal, place: Path, preemptions: int) -> None:
+def test_a_preempted_job_ends_like_an_uninterrupted_one(azure: AzureLocal, workdir: Path, preemptions: int) -> None:
     azure.cloud.python = sys.executable  # its process is stopped and killed here, which must be the trainer itself
     args = ["submit", "--data", "tiny", *TRAINING]
-    printed = place / "stderr.txt"
+    printed = workdir / "stderr.txt"
     with (
         printed.open("w") as stderr,
         subprocess.Popen(
             command_line("msggan-aml", *args, "--yes", "-o", "json"),
-            cwd=place,
+            cwd=workdir,
             env=environment(**azure.variables),
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -87,9 +87,9 @@ def test_a_preempted_job_ends_like_an_uninterrupted_one(azure: AzureLocal, place
     assert [line for line in printed.read_text().splitlines() if line in written] == written
     assert sum("Resuming" in line for line in written) == preemptions
 
-    uninterrupted = run_in(place, "msggan-aml", *args, "--target", "local")
+    uninterrupted = run_in(workdir, "msggan-aml", *args, "--target", "local")
     assert uninterrupted.exit_code == 0, uninterrupted.stderr
-    local = place / "runs" / "tiny"
+    local = workdir / "runs" / "tiny"
     weights, expected = load(azure.blob("msggan/runs/tiny/generator.safetensors") or b""), load_generator(local)
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.state_dict().items())
     reports = reports_in(azure.blob("msggan/runs/tiny/metrics.jsonl") or b"")
@@ -115,7 +115,7 @@ def reports_in(content: bytes) -> list[dict[str, float]]:
     ],
 )
 def test_a_run_that_ended_early_is_continued_by_the_same_command_as_its_next_job(
-    azure: AzureLocal, place: Path, msggan_aml: Command, status: str, state: str
+    azure: AzureLocal, workdir: Path, msggan_aml: Command, status: str, state: str
 ) -> None:
     azure.cloud.job_environment["MSGGAN_TRACKING_URI"] = "none"
     args = ["submit", "--data", "tiny", *SHORT, "--yes", "-o", "json"]
@@ -133,5 +133,5 @@ def test_a_run_that_ended_early_is_continued_by_the_same_command_as_its_next_job
     listed = msggan_aml("list", "-o", "json").json["runs"]
     assert [(run["name"], run["job_id"], run["images_seen"]) for run in listed] == [("tiny", "tiny-2", 80)]
     assert msggan_aml("download", "tiny", "--out", "result", "-o", "json").exit_code == 0
-    reports = reports_in((place / "result" / "metrics.jsonl").read_bytes())
+    reports = reports_in((workdir / "result" / "metrics.jsonl").read_bytes())
     assert [report["images"] for report in reports] == [40, 80]

@@ -55,10 +55,10 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def images(azure: AzureLocal, place: Path) -> str:
+def images(azure: AzureLocal, workdir: Path) -> str:
     """The path of the images in the default datastore. Jobs do not log to MLflow, which takes long."""
     azure.cloud.job_environment["MSGGAN_TRACKING_URI"] = "none"
-    for path in (place / "tiny").iterdir():
+    for path in (workdir / "tiny").iterdir():
         azure.put_blob(f"images/{path.name}", path.read_bytes())
     return "images/"
 
@@ -239,23 +239,23 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
-def test_a_download_that_was_cut_resumes_where_it_ended(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_a_download_that_was_cut_resumes_where_it_ended(azure: AzureLocal, workdir: Path, msggan_aml: Command) -> None:
     content = {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE), "samples/1.png": b"picture"}
     add_run(azure, "old", content)
     azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
     cut = msggan_aml("download", "old", "-o", "json")
     assert cut.exit_code == 1
     assert "Downloading generator.safetensors" in cut.stderr
-    (part,) = (place / "old-run").glob("*.part")
+    (part,) = (workdir / "old-run").glob("*.part")
     assert part.read_bytes() == content[GENERATOR][: 2 * RANGE]
-    assert not (place / "old-run" / GENERATOR).exists()
+    assert not (workdir / "old-run" / GENERATOR).exists()
 
     azure.faults.clear()
     before = len(azure.requests)
     whole = msggan_aml("download", "old", "-o", "json")
     assert whole.exit_code == 0, whole.stderr
     assert whole.json == {"files": 3, "bytes": sum(map(len, content.values())), "path": "old-run"}
-    assert files_in(place / "old-run") == content
+    assert files_in(workdir / "old-run") == content
     fetched = [
         (request.path.rpartition("/")[2], request.headers.get("x-ms-range", "").partition("-")[0])
         for request in azure.requests[before:]
@@ -269,7 +269,7 @@ def test_a_download_that_was_cut_resumes_where_it_ended(azure: AzureLocal, place
     ("is_resumed", "at_range", "ranges"), [(False, 1, 3), (False, 2, 4), (True, 1, 4), (True, 1, 5), (True, 2, 3)]
 )
 def test_a_file_that_changes_while_it_is_downloaded_is_downloaded_from_one_version(
-    azure: AzureLocal, place: Path, msggan_aml: Command, *, is_resumed: bool, at_range: int, ranges: int
+    azure: AzureLocal, workdir: Path, msggan_aml: Command, *, is_resumed: bool, at_range: int, ranges: int
 ) -> None:
     """It changes before the first or the second request, to a content that is shorter, longer or of the same size."""
     older, newer = os.urandom(4 * RANGE), os.urandom(ranges * RANGE)
@@ -281,14 +281,14 @@ def test_a_file_that_changes_while_it_is_downloaded_is_downloaded_from_one_versi
     azure.fault("GET", GENERATOR, nth=at_range, meanwhile=lambda: azure.put_blob(f"msggan/runs/old/{GENERATOR}", newer))
     ended = msggan_aml("download", "old", "-o", "json")
     assert ended.exit_code == 0, ended.stderr
-    assert files_in(place / "old-run") == {GENERATOR: newer}
+    assert files_in(workdir / "old-run") == {GENERATOR: newer}
     assert ended.json == {"files": 1, "bytes": len(newer), "path": "old-run"}
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
 @pytest.mark.parametrize("newer", [b"newer", None])
 def test_no_partial_file_remains_if_a_file_changed_or_was_removed_between_two_downloads(
-    azure: AzureLocal, place: Path, msggan_aml: Command, newer: bytes | None
+    azure: AzureLocal, workdir: Path, msggan_aml: Command, newer: bytes | None
 ) -> None:
     add_run(azure, "old", {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
     azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
@@ -298,11 +298,13 @@ def test_no_partial_file_remains_if_a_file_changed_or_was_removed_between_two_do
     if newer is not None:
         azure.put_blob(f"msggan/runs/old/{GENERATOR}", newer)
     assert msggan_aml("download", "old").exit_code == 0
-    assert files_in(place / "old-run") == {"a.json": b"{}"} | ({} if newer is None else {GENERATOR: newer})
+    assert files_in(workdir / "old-run") == {"a.json": b"{}"} | ({} if newer is None else {GENERATOR: newer})
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
-def test_a_file_that_changes_at_every_request_is_an_error(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_a_file_that_changes_at_every_request_is_an_error(
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
+) -> None:
     add_run(azure, "old", {GENERATOR: os.urandom(2 * RANGE)})
 
     def change() -> None:
@@ -312,20 +314,24 @@ def test_a_file_that_changes_at_every_request_is_an_error(azure: AzureLocal, pla
     ended = msggan_aml("download", "old")
     assert ended.exit_code == 1
     assert "generator.safetensors: changes faster than it can be downloaded.\nDownload it again later." in ended.stderr
-    assert files_in(place / "old-run") == {}
+    assert files_in(workdir / "old-run") == {}
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
-def test_a_file_that_the_run_removes_meanwhile_is_skipped(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_a_file_that_the_run_removes_meanwhile_is_skipped(
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
+) -> None:
     add_run(azure, "old", {"a.json": b"{}", "checkpoints/1.json": b"{1}"})
     azure.fault("GET", "checkpoints/1", meanwhile=lambda: azure.delete_blob("msggan/runs/old/checkpoints/1.json"))
     ended = msggan_aml("download", "old", "-o", "json")
     assert ended.exit_code == 0, ended.stderr
     assert ended.json == {"files": 1, "bytes": 2, "path": "old-run"}
-    assert files_in(place / "old-run") == {"a.json": b"{}"}
+    assert files_in(workdir / "old-run") == {"a.json": b"{}"}
 
 
-def test_partial_hidden_and_lock_files_are_not_downloaded(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_partial_hidden_and_lock_files_are_not_downloaded(
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
+) -> None:
     kept = {"a.json": b"{}", "samples/1.png": b"picture"}
     left = ["run.lock", "a.json.part", ".amlignore", "samples/.thumbnail.png", ".cache/x"]
     add_run(azure, "old", {**kept, **dict.fromkeys(left, b"1")})
@@ -335,11 +341,11 @@ def test_partial_hidden_and_lock_files_are_not_downloaded(azure: AzureLocal, pla
     )  # how a mount marks folders
     ended = msggan_aml("download", "old", "-o", "json")
     assert ended.exit_code == 0, ended.stderr
-    assert files_in(place / "old-run") == kept
+    assert files_in(workdir / "old-run") == kept
 
 
 @pytest.mark.usefixtures("msggan_aml")
-def test_the_blob_by_which_a_mount_marks_a_folder_is_not_a_file(azure: AzureLocal, images: str, place: Path) -> None:
+def test_the_blob_by_which_a_mount_marks_a_folder_is_not_a_file(azure: AzureLocal, images: str, workdir: Path) -> None:
 
     from orchestration.azure.client import Client
     from orchestration.azure.data import ensure_data
@@ -347,14 +353,14 @@ def test_the_blob_by_which_a_mount_marks_a_folder_is_not_a_file(azure: AzureLoca
 
     container = azure.cloud.blobs.container(azure.cloud.account, azure.container)
     container.upload_blob(images.rstrip("/"), b"", metadata={"hdi_isfolder": "true"})
-    client = Client(read_settings({}, folder=place, environ=os.environ), Reporter())
+    client = Client(read_settings({}, folder=workdir, environ=os.environ), Reporter())
     spec = RunSpec(TrainConfig(), DATASTORE + images.rstrip("/"), "images")
     assert ensure_data(spec, client.store(None), client) == JobData(spec.data, "uri_folder")
 
 
 @pytest.mark.usefixtures("_no_waiting", "_small_ranges")
 def test_a_download_does_not_resume_the_files_of_another_run(
-    azure: AzureLocal, place: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     add_run(azure, "old", {"a.json": b"{}", GENERATOR: os.urandom(4 * RANGE)})
     azure.fault("GET", GENERATOR, nth=3, times=20, drop="before")
@@ -364,15 +370,15 @@ def test_a_download_does_not_resume_the_files_of_another_run(
     azure.put_blob("msggan/runs/another/a.json", b"[]")
     refused = msggan_aml("download", "another", "--out", "old-run")
     assert refused.exit_code == 2
-    assert (place / "old-run" / "a.json").read_bytes() == b"{}"
+    assert (workdir / "old-run" / "a.json").read_bytes() == b"{}"
 
-    (part,) = (place / "old-run").glob("*.part")
+    (part,) = (workdir / "old-run").glob("*.part")
     part.write_bytes(bytes(5 * RANGE))  # longer than the file: it cannot be of it
     failed = msggan_aml("download", "old")
     assert failed.exit_code == 1
     assert "generator.safetensors: received 5120 bytes instead of 4096.\nDownload it again." in failed.stderr
     assert msggan_aml("download", "old").exit_code == 0
-    assert files_in(place / "old-run").keys() == {"a.json", GENERATOR}
+    assert files_in(workdir / "old-run").keys() == {"a.json", GENERATOR}
 
 
 @pytest.mark.usefixtures("_no_waiting")
@@ -399,15 +405,15 @@ def test_a_job_that_ends_while_it_is_cancelled_keeps_its_final_state(
     )
 
 
-def test_a_download_is_not_written_into_another_folder(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_a_download_is_not_written_into_another_folder(azure: AzureLocal, workdir: Path, msggan_aml: Command) -> None:
     for name in ("tiny", "other"):
         add_run(azure, name, {"config.json": b"{}", "generator.safetensors": b"weights"})
-    images = sorted(path.name for path in (place / "tiny").iterdir())
+    images = sorted(path.name for path in (workdir / "tiny").iterdir())
     for args in (["tiny"], ["tiny", "--weights"], ["tiny", "--force"]):
         refused = msggan_aml("download", *args, "--out", "tiny", "-o", "json")
         assert (refused.exit_code, refused.json["error"]["code"]) == (2, "usage")
         assert "Error: tiny: is not empty and was not created by download.\n" in refused.stderr
-        assert sorted(path.name for path in (place / "tiny").iterdir()) == images
+        assert sorted(path.name for path in (workdir / "tiny").iterdir()) == images
     assert msggan_aml("download", "tiny", "-o", "json").json["path"] == "tiny-run"
     refused = msggan_aml("download", "other", "--out", "tiny-run", "--force")
     assert refused.exit_code == 2
@@ -415,7 +421,7 @@ def test_a_download_is_not_written_into_another_folder(azure: AzureLocal, place:
 
 
 def test_a_repeated_download_requests_only_what_has_changed(
-    azure: AzureLocal, place: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     add_run(azure, "old", {"config.json": b"{}", "metrics.jsonl": b"1\n", "generator.safetensors": b"weights"})
     assert msggan_aml("download", "old").exit_code == 0
@@ -424,14 +430,14 @@ def test_a_repeated_download_requests_only_what_has_changed(
     assert msggan_aml("download", "old", "-o", "json").json == {"files": 3, "bytes": 13, "path": "old-run"}
     fetched = [request.path for request in azure.requests[before:] if "/msggan/runs/old/" in request.path]
     assert [path.rpartition("/")[2] for path in fetched] == ["metrics.jsonl"]
-    assert (place / "old-run" / "metrics.jsonl").read_bytes() == b"1\n2\n"
+    assert (workdir / "old-run" / "metrics.jsonl").read_bytes() == b"1\n2\n"
 
-    (place / "old-run" / "config.json").write_bytes(b"[]")
+    (workdir / "old-run" / "config.json").write_bytes(b"[]")
     refused = msggan_aml("download", "old")
     assert refused.exit_code == 2
     assert "config.json: has changed since it was downloaded." in refused.stderr
     assert msggan_aml("download", "old", "--force").exit_code == 0
-    assert (place / "old-run" / "config.json").read_bytes() == b"{}"
+    assert (workdir / "old-run" / "config.json").read_bytes() == b"{}"
 
 
 @pytest.mark.usefixtures("_no_waiting")

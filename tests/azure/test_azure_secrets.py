@@ -57,7 +57,7 @@ def kind_of(request: Recorded) -> str:
 
 
 def test_a_key_and_the_credential_s_secret_are_only_where_they_belong(
-    azure: AzureLocal, place: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     azure.cloud.blobs.container("msgganstore", "images")
     key, secret = azure.account_key, azure.cloud.client_secret
@@ -77,11 +77,11 @@ def test_a_key_and_the_credential_s_secret_are_only_where_they_belong(
 
     container = azure.cloud.blobs.container("msgganstore", "images")
     stored = {name: container.download_blob(name).readall() for name in container.list_blob_names()}
-    written = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    written = {str(path): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     job = azure.job("tiny")
     assert job.status == "Completed"
     assert any(name.startswith("msggan/runs/tiny/") for name in stored)
-    assert str(place / "result" / "generator.safetensors") in written
+    assert str(workdir / "result" / "generator.safetensors") in written
     everything = {
         "output": printed,
         "job": [job.properties, job.parameters, job.tags],

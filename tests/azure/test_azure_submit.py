@@ -39,9 +39,9 @@ def _left_behind() -> Iterator[None]:
     gc.collect()
 
 
-def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_from_images_to_a_generator(azure: AzureLocal, workdir: Path, msggan_aml: Command) -> None:
     submitted = run_in(
-        place, "msggan-aml", "submit", "--data", "tiny", *SMALL, "--yes", "-o", "json", **azure.variables
+        workdir, "msggan-aml", "submit", "--data", "tiny", *SMALL, "--yes", "-o", "json", **azure.variables
     )
     assert submitted.exit_code == 0, submitted.stderr
     run = submitted.json
@@ -74,22 +74,22 @@ def test_from_images_to_a_generator(azure: AzureLocal, place: Path, msggan_aml: 
 
     sampled = msggan_aml("sample", "tiny", "-o", "json")
     assert sampled.exit_code == 0, sampled.stderr
-    assert (place / "runs" / "tiny" / "generator.safetensors").is_file()
+    assert (workdir / "runs" / "tiny" / "generator.safetensors").is_file()
 
     downloaded = msggan_aml("download", "tiny", "--out", "result", "-o", "json")
     assert downloaded.exit_code == 0, downloaded.stderr
-    files = [path for path in (place / "result").rglob("*") if path.is_file() and path.name != DOWNLOAD_FILE]
+    files = [path for path in (workdir / "result").rglob("*") if path.is_file() and path.name != DOWNLOAD_FILE]
     size = sum(path.stat().st_size for path in files)
     assert downloaded.json == {"files": len(files), "bytes": size, "path": "result"}
     assert {path.name for path in files} >= {"config.json", "metrics.jsonl", "generator.safetensors", "000000040.json"}
-    assert isinstance(load_generator(place / "result"), Generator)
+    assert isinstance(load_generator(workdir / "result"), Generator)
 
 
 DATASTORE = "azureml://datastores/workspaceblobstore/paths/"
 
 
 def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
-    azure: AzureLocal, place: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     azure.hold_jobs("no node is free")
     args = ["submit", "--data", "tiny", *SMALL, "--compute", "msggan-gpu", "--timeout-hours", "2"]
@@ -119,7 +119,7 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
 
 
 def test_debug_logs_the_requests_with_their_ids_and_no_secrets(
-    azure: AzureLocal, place: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     azure.hold_jobs("no node is free")
     ended = msggan_aml("submit", "--data", "tiny", *SMALL, "--detach", "--yes", "--debug", "-o", "json")
@@ -155,10 +155,10 @@ def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str,
 
 @pytest.mark.slow
 def test_ctrl_c_does_not_stop_the_run_and_logs_follow_it_to_its_end(
-    azure: AzureLocal, place: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     args = ["submit", "--data", "tiny", *ENDLESS, "--yes"]
-    with started(place, "msggan-aml", *args, **azure.variables) as follower:
+    with started(workdir, "msggan-aml", *args, **azure.variables) as follower:
         wait_for(
             lambda: "tiny" in azure.cloud.jobs and b"Training" in azure.artifact("tiny", "user_logs/std_log.txt"),
             follower,
@@ -170,7 +170,7 @@ def test_ctrl_c_does_not_stop_the_run_and_logs_follow_it_to_its_end(
     assert "Error" not in left.stderr
     assert azure.job("tiny").status == "Running"
 
-    with started(place, "msggan-aml", "logs", "tiny", "--follow", **azure.variables) as follower:
+    with started(workdir, "msggan-aml", "logs", "tiny", "--follow", **azure.variables) as follower:
         assert follower.stdout is not None
         assert follower.stdout.readline()
         left = stopped(follower, "Ctrl-C")
@@ -196,7 +196,7 @@ def test_ctrl_c_does_not_stop_the_run_and_logs_follow_it_to_its_end(
 
 
 def test_a_failed_job_shows_its_last_lines_and_its_exit_code(
-    azure: AzureLocal, place: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     azure.put_blob("other/notes.png", b"no image")
     failed = msggan_aml("submit", "--data", DATASTORE + "other/", *SMALL, "--name", "bad", "--yes", "-o", "json")
@@ -207,7 +207,7 @@ def test_a_failed_job_shows_its_last_lines_and_its_exit_code(
     assert last in failed.stderr
 
 
-def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, workdir: Path, msggan_aml: Command) -> None:
     sas = "https://msgganstore.blob.core.windows.net/c/images?sv=2024&sig=s3cr3tsecret"
     refused = msggan_aml("submit", "--data", sas, *SMALL, "--yes", "-o", "json")
     assert (refused.exit_code, refused.json["error"]["code"]) == (2, "usage")

@@ -62,9 +62,9 @@ def by_number(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
-def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_from_images_to_the_best_settings(azure: AzureLocal, workdir: Path, msggan_aml: Command) -> None:
     args = sweep("--over", "g_lr=0.001..0.01", "--over", "mirror", "--trials", "3", "--concurrent", "2", *SHORT)
-    found = run_in(place, "msggan-aml", *args, "--timeout", "3", "--timeout-hours", "1.5", **azure.variables)
+    found = run_in(workdir, "msggan-aml", *args, "--timeout", "3", "--timeout-hours", "1.5", **azure.variables)
     assert found.exit_code == 0, found.stderr
     status = found.json
     assert (status["name"], status["target"], status["state"], status["job_id"]) == (
@@ -87,7 +87,7 @@ def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan
     for number in range(3):
         assert re.search(rf"Trial {number} \([1-3] of 3 finished\): g_lr=", found.stderr)
     assert sum(line.startswith("Trial ") for line in found.stderr.splitlines()) == 3  # each once, at whichever look
-    page = (place / "runs" / "find" / "report.html").read_text()
+    page = (workdir / "runs" / "find" / "report.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 3
 
     sent = azure.made("PUT", "/jobs/find")[-1].body["properties"]
@@ -114,15 +114,15 @@ def test_from_images_to_the_best_settings(azure: AzureLocal, place: Path, msggan
     assert best.exit_code == 0, best.stderr
     assert best.json["best"] == status["best"]
     assert len(azure.made("GET", worst)) == reads + 1  # what is known is not asked again
-    load_generator(place / "copy")
+    load_generator(workdir / "copy")
 
     for args in (["logs", "find"], ["sample", "find"], ["download", "find"], ["submit", *["--data", "tiny"], *NAMED]):
         refused = msggan_aml(*args, *([] if args[0] != "submit" else [*SHORT, "--yes"]))
         assert refused.exit_code == 2
         assert "find: is a sweep, not a run." in refused.stderr
 
-    _a_trial_is_named_as_a_run_is(place, msggan_aml, status)
-    _goes_on_in_full(azure, place, msggan_aml, status)
+    _a_trial_is_named_as_a_run_is(workdir, msggan_aml, status)
+    _goes_on_in_full(azure, workdir, msggan_aml, status)
     _check_that_a_repeated_sweep_is_complete_and_more_trials_continue_it(
         azure, msggan_aml, args=sweep(*OVER_AGAIN), before=trials
     )
@@ -135,7 +135,7 @@ OVER_AGAIN = [
 ]
 
 
-def _a_trial_is_named_as_a_run_is(place: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
+def _a_trial_is_named_as_a_run_is(workdir: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
     status = msggan_aml("status", "find/1", "-o", "json").json
     assert (status["name"], status["job_id"], status["state"], status["images_seen"]) == (
         "find/1",
@@ -150,7 +150,7 @@ def _a_trial_is_named_as_a_run_is(place: Path, msggan_aml: Command, status: dict
     copied = msggan_aml("download", "find/1", "-o", "json")
     assert copied.exit_code == 0, copied.stderr
     assert copied.json["path"] == "find-trial-1"
-    assert (place / "find-trial-1" / "metrics.jsonl").exists()
+    assert (workdir / "find-trial-1" / "metrics.jsonl").exists()
     sampled = msggan_aml("sample", "find/1", "--num", "1", "-o", "json")
     assert sampled.exit_code == 0, sampled.stderr
     assert Path(sampled.json["files"][0]).is_relative_to("runs/find-trial-1")
@@ -159,7 +159,7 @@ def _a_trial_is_named_as_a_run_is(place: Path, msggan_aml: Command, status: dict
     assert missing.stderr.endswith("Error: find: no trial 9 has started.\nSee its trials: msggan-aml status find\n")
 
 
-def _goes_on_in_full(azure: AzureLocal, place: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
+def _goes_on_in_full(azure: AzureLocal, workdir: Path, msggan_aml: Command, status: dict[str, Any]) -> None:
     """The winner is trained on from its trial: there, here, and anew."""
     on_azure = msggan_aml("submit", "--from-trial", "find", "--kimg", "0.08", "--yes", "-o", "json")
     assert on_azure.exit_code == 0, on_azure.stderr
@@ -175,7 +175,7 @@ def _goes_on_in_full(azure: AzureLocal, place: Path, msggan_aml: Command, status
     assert local.exit_code == 0, local.stderr
     assert (local.json["name"], local.json["target"], local.json["images_seen"]) == ("find-trial-1", "local", 80)
     assert (
-        (place / "runs/find-trial-1/metrics.jsonl")
+        (workdir / "runs/find-trial-1/metrics.jsonl")
         .read_bytes()
         .startswith(azure.blob("msggan/runs/find/trials/find_1/metrics.jsonl") or b"")
     )
@@ -210,17 +210,17 @@ def _check_that_a_repeated_sweep_is_complete_and_more_trials_continue_it(
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
 def test_a_resumed_grid_runs_the_remaining_combinations_also_with_the_images_at_another_path(
-    azure: AzureLocal, place: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     grid = ["--over", "loss=hinge,relativistic-hinge", "--over", "mirror", "--sampling", "grid", *SHORT]
     started_sweep = msggan_aml(*sweep(*grid, "--trials", "3", "--concurrent", "3"))
     assert started_sweep.exit_code == 0, started_sweep.stderr
-    (place / "tiny" / "00.png").rename(place / "00.png")
+    (workdir / "tiny" / "00.png").rename(workdir / "00.png")
     other = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3"))
     assert other.exit_code == 2
     assert "--data tiny: the sweep find uses other images" in other.stderr
-    (place / "00.png").rename(place / "tiny" / "00.png")
-    (place / "tiny").rename(place / "elsewhere")
+    (workdir / "00.png").rename(workdir / "tiny" / "00.png")
+    (workdir / "tiny").rename(workdir / "elsewhere")
     ended = msggan_aml(*sweep(*grid, "--trials", "4", "--concurrent", "3", "--data", "elsewhere"))
     assert ended.exit_code == 0, ended.stderr
     tried = [trial["settings"] for trial in by_number(ended.json)]
@@ -236,10 +236,10 @@ def test_a_resumed_grid_runs_the_remaining_combinations_also_with_the_images_at_
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
 def test_a_running_sweep_is_detached_from_listed_cancelled_and_resumed(
-    azure: AzureLocal, place: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     args = ["--over", "g_lr=0.001..0.01", "--trials", "2", *ENDLESS]
-    with started(place, "msggan-aml", *sweep(*args), **azure.variables) as follower:
+    with started(workdir, "msggan-aml", *sweep(*args), **azure.variables) as follower:
         wait_for(lambda: azure.blob("msggan/runs/find/trials/find_0/metrics.jsonl"), follower)
         left = stopped(follower, "Ctrl-C")
     assert left.exit_code == 130
@@ -332,14 +332,14 @@ def test_a_poor_trial_is_stopped_early_by_the_service(azure: AzureLocal, msggan_
 
 @pytest.mark.usefixtures("_no_mlflow")
 @pytest.mark.slow
-def test_a_trial_of_a_local_sweep_is_continued_on_azure(azure: AzureLocal, place: Path, msggan_aml: Command) -> None:
+def test_a_trial_of_a_local_sweep_is_continued_on_azure(azure: AzureLocal, workdir: Path, msggan_aml: Command) -> None:
     args = [*sweep("--over", "g_lr=0.001,0.01", *SHORT), "--trials", "1", "--tracking-uri", "none"]
     local = msggan_aml(*args, "--target", "local")
     assert local.exit_code == 0, local.stderr
     on_azure = msggan_aml("submit", "--from-trial", "find", "--kimg", "0.08", "--yes", "-o", "json")
     assert on_azure.exit_code == 0, on_azure.stderr
     assert (on_azure.json["name"], on_azure.json["target"], on_azure.json["images_seen"]) == ("find-best", "azure", 80)
-    first = (place / "runs/find/trials/000/metrics.jsonl").read_bytes()
+    first = (workdir / "runs/find/trials/000/metrics.jsonl").read_bytes()
     assert (azure.blob("msggan/runs/find-best/metrics.jsonl") or b"").startswith(first)
     assert b"Resuming" in azure.artifact("find-best", "user_logs/std_log.txt")
 
@@ -360,7 +360,7 @@ def test_a_trial_that_reached_its_time_limit_keeps_its_measurements(azure: Azure
 
 
 def test_every_trial_is_found_however_many_there_are(
-    azure: AzureLocal, place: Path, monkeypatch: pytest.MonkeyPatch
+    azure: AzureLocal, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The service answers fifty at a time, and a token that the SDK's own list passes over."""
     for name, value in azure.variables.items():
@@ -372,7 +372,7 @@ def test_every_trial_is_found_however_many_there_are(
     azure.add_ended_job("many")
     for number in range(120):
         azure.add_ended_job(f"many_{number}", status="Failed" if number % 2 else "Completed").parent = "many"
-    client = Client(read_settings({}, folder=place, environ=os.environ), Reporter(lambda line: None))
+    client = Client(read_settings({}, folder=workdir, environ=os.environ), Reporter(lambda line: None))
     found = read_children(client, "many")
     assert [child.name for child in found] == [f"many_{number}" for number in range(120)]
     assert [child.status for child in found] == ["Completed", "Failed"] * 60

@@ -171,8 +171,8 @@ def test_a_trial_trains_with_the_values_that_were_drawn(mirror: bool) -> None:
         *("python", "-m", "msggan.train", "--data", "${{inputs.data}}"),
         *("--run-dir", "${{outputs.run}}/trials/$AZUREML_RUN_ID"),
     ]
-    after_place = [word for word in args[7:] if word not in ("--device", "cpu", "--workers", "3")]
-    assert from_argv(after_place) == TrainConfig(
+    training_args = [word for word in args[7:] if word not in ("--device", "cpu", "--workers", "3")]
+    assert from_argv(training_args) == TrainConfig(
         resolution=8, kimg=2, g_lr=0.0025, beta2=0.95, loss="wgan-gp", mirror=mirror
     )
 

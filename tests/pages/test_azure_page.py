@@ -39,7 +39,7 @@ SMALL = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--kimg
 
 
 @pytest.fixture
-def place(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def workdir(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with `photos` in it, and a workspace that has the same as a folder and as a data asset."""
     for name in list(os.environ):
         if name.startswith(("MSGGAN_", "AZURE_", "AZUREML_", "MSI_", "IDENTITY_")):
@@ -68,7 +68,7 @@ def as_typed(command: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: AzureLocal, place: Path) -> None:
+def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: AzureLocal, workdir: Path) -> None:
     assert {command.split()[1] for command in COMMANDS} == {
         *("config", "provision", "submit", "sweep", "pack", "list", "status", "logs", "cancel", "sample", "download"),
     }
@@ -88,15 +88,15 @@ def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: Az
     assert azure.job("photos").parameters["loss_function"] == "relativistic-logistic"
     for printout in ("generator_config.txt", "discriminator_config.txt"):
         assert azure.artifact("photos", printout).startswith((b"Generator(", b"Discriminator("))
-    assert (place / "photos-run" / "config.json").is_file()
-    assert (place / "weights" / "generator.safetensors").is_file()
-    assert (place / "runs" / "photos" / "generated" / "grid_seeds0-15_8px.png").is_file()
+    assert (workdir / "photos-run" / "config.json").is_file()
+    assert (workdir / "weights" / "generator.safetensors").is_file()
+    assert (workdir / "runs" / "photos" / "generated" / "grid_seeds0-15_8px.png").is_file()
     assert "msggan-gpu" not in azure.cloud.computes
     assert azure.blobs_below("photos/"), "deleted what it must not"
 
 
 @pytest.mark.slow
-def test_the_sweep_of_the_guide_runs_on_azure(azure: AzureLocal, place: Path) -> None:
+def test_the_sweep_of_the_guide_runs_on_azure(azure: AzureLocal, workdir: Path) -> None:
     guide = (REPOSITORY / "docs" / "sweeps.md").read_text(encoding="utf-8")
     (command,) = commands_in(re.findall(r"^## On Azure ML$.*?(?=^## )", guide, re.MULTILINE | re.DOTALL)[0])
     azure.add_cluster("msggan-gpu")
@@ -121,8 +121,8 @@ def test_commands_in_the_text_exist(command: str) -> None:
     found.make_parser(click.Context(found)).parse_args(words)
 
 
-def test_the_python_of_the_readme_trains_on_azure_and_downloads_the_run(place: Path) -> None:
+def test_the_python_of_the_readme_trains_on_azure_and_downloads_the_run(workdir: Path) -> None:
     (code,) = re.findall(r"^## Train on Azure ML$.*?```python\n(.*?)```", README, re.MULTILINE | re.DOTALL)
     small = "resolution=8, latent_size=8, batch_size=4, kimg=0.04"
     exec(code.replace("resolution=128", small), {})  # noqa: S102 - what the README shows
-    assert (place / "photos-run" / "generator.safetensors").is_file()
+    assert (workdir / "photos-run" / "generator.safetensors").is_file()

@@ -23,7 +23,7 @@ Command = Callable[..., Ended]
 
 
 @pytest.fixture
-def place(tmp_path: Path, azure: AzureLocal) -> Path:
+def workdir(tmp_path: Path, azure: AzureLocal) -> Path:
     """A folder with images, and a workspace with a cluster."""
     azure.add_cluster("msggan-gpu")
     draw_tiny_images(tmp_path / "tiny")
@@ -31,9 +31,9 @@ def place(tmp_path: Path, azure: AzureLocal) -> Path:
 
 
 @pytest.fixture
-def msggan_aml(azure: AzureLocal, place: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def msggan_aml(azure: AzureLocal, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """msggan_aml(*args, **variables): the command line in this process, in the folder with images."""
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(workdir)
     for name, value in azure.variables.items():
         monkeypatch.setenv(name, value)
 
