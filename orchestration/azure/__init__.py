@@ -1,1 +1,1 @@
-"""Sends msggan to Azure ML: one adapter for each thing there, and `client` as the only door."""
+"""Azure ML: one module for each kind of resource; all of them send their requests through `client`."""

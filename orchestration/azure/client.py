@@ -366,9 +366,12 @@ def translate_error(
     if isinstance(error, CredentialUnavailableError | ClientAuthenticationError):
         return AuthError(f"{operation}: not signed in to Azure. {_first_sentence(error.message)}", HOW_TO_SIGN_IN)
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError | OSError):
-        is_cut = re.search(CUT, str(error), re.IGNORECASE) is not None
+        text = str(error)
+        is_cut = re.search(CUT, text, re.IGNORECASE) is not None
+        causes = (cause for pattern, cause in CAUSES.items() if re.search(pattern, text, re.IGNORECASE))
+        cause = next(causes, _first_sentence(text).removesuffix("."))
         return UnreachableError(
-            f"{operation}: no response from Azure ({_cause(str(error))}).",
+            f"{operation}: no response from Azure ({cause}).",
             f"Check the network, and HTTPS_PROXY if there is a proxy. {TRY_AGAIN}",
             may_have_happened=not isinstance(error, ServiceRequestError) or is_cut,
         )
@@ -488,8 +491,3 @@ CAUSES = {
     r"Name or service not known|getaddrinfo|NameResolution": "its name cannot be resolved",
     r"timed? ?out": "the request timed out",
 }
-
-
-def _cause(text: str) -> str:
-    causes = (cause for pattern, cause in CAUSES.items() if re.search(pattern, text, re.IGNORECASE))
-    return next(causes, _first_sentence(text).removesuffix("."))

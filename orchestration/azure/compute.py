@@ -166,7 +166,7 @@ def _counts(quota: Quota, size: Size, *, low_priority: bool) -> bool:
 
 
 def _plain(text: str) -> str:
-    """A name as it compares: the service varies case, spaces and underscores."""
+    """A name for comparison: the service varies case, spaces and underscores."""
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 

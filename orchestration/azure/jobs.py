@@ -194,6 +194,6 @@ def _git(folder: Path, *args: str) -> str | None:
 
 
 def configuration_hash(spec: RunSpec, data: JobData, extra: Sequence[str] = ()) -> str:
-    """The same for the same command on the same images, whatever their path here. extra: further arguments."""
+    """A hash of the command and the images, whatever their path on this machine. extra: further arguments."""
     configuration = {"command": [*spec.command(data=data.uri, run_dir=""), *extra], "name": spec.name}
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]

@@ -223,7 +223,10 @@ class AzureTarget(Target):
         """The status of a run, which has at least one job. details: of the newest."""
         job, runs_dir = run.jobs[-1], self.settings.runs_dir
         details = details or read_details(self.client, job.name)
-        is_trial = trial_named(run.run) is not None
+        if trial_named(run.run):
+            next_lines = next_of_trial(run.run, runs_dir, details.state)
+        else:
+            next_lines = next_commands(run.run, data_of(job), details.state, runs_dir)
         images_total, metrics = self._progress(run) if with_progress else (None, {})
         images_seen = metrics.get("images")
         return RunStatus(
@@ -235,11 +238,7 @@ class AzureTarget(Target):
             portal_url=job.studio_url or None,
             images_seen=None if images_seen is None else int(images_seen),
             metrics=metrics,
-            next=(
-                next_of_trial(run.run, runs_dir, details.state)
-                if is_trial
-                else next_commands(run.run, data_of(job), details.state, runs_dir)
-            ),
+            next=next_lines,
             images_total=images_total,
             created=created_at(run.jobs[0]),
             ended=details.ended_at,
