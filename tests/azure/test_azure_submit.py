@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from azure_local import AzureLocal
 from support.azure_commands import Command
-from support.programs import run_in, started, stopped, wait_for
+from support.programs import fast_python, run_in, started, stopped, wait_for
 
 from msggan import Generator, load_generator
 from orchestration.copies import DOWNLOAD_FILE
@@ -151,6 +151,19 @@ def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str,
     for key in planned.keys() | sent.keys():
         found |= leaves_differing(planned.get(key), sent.get(key), f"{path}.{key}" if path else key)
     return found
+
+
+def test_ctrl_c_while_the_job_is_queued_does_not_cancel_it(azure: AzureLocal, place: Path) -> None:
+    azure.hold_jobs()
+    args = ["submit", "--data", "tiny", *ENDLESS, "--yes"]
+    with started(place, "msggan-aml", *args, python=fast_python(), **azure.variables) as follower:
+        wait_for(lambda: "tiny" in azure.cloud.jobs, follower)
+        assert follower.stderr is not None
+        assert any("waiting for a machine" in line for line in iter(follower.stderr.readline, ""))
+        left = stopped(follower, "Ctrl-C")
+    assert left.exit_code == 130
+    assert "tiny continues as job tiny" in left.stderr
+    assert azure.job("tiny").status == "Queued"
 
 
 @pytest.mark.slow

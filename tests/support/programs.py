@@ -78,7 +78,7 @@ def run_in(folder: Path, program: str, *args: object, python: str | None = None,
 
 @contextmanager
 def started(
-    folder: Path, program: str, *args: object, background: bool = False, **variables: str
+    folder: Path, program: str, *args: object, background: bool = False, python: str = sys.executable, **variables: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A running program in a folder, in a process group of its own like a terminal's, killed at the end of the test.
 
@@ -86,7 +86,7 @@ def started(
     """
     deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"] if background else []
     with subprocess.Popen(
-        [*deaf, *command_line(program, *args)],
+        [*deaf, *command_line(program, *args, python=python)],
         cwd=folder,
         env=environment(**variables),
         stdout=subprocess.PIPE,
