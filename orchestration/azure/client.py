@@ -1,4 +1,4 @@
-"""The client of Azure ML: signing in, the SDK's client, datastores, and the translation of Azure's errors.
+"""The client of Azure ML: signing in, the SDK's client and datastores.
 
     client = Client(settings, reporter)
     with client.errors("Creating the cluster gpu"):
@@ -12,8 +12,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
-import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,15 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from azure.core import PipelineClient
 from azure.core.credentials import TokenCredential
-from azure.core.exceptions import (
-    AzureError,
-    ClientAuthenticationError,
-    DeserializationError,
-    HttpResponseError,
-    IncompleteReadError,
-    ServiceRequestError,
-    ServiceResponseError,
-)
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.core.pipeline.policies import BearerTokenCredentialPolicy, HttpLoggingPolicy, RequestIdPolicy, RetryPolicy
 from azure.core.rest import HttpRequest
 from azure.identity import (
@@ -43,9 +33,17 @@ from azure.identity import (
 )
 from azure.storage.blob import ContainerClient
 
-from msggan.errors import MsgganError, UsageError
+from msggan.errors import UsageError
 from orchestration.azure.blobs import Store, build_container
-from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
+from orchestration.azure.errors import (
+    HOW_TO_SIGN_IN,
+    KEYS_REFUSED,
+    azure_errors,
+    error_code,
+    first_sentence,
+    workspace_scope,
+)
+from orchestration.errors import AuthError, AzureServiceError, WorkspaceError
 from orchestration.settings import WORKSPACE_VARIABLES, Settings, Workspace
 from orchestration.status import Reporter
 
@@ -65,30 +63,9 @@ PROVISIONED_TAG = {"msggan": "provisioned"}
 RETRIES: dict[str, Any] = {"retry_total": 5, "retry_connect": 4, "retry_read": 4, "retry_status": 4}
 WAIT_FACTOR_S = 0.8
 
-HOW_TO_SIGN_IN = (
-    "Run: az login\n"
-    "In automation, set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET instead; AZURE_TOKEN_CREDENTIALS "
-    "selects one kind of credential."
-)
 HOW_TO_NAME_A_WORKSPACE = (
     "Put the config.json from Azure ML Studio (top right, under the workspace's name) into this "
     f"folder, or set {', '.join(WORKSPACE_VARIABLES.values())}."
-)
-TRY_AGAIN = "Try again: completed steps are kept."
-
-KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"  # the code of a storage account's error
-
-# Errors about quota and capacity, by their code or message.
-QUOTA = re.compile(
-    r"QuotaReached|QuotaExceeded|exceeding quota|exceed(?:s|ed)? .{0,40}quota|AllocationFailed|SkuNotAvailable"
-    r"|OutOfCapacity|ZonalAllocation|InsufficientCapacity|NotEnoughCapacity",
-    re.IGNORECASE,
-)
-DENIED = re.compile(
-    r"object id '(?P<identity>[^']+)'.*?action '(?P<action>[^']+)'.*?scope '(?P<scope>[^']+)'", re.DOTALL
-)
-WORKSPACE_PART = re.compile(
-    r"(?P<workspace>.*?/providers/Microsoft\.MachineLearningServices/workspaces/[^/]+)", re.IGNORECASE
 )
 
 
@@ -137,9 +114,9 @@ def sign_in(candidates: list[Candidate]) -> tuple[TokenCredential, Identity]:
             credential = candidate.build()
             token = credential.get_token(MANAGEMENT).token
         except ValueError as error:  # an invalid value of AZURE_TOKEN_CREDENTIALS
-            raise UsageError([_first_sentence(str(error))]) from error
+            raise UsageError([first_sentence(str(error))]) from error
         except (CredentialUnavailableError, ClientAuthenticationError) as error:
-            refusals.append(f"{candidate.how}: {_first_sentence(error.message)}")
+            refusals.append(f"{candidate.how}: {first_sentence(error.message)}")
             if not isinstance(error, CredentialUnavailableError):
                 break  # it is configured but was rejected: do not try others
             continue
@@ -337,157 +314,3 @@ class Client:
 def is_provisioned(tags: Mapping[str, str] | None) -> bool:
     """Whether a resource with these tags was created by `provision`."""
     return PROVISIONED_TAG.items() <= (tags or {}).items()
-
-
-# --- Azure's errors ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def azure_errors(
-    operation: str, workspace: Workspace | None = None, identity: Identity | None = None
-) -> Iterator[None]:
-    """Raises Azure's errors as MsgganError, with the operation, a hint and an exit code. Other errors pass."""
-    import requests
-
-    try:
-        yield
-    except MsgganError:
-        raise
-    except (AzureError, DeserializationError, requests.exceptions.RequestException) as error:
-        raise translate_error(error, operation, workspace, identity) from error
-
-
-def translate_error(
-    error: Exception, operation: str, workspace: Workspace | None = None, identity: Identity | None = None
-) -> MsgganError:
-    """The MsgganError for an error of the SDK."""
-    if isinstance(error, HttpResponseError) and error.status_code is not None:
-        return _refused(error, operation, workspace, identity)
-    if isinstance(error, CredentialUnavailableError | ClientAuthenticationError):
-        return AuthError(f"{operation}: not signed in to Azure. {_first_sentence(error.message)}", HOW_TO_SIGN_IN)
-    if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError | OSError):
-        text = str(error)
-        is_cut = re.search(CUT, text, re.IGNORECASE) is not None
-        causes = (cause for pattern, cause in CAUSES.items() if re.search(pattern, text, re.IGNORECASE))
-        cause = next(causes, _first_sentence(text).removesuffix("."))
-        return UnreachableError(
-            f"{operation}: no response from Azure ({cause}).",
-            f"Check the network, and HTTPS_PROXY if there is a proxy. {TRY_AGAIN}",
-            may_have_happened=not isinstance(error, ServiceRequestError) or is_cut,
-        )
-    return AzureServiceError(f"{operation}: {_first_sentence(str(error))}", TRY_AGAIN)
-
-
-def _refused(
-    error: HttpResponseError, operation: str, workspace: Workspace | None, identity: Identity | None
-) -> MsgganError:
-    """The MsgganError for a response with an error status."""
-    code, status = error_code(error), error.status_code or 0
-    text = str(getattr(error.error, "message", None) or error.message or error)
-    text = re.sub(r"\s*(RequestId|Time|ErrorCode|Content):.*", "", text, flags=re.DOTALL).strip()
-    message = f"{operation}: {_first_sentence(text)}" + (f" ({code})" if code and code not in text else "")
-    if QUOTA.search(f"{code} {text}"):
-        return QuotaError(f"{operation}: {text}", quota_hint(workspace))
-    if code == KEYS_REFUSED:
-        return AuthError(message, _keys_refused_hint(workspace, identity))
-    if code == "AuthorizationPermissionMismatch":
-        return AuthError(message, storage_role_hint(identity))
-    if status == 401:
-        tenant = re.search(r"tenants? '?(?:https://sts\.windows\.net/)?([0-9a-f-]{36})", text)
-        return AuthError(message, "Run: az login" + (f" --tenant {tenant[1]}" if tenant else ""))
-    if status == 403:
-        return AuthError(message, _role_hint(text, workspace, identity))
-    if status == 404 and workspace is not None:
-        named = f"/workspaces/{workspace.workspace_name}'" in text
-        if named or code in ("SubscriptionNotFound", "ResourceGroupNotFound", "WorkspaceNotFound"):
-            return WorkspaceError(
-                f"No workspace {workspace.workspace_name} in resource group {workspace.resource_group} of subscription "
-                f"{workspace.subscription_id} (set in {workspace.source}).",
-                "List the workspaces: az ml workspace list --output table. List the subscriptions: az account list",
-            )
-    if status == 429 or status >= 500:
-        unavailable = f"Azure is overloaded or unavailable: status {status} after several retries."
-        return AzureServiceError(f"{message} {unavailable}", TRY_AGAIN)
-    return AzureServiceError(message, is_missing=status == 404)
-
-
-def error_code(error: HttpResponseError) -> str:
-    """Azure's code of an error, empty if there is none."""
-    code = getattr(error, "error_code", None) or getattr(error.error, "code", None) or ""
-    return str(getattr(code, "value", code))
-
-
-def _role_hint(text: str, workspace: Workspace | None, identity: Identity | None) -> str:
-    """The command that assigns the missing role. Placeholders stand for what the error does not name."""
-    who, scope = identity.object_id if identity else "", workspace_scope(workspace) if workspace else ""
-    role = "AzureML Data Scientist"
-    if denied := DENIED.search(text):
-        who, scope = denied["identity"], denied["scope"]
-        if re.search(r"/computes/(write|delete)", denied["action"]):
-            role = "AzureML Compute Operator"
-    part = WORKSPACE_PART.match(scope)
-    return _role_command(role, who or "OBJECT-ID", shlex.quote(part["workspace"] if part else scope or "SCOPE"))
-
-
-def storage_role_hint(identity: Identity | None, account: str = "ACCOUNT", *, account_id: str = "") -> str:
-    """The command that allows an identity to read and write the blobs of a storage account.
-
-    account_id: the command that prints the account's resource ID, by default from its name.
-    """
-    account_id = account_id or f"az storage account show --name {account} --query id --output tsv"
-    who = identity.object_id if identity else "OBJECT-ID"
-    return _role_command("Storage Blob Data Contributor", who, f'"$({account_id})"')
-
-
-def _keys_refused_hint(workspace: Workspace | None, identity: Identity | None) -> str:
-    """How to switch a workspace to identity-based access if its storage account does not allow keys."""
-    if workspace is None:
-        return storage_role_hint(identity)
-    named = f"--name {shlex.quote(workspace.workspace_name)} --resource-group {shlex.quote(workspace.resource_group)}"
-    return (
-        "The storage account does not allow keys. Switch the workspace's own datastores to identities:\n"
-        f"az ml workspace update {named} --system-datastores-auth-mode identity\n"
-        + storage_role_hint(identity, account_id=f"az ml workspace show {named} --query storage_account --output tsv")
-    )
-
-
-def _role_command(role: str, who: str, scope: str) -> str:
-    return (
-        "An owner of the resource can assign the role, which takes effect after some minutes:\n"
-        f'az role assignment create --role "{role}" --assignee {shlex.quote(who)} --scope {scope}'
-    )
-
-
-def workspace_scope(workspace: Workspace) -> str:
-    """The workspace's resource ID, which is also the scope of role assignments."""
-    return (
-        f"/subscriptions/{workspace.subscription_id}/resourceGroups/{workspace.resource_group}"
-        f"/providers/Microsoft.MachineLearningServices/workspaces/{workspace.workspace_name}"
-    )
-
-
-def quota_hint(workspace: Workspace | None = None) -> str:
-    """How to get more quota, or to need less."""
-    named = f" of workspace {workspace.workspace_name}" if workspace else ""
-    return (
-        f"Request more cores in Azure ML Studio (https://ml.azure.com) under Quota, in the subscription{named}; "
-        "or use a smaller --vm-size, fewer --max-nodes or --low-priority, which has its own quota."
-    )
-
-
-def _first_sentence(text: str) -> str:
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason was given")
-    return line if line.endswith((".", "!", "?")) else f"{line}."
-
-
-# Behind a proxy, a lost response looks like a request that was never sent.
-CUT = (
-    r"Connection aborted|RemoteDisconnected|Remote end closed|Connection reset|closed connection|\bEOF\b|IncompleteRead"
-)
-CAUSES = {
-    CUT: "the connection was closed",
-    r"ProxyError|proxy": "the proxy refused the connection",
-    r"CERTIFICATE_VERIFY_FAILED|SSL": "its certificate is not trusted",
-    r"Name or service not known|getaddrinfo|NameResolution": "its name cannot be resolved",
-    r"timed? ?out": "the request timed out",
-}

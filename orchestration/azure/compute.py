@@ -13,7 +13,8 @@ from azure.ai.ml.entities import AmlCompute, Compute, IdentityConfiguration, Man
 from msggan.commands.options import nearest
 from msggan.config import flag
 from msggan.errors import UsageError
-from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned, quota_hint
+from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
+from orchestration.azure.errors import quota_hint
 from orchestration.errors import QuotaError
 from orchestration.settings import Settings
 from orchestration.status import Item, changes_between

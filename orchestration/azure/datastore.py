@@ -16,14 +16,8 @@ from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.storage.blob import ContainerClient
 
 from msggan.errors import MsgganError, UsageError
-from orchestration.azure.client import (
-    KEYS_REFUSED,
-    PROVISIONED_TAG,
-    Client,
-    error_code,
-    is_provisioned,
-    storage_role_hint,
-)
+from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
+from orchestration.azure.errors import KEYS_REFUSED, error_code, storage_role_hint
 from orchestration.errors import AuthError, UnreachableError
 from orchestration.settings import Settings
 from orchestration.status import Item, changes_between

@@ -21,12 +21,11 @@ from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import (
     Candidate,
     Identity,
-    azure_errors,
     build_candidates,
     identity_of,
     sign_in,
-    translate_error,
 )
+from orchestration.azure.errors import azure_errors, translate_error
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
 from orchestration.settings import Workspace
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from msggan.errors import MsgganError
 from orchestration.azure import following
-from orchestration.azure.client import azure_errors
+from orchestration.azure.errors import azure_errors
 from orchestration.azure.following import BUILD_LOG, JOB_LOG, LogReader, Watch, log_url
 from orchestration.azure.history import Details, build_details
 
