@@ -91,5 +91,5 @@ def tiny_images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_program(tmp_path: Path) -> Callable[..., Ended]:
-    """run_program(PROGRAM, *words, **variables): runs it in the test's folder to its end."""
+    """run_program(PROGRAM, *args, **variables): runs it in the test's folder to its end."""
     return partial(run_in, tmp_path)

@@ -67,13 +67,13 @@ def torture(kills: int, minutes: float, kimg: float, seed: int) -> None:
         images = _images(Path(folder))
         for number, setting in enumerate(SETTINGS):
             left = (kills - total) // (len(SETTINGS) - number)
-            words = ["--data", images[setting.data], *SMALL, *setting.options, *OFTEN, "--kimg", kimg]
+            args = ["--data", images[setting.data], *SMALL, *setting.options, *OFTEN, "--kimg", kimg]
             whole, killed = Path(folder) / f"{number}-whole", Path(folder) / f"{number}-killed"
-            ended = run_in(Path(folder), "msggan.train", *words, "--run-dir", whole)
+            ended = run_in(Path(folder), "msggan.train", *args, "--run-dir", whole)
             if ended.exit_code:
                 raise click.ClickException(ended.stderr)
             loss = kill_and_start_again(
-                words, killed, kills=left, chance=chance, give_up_at=give_up_at, workers=setting.workers
+                args, killed, kills=left, chance=chance, give_up_at=give_up_at, workers=setting.workers
             )
             is_equal = everything(killed) == everything(whole)
             _row((setting, setting.data, loss.kills, loss.images_again, "yes" if is_equal else "NO"))

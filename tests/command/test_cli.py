@@ -44,7 +44,7 @@ ENDLESS = [*WHAT, "--kimg", "1000000", "--metric-kimg", "0.024", "--device", "cp
 WORKSPACE = {"subscription_id": "s", "resource_group": "g", "workspace_name": "w"}
 RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
 
-TRACKED = {"MSGGAN_TRACKING_URI": ""}  # as it is where nothing is said
+TRACKED = {"MSGGAN_TRACKING_URI": ""}  # as if it were not set
 
 RunProgram = Callable[..., Ended]
 posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
@@ -85,7 +85,7 @@ def test_all_invalid_options_are_reported_at_once(
 
 
 @pytest.mark.parametrize(
-    ("program", "words", "message"),
+    ("program", "args", "message"),
     [
         ("msggan.train", ["--resolutio", "8"], "--resolution"),
         ("msggan-aml", ["submit", "--dataa", "x"], "Did you mean"),
@@ -98,9 +98,9 @@ def test_all_invalid_options_are_reported_at_once(
     ],
 )
 def test_with_json_only_an_error_object_is_on_stdout_and_its_text_on_stderr(
-    run_program: RunProgram, program: str, words: list[str], message: str
+    run_program: RunProgram, program: str, args: list[str], message: str
 ) -> None:
-    ended = run_program(program, *words, MSGGAN_OUTPUT="json")
+    ended = run_program(program, *args, MSGGAN_OUTPUT="json")
     error = ended.json["error"]
     assert ended.exit_code == 2
     assert error.keys() == {"code", "message", "hint"}
@@ -123,17 +123,17 @@ def test_an_invalid_output_is_reported_with_the_other_problems(run_program: RunP
     ]
 
 
-def error_of(command: click.Command, *words: str) -> str:
+def error_of(command: click.Command, *args: str) -> str:
     """What a command line that cannot be read is answered, without the hint after it."""
     response = StringIO()
     with redirect_stderr(response):
-        assert run_here(command, name="msggan-aml", argv=words) == 2
+        assert run_here(command, name="msggan-aml", argv=args) == 2
     (line,) = (line for line in response.getvalue().splitlines() if line.startswith("Error: "))
     return line.removeprefix("Error: ")
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"),
+    ("args", "meant"),
     [
         ("train", "'submit'"),
         ("run", "'submit'"),
@@ -164,12 +164,12 @@ def error_of(command: click.Command, *words: str) -> str:
     ],
 )
 def test_an_unknown_command_gets_a_suggestion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, meant: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: str, meant: str
 ) -> None:
     (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path)
-    word = words.split()[words.startswith(("config", "sweep"))]
-    assert error_of(msggan_aml, *words.split()) == f"No such command {word!r}. Did you mean {meant}?"
+    word = args.split()[args.startswith(("config", "sweep"))]
+    assert error_of(msggan_aml, *args.split()) == f"No such command {word!r}. Did you mean {meant}?"
 
 
 @pytest.mark.parametrize("word", ["delete", "rm", "remove"])
@@ -184,7 +184,7 @@ def test_a_name_unlike_any_command_gets_no_suggestion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"),
+    ("args", "meant"),
     [
         ("submit --dataset x", "'--data'"),
         ("submit --images x", "'--data'"),
@@ -207,13 +207,13 @@ def test_a_name_unlike_any_command_gets_no_suggestion() -> None:
         ("config show --ouput json", "'--output'"),
     ],
 )
-def test_an_unknown_option_gets_the_most_similar_one(words: str, meant: str) -> None:
-    option = next(word for word in words.split() if word.startswith("-"))
-    assert error_of(msggan_aml, *words.split()) == f"No such option {option!r}. Did you mean {meant}?"
+def test_an_unknown_option_gets_the_most_similar_one(args: str, meant: str) -> None:
+    option = next(word for word in args.split() if word.startswith("-"))
+    assert error_of(msggan_aml, *args.split()) == f"No such option {option!r}. Did you mean {meant}?"
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"),
+    ("args", "meant"),
     [
         ("--dataset x", "'--data'"),
         ("--epochs 3", "'--kimg'"),
@@ -221,8 +221,8 @@ def test_an_unknown_option_gets_the_most_similar_one(words: str, meant: str) -> 
         ("--resolutio 8", "'--resolution'"),
     ],
 )
-def test_the_trainer_suggests_options_too(words: str, meant: str) -> None:
-    option, _, value = words.partition(" ")
+def test_the_trainer_suggests_options_too(args: str, meant: str) -> None:
+    option, _, value = args.partition(" ")
     assert error_of(train, option, value) == f"No such option {option!r}. Did you mean {meant}?"
 
 
@@ -239,17 +239,15 @@ def test_suggestions_are_sorted_by_similarity() -> None:
     ]
 
 
-@pytest.mark.parametrize(("words", "command"), [([], "submit"), (["config"], "show")])
-def test_no_command_shows_the_help_and_is_a_usage_error(
-    run_program: RunProgram, words: list[str], command: str
-) -> None:
-    ended = run_program("msggan-aml", *words)
+@pytest.mark.parametrize(("args", "command"), [([], "submit"), (["config"], "show")])
+def test_no_command_shows_the_help_and_is_a_usage_error(run_program: RunProgram, args: list[str], command: str) -> None:
+    ended = run_program("msggan-aml", *args)
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert command in ended.stderr
 
 
 @pytest.mark.parametrize(
-    ("program", "words"),
+    ("program", "args"),
     [
         ("msggan-aml", ["submit"]),
         ("msggan-aml", ["sample"]),
@@ -260,8 +258,8 @@ def test_no_command_shows_the_help_and_is_a_usage_error(
         ("msggan.sample", []),
     ],
 )
-def test_help_goes_to_stdout(run_program: RunProgram, program: str, words: list[str]) -> None:
-    ended = run_program(program, *words, "--help")
+def test_help_goes_to_stdout(run_program: RunProgram, program: str, args: list[str]) -> None:
+    ended = run_program(program, *args, "--help")
     assert (ended.exit_code, ended.stderr) == (0, "")
     assert "Usage:" in ended.stdout
 
@@ -271,8 +269,8 @@ def test_help_goes_to_stdout(run_program: RunProgram, program: str, words: list[
 
 def test_images_are_an_argument_or_an_option(run_program: RunProgram, tiny_images: Path) -> None:
     plans = [
-        run_program("msggan-aml", *words, "--dry-run", "-o", "json")
-        for words in (["submit", "tiny"], ["submit", *SMALL, "tiny"], ["submit", "--data", "tiny"])
+        run_program("msggan-aml", *args, "--dry-run", "-o", "json")
+        for args in (["submit", "tiny"], ["submit", *SMALL, "tiny"], ["submit", "--data", "tiny"])
     ]
     assert [plan.json["command"][3:5] for plan in plans] == 3 * [["--data", "tiny"]], plans
     assert plans[0] == plans[2]
@@ -281,8 +279,8 @@ def test_images_are_an_argument_or_an_option(run_program: RunProgram, tiny_image
 def test_the_images_of_a_sweep_are_an_argument_or_an_option(run_program: RunProgram, tiny_images: Path) -> None:
     over = ["--over", "g_lr", "--trials", "2"]
     plans = [
-        run_program("msggan-aml", "sweep", *words, "--dry-run", "-o", "json")
-        for words in (["tiny", *over], [*over, "tiny"], ["--data", "tiny", *over])
+        run_program("msggan-aml", "sweep", *args, "--dry-run", "-o", "json")
+        for args in (["tiny", *over], [*over, "tiny"], ["--data", "tiny", *over])
     ]
     assert plans[0].json["run_dir"] == str(Path("runs/tiny-sweep"))
     assert plans[0] == plans[1] == plans[2]
@@ -296,7 +294,7 @@ def test_a_command_of_a_group_that_takes_images_takes_none() -> None:
 
 @pytest.mark.parametrize("command", ["submit", "sweep"])
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["tiny", "--data", "other"], "tiny and --data other: give the images once."),
         (["tiny", "nowhere"], "tiny, nowhere: give one folder, zip or pack of images."),
@@ -305,11 +303,11 @@ def test_a_command_of_a_group_that_takes_images_takes_none() -> None:
     ],
 )
 def test_several_paths_to_images_are_a_usage_error_with_the_right_command(
-    tiny_images: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: list[str], message: str
+    tiny_images: Path, monkeypatch: pytest.MonkeyPatch, command: str, args: list[str], message: str
 ) -> None:
     tiny_images.with_name("my images").mkdir()
     monkeypatch.chdir(tiny_images.parent)
-    assert error_of(msggan_aml, command, *words) == message
+    assert error_of(msggan_aml, command, *args) == message
 
 
 # --- Names ------------------------------------------------------------------------------------------------------------
@@ -385,9 +383,9 @@ def test_azure_without_a_workspace_is_an_error_that_says_how_to_set_one(
 
 @pytest.mark.usefixtures("tiny_images")
 def test_a_dry_run_prints_the_command_and_starts_nothing(run_program: RunProgram, tmp_path: Path) -> None:
-    words = ["submit", "--data", "tiny", "--target", "local", *SMALL, "--no-mirror"]
+    args = ["submit", "--data", "tiny", "--target", "local", *SMALL, "--no-mirror"]
     run_dir = str(Path("runs/tiny"))
-    assert run_program("msggan-aml", *words, "--dry-run", "-o", "json", **TRACKED).json == {
+    assert run_program("msggan-aml", *args, "--dry-run", "-o", "json", **TRACKED).json == {
         "target": "local",
         "command": [
             *[sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", run_dir],
@@ -402,18 +400,18 @@ def test_a_dry_run_prints_the_command_and_starts_nothing(run_program: RunProgram
 @pytest.mark.usefixtures("tiny_images")
 def test_a_dry_run_in_text_is_a_line_that_a_shell_can_run(run_program: RunProgram) -> None:
     (line,) = run_program("msggan-aml", "submit", "--data", "tiny", "--dry-run", **TRACKED).stdout.splitlines()
-    words = shlex.split(line)
-    variables, command = words[:2], words[2:]
+    args = shlex.split(line)
+    variables, command = args[:2], args[2:]
     assert variables == ["MSGGAN_OUTPUT=json", "MSGGAN_TRACKING_URI=sqlite:///runs/mlflow.db"]
     assert command == [sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", str(Path("runs/tiny"))]
 
 
 def test_the_flag_for_the_runs_folder_precedes_the_variable(run_program: RunProgram, tiny_images: Path) -> None:
-    words = ["submit", "--data", "tiny", "--dry-run", "-o", "json"]
+    args = ["submit", "--data", "tiny", "--dry-run", "-o", "json"]
     variables = {"MSGGAN_RUNS_DIR": "elsewhere"}
-    assert run_program("msggan-aml", *words).json["run_dir"] == str(Path("runs/tiny"))
-    assert run_program("msggan-aml", *words, **variables).json["run_dir"] == str(Path("elsewhere/tiny"))
-    flagged = run_program("msggan-aml", *words, "--runs-dir", "here", **variables)
+    assert run_program("msggan-aml", *args).json["run_dir"] == str(Path("runs/tiny"))
+    assert run_program("msggan-aml", *args, **variables).json["run_dir"] == str(Path("elsewhere/tiny"))
+    flagged = run_program("msggan-aml", *args, "--runs-dir", "here", **variables)
     assert flagged.json["run_dir"] == str(Path("here/tiny"))
 
 
@@ -430,8 +428,8 @@ def test_problems_of_settings_are_reported_with_all_others(run_program: RunProgr
 
 def test_the_command_contains_configuration_and_hardware() -> None:
     spec = RunSpec(TrainConfig(kimg=1), "images", "one", Hardware("cpu", 2))
-    words = "python -m msggan.train --data /in --run-dir /out --kimg 1.0 --device cpu --workers 2"
-    assert spec.command(data="/in", run_dir="/out") == words.split()
+    args = "python -m msggan.train --data /in --run-dir /out --kimg 1.0 --device cpu --workers 2"
+    assert spec.command(data="/in", run_dir="/out") == args.split()
 
 
 # --- The response of a child process ------------------------------------------------------------------------------
@@ -481,9 +479,9 @@ def test_the_next_command_always_continues_training(
     state: str, asked_kimg: float, images_seen: int, next_kimg: str | None
 ) -> None:
     spec = RunSpec(TrainConfig(kimg=asked_kimg), "images", "one")
-    words = next_commands(spec, "runs", state, images_seen)[-1].split()
-    assert words[:2] == ["msggan-aml", "submit"]
-    assert (words[words.index("--kimg") + 1] if "--kimg" in words else None) == next_kimg
+    args = next_commands(spec, "runs", state, images_seen)[-1].split()
+    assert args[:2] == ["msggan-aml", "submit"]
+    assert (args[args.index("--kimg") + 1] if "--kimg" in args else None) == next_kimg
 
 
 def test_a_program_that_the_shell_does_not_find_is_shown_by_its_path(tmp_path: Path) -> None:
@@ -544,7 +542,7 @@ def test_an_interpreter_that_cannot_be_started_is_an_error(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
-    """A folder with the run `tiny` in it, trained to its end, and what the program had said."""
+    """A folder with the run `tiny` in it, trained to its end, and the output of the program."""
     folder = tmp_path_factory.mktemp("finished")
     draw_tiny_images(folder / "tiny")
     ended = run_in(folder, "msggan-aml", "submit", "--data", "tiny", *SMALL, "-o", "json")
@@ -611,16 +609,16 @@ ENDINGS = {"Ctrl-C": ("interrupted", 130), "SIGTERM": ("cancelled", 6)}
 
 
 @contextmanager
-def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def endless(program: str, *args: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A training that goes on for ever, past its first steps."""
-    with started(folder, program, *words, *ENDLESS, "-o", "json") as process:
+    with started(folder, program, *args, *ENDLESS, "-o", "json") as process:
         wait_for(lambda: any(path.stat().st_size for path in folder.glob("**/metrics.jsonl")), process)
         yield process
 
 
 @posix
 @pytest.mark.parametrize(
-    ("program", "words"),
+    ("program", "args"),
     [
         pytest.param("msggan.train", ["--data", "tiny", "--run-dir", "runs/tiny"], marks=pytest.mark.slow),
         ("msggan-aml", ["submit", "--data", "tiny"]),
@@ -629,10 +627,10 @@ def endless(program: str, *words: str, folder: Path) -> Iterator[subprocess.Pope
 @pytest.mark.parametrize("by", ENDINGS)
 @pytest.mark.usefixtures("tiny_images")
 def test_a_stopped_run_saves_a_checkpoint_reports_it_and_resumes(
-    tmp_path: Path, program: str, words: list[str], by: str
+    tmp_path: Path, program: str, args: list[str], by: str
 ) -> None:
     state, exit_code = ENDINGS[by]
-    with endless(program, *words, folder=tmp_path) as process:
+    with endless(program, *args, folder=tmp_path) as process:
         ended = stopped(process, by)
     assert ended.exit_code == exit_code, ended.stderr
     assert ended.json["state"] == state
@@ -640,7 +638,7 @@ def test_a_stopped_run_saves_a_checkpoint_reports_it_and_resumes(
     assert list(tmp_path.glob("runs/tiny/checkpoints/*.safetensors"))
 
     seen = ended.json["images_seen"]
-    again = run_in(tmp_path, program, *words, "--kimg", seen / 1000 + 0.04, "-o", "json")
+    again = run_in(tmp_path, program, *args, "--kimg", seen / 1000 + 0.04, "-o", "json")
     assert again.exit_code == 0, again.stderr
     assert f"{seen / 1000:g} of {seen / 1000 + 0.04:g} kimg done" in again.stderr
     assert again.json["state"] == "completed"
@@ -650,8 +648,8 @@ def test_a_stopped_run_saves_a_checkpoint_reports_it_and_resumes(
 @pytest.mark.usefixtures("tiny_images")
 def test_a_background_run_of_a_script_ignores_ctrl_c_but_not_sigterm(tmp_path: Path) -> None:
     metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
-    words = ["submit", "--data", "tiny", *ENDLESS, "-o", "json"]
-    with started(tmp_path, "msggan-aml", *words, background=True) as process:
+    args = ["submit", "--data", "tiny", *ENDLESS, "-o", "json"]
+    with started(tmp_path, "msggan-aml", *args, background=True) as process:
         wait_for(lambda: read_metrics(metrics), process)
         os.killpg(process.pid, signal.SIGINT)
         lines = len(read_metrics(metrics)) + 3  # one that was stopped would write one more

@@ -79,7 +79,7 @@ def test_a_local_path_is_checked_locally(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("uri", "place"),
+    ("uri", "path"),
     [
         (ADDRESSES[0], DatastorePath("store", "images/")),
         (ADDRESSES[2], DatastorePath("store", "images")),
@@ -89,8 +89,8 @@ def test_a_local_path_is_checked_locally(tmp_path: Path, monkeypatch: pytest.Mon
         (ADDRESSES[6], None),
     ],
 )
-def test_a_path_in_a_datastore_is_read_in_both_forms(uri: str, place: DatastorePath | None) -> None:
-    assert in_datastore(uri) == place
+def test_a_path_in_a_datastore_is_read_in_both_forms(uri: str, path: DatastorePath | None) -> None:
+    assert in_datastore(uri) == path
 
 
 @pytest.mark.parametrize(
@@ -128,19 +128,19 @@ OTHERS = ["sv=2024-11-04", "se=2030-01-01T00:00:00Z", "sp=rl", "sr=c", "skoid=x"
 
 @settings(deadline=None)
 @given(
-    place=st.sampled_from(PLACES),
+    address=st.sampled_from(PLACES),
     mark=st.sampled_from(["?", "&", ";", "#", "?a=b#", "/?"]),
     name=st.sampled_from(["sig", "SIG", "Sig", "AccountKey", "SharedAccessSignature", "sharedaccesskey"]),
     others=st.lists(st.sampled_from(OTHERS), unique=True),
     times_quoted=st.integers(0, 3),
 )
 def test_a_key_or_a_signature_in_whatever_form_is_refused_and_not_repeated(
-    place: str, mark: str, name: str, others: list[str], times_quoted: int
+    address: str, mark: str, name: str, others: list[str], times_quoted: int
 ) -> None:
-    said = mark + "&".join([*others, f"{name}={S3CR3T}", *others])
+    query = mark + "&".join([*others, f"{name}={S3CR3T}", *others])
     for _ in range(times_quoted):
-        said = quote(said, safe="")
-    (problem,) = source_problems(place + said)
+        query = quote(query, safe="")
+    (problem,) = source_problems(address + query)
     assert "contains a secret" in problem
     assert S3CR3T not in problem
 

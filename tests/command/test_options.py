@@ -62,8 +62,8 @@ def test_only_explicit_values_are_written_in_the_order_of_the_fields(config: Tra
 
 def test_an_argument_vector_is_written_as_a_user_would_type_it() -> None:
     config = TrainConfig(resolution=32, kimg=20, g_lr=1e-05, mirror=False, equalized=True, background="#00ff00")
-    words = "--resolution 32 --kimg 20.0 --g-lr 1e-05 --equalized --no-mirror --background #00ff00"
-    assert to_argv(config) == words.split()
+    args = "--resolution 32 --kimg 20.0 --g-lr 1e-05 --equalized --no-mirror --background #00ff00"
+    assert to_argv(config) == args.split()
 
 
 def test_a_configuration_of_defaults_is_an_empty_argument_vector() -> None:
@@ -178,7 +178,7 @@ def test_an_impossible_path_is_reported_as_missing(data: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "variable", "json"),
+    ("args", "variable", "json"),
     [
         ([], "", False),
         ([], "json", True),
@@ -191,8 +191,8 @@ def test_an_impossible_path_is_reported_as_missing(data: str) -> None:
         (["-o"], "json", False),
     ],
 )
-def test_json_output_is_detected_before_options_are_parsed(words: list[str], variable: str, json: bool) -> None:
-    assert wants_json(words, {"MSGGAN_OUTPUT": variable}) is json
+def test_json_output_is_detected_before_options_are_parsed(args: list[str], variable: str, json: bool) -> None:
+    assert wants_json(args, {"MSGGAN_OUTPUT": variable}) is json
 
 
 # Commands with typed options

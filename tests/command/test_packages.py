@@ -30,7 +30,7 @@ WORDS = ("--data", "x", "--run-dir", "y", "--kimg", "nonsense")
 def bare(tmp_path: Path) -> Run:
     """bare(PYTHON'S ARGS, has=PACKAGES, **variables): a Python that has these packages and no others."""
 
-    def run(*words: str, has: tuple[str, ...] = (), **variables: str) -> Ended:
+    def run(*args: str, has: tuple[str, ...] = (), **variables: str) -> Ended:
         site = tmp_path / "site"
         site.mkdir()
         for name in has:
@@ -39,7 +39,7 @@ def bare(tmp_path: Path) -> Run:
             assert spec.origin is not None
             (site / name).symlink_to(Path(spec.origin).parent, target_is_directory=True)
         ended = subprocess.run(
-            [sys.executable, "-S", *words],
+            [sys.executable, "-S", *args],
             cwd=tmp_path,
             env=environment(**variables) | {"PYTHONPATH": f"{REPOSITORY}:{site}"},
             capture_output=True,
@@ -98,14 +98,14 @@ def test_help_needs_nothing_but_click(bare: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "package"),
+    ("args", "package"),
     [
         (("msggan.sample", "--run-dir", "."), "(numpy|torch|pillow|imageio-ffmpeg|safetensors)"),
         (("msggan.pack", "--data", ".", "--out", "x.safetensors", "--resolution", "8"), "(numpy|torch|pillow)"),
     ],
 )
-def test_every_program_names_the_package_it_lacks(bare: Run, words: tuple[str, ...], package: str) -> None:
-    ended = bare("-m", *words, has=("click", "filelock"))
+def test_every_program_names_the_package_it_lacks(bare: Run, args: tuple[str, ...], package: str) -> None:
+    ended = bare("-m", *args, has=("click", "filelock"))
     assert ended.exit_code == 2
     result = rf"Error: Missing Python packages: {package}\. This Python is .*\nInstall: .*\n"
     assert re.fullmatch(result, ended.stderr), ended.stderr

@@ -175,10 +175,10 @@ class Screen:
 
 
 @contextmanager
-def on_a_screen(folder: Path, columns: int, *words: object) -> Iterator[tuple[Screen, subprocess.Popen[str]]]:
+def on_a_screen(folder: Path, columns: int, *args: object) -> Iterator[tuple[Screen, subprocess.Popen[str]]]:
     """msggan-aml with a terminal on stderr alone, as where a script reads its result."""
     screen = Screen(columns)
-    command = command_line("msggan-aml", *words)
+    command = command_line("msggan-aml", *args)
     variables = {name: value for name, value in environment().items() if name != "COLUMNS"}
     with subprocess.Popen(
         command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=screen.terminal, encoding="utf-8"
@@ -204,8 +204,8 @@ def test_a_run_that_submit_starts_fits_its_terminal_as_it_is_resized(tiny_images
     """Each width is wider than all before, or narrower; what comes after the first line that shows it must fit."""
     small = ["--resolution", 8, "--latent-size", 8, "--batch-size", 24, "--num-samples", 4, "--workers", 1]
     often = ["--kimg", 1000, "--sample-kimg", 1, "--metric-kimg", 1000, "--checkpoint-kimg", 1000]
-    words = ["submit", "--target", "local", "--data", tiny_images, "--name", "wide", "--device", "cpu", *small, *often]
-    with on_a_screen(tmp_path, 40, *words) as (screen, _):
+    args = ["submit", "--target", "local", "--data", tiny_images, "--name", "wide", "--device", "cpu", *small, *often]
+    with on_a_screen(tmp_path, 40, *args) as (screen, _):
         lines = (line for line in screen.lines() if "kimg  " in line)
         for columns, least in [(40, 0), (60, 40), (80, 60), (120, 80), (200, 80), (60, 0)]:
             screen.resize(columns)
@@ -220,8 +220,8 @@ def test_a_run_that_submit_starts_fits_its_terminal_as_it_is_resized(tiny_images
 )
 def test_the_bar_of_sample_fits_its_terminal(tmp_path: Path, columns: int) -> None:
     save_run(tmp_path / "runs" / "one", depth=1)
-    words = ["sample", "one", "--files", "--num", 120, "--device", "cpu"]
-    with on_a_screen(tmp_path, columns, *words) as (screen, process):
+    args = ["sample", "one", "--files", "--num", 120, "--device", "cpu"]
+    with on_a_screen(tmp_path, columns, *args) as (screen, process):
         shown = [line for line in screen.lines() if "Making 120 pictures" in line]
         assert process.wait() == 0
     assert any("100%" in line for line in shown), shown

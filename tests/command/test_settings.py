@@ -63,7 +63,7 @@ def as_text(value: Any) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose msggan.toml each example writes anew."""
+    """A folder whose msggan.toml each example rewrites."""
     return tmp_path_factory.mktemp("settings")
 
 

@@ -30,32 +30,32 @@ STATUS_KEYS = RUN_KEYS | {"images_total", "created", "ended", "reason"}
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
 
 
-def msggan_aml(folder: Path, *words: object) -> Ended:
-    return run_in(folder, "msggan-aml", *words)
+def msggan_aml(folder: Path, *args: object) -> Ended:
+    return run_in(folder, "msggan-aml", *args)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images and the run `tiny`, which was detached and followed to its end."""
-    place = tmp_path_factory.mktemp("place")
-    draw_tiny_images(place / "tiny")
-    submitted = msggan_aml(place, "submit", "--data", "tiny", *SMALL, "--detach")
+    workdir = tmp_path_factory.mktemp("workdir")
+    draw_tiny_images(workdir / "tiny")
+    submitted = msggan_aml(workdir, "submit", "--data", "tiny", *SMALL, "--detach")
     assert submitted.exit_code == 0, submitted.stderr
-    followed = msggan_aml(place, "logs", "tiny", "--follow")
+    followed = msggan_aml(workdir, "logs", "tiny", "--follow")
     assert followed.exit_code == 0, followed.stderr
     assert followed.stdout.splitlines()[-1].startswith("Done: 0.04 kimg.")
-    return place
+    return workdir
 
 
 @contextmanager
-def endless(place: Path, name: str) -> Iterator[dict[str, object]]:
+def endless(workdir: Path, name: str) -> Iterator[dict[str, object]]:
     """A run that trains in the background indefinitely, as `submit --detach` printed it; killed at the end."""
-    submitted = msggan_aml(place, "submit", "--data", "tiny", "--name", name, *ENDLESS, "--detach", "-o", "json")
+    submitted = msggan_aml(workdir, "submit", "--data", "tiny", "--name", name, *ENDLESS, "--detach", "-o", "json")
     assert submitted.exit_code == 0, submitted.stderr
     try:
         yield submitted.json
     finally:
-        folder = RunFolder(place / "runs" / name)
+        folder = RunFolder(workdir / "runs" / name)
         note = read_state(folder)
         if note is not None and is_owned(folder):
             os.kill(note.process, signal.SIGKILL)
@@ -65,59 +65,59 @@ def endless(place: Path, name: str) -> Iterator[dict[str, object]]:
 # Following
 
 
-def test_a_completed_run_is_reported_with_the_next_command(place: Path) -> None:
-    status = msggan_aml(place, "status", "tiny", "-o", "json").json
+def test_a_completed_run_is_reported_with_the_next_command(workdir: Path) -> None:
+    status = msggan_aml(workdir, "status", "tiny", "-o", "json").json
     assert status.keys() == STATUS_KEYS
     assert (status["name"], status["target"], status["state"]) == ("tiny", "local", "completed")
     assert (status["images_seen"], status["images_total"], status["reason"]) == (40, 40, "")
     assert status["created"] <= status["ended"]
     assert status["metrics"].keys() >= {"images", "kimg", "d_loss", "g_loss", "swd", "images_per_second", "seconds"}
-    images = place / "tiny"
+    images = workdir / "tiny"
     assert status["next"] == [
         "msggan-aml sample tiny",
         f"msggan-aml submit --data {images} --name tiny --target local --kimg 0.08",
     ]
 
 
-def test_a_run_can_be_given_by_its_folder(place: Path) -> None:
-    by_folder = msggan_aml(place.parent, "status", place / "runs" / "tiny", "-o", "json")
+def test_a_run_can_be_given_by_its_folder(workdir: Path) -> None:
+    by_folder = msggan_aml(workdir.parent, "status", workdir / "runs" / "tiny", "-o", "json")
     assert by_folder.json["state"] == "completed"
 
 
-def test_the_log_of_a_run_in_front_is_kept_too(place: Path) -> None:
-    front = msggan_aml(place, "submit", "--data", "tiny", "--name", "front", *SMALL)
-    logged = msggan_aml(place, "logs", "front").stdout.splitlines()
+def test_the_log_of_a_run_in_front_is_kept_too(workdir: Path) -> None:
+    front = msggan_aml(workdir, "submit", "--data", "tiny", "--name", "front", *SMALL)
+    logged = msggan_aml(workdir, "logs", "front").stdout.splitlines()
     assert logged == [line for line in front.stderr.splitlines() if not line.startswith("Target:")]
-    assert msggan_aml(place, "logs", "front", "--tail", "2").stdout.splitlines() == logged[-2:]
-    assert msggan_aml(place, "logs", "front", "-o", "json").json == {"name": "front", "lines": logged}
-    shutil.rmtree(place / "runs" / "front")
+    assert msggan_aml(workdir, "logs", "front", "--tail", "2").stdout.splitlines() == logged[-2:]
+    assert msggan_aml(workdir, "logs", "front", "-o", "json").json == {"name": "front", "lines": logged}
+    shutil.rmtree(workdir / "runs" / "front")
 
 
-def test_runs_are_listed_the_newest_first(place: Path) -> None:
-    older = place / "runs" / "older"
-    shutil.copytree(place / "runs" / "tiny", older)
+def test_runs_are_listed_the_newest_first(workdir: Path) -> None:
+    older = workdir / "runs" / "older"
+    shutil.copytree(workdir / "runs" / "tiny", older)
     note = json.loads((older / "run.json").read_text())
     (older / "run.json").write_text(json.dumps({**note, "created": "2020-01-01T00:00:00Z"}))
-    (place / "runs" / "broken").mkdir()
-    (place / "runs" / "broken" / "config.json").write_text("{")
-    listed = msggan_aml(place, "list", "-o", "json").json["runs"]
+    (workdir / "runs" / "broken").mkdir()
+    (workdir / "runs" / "broken" / "config.json").write_text("{")
+    listed = msggan_aml(workdir, "list", "-o", "json").json["runs"]
     assert [run["name"] for run in listed] == ["tiny", "older"]
     assert all(run.keys() == STATUS_KEYS for run in listed)
-    headings, *rows = msggan_aml(place, "list").stdout.splitlines()
+    headings, *rows = msggan_aml(workdir, "list").stdout.splitlines()
     assert [row.split()[:3] for row in rows] == [
         ["tiny", "completed", "0.04/0.04"],
         ["older", "completed", "0.04/0.04"],
     ]
     assert headings.split()[:3] == ["NAME", "STATE", "KIMG"]
     shutil.rmtree(older)
-    shutil.rmtree(place / "runs" / "broken")
+    shutil.rmtree(workdir / "runs" / "broken")
 
 
-def test_status_without_a_name_is_that_of_the_newest_run(place: Path) -> None:
-    listed = msggan_aml(place, "list", "-o", "json").json["runs"]
+def test_status_without_a_name_is_that_of_the_newest_run(workdir: Path) -> None:
+    listed = msggan_aml(workdir, "list", "-o", "json").json["runs"]
     newest = max(listed, key=lambda run: run["created"])["name"]
-    assert msggan_aml(place, "status") == msggan_aml(place, "status", newest)
-    assert msggan_aml(place, "status", "-o", "json").json["name"] == newest
+    assert msggan_aml(workdir, "status") == msggan_aml(workdir, "status", newest)
+    assert msggan_aml(workdir, "status", "-o", "json").json["name"] == newest
 
 
 def test_an_empty_list_of_runs_says_how_to_start(tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_an_empty_list_of_runs_says_how_to_start(tmp_path: Path) -> None:
 
 def test_a_run_is_logged_to_the_mlflow_beside_the_runs_and_resumed_there(tmp_path: Path) -> None:
     draw_tiny_images(tmp_path / "tiny")
-    words = ["msggan-aml", "submit", "--data", "tiny", *WHAT, "--loss", "hinge", "--metric-kimg", "0.02"]
+    args = ["msggan-aml", "submit", "--data", "tiny", *WHAT, "--loss", "hinge", "--metric-kimg", "0.02"]
     for kimg in ("0.04", "0.08"):
-        ended = run_in(tmp_path, *words, "--kimg", kimg, MSGGAN_TRACKING_URI="")
+        ended = run_in(tmp_path, *args, "--kimg", kimg, MSGGAN_TRACKING_URI="")
         assert ended.exit_code == 0, ended.stderr
     (run,) = tracked_runs(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     assert (run["name"], run["loss_function"], run["kimg"]) == ("tiny", "hinge", "0.08")
@@ -163,54 +163,54 @@ def tracked_runs(uri: str) -> list[dict[str, object]]:
 # Stopping
 
 
-def test_a_detached_run_is_running_until_it_is_cancelled(place: Path) -> None:
-    with endless(place, "long") as submitted:
+def test_a_detached_run_is_running_until_it_is_cancelled(workdir: Path) -> None:
+    with endless(workdir, "long") as submitted:
         assert submitted.keys() == RUN_KEYS
         assert submitted["state"] == "running"
         assert submitted["next"] == ["msggan-aml logs long --follow", "msggan-aml cancel long"]
-        assert msggan_aml(place, "status", "long", "-o", "json").json["state"] == "running"
-        again = msggan_aml(place, "submit", "--data", "tiny", "--name", "long", *ENDLESS, "-o", "json")
+        assert msggan_aml(workdir, "status", "long", "-o", "json").json["state"] == "running"
+        again = msggan_aml(workdir, "submit", "--data", "tiny", "--name", "long", *ENDLESS, "-o", "json")
         assert (again.exit_code, again.json["error"]["code"]) == (2, "run_folder")
         assert "msggan-aml cancel" in again.json["error"]["hint"]
 
-        cancelled = msggan_aml(place, "cancel", "long", "-o", "json")
+        cancelled = msggan_aml(workdir, "cancel", "long", "-o", "json")
         assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
         assert cancelled.json["images_seen"] > 0
-        assert list((place / "runs" / "long" / "checkpoints").glob("*.json"))
-        twice = msggan_aml(place, "cancel", "long", "-o", "json")
+        assert list((workdir / "runs" / "long" / "checkpoints").glob("*.json"))
+        twice = msggan_aml(workdir, "cancel", "long", "-o", "json")
         assert (twice.exit_code, twice.json["error"]["message"]) == (2, "long: is not running; its state is cancelled.")
 
 
-def test_cancel_does_not_stop_a_process_that_does_not_train_the_run(place: Path) -> None:
+def test_cancel_does_not_stop_a_process_that_does_not_train_the_run(workdir: Path) -> None:
     """As where a machine of the same name trains it, or the recorded number belongs to another program by now."""
     unrelated = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    with endless(place, "elsewhere"), unrelated:
-        note = place / "runs" / "elsewhere" / "run.json"
+    with endless(workdir, "elsewhere"), unrelated:
+        note = workdir / "runs" / "elsewhere" / "run.json"
         recorded = note.read_text()
         try:
             note.write_text(json.dumps({**json.loads(recorded), "process": unrelated.pid}))
-            refused = msggan_aml(place, "cancel", "elsewhere", "-o", "json")
+            refused = msggan_aml(workdir, "cancel", "elsewhere", "-o", "json")
             assert (refused.exit_code, refused.json["error"]["code"]) == (2, "run_folder")
             assert f"but not by process {unrelated.pid} of this machine" in refused.stderr
             assert unrelated.poll() is None
-            assert msggan_aml(place, "status", "elsewhere", "-o", "json").json["state"] == "running"
+            assert msggan_aml(workdir, "status", "elsewhere", "-o", "json").json["state"] == "running"
         finally:
             unrelated.kill()
             note.write_text(recorded)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only there it can be seen that a program follows a log")
-def test_ctrl_c_stops_following_and_is_no_error(place: Path) -> None:
-    with endless(place, "followed"):
-        log = place / "runs" / "followed" / "log.txt"
-        for words in ([], ["-o", "json"]):
-            with started(place, "msggan-aml", "logs", "followed", "--follow", *words) as follower:
+def test_ctrl_c_stops_following_and_is_no_error(workdir: Path) -> None:
+    with endless(workdir, "followed"):
+        log = workdir / "runs" / "followed" / "log.txt"
+        for args in ([], ["-o", "json"]):
+            with started(workdir, "msggan-aml", "logs", "followed", "--follow", *args) as follower:
                 wait_for(lambda follower=follower: has_open(follower, log), follower)
                 left = stopped(follower, "Ctrl-C")
             assert (left.exit_code, left.stderr) == (130, "Stopped following. The run continues.\n")
-            lines = left.json["lines"] if words else left.stdout.splitlines()
+            lines = left.json["lines"] if args else left.stdout.splitlines()
             assert lines == log.read_text().splitlines()[: len(lines)]
-        assert msggan_aml(place, "status", "followed", "-o", "json").json["state"] == "running"
+        assert msggan_aml(workdir, "status", "followed", "-o", "json").json["state"] == "running"
 
 
 def has_open(process: subprocess.Popen[str], path: Path) -> bool:
@@ -219,37 +219,37 @@ def has_open(process: subprocess.Popen[str], path: Path) -> bool:
     return any(os.path.realpath(descriptor) == os.path.realpath(path) for descriptor in descriptors.iterdir())
 
 
-def test_a_run_whose_process_was_killed_is_interrupted_and_resumes(place: Path) -> None:
-    with endless(place, "killed") as submitted:
-        note = read_state(RunFolder(place / "runs" / "killed"))
+def test_a_run_whose_process_was_killed_is_interrupted_and_resumes(workdir: Path) -> None:
+    with endless(workdir, "killed") as submitted:
+        note = read_state(RunFolder(workdir / "runs" / "killed"))
         assert note is not None
         os.kill(note.process, signal.SIGKILL)
-        followed = msggan_aml(place, "logs", "killed", "--follow")  # ends, as nothing will be written any more
+        followed = msggan_aml(workdir, "logs", "killed", "--follow")  # ends, as nothing will be written any more
         assert followed.exit_code == 0
-        status = msggan_aml(place, "status", "killed", "-o", "json").json
+        status = msggan_aml(workdir, "status", "killed", "-o", "json").json
         assert (status["state"], status["next"]) == (
             "interrupted",
-            [f"msggan-aml submit --data {place / 'tiny'} --name killed --target local"],
+            [f"msggan-aml submit --data {workdir / 'tiny'} --name killed --target local"],
         )
         assert "killed" in status["reason"]
-        ended = msggan_aml(place, "submit", "--data", "tiny", "--name", "killed", "--kimg", "0.04", "-o", "json")
+        ended = msggan_aml(workdir, "submit", "--data", "tiny", "--name", "killed", "--kimg", "0.04", "-o", "json")
         assert (ended.exit_code, ended.json["state"]) == (0, "completed"), submitted
 
 
-def test_a_detached_run_that_cannot_start_is_reported_and_leaves_nothing(place: Path) -> None:
-    (place / "empty").mkdir()
-    refused = msggan_aml(place, "submit", "--data", "empty", *SMALL, "--detach", "-o", "json")
+def test_a_detached_run_that_cannot_start_is_reported_and_leaves_nothing(workdir: Path) -> None:
+    (workdir / "empty").mkdir()
+    refused = msggan_aml(workdir, "submit", "--data", "empty", *SMALL, "--detach", "-o", "json")
     assert (refused.exit_code, refused.json["error"]["code"]) == (2, "data")
     assert refused.stderr.count("Error: ") == 1
-    assert not (place / "runs" / "empty").exists()
+    assert not (workdir / "runs" / "empty").exists()
 
 
-def test_a_detached_run_that_cannot_start_keeps_an_existing_log(place: Path) -> None:
-    (place / "none").mkdir()
-    log = place / "runs" / "none" / "log.txt"
+def test_a_detached_run_that_cannot_start_keeps_an_existing_log(workdir: Path) -> None:
+    (workdir / "none").mkdir()
+    log = workdir / "runs" / "none" / "log.txt"
     log.parent.mkdir()
     log.write_text("from before\n")
-    assert msggan_aml(place, "submit", "--data", "none", *SMALL, "--detach").exit_code == 2
+    assert msggan_aml(workdir, "submit", "--data", "none", *SMALL, "--detach").exit_code == 2
     assert log.read_text().startswith("from before\n")
     shutil.rmtree(log.parent)
 
@@ -298,17 +298,17 @@ def test_submitting_a_finished_run_changes_no_file_and_reports_it(tmp_path: Path
     assert [run["name"] for run in tracked_runs(f"sqlite:///{other}")] == ["tiny"]
 
 
-def test_a_cancelled_run_is_not_called_complete_by_a_smaller_kimg(place: Path) -> None:
-    with endless(place, "stopped"):
-        cancelled = msggan_aml(place, "cancel", "stopped", "-o", "json").json
-        before = changes_of(place / "runs" / "stopped")
-        again = msggan_aml(place, "submit", "--data", "tiny", "--name", "stopped", "--kimg", "0.004", "-o", "json")
+def test_a_cancelled_run_is_not_called_complete_by_a_smaller_kimg(workdir: Path) -> None:
+    with endless(workdir, "stopped"):
+        cancelled = msggan_aml(workdir, "cancel", "stopped", "-o", "json").json
+        before = changes_of(workdir / "runs" / "stopped")
+        again = msggan_aml(workdir, "submit", "--data", "tiny", "--name", "stopped", "--kimg", "0.004", "-o", "json")
         assert (again.exit_code, again.json["state"]) == (0, "cancelled")
         assert again.json["images_seen"] == cancelled["images_seen"]
         assert again.json["next"] == ["msggan-aml submit --data tiny --name stopped --target local"], (
             "up to its own --kimg"
         )
-        assert changes_of(place / "runs" / "stopped") == before
+        assert changes_of(workdir / "runs" / "stopped") == before
 
 
 # What cannot be read
@@ -322,9 +322,9 @@ def test_a_cancelled_run_is_not_called_complete_by_a_smaller_kimg(place: Path) -
     ],
 )
 def test_a_run_of_another_version_is_listed_with_its_problem(
-    tmp_path: Path, place: Path, change: dict[str, object], reason: str
+    tmp_path: Path, workdir: Path, change: dict[str, object], reason: str
 ) -> None:
-    shutil.copytree(place / "runs" / "tiny", tmp_path / "runs" / "other")
+    shutil.copytree(workdir / "runs" / "tiny", tmp_path / "runs" / "other")
     config = tmp_path / "runs" / "other" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     message = f"runs/other/config.json: cannot be read: {reason}"
@@ -336,12 +336,12 @@ def test_a_run_of_another_version_is_listed_with_its_problem(
     status = msggan_aml(tmp_path, "status", "other")
     assert message in status.stdout
     assert "Next:" not in status.stdout
-    refused = msggan_aml(tmp_path, "submit", "--data", place / "tiny", "--name", "other", "--kimg", "9", "-o", "json")
+    refused = msggan_aml(tmp_path, "submit", "--data", workdir / "tiny", "--name", "other", "--kimg", "9", "-o", "json")
     assert (refused.exit_code, refused.json["error"]["message"]) == (2, message)
 
 
-def test_an_unreadable_record_is_named(tmp_path: Path, place: Path) -> None:
-    shutil.copytree(place / "runs" / "tiny", tmp_path / "runs" / "other")
+def test_an_unreadable_record_is_named(tmp_path: Path, workdir: Path) -> None:
+    shutil.copytree(workdir / "runs" / "tiny", tmp_path / "runs" / "other")
     (tmp_path / "runs" / "other" / "run.json").write_text("{")
     message = "runs/other/run.json: is not a record that msggan wrote."
     assert message in msggan_aml(tmp_path, "status", "other").stderr
@@ -365,16 +365,16 @@ def downloaded(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def files_of_run(place: Path, name: str) -> dict[str, bytes]:
-    files = contents(place / "runs" / name)
+def files_of_run(workdir: Path, name: str) -> dict[str, bytes]:
+    files = contents(workdir / "runs" / name)
     del files["run.lock"]
     return files
 
 
-def test_a_download_is_the_whole_run(place: Path) -> None:
-    result = msggan_aml(place, "download", "tiny", "--out", "copies/all", "-o", "json").json
-    copied = downloaded(place / "copies" / "all")
-    assert copied == files_of_run(place, "tiny")
+def test_a_download_is_the_whole_run(workdir: Path) -> None:
+    result = msggan_aml(workdir, "download", "tiny", "--out", "copies/all", "-o", "json").json
+    copied = downloaded(workdir / "copies" / "all")
+    assert copied == files_of_run(workdir, "tiny")
     assert result == {
         "files": len(copied),
         "bytes": sum(map(len, copied.values())),
@@ -382,19 +382,19 @@ def test_a_download_is_the_whole_run(place: Path) -> None:
     }
 
 
-def test_downloaded_weights_load_without_other_files(place: Path) -> None:
+def test_downloaded_weights_load_without_other_files(workdir: Path) -> None:
     from msggan import load_generator
 
-    result = msggan_aml(place, "download", "tiny", "--out", "weights", "--weights", "-o", "json").json
+    result = msggan_aml(workdir, "download", "tiny", "--out", "weights", "--weights", "-o", "json").json
     assert result["files"] == 1
-    assert downloaded(place / "weights").keys() == {"generator.safetensors"}
-    assert load_generator(place / "weights").depth == 2
+    assert downloaded(workdir / "weights").keys() == {"generator.safetensors"}
+    assert load_generator(workdir / "weights").depth == 2
 
 
-def test_a_download_may_be_beside_the_run_under_a_similar_name(place: Path) -> None:
-    copied = msggan_aml(place, "download", "tiny", "--out", "runs/tiny2", "--weights")
+def test_a_download_may_be_beside_the_run_under_a_similar_name(workdir: Path) -> None:
+    copied = msggan_aml(workdir, "download", "tiny", "--out", "runs/tiny2", "--weights")
     assert copied.exit_code == 0, copied.stderr
-    assert downloaded(place / "runs" / "tiny2").keys() == {"generator.safetensors"}
+    assert downloaded(workdir / "runs" / "tiny2").keys() == {"generator.safetensors"}
 
 
 def test_a_run_named_like_its_images_is_not_downloaded_among_them(tmp_path: Path) -> None:
@@ -410,17 +410,17 @@ def test_a_run_named_like_its_images_is_not_downloaded_among_them(tmp_path: Path
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("weights", [[], ["--weights"]])
 def test_a_folder_not_created_by_a_download_is_never_written_to(
-    place: Path, weights: list[str], force: list[str]
+    workdir: Path, weights: list[str], force: list[str]
 ) -> None:
-    images = contents(place / "tiny")
-    refused = msggan_aml(place, "download", "tiny", "--out", "tiny", *weights, *force, "-o", "json")
+    images = contents(workdir / "tiny")
+    refused = msggan_aml(workdir, "download", "tiny", "--out", "tiny", *weights, *force, "-o", "json")
     assert refused.exit_code == 2
     assert refused.json["error"] == {
         "code": "usage",
         "message": "tiny: is not empty and was not created by download.",
         "hint": "Give a new or an empty folder.",
     }
-    assert contents(place / "tiny") == images
+    assert contents(workdir / "tiny") == images
 
 
 def test_a_repeated_download_copies_what_has_changed(tmp_path: Path) -> None:
@@ -434,60 +434,60 @@ def test_a_repeated_download_copies_what_has_changed(tmp_path: Path) -> None:
             assert downloaded(tmp_path / "copy").items() >= files_of_run(tmp_path, "tiny").items()
 
 
-def test_a_file_that_was_changed_in_a_download_is_overwritten_only_with_force(place: Path) -> None:
-    words = ["download", "tiny", "--out", "changed", "--weights"]
-    assert msggan_aml(place, *words).exit_code == 0
-    weights = place / "changed" / "generator.safetensors"
+def test_a_file_that_was_changed_in_a_download_is_overwritten_only_with_force(workdir: Path) -> None:
+    args = ["download", "tiny", "--out", "changed", "--weights"]
+    assert msggan_aml(workdir, *args).exit_code == 0
+    weights = workdir / "changed" / "generator.safetensors"
     original = weights.read_bytes()
     weights.write_text("mine")
-    refused = msggan_aml(place, *words)
+    refused = msggan_aml(workdir, *args)
     assert refused.exit_code == 2
     assert refused.stderr == (
         f"Error: {Path('changed/generator.safetensors')}: has changed since it was downloaded.\n"
         "Use --force to overwrite, or give another folder.\n"
     )
     assert weights.read_text() == "mine"
-    assert msggan_aml(place, *words, "--force").exit_code == 0
+    assert msggan_aml(workdir, *args, "--force").exit_code == 0
     assert weights.read_bytes() == original
 
 
-def test_a_download_of_another_run_is_not_written_to(place: Path) -> None:
-    assert msggan_aml(place, "download", "tiny", "--out", "first", "--weights").exit_code == 0
-    shutil.copytree(place / "runs" / "tiny", place / "runs" / "second")
-    refused = msggan_aml(place, "download", "second", "--out", "first", "--weights", "--force")
-    shutil.rmtree(place / "runs" / "second")
+def test_a_download_of_another_run_is_not_written_to(workdir: Path) -> None:
+    assert msggan_aml(workdir, "download", "tiny", "--out", "first", "--weights").exit_code == 0
+    shutil.copytree(workdir / "runs" / "tiny", workdir / "runs" / "second")
+    refused = msggan_aml(workdir, "download", "second", "--out", "first", "--weights", "--force")
+    shutil.rmtree(workdir / "runs" / "second")
     assert refused.exit_code == 2
-    assert refused.stderr.startswith(f"Error: first: contains a download of another run: {place / 'runs' / 'tiny'}, ")
+    assert refused.stderr.startswith(f"Error: first: contains a download of another run: {workdir / 'runs' / 'tiny'}, ")
 
 
-def test_a_download_that_is_trained_on_is_not_overwritten(place: Path) -> None:
-    assert msggan_aml(place, "download", "tiny", "--out", "runs/on").exit_code == 0
-    trained = msggan_aml(place, "submit", "--data", "tiny", "--name", "on", *WHAT, "--kimg", "0.08", "-o", "json")
+def test_a_download_that_is_trained_on_is_not_overwritten(workdir: Path) -> None:
+    assert msggan_aml(workdir, "download", "tiny", "--out", "runs/on").exit_code == 0
+    trained = msggan_aml(workdir, "submit", "--data", "tiny", "--name", "on", *WHAT, "--kimg", "0.08", "-o", "json")
     assert (trained.exit_code, trained.json["images_seen"]) == (0, 80), trained.stderr
-    before = contents(place / "runs" / "on")
-    refused = msggan_aml(place, "download", "tiny", "--out", "runs/on", "--force")
-    assert (refused.exit_code, contents(place / "runs" / "on")) == (2, before)
+    before = contents(workdir / "runs" / "on")
+    refused = msggan_aml(workdir, "download", "tiny", "--out", "runs/on", "--force")
+    assert (refused.exit_code, contents(workdir / "runs" / "on")) == (2, before)
     assert refused.stderr.startswith(
         f"Error: {Path('runs/on')}: is the folder of a run that was trained on this machine.\n"
     )
-    shutil.rmtree(place / "runs" / "on")
+    shutil.rmtree(workdir / "runs" / "on")
 
 
-def test_a_download_that_was_interrupted_is_completed_by_the_next(place: Path) -> None:
-    words = shlex.join(command_line("msggan-aml", "download", "tiny", "--out", "cut"))
+def test_a_download_that_was_interrupted_is_completed_by_the_next(workdir: Path) -> None:
+    args = shlex.join(command_line("msggan-aml", "download", "tiny", "--out", "cut"))
     largest = 16  # blocks of 512 bytes in a file: too few for a checkpoint's weights, enough for all before them
     cut = subprocess.run(
-        ["/bin/sh", "-c", f"ulimit -f {largest}; exec {words}"],
-        cwd=place,
+        ["/bin/sh", "-c", f"ulimit -f {largest}; exec {args}"],
+        cwd=workdir,
         env=environment(),
         capture_output=True,
         encoding="utf-8",
         check=False,
     )
     assert (cut.returncode, cut.stderr.count("Error: ")) == (1, 1), cut.stderr
-    assert downloaded(place / "cut").keys() == {"checkpoints/000000040.json"}
-    assert msggan_aml(place, "download", "tiny", "--out", "cut").exit_code == 0
-    assert downloaded(place / "cut") == files_of_run(place, "tiny")
+    assert downloaded(workdir / "cut").keys() == {"checkpoints/000000040.json"}
+    assert msggan_aml(workdir, "download", "tiny", "--out", "cut").exit_code == 0
+    assert downloaded(workdir / "cut") == files_of_run(workdir, "tiny")
 
 
 def test_a_file_copied_when_the_download_was_killed_is_copied_again(tmp_path: Path) -> None:
@@ -503,26 +503,26 @@ def test_a_file_copied_when_the_download_was_killed_is_copied_again(tmp_path: Pa
         assert CopyFolder(file.parent, "run").has(file.name, version)
 
 
-def test_a_download_through_a_link_into_the_runs_own_folder_is_refused(place: Path) -> None:
-    (place / "link").symlink_to(place / "runs" / "tiny")
-    refused = msggan_aml(place, "download", "tiny", "--out", "link/copy")
+def test_a_download_through_a_link_into_the_runs_own_folder_is_refused(workdir: Path) -> None:
+    (workdir / "link").symlink_to(workdir / "runs" / "tiny")
+    refused = msggan_aml(workdir, "download", "tiny", "--out", "link/copy")
     assert refused.exit_code == 2
     assert refused.stderr.startswith(f"Error: {Path('link/copy')}: is inside the run's own folder.\n")
-    (place / "link").unlink()
+    (workdir / "link").unlink()
 
 
-def test_a_download_into_a_link_to_an_empty_folder_fills_that(place: Path) -> None:
-    (place / "empty-home").mkdir()
-    (place / "home").symlink_to("empty-home")
-    (place / "nowhere").symlink_to("missing")
-    assert msggan_aml(place, "download", "tiny", "--out", "home", "--weights").exit_code == 0
-    assert downloaded(place / "empty-home").keys() == {"generator.safetensors"}
-    refused = msggan_aml(place, "download", "tiny", "--out", "nowhere")
+def test_a_download_into_a_link_to_an_empty_folder_fills_that(workdir: Path) -> None:
+    (workdir / "empty-home").mkdir()
+    (workdir / "home").symlink_to("empty-home")
+    (workdir / "nowhere").symlink_to("missing")
+    assert msggan_aml(workdir, "download", "tiny", "--out", "home", "--weights").exit_code == 0
+    assert downloaded(workdir / "empty-home").keys() == {"generator.safetensors"}
+    refused = msggan_aml(workdir, "download", "tiny", "--out", "nowhere")
     assert (refused.exit_code, refused.stderr.splitlines()[0]) == (2, "Error: nowhere: is a broken symbolic link.")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["download", "tiny", "--out", "runs/tiny/copy"], "is inside the run's own folder"),
         (["download", "tiny", "--out", "tiny/00.png"], "is a file, not a folder"),
@@ -535,8 +535,8 @@ def test_a_download_into_a_link_to_an_empty_folder_fills_that(place: Path) -> No
         (["list", "-o", "yaml"], "--output yaml"),
     ],
 )
-def test_impossible_requests_are_errors(place: Path, words: list[str], message: str) -> None:
-    refused = msggan_aml(place, *words)
+def test_impossible_requests_are_errors(workdir: Path, args: list[str], message: str) -> None:
+    refused = msggan_aml(workdir, *args)
     assert refused.exit_code == 2
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -148,7 +148,7 @@ def deep_tiff(values: np.ndarray, order: str, *, compressed: bool) -> bytes:
 
 
 def with_lost_note(content: bytes) -> bytes:
-    """The TIFF or EXIF with its note (tag 270, 100 characters) said to be longer than the file."""
+    """The TIFF or EXIF whose description (tag 270, 100 characters) claims to be longer than the file."""
     for endian in "<>":
         content = content.replace(struct.pack(endian + "HHI", 270, 2, 101), struct.pack(endian + "HHI", 270, 2, 10**6))
     return content

@@ -241,7 +241,7 @@ def test_the_default_name_of_a_run_is_that_of_the_pack_without_its_suffix() -> N
 
 
 class Blank(Dataset):
-    """So many black images, made when they are asked for."""
+    """This many black images, made on demand."""
 
     def __init__(self, count: int, resolution: int) -> None:
         digests = sorted(sha256(str(number).encode()).digest() for number in range(count))
@@ -388,7 +388,7 @@ def foreign(content: bytes) -> bytes:
 def test_an_incomplete_or_foreign_file_is_reported_with_a_hint(
     tiny_pack: Path, tmp_path: Path, spoil: Callable[[bytes], bytes], complaint: str
 ) -> None:
-    path = tmp_path / "spoilt.safetensors"
+    path = tmp_path / "damaged.safetensors"
     path.write_bytes(spoil(tiny_pack.read_bytes()))
     with pytest.raises(DataError) as refused:
         trainer(path, tmp_path / "run")
@@ -476,9 +476,9 @@ def test_both_commands_make_the_same_pack(run_program: RunProgram, tmp_path: Pat
     shutil.copytree(tiny, tmp_path / "images")
     for name, content in {**SKIPPED, "film.mp4": b""}.items():
         (tmp_path / "images" / name).write_bytes(content)
-    words = ["--resolution", "4", "--background", "grey", "--workers", "2", "-o", "json"]
-    ours = run_program("msggan-aml", "pack", "images", "deep/er/a.safetensors", *words)
-    theirs = run_program("msggan.pack", "--data", "images", "--out", "b.safetensors", *words)
+    args = ["--resolution", "4", "--background", "grey", "--workers", "2", "-o", "json"]
+    ours = run_program("msggan-aml", "pack", "images", "deep/er/a.safetensors", *args)
+    theirs = run_program("msggan.pack", "--data", "images", "--out", "b.safetensors", *args)
     content = (tmp_path / "deep" / "er" / "a.safetensors").read_bytes()
     assert content == (tmp_path / "b.safetensors").read_bytes()
     expected = {"images": 24, "bytes": len(content), "resolution": 4, "skipped": 3}
@@ -585,8 +585,8 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
     folder = save_images(tmp_path / "images", 8, 64)
     path = tmp_path / "x.safetensors"
     path.write_text("mine")
-    words = command_line("msggan.pack", "--data", folder, "--out", path, "--force")
-    limited = ["sh", "-c", 'ulimit -f 16 && exec "$@"', "sh", *words]  # no file beyond 16 blocks; the pack has 96 KiB
+    args = command_line("msggan.pack", "--data", folder, "--out", path, "--force")
+    limited = ["sh", "-c", 'ulimit -f 16 && exec "$@"', "sh", *args]  # no file beyond 16 blocks; the pack has 96 KiB
     ended = subprocess.run(
         limited, env=environment(PYTHONDONTWRITEBYTECODE="1"), capture_output=True, encoding="utf-8", check=False
     )

@@ -20,7 +20,7 @@ PRINT_ALL = "import os, sys; print(sys.argv, sys.path[0], os.getcwd(), os.enviro
 def test_code_has_its_arguments_folder_variables_and_streams(tmp_path: Path) -> None:
     by_each = [
         subprocess.run(
-            [python, "-c", f"{PRINT_ALL}; print('said', file=sys.stderr); sys.exit(3)", "one", "--two"],
+            [python, "-c", f"{PRINT_ALL}; print('output', file=sys.stderr); sys.exit(3)", "one", "--two"],
             cwd=tmp_path,
             env=environment(GIVEN="value"),
             input="typed",

@@ -200,20 +200,20 @@ def test_a_recipe_fills_only_unset_fields(recipe: str) -> None:
 
 
 @given(configs())
-def test_resuming_applies_fields_that_may_change_and_names_the_others(asked: TrainConfig) -> None:
+def test_resuming_applies_fields_that_may_change_and_names_the_others(requested: TrainConfig) -> None:
     stored = resolved(TrainConfig(kimg=30, sample_kimg=7, metric_kimg=8, checkpoint_kimg=9))
-    config, refused = changed_for_resume(stored, asked)
+    config, refused = changed_for_resume(stored, requested)
     for name in NAMES:
-        old, new = getattr(stored, name), getattr(asked, name)
+        old, new = getattr(stored, name), getattr(requested, name)
         differs = new is not None and new != old and (name, new) != ("precision", "auto")
         assert (name in refused) == (differs and name not in RESUMABLE)
         assert getattr(config, name) == (new if differs and name in RESUMABLE else old)
 
 
 @given(configs(), st.floats(0.001, 10_000))
-def test_the_intervals_of_a_resumed_run_follow_kimg_unless_they_were_given(asked: TrainConfig, kimg: float) -> None:
+def test_the_intervals_of_a_resumed_run_follow_kimg_unless_they_were_given(requested: TrainConfig, kimg: float) -> None:
     """One that was given the default value by name is taken for the default: only the values are stored."""
-    stored, problems = attempt(lambda: resolved(asked))
+    stored, problems = attempt(lambda: resolved(requested))
     assume(not problems)
     assert stored is not None
     config, _ = changed_for_resume(stored, TrainConfig(kimg=kimg))
@@ -229,11 +229,11 @@ def test_the_intervals_of_a_short_run_that_is_extended_grow_with_kimg() -> None:
 
 
 @given(configs())
-def test_resuming_with_the_same_configuration_changes_nothing(asked: TrainConfig) -> None:
-    stored, _ = attempt(lambda: resolved(asked))
+def test_resuming_with_the_same_configuration_changes_nothing(requested: TrainConfig) -> None:
+    stored, _ = attempt(lambda: resolved(requested))
     assume(stored is not None)
     assert stored is not None
-    assert changed_for_resume(stored, asked) == (stored, [])
+    assert changed_for_resume(stored, requested) == (stored, [])
     assert changed_for_resume(stored, TrainConfig()) == (stored, [])
 
 

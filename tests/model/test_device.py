@@ -28,8 +28,8 @@ program.main()
 limitable = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory can be limited on Linux")
 
 
-def run_limited(mib: int, program: str, *words: object) -> Ended:
-    command = [sys.executable, "-c", LIMITED, str(mib), program, *map(str, words), "-o", "json"]
+def run_limited(mib: int, program: str, *args: object) -> Ended:
+    command = [sys.executable, "-c", LIMITED, str(mib), program, *map(str, args), "-o", "json"]
     variables = environment(MALLOC_ARENA_MAX="1")
     ended = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", check=False)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
@@ -37,8 +37,8 @@ def run_limited(mib: int, program: str, *words: object) -> Ended:
 
 def train_limited(mib: int, data: Path, run_dir: Path) -> Ended:
     """The networks take 200 MiB, and with their gradients and Adam's averages 700."""
-    words = ["--resolution", 8, "--latent-size", 512, "--batch-size", 8, "--kimg", 0.1, "--workers", 1]
-    return run_limited(mib, "msggan.train", "--data", data, "--run-dir", run_dir, "--device", "cpu", *words)
+    args = ["--resolution", 8, "--latent-size", 512, "--batch-size", 8, "--kimg", 0.1, "--workers", 1]
+    return run_limited(mib, "msggan.train", "--data", data, "--run-dir", run_dir, "--device", "cpu", *args)
 
 
 @limitable
@@ -65,17 +65,17 @@ def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
 
 @limitable
 @pytest.mark.parametrize(
-    ("program", "words", "message"),
+    ("program", "args", "message"),
     [
         ("msggan.sample", ["--num", "2"], "Out of memory while making pictures"),
         ("msggan.export", ["--onnx", "out.onnx"], "Out of memory while exporting"),
     ],
 )
 def test_using_a_network_with_too_little_memory_is_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, words: list[str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, args: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = run_limited(20, program, "--run-dir", save_run(tmp_path / "run", latent_size=512), *words)
+    ended = run_limited(20, program, "--run-dir", save_run(tmp_path / "run", latent_size=512), *args)
     error = ended.json["error"]
     assert (ended.exit_code, error["code"]) == (1, "memory"), ended.stderr
     assert error["message"].startswith(message)

@@ -365,7 +365,7 @@ def without_moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "named"),
+    ("damaged", "named"),
     [
         (without_one, "ema.to_rgb.0.bias"),
         (with_one_more, "generator.extra"),
@@ -375,14 +375,14 @@ def without_moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     ],
 )
 def test_other_names_or_shapes_are_refused_and_change_nothing(
-    spoilt: Callable[[dict[str, Tensor]], dict[str, Tensor]], named: str
+    damaged: Callable[[dict[str, Tensor]], dict[str, Tensor]], named: str
 ) -> None:
     source, ours, untouched = training_state(), training_state(), training_state()
     take_steps(source, range(2))
     take_steps(ours, range(1))
     take_steps(untouched, range(1))
     with pytest.raises(CheckpointError, match=named):
-        ours.load(spoilt(saved(source)), images_seen=8)
+        ours.load(damaged(saved(source)), images_seen=8)
     assert_identical(ours, untouched)
 
 

@@ -308,11 +308,11 @@ def test_a_run_that_is_made_longer_is_not_measured_more_often(tiny_images: Path,
 def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(
     tiny_images: Path, tmp_path: Path, kills: int
 ) -> None:
-    words = ["--data", tiny_images, *OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.5]
-    whole = run_in(tmp_path, "msggan.train", *words, "--run-dir", tmp_path / "whole")
+    args = ["--data", tiny_images, *OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.5]
+    whole = run_in(tmp_path, "msggan.train", *args, "--run-dir", tmp_path / "whole")
     assert whole.exit_code == 0
     chance = random.Random(1)  # noqa: S311 - no secret; the first of them is at the start
-    loss = kill_and_start_again(words, tmp_path / "killed", kills=kills, chance=chance, workers=(0, 3, 1))
+    loss = kill_and_start_again(args, tmp_path / "killed", kills=kills, chance=chance, workers=(0, 3, 1))
     assert loss.kills >= kills // 2  # a fast machine may be done before the last
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 
@@ -323,9 +323,9 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(
 def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(
     tiny_images: Path, tmp_path: Path, number: str, state: str, exit_code: int
 ) -> None:
-    words = ["--data", tiny_images, *OPTIONS, "--kimg", 1000, "--run-dir", tmp_path / "run", "-o", "json"]
+    args = ["--data", tiny_images, *OPTIONS, "--kimg", 1000, "--run-dir", tmp_path / "run", "-o", "json"]
     child = subprocess.Popen(
-        command_line("msggan.train", *words, python=fast_python()),
+        command_line("msggan.train", *args, python=fast_python()),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -506,8 +506,8 @@ def test_updates_that_are_not_finite_end_the_run_with_a_diagnosis_and_touch_no_c
     tiny_images: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    words = ["--data", tiny_images, "--run-dir", run_dir, *OPTIONS, "--checkpoint-kimg", 0.004, "--sample-kimg", 0.02]
-    ended = run_in(tmp_path, "msggan.train", *words, "--kimg", 0.4, "--d-lr", 1e6, "--g-lr", 1e6, "-o", "json")
+    args = ["--data", tiny_images, "--run-dir", run_dir, *OPTIONS, "--checkpoint-kimg", 0.004, "--sample-kimg", 0.02]
+    ended = run_in(tmp_path, "msggan.train", *args, "--kimg", 0.4, "--d-lr", 1e6, "--g-lr", 1e6, "-o", "json")
     assert ended.exit_code == 1
     error = ended.json["error"]
     assert error["code"] == "training"

@@ -65,22 +65,22 @@ def test_from_images_to_pictures_in_a_notebook(azure: AzureLocal, tmp_path: Path
     assert picture(notebook, "all_scales_sheet(pyramid)").height > 16
 
 
-def outputs(notebook: nbformat.NotebookNode, words: str) -> list[nbformat.NotebookNode]:
-    """What came of the last cell that has these words in it."""
-    return list(next(cell for cell in reversed(notebook.cells) if words in cell.source and "outputs" in cell).outputs)
+def outputs(notebook: nbformat.NotebookNode, text: str) -> list[nbformat.NotebookNode]:
+    """What came of the last cell that has these text in it."""
+    return list(next(cell for cell in reversed(notebook.cells) if text in cell.source and "outputs" in cell).outputs)
 
 
-def data(notebook: nbformat.NotebookNode, words: str) -> dict[str, str]:
-    return dict(outputs(notebook, words)[-1].data)
+def data(notebook: nbformat.NotebookNode, text: str) -> dict[str, str]:
+    return dict(outputs(notebook, text)[-1].data)
 
 
-def result(notebook: nbformat.NotebookNode, words: str) -> str:
-    return data(notebook, words)["text/plain"]
+def result(notebook: nbformat.NotebookNode, text: str) -> str:
+    return data(notebook, text)["text/plain"]
 
 
-def printed(notebook: nbformat.NotebookNode, words: str) -> str:
-    return "".join(output.text for output in outputs(notebook, words) if output.output_type == "stream")
+def printed(notebook: nbformat.NotebookNode, text: str) -> str:
+    return "".join(output.text for output in outputs(notebook, text) if output.output_type == "stream")
 
 
-def picture(notebook: nbformat.NotebookNode, words: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(data(notebook, words)["image/png"])))
+def picture(notebook: nbformat.NotebookNode, text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data(notebook, text)["image/png"])))

@@ -56,15 +56,15 @@ def workdir(azure: AzureLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def as_typed(command: str) -> list[str]:
-    """A command's words, agreed to beforehand, as nobody sits at the terminal."""
-    words = shlex.split(command)[1:]
-    if words[0] in ("submit", "sweep") and words[1] != "best":
-        words += SMALL
-    if words[0] == "sweep" and words[1] != "best":
-        return [*words, "--trials", "2", "--concurrent", "2", "--yes"]
-    if words[0] == "pack":
-        words += ["--resolution", "8"]
-    return [*words, "--yes"] if words[0] in ("submit", "provision") else words
+    """A command's args, agreed to beforehand, as nobody sits at the terminal."""
+    args = shlex.split(command)[1:]
+    if args[0] in ("submit", "sweep") and args[1] != "best":
+        args += SMALL
+    if args[0] == "sweep" and args[1] != "best":
+        return [*args, "--trials", "2", "--concurrent", "2", "--yes"]
+    if args[0] == "pack":
+        args += ["--resolution", "8"]
+    return [*args, "--yes"] if args[0] in ("submit", "provision") else args
 
 
 @pytest.mark.slow
@@ -114,11 +114,11 @@ def test_the_readme_shows_commands_of_the_page() -> None:
 
 @pytest.mark.parametrize("command", sorted(set(IN_TEXT)))
 def test_commands_in_the_text_exist(command: str) -> None:
-    verb, *words = shlex.split(command)[1:]
+    verb, *args = shlex.split(command)[1:]
     found = msggan_aml.commands[verb]
-    if isinstance(found, click.Group) and words[0] in found.commands:
-        found = found.commands[words.pop(0)]
-    found.make_parser(click.Context(found)).parse_args(words)
+    if isinstance(found, click.Group) and args[0] in found.commands:
+        found = found.commands[args.pop(0)]
+    found.make_parser(click.Context(found)).parse_args(args)
 
 
 def test_the_python_of_the_readme_trains_on_azure_and_downloads_the_run(workdir: Path) -> None:

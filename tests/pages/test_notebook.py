@@ -58,19 +58,19 @@ def run_notebook(
     return client.updates
 
 
-def outputs_of(notebook: nbformat.NotebookNode, words: str) -> list[nbformat.NotebookNode]:
-    """What came of the one cell that has these words in it."""
-    (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code" and words in cell.source)
+def outputs_of(notebook: nbformat.NotebookNode, text: str) -> list[nbformat.NotebookNode]:
+    """What came of the one cell that has these text in it."""
+    (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code" and text in cell.source)
     return list(cell.outputs)
 
 
-def shown(notebook: nbformat.NotebookNode, words: str) -> str:
+def shown(notebook: nbformat.NotebookNode, text: str) -> str:
     """The last HTML of a cell."""
-    return str(outputs_of(notebook, words)[-1].data["text/html"])
+    return str(outputs_of(notebook, text)[-1].data["text/html"])
 
 
-def picture(notebook: nbformat.NotebookNode, words: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(outputs_of(notebook, words)[-1].data["image/png"])))
+def picture(notebook: nbformat.NotebookNode, text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(outputs_of(notebook, text)[-1].data["image/png"])))
 
 
 def grids(html: str) -> list[Image.Image]:
@@ -152,7 +152,7 @@ def test_a_run_in_the_background_is_started_and_cancelled(
 
 
 @pytest.mark.parametrize(
-    ("words", "size"),
+    ("text", "size"),
     [
         ("draw_flowers(images", (96, 96)),
         ("enlarged(grid(pyramid[-1]))", (518, 518)),
@@ -161,9 +161,9 @@ def test_a_run_in_the_background_is_started_and_cancelled(
     ],
 )
 def test_pictures_show_themselves(
-    executed: tuple[nbformat.NotebookNode, Counter[str], Path], words: str, size: tuple[int, int]
+    executed: tuple[nbformat.NotebookNode, Counter[str], Path], text: str, size: tuple[int, int]
 ) -> None:
-    assert picture(executed[0], words).size == size
+    assert picture(executed[0], text).size == size
 
 
 def test_the_film_plays_in_the_notebook(executed: tuple[nbformat.NotebookNode, Counter[str], Path]) -> None:

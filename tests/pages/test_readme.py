@@ -55,14 +55,14 @@ def commands_of(page: str) -> list[str]:
 def shortened(command: str) -> list[str]:
     for long, short in SHORTER.items():
         command = command.replace(long, short)
-    words = shlex.split(command)[1:]
-    if "--from-trial" in words:
-        return [*words, "--kimg", "0.1"]  # all else is the trial's
-    if words[0] == "sweep" and words[1] != "best":
-        return [*words, *SHORT, "--trials", "2"]
-    if words[0] == "submit":
-        return [*words, *(ENDLESS if "--detach" in words else SHORT)]
-    return [*words, "--seconds", "0.4"] if "film" in command else words
+    args = shlex.split(command)[1:]
+    if "--from-trial" in args:
+        return [*args, "--kimg", "0.1"]  # all else is the trial's
+    if args[0] == "sweep" and args[1] != "best":
+        return [*args, *SHORT, "--trials", "2"]
+    if args[0] == "submit":
+        return [*args, *(ENDLESS if "--detach" in args else SHORT)]
+    return [*args, "--seconds", "0.4"] if "film" in command else args
 
 
 def run_command(folder: Path, command: str) -> None:
@@ -152,6 +152,6 @@ def save_as_bmsg_gan(path: Path) -> None:
 def test_make_lets_uv_trust_what_the_system_trusts(tmp_path: Path, environ: dict[str, str], result: str) -> None:
     """Behind a company's TLS proxy, `make demo` would install nothing otherwise."""
     (tmp_path / "more.mk").write_text("show:\n\t@echo $$UV_SYSTEM_CERTS\n")
-    words = ["make", "--silent", "-f", "Makefile", "-f", str(tmp_path / "more.mk"), "show"]
+    args = ["make", "--silent", "-f", "Makefile", "-f", str(tmp_path / "more.mk"), "show"]
     variables = {name: value for name, value in os.environ.items() if name != "UV_SYSTEM_CERTS"}
-    assert subprocess.check_output(words, cwd=REPOSITORY, env=variables | environ, encoding="utf-8") == f"{result}\n"
+    assert subprocess.check_output(args, cwd=REPOSITORY, env=variables | environ, encoding="utf-8") == f"{result}\n"

@@ -160,8 +160,8 @@ def flowers(tmp_path: Path) -> Path:
 def test_both_programs_write_the_same_files_and_nothing_but_them(
     run_program: RunProgram, tmp_path: Path, flowers: Path
 ) -> None:
-    words = ["--onnx", "new/folder/a.onnx", "--pth", "GAN_GEN_SHADOW_1.PTH", "--scale", "8"]
-    named = run_program("msggan-aml", "export", "flowers", *words, "-o", "json")
+    args = ["--onnx", "new/folder/a.onnx", "--pth", "GAN_GEN_SHADOW_1.PTH", "--scale", "8"]
+    named = run_program("msggan-aml", "export", "flowers", *args, "-o", "json")
     assert named.exit_code == 0, named.stderr
     files = [str(Path("new/folder/a.onnx")), "GAN_GEN_SHADOW_1.PTH"]
     assert named.json == {"files": files, "count": 2}
@@ -171,7 +171,7 @@ def test_both_programs_write_the_same_files_and_nothing_but_them(
         "GAN_GEN_SHADOW_1.PTH",
         "a.onnx",
     ]
-    foldered = run_program("msggan.export", "--run-dir", "runs/flowers", *words, "--force")
+    foldered = run_program("msggan.export", "--run-dir", "runs/flowers", *args, "--force")
     assert (foldered.exit_code, foldered.stdout.splitlines()) == (0, files)
     assert [(tmp_path / name).read_bytes() for name in files] == written
 
@@ -255,19 +255,19 @@ def test_a_file_that_exists_stays_unless_force_is_given(run_program: RunProgram,
 # Options
 
 
-def read(*words: str) -> ExportOptions:
+def read(*args: str) -> ExportOptions:
     @click.command(cls=CollectingCommand, add_help_option=False)
     @export_options
     def command(*, problems: list[str], **values: object) -> None:
         """Only parsed."""
 
-    with command.make_context("export", list(words)) as context:
+    with command.make_context("export", list(args)) as context:
         return parse_export(**context.params)
 
 
-def problems(*words: str) -> tuple[str, ...]:
+def problems(*args: str) -> tuple[str, ...]:
     with pytest.raises(UsageError) as raised:
-        read(*words)
+        read(*args)
     return raised.value.problems
 
 
@@ -286,7 +286,7 @@ def test_options_written_are_the_options_read(
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("args", "complaint"),
     [
         ([], "Nothing to write. Add --onnx OUT.onnx for onnxruntime, or --pth OUT.pth for BMSG-GAN."),
         (["--onnx", "a"], "--onnx a: must end in .onnx, as a.onnx"),
@@ -303,20 +303,20 @@ def test_options_written_are_the_options_read(
     ],
 )
 def test_an_invalid_format_is_reported_with_the_valid_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], complaint: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], complaint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    (problem,) = problems(*words)
+    (problem,) = problems(*args)
     assert complaint in problem
 
 
 def test_all_wrong_options_are_reported_at_once_and_nothing_is_loaded(run_program: RunProgram, flowers: Path) -> None:
     shutil.rmtree(flowers)
-    words = ["--onnx", "a", "--pth", "b", "--scale", "x", "-o", "json"]
+    args = ["--onnx", "a", "--pth", "b", "--scale", "x", "-o", "json"]
     for program, where in (("msggan-aml", ["export", "flowers"]), ("msggan.export", ["--run-dir", "flowers"])):
-        ended = run_program(program, *where, *words)
+        ended = run_program(program, *where, *args)
         result = ended.json["error"]["message"].splitlines()
         assert (ended.exit_code, ended.stderr.count("Error: ")) == (2, 4)
         assert "flowers" in result[0]

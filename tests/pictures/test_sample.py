@@ -25,9 +25,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_both_programs_make_the_same_files_of_a_run(run_program: RunProgram, tmp_path: Path, run: Path) -> None:
-    words = ["--files", "--grid", "--seeds", "3,7", "--scale", "8", "--device", "cpu", "-o", "json"]
-    named = run_program("msggan-aml", "sample", "flowers", *words)
-    foldered = run_program("msggan.sample", "--run-dir", "runs/flowers", "--out", "out", *words)
+    args = ["--files", "--grid", "--seeds", "3,7", "--scale", "8", "--device", "cpu", "-o", "json"]
+    named = run_program("msggan-aml", "sample", "flowers", *args)
+    foldered = run_program("msggan.sample", "--run-dir", "runs/flowers", "--out", "out", *args)
     assert named.exit_code == 0, named.stderr
     assert foldered.exit_code == 0, foldered.stderr
     names = ["grid_seeds3,7_8px.png", "seed000003_8px.png", "seed000007_8px.png"]
@@ -39,8 +39,8 @@ def test_both_programs_make_the_same_files_of_a_run(run_program: RunProgram, tmp
 
 
 def test_films_are_made_in_text_that_names_them(run_program: RunProgram, tmp_path: Path, run: Path) -> None:
-    words = ["--film", "loop.mp4", "--progress-film", "training.webp", "--seconds", "0.2", "--num", "3"]
-    ended = run_program("msggan-aml", "sample", "runs/flowers", "--out", "films", *words)
+    args = ["--film", "loop.mp4", "--progress-film", "training.webp", "--seconds", "0.2", "--num", "3"]
+    ended = run_program("msggan-aml", "sample", "runs/flowers", "--out", "films", *args)
     assert ended.exit_code == 0, ended.stderr
     assert ended.stdout.splitlines() == [str(Path("films/loop.mp4")), str(Path("films/training.webp"))]
     assert "Making 10 pictures" in ended.stderr
@@ -55,7 +55,7 @@ def test_many_files_are_reported_in_few_lines(run_program: RunProgram, run: Path
 
 
 @pytest.mark.parametrize(
-    ("program", "words", "where"),
+    ("program", "args", "where"),
     [
         ("msggan-aml", ["sample", "flwers"], "No run 'flwers' in runs"),
         ("msggan.sample", ["--run-dir", "x"], "--run-dir"),
@@ -63,9 +63,9 @@ def test_many_files_are_reported_in_few_lines(run_program: RunProgram, run: Path
 )
 @pytest.mark.usefixtures("run")
 def test_all_wrong_options_are_reported_at_once_and_nothing_is_loaded(
-    run_program: RunProgram, program: str, words: list[str], where: str
+    run_program: RunProgram, program: str, args: list[str], where: str
 ) -> None:
-    ended = run_program(program, *words, "--seeds", "a,3-1", "--film", "x.gif", "--truncation", "2", "-o", "json")
+    ended = run_program(program, *args, "--seeds", "a,3-1", "--film", "x.gif", "--truncation", "2", "-o", "json")
     assert ended.exit_code == 2
     result = ended.json["error"]["message"].splitlines()
     assert result[0].startswith(where)

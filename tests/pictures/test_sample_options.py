@@ -20,19 +20,19 @@ from msggan.commands.verbs import (
 from msggan.errors import UsageError
 
 
-def read(*words: str) -> SampleOptions:
+def read(*args: str) -> SampleOptions:
     @click.command(cls=CollectingCommand, add_help_option=False)
     @sample_options
     def command(*, problems: list[str], **values: object) -> None:
         """Only parsed."""
 
-    with command.make_context("sample", list(words)) as context:
+    with command.make_context("sample", list(args)) as context:
         return parse_sample(**context.params)
 
 
-def problems(*words: str) -> tuple[str, ...]:
+def problems(*args: str) -> tuple[str, ...]:
     with pytest.raises(UsageError) as raised:
-        read(*words)
+        read(*args)
     return raised.value.problems
 
 
@@ -85,7 +85,7 @@ def test_a_seed_and_a_number_are_the_seeds_that_follow() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         [],
         ["--seeds", "3,7,9", "--files"],
@@ -94,8 +94,8 @@ def test_a_seed_and_a_number_are_the_seeds_that_follow() -> None:
         ["--seed", "5", "--scale", "16", "--truncation", "0.7"],
     ],
 )
-def test_options_written_are_the_options_read(words: list[str]) -> None:
-    options = read(*words)
+def test_options_written_are_the_options_read(args: list[str]) -> None:
+    options = read(*args)
     assert read(*options.to_argv()) == options
 
 
@@ -107,7 +107,7 @@ def test_all_wrong_options_are_reported_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("args", "complaint"),
     [
         (["--seeds", "1-3", "--num", "5"], "--seeds: sets all seeds. Leave out --num and --seed."),
         (["--num", "0"], "--num 0: must be 1 or more"),
@@ -123,8 +123,8 @@ def test_all_wrong_options_are_reported_at_once() -> None:
         (["--all-scales", "--scale", "8"], "--all-scales shows them all"),
     ],
 )
-def test_options_that_do_not_fit_together_are_reported(words: list[str], complaint: str) -> None:
-    (problem,) = problems(*words)
+def test_options_that_do_not_fit_together_are_reported(args: list[str], complaint: str) -> None:
+    (problem,) = problems(*args)
     assert complaint in problem
 
 

@@ -32,10 +32,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def train(tiny_images: Path, run_dir: Path, *words: object, limit_kib: int | None = None) -> subprocess.Popen[str]:
+def train(tiny_images: Path, run_dir: Path, *args: object, limit_kib: int | None = None) -> subprocess.Popen[str]:
     """limit_kib: no file may become larger than this."""
     python = sys.executable if limit_kib else fast_python()
-    command = command_line("msggan.train", "--data", tiny_images, *words, "--run-dir", run_dir, python=python)
+    command = command_line("msggan.train", "--data", tiny_images, *args, "--run-dir", run_dir, python=python)
     limit = ["bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "bash"] if limit_kib else []
     return subprocess.Popen(
         [*limit, *command],
@@ -46,9 +46,9 @@ def train(tiny_images: Path, run_dir: Path, *words: object, limit_kib: int | Non
     )
 
 
-def resume(tiny_images: Path, run_dir: Path, *words: object) -> None:
+def resume(tiny_images: Path, run_dir: Path, *args: object) -> None:
     """Runs the same command again, to its end."""
-    ended = run_in(run_dir.parent, "msggan.train", "--data", tiny_images, *words, "--run-dir", run_dir)
+    ended = run_in(run_dir.parent, "msggan.train", "--data", tiny_images, *args, "--run-dir", run_dir)
     assert ended.exit_code == 0, ended.stderr
 
 

@@ -25,12 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::Runt
 
 
 def mutations(content: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """As many spoilt versions of a file, none of them equal to it: what disks, networks and other programs leave."""
+    """As many damaged versions of a file, none of them equal to it: what disks, networks and other programs leave."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     while count:
-        spoilt = mutation(content, chance)
-        if spoilt != content:
-            yield spoilt
+        damaged = mutation(content, chance)
+        if damaged != content:
+            yield damaged
             count -= 1
 
 
@@ -58,9 +58,9 @@ def test_a_damaged_checkpoint_is_never_loaded_and_the_previous_one_always(tmp_pa
     for images_seen in (8, 16):
         save_checkpoint(tmp_path, images_seen, {"weights": torch.full((7, 3), float(images_seen))}, STATE)
     newest = tmp_path / "000000016.json"
-    spoilt = newest.with_suffix(suffix)
-    for content in mutations(spoilt.read_bytes(), 1000, seed=1):
-        spoilt.write_bytes(content)
+    damaged = newest.with_suffix(suffix)
+    for content in mutations(damaged.read_bytes(), 1000, seed=1):
+        damaged.write_bytes(content)
         checkpoint, damaged = newest_checkpoint(tmp_path)
         assert checkpoint is not None
         if checkpoint.images_seen == 16:  # JSON with a space more or less is the same JSON

@@ -94,8 +94,8 @@ def test_without_locks_the_newest_trainer_continues_and_the_older_one_stops(
     assert checkpoint is not None
     assert damaged == []
     kimg = checkpoint.images_seen / 1000 + 0.1
-    words = ["--data", tiny_images, *LONG, "--kimg", f"{kimg:.3f}"]
-    last = run_in(tmp_path, "msggan.train", *words, "--run-dir", run_dir, PYTHONPATH=path)
+    args = ["--data", tiny_images, *LONG, "--kimg", f"{kimg:.3f}"]
+    last = run_in(tmp_path, "msggan.train", *args, "--run-dir", run_dir, PYTHONPATH=path)
     assert last.exit_code == 0, last.stderr
-    assert run_in(tmp_path, "msggan.train", *words, "--run-dir", tmp_path / "alone").exit_code == 0
+    assert run_in(tmp_path, "msggan.train", *args, "--run-dir", tmp_path / "alone").exit_code == 0
     assert everything(run_dir)[0] == everything(tmp_path / "alone")[0]
