@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.results import write_rows
 from msggan.config import TrainConfig, resolve
-from msggan.data.dataset import pyramid
+from msggan.data.stream import pyramid
 from msggan.device import choose_device
 from msggan.losses import discriminator_loss, generator_loss
 from msggan.randomness import latents

@@ -16,6 +16,9 @@ from msggan.commands.program import run_program
 from msggan.commands.verbs import PackOptions, pack_file, pack_options, parse_pack, show_pack
 from msggan.display.progress import progress_bar
 
+# Decoded images kept in memory until they are written, in the order of their hashes; those beyond are decoded again.
+MEMORY_BYTES = 2**30
+
 
 @command()
 @data_option
@@ -62,7 +65,11 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     config = resolve(options.config, shorter_side_px=side, device="cuda", has_fast_bfloat16=False)
     with _bar(f"Reading {len(source.files)} images", len(source.files)) as progress:
         dataset = source.dataset(
-            resolution=config.resolution, background=config.background, workers=options.workers, progress=progress
+            resolution=config.resolution,
+            background=config.background,
+            workers=options.workers,
+            memory_budget_bytes=MEMORY_BYTES,
+            progress=progress,
         )
     with _bar(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
         contents = write_pack(Path(out), dataset, background=config.background, progress=progress)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from msggan.config import TrainConfig
-from msggan.data.dataset import pyramid
+from msggan.data.stream import pyramid
 from msggan.losses import (
     compares,
     discriminator_loss,

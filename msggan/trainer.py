@@ -18,8 +18,8 @@ from torch import Tensor
 
 from msggan.commands.program import signal_handlers
 from msggan.config import TrainConfig, explicit_values, resolve
-from msggan.data.dataset import SampleStream, to_float
 from msggan.data.sources import describe_skipped, open_source
+from msggan.data.stream import SampleStream, to_float
 from msggan.device import choose_device, has_fast_bfloat16, memory_errors
 from msggan.display.progress import choose_progress
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError

@@ -1,27 +1,24 @@
-"""The dataset: images by their number, divided into training and hold-out images, and served as batches and pyramids.
+"""The dataset: images by their number, divided into training and hold-out images by their content.
 
-Everything is counted in positions: the image at position p of the stream depends on the content of the images, the seed
-and p alone, never on file names, threads or batch sizes.
+Packing images needs this and no PyTorch, which alone takes several hundred megabytes of memory: it is imported when
+images are requested as tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
-from msggan.randomness import epoch_permutation, mirrored
+if TYPE_CHECKING:
+    import torch
 
 HOLDOUT_ONE_IN = 10
 MIN_HOLDOUT = 32  # fewer say nothing about a distribution, and a small dataset needs every image
-BATCHES_AHEAD = 3
 
 Progress = Callable[[int, int], None]
 """done, total"""
@@ -76,18 +73,24 @@ class Dataset:
 
     def images(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
         """(N, 3, R, R) uint8: the training images of these indices. Raises `DataError` if one cannot be read again."""
-        return self.rows([self._training[index] for index in indices])
+        return _as_tensor(self.rows([self._training[index] for index in indices]))
 
     def held_out_images(self, at_most: int | None = None) -> torch.Tensor:
         """(M, 3, R, R) uint8: the hold-out images, or the first `at_most` of them. No other image is decoded.
 
         Raises `DataError` if one cannot be read again.
         """
-        return self.rows(self._held_out[:at_most])
+        return _as_tensor(self.rows(self._held_out[:at_most]))
 
-    def rows(self, numbers: Sequence[int]) -> torch.Tensor:
+    def rows(self, numbers: Sequence[int]) -> np.ndarray:
         """(N, 3, R, R) uint8: the images of these digests, by their numbers."""
         raise NotImplementedError
+
+
+def _as_tensor(images: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(images)
 
 
 def _split_holdout(digests: Sequence[bytes]) -> tuple[Sequence[int], Sequence[int]]:
@@ -98,51 +101,6 @@ def _split_holdout(digests: Sequence[bytes]) -> tuple[Sequence[int], Sequence[in
     if len(sides[1]) < MIN_HOLDOUT or not sides[0]:
         return range(len(digests)), ()
     return sides
-
-
-class SampleStream:
-    """The endless stream of training images: position in, image out."""
-
-    def __init__(self, dataset: Dataset, *, seed: int, batch_size: int, mirror: bool) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.batch_size = batch_size
-        self.mirror = mirror
-        self._permutation = lru_cache(maxsize=2)(lambda epoch: epoch_permutation(seed, epoch, len(dataset)))
-
-    def batch(self, position: int) -> torch.Tensor:
-        """(N, 3, R, R) uint8: the images at `position` and the N - 1 positions after it."""
-        positions = range(position, position + self.batch_size)
-        epochs = [divmod(each, len(self.dataset)) for each in positions]
-        images = self.dataset.images([int(self._permutation(epoch)[index]) for epoch, index in epochs])
-        if self.mirror:
-            flipped = torch.from_numpy(mirrored(self.seed, positions))
-            images[flipped] = images[flipped].flip(-1)
-        return images
-
-    def batches(self, position: int) -> Generator[torch.Tensor, None, None]:
-        """Batches of (N, 3, R, R) uint8 from `position` on, endlessly. Closing the iterator ends its threads."""
-        positions = itertools.count(position, self.batch_size)
-        if self.dataset.in_memory:
-            yield from map(self.batch, positions)
-        else:
-            yield from in_threads(self.batch, positions, workers=1, ahead=BATCHES_AHEAD)
-
-
-def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """images: uint8 in [0, 255], any shape. Returns the same shape, of `dtype`, in [-1, 1]."""
-    return images.to(dtype) / 127.5 - 1
-
-
-def pyramid(images: torch.Tensor) -> list[torch.Tensor]:
-    """images: (N, 3, R, R) float, R a power of two ≥ 4. Returns (N, 3, r, r) for r = 4, 8, …, R, same dtype and range.
-
-    Each scale is the one above it averaged over 2 by 2 pixels.
-    """
-    scales = [images]
-    while scales[-1].shape[-1] > 4:
-        scales.append(torch.nn.functional.avg_pool2d(scales[-1], 2))
-    return scales[::-1]
 
 
 def in_threads(

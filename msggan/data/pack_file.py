@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from PIL import ImageColor
 
 from msggan.data.dataset import Dataset, Progress
@@ -135,7 +134,7 @@ def _write(file: BinaryIO, contents: Contents, dataset: Dataset, progress: Progr
     file.seek(len(contents.header(BLANK)) + contents.index_bytes)
     checksums = []
     for chunk in _chunks(contents):
-        images = dataset.rows(chunk).numpy()
+        images = dataset.rows(chunk)
         file.write(images.data)
         checksums += [sha256(image.data).digest() for image in images]
         if progress is not None:
@@ -270,12 +269,12 @@ class PackedDataset(Dataset):
             notes=contents.notes.splitlines(),
         )
 
-    def rows(self, numbers: Sequence[int]) -> torch.Tensor:
+    def rows(self, numbers: Sequence[int]) -> np.ndarray:
         """(N, 3, R, R) uint8. Raises `DataError` if one of them is damaged."""
         images = np.asarray(self.mapped[np.asarray(numbers, np.intp)])  # a copy, which is what is verified and shown
         if damaged := self.damaged(numbers, images):
             raise _damaged_images(self.path, damaged, len(self.digests))
-        return torch.from_numpy(images)
+        return images
 
     def damaged(self, numbers: Sequence[int], images: np.ndarray) -> list[int]:
         """The numbers of the images (N, 3, R, R) whose checksum does not match; verified ones are not read again."""

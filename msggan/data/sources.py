@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from msggan.data.dataset import Dataset, Item, Progress, Result, Skipped, in_threads
 from msggan.data.decoding import (
@@ -102,11 +101,9 @@ class ImageFiles(NamedTuple):
             raise _no_readable_image(read, skipped)
         return statistics.median_low(sides)
 
-    def dataset(
-        self, *, resolution: int, background: str = "white", workers: int = 0, progress: Progress | None = None
-    ) -> ImageDataset:
-        """Decodes every file. Raises `DataError` if no image is readable."""
-        return ImageDataset(self, resolution=resolution, background=background, workers=workers, progress=progress)
+    def dataset(self, *, resolution: int, **options: Any) -> ImageDataset:
+        """Decodes every file; options: of `ImageDataset`. Raises `DataError` if no image is readable."""
+        return ImageDataset(self, resolution=resolution, **options)
 
 
 def find_images(path: str | Path) -> ImageFiles:
@@ -270,13 +267,13 @@ class ImageDataset(Dataset):
         decoded = self._each(self._pixels, unread, progress, total=total)
         return good + [replace(entry, pixels=pixels) for entry, pixels in zip(unread, decoded, strict=True)]
 
-    def rows(self, numbers: Sequence[int]) -> torch.Tensor:
+    def rows(self, numbers: Sequence[int]) -> np.ndarray:
         entries = [self._entries[number] for number in numbers]
-        images = torch.empty((len(entries), 3, self.resolution, self.resolution), dtype=torch.uint8)
+        images = np.empty((len(entries), 3, self.resolution, self.resolution), np.uint8)
         pixels: Iterable[np.ndarray] = map(self._pixels, entries)
         if any(entry.pixels is None for entry in entries):
             pixels = in_threads(self._pixels, entries, workers=self._workers)
-        for image, values in zip(images.numpy(), pixels, strict=True):
+        for image, values in zip(images, pixels, strict=True):
             image[:] = values
         return images
 

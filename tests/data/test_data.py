@@ -23,15 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 
-from msggan.data.dataset import (
-    MIN_HOLDOUT,
-    Dataset,
-    SampleStream,
-    pyramid,
-    to_float,
-)
+from msggan.data.dataset import MIN_HOLDOUT, Dataset
 from msggan.data.decoding import INTEGER_WHITES, Decoder, MemoryBudget, choose_white, readable_formats
 from msggan.data.sources import ImageDataset, ImageFiles, describe_skipped, find_images
+from msggan.data.stream import SampleStream, pyramid, to_float
 from msggan.errors import DataError
 from msggan.randomness import epoch_permutation, mirrored
 

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Sequence
@@ -247,8 +248,8 @@ class Blank(Dataset):
         digests = sorted(sha256(str(number).encode()).digest() for number in range(count))
         super().__init__(digests, resolution=resolution, enlarged=0, in_memory=False)
 
-    def rows(self, numbers: Sequence[int]) -> torch.Tensor:
-        return torch.zeros(len(numbers), 3, self.resolution, self.resolution, dtype=torch.uint8)
+    def rows(self, numbers: Sequence[int]) -> np.ndarray:
+        return np.zeros((len(numbers), 3, self.resolution, self.resolution), np.uint8)
 
 
 def test_only_the_images_shown_of_a_large_pack_are_in_memory(tmp_path: Path) -> None:
@@ -315,6 +316,25 @@ def test_images_past_the_memory_budget_are_packed_alike(tiny: Path, tiny_pack: P
         dataset = ImageDataset(find_images(tiny), resolution=8, memory_budget_bytes=budget)
         write_pack(tmp_path / "again.safetensors", dataset, background="white")
         assert (tmp_path / "again.safetensors").read_bytes() == tiny_pack.read_bytes()
+
+
+def test_packing_needs_neither_pytorch_nor_memory_for_all_images(tiny: Path, tmp_path: Path) -> None:
+    large = Image.effect_noise((512, 512), 64)
+    for number in range(40):
+        large.rotate(number).save(tmp_path / f"{number}.png", compress_level=0)
+    code = (
+        "import sys, tracemalloc; from msggan import pack; from msggan.commands.verbs import PackOptions\n"
+        "pack.MEMORY_BYTES = 2**20; from msggan.data import pack_file, sources; tracemalloc.start()\n"
+        f"options, out = PackOptions(resolution=512, workers=1), {str(tmp_path / 'large.safetensors')!r}\n"
+        f"print(pack.make_pack({str(tmp_path)!r}, out, options))\n"
+        "print('torch' in sys.modules, tracemalloc.get_traced_memory()[1])"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], env=environment(), encoding="utf-8")
+    result, measured = printed.splitlines()
+    assert "'images': 40, 'bytes': 314" in result
+    loaded, peak = measured.split()
+    assert loaded == "False"
+    assert int(peak) < 4 * CHUNK_BYTES < 40 * 3 * 512 * 512 // 1.8
 
 
 def test_progress_counts_every_image_once_written_and_once_read(tmp_path: Path) -> None:
@@ -432,7 +452,7 @@ def test_opening_a_pack_reads_no_pixels_and_a_damaged_image_is_found_when_it_is_
 ) -> None:
     path = flipped(tiny_pack, tmp_path / "flipped.safetensors", tiny_pack.stat().st_size - 1)
     ours, whole = opened(path), opened(tiny_pack)
-    assert torch.equal(ours.rows(range(23)), whole.rows(range(23)))
+    assert np.array_equal(ours.rows(range(23)), whole.rows(range(23)))
     for _ in range(2):  # the second time too
         with pytest.raises(DataError) as refused:
             ours.rows([5, 23])

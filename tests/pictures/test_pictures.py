@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from msggan.data.dataset import to_float
+from msggan.data.stream import to_float
 from msggan.networks import Generator
 from msggan.pictures.grids import (
     CHUNK,

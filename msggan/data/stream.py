@@ -1,0 +1,63 @@
+"""The stream of training images: batches of a dataset, and the pyramids of scales that training shows.
+
+Everything is counted in positions: the image at position p of the stream depends on the content of the images, the seed
+and p alone, never on file names, threads or batch sizes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator
+from functools import lru_cache
+
+import torch
+
+from msggan.data.dataset import Dataset, in_threads
+from msggan.randomness import epoch_permutation, mirrored
+
+BATCHES_AHEAD = 3
+
+
+class SampleStream:
+    """The endless stream of training images: position in, image out."""
+
+    def __init__(self, dataset: Dataset, *, seed: int, batch_size: int, mirror: bool) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.batch_size = batch_size
+        self.mirror = mirror
+        self._permutation = lru_cache(maxsize=2)(lambda epoch: epoch_permutation(seed, epoch, len(dataset)))
+
+    def batch(self, position: int) -> torch.Tensor:
+        """(N, 3, R, R) uint8: the images at `position` and the N - 1 positions after it."""
+        positions = range(position, position + self.batch_size)
+        epochs = [divmod(each, len(self.dataset)) for each in positions]
+        images = self.dataset.images([int(self._permutation(epoch)[index]) for epoch, index in epochs])
+        if self.mirror:
+            flipped = torch.from_numpy(mirrored(self.seed, positions))
+            images[flipped] = images[flipped].flip(-1)
+        return images
+
+    def batches(self, position: int) -> Generator[torch.Tensor, None, None]:
+        """Batches of (N, 3, R, R) uint8 from `position` on, endlessly. Closing the iterator ends its threads."""
+        positions = itertools.count(position, self.batch_size)
+        if self.dataset.in_memory:
+            yield from map(self.batch, positions)
+        else:
+            yield from in_threads(self.batch, positions, workers=1, ahead=BATCHES_AHEAD)
+
+
+def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """images: uint8 in [0, 255], any shape. Returns the same shape, of `dtype`, in [-1, 1]."""
+    return images.to(dtype) / 127.5 - 1
+
+
+def pyramid(images: torch.Tensor) -> list[torch.Tensor]:
+    """images: (N, 3, R, R) float, R a power of two ≥ 4. Returns (N, 3, r, r) for r = 4, 8, …, R, same dtype and range.
+
+    Each scale is the one above it averaged over 2 by 2 pixels.
+    """
+    scales = [images]
+    while scales[-1].shape[-1] > 4:
+        scales.append(torch.nn.functional.avg_pool2d(scales[-1], 2))
+    return scales[::-1]
