@@ -62,6 +62,13 @@ class Quota:
     used: int
     limit: int
 
+    @property
+    def description(self) -> str:
+        family, _, text = self.family.partition("|")
+        if self.limit < 0:
+            return f"{family or text}, {self.used} cores used, without a limit"
+        return f"{family or text}, {self.used} of {self.limit} cores used, {max(0, self.limit - self.used)} left"
+
 
 def location_of(client: Client) -> str:
     """The region of the cluster."""
@@ -70,19 +77,24 @@ def location_of(client: Client) -> str:
 
 def read_size(client: Client) -> Size:
     """The VM size that the settings name. Raises UsageError where the region does not offer it."""
-    settings, location = client.settings, location_of(client)
+    settings = client.settings
     setting = "vm_size" if settings.instance_type is None else "instance_type"
-    with client.errors(f"Listing the VM sizes in {location}"):
-        listed = client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
-        sizes = [_size(vars(size)) for size in listed]
     return find_size(
         getattr(settings, setting),
-        sizes,
-        location=location,
+        read_sizes(client),
+        location=location_of(client),
         setting=setting,
         source=settings.source(setting),
         low_priority=settings.low_priority,
     )
+
+
+def read_sizes(client: Client) -> list[Size]:
+    """The VM sizes that a cluster may have there."""
+    location = location_of(client)
+    with client.errors(f"Listing the VM sizes in {location}"):
+        sizes = client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
+        return [_size(vars(size)) for size in sizes]
 
 
 def _size(values: Mapping[str, Any]) -> Size:
@@ -142,8 +154,8 @@ def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority
     existing: how many machines the cluster may have already.
     """
     needed = size.cores * nodes
-    for quota in quotas:
-        if not _counts(quota, size, low_priority=low_priority) or quota.limit < 0 or quota.used + needed <= quota.limit:
+    for quota in quotas_of(size, quotas, low_priority=low_priority):
+        if quota.limit < 0 or quota.used + needed <= quota.limit:
             continue
         fitting = max(0, quota.limit - quota.used) // size.cores if size.cores else 0
         fewer = f"\n--max-nodes {existing + fitting} would fit." if fitting else ""
@@ -156,10 +168,15 @@ def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority
         )
 
 
+def quotas_of(size: Size, quotas: Iterable[Quota], *, low_priority: bool) -> list[Quota]:
+    """The quotas that machines of a size count toward."""
+    return [quota for quota in quotas if _counts(quota, size, low_priority=low_priority)]
+
+
 def _counts(quota: Quota, size: Size, *, low_priority: bool) -> bool:
     """Whether machines of the size count toward a quota: its family's, or the total of all families."""
     family, _, description = quota.family.lower().partition("|")
-    is_low = "low" in description and "priority" in description.replace(" ", "")
+    is_low = "lowpriority" in _plain(quota.family)
     if low_priority:
         return is_low
     is_total = "total" in description and "dedicated" in description

@@ -76,6 +76,9 @@ PROVISION_SETTINGS = (
     *("workspace", "compute", "vm_size", "min_nodes", "max_nodes", "idle_minutes", "low_priority", "identity"),
     *("location", "instance_type", "storage_account", "storage_container", "datastore", "environment"),
 )
+DOCTOR_SETTINGS = (
+    *("runs_dir", "workspace", "compute", "instance_type", "vm_size", "low_priority", "datastore", "environment"),
+)
 Dated = TypeVar("Dated", RunStatus, SweepStatus)
 
 
@@ -386,6 +389,26 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
     if output == "json":
         print_json(plan.as_json(applied=not dry_run and not refusal) | (refusal.as_json() if refusal else {}))
     return refusal.exit_code if refusal else 0
+
+
+@msggan_aml.command(short_help="Check whether a submit would go through.")
+@target_option("Where the run would train, as for submit.  [default: auto]")
+@settings_options(*DOCTOR_SETTINGS)
+@debug_option
+@output_option
+def doctor(*, target: str, flags: Flags, output: str, problems: Sequence[str]) -> int:
+    """Check whether a submit with the same options would go through, and print for each problem what to type.
+
+    Checks this machine and, if a workspace is configured, sign-in, network, roles, quota, storage, the container
+    registry and the environment. Changes nothing. The exit code is 0 if a submit would go through.
+    """
+    settings = settings_or_refuse(flags, problems)
+    from orchestration.azure.doctor import diagnose
+
+    chosen, _ = choose(target, settings.workspace)
+    diagnosis = diagnose(settings, on_azure=chosen == "azure")
+    show(output, diagnosis.as_json(), diagnosis.as_lines())
+    return diagnosis.exit_code
 
 
 @msggan_aml.group(name="config", cls=Commands, short_help="Show the settings and their sources.")

@@ -184,6 +184,7 @@ COMMAND_SYNONYMS = {
         **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
         **dict.fromkeys(("best",), "sweep best"),
         **dict.fromkeys(("setup", "init"), "provision"),
+        **dict.fromkeys(("diagnose", "health", "troubleshoot", "verify"), "doctor"),
         **dict.fromkeys(("settings", "env"), "config show"),
         **dict.fromkeys(("help", "version"), "--{}"),
     },

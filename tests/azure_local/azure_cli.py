@@ -10,6 +10,7 @@ from pathlib import Path
 from .cloud import Cloud
 from .entra import AUDIENCES, make_token
 
+VERSION = json.dumps({"azure-cli": "2.80.0", "azure-cli-core": "2.80.0", "extensions": {"ml": "2.40.0"}})
 SIGNED_OUT = """\
 #!/bin/sh
 echo "ERROR: Please run 'az login' to setup account." >&2
@@ -18,7 +19,7 @@ exit 1
 
 
 def write_az(folder: Path, cloud: Cloud, signed_in: bool) -> Path:
-    """Writes `az` to a folder to be put first in PATH; the script supports only `account get-access-token`."""
+    """Writes `az` to a folder to be put first in PATH: `az account get-access-token`, and `az version` if signed in."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "az"
     script.write_text(signed_in_script(cloud) if signed_in else SIGNED_OUT)
@@ -30,6 +31,7 @@ def signed_in_script(cloud: Cloud) -> str:
     cases = "".join(
         f"'account get-access-token '*{audience}*) echo '{answer(cloud, audience)}';;\n" for audience in AUDIENCES
     )
+    cases += f"version*) echo '{VERSION}';;\n"
     return f'#!/bin/sh\ncase "$*" in\n{cases}*) echo "ERROR: this az does not know: $*" >&2; exit 2;;\nesac\n'
 
 

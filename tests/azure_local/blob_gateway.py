@@ -47,7 +47,8 @@ def refusal(cloud: Cloud, request: Request) -> tuple[str, str] | None:
         )
     if authorization.startswith("bearer"):
         claims = read_token(request.headers)
-        if "run" not in claims and cloud.blob_role is None:
+        reads_only = cloud.blob_role == "Storage Blob Data Reader" and request.method not in ("GET", "HEAD")
+        if "run" not in claims and (cloud.blob_role is None or reads_only):
             return (
                 "AuthorizationPermissionMismatch",
                 "This request is not authorized to perform this operation using this permission.",

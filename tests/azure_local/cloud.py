@@ -94,10 +94,17 @@ class Cloud:
     object_id: str = "c1d7a4ab-8a2b-4b0d-8c6b-0f7d9f4f5b11"
 
     # The switches of tests.
-    role: str | None = "Contributor"  # of the caller; or None, Reader, AzureML Data Scientist
-    blob_role: str | None = "Storage Blob Data Contributor"  # None: the blob service rejects bearer tokens
+    # The caller's roles, of those in roles.py; None: no role at that scope.
+    role: str | None = "Contributor"  # at the workspace
+    subscription_role: str | None = "Quota Reader"  # at the subscription; None: VM sizes and quota cannot be listed
+    blob_role: str | None = "Storage Blob Data Contributor"  # at the storage accounts
+    permissions_readable: bool = True  # False: the caller may not list its permissions
     shared_keys: bool = True  # False: the storage account rejects account keys and SAS signed with them
     quotas: dict[str, int] = field(default_factory=dict)  # cores by VM family; the default is 10,000
+    cores_used: dict[str, int] = field(default_factory=dict)  # cores in use by VM family
+    clock_offset_s: float = 0  # of the service's clock, which the header Date shows
+    public_network_access: str = "Enabled"  # Disabled: only through a private endpoint
+    container_registry: str | None = None  # its resource ID; the first image build creates one
     sizes: list[Size] = field(default_factory=lambda: list(SIZES))
     queue_reason: str | None = None  # if set, the reason why jobs stay queued
     page_size: int = 100  # of lists

@@ -1,4 +1,4 @@
-"""Microsoft Entra ID: tokens for credentials, and the permissions of the caller."""
+"""Microsoft Entra ID: tokens for credentials, and whether the caller of a request is permitted it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from .messages import Reply, Request, ServiceError, json_reply
+from .roles import forbidden_action
 from .routing import Routes
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def authorize(cloud: Cloud, request: Request) -> None:
     in_job = "run" in request.token  # a job's token is valid only for its run's history and metrics
     if in_job and request.host == "management.azure.com":
         raise ServiceError(403, "AuthorizationFailed", "A run's token is not for the resource manager.")
-    action = forbidden_action(cloud.role, request) if not in_job else None
+    action = forbidden_action(cloud, request) if not in_job else None
     if action:
         raise ServiceError(
             403,
@@ -131,15 +132,3 @@ def authorize(cloud: Cloud, request: Request) -> None:
             f"action '{action}' over scope '{request.path}' or the scope is invalid. "
             "If access was recently granted, please refresh your credentials.",
         )
-
-
-def forbidden_action(role: str | None, request: Request) -> str | None:
-    """The action that the role does not permit, or None."""
-    kinds = [part for part in request.path.split("/") if part in ("computes", "jobs", "datastores", "environments")]
-    verb = {"GET": "read", "DELETE": "delete"}.get(request.method, "write")
-    action = "/".join(["Microsoft.MachineLearningServices/workspaces", *kinds, verb])
-    if role is None or (role == "Reader" and request.method not in ("GET", "HEAD")):
-        return action
-    if role == "AzureML Data Scientist" and "computes" in kinds and verb != "read":
-        return action
-    return None

@@ -6,9 +6,11 @@ import json
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +26,7 @@ from . import (
     history,
     jobs,
     mlflow_rest,
+    roles,
     runner,
     workspace,
 )
@@ -38,7 +41,7 @@ from .routing import merged
 from .server import Recording, Server
 
 ROUTES = merged(
-    part.routes for part in (arm, assets, compute, datastores, entra, history, jobs, mlflow_rest, workspace)
+    part.routes for part in (arm, assets, compute, datastores, entra, history, jobs, mlflow_rest, roles, workspace)
 )
 NEEDS_NO_TOKEN = ("/metadata/endpoints", "/discovery", "/registrymanagement/v1.0/registries/azureml/discovery")
 
@@ -270,13 +273,15 @@ class AzureLocal:
         if request.host.endswith(".blob.core.windows.net"):
             return blob_gateway.forward(self.cloud, self._client_context, request)
         answer, parts = ROUTES.find(request)
-        if request.host != "login.microsoftonline.com" and request.path not in NEEDS_NO_TOKEN:
-            entra.authorize(self.cloud, request)
         if "registries" not in request.path:
             workspace.check_workspace(self.cloud, parts)
+        if request.host != "login.microsoftonline.com" and request.path not in NEEDS_NO_TOKEN:
+            entra.authorize(self.cloud, request)
         if request.host == "management.azure.com" and "api-version" not in request.query:
             raise ServiceError(400, "MissingApiVersionParameter", "The api-version query parameter is required.")
-        return answer(self.cloud, request, **parts)
+        reply = answer(self.cloud, request, **parts)
+        reply.headers["Date"] = formatdate(time.time() + self.cloud.clock_offset_s, usegmt=True)
+        return reply
 
     def _forbid(self, address: str) -> None:
         self.recording.forbidden.append(address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .cloud import API_HOST, REGION, Cloud
 from .messages import Reply, Request, ServiceError, json_reply
+from .roles import storage_account
 from .routing import WORKSPACE, Routes
 
 routes = Routes()
@@ -43,10 +44,6 @@ def metadata(cloud: Cloud, request: Request) -> Reply:
 
 @routes.add("GET", WORKSPACE)
 def workspace(cloud: Cloud, request: Request, **where: str) -> Reply:
-    storage = (
-        f"/subscriptions/{cloud.subscription}/resourceGroups/{cloud.group}"
-        f"/providers/Microsoft.Storage/storageAccounts/{cloud.account}"
-    )
     return json_reply(
         {
             "id": cloud.scope,
@@ -59,12 +56,13 @@ def workspace(cloud: Cloud, request: Request, **where: str) -> Reply:
                 "friendlyName": cloud.workspace,
                 "description": "",
                 "workspaceId": "4b3f0b1e-6b0f-4c87-8f0f-27a7b6f9e101",
-                "storageAccount": storage,
+                "storageAccount": storage_account(cloud, cloud.account),
                 "discoveryUrl": f"https://{API_HOST}/discovery",
                 "mlFlowTrackingUri": cloud.tracking_uri,
                 "provisioningState": "Succeeded",
                 "tenantId": cloud.tenant,
-                "publicNetworkAccess": "Enabled",
+                "publicNetworkAccess": cloud.public_network_access,
+                "containerRegistry": cloud.container_registry,
             },
         }
     )
@@ -99,28 +97,24 @@ def vm_sizes(cloud: Cloud, request: Request, subscription: str, location: str) -
 @routes.add("GET", LOCATION + "/usages")
 def usages(cloud: Cloud, request: Request, subscription: str, location: str) -> Reply:
     base = f"/subscriptions/{subscription}/providers/Microsoft.MachineLearningServices/locations/{location}/usages"
-    families = dict.fromkeys(size.family for size in cloud.sizes)
+    families = {size.family: f"{size.family} Cluster Dedicated vCPUs" for size in cloud.sizes}
+    families["TotalLowPriorityCores"] = "Total Low Priority vCPUs"
     value = [
         {
             "id": f"{base}/{family}",
             "type": "Microsoft.MachineLearningServices/usages",
             "unit": "Count",
-            "currentValue": cores_in_use(cloud, family),
+            "currentValue": cloud.cores_used.get(family, 0),
             "limit": quota(cloud, family),
-            "name": {"value": family, "localizedValue": f"{family} Cluster Dedicated vCPUs"},
+            "name": {"value": family, "localizedValue": text},
         }
-        for family in families
+        for family, text in families.items()
     ]
     return json_reply({"value": value})
 
 
 def quota(cloud: Cloud, family: str) -> int:
     return cloud.quotas.get(family, 10_000)
-
-
-def cores_in_use(cloud: Cloud, family: str) -> int:
-    """Always 0, as clusters here have no nodes."""
-    return 0
 
 
 def check_workspace(cloud: Cloud, parts: dict[str, str]) -> None:

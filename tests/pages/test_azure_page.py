@@ -70,7 +70,8 @@ def as_typed(command: str) -> list[str]:
 @pytest.mark.slow
 def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: AzureLocal, workdir: Path) -> None:
     assert {command.split()[1] for command in COMMANDS} == {
-        *("config", "provision", "submit", "sweep", "pack", "list", "status", "logs", "cancel", "sample", "download"),
+        *("config", "provision", "doctor", "submit", "sweep", "pack", "list", "status", "logs", "cancel", "sample"),
+        "download",
     }
     for command in COMMANDS:
         if "--detach" in command:
