@@ -17,7 +17,7 @@ AZURITE := tests/azure_local/node_modules/installed-$(shell cksum < tests/azure_
 # Most tests wait for a process or a service: two workers for each core.
 PARALLEL := --numprocesses $(shell expr 2 '*' $$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2))
 
-.PHONY: help setup demo test test-slow torture azure-local check format docs bench bench-azure constraints clean
+.PHONY: help setup demo test test-slow torture azure-local azure-check check format docs bench bench-azure constraints clean
 
 help:
 	@echo "make demo    set up, and train on 400 drawn flowers (runs/demo)"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-slow  the tests that make test leaves out: further variants, longer runs"
 	@echo "make torture  kill runs a hundred times, and compare them with runs left alone (about 15 minutes)"
 	@echo "make azure-local  a shell that has its own Azure, on this machine"
+	@echo "make azure-check WORKSPACE=config.json  go through everything once in a real workspace; costs at most one euro"
 	@echo "make check   formatter, linter and type checker alone"
 	@echo "make format  let the formatter and the linter repair what they can"
 	@echo "make docs    write docs/options.md from the commands"
@@ -60,6 +61,10 @@ torture: $(INSTALLED)
 azure-local: $(INSTALLED) $(AZURITE)
 	@echo "Try: msggan-aml provision --yes; msggan-aml submit --target azure --data FOLDER"
 	@$(BIN)/python -m tests.azure_local
+
+# In a real workspace: WORKSPACE is a config.json or the workspace's resource ID, ARGS are further options.
+azure-check: $(INSTALLED)
+	$(BIN)/python tests/azure_check.py --workspace "$(WORKSPACE)" $(ARGS)
 
 # Without Node.js, or where npm's registry cannot be reached, the tests that need it say so and are skipped.
 $(AZURITE):

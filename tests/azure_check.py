@@ -1,0 +1,304 @@
+"""Goes through everything that costs money on Azure once, in a real workspace, and writes a report.
+
+    make azure-check WORKSPACE=config.json      # as Azure ML Studio offers it, or the workspace's resource ID
+
+A cluster of one small machine is created; a run of five minutes is cancelled and resumed, and its log and files are
+read; a sweep has two trials; the cluster is deleted. The report says which step failed, and which of the guesses about
+the service held that the local Azure of the tests makes. What was uploaded stays in the datastore, below `msggan/`.
+
+It costs one euro at most: it refuses a machine whose price for the whole time limit is more, each job has a time limit,
+and at its end, however it comes, jobs are cancelled and the cluster is deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+SCOPE = re.compile(r"/subscriptions/([^/]+)/resource[Gg]roups/([^/]+)/providers/[^/]+/workspaces/([^/]+)")
+VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
+KEYS = ("subscription_id", "resource_group", "workspace_name")
+CEILING = 1.0  # euros; a price in US dollars counts as one in euros
+LIMIT_HOURS = 1.5  # of everything, most of it for building the image
+CLUSTER = "msggan-check"
+OPTIONS = ("--resolution", 16, "--latent-size", 32, "--batch-size", 8, "--num-samples", 4, "--device", "cpu")
+OFTEN = ("--checkpoint-kimg", 0.1, "--metric-kimg", 0.1, "--sample-kimg", 10)
+
+
+class CheckError(click.ClickException):
+    """A step that did not do what it should."""
+
+
+@dataclass
+class Report:
+    """The steps and the guesses so far. A guess held (True), did not (False) or could not be tested (None)."""
+
+    price: float
+    steps: list[tuple[str, float, str]] = field(default_factory=list)
+    guesses: list[tuple[str, bool | None, str]] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        click.echo(f"== {name}", err=True)
+        start, problem = time.monotonic(), "interrupted"
+        try:
+            yield
+            problem = ""
+        except CheckError as error:
+            problem = error.message
+            raise
+        finally:
+            self.steps.append((name, time.monotonic() - start, problem))
+
+    def guess(self, text: str, held: bool | None, observed: object) -> None:
+        self.guesses.append((text, held, " ".join(str(observed).split())))
+
+    @property
+    def passed(self) -> bool:
+        return not any(problem for *_, problem in self.steps) and not any(held is False for _, held, _ in self.guesses)
+
+    def as_markdown(self, workspace: str) -> str:
+        minutes = sum(seconds for _, seconds, _ in self.steps) / 60
+        at_most = self.price * minutes / 60
+        lines = [
+            f"# msggan in workspace {workspace}, {time.strftime('%Y-%m-%d %H:%M')}",
+            f"{minutes:.0f} minutes; at most {at_most:.2f} for one machine at {self.price:g} an hour all the time.",
+            "| step | seconds | problem |\n|---|---|---|",
+            *(f"| {name} | {seconds:.0f} | {problem or 'none'} |" for name, seconds, problem in self.steps),
+            "| guess | held | observed |\n|---|---|---|",
+            *(f"| {text} | {HELD[held]} | {observed} |" for text, held, observed in self.guesses),
+        ]
+        return re.sub(r"\n(?=(# |\d+ minutes|\| (step|guess) ))", "\n\n", "\n".join(lines)) + "\n"
+
+
+HELD = {True: "yes", False: "NO", None: "not tested"}
+
+
+@click.command()
+@click.option("--workspace", required=True, help="A config.json, its folder, or the workspace's resource ID.")
+@click.option("--vm-size", default="Standard_DS3_v2", show_default=True, help="The size of the machine.")
+@click.option("--hourly-price", type=float, help="Its price, where the service lists none.")
+@click.option("--environment", default="curated", show_default=True, help="The environment of the jobs.")
+@click.option("--minutes", default=5.0, show_default=True, help="How long the run trains before it is cancelled.")
+@click.option("--report", "path", default="azure-check.md", show_default=True, help="The report to write.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def main(
+    *,
+    workspace: str,
+    vm_size: str,
+    hourly_price: float | None,
+    environment: str,
+    minutes: float,
+    path: str,
+    yes: bool,
+) -> None:
+    """Go through provisioning, a run, its preemption, logs, download and a sweep in a real workspace."""
+    name = use(workspace, MSGGAN_COMPUTE=CLUSTER, MSGGAN_VM_SIZE=vm_size, MSGGAN_ENVIRONMENT=environment)
+    price = hourly_price or price_of(vm_size)
+    if price is None:
+        raise click.ClickException(f"Azure lists no price for {vm_size}. Give it: --hourly-price PRICE")
+    if price * LIMIT_HOURS > CEILING:
+        raise click.ClickException(f"{vm_size} costs {price:g} an hour, {LIMIT_HOURS:g} hours more than {CEILING:g}.")
+    click.echo(
+        f"Costs at most {price * LIMIT_HOURS:.2f}, and creates and deletes cluster {CLUSTER} in {name}.", err=True
+    )
+    if not yes:
+        click.confirm("Continue?", abort=True, err=True)
+    report, to = Report(price), Path(path).absolute()
+    with tempfile.TemporaryDirectory(prefix="azure-check-") as folder:
+        os.chdir(folder)
+        try:
+            go_through(report, minutes)
+        except CheckError as error:
+            click.echo(f"Error: {error.message}", err=True)
+        finally:
+            os.chdir(to.parent)
+            to.write_text(report.as_markdown(name), encoding="utf-8")
+            click.echo(f"See {to}.", err=True)
+    sys.exit(0 if report.passed else 1)
+
+
+def use(workspace: str, **settings: str) -> str:
+    """Sets the workspace and the settings for every command. Returns the workspace's name."""
+    if scope := SCOPE.fullmatch(workspace.rstrip("/")):
+        parts: Sequence[str] = scope.groups()
+    else:
+        file = Path(workspace) / "config.json" if Path(workspace).is_dir() else Path(workspace)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        parts = [content[key] for key in KEYS]
+    for variable in [name for name in os.environ if name.startswith("MSGGAN_")]:
+        del os.environ[variable]
+    one = {"MSGGAN_MAX_NODES": "1", "MSGGAN_MIN_NODES": "0", "MSGGAN_IDLE_MINUTES": "2", "MSGGAN_TIMEOUT_HOURS": "0.5"}
+    os.environ.update(zip(VARIABLES, parts, strict=True))
+    os.environ.update(settings | one)
+    return parts[-1]
+
+
+def go_through(report: Report, minutes: float) -> None:
+    """Every step, in an order in which each needs those before it. What was started is ended in any case."""
+    run = time.strftime("check-%m%d-%H%M%S")
+    ends_at = time.monotonic() + LIMIT_HOURS * 3600
+    is_new = False
+    try:
+        with report.step("doctor, before"):
+            before = aml("doctor", may_fail=True)
+        with report.step("provision"):
+            plan = aml("provision", "--yes")["plan"]
+            is_new = any(item["kind"] == "compute" and item["action"] == "create" for item in plan)
+        with report.step("doctor"):
+            aml("doctor")
+        guesses_of_doctor(report, before, could_provision=is_new)
+        with report.step("draw images"):
+            call([sys.executable, ROOT / "examples" / "draw_flowers.py", "flowers", "200"])
+        train(report, run, minutes, ends_at)
+        with report.step("sweep of two trials"):
+            over = (
+                "--over",
+                "g_lr=0.001..0.01",
+                "--trials",
+                2,
+                "--concurrent",
+                1,
+                "--kimg",
+                0.2,
+                "--name",
+                f"{run}-sweep",
+            )
+            sweep = aml("sweep", "--data", "flowers", *over, "--yes", *OPTIONS, *OFTEN)
+            expect(sweep["state"] == "completed", f"the sweep ended {sweep['state']}")
+        numbers = [trial["number"] for trial in sweep["trials"] if trial["objective"] is not None]
+        report.guess("Trials are named SWEEP_0, SWEEP_1, and their metrics are found.", len(numbers) == 2, numbers)
+    finally:
+        with report.step("cancel and delete"):
+            for name in (run, f"{run}-sweep"):
+                aml("cancel", name, may_fail=True)
+            if is_new:
+                delete_cluster()
+
+
+def train(report: Report, run: str, minutes: float, ends_at: float) -> None:
+    """A run that is cancelled while it trains, and resumed by the same command; then its log and its files."""
+    submit = ("submit", "--data", "flowers", "--name", run, "--yes", *OPTIONS, *OFTEN)
+    with report.step("submit, and train until the first report"):
+        aml(*submit, "--kimg", 100_000, "--detach")
+        status = wait(run, lambda status: status["images_seen"], ends_at)
+        time.sleep(60 * minutes)
+    with report.step("cancel, as a preemption"):
+        cancelled = aml("cancel", run)
+        expect(cancelled["state"] == "cancelled", f"the run is {cancelled['state']}")
+        status = aml("status", run)
+        seen, rate = status["images_seen"], status["metrics"].get("images_per_second") or 10
+    report.guess(
+        "A mounted output is written while the job runs, metrics.jsonl by appending.", seen > 0, f"{seen} images"
+    )
+    with report.step("resume by the same command"):
+        resumed = aml(*submit, "--kimg", (seen + max(400, 12 * minutes * rate)) / 1000)
+        expect(resumed["state"] == "completed", f"the resumed run ended {resumed['state']}")
+    with report.step("logs"):
+        lines = aml("logs", run)["lines"]
+        expect(bool(lines), "the log is empty")
+    resumes = [line for line in lines if line.startswith("Resuming ")]
+    report.guess(
+        "The log of each job is user_logs/std_log.txt.",
+        any("Training " in line for line in lines),
+        f"{len(lines)} lines",
+    )
+    report.guess(
+        "A cancelled job leaves checkpoints that the next one resumes from.", bool(resumes), resumes or lines[-1]
+    )
+    with report.step("download"):
+        copied = aml("download", run)
+        rows = Path(copied["path"], "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        expect(copied["files"] > 4, f"only {copied['files']} files")
+    images = [json.loads(row)["images"] for row in rows]
+    report.guess(
+        "No report is lost or doubled over the resume.", images == sorted(set(images)), f"{len(images)} reports"
+    )
+
+
+def guesses_of_doctor(report: Report, doctor: dict[str, Any], *, could_provision: bool) -> None:
+    """What the checks said before, against what was then possible."""
+    checks = {check["name"]: check for check in doctor["checks"]}
+    roles, quota, network = (checks[name] for name in ("roles", "quota", "network"))
+    listed = "may not list" not in roles["detail"]
+    report.guess("An identity may list its permissions at the workspace.", listed, roles["detail"])
+    agrees = roles["status"] == "ok" if could_provision else None
+    report.guess("`a/*/write` in a role also matches `a/write`.", agrees if listed else None, roles["detail"])
+    known = "no quota is listed" not in quota["detail"] if quota["status"] != "warning" else None
+    report.guess("The quota of a VM size is found by its family's name.", known, quota["detail"])
+    report.guess("The discovery address responds without sign-in.", network["status"] != "failed", network["detail"])
+
+
+def wait(run: str, is_done: Callable[[dict[str, Any]], Any], ends_at: float) -> dict[str, Any]:
+    """The first status of which `is_done` is true."""
+    while time.monotonic() < ends_at:
+        status = aml("status", run)
+        if is_done(status):
+            return status
+        expect(
+            status["state"] in ("queued", "preparing", "running"), f"the run is {status['state']}: {status['reason']}"
+        )
+        time.sleep(2)
+    raise CheckError(f"the run is still {status['state']} after {LIMIT_HOURS:g} hours")
+
+
+def aml(*words: object, may_fail: bool = False) -> dict[str, Any]:
+    """What a command of msggan-aml prints with `-o json`. Its messages are shown."""
+    program = Path(sys.executable).with_name("msggan-aml")
+    return json.loads(call([program, *words, "-o", "json"], may_fail=may_fail) or "{}")
+
+
+def call(command: Sequence[object], *, may_fail: bool = False) -> str:
+    ended = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    if ended.returncode and not may_fail:
+        raise CheckError(
+            f"{' '.join(map(str, command[-3:]))} … ended with exit code {ended.returncode}: {ended.stdout}"
+        )
+    return ended.stdout
+
+
+def client() -> Any:
+    """The client of the workspace that the variables name."""
+    from orchestration import AzureTarget
+
+    return AzureTarget.from_config().client
+
+
+def price_of(vm_size: str) -> float | None:
+    """The price of a machine per hour, None if the service lists none."""
+    from orchestration.azure.compute import read_sizes
+
+    return next((size.prices.get("Standard") for size in read_sizes(client()) if size.name == vm_size), None)
+
+
+def delete_cluster() -> None:
+    """Deletes only the cluster: `provision --delete` would also archive the environments of other runs."""
+    from msggan.errors import MsgganError
+    from orchestration.azure import compute
+
+    try:
+        compute.delete_cluster(client(), lambda line: click.echo(line, err=True))
+    except MsgganError as error:
+        raise CheckError(error.message) from error
+
+
+def expect(condition: bool, problem: str) -> None:
+    if not condition:
+        raise CheckError(problem)
+
+
+if __name__ == "__main__":
+    main()
