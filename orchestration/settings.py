@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -268,7 +268,7 @@ def read_settings(
     layers = [*explicit, _file_layer(file, SETTINGS_TABLE, tables, folder), defaults]
     chosen = {spec.name: next(layer for layer in layers if spec.name in layer.values) for spec in settings_table()}
     values = {spec.name: _checked(spec, chosen[spec.name], problems) for spec in settings_table()}
-    layer = next(_workspace_layers(explicit, folder, file, tables), None)
+    layer = next(_workspace_layers(explicit, folder, file, tables, problems), None)
     workspace = None if layer is None else _workspace(layer, problems)
     problems = problems or _cross_field_errors(values, chosen)
     if problems:
@@ -384,16 +384,24 @@ def _cross_field_errors(values: Mapping[str, Any], layers: Mapping[str, Layer]) 
 
 
 def _workspace_layers(
-    explicit: list[Layer], folder: Path, file: Path, tables: Mapping[str, Mapping[str, Any]]
+    explicit: list[Layer], folder: Path, file: Path, tables: Mapping[str, Mapping[str, Any]], problems: list[str]
 ) -> Iterator[Layer]:
-    """The sources that set a workspace, by precedence. In one folder msggan.toml precedes Azure ML's config.json."""
+    """The sources that set a workspace, by precedence. In one folder msggan.toml precedes Azure ML's config.json.
+
+    Adds a problem for a broken config.json: without it, runs would train on this machine or in another workspace.
+    """
     yield from (layer for layer in explicit if any(key in layer.values for key in WORKSPACE_VARIABLES))
     for parent in (folder, *folder.parents):
         if file.parent == parent and WORKSPACE_TABLE in tables:
             yield _file_layer(file, WORKSPACE_TABLE, tables, folder)
         for path in (parent / ".azureml" / "config.json", parent / "config.json"):
-            if parts := _read_config_json(path):
-                yield Layer(str(path), parts)
+            try:
+                parts = _read_config_json(path)
+            except ValueError as error:
+                problems.append(f"{path}: {error}")
+                return
+            if parts:
+                yield Layer(str(path), parts, partial("{}: {}".format, path))
 
 
 def _workspace(layer: Layer, problems: list[str]) -> Workspace | None:
@@ -412,17 +420,33 @@ def _workspace(layer: Layer, problems: list[str]) -> Workspace | None:
 
 
 def _read_config_json(path: Path) -> dict[str, Any]:
-    """The workspace in a config.json of Azure ML; {} for other files of that name, such as a run's."""
+    """The parts of the workspace in a config.json of Azure ML; {} for other files of that name, such as a run's.
+
+    Raises ValueError with the end of a message if it is Azure ML's and cannot be read.
+    """
+    again = "Download it again from Azure ML Studio, or delete it."
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return {}
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}.") from error
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        if not raw.strip():
+            raise ValueError(f"is empty. {again}") from error
+        if any(key.encode() in raw for key in WORKSPACE_VARIABLES):
+            raise ValueError(f"is not JSON: {str(error).partition(' (char')[0]}. {again}") from error
         return {}
     if not isinstance(content, dict):
         return {}
-    if scope := SCOPE.fullmatch(str(content.get("Scope", ""))):
-        return scope.groupdict()
-    parts = {key: content.get(key) for key in WORKSPACE_VARIABLES}
-    return parts if all(parts.values()) else {}
+    scope = str(content.get("Scope", ""))
+    if workspace := SCOPE.fullmatch(scope):
+        return workspace.groupdict()
+    if scope.startswith("/subscriptions/"):
+        raise ValueError(f"Scope is not the resource ID of a workspace. {again}")
+    return {key: content[key] for key in WORKSPACE_VARIABLES if key in content}
 
 
 # --- msggan.toml ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -98,14 +99,70 @@ def test_a_workspace_in_one_line_is_read_as_azures_own_tools_read_it(tmp_path: P
 @pytest.mark.parametrize(
     "content",
     [
-        *["", "[]", "{}", '{"resolution": 8}', '{"Scope": "/elsewhere"}', "[" * 100_000],
-        json.dumps({"subscription_id": "s", "resource_group": "g", "workspace_name": ""}),
+        *["[]", "{}", '{"resolution": 8}', '{"Scope": "/elsewhere"}', "[" * 100_000, "// not JSON", '{"a": 1'],
     ],
     ids=range(7),
 )
 def test_other_files_called_config_json_are_no_workspace(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     assert found(tmp_path) is None
+    (tmp_path / ".azureml" / "config.json").mkdir(parents=True)
+    assert found(tmp_path) is None
+
+
+AGAIN = "Download it again from Azure ML Studio, or delete it."
+
+
+@pytest.mark.parametrize("file", ["config.json", ".azureml/config.json"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", f": is empty. {AGAIN}"),
+        (" \n", f": is empty. {AGAIN}"),
+        (
+            '{"subscription_id": "s", "resour',
+            f": is not JSON: Unterminated string starting at: line 1 column 26. {AGAIN}",
+        ),
+        ('{"workspace_name": w}', f": is not JSON: Expecting value: line 1 column 20. {AGAIN}"),
+        (
+            '{"subscription_id": "s", "resource_group": "g"}',
+            ": workspace_name: is not set; a workspace requires all three parts.",
+        ),
+        (
+            '{"subscription_id": "s", "resource_group": "g", "workspace_name": ""}',
+            ": workspace_name : must be a name without spaces and slashes.",
+        ),
+        (
+            '{"subscription_id": "s", "resource_group": "g", "workspace_name": null}',
+            ": workspace_name None: must be a name without spaces and slashes.",
+        ),
+        ('{"Scope": "/subscriptions/s/resourceGroups/g"}', f": Scope is not the resource ID of a workspace. {AGAIN}"),
+    ],
+)
+def test_a_broken_config_json_is_an_error_and_not_the_absence_of_a_workspace(
+    tmp_path: Path, file: str, content: str, problem: str
+) -> None:
+    written(tmp_path / "config.json", "outer")
+    inner = tmp_path / "project" / "inner"
+    path = tmp_path / "project" / file
+    for folder in (inner, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    assert complaints(inner) == [f"{path}{problem}"]
+    assert mark(found(inner, FLAGS)) == "flag"
+
+
+def test_a_config_json_in_another_encoding_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "config.json", "file")
+    path.write_text(path.read_text(), encoding="utf-16")  # as PowerShell redirects output
+    assert mark(found(tmp_path)) == "file"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_config_json_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    path = written(tmp_path / "config.json", "file")
+    path.chmod(0)
+    assert complaints(tmp_path) == [f"{path}: cannot be read: Permission denied."]
 
 
 def test_a_table_in_a_comment_or_in_another_table_is_no_workspace(tmp_path: Path) -> None:
