@@ -9,11 +9,13 @@ class MsgganError(Exception):
     """An error that a user can fix.
 
     `message`: what failed, and on what. `hint`: what to type or change next. `code`: a stable identifier for scripts.
-    `exit_code`: that of the process (2: nothing had started, 1: the run had).
+    `exit_code`: that of the process (2: nothing had started, 1: the run had). `may_have_happened`: what failed may have
+    been carried out nevertheless.
     """
 
     code = "error"
     exit_code = 2
+    may_have_happened = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -16,11 +16,15 @@ from typing import IO, Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.blob import BlobProperties, ContainerClient, LinearRetry
+from azure.core.pipeline import PipelineRequest, PipelineResponse
+from azure.core.pipeline.policies import RetryPolicy
+from azure.core.rest import HttpRequest, HttpResponse
+from azure.storage.blob import BlobProperties, ContainerClient, LocationMode
 
 OnProgress = Callable[[int, int], None]  # bytes done, bytes in total
 
 RETRIES = 4
+STORAGE_OPTIONS = ("hosts", "location_mode", "retry_hook", "retry_to_secondary")  # of the storage SDK's own retries
 CONCURRENT_UPLOADS = 8
 
 
@@ -136,7 +140,20 @@ def build_container(account: str, name: str, credential: Any, wait_factor_s: flo
     return ContainerClient(url, name, credential=credential, retry_policy=retry_policy(wait_factor_s))
 
 
-def retry_policy(wait_factor_s: float) -> LinearRetry:
-    """The storage SDK's default waits 15 s before its first retry."""
-    pause = max(2 * wait_factor_s, 0.01)
-    return LinearRetry(backoff=pause, retry_total=RETRIES, random_jitter_range=0)  # type: ignore[arg-type]
+class BlobRetry(RetryPolicy[HttpRequest, HttpResponse]):
+    """azure.core's retries for a client of blobs: those of the storage SDK leave out 429, and ignore Retry-After."""
+
+    def configure_retries(self, options: dict[str, Any]) -> dict[str, Any]:
+        for name in STORAGE_OPTIONS:
+            options.pop(name, None)
+        return super().configure_retries(options)
+
+    def send(self, request: PipelineRequest[HttpRequest]) -> PipelineResponse[HttpRequest, HttpResponse]:
+        response = super().send(request)
+        response.http_response.location_mode = LocationMode.PRIMARY  # type: ignore[attr-defined] # read by the SDK
+        return response
+
+
+def retry_policy(wait_factor_s: float) -> BlobRetry:
+    """The retries of a client of blobs. wait_factor_s: the pause before the second retry is twice as long."""
+    return BlobRetry(retry_total=RETRIES, retry_status=RETRIES, retry_backoff_factor=wait_factor_s)

@@ -54,6 +54,7 @@ Found = TypeVar("Found")
 
 MANAGEMENT_URL = "https://management.azure.com"
 MANAGEMENT = f"{MANAGEMENT_URL}/.default"
+API_VERSION = "2023-04-01"  # of the requests that are sent without the SDK
 PATIENCE_S = 1.0  # after this time a line reports that signing in takes longer
 
 # `provision` tags the clusters, datastores and environments that it creates. Nothing without this tag is deleted.
@@ -241,8 +242,11 @@ class Client:
             raise
 
     def send(self, request: HttpRequest) -> Any:
-        """The response to a request that the SDK has no method for. Raises HttpResponseError for an error status."""
-        response = self._pipeline.send_request(request)
+        """The response to a request that may be repeated. Raises HttpResponseError for an error status.
+
+        The SDK itself repeats no POST whose connection was cut or that was answered 429.
+        """
+        response = self._pipeline.send_request(request, retry_on_methods=[request.method])
         if response.status_code >= 400:
             raise HttpResponseError(response=response)
         return response
@@ -279,7 +283,9 @@ class Client:
         from azure.ai.ml.entities import NoneCredentialConfiguration
 
         description = f"datastore {datastore}" if datastore else "default datastore"
-        found = self.find(f"Looking for the {description}", lambda: self._read_datastore(datastore))
+        stores = self.ml.datastores
+        get = stores.get_default if datastore is None else partial(stores.get, datastore)
+        found = self.find(f"Looking for the {description}", get)
         if found is None:
             raise UsageError(
                 [f"No {description} in workspace {self.workspace.workspace_name!r}."],
@@ -291,20 +297,23 @@ class Client:
                 f"The datastore {found.name} does not store blobs, which images and runs need.",
                 "Name another one: --datastore NAME.",
             )
-        key = getattr(found.credentials, "account_key", None) or getattr(found.credentials, "sas_token", None)
         identity_based = isinstance(found.credentials, NoneCredentialConfiguration)
+        key = None if identity_based else self._read_key(found.name)
         return Store(found.name, account, self.container(account, name, key), identity_based)
 
-    def _read_datastore(self, datastore: str | None) -> Any:
-        """The datastore with its secrets, or without them if the signed-in identity may not read them."""
-        stores = self.ml.datastores
-        get = stores.get_default if datastore is None else partial(stores.get, datastore)
+    def _read_key(self, datastore: str) -> str | None:
+        """The key or the SAS of a datastore, None if it has none that the signed-in identity may read."""
+        url = f"{MANAGEMENT_URL}{self.scope}/datastores/{datastore}/listSecrets"
+        request = HttpRequest("POST", url, params={"api-version": API_VERSION})
         try:
-            return get(include_secrets=True)
-        except HttpResponseError as error:
-            if error.status_code != 403 or error_code(error) == KEYS_REFUSED:
+            with self.errors(f"Reading the credentials of the datastore {datastore}"):
+                secrets = self.send(request).json()
+        except AuthError as error:
+            if isinstance(error.__cause__, HttpResponseError) and error_code(error.__cause__) == KEYS_REFUSED:
                 raise
-            return get(include_secrets=False)
+            return None
+        key: str | None = secrets.get("key") or secrets.get("sasToken")
+        return key
 
     def container(self, account: str, name: str, key: str | None) -> ContainerClient:
         """The client of a container. key: an account key or a SAS; None: the signed-in identity. Makes no requests."""

@@ -12,7 +12,7 @@ from azure.ai.ml.entities import AmlCompute, Compute, IdentityConfiguration, Man
 
 from msggan.commands.options import nearest
 from msggan.config import flag
-from msggan.errors import UsageError
+from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
 from orchestration.azure.errors import quota_hint
 from orchestration.errors import QuotaError
@@ -22,6 +22,7 @@ from orchestration.status import Item, changes_between
 KIND = "compute"
 MAX_NAME_LENGTH = 24
 REPORT_EVERY_S = 10
+OK = 200
 
 # VM sizes that Azure has retired, and when.
 RETIRED = {
@@ -371,9 +372,15 @@ def _run(client: Client, operation: str, begin: Callable[[], Any], report: Calla
     """Runs a long-running operation to its end, and reports every few seconds that it continues."""
     with client.errors(operation):
         poller = begin()
-        for waited_s in count(REPORT_EVERY_S, REPORT_EVERY_S):
-            poller.wait(timeout=REPORT_EVERY_S)
-            if poller.done():
-                break
-            report(f"{operation}: {waited_s} s …")
-        poller.result()
+    try:
+        with client.errors(operation):
+            for waited_s in count(REPORT_EVERY_S, REPORT_EVERY_S):
+                poller.wait(timeout=REPORT_EVERY_S)
+                if poller.done():
+                    break
+                report(f"{operation}: {waited_s} s …")
+            poller.result()
+    except MsgganError as error:
+        # A poll that was refused says nothing about the operation; an error in an answer with status 200 is its result.
+        error.may_have_happened = getattr(error.__cause__, "status_code", None) != OK
+        raise

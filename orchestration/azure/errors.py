@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ HOW_TO_SIGN_IN = (
     "selects one kind of credential."
 )
 TRY_AGAIN = "Try again: completed steps are kept."
+
+REQUEST_IDS = ("x-ms-request-id", "x-ms-correlation-request-id")  # headers of a response
 
 KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"  # the code of a storage account's error
 
@@ -80,7 +82,9 @@ def translate_error(
 ) -> MsgganError:
     """The MsgganError for an error of the SDK."""
     if isinstance(error, HttpResponseError) and error.status_code is not None:
-        return _refused(error, operation, workspace, identity)
+        refused = _refused(error, operation, workspace, identity)
+        refused.hint = "\n".join(filter(None, [refused.hint, _request_ids(error)]))
+        return refused
     if isinstance(error, CredentialUnavailableError | ClientAuthenticationError):
         return AuthError(f"{operation}: not signed in to Azure. {first_sentence(error.message)}", HOW_TO_SIGN_IN)
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError | OSError):
@@ -124,9 +128,16 @@ def _refused(
                 "List the workspaces: az ml workspace list --output table. List the subscriptions: az account list",
             )
     if status == 429 or status >= 500:
-        unavailable = f"Azure is overloaded or unavailable: status {status} after several retries."
+        unavailable = f"Azure is overloaded or unavailable (status {status})."
         return AzureServiceError(f"{message} {unavailable}", TRY_AGAIN)
     return AzureServiceError(message, is_missing=status == 404)
+
+
+def _request_ids(error: HttpResponseError) -> str:
+    """What Microsoft's support asks for: the IDs of the request that was refused, empty if the response has none."""
+    headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
+    ids = dict.fromkeys(filter(None, map(headers.get, REQUEST_IDS)))
+    return f"Request ID: {', correlation ID: '.join(ids)}" if ids else ""
 
 
 def error_code(error: HttpResponseError) -> str:

@@ -15,7 +15,7 @@ from msggan.errors import MsgganError
 from orchestration.azure import compute, datastore, environment
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
-from orchestration.errors import AuthError, AzureServiceError, UnreachableError
+from orchestration.errors import AuthError, AzureServiceError
 from orchestration.status import Item, ProvisionPlan, Step
 
 # --- Planning ---------------------------------------------------------------------------------------------------------
@@ -119,9 +119,7 @@ def apply(plan: ProvisionPlan, report: Callable[[str], None]) -> None:
                 step.apply(report)
         except MsgganError as error:
             # Whether Azure may have carried out the step that failed.
-            is_open = (
-                error.may_have_happened if isinstance(error, UnreachableError) else type(error) is AzureServiceError
-            )
+            is_open = error.may_have_happened or type(error) is AzureServiceError
             error.hint = "\n".join(filter(None, [error.hint, *progress_lines(names, number, is_open=is_open)]))
             raise
         except (KeyboardInterrupt, Terminated) as stop:

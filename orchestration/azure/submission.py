@@ -23,7 +23,7 @@ from msggan.errors import MsgganError, UsageError
 from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import Store
-from orchestration.azure.client import MANAGEMENT_URL, Client
+from orchestration.azure.client import API_VERSION, MANAGEMENT_URL, Client
 from orchestration.azure.compute import identity_of, read_size, require_cluster
 from orchestration.azure.data import ensure_data, plan_data
 from orchestration.azure.environment import ensure_environment, resolve_recipe
@@ -44,7 +44,6 @@ from orchestration.spec import RunSpec
 TO_RESOLVE = "<resolved-at-submit: {}>"
 PACKAGE = "msggan"
 CODE_FOLDER = "msggan/code"  # in the workspace's default datastore
-CODE_API_VERSION = "2023-04-01"  # which the SDK uses for code
 CONFLICT = 409
 CONSENT_FILE = ".azure-agreed.json"  # in the folder of the runs: the workspaces in which money may be spent
 
@@ -176,7 +175,7 @@ def ensure_code(client: Client) -> str:
     request = HttpRequest(
         "PUT",
         f"{MANAGEMENT_URL}{code}",
-        params={"api-version": CODE_API_VERSION},
+        params={"api-version": API_VERSION},
         json={"properties": {"codeUri": url, "description": f"The {PACKAGE} package {version(PACKAGE)}"}},
     )
     with client.errors("Registering the code snapshot"):

@@ -196,7 +196,16 @@ def test_a_missing_workspace_is_distinguished_from_a_missing_resource(code: str,
 def test_a_busy_service_is_exit_1_with_advice_to_retry(status: int) -> None:
     error = translated(service_error(status, "Busy", "Not now."))
     assert (error.code, error.exit_code) == ("azure", 1)
+    assert error.message.endswith(f"Azure is overloaded or unavailable (status {status}).")
     assert error.hint.startswith("Try again")
+
+
+def test_an_error_of_the_service_ends_with_the_ids_that_support_asks_for() -> None:
+    refused = service_error(403, "Forbidden", "No.")
+    refused.response = SimpleNamespace(headers={"x-ms-request-id": "r-1", "x-ms-correlation-request-id": "c-1"})
+    assert translated(refused).hint.splitlines()[-1] == "Request ID: r-1, correlation ID: c-1"
+    refused.response = SimpleNamespace(headers={"x-ms-request-id": "r-1", "x-ms-correlation-request-id": "r-1"})
+    assert translated(refused).hint.splitlines()[-1] == "Request ID: r-1"
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,41 @@ def test_if_the_job_cannot_be_looked_up_the_error_says_it_may_exist_and_a_repeat
     assert list(azure.cloud.jobs) == ["one"]
 
 
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [
+        ("GET|HEAD|PUT", r"blob\.core\.windows\.net/.*msggan/code"),
+        ("GET|HEAD|PUT", r"blob\.core\.windows\.net/.*msggan/data"),
+        ("POST", "/listSecrets"),
+    ],
+)
+def test_requests_that_are_throttled_for_a_moment_are_repeated(
+    azure: AzureLocal, submit: Submit, method: str, pattern: str
+) -> None:
+    fault = azure.fault(method, pattern, times=2, status=429)
+    assert (outcome_of(submit), fault.count) == ("submitted", 2)
+
+
+def test_throttling_that_lasts_is_an_error_that_claims_no_more_than_was_done(azure: AzureLocal, submit: Submit) -> None:
+    fault = azure.fault("PUT", "msggan/data", times=10**6, status=429, code="ServerBusy")
+    first, *_, last = outcome_of(submit).splitlines()
+    assert first.startswith("Uploading the images to the datastore workspaceblobstore: ")
+    assert first.endswith("Azure is overloaded or unavailable (status 429).")
+    assert re.fullmatch("Request ID: [0-9a-f-]{36}", last)
+    assert fault.count == 5
+    assert list(azure.cloud.jobs) == []
+
+
+@pytest.mark.parametrize("drop", ["before", "after"])
+def test_a_post_that_may_be_repeated_is_repeated_after_a_cut_connection(
+    azure: AzureLocal, submit: Submit, build_target: Callable[[], AzureTarget], drop: str
+) -> None:
+    secrets, cancel = azure.fault("POST", "/listSecrets", drop=drop), azure.fault("POST", "/cancel", drop=drop)
+    submit()
+    assert build_target().cancel("one").state == "cancelled"
+    assert (secrets.count, cancel.count) == (1, 1)
+
+
 def test_two_submissions_of_different_names_at_once_both_succeed(azure: AzureLocal, submit: Submit) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -662,6 +662,19 @@ def test_a_secret_on_the_command_line_is_refused_and_not_repeated(azure: AzureLo
     assert azure.requests == []
 
 
+@pytest.mark.parametrize(("status", "exit_code"), [(401, 4), (403, 4), (404, 1)])
+def test_a_cluster_whose_progress_cannot_be_read_is_possibly_created(
+    azure: AzureLocal, provision: Provision, status: int, exit_code: int
+) -> None:
+    azure.fault("GET", "/computeOperationsStatus/", status=status, times=100)
+    ended = provision("--yes", "-o", "json", *IMAGE)
+    assert ended.exit_code == exit_code
+    assert "msggan-gpu" in azure.cloud.computes
+    lines = ended.json["error"]["hint"].splitlines()
+    assert "Possibly done or in progress: create compute msggan-gpu." in lines
+    assert any(line.startswith("Not done: create environment msggan:") for line in lines)
+
+
 # --- Stopping ---------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,6 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             self._cut(recorded)
             return
         recorded.status = reply.status
+        add_request_ids(reply, request.host)
         self._send(reply)
 
     do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = _handle  # noqa: N815 - the base class's names
@@ -157,7 +159,18 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
 
+def add_request_ids(reply: Reply, host: str) -> None:
+    """Adds what every response of Azure has, where Azurite has not: the request's ID, and Resource Manager's own."""
+    names = {name.lower() for name in reply.headers}
+    if "x-ms-request-id" not in names:
+        reply.headers["x-ms-request-id"] = str(uuid.uuid4())
+    if host == "management.azure.com":
+        reply.headers["x-ms-correlation-request-id"] = str(uuid.uuid4())
+
+
 def fault_reply(fault: Fault) -> Reply:
     assert fault.status is not None
-    headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
+    headers = {"x-ms-error-code": fault.code}
+    if fault.retry_after is not None:
+        headers["Retry-After"] = f"{fault.retry_after:g}"
     return ServiceError(fault.status, fault.code, "This answer was asked for by a test.", headers).reply()
