@@ -153,10 +153,10 @@ def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str,
     return found
 
 
-def test_ctrl_c_while_the_job_is_queued_does_not_cancel_it(azure: AzureLocal, place: Path) -> None:
+def test_ctrl_c_while_the_job_is_queued_does_not_cancel_it(azure: AzureLocal, workdir: Path) -> None:
     azure.hold_jobs()
     args = ["submit", "--data", "tiny", *ENDLESS, "--yes"]
-    with started(place, "msggan-aml", *args, python=fast_python(), **azure.variables) as follower:
+    with started(workdir, "msggan-aml", *args, python=fast_python(), **azure.variables) as follower:
         wait_for(lambda: "tiny" in azure.cloud.jobs, follower)
         assert follower.stderr is not None
         assert any("waiting for a machine" in line for line in iter(follower.stderr.readline, ""))
