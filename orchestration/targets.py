@@ -109,8 +109,8 @@ class Target(ABC):
     # --- Its runs -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def runs(self) -> list[RunStatus]:
-        """Every run, the newest first."""
+    def runs(self, limit: int | None = None) -> list[RunStatus]:
+        """The runs, or the `limit` newest, the newest first. On Azure without a limit the newest 50."""
 
     @abstractmethod
     def status(self, name: str) -> RunStatus:
@@ -254,8 +254,8 @@ class SweepTarget(Protocol):
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
         """Starts the sweep, or resumes the one of that name, and follows it to its end, unless `detach`."""
 
-    def sweeps(self) -> list[SweepStatus]:
-        """Every sweep, the newest first."""
+    def sweeps(self, limit: int | None = None) -> list[SweepStatus]:
+        """The sweeps, or the `limit` newest, the newest first. On Azure without a limit the newest 50."""
 
     def is_sweep(self, name: str) -> bool:
         """Whether there is a sweep of this name."""

@@ -21,7 +21,7 @@ from orchestration.azure.jobs import DATA_INPUT, RUN_OUTPUT, RUN_TAG, SWEEP_TAG,
 from orchestration.spec import DatastorePath, in_datastore
 
 MAX_JOBS = 2000  # read for a list of runs
-MAX_RUNS = 50
+MAX_RUNS = 50  # listed without a limit
 
 # The service's states → ours. An unknown one counts as running: a run that costs money must not pass for ended.
 STATES = {
@@ -112,8 +112,11 @@ def get_job(client: Client, name: str) -> Any | None:
     return client.find(f"Looking for the job {name}", lambda: client.ml.jobs.get(name))
 
 
-def list_runs(client: Client, *, sweeps: bool = False) -> tuple[list[RunJobs], bool]:
-    """The newest runs, or sweeps, newest first, each with its jobs; and whether there are more."""
+def list_runs(client: Client, limit: int, *, sweeps: bool = False) -> tuple[list[RunJobs], bool]:
+    """The newest runs, or sweeps, newest first, each with its jobs; and whether there are more.
+
+    The service does not promise an order, so that jobs are read to the end, or up to `MAX_JOBS`.
+    """
     by_run: dict[str, list[Any]] = {}
     with client.errors("Listing the jobs"):
         listed = client.ml.jobs.list(tag=SWEEP_TAG if sweeps else RUN_TAG)
@@ -123,7 +126,7 @@ def list_runs(client: Client, *, sweeps: bool = False) -> tuple[list[RunJobs], b
             by_run.setdefault(run_of(job), []).append(job)
     runs = [RunJobs(run, tuple(sorted(jobs, key=created_at))) for run, jobs in by_run.items()]
     runs.sort(key=lambda run: created_at(run.jobs[-1]), reverse=True)
-    return runs[:MAX_RUNS], len(runs) > MAX_RUNS or sum(map(len, by_run.values())) == MAX_JOBS
+    return runs[:limit], len(runs) > limit or sum(map(len, by_run.values())) == MAX_JOBS
 
 
 def run_of(job: Any) -> str:

@@ -26,6 +26,7 @@ from orchestration.azure.client import Client
 from orchestration.azure.downloads import download_run, record_copy
 from orchestration.azure.following import cancel, detaching, is_transient, not_running, read_log, watch
 from orchestration.azure.history import (
+    MAX_RUNS,
     Details,
     RunJobs,
     created_at,
@@ -184,9 +185,12 @@ class AzureSweeps:
 
     # --- Its sweeps ---------------------------------------------------------------------------------------------------
 
-    def sweeps(self) -> list[SweepStatus]:
+    def sweeps(self, limit: int | None = None) -> list[SweepStatus]:
         """The newest sweeps, the newest first; reports those that cannot be read."""
-        found, _ = list_runs(self.client, sweeps=True)
+        found, are_more = list_runs(self.client, limit or MAX_RUNS, sweeps=True)
+        if are_more and limit is None:
+            info = self.client.reporter.info
+            info(f"Only the newest {len(found)} sweeps on Azure are listed. Use --limit N for more.")
         with ThreadPoolExecutor(CONCURRENT_SWEEPS) as threads:
             return [status for status in threads.map(self._status_if_readable, found) if status is not None]
 

@@ -19,7 +19,16 @@ from orchestration.azure.blobs import Store
 from orchestration.azure.client import WAIT_FACTOR_S, Client
 from orchestration.azure.downloads import GENERATOR, copied_etag, download_run, record_copy, upload_run
 from orchestration.azure.following import cancel, detaching, not_running, read_log, watch
-from orchestration.azure.history import Details, RunJobs, created_at, data_of, find_jobs, list_runs, read_details
+from orchestration.azure.history import (
+    MAX_RUNS,
+    Details,
+    RunJobs,
+    created_at,
+    data_of,
+    find_jobs,
+    list_runs,
+    read_details,
+)
 from orchestration.azure.jobs import DATA_PLACEHOLDER, RUN_PLACEHOLDER, build_body, run_folder
 from orchestration.azure.provisioning import apply, plan_deletion, plan_provisioning, verify
 from orchestration.azure.submission import as_plan, consent_question, planned_job, submit
@@ -130,11 +139,11 @@ class AzureTarget(Target):
 
     # --- Its runs -----------------------------------------------------------------------------------------------------
 
-    def runs(self) -> list[RunStatus]:
+    def runs(self, limit: int | None = None) -> list[RunStatus]:
         """The newest runs, the newest first."""
-        found, are_more = list_runs(self.client)
-        if are_more:
-            self.reporter.info(f"Only the newest {len(found)} runs are listed; older ones are in the portal.")
+        found, are_more = list_runs(self.client, limit or MAX_RUNS)
+        if are_more and limit is None:
+            self.reporter.info(f"Only the newest {len(found)} runs on Azure are listed. Use --limit N for more.")
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as threads:
             return list(threads.map(self._status, found))
 

@@ -79,6 +79,8 @@ PROVISION_SETTINGS = (
 DOCTOR_SETTINGS = (
     *("runs_dir", "workspace", "compute", "instance_type", "vm_size", "low_priority", "datastore", "environment"),
 )
+MAX_LISTED = 2000  # jobs that are read on Azure
+LIMIT_HELP = "List only the N newest runs and the N newest sweeps.  [default: all, on Azure the newest 50]"
 Dated = TypeVar("Dated", RunStatus, SweepStatus)
 
 
@@ -198,17 +200,22 @@ msggan_aml.add_command(sweep)
 
 
 @msggan_aml.command(name="list", short_help="List the runs.")
+@option("--limit", metavar="N", type=Number(int, Range(1, MAX_LISTED)), help=LIMIT_HELP)
 @location_options
 @output_option
-def list_runs(*, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
+def list_runs(*, limit: int | None, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
     """List the runs and the sweeps, the newest first.
 
     Lists those on this machine and, if a workspace is configured, those on Azure.
     """
     settings = settings_or_refuse(flags, problems)
     targets = build_targets(target, settings, reporter())
-    runs = newest_first(run for serving in targets for run in serving.runs())
-    sweeps = newest_first(sweep for serving in targets for sweep in serving.sweeps.sweeps())
+    more = None if limit is None else limit + 1  # the last one shows that there are more
+    runs = newest_first(run for serving in targets for run in serving.runs(more))
+    sweeps = newest_first(sweep for serving in targets for sweep in serving.sweeps.sweeps(more))
+    if limit is not None and max(len(runs), len(sweeps)) > limit:
+        info(f"There are more; only the newest {limit} are listed. List more: msggan-aml list --limit {2 * limit}")
+    runs, sweeps = runs[:limit], sweeps[:limit]
     if not runs and not sweeps and output != "json":
         info(no_runs_message(settings))
     lines = [*(table(runs) if runs else []), *(sweep_table(sweeps) if sweeps else [])]
@@ -432,7 +439,7 @@ def find_newest(target: str, flags: Flags, problems: Sequence[str]) -> tuple[Tar
     """The target that has the newest run, and the run's name. Raises UsageError if no run exists."""
     settings = settings_or_refuse(flags, problems)
     targets = build_targets(target, settings, reporter())
-    runs = [(run, serving) for serving in targets for run in serving.runs()]
+    runs = [(run, serving) for serving in targets for run in serving.runs(1)]
     if not runs:
         raise UsageError([no_runs_message(settings)])
     run, serving = max(runs, key=lambda found: found[0].created or "")

@@ -103,15 +103,15 @@ class LocalSweeps:
                 )
         return status
 
-    def sweeps(self) -> list[SweepStatus]:
-        """Every sweep, the newest first; reports those that cannot be read."""
+    def sweeps(self, limit: int | None = None) -> list[SweepStatus]:
+        """The sweeps, or the `limit` newest, the newest first; reports those that cannot be read."""
         found = []
         for name in names_in(str(self.target.runs_dir), SWEEP_FILE):
             try:
                 found.append(self.sweep_status(name))
             except RunFolderError as error:
                 self.target.reporter.info(f"{error.message} {error.hint}")
-        return sorted(found, key=lambda sweep: sweep.created or "", reverse=True)
+        return sorted(found, key=lambda sweep: sweep.created or "", reverse=True)[:limit]
 
     def is_sweep(self, name: str) -> bool:
         return bool(name) and self._folder(name).record.is_file()

@@ -142,8 +142,8 @@ class LocalTarget(Target):
 
     # --- Its runs -----------------------------------------------------------------------------------------------------
 
-    def runs(self) -> list[RunStatus]:
-        """Every run, the newest first; reports those that cannot be read."""
+    def runs(self, limit: int | None = None) -> list[RunStatus]:
+        """The runs, or the `limit` newest, the newest first; reports those that cannot be read."""
         found = []
         for name in run_names(str(self.runs_dir)):
             try:
@@ -154,7 +154,7 @@ class LocalTarget(Target):
             found.append(run)
             if run.images_total is None:
                 self.reporter.info(run.reason)
-        return sorted(found, key=lambda run: run.created or "", reverse=True)
+        return sorted(found, key=lambda run: run.created or "", reverse=True)[:limit]
 
     def status(self, name: str) -> RunStatus:
         return read_status(name, str(self.runs_dir))

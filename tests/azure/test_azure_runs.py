@@ -102,13 +102,24 @@ def test_a_long_list_is_read_page_by_page_up_to_a_limit(azure: AzureLocal, msgga
     assert listed.exit_code == 0, listed.stderr
     assert [run["name"] for run in listed.json["runs"]] == [f"old-{number}" for number in range(59, 9, -1)]
     assert {run["state"] for run in listed.json["runs"]} == {"completed"}
-    assert "Only the newest 50 runs are listed; older ones are in the portal." in listed.stderr
+    assert "Only the newest 50 runs on Azure are listed. Use --limit N for more." in listed.stderr
     requests = [request for request in azure.made("GET", "/jobs") if request.path.endswith("/jobs")]
     assert [request.query["tag"] for request in requests] == ["msggan.run"] * 9 + ["msggan.sweep"]
+    for limit, names, has_more in (
+        (2, ["old-59", "old-58"], True),
+        (60, [f"old-{n}" for n in range(59, -1, -1)], False),
+    ):
+        some = msggan_aml("list", "--limit", str(limit), "-o", "json")
+        assert [run["name"] for run in some.json["runs"]] == names
+        assert (f"--limit {2 * limit}" in some.stderr) == has_more
+    before = len(azure.requests)
+    assert msggan_aml("status", "-o", "json").json["name"] == "old-59"
+    details = [request.path for request in azure.requests[before:] if request.path.endswith("/details")]
+    assert {path.split("/")[-2] for path in details} == {"old-59"}
     for number in range(10):
         del azure.cloud.jobs[f"old-{number}"]
     all_of_them = msggan_aml("list", "-o", "json")
-    assert (all_of_them.json, "There are more" in all_of_them.stderr) == (listed.json, False)
+    assert (all_of_them.json, "Only the newest" in all_of_them.stderr) == (listed.json, False)
 
 
 def add_jobs(azure: AzureLocal, run: str, **statuses: str) -> list[Job]:
