@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache, partial
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from msggan.commands.program import NO_TRACKING, TRACKING_VARIABLES, default_tracking_uri, tracking_uri_complaint
 from msggan.config import KINDS, Range, flag
 from msggan.errors import UsageError
+from orchestration.pairs import SECRET_NAME, SECRET_VALUE, pair_problems, read_pairs
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,15 +45,10 @@ SCOPE = re.compile(
 
 # Secrets are read from these variables only: files get copied and committed, command lines are visible to all users.
 SECRETS = ("MSGGAN_STORAGE_KEY", "MSGGAN_STORAGE_SAS")
-SECRET_KEY = re.compile(
-    r"(?:^|[_-])(?:keys?|sas|passwords?|pwd|secrets?|tokens?|credentials?|connection[_-]?string)(?:$|[_-])",
-    re.IGNORECASE,
-)
-# A key in a connection string, a signature in an address, a password before a host, or a bare account key.
-SECRET_VALUE = re.compile(r"AccountKey=|SharedAccess\w*=|[?&]sig=|//[^/@]*:[^/@]*@|[A-Za-z0-9+/]{86}==", re.IGNORECASE)
 BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
-Flags = Mapping[str, str | bool | None]  # the values of flags by name; None: not given
+# The values of flags by name; None, or () for one that may be repeated: not given.
+Flags = Mapping[str, str | bool | tuple[str, ...] | None]
 
 
 # --- The settings -----------------------------------------------------------------------------------------------------
@@ -60,7 +56,10 @@ Flags = Mapping[str, str | bool | None]  # the values of flags by name; None: no
 
 @dataclass(frozen=True)
 class Setting:
-    """The metadata of a setting. required: its pattern as text. also: variables that are read after its own."""
+    """The metadata of a setting. required: its pattern as text. also: variables that are read after its own.
+
+    flag: of one value of a setting that has several, NAME=VALUE each; the kind of the setting is dict then.
+    """
 
     help: str
     default: Any = None
@@ -68,6 +67,7 @@ class Setting:
     pattern: str = ".+"
     required: str = "non-empty text"
     also: tuple[str, ...] = ()
+    flag: str = ""
     name: str = ""
     kind: type = str
 
@@ -146,6 +146,14 @@ class Settings:
     experiment: str = _setting("The experiment that jobs are listed under.", "msggan", **NAME)
     description: str | None = _setting("The description of the job in Azure ML studio.")
     timeout_hours: float = _setting("The maximum duration of a job, in hours.", 24.0, Range(0, 504, low_included=False))
+    tags: Mapping[str, str] = _setting(
+        "A tag of jobs and of what provision creates, added to those in msggan.toml. May be repeated.", flag="--tag"
+    )
+    env: Mapping[str, str] = _setting(
+        "An environment variable of jobs. Secrets only as NAME=@keyvault:https://VAULT.vault.azure.net/secrets/SECRET. "
+        "May be repeated.",
+        flag="--env",
+    )
 
     workspace: Workspace | None
     sources: Mapping[str, str]
@@ -201,7 +209,9 @@ def settings_table() -> tuple[Setting, ...]:
         replace(
             spec.metadata["setting"],
             name=spec.name,
-            kind=next(iter(get_args(hints[spec.name])), hints[spec.name]),  # `str` for `str | None`
+            kind=dict
+            if spec.metadata["setting"].flag
+            else next(iter(get_args(hints[spec.name])), hints[spec.name]),  # `str` for `str | None`
         )
         for spec in fields(Settings)
         if spec.metadata
@@ -221,13 +231,15 @@ def without_secrets(value: Any) -> Any:
 def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.12g}"
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={text}" for name, text in value.items())
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # The settings that are options of submit and sweep, in the order of their help.
 JOB_SETTINGS = (
     *("runs_dir", "tracking_uri", WORKSPACE_TABLE, "compute", "instance_type", "low_priority", "timeout_hours"),
-    *("environment", "datastore", "experiment", "description"),
+    *("environment", "datastore", "experiment", "description", "tags", "env"),
 )
 
 
@@ -266,8 +278,12 @@ def read_settings(
     explicit = [_keywords_layer(keywords), _flags_layer(flags), _variables_layer(environ)]
     defaults = Layer("default", {spec.name: spec.default for spec in settings_table()})
     layers = [*explicit, _file_layer(file, SETTINGS_TABLE, tables, folder), defaults]
-    chosen = {spec.name: next(layer for layer in layers if spec.name in layer.values) for spec in settings_table()}
-    values = {spec.name: _checked(spec, chosen[spec.name], problems) for spec in settings_table()}
+    having = {spec.name: [layer for layer in layers if spec.name in layer.values] for spec in settings_table()}
+    chosen = {name: found[0] for name, found in having.items()}
+    values: dict[str, Any] = {
+        spec.name: _merged(spec, layers, problems) if spec.kind is dict else _checked(spec, chosen[spec.name], problems)
+        for spec in settings_table()
+    }
     layer = next(_workspace_layers(explicit, folder, file, tables, problems), None)
     workspace = None if layer is None else _workspace(layer, problems)
     problems = problems or _cross_field_errors(values, chosen)
@@ -278,7 +294,7 @@ def read_settings(
     return Settings(
         **values,
         workspace=workspace,
-        sources={name: layer.source(name) for name, layer in chosen.items()},
+        sources={spec.name: _sources(spec, having[spec.name]) for spec in settings_table()},
         secrets={name: bool(environ.get(name)) for name in SECRETS},
     )
 
@@ -290,9 +306,13 @@ def _keywords_layer(keywords: Mapping[str, Any]) -> Layer:
 
 
 def _flags_layer(flags: Flags) -> Layer:
-    set_values = {name: value for name, value in flags.items() if value is not None}
+    set_values = {name: value for name, value in flags.items() if value not in (None, ())}
+    own = {spec.name: spec.flag for spec in settings_table() if spec.flag}
     return Layer(
-        "flag", set_values, lambda name: flag(f"no_{name}" if flags.get(name) is False else name), is_typed=False
+        "flag",
+        set_values,
+        lambda name: own.get(name) or flag(f"no_{name}" if flags.get(name) is False else name),
+        is_typed=False,
     )
 
 
@@ -333,6 +353,37 @@ def _checked(spec: Setting, layer: Layer, problems: list[str]) -> Any:
     if complaint := _complaint(spec, converted):
         problems.append(f"{label} {without_secrets(format_value(value))}: {complaint}")
     return converted if layer.folder is None else _from_folder(spec.name, converted, layer.folder)
+
+
+def _merged(spec: Setting, layers: Iterable[Layer], problems: list[str]) -> dict[str, str]:
+    """The names and values of all sources, of which the first with a name wins; adds a problem for each that is wrong.
+
+    Values, which may be secret, are not shown.
+    """
+    found: dict[str, str] = {}
+    for layer in layers:
+        label, value = layer.label(spec.name), layer.values.get(spec.name)
+        if layer.is_typed and not isinstance(value or {}, Mapping):
+            problems.append(f"{label}: must be a table of names and values in quotes.")
+            continue
+        for name, text in read_pairs(value or ()):
+            if text is None:
+                quoted = ", with the value in quotes" if layer.is_typed else ""
+                problems.append(f"{label} {_shown(name)}: must be NAME=VALUE{quoted}.")
+                continue
+            problems += [f"{label} {name}: {problem}" for problem in pair_problems(spec.name, name, text)]
+            found.setdefault(name, text)
+    return found
+
+
+def _sources(spec: Setting, layers: Sequence[Layer]) -> str:
+    """Where a setting is set. layers: those that set it, by precedence, and at last its default."""
+    used = layers[:-1] if spec.kind is dict else layers[:1]
+    return ", ".join(layer.source(spec.name) for layer in used or layers)
+
+
+def _shown(name: str) -> str:
+    return "***" if SECRET_VALUE.search(name) else name
 
 
 def _converted(value: Any, kind: type, *, is_typed: bool) -> Any:
@@ -486,7 +537,7 @@ def _misplaced(content: Mapping[str, Any]) -> Iterator[str]:
 def _unknown_key(key: str, table: str) -> str:
     """The message for a key in a table, or for a top-level key or table if `table` is empty."""
     shown = f"[{table}] {key}" if table else key
-    if SECRET_KEY.search(key):
+    if SECRET_NAME.search(key):
         return f"{shown}: secrets are not allowed in a file. Set the variable {' or '.join(SECRETS)} instead."
     home = next((name for name, keys in KEYS_OF.items() if key in keys), None)
     if home is not None:

@@ -70,7 +70,7 @@ def build_datastore(settings: Settings, secret: Secret | None) -> AzureBlobDatas
         account_name=str(settings.storage_account),
         container_name=str(settings.storage_container),
         credentials=credentials,
-        tags=dict(PROVISIONED_TAG),
+        tags={**settings.tags, **PROVISIONED_TAG},
     )
 
 

@@ -166,13 +166,15 @@ def read_context(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def build_environment(recipe: Recipe, *, conda_file: Path | None = None, context: str = "") -> Environment:
+def build_environment(
+    recipe: Recipe, *, conda_file: Path | None = None, context: str = "", tags: Mapping[str, str] | None = None
+) -> Environment:
     """The environment for the SDK. conda_file, context: the recipe's, written to a file and uploaded to an URL."""
     return Environment(
         name=NAME,
         version=recipe.version,
         description=f"For msggan: {recipe.made_from}",
-        tags=dict(PROVISIONED_TAG),
+        tags={**(tags or {}), **PROVISIONED_TAG},
         image=recipe.image or None,
         conda_file=str(conda_file) if recipe.conda else None,
         build=BuildContext(path=context, dockerfile_path=DOCKERFILE) if recipe.files else None,
@@ -228,7 +230,8 @@ def ensure_environment(client: Client, recipe: Recipe) -> str:
     with tempfile.TemporaryDirectory() as folder, client.errors(f"Creating the environment {NAME}:{recipe.version}"):
         conda_file = Path(folder) / CONDA_FILE
         conda_file.write_text(recipe.conda, encoding="utf-8")
-        environment = build_environment(recipe, conda_file=conda_file, context=context)
+        tags = client.settings.tags
+        environment = build_environment(recipe, conda_file=conda_file, context=context, tags=tags)
         try:
             with redirect_stderr(io.StringIO()):  # the SDK always prints colour codes there
                 client.ml.environments.create_or_update(environment)

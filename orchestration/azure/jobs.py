@@ -17,6 +17,7 @@ from azure.ai.ml import Input, Output, command
 from azure.ai.ml.entities import Command, QueueSettings, UserIdentityConfiguration
 
 from msggan.errors import UsageError
+from orchestration.pairs import MAX_TAGS
 from orchestration.settings import Settings
 from orchestration.spec import DatastorePath, RunSpec
 
@@ -41,8 +42,6 @@ SHARED_MEMORY = "8g"
 ENVIRONMENT_VARIABLES = {"PYTHONUNBUFFERED": "1"}  # each line of the log is visible as soon as it is written
 
 GIT_PROPERTIES = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
-MAX_TAG_LENGTH = 256
-MAX_TAGS = 50
 GIT_TIMEOUT_S = 5
 
 Kind = Literal["uri_file", "uri_folder"]
@@ -100,7 +99,7 @@ def build_job(plan: JobPlan) -> Command:
         code=plan.code,
         command=command_line(plan.spec),
         environment=plan.environment,
-        environment_variables=dict(ENVIRONMENT_VARIABLES),
+        environment_variables=environment_variables(settings),
         compute=plan.compute,
         instance_type=settings.instance_type,
         instance_count=1 if serverless else None,
@@ -108,7 +107,7 @@ def build_job(plan: JobPlan) -> Command:
         timeout=seconds(settings.timeout_hours),
         inputs={DATA_INPUT: Input(type=plan.data.kind, path=plan.data.uri, mode="download")},
         outputs={RUN_OUTPUT: Output(type="uri_folder", path=plan.run_folder.uri, mode="rw_mount")},
-        tags=dict(plan.tags),
+        tags={**settings.tags, **plan.tags},
         # The commit under the names that the portal shows; without them the SDK would add the repository's URL.
         properties={name: plan.tags[tag] for tag, name in GIT_PROPERTIES.items() if tag in plan.tags},
         queue_settings=QueueSettings(job_tier="spot") if serverless and settings.low_priority else None,
@@ -129,6 +128,11 @@ def rest_body(job: Any, plan: JobPlan, scope: str) -> dict[str, Any]:
     return {"properties": body["properties"]}
 
 
+def environment_variables(settings: Settings) -> dict[str, str]:
+    """The variables of a job, without those that Azure ML sets."""
+    return {**ENVIRONMENT_VARIABLES, **settings.env}
+
+
 def command_line(spec: RunSpec, run_dir: str = RUN_PLACEHOLDER) -> str:
     """The command of the run for the job's shell. run_dir: a placeholder, possibly with shell variables."""
     args = spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir)
@@ -147,8 +151,9 @@ def plan_problems(plan: JobPlan) -> list[str]:
     size = plan.settings.instance_type
     if size is not None and not re.fullmatch(r"[A-Za-z]+_[A-Za-z0-9_]+", size):
         problems.append(f"--instance-type {size}: is not a VM size such as Standard_NC4as_T4_v3.")
-    if len(plan.tags) > MAX_TAGS or any(len(value) > MAX_TAG_LENGTH for value in plan.tags.values()):
-        problems.append(f"A job may have {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters.")
+    own, others = len(plan.tags) + 1, len(plan.settings.tags)  # a sweep has one more
+    if own + others > MAX_TAGS:
+        problems.append(f"--tag: there are {others} tags; a job may have {MAX_TAGS}, of which {own} are msggan's own.")
     return problems
 
 

@@ -30,11 +30,11 @@ from orchestration.azure.environment import ensure_environment, resolve_recipe
 from orchestration.azure.history import RunJobs, get_job, run_of
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
-    ENVIRONMENT_VARIABLES,
     JobPlan,
     build_job,
     build_tags,
     configuration_hash,
+    environment_variables,
     run_folder,
 )
 from orchestration.errors import UncertainError
@@ -63,7 +63,7 @@ def as_plan(job: JobPlan, command: list[str], body: dict[str, Any], scope: str) 
     return {
         "target": "azure",
         "command": command,
-        "env": dict(ENVIRONMENT_VARIABLES),
+        "env": environment_variables(job.settings),
         "run_dir": job.run_folder.uri,
         "requests": [{"method": "PUT", "path": f"{scope}/jobs/{job.name}", "body": body}],
     }

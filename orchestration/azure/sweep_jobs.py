@@ -92,7 +92,7 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec, remaining: RemainingTrials | No
         display_name=plan.name,
         description=plan.settings.description or _description(sweep),
         experiment_name=plan.settings.experiment,
-        tags={**plan.tags, SWEEP_TAG: sweep.name},
+        tags={**plan.settings.tags, **plan.tags, SWEEP_TAG: sweep.name},
         properties=dict(trial.properties),
         trial=trial,
         compute=plan.compute,

@@ -110,6 +110,8 @@ def _build_options(name: str) -> dict[str, Callable[[AnyCommand], AnyCommand]]:
         default = flag(name if default else f"no_{name}").removeprefix("--")
     facts += [f"default: {format_value(default)}"] if default is not None else []
     text = f"{spec.help}  [{'; '.join([*facts, f'variable {spec.variables[0]}'])}]"
+    if spec.kind is dict:
+        return {name: option(spec.flag, name, section=section, metavar="NAME=VALUE", multiple=True, help=text)}
     if spec.kind is bool:
         return {name: option(f"{flag(name)}/{flag(f'no_{name}')}", name, section=section, default=None, help=text)}
     metavar = "DIR" if name == "runs_dir" else {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")

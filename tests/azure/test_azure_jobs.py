@@ -20,7 +20,6 @@ from orchestration.azure.blobs import hash_files
 from orchestration.azure.data import IMAGES
 from orchestration.azure.history import Details, has_ended, state_of
 from orchestration.azure.jobs import (
-    MAX_TAG_LENGTH,
     MAX_TAGS,
     JobData,
     build_body,
@@ -28,7 +27,6 @@ from orchestration.azure.jobs import (
     command_line,
     configuration_hash,
     job_name,
-    plan_problems,
     run_folder,
 )
 from orchestration.azure.submission import build_snapshot
@@ -106,17 +104,22 @@ def test_what_the_shell_would_split_or_expand_is_quoted() -> None:
 def test_everything_the_service_would_reject_is_reported_at_once() -> None:
     wrong = job_plan(
         instance_type="T4 please",
-        tags={**{str(number): "x" for number in range(MAX_TAGS)}, "long": "x" * (MAX_TAG_LENGTH + 1)},
+        settings_tags={str(number): "x" for number in range(MAX_TAGS - 1)},
     )
     with pytest.raises(UsageError) as error:
         build_job(wrong)
     assert error.value.problems == (
         "--instance-type T4 please: is not a VM size such as Standard_NC4as_T4_v3.",
-        "A job may have 50 tags of 256 characters.",
+        "--tag: there are 49 tags; a job may have 50, of which 2 are msggan's own.",
     )
-    build_job(job_plan(tags={str(number): "x" * MAX_TAG_LENGTH for number in range(MAX_TAGS)}))
-    for tags in ({"long": "x" * (MAX_TAG_LENGTH + 1)}, {str(number): "x" for number in range(MAX_TAGS + 1)}):
-        assert plan_problems(job_plan(tags=tags)) == ["A job may have 50 tags of 256 characters."]
+    build_job(job_plan(settings_tags={str(number): "x" for number in range(MAX_TAGS - 2)}))
+
+
+def test_tags_and_variables_of_ones_own_are_in_the_body_beside_those_of_msggan() -> None:
+    own = job_plan(settings_tags={"team": "vision", "msggan.run": "theirs"}, env={"NCCL_DEBUG": "INFO"})
+    properties = build_body(own, SCOPE)["properties"]
+    assert properties["tags"] == {"team": "vision", "msggan.run": "flowers"}
+    assert properties["environmentVariables"] == {"PYTHONUNBUFFERED": "1", "NCCL_DEBUG": "INFO"}
 
 
 # --- Names and states -------------------------------------------------------------------------------------------------

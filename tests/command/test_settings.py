@@ -20,6 +20,7 @@ from orchestration.settings import Setting, Settings, read_settings, settings_ta
 
 RunProgram = Callable[..., Ended]
 NAMES = [spec.name for spec in settings_table()]
+ONE_VALUE = [spec for spec in settings_table() if spec.kind is not dict]
 HIDDEN = "c2VjcmV0LWtleQ"
 
 # Other settings that a setting requires to be valid.
@@ -67,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("settings")
 
 
-@pytest.mark.parametrize("spec", settings_table(), ids=NAMES)
+@pytest.mark.parametrize("spec", ONE_VALUE, ids=lambda spec: spec.name)
 @given(data=st.data())
 def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(
     folder: Path, spec: Setting, data: st.DataObject
@@ -114,6 +115,8 @@ def test_without_settings_everything_has_its_default(tmp_path: Path) -> None:
         "experiment": "msggan",
         "description": None,
         "timeout_hours": 24.0,
+        "tags": {},
+        "env": {},
     }
     assert {settings.source(name) for name in NAMES} == {"default"}
     assert settings.workspace is None
@@ -257,6 +260,71 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_tags_and_variables_of_all_sources_are_merged_by_name(tmp_path: Path) -> None:
+    toml = '[azure]\nenv = {NCCL_DEBUG = "WARN"}\n[azure.tags]\nteam = "vision"\n"cost center" = "1"\nowner = "f"\n'
+    flags = {"tags": ("team=audio", "url=a=b"), "env": ()}
+    settings = read(tmp_path, toml, flags=flags, MSGGAN_TAGS="team=x, owner=v")
+    assert settings.tags == {"team": "audio", "url": "a=b", "owner": "v", "cost center": "1"}
+    assert settings.env == {"NCCL_DEBUG": "WARN"}
+    assert settings.source("tags") == f"flag --tag, variable MSGGAN_TAGS, {tmp_path / 'msggan.toml'}"
+    in_python = read_settings({}, folder=tmp_path / "empty", environ={}, keywords={"tags": {"a": "b"}})
+    assert in_python.tags["a"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"tags": ("team",)}, "--tag team: must be NAME=VALUE."),
+        ({"tags": ("=x",)}, "--tag : the name of a tag has 1 to 100 characters."),
+        ({"tags": ("n" * 101 + "=x",)}, f"--tag {'n' * 101}: the name of a tag has 1 to 100 characters."),
+        ({"tags": ("n=" + "x" * 1001,)}, "--tag n: the value has 1001 characters; at most 1000 are allowed."),
+        *(
+            ({"tags": (f"{name}=x",)}, f"--tag {name}: msggan and Azure ML use tags of this name themselves.")
+            for name in ("msggan", "MSGGAN.run", "mlflow.user", "_aml_system_x")
+        ),
+        ({"tags": (f"n=https://a/?sig={HIDDEN}",)}, "--tag n: contains a secret."),
+        ({"env": ("1=x",)}, "--env 1: the name of a variable has letters, digits and _"),
+        *(
+            ({"env": (f"{name}={HIDDEN}",)}, f"--env {name}: looks like a secret")
+            for name in ("HF_TOKEN", "KEY", "WANDB_APIKEY", "MY_SECRET", "DB_PASSWORD", "BLOB_SAS", "x_secret_y")
+        ),
+        *(
+            ({"env": (f"X={value}",)}, "use X=@keyvault:https://VAULT.vault.azure.net/secrets/SECRET.")
+            for value in (
+                f"sv=1&sig={HIDDEN}",
+                f"https://me:{HIDDEN}@host",
+                f"ghp_{HIDDEN}xxxxxxxxx",
+                f"AccountKey={HIDDEN}",
+            )
+        ),
+        ({"env": ("T_TOKEN=@keyvault:http://v/secrets/s",)}, "--env T_TOKEN: after @keyvault: write https://VAULT"),
+    ],
+)
+def test_a_wrong_tag_or_variable_is_refused_and_its_value_not_repeated(
+    tmp_path: Path, flags: dict[str, Any], problem: str
+) -> None:
+    (found,) = complaints(tmp_path, flags=flags)
+    assert problem in found
+    assert HIDDEN not in found
+
+
+def test_tags_and_variables_in_a_file_are_tables_of_texts(tmp_path: Path) -> None:
+    path = tmp_path / "msggan.toml"
+    assert complaints(tmp_path, '[azure]\ntags = "a=b"\nenv = 3\n') == [
+        f"{path}: tags: must be a table of names and values in quotes.",
+        f"{path}: env: must be a table of names and values in quotes.",
+    ]
+    assert complaints(tmp_path, "[azure.tags]\na = 3\n") == [
+        f"{path}: tags a: must be NAME=VALUE, with the value in quotes."
+    ]
+
+
+def test_variables_that_are_no_secrets_and_references_to_secrets_are_allowed(tmp_path: Path) -> None:
+    reference = "@keyvault:https://my-vault.vault.azure.net/secrets/hf-token"
+    env = {"TOKENIZERS_PARALLELISM": "false", "NCCL_DEBUG": "INFO", "HF_TOKEN": reference, "EMPTY": ""}
+    assert read(tmp_path, flags={"env": tuple(f"{name}={value}" for name, value in env.items())}).env == env
+
+
 def test_conflicting_values_are_reported(tmp_path: Path) -> None:
     assert complaints(tmp_path, "[azure]\nmax_nodes = 2\n", flags={"min_nodes": "3"}) == [
         f"--min-nodes 3: must be at most max_nodes, which is 2 ({tmp_path / 'msggan.toml'})."
@@ -333,9 +401,9 @@ def test_the_help_of_each_flag_names_its_variable(name: str) -> None:
         """A command."""
 
     result = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
-    assert f"--{name.replace('_', '-')}" in result
-    assert f"variable MSGGAN_{name.upper()}]" in result
     (spec,) = (spec for spec in settings_table() if spec.name == name)
+    assert (spec.flag or f"--{name.replace('_', '-')}") in result
+    assert f"variable MSGGAN_{name.upper()}]" in result
     assert ("[default: " in result or "; default: " in result) == (spec.default is not None)
 
 

@@ -109,11 +109,11 @@ def test_runs_are_listed_the_newest_first(workdir: Path) -> None:
         ["older", "completed", "0.04/0.04"],
     ]
     assert headings.split()[:3] == ["NAME", "STATE", "KIMG"]
-    newest = msggan_aml(place, "list", "--limit", "1", "-o", "json")
+    newest = msggan_aml(workdir, "list", "--limit", "1", "-o", "json")
     assert [run["name"] for run in newest.json["runs"]] == ["tiny"]
     assert "There are more; only the newest 1 are listed. List more: msggan-aml list --limit 2" in newest.stderr
-    assert "There are more" not in msggan_aml(place, "list", "--limit", "2").stderr
-    assert msggan_aml(place, "list", "--limit", "0").exit_code == 2
+    assert "There are more" not in msggan_aml(workdir, "list", "--limit", "2").stderr
+    assert msggan_aml(workdir, "list", "--limit", "0").exit_code == 2
     shutil.rmtree(older)
     shutil.rmtree(workdir / "runs" / "broken")
 

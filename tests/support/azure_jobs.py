@@ -81,6 +81,7 @@ def job_plan(
     data: JobData | None = None,
     tags: Mapping[str, str] | None = None,
     as_user: bool = False,
+    settings_tags: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> JobPlan:
     return JobPlan(
@@ -90,7 +91,7 @@ def job_plan(
         datastore="store",
         code=CODE,
         environment=ENVIRONMENT,
-        settings=replace(SETTINGS, **settings),
+        settings=replace(SETTINGS, tags=settings_tags or {}, **settings),
         tags={"msggan.run": "flowers"} if tags is None else tags,
         as_user=as_user,
     )
