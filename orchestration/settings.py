@@ -125,6 +125,12 @@ class Settings:
         pattern=r"[a-z0-9]+",
         required="a region as Azure writes it, such as westeurope",
     )
+    subnet: str | None = _setting(
+        "The subnet of the cluster's machines, by its resource ID: az network vnet subnet show --query id.",
+        pattern=r"/subscriptions/[^/]+/resource[Gg]roups/[^/]+/providers/[^/]+/virtual[Nn]etworks/[^/]+/subnets/[^/]+",
+        required="/subscriptions/…/virtualNetworks/NETWORK/subnets/SUBNET",
+    )
+    public_ip: bool = _setting("Give the cluster's machines public IP addresses.", True)
     instance_type: str | None = _setting("Train on serverless compute of this size instead of the cluster.", **SIZE)
     storage_account: str | None = _setting(
         "The storage account of the datastore. Default: the workspace's own.",

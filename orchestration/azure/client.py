@@ -231,6 +231,12 @@ class Client:
         with self.errors(f"Reading the workspace {self.workspace.workspace_name}"):
             return self.ml.workspaces.get(self.workspace.workspace_name)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the workspace is reached through private endpoints only."""
+        access = self.about.public_network_access
+        return str(getattr(access, "value", access)).lower() == "disabled"  # an enumeration's own text has its class
+
     def find(self, operation: str, read: Callable[[], Found]) -> Found | None:
         """The result of `read`, None if the resource does not exist."""
         try:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from azure.ai.ml.entities import AmlCompute, Compute, IdentityConfiguration, ManagedIdentityConfiguration
+from azure.ai.ml.entities import (
+    AmlCompute,
+    Compute,
+    IdentityConfiguration,
+    ManagedIdentityConfiguration,
+    NetworkSettings,
+)
 
 from msggan.commands.options import nearest
 from msggan.config import flag
@@ -21,6 +27,8 @@ from orchestration.status import Item, changes_between
 
 KIND = "compute"
 MAX_NAME_LENGTH = 24
+MAX_TAG_VALUE, TAG_NAME_EXCLUDES = 256, r"<>%&\?/"  # Azure Resource Manager's
+FIXED = ("vm_size", "low_priority", "location", "subnet", "public_ip")  # of a cluster that exists
 REPORT_EVERY_S = 10
 OK = 200
 
@@ -209,12 +217,14 @@ def build_cluster(settings: Settings, location: str) -> AmlCompute:
         idle_time_before_scale_down=settings.idle_minutes * 60,
         identity=identity,
         location=settings.location or location,
-        tags=dict(PROVISIONED_TAG),
+        network_settings=NetworkSettings(subnet=settings.subnet) if settings.subnet else None,
+        enable_node_public_ip=settings.public_ip,
+        tags={**settings.tags, **PROVISIONED_TAG},
     )
 
 
 def desired_values(settings: Settings) -> dict[str, Any]:
-    """The values that the settings require of a cluster. Identity and location may be any unless they are set."""
+    """The values that the settings require of a cluster. Its identity, place and network may be any unless set."""
     values = {
         "vm_size": settings.vm_size,
         "low_priority": settings.low_priority,
@@ -226,11 +236,15 @@ def desired_values(settings: Settings) -> dict[str, Any]:
         values["identity"] = settings.identity
     if settings.location is not None:
         values["location"] = settings.location
-    return values
+    if settings.subnet is not None:
+        values["subnet"] = settings.subnet
+    if settings.source("public_ip") != "default":
+        values["public_ip"] = settings.public_ip
+    return values | {f"tag {name}": value for name, value in settings.tags.items()}
 
 
 def values_of(cluster: AmlCompute) -> dict[str, Any]:
-    """The same values of an existing cluster."""
+    """The same values of an existing cluster, and all its tags."""
     idle_minutes = (cluster.idle_time_before_scale_down or 0) / 60
     return {
         "vm_size": cluster.size,
@@ -240,7 +254,20 @@ def values_of(cluster: AmlCompute) -> dict[str, Any]:
         "idle_minutes": int(idle_minutes) if idle_minutes == int(idle_minutes) else idle_minutes,
         "identity": identity_of(cluster),
         "location": cluster.location,
+        "subnet": cluster.network_settings.subnet if cluster.network_settings else None,
+        "public_ip": cluster.enable_node_public_ip,
+        **{f"tag {name}": value for name, value in (cluster.tags or {}).items()},
     }
+
+
+def tag_problems(settings: Settings) -> list[str]:
+    """The tags that a job may have and a cluster may not: it is a resource of Azure Resource Manager."""
+    return [
+        f"--tag {name}: a cluster's tag has at most {MAX_TAG_VALUE} characters, and none of {TAG_NAME_EXCLUDES} "
+        "in its name."
+        for name, value in settings.tags.items()
+        if len(value) > MAX_TAG_VALUE or set(name) & set(TAG_NAME_EXCLUDES)
+    ]
 
 
 def identity_of(cluster: AmlCompute) -> str:
@@ -263,11 +290,11 @@ def plan_cluster(settings: Settings, existing: Compute | None, size: Size) -> It
         reason = f"the name is taken by another kind of compute ({existing.type})"
         return Item(KIND, name, "refuse", reason=reason)
     values = values_of(existing)
-    for key in ("vm_size", "location", "identity"):  # of which the service varies case and spaces
-        if key in desired and _plain(desired[key]) == _plain(values[key]):
+    for key in ("vm_size", "location", "identity", "subnet"):  # of which the service varies case and spaces
+        if key in desired and _plain(desired[key]) == _plain(str(values[key])):
             desired[key] = values[key]
     changes = changes_between(values, desired)
-    if fixed := [key for key in ("vm_size", "low_priority", "location") if key in changes]:
+    if fixed := [key for key in FIXED if key in changes]:
         reason = f"{' and '.join(fixed)} of a cluster cannot be changed"
         return Item(KIND, name, "refuse", changes, reason)
     state = str(getattr(existing.provisioning_state, "value", existing.provisioning_state)).lower()
@@ -275,7 +302,7 @@ def plan_cluster(settings: Settings, existing: Compute | None, size: Size) -> It
         cause = f" ({existing.provisioning_errors})" if existing.provisioning_errors else ""
         return Item(KIND, name, "refuse", reason=f"it exists in state {state}{cause}")
     if changes:
-        by_default = [key for key in changes if settings.source(key) == "default"]
+        by_default = [key for key in changes if settings.sources.get(key) == "default"]
         reason = f"{', '.join(by_default)} not set: back to the default" if by_default else ""
         return Item(KIND, name, "change", changes, reason, costs=costs)
     return Item(KIND, name, "keep", reason="is up to date", costs=costs)
@@ -353,11 +380,13 @@ def ensure_cluster(client: Client, report: Callable[[str], None]) -> None:
 
 
 def with_changes(existing: AmlCompute, desired: AmlCompute, *, keep_identity: bool) -> AmlCompute:
-    """The existing cluster with the desired values that can be changed; its network, keys and tags stay."""
+    """The existing cluster with the desired values that can be changed; its network, keys and other tags stay."""
     existing.min_instances, existing.max_instances = desired.min_instances, desired.max_instances
     existing.idle_time_before_scale_down = desired.idle_time_before_scale_down
     if not keep_identity:
         existing.identity = desired.identity
+    added = {name: value for name, value in (desired.tags or {}).items() if name not in PROVISIONED_TAG}
+    existing.tags = {**(existing.tags or {}), **added}
     if existing.network_settings is not None and not existing.network_settings.subnet:
         existing.network_settings = None  # the SDK reads it where there is none, and cannot send it back
     return existing

@@ -297,12 +297,12 @@ def check_network(client: Client) -> Finding:
     """The way to the workspace's own host, which serves run history and logs, and whether it responds."""
     url = str(client.about.discovery_url)
     host, proxy = str(urlsplit(url).hostname), _proxy_for(url)
-    found = describe_network(host, [] if proxy else _addresses_of(host), proxy, is_closed=_is_closed(client))
+    found = describe_network(host, [] if proxy else _addresses_of(host), proxy, is_closed=client.is_closed)
     try:
         with client.errors(f"Reaching {host}"):
             client.send(HttpRequest("GET", url))
     except MsgganError as error:
-        if _is_closed(client):
+        if client.is_closed:
             raise AzureServiceError(error.message, PRIVATE_HINT) from error
         raise
     return found
@@ -330,10 +330,6 @@ def _addresses_of(host: str) -> list[str]:
     except OSError as error:
         hint = "Check the DNS of this network. For a private endpoint, use the DNS of the network that has it."
         raise UnreachableError(f"{host} cannot be resolved.", hint, may_have_happened=False) from error
-
-
-def _is_closed(client: Client) -> bool:
-    return str(client.about.public_network_access).lower() == "disabled"
 
 
 # --- Roles ------------------------------------------------------------------------------------------------------------
@@ -508,7 +504,7 @@ def check_registry(client: Client) -> Finding:
         if found is None:
             hint = "Set another one: az ml workspace update --container-registry ID"
             raise AzureServiceError(f"The workspace's container registry {name} does not exist.", hint)
-    if _is_closed(client) and not client.about.image_build_compute:
+    if client.is_closed and not client.about.image_build_compute:
         where = client.workspace
         hint = (
             f"az ml workspace update --name {where.workspace_name} --resource-group {where.resource_group} "

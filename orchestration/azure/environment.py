@@ -181,8 +181,24 @@ def build_environment(
     )
 
 
-def plan_environment(recipe: Recipe, existing: Environment | None, *, is_archived: bool = False) -> Item:
-    """What to do about the environment. Makes no requests."""
+def builder_warning(client: Client, recipe: Recipe) -> str:
+    """The warning that the workspace's builder may not reach its private registry; empty where there is no reason to.
+
+    A registry behind a private endpoint is not known here; a workspace that is closed to the internet has one.
+    """
+    if not (recipe.files or recipe.conda) or client.about.image_build_compute or not client.is_closed:
+        return ""
+    named = f"--name {client.workspace.workspace_name} --resource-group {client.workspace.resource_group}"
+    return (
+        "Warning: the workspace is closed to the internet and names no cluster that builds images, so that the build "
+        f"may fail. Name one: az ml workspace update {named} --image-build-compute CLUSTER"
+    )
+
+
+def plan_environment(
+    recipe: Recipe, existing: Environment | None, *, is_archived: bool = False, warning: str = ""
+) -> Item:
+    """What to do about the environment. Makes no requests. warning: of the image's build, shown with a new one."""
     name = f"{NAME}:{recipe.version}"
     if existing is None:
         changes = {"made_from": {"from": None, "to": recipe.made_from}}
@@ -191,7 +207,7 @@ def plan_environment(recipe: Recipe, existing: Environment | None, *, is_archive
             if recipe.files or recipe.conda
             else ()
         )
-        return Item(KIND, name, "create", changes, costs=costs)
+        return Item(KIND, name, "create", changes, costs=(*costs, *filter(None, [warning])))
     if is_archived:
         return Item(KIND, name, "change", {"archived": {"from": True, "to": False}}, recipe.made_from)
     return Item(KIND, name, "keep", reason=recipe.made_from)

@@ -31,6 +31,10 @@ HOW_TO_SIGN_IN = (
     "In automation, set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET instead; AZURE_TOKEN_CREDENTIALS "
     "selects one kind of credential."
 )
+POLICY_HINT = (
+    "If the policy requires tags, add them: --tag NAME=VALUE, or under [azure.tags] in msggan.toml. Otherwise ask who "
+    "assigned the policy; roles do not help."
+)
 TRY_AGAIN = "Try again: completed steps are kept."
 
 REQUEST_IDS = ("x-ms-request-id", "x-ms-correlation-request-id")  # headers of a response
@@ -114,6 +118,8 @@ def _refused(
         return AuthError(message, _keys_refused_hint(workspace, identity))
     if code == "AuthorizationPermissionMismatch":
         return AuthError(message, storage_role_hint(identity))
+    if code == "RequestDisallowedByPolicy":
+        return AuthError(f"{operation}: {text} ({code})", POLICY_HINT)
     if status == 401:
         tenant = re.search(r"tenants? '?(?:https://sts\.windows\.net/)?([0-9a-f-]{36})", text)
         return AuthError(message, "Run: az login" + (f" --tenant {tenant[1]}" if tenant else ""))

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from msggan.commands.options import refuse
 from msggan.commands.program import Terminated, stopped
 from msggan.errors import MsgganError
 from orchestration.azure import compute, datastore, environment
@@ -26,6 +27,7 @@ def plan_provisioning(client: Client) -> ProvisionPlan:
     secret = datastore.read_secret(os.environ)
     # An invalid setting is reported before any request, and a missing workspace before any other problem.
     environment.read_recipe(client.settings.environment, curated_version="latest")
+    refuse(compute.tag_problems(client.settings))
     _ = client.about
     recipe = environment.resolve_recipe(client)
     return ProvisionPlan((_compute_step(client), *_datastore_steps(client, secret), _environment_step(client, recipe)))
@@ -82,7 +84,8 @@ def _verified(client: Client, store: Store, step: Step) -> Step:
 def _environment_step(client: Client, recipe: environment.Recipe) -> Step:
     existing = environment.read_environment(client, recipe)
     is_archived = existing is not None and recipe.version not in environment.read_versions(client)
-    item = environment.plan_environment(recipe, existing, is_archived=is_archived)
+    warning = environment.builder_warning(client, recipe)
+    item = environment.plan_environment(recipe, existing, is_archived=is_archived, warning=warning)
     change = environment.restore_environment if is_archived else environment.ensure_environment
     return Step(item, lambda report: change(client, recipe))
 

@@ -74,7 +74,17 @@ from orchestration.targets import (
 
 PROVISION_SETTINGS = (
     *("workspace", "compute", "vm_size", "min_nodes", "max_nodes", "idle_minutes", "low_priority", "identity"),
-    *("location", "instance_type", "storage_account", "storage_container", "datastore", "environment", "tags"),
+    *(
+        "location",
+        "subnet",
+        "public_ip",
+        "instance_type",
+        "storage_account",
+        "storage_container",
+        "datastore",
+        "environment",
+        "tags",
+    ),
 )
 DOCTOR_SETTINGS = (
     *("runs_dir", "workspace", "compute", "instance_type", "vm_size", "low_priority", "datastore", "environment"),

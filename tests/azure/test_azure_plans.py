@@ -23,6 +23,7 @@ from orchestration.azure.compute import (
     free_name,
     plan_cluster,
     plan_cluster_deletion,
+    tag_problems,
     with_changes,
 )
 from orchestration.azure.datastore import Secret, build_datastore, plan_datastore, plan_datastore_deletion, read_secret
@@ -94,6 +95,19 @@ def test_the_body_of_a_cluster_matches_the_settings() -> None:
     }
 
 
+def test_a_cluster_without_public_addresses_in_a_subnet() -> None:
+    body = build_cluster(settings(subnet=SUBNET, public_ip=False), "eastus")
+    body._set_full_subnet_name("s", "g")  # as the SDK does when it sends it
+    properties = body._to_rest_object().as_dict()["properties"]["properties"]
+    assert (properties["subnet"], properties["enableNodePublicIp"]) == ({"id": SUBNET}, False)
+
+
+def test_a_clusters_tags_have_the_limits_of_resource_manager() -> None:
+    assert tag_problems(settings(tags=("a=" + "x" * 256,))) == []
+    wrong = tag_problems(settings(tags=("a=" + "x" * 257, "b/c=d")))
+    assert [problem.split(":")[0] for problem in wrong] == ["--tag a", "--tag b/c"]
+
+
 def test_an_explicit_location_precedes_that_of_the_workspace() -> None:
     assert build_cluster(settings(location="westeurope"), "eastus").location == "westeurope"
 
@@ -111,6 +125,17 @@ def test_an_explicit_location_precedes_that_of_the_workspace() -> None:
         ({"low_priority": True}, {}, "refuse", {"low_priority": {"from": False, "to": True}}),
         ({}, {"tier": "low_priority"}, "refuse", {"low_priority": {"from": True, "to": False}}),
         ({"location": "westeurope"}, {}, "refuse", {"location": {"from": "eastus", "to": "westeurope"}}),
+        ({}, {"network_settings": NetworkSettings(subnet=SUBNET), "enable_node_public_ip": False}, "keep", {}),
+        (
+            {"subnet": SUBNET.lower().replace("resourceg", "resourceG").replace("virtualn", "virtualN")},
+            {"network_settings": NetworkSettings(subnet=SUBNET)},
+            "keep",
+            {},
+        ),
+        ({"subnet": SUBNET}, {}, "refuse", {"subnet": {"from": None, "to": SUBNET}}),
+        ({"public_ip": False}, {}, "refuse", {"public_ip": {"from": True, "to": False}}),
+        ({"tags": ("team=a",)}, {"tags": {"team": "a", "other": "b"}}, "keep", {}),
+        ({"tags": ("team=a",)}, {"tags": {"other": "b"}}, "change", {"tag team": {"from": None, "to": "a"}}),
         ({}, {"provisioning_state": "Failed"}, "refuse", {}),
         ({}, {"provisioning_state": "Deleting"}, "refuse", {}),
         ({}, {"provisioning_state": "Updating"}, "keep", {}),

@@ -717,3 +717,34 @@ def test_the_signed_in_account_is_reported_before_the_sdk_is_imported(azure: Azu
         f"Workspace msggan-ws (group msggan-rg) as {azure.cloud.client_id} (environment variables).",
         "False",
     ]
+
+
+# --- Policies and networks --------------------------------------------------------------------------------------------
+
+
+def test_a_policy_that_requires_tags_is_met_by_tag(azure: AzureLocal, provision: Provision) -> None:
+    azure.cloud.required_tags = {"team", "cost center"}
+    refused = provision("--yes", "--tag", "team=vision", *IMAGE)
+    assert refused.exit_code == 4
+    assert "disallowed by policy. Policy identifiers: 'Require the tag cost center'" in refused.stderr
+    assert "--tag NAME=VALUE" in refused.stderr
+    assert provision("--yes", "--tag", "team=vision", "--tag", "cost center=42", *IMAGE, *STORE).exit_code == 0
+    own = {"team": "vision", "cost center": "42", "msggan": "provisioned"}
+    assert azure.cloud.computes["msggan-gpu"]["tags"] == own
+    assert azure.cloud.datastores["msggan"]["tags"] == own
+    (version,) = azure.cloud.environments.values()
+    assert version.properties["tags"] == own
+    changed = provision("--yes", "--tag", "owner=f", *IMAGE, "-o", "json")
+    assert changed.json["plan"][0]["changes"] == {"tag owner": {"from": None, "to": "f"}}
+    assert azure.cloud.computes["msggan-gpu"]["tags"] == {**own, "owner": "f"}
+
+
+def test_a_closed_workspace_without_a_builder_is_a_warning(
+    azure: AzureLocal, provision: Provision, tmp_path: Path
+) -> None:
+    azure.cloud.public_network_access = "Disabled"
+    (tmp_path / "conda.yml").write_text("dependencies: [python=3.10]\n")
+    args = ("--dry-run", "--environment", "python:3.11-slim+conda.yml")
+    assert "az ml workspace update --name msggan-ws --resource-group msggan-rg" in provision(*args).stdout
+    azure.cloud.image_build_compute = "builder"
+    assert "workspace update" not in provision(*args).stdout

@@ -108,6 +108,8 @@ class Cloud:
     sizes: list[Size] = field(default_factory=lambda: list(SIZES))
     queue_reason: str | None = None  # if set, the reason why jobs stay queued
     page_size: int = 100  # of lists
+    required_tags: set[str] = field(default_factory=set)  # of a policy for clusters
+    image_build_compute: str | None = None  # the cluster that builds images
     builds_fail: bool = False  # image builds of custom environments fail
     vm_priority: str = "dedicated"
 

@@ -32,6 +32,7 @@ def put_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Repl
     bodies.check(bodies.COMPUTE, sent)
     wanted = sent["properties"]["properties"]
     bodies.refuse(wrong_cluster(cloud, name, wanted))
+    check_policy(cloud, name, sent.get("tags") or {})
     check_quota(cloud, wanted)
     there = cloud.computes.get(name)
     if there is not None and there["properties"]["computeType"] != "AmlCompute":
@@ -77,6 +78,14 @@ def wrong_cluster(cloud: Cloud, name: str, wanted: dict[str, Any]) -> list[str]:
     elif wanted.get("vmPriority") == "LowPriority" and not size.low_priority:
         complaints.append(f"the VM size {size.name} has no low priority")
     return complaints
+
+
+def check_policy(cloud: Cloud, name: str, tags: dict[str, str]) -> None:
+    """A policy that requires tags is checked before the request reaches Azure ML."""
+    if missing_tags := cloud.required_tags - tags.keys():
+        policies = ", ".join(f"Require the tag {tag}" for tag in sorted(missing_tags))
+        message = f"Resource '{name}' was disallowed by policy. Policy identifiers: '{policies}'."
+        raise ServiceError(403, "RequestDisallowedByPolicy", message)
 
 
 def check_quota(cloud: Cloud, wanted: dict[str, Any]) -> None:

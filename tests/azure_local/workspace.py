@@ -63,6 +63,7 @@ def workspace(cloud: Cloud, request: Request, **where: str) -> Reply:
                 "tenantId": cloud.tenant,
                 "publicNetworkAccess": cloud.public_network_access,
                 "containerRegistry": cloud.container_registry,
+                "imageBuildCompute": cloud.image_build_compute,
             },
         }
     )

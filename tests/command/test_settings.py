@@ -52,6 +52,10 @@ def values_of(spec: Setting) -> st.SearchStrategy[Any]:
     if spec.range is not None:
         low, high = spec.range.low, spec.range.high
         return st.integers(int(low), int(high)) if spec.kind is int else st.floats(0.5, high)
+    if spec.name == "subnet":
+        return st.just(
+            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/default"
+        )
     if spec.name == "identity":
         return st.sampled_from(["none", "system"])
     names = st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
@@ -107,6 +111,8 @@ def test_without_settings_everything_has_its_default(tmp_path: Path) -> None:
         "low_priority": False,
         "identity": "none",
         "location": None,
+        "subnet": None,
+        "public_ip": True,
         "instance_type": None,
         "storage_account": None,
         "storage_container": None,
