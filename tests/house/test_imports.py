@@ -59,6 +59,7 @@ LIGHT_MODULES = [
     "orchestration.local.rehearsal",
     "orchestration.runs",
     "orchestration.sweeps.space",
+    "orchestration.pairs",
     "orchestration.settings",
     "orchestration.spec",
     "orchestration.sweeps.trials",
@@ -79,7 +80,7 @@ FLOORS = (
     "msggan.networks msggan.metrics msggan.randomness msggan.device "
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display",
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",
-    "orchestration.spec orchestration.settings "
+    "orchestration.spec orchestration.settings orchestration.pairs "
     "orchestration.errors orchestration.status orchestration.runs "
     "orchestration.copies",
     "orchestration.sweeps orchestration.targets",
