@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
-from pathlib import Path
 
-from msggan.commands.options import PACK_SUFFIX, to_argv
-from msggan.config import TrainConfig
+from msggan.commands.options import PACK_SUFFIX
 from msggan.errors import DataError
-from msggan.runs.files import sha256_of
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
-from orchestration.azure.jobs import DATA_FOLDER, JobData, Kind
+from orchestration.azure.jobs import JobData, Kind
+from orchestration.azure.packs import ensure_pack, pack_path
 from orchestration.errors import AuthError
-from orchestration.local.process import result_of
 from orchestration.spec import DATA_ASSET, DatastorePath, RunSpec, in_datastore, is_file, is_remote
 
-PACK_MARK = b'"msggan-pack"'  # in the first bytes of every pack
 # What msggan.data reads in a job. Not HEIC: the environments do not have its plug-in.
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 IMAGE_SUFFIXES = (*IMAGES, ".zip", PACK_SUFFIX)
@@ -27,7 +22,7 @@ MAX_LISTED = 1000
 def plan_data(data: str, datastore: str) -> JobData:
     """The images that the job will read, as far as they are known without a request."""
     if not is_remote(data):
-        return JobData(_pack_path("<resolved-at-submit: SHA-256 of the packed images>", datastore).uri, "uri_file")
+        return JobData(pack_path("<resolved-at-submit: SHA-256 of the packed images>", datastore).uri, "uri_file")
     return JobData(data, _kind_by_name(data))
 
 
@@ -35,7 +30,7 @@ def ensure_data(spec: RunSpec, store: Store, client: Client) -> JobData:
     """The images that the job will read: packed and uploaded to `store`, or found in Azure. Raises MsgganError."""
     data = str(spec.data)
     if not is_remote(data):
-        return _ensure_local(data, spec, store, client)
+        return JobData(ensure_pack(data, spec, store, client).path(store.datastore).uri, "uri_file")
     if asset := DATA_ASSET.fullmatch(data):
         return _check_asset(data, asset["name"], asset["version"], client)
     if path := in_datastore(data):
@@ -45,43 +40,6 @@ def ensure_data(spec: RunSpec, store: Store, client: Client) -> JobData:
 
 def _kind_by_name(address: str) -> Kind:
     return "uri_file" if is_file(address) else "uri_folder"
-
-
-# --- From this machine ------------------------------------------------------------------------------------------------
-
-
-def _ensure_local(data: str, spec: RunSpec, store: Store, client: Client) -> JobData:
-    if data.lower().endswith(PACK_SUFFIX) and Path(data).is_file():
-        with open(data, "rb") as file:
-            if PACK_MARK not in file.read(256):
-                raise DataError(f"--data {data}: is not a pack of images.", "Create one: msggan-aml pack FOLDER OUT")
-        return _ensure_pack(Path(data), store, client)
-    with tempfile.TemporaryDirectory(prefix="msggan-pack-") as folder:
-        pack = Path(folder) / f"images{PACK_SUFFIX}"
-        config = TrainConfig(resolution=spec.config.resolution, background=spec.config.background)
-        args = ["--data", data, "--out", str(pack), *to_argv(config)]
-        args += ["--workers", str(spec.hardware.workers)] if spec.hardware.workers else []
-        hint = "Run the same command again; it packs the images again."
-        result = result_of("msggan.pack", args, expects="path", process="packing", hint=hint)
-        client.reporter.info(f"Packed {result['images']} images at {result['resolution']} px.")
-        return _ensure_pack(pack, store, client)
-
-
-def _ensure_pack(file: Path, store: Store, client: Client) -> JobData:
-    """Uploads a pack unless the datastore has it."""
-    path, size = _pack_path(sha256_of(file), store.datastore), file.stat().st_size
-    mib, report = f"{size / 2**20:.1f} MiB", client.reporter
-    with client.errors(f"Uploading the images to the datastore {store.datastore}"):
-        if store.size_of(path.path) == size:
-            report.info(f"The images are already in the datastore {store.datastore} ({mib}).")
-        else:
-            report.info(f"Uploading {mib} of images to the datastore {store.datastore}.")
-            store.upload(file, path.path, lambda done, total: report.progress("Uploading", done, total))
-    return JobData(path.uri, "uri_file")
-
-
-def _pack_path(digest: str, datastore: str) -> DatastorePath:
-    return DatastorePath(datastore, f"{DATA_FOLDER}/{digest}{PACK_SUFFIX}")
 
 
 # --- Already in Azure -------------------------------------------------------------------------------------------------

@@ -82,14 +82,16 @@ def submit(
     build(plan): the job for the SDK. extra: what the configuration contains beyond the run's own command.
     """
     refuse_if_running(run)
-    settings = client.settings
+    settings, newest = client.settings, run.newest
+    store = client.store(settings.datastore)
+    started = _read_started(client, spec, store)
+    if newest and started and _is_trained(client, run, *started, store):
+        return run
     if settings.instance_type is None:
         has_identity = identity_of(require_cluster(client)) != "none"
     else:
         read_size(client)  # raises UsageError if it is not offered
         has_identity = False
-    store = client.store(settings.datastore)
-    started = _read_started(client, spec, store)
     # The environment may be refused: create it before a hundred thousand images are packed.
     environment = ensure_environment(client, resolve_recipe(client))
     packed = spec
@@ -99,10 +101,7 @@ def submit(
         packed = replace(spec, config=config)
     data = ensure_data(packed, store, client)
     tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
-    newest = run.newest
     if newest and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == tags[CONFIGURATION_TAG]:
-        return run
-    if newest and started and _is_trained(client, run, *started, store):
         return run
     code = ensure_code(client)
     as_user = store.identity_based and not has_identity

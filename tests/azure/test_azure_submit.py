@@ -57,7 +57,7 @@ def test_from_images_to_a_generator(azure: AzureLocal, workdir: Path, msggan_aml
     # The same command again has nothing left to do, and costs nothing.
     again = msggan_aml("submit", "--data", "tiny", *SMALL, "-o", "json")
     assert (again.exit_code, again.json["state"], list(azure.cloud.jobs)) == (0, "completed", ["tiny"])
-    assert "are already in the datastore workspaceblobstore" in again.stderr
+    assert "the datastore" not in again.stderr  # the images are not looked at
 
     for more in ([], ["--kimg", "0.02"], ["--detach"]):
         again = msggan_aml("submit", "--data", "tiny", *SMALL, "--num-samples", "9", *more, "-o", "json")
@@ -141,6 +141,33 @@ def test_debug_logs_the_requests_with_their_ids_and_no_secrets(
     assert (logging.getLogger("azure").handlers, logging.getLogger("azure").level) == ([], logging.NOTSET)
     assert logging.root.manager.disable == logging.NOTSET
     msggan_aml("cancel", "tiny")
+
+
+def test_an_unchanged_folder_is_packed_once(azure: AzureLocal, workdir: Path, msggan_aml: Command) -> None:
+    azure.hold_jobs("no node is free")
+    images, records = sorted((workdir / "tiny").iterdir()), workdir / "runs" / ".azure-packs.json"
+
+    def submit(name: str) -> tuple[bool, bool, str]:
+        """Whether it packed, whether it uploaded, and the pack."""
+        before = len(azure.requests)
+        ended = msggan_aml("submit", "--data", "tiny", *SMALL, "--name", name, "--detach", "--yes")
+        assert ended.exit_code == 0, ended.stderr
+        uploads = [
+            request
+            for request in azure.requests[before:]
+            if request.method == "PUT" and "/msggan/data/" in request.path
+        ]
+        return "Packed" in ended.stderr, bool(uploads), azure.job(name).properties["inputs"]["data"]["uri"]
+
+    packed, uploaded, pack = submit("first")
+    assert (packed, uploaded) == (True, True)
+    assert submit("unchanged") == (False, False, pack)
+    records.write_bytes(records.read_bytes()[:-20])
+    assert submit("damaged") == (True, False, pack)
+    images[0].unlink()
+    azure.cloud.blobs.container(azure.cloud.account, azure.container).delete_blob(pack.partition("/paths/")[2])
+    packed, uploaded, other = submit("changed")
+    assert (packed, uploaded, other != pack) == (True, True, True)
 
 
 def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str, object]:

@@ -1,0 +1,72 @@
+"""Which images need no packing: fingerprints of folders, and the record of their packs. Makes no requests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestration.azure.packs import MAX_PACKS, Pack, PackRecords, fingerprint
+
+PACK = Pack("0123456789abcdef" * 4, 5)
+
+
+def test_each_change_of_a_folder_or_an_option_changes_its_fingerprint(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "one.png").write_bytes(b"one")
+    (folder / "deep" / "two.png").write_bytes(b"two")
+    (folder / ".hidden").write_bytes(b"1")
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "broken.png").symlink_to(folder / "nothing")
+    seen = [fingerprint(folder, [])]
+    assert seen == [fingerprint(folder, [])]
+    (folder / ".hidden").write_bytes(b"12")
+    assert seen == [fingerprint(folder, [])]
+
+    seen.append(fingerprint(folder, ["--resolution", "8"]))
+    os.utime(folder / "one.png", ns=(1, 1))
+    seen.append(fingerprint(folder, []))
+    (folder / "one.png").write_bytes(b"eno")  # its size and time are as before, that of its last change is not
+    os.utime(folder / "one.png", ns=(1, 1))
+    seen.append(fingerprint(folder, []))
+    (folder / "deep" / "two.png").rename(folder / "two.png")
+    seen.append(fingerprint(folder, []))
+    (folder / "three.png").write_bytes(b"")
+    seen.append(fingerprint(folder, []))
+    assert len(set(seen)) == len(seen) == 6
+    assert fingerprint(tmp_path / "nothing", []) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"null",
+        b'{"key": 1}',
+        b'{"key": ["x", 5]}',
+        b'{"key": [5, 5]}',
+        b'{"key": ["%s", "5"]}' % PACK.sha256.encode(),
+        b'{"key": ["../%s", 5]}' % PACK.sha256.encode(),
+        b"\xff\xfe",
+    ],
+)
+def test_a_damaged_record_of_packs_is_none_and_is_replaced(tmp_path: Path, content: bytes) -> None:
+    records = PackRecords(tmp_path / "runs" / "packs.json")
+    records.path.parent.mkdir()
+    records.path.write_bytes(content)
+    assert records.find("key") is None
+    records.add("key", PACK)
+    assert (records.find("key"), records.find("other"), records.find(None)) == (PACK, None, None)
+
+
+def test_a_record_has_the_newest_packs_and_may_be_impossible_to_write(tmp_path: Path) -> None:
+    records = PackRecords(tmp_path / "runs" / "packs.json")
+    for number in range(MAX_PACKS + 1):
+        records.add(str(number), PACK)
+    assert (records.find("0"), records.find("1"), records.find(str(MAX_PACKS))) == (None, PACK, PACK)
+    (tmp_path / "file").touch()
+    PackRecords(tmp_path / "file" / "packs.json").add("key", PACK)
