@@ -29,9 +29,7 @@ CONFIGURATION_TAG = "msggan.configuration"
 DATA_INPUT = "data"
 RUN_OUTPUT = "run"
 
-# Folders in the datastore.
-DATA_FOLDER = "msggan/data"
-RUNS_FOLDER = "msggan/runs"
+RUNS_FOLDER = "msggan/runs"  # in the datastore
 
 # In double quotes: a path may contain spaces, and may come as a shell variable.
 DATA_PLACEHOLDER = f"${{{{inputs.{DATA_INPUT}}}}}"

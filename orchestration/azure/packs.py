@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msggan
 from msggan.commands.options import PACK_SUFFIX, to_argv
@@ -24,11 +25,13 @@ from msggan.config import TrainConfig
 from msggan.errors import DataError
 from msggan.runs.files import sha256_of, write_whole
 from orchestration.azure.blobs import Store
-from orchestration.azure.client import Client
-from orchestration.azure.jobs import DATA_FOLDER
 from orchestration.local.process import result_of
 from orchestration.spec import DatastorePath, RunSpec
 
+if TYPE_CHECKING:
+    from orchestration.azure.client import Client
+
+DATA_FOLDER = "msggan/data"  # in the datastore
 PACKS_FILE = ".azure-packs.json"
 MAX_PACKS = 100  # recorded
 PACK_MARK = b'"msggan-pack"'  # in the first bytes of every pack
