@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -21,16 +21,27 @@ from msggan.config import flag
 from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
 from orchestration.azure.errors import quota_hint
-from orchestration.errors import QuotaError
-from orchestration.settings import Settings
-from orchestration.status import Item, changes_between
+from orchestration.errors import AuthError, QuotaError
+from orchestration.settings import Settings, format_value
+from orchestration.status import Change, Item, changes_between
 
 KIND = "compute"
 MAX_NAME_LENGTH = 24
 MAX_TAG_VALUE, TAG_NAME_EXCLUDES = 256, r"<>%&\?/"  # Azure Resource Manager's
-FIXED = ("vm_size", "low_priority", "location", "subnet", "public_ip")  # of a cluster that exists
 REPORT_EVERY_S = 10
 OK = 200
+
+# The settings that a cluster has, those of them that cannot be changed, and the SDK's names of the others.
+NEW_VALUES = ("vm_size", "low_priority", "min_nodes", "max_nodes", "idle_minutes")
+VALUES = (*NEW_VALUES, "identity", "location", "subnet", "public_ip")
+FIXED = ("vm_size", "low_priority", "location", "subnet", "public_ip")
+ATTRIBUTES = {
+    "min_nodes": "min_instances",
+    "max_nodes": "max_instances",
+    "idle_minutes": "idle_time_before_scale_down",
+    "identity": "identity",
+}
+NOT_CHECKED = "{} not checked, because your roles do not permit reading {} in the subscription"
 
 # VM sizes that Azure has retired, and when.
 RETIRED = {
@@ -47,18 +58,24 @@ RETIRED = {
 
 @dataclass(frozen=True)
 class Size:
-    """A VM size that the workspace's region offers. prices: US dollars per hour by tier, where known."""
+    """A VM size. cores: 0 if only its name is known. prices: US dollars per hour by tier, where known."""
 
     name: str
-    family: str
-    cores: int
-    gpus: int
-    memory_gb: float
-    has_low_priority: bool
-    prices: Mapping[str, float]
+    family: str = ""
+    cores: int = 0
+    gpus: int = 0
+    memory_gb: float = 0
+    has_low_priority: bool = True
+    prices: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_known(self) -> bool:
+        return self.cores > 0
 
     @property
     def description(self) -> str:
+        if not self.is_known:
+            return self.name
         gpus = f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else "no GPU"
         return f"{self.name} ({gpus}, {self.cores} cores, {self.memory_gb:g} GB)"
 
@@ -84,22 +101,29 @@ def location_of(client: Client) -> str:
     return client.settings.location or str(client.about.location)
 
 
-def read_size(client: Client) -> Size:
-    """The VM size that the settings name. Raises UsageError where the region does not offer it."""
+def read_size(client: Client, cluster: Compute | None = None) -> Size:
+    """The VM size that the settings name; if they do not, that of the existing cluster.
+
+    Raises UsageError where the region does not offer it. Only its name is known if the sizes cannot be listed.
+    """
     settings = client.settings
     setting = "vm_size" if settings.instance_type is None else "instance_type"
-    return find_size(
-        getattr(settings, setting),
-        read_sizes(client),
-        location=location_of(client),
-        setting=setting,
-        source=settings.source(setting),
-        low_priority=settings.low_priority,
-    )
+    name, low_priority = getattr(settings, setting), settings.low_priority
+    try:
+        sizes = read_sizes(client)
+    except AuthError:
+        sizes = None
+    if isinstance(cluster, AmlCompute) and settings.source(setting) == "default":
+        same = (size for size in sizes or () if size.name.lower() == str(cluster.size).lower())
+        return next(same, Size(str(cluster.size)))
+    if sizes is None:
+        return Size(name)
+    location, source = location_of(client), settings.source(setting)
+    return find_size(name, sizes, location=location, setting=setting, source=source, low_priority=low_priority)
 
 
 def read_sizes(client: Client) -> list[Size]:
-    """The VM sizes that a cluster may have there."""
+    """The VM sizes that a cluster may have there. Raises AuthError: a role at the workspace does not permit it."""
     location = location_of(client)
     with client.errors(f"Listing the VM sizes in {location}"):
         sizes = client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
@@ -121,6 +145,7 @@ def _size(values: Mapping[str, Any]) -> Size:
 
 
 def read_quotas(client: Client) -> list[Quota]:
+    """The quotas there. Raises AuthError: a role at the workspace does not permit it."""
     location = location_of(client)
     with client.errors(f"Reading the quota in {location}"):
         usages = [vars(usage) for usage in client.ml.compute.list_usage(location=location)]
@@ -177,6 +202,27 @@ def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority
         )
 
 
+def check_growth(client: Client, existing: Compute | None, item: Item, size: Size) -> str:
+    """Raises QuotaError where the machines that a plan's item adds would exceed a quota.
+
+    Returns what could not be checked, else an empty text.
+    """
+    nodes = item.changes.get("max_nodes") or {"from": 0, "to": 0}
+    before, low_priority = nodes["from"] or 0, client.settings.low_priority
+    if nodes["to"] <= before:
+        return ""
+    if not size.is_known:
+        return NOT_CHECKED.format("VM size and quota were", "them")
+    if isinstance(existing, AmlCompute):
+        low_priority = values_of(existing)["low_priority"]
+    try:
+        quotas = read_quotas(client)
+    except AuthError:
+        return NOT_CHECKED.format("the quota was", "it")
+    check_quota(size, nodes["to"] - before, quotas, low_priority=low_priority, existing=before)
+    return ""
+
+
 def quotas_of(size: Size, quotas: Iterable[Quota], *, low_priority: bool) -> list[Quota]:
     """The quotas that machines of a size count toward."""
     return [quota for quota in quotas if _counts(quota, size, low_priority=low_priority)]
@@ -223,24 +269,15 @@ def build_cluster(settings: Settings, location: str) -> AmlCompute:
     )
 
 
-def desired_values(settings: Settings) -> dict[str, Any]:
-    """The values that the settings require of a cluster. Its identity, place and network may be any unless set."""
-    values = {
-        "vm_size": settings.vm_size,
-        "low_priority": settings.low_priority,
-        "min_nodes": settings.min_nodes,
-        "max_nodes": settings.max_nodes,
-        "idle_minutes": settings.idle_minutes,
-    }
-    if settings.source("identity") != "default":
-        values["identity"] = settings.identity
-    if settings.location is not None:
-        values["location"] = settings.location
-    if settings.subnet is not None:
-        values["subnet"] = settings.subnet
-    if settings.source("public_ip") != "default":
-        values["public_ip"] = settings.public_ip
+def set_values(settings: Settings) -> dict[str, Any]:
+    """The values and tags of a cluster that are set: those that an existing one must have."""
+    values = {key: getattr(settings, key) for key in VALUES if settings.source(key) != "default"}
     return values | {f"tag {name}": value for name, value in settings.tags.items()}
+
+
+def new_values(settings: Settings) -> dict[str, Any]:
+    """The values of a new cluster; its identity, place and network only if they are set."""
+    return {key: getattr(settings, key) for key in NEW_VALUES} | set_values(settings)
 
 
 def values_of(cluster: AmlCompute) -> dict[str, Any]:
@@ -280,45 +317,90 @@ def identity_of(cluster: AmlCompute) -> str:
     return "system"
 
 
-def plan_cluster(settings: Settings, existing: Compute | None, size: Size) -> Item:
-    """What to do about the cluster. Makes no requests."""
-    name, desired = settings.compute, desired_values(settings)
-    costs = cost_sentences(settings, size)
-    if existing is None:
-        return Item(KIND, name, "create", changes_between({}, desired), costs=costs)
-    if not isinstance(existing, AmlCompute):
-        reason = f"the name is taken by another kind of compute ({existing.type})"
-        return Item(KIND, name, "refuse", reason=reason)
-    values = values_of(existing)
+def differences(settings: Settings, existing: AmlCompute) -> dict[str, Change]:
+    """What is set and differs from the existing cluster."""
+    desired, values = set_values(settings), values_of(existing)
     for key in ("vm_size", "location", "identity", "subnet"):  # of which the service varies case and spaces
         if key in desired and _plain(desired[key]) == _plain(str(values[key])):
             desired[key] = values[key]
-    changes = changes_between(values, desired)
+    return changes_between(values, desired)
+
+
+def plan_cluster(settings: Settings, existing: Compute | None, size: Size) -> Item:
+    """What to do about the cluster: what is not set stays as it is. Makes no requests."""
+    name = settings.compute
+    if existing is None:
+        values = new_values(settings)
+        return Item(KIND, name, "create", changes_between({}, values), costs=cost_sentences(values, size))
+    if not isinstance(existing, AmlCompute):
+        reason = f"the name is taken by another kind of compute ({existing.type})"
+        return Item(KIND, name, "refuse", reason=reason)
+    changes = differences(settings, existing)
+    values = values_of(existing) | {key: change["to"] for key, change in changes.items()}
     if fixed := [key for key in FIXED if key in changes]:
         reason = f"{' and '.join(fixed)} of a cluster cannot be changed"
         return Item(KIND, name, "refuse", changes, reason)
+    if changes and values["min_nodes"] > values["max_nodes"]:
+        reason = f"min_nodes would be {values['min_nodes']} and max_nodes {values['max_nodes']}"
+        return Item(KIND, name, "refuse", changes, reason, hint="Set both: --min-nodes N --max-nodes N")
     state = str(getattr(existing.provisioning_state, "value", existing.provisioning_state)).lower()
     if state in ("failed", "canceled", "deleting"):
         cause = f" ({existing.provisioning_errors})" if existing.provisioning_errors else ""
         return Item(KIND, name, "refuse", reason=f"it exists in state {state}{cause}")
+    costs = cost_sentences(values, size)
     if changes:
-        by_default = [key for key in changes if settings.sources.get(key) == "default"]
-        reason = f"{', '.join(by_default)} not set: back to the default" if by_default else ""
+        reason = "" if is_provisioned(existing.tags) else "was not created by msggan-aml provision"
         return Item(KIND, name, "change", changes, reason, costs=costs)
     return Item(KIND, name, "keep", reason="is up to date", costs=costs)
 
 
-def cost_sentences(settings: Settings, size: Size) -> tuple[str, ...]:
-    """What the cluster costs, and when that stops."""
-    price = size.prices.get("LowPriority" if settings.low_priority else "Standard")
+def refuse_other_machines(settings: Settings, cluster: AmlCompute) -> None:
+    """Raises UsageError if what is set of the machines is not what an existing cluster has."""
+    changes = {key: change for key, change in differences(settings, cluster).items() if key in FIXED}
+    if not changes:
+        return
+    name = settings.compute
+    problems = [
+        f"{key} {format_value(change['to'])} ({settings.source(key)}): the cluster {name} has {key} "
+        f"{format_value(change['from'])}, which cannot be changed."
+        for key, change in changes.items()
+    ]
+    other = free_name(name, [name])
+    args = " ".join(word for key, change in changes.items() for word in to_args(key, change["to"]))
+    raise UsageError(
+        problems,
+        f"Unset it to train on {name}. Or create another cluster, and train with --compute {other}:\n"
+        f"msggan-aml provision --compute {other} {args}",
+    )
+
+
+def to_args(name: str, value: Any) -> list[str]:
+    """The flag of a setting with its value."""
+    return [flag(name if value else f"no_{name}")] if isinstance(value, bool) else [flag(name), format_value(value)]
+
+
+def other_sizes(settings: Settings, cluster: AmlCompute) -> list[str]:
+    """A sentence for each value that is set and not the cluster's: only `provision` changes it."""
+    changes = {key: change for key, change in differences(settings, cluster).items() if key in ATTRIBUTES}
+    return [
+        f"{key} {format_value(change['to'])} ({settings.source(key)}) is not used: the cluster {settings.compute} has "
+        f"{format_value(change['from'])}. Change it: msggan-aml provision"
+        for key, change in changes.items()
+    ]
+
+
+def cost_sentences(values: Mapping[str, Any], size: Size) -> tuple[str, ...]:
+    """What a cluster with these values costs, and when that stops."""
+    price = size.prices.get("LowPriority" if values["low_priority"] else "Standard")
     at = f"about {price:.2f} US dollars per hour" if price else "money"
     while_used = (
-        f"Each machine, {size.description}, costs {at} from when a job needs it until {settings.idle_minutes} minutes "
+        f"Each machine, {size.description}, costs {at} from when a job needs it until {values['idle_minutes']} minutes "
         "after the last job; then it is released."
     )
-    if not settings.min_nodes:
+    minimum = values["min_nodes"]
+    if not minimum:
         return (while_used, "Without jobs the cluster costs nothing.")
-    always = f"{settings.min_nodes} of them cost{'s' if settings.min_nodes == 1 else ''} money around the clock"
+    always = f"{minimum} of them cost{'s' if minimum == 1 else ''} money around the clock"
     return (while_used, f"{always}, until --min-nodes 0 or provision --delete.")
 
 
@@ -358,6 +440,7 @@ def require_cluster(client: Client) -> AmlCompute:
             [f"--compute {name}: is not a cluster but a {str(compute.type).lower()}."],
             "Name a cluster, or create one: msggan-aml provision --compute NAME",
         )
+    refuse_other_machines(client.settings, compute)
     return compute
 
 
@@ -375,16 +458,14 @@ def ensure_cluster(client: Client, report: Callable[[str], None]) -> None:
     existing, cluster = read_cluster(client), build_cluster(settings, location_of(client))
     if isinstance(existing, AmlCompute):
         operation = f"Changing the cluster {settings.compute}"
-        cluster = with_changes(existing, cluster, keep_identity=settings.source("identity") == "default")
+        cluster = with_changes(existing, cluster, set_values(settings))
     _run(client, operation, lambda: client.ml.compute.begin_create_or_update(cluster), report)
 
 
-def with_changes(existing: AmlCompute, desired: AmlCompute, *, keep_identity: bool) -> AmlCompute:
-    """The existing cluster with the desired values that can be changed; its network, keys and other tags stay."""
-    existing.min_instances, existing.max_instances = desired.min_instances, desired.max_instances
-    existing.idle_time_before_scale_down = desired.idle_time_before_scale_down
-    if not keep_identity:
-        existing.identity = desired.identity
+def with_changes(existing: AmlCompute, desired: AmlCompute, keys: Iterable[str]) -> AmlCompute:
+    """The existing cluster with those of the desired values that are set; its network, keys and other tags stay."""
+    for key in ATTRIBUTES.keys() & keys:
+        setattr(existing, ATTRIBUTES[key], getattr(desired, ATTRIBUTES[key]))
     added = {name: value for name, value in (desired.tags or {}).items() if name not in PROVISIONED_TAG}
     existing.tags = {**(existing.tags or {}), **added}
     if existing.network_settings is not None and not existing.network_settings.subnet:

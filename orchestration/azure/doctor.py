@@ -398,10 +398,8 @@ def _matches(patterns: Iterable[str] | None, action: str) -> bool:
 def check_compute(client: Client) -> Finding:
     """Whether the cluster exists; serverless, whether the region offers the VM size."""
     if client.settings.instance_type is not None:
-        try:
-            return Finding(f"Serverless, {compute.read_size(client).description}.")
-        except AuthError:
-            return _sizes_unknown(client)
+        size = compute.read_size(client)
+        return Finding(f"Serverless, {size.description}.") if size.is_known else _sizes_unknown(client)
     cluster = compute.require_cluster(client)
     values = compute.values_of(cluster)
     priority = "low priority" if values["low_priority"] else "dedicated"

@@ -40,6 +40,7 @@ SHARED_MEMORY = "8g"
 ENVIRONMENT_VARIABLES = {"PYTHONUNBUFFERED": "1"}  # each line of the log is visible as soon as it is written
 
 GIT_PROPERTIES = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
+MAX_HOURS_AT_LOW_PRIORITY = 168  # on dedicated machines 504, the range of the setting
 GIT_TIMEOUT_S = 5
 
 Kind = Literal["uri_file", "uri_folder"]
@@ -145,14 +146,26 @@ def seconds(hours: float) -> int:
 
 def plan_problems(plan: JobPlan) -> list[str]:
     """What the SDK does not check, and the service checks only after everything is uploaded."""
-    problems = []
-    size = plan.settings.instance_type
+    settings = plan.settings
+    problems = time_limit_problems(settings, low_priority=settings.low_priority)
+    size = settings.instance_type
     if size is not None and not re.fullmatch(r"[A-Za-z]+_[A-Za-z0-9_]+", size):
         problems.append(f"--instance-type {size}: is not a VM size such as Standard_NC4as_T4_v3.")
     own, others = len(plan.tags) + 1, len(plan.settings.tags)  # a sweep has one more
     if own + others > MAX_TAGS:
         problems.append(f"--tag: there are {others} tags; a job may have {MAX_TAGS}, of which {own} are msggan's own.")
     return problems
+
+
+def time_limit_problems(settings: Settings, *, low_priority: bool) -> list[str]:
+    """What is wrong with the time limit of a job on such machines."""
+    hours = settings.timeout_hours
+    if not low_priority or hours <= MAX_HOURS_AT_LOW_PRIORITY:
+        return []
+    return [
+        f"timeout_hours {hours:g} ({settings.source('timeout_hours')}): a job at low priority runs for "
+        f"{MAX_HOURS_AT_LOW_PRIORITY} hours (7 days) at most; the same command again resumes it."
+    ]
 
 
 def job_name(run: str, number: int) -> str:

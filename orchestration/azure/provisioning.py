@@ -34,17 +34,18 @@ def plan_provisioning(client: Client) -> ProvisionPlan:
 
 
 def _compute_step(client: Client) -> Step:
-    settings, size = client.settings, compute.read_size(client)
+    settings = client.settings
     if settings.instance_type is not None:
-        return Step(Item(compute.KIND, size.name, "keep", reason="is serverless: no cluster is needed"))
-    item = compute.plan_cluster(settings, compute.read_cluster(client), size)
+        size = compute.read_size(client)
+        unchecked = "" if size.is_known else f"; {compute.NOT_CHECKED.format('its VM size was', 'it')}"
+        return Step(Item(compute.KIND, size.name, "keep", reason=f"is serverless: no cluster is needed{unchecked}"))
+    existing = compute.read_cluster(client)
+    size = compute.read_size(client, existing)
+    item = compute.plan_cluster(settings, existing, size)
     if item.action == "refuse":
-        return Step(replace(item, hint=compute.name_hint(client)))
-    if nodes := item.changes.get("max_nodes"):
-        existing = nodes["from"] or 0
-        if (more := nodes["to"] - existing) > 0:
-            quotas = compute.read_quotas(client)
-            compute.check_quota(size, more, quotas, low_priority=settings.low_priority, existing=existing)
+        return Step(item if item.hint else replace(item, hint=compute.name_hint(client)))
+    if unchecked := compute.check_growth(client, existing, item, size):
+        item = replace(item, reason="; ".join(filter(None, [item.reason, unchecked])))
     return Step(item, lambda report: compute.ensure_cluster(client, report))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from azure.ai.ml.entities import AmlCompute
 from azure.core.exceptions import HttpResponseError
 from azure.core.rest import HttpRequest
 
@@ -24,7 +25,7 @@ from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import API_VERSION, MANAGEMENT_URL, Client
-from orchestration.azure.compute import identity_of, read_size, require_cluster
+from orchestration.azure.compute import NOT_CHECKED, identity_of, other_sizes, read_size, require_cluster, values_of
 from orchestration.azure.data import ensure_data, plan_data
 from orchestration.azure.environment import ensure_environment, resolve_recipe
 from orchestration.azure.history import RunJobs, get_job, run_of
@@ -36,6 +37,7 @@ from orchestration.azure.jobs import (
     configuration_hash,
     environment_variables,
     run_folder,
+    time_limit_problems,
 )
 from orchestration.errors import UncertainError
 from orchestration.settings import Settings
@@ -88,9 +90,11 @@ def submit(
     if newest and started and _is_trained(client, run, *started, store):
         return run
     if settings.instance_type is None:
-        has_identity = identity_of(require_cluster(client)) != "none"
+        has_identity = identity_of(_checked_cluster(client)) != "none"
     else:
-        read_size(client)  # raises UsageError if it is not offered
+        size = read_size(client)  # raises UsageError if it is not offered
+        if not size.is_known:
+            client.reporter.info(f"{NOT_CHECKED.format(f'The VM size {size.name} was', 'it')}.")
         has_identity = False
     # The environment may be refused: create it before a hundred thousand images are packed.
     environment = ensure_environment(client, resolve_recipe(client))
@@ -110,6 +114,16 @@ def submit(
     record_consent(client)
     client.reporter.info(f"Submitted job {job.name}: {job.studio_url or None}")
     return RunJobs(run.run, (*run.jobs, job))
+
+
+def _checked_cluster(client: Client) -> AmlCompute:
+    """The cluster to train on. Raises UsageError if it does not exist or differs from what is set."""
+    settings, cluster = client.settings, require_cluster(client)
+    if problems := time_limit_problems(settings, low_priority=values_of(cluster)["low_priority"]):
+        raise UsageError(problems, "Set --timeout-hours 168.")
+    for line in other_sizes(settings, cluster):
+        client.reporter.info(line)
+    return cluster
 
 
 def refuse_if_running(run: RunJobs) -> None:

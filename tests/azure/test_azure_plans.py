@@ -21,8 +21,10 @@ from orchestration.azure.compute import (
     cost_sentences,
     find_size,
     free_name,
+    other_sizes,
     plan_cluster,
     plan_cluster_deletion,
+    refuse_other_machines,
     tag_problems,
     with_changes,
 )
@@ -34,6 +36,7 @@ from orchestration.azure.environment import (
     plan_environment,
     read_recipe,
 )
+from orchestration.azure.jobs import time_limit_problems
 from orchestration.errors import QuotaError
 from orchestration.settings import Settings, read_settings, tomllib
 from orchestration.status import Item, ProvisionPlan, Step
@@ -123,7 +126,14 @@ def test_an_explicit_location_precedes_that_of_the_workspace() -> None:
         ({"identity": "system"}, {}, "change", {"identity": {"from": "none", "to": "system"}}),
         ({"vm_size": A100.name}, {}, "refuse", {"vm_size": {"from": T4.name, "to": A100.name}}),
         ({"low_priority": True}, {}, "refuse", {"low_priority": {"from": False, "to": True}}),
-        ({}, {"tier": "low_priority"}, "refuse", {"low_priority": {"from": True, "to": False}}),
+        ({"low_priority": False}, {"tier": "low_priority"}, "refuse", {"low_priority": {"from": True, "to": False}}),
+        ({"max_nodes": 2}, {"min_instances": 3, "max_instances": 4}, "refuse", {"max_nodes": {"from": 4, "to": 2}}),
+        (
+            {"max_nodes": 2, "min_nodes": 1},
+            {},
+            "change",
+            {"max_nodes": {"from": 1, "to": 2}, "min_nodes": {"from": 0, "to": 1}},
+        ),
         ({"location": "westeurope"}, {}, "refuse", {"location": {"from": "eastus", "to": "westeurope"}}),
         ({}, {"network_settings": NetworkSettings(subnet=SUBNET), "enable_node_public_ip": False}, "keep", {}),
         (
@@ -151,6 +161,61 @@ def test_what_can_be_updated_is_updated_and_the_rest_refused(
     assert (item.action, dict(item.changes)) == (action, changes)
 
 
+SHARED = {
+    "size": A100.name,
+    "tier": "low_priority",
+    "min_instances": 1,
+    "max_instances": 16,
+    "idle_time_before_scale_down": 1800,
+}
+
+
+@pytest.mark.parametrize("tags", [{}, {"msggan": "provisioned"}])
+def test_what_is_not_set_of_an_existing_cluster_is_kept(tags: dict[str, str]) -> None:
+    item = plan_cluster(settings(), cluster(**SHARED, tags=tags), A100)
+    assert (item.action, dict(item.changes), item.reason) == ("keep", {}, "is up to date")
+    assert "until 30 minutes after the last job" in item.costs[0]
+    assert item.costs[1].startswith("1 of them costs money around the clock")
+    item = plan_cluster(settings(idle_minutes=2), cluster(**SHARED, tags=tags), A100)
+    assert dict(item.changes) == {"idle_minutes": {"from": 30, "to": 2}}
+    assert item.reason == ("" if tags else "was not created by msggan-aml provision")
+    changed = with_changes(cluster(**SHARED), build_cluster(settings(idle_minutes=2), "eastus"), ["idle_minutes"])
+    assert (changed.min_instances, changed.max_instances, changed.idle_time_before_scale_down) == (1, 16, 120)
+
+
+def test_a_job_is_refused_on_machines_other_than_those_that_are_set() -> None:
+    refuse_other_machines(settings(max_nodes=3), cluster(**SHARED))
+    with pytest.raises(UsageError) as raised:
+        refuse_other_machines(settings(low_priority=False, vm_size=T4.name), cluster(**SHARED))
+    assert list(raised.value.problems) == [
+        f"vm_size {T4.name} (flag --vm-size): the cluster msggan-gpu has vm_size {A100.name}, which cannot be changed.",
+        "low_priority false (flag --no-low-priority): the cluster msggan-gpu has low_priority true, which cannot be "
+        "changed.",
+    ]
+    assert raised.value.hint.splitlines() == [
+        "Unset it to train on msggan-gpu. Or create another cluster, and train with --compute msggan-gpu-2:",
+        f"msggan-aml provision --compute msggan-gpu-2 --vm-size {T4.name} --no-low-priority",
+    ]
+
+
+def test_a_number_of_nodes_that_the_cluster_does_not_have_is_reported() -> None:
+    assert other_sizes(settings(max_nodes=16, low_priority=True), cluster(**SHARED)) == []
+    assert other_sizes(settings(max_nodes=3), cluster(**SHARED)) == [
+        "max_nodes 3 (flag --max-nodes) is not used: the cluster msggan-gpu has 16. Change it: msggan-aml provision"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hours", "low_priority", "is_refused"), [(168, True, False), (300, True, True), (504, False, False)]
+)
+def test_a_job_at_low_priority_runs_for_seven_days_at_most(hours: int, low_priority: bool, is_refused: bool) -> None:
+    problems = time_limit_problems(settings(timeout_hours=hours), low_priority=low_priority)
+    assert problems == is_refused * [
+        "timeout_hours 300 (flag --timeout-hours): a job at low priority runs for 168 hours (7 days) at most; the same "
+        "command again resumes it."
+    ]
+
+
 def test_another_kind_of_compute_keeps_its_name() -> None:
     item = plan_cluster(settings(), ComputeInstance(name="msggan-gpu"), T4)
     assert (item.action, item.reason) == ("refuse", "the name is taken by another kind of compute (computeinstance)")
@@ -159,7 +224,7 @@ def test_another_kind_of_compute_keeps_its_name() -> None:
 @pytest.mark.parametrize("subnet", [None, SUBNET])
 def test_a_change_keeps_network_identity_and_tags(subnet: str | None) -> None:
     existing = cluster(tags={"owner": "ann"}, network_settings=NetworkSettings(subnet=subnet))
-    changed = with_changes(existing, build_cluster(settings(max_nodes=7), "eastus"), keep_identity=True)
+    changed = with_changes(existing, build_cluster(settings(max_nodes=7), "eastus"), ["max_nodes", "vm_size"])
     changed._set_full_subnet_name("s", "g")
     body = changed._to_rest_object().as_dict()
     assert body["tags"] == {"owner": "ann"}
@@ -225,12 +290,13 @@ def test_quota_is_counted_in_cores(nodes: int, low_priority: bool, quotas: list[
 
 
 def test_costs_are_reported_with_when_they_stop() -> None:
-    assert cost_sentences(settings(), T4) == (
+    values = {"low_priority": False, "min_nodes": 0, "idle_minutes": 2}
+    assert cost_sentences(values, T4) == (
         "Each machine, Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB), costs about 0.53 US dollars per hour from when a "
         "job needs it until 2 minutes after the last job; then it is released.",
         "Without jobs the cluster costs nothing.",
     )
-    kept = cost_sentences(settings(min_nodes=2, max_nodes=2, low_priority=True), T4)
+    kept = cost_sentences({"low_priority": True, "min_nodes": 2, "idle_minutes": 2}, T4)
     assert "about 0.10 US dollars" in kept[0]
     assert kept[1] == "2 of them cost money around the clock, until --min-nodes 0 or provision --delete."
 

@@ -247,12 +247,35 @@ def test_if_nothing_was_created_nothing_is_deleted(
     assert changing(azure) == []
 
 
-def test_a_default_that_would_change_another_cluster_is_named(azure: AzureLocal, provision: Provision) -> None:
-    azure.add_cluster("msggan-gpu", max_nodes=4)
-    (item, *_) = provision("--dry-run", "-o", "json").json["plan"]
-    assert (item["action"], item["changes"]) == ("change", {"max_nodes": {"from": 4, "to": 1}})
-    assert item["reason"] == "max_nodes not set: back to the default"
-    assert provision("--dry-run", "-o", "json", "--max-nodes", "4").json["plan"][0]["action"] == "keep"
+def test_only_what_is_set_is_changed_of_an_existing_cluster(azure: AzureLocal, provision: Provision) -> None:
+    azure.add_cluster("msggan-gpu", size="Standard_NC24ads_A100_v4", max_nodes=16)
+    scale = azure.cloud.computes["msggan-gpu"]["properties"]["properties"]["scaleSettings"]
+    scale |= {"minNodeCount": 1, "nodeIdleTimeBeforeScaleDown": "PT30M"}
+    kept = provision("--yes", "-o", "json", *IMAGE)
+    assert (kept.exit_code, actions(kept)["compute"]) == (0, "keep")
+    assert azure.made("PUT", "/computes/") == []
+    assert "Each machine, Standard_NC24ads_A100_v4 (1 GPU, 24 cores, 220 GB)" in provision("--dry-run", *IMAGE).stdout
+    changed = provision("--yes", "-o", "json", *IMAGE, "--max-nodes", "8")
+    assert changed.exit_code == 0, changed.stderr
+    assert changed.json["plan"][0]["reason"] == "was not created by msggan-aml provision"
+    scale = azure.cloud.computes["msggan-gpu"]["properties"]["properties"]["scaleSettings"]
+    assert scale == {"minNodeCount": 1, "maxNodeCount": 8, "nodeIdleTimeBeforeScaleDown": "PT30M"}
+
+
+def test_without_a_role_in_the_subscription_size_and_quota_are_not_checked(
+    azure: AzureLocal, provision: Provision
+) -> None:
+    azure.cloud.subscription_role = None
+    created = provision("--yes", "-o", "json", *IMAGE)
+    assert created.exit_code == 0, created.stderr
+    assert created.json["plan"][0]["reason"] == (
+        "VM size and quota were not checked, because your roles do not permit reading them in the subscription"
+    )
+    serverless = provision("--dry-run", "-o", "json", *IMAGE, "--instance-type", CLUSTER).json["plan"][0]["reason"]
+    assert serverless.startswith("is serverless: no cluster is needed; its VM size was not checked")
+    azure.cloud.role = "AzureML Data Scientist"
+    kept = provision("--yes", "-o", "json", *IMAGE)
+    assert (kept.exit_code, set(actions(kept).values())) == (0, {"keep"})
 
 
 def test_low_priority_identity_and_region_are_sent(azure: AzureLocal, provision: Provision) -> None:
