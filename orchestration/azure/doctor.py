@@ -60,8 +60,13 @@ NEEDS = (
         "submit",
         "AzureML Data Scientist",
         (
-            *("read", "computes/read", "datastores/read", "datastores/listSecrets/action", "environments/read"),
-            *("environments/write", "codes/write", "jobs/read", "jobs/write", "jobs/cancel/action"),
+            "read",
+            "computes/read",
+            "datastores/read",
+            "environments/read",
+            "environments/write",
+            "jobs/read",
+            "jobs/write",
         ),
     ),
     ("provision", "AzureML Data Scientist", ("datastores/write",)),
@@ -465,6 +470,9 @@ def _check_store(client: Client, store: Store) -> Finding:
         raise UsageError([f"{named}: has no container {container.container_name}."], f"{hint} --auth-mode login")
     if key:
         return Finding(f"{named}: read and written with the account key.")
+    if "sig" not in sas and not store.identity_based:  # jobs read it with the permissions of who submits them
+        hint = role_command("AzureML Data Scientist", client.identity.object_id, shlex.quote(client.scope))
+        raise AuthError(f"{named}: the signed-in identity may not read its key (datastores/listSecrets/action).", hint)
     hint = storage_role_hint(client.identity, store.account)
     may_write = "w" in sas["sp"][0] if "sp" in sas else _may_write(client, store) if "sig" not in sas else None
     if may_write is None:

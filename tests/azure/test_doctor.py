@@ -91,10 +91,11 @@ def test_a_failed_check_hides_no_other_and_the_first_one_sets_the_exit_code(
     ended = msggan_aml("doctor", "-o", "json")
     assert ended.exit_code == 1
     assert ended.json["ready"] is False
-    assert not_ok(ended) == dict.fromkeys(("clock", "roles", "quota", "registry"), "failed")
+    assert not_ok(ended) == dict.fromkeys(("clock", "roles", "quota", "storage", "registry"), "failed")
     found = checks(ended)
     assert found["clock"]["detail"].startswith("The clock is 20 minutes ahead of Azure's.")
-    assert "submit lacks AzureML Data Scientist (datastores/listSecrets/action, " in found["roles"]["detail"]
+    assert "submit lacks AzureML Data Scientist (environments/write, jobs/write)" in found["roles"]["detail"]
+    assert "may not read its key (datastores/listSecrets/action)." in found["storage"]["detail"]
     command = f"--assignee {azure.cloud.object_id} --scope {azure.cloud.scope}"
     assert f'az role assignment create --role "AzureML Data Scientist" {command}' in found["roles"]["hint"]
     assert f'az role assignment create --role "AzureML Compute Operator" {command}' in found["roles"]["hint"]

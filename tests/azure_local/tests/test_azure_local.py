@@ -344,6 +344,26 @@ def test_a_caller_without_a_role_is_forbidden(azure: AzureLocal, client: Any) ->
         client.workspaces.get(azure.cloud.workspace)
 
 
+def test_a_role_permits_what_it_defines_at_its_scope_and_below(azure: AzureLocal, client: Any) -> None:
+    from azure.ai.ml.entities import AmlCompute
+    from azure.core.exceptions import HttpResponseError
+
+    azure.cloud.role = "AzureML Data Scientist"
+    cluster = AmlCompute(name="gpu", size="Standard_DS3_v2", max_instances=1)
+    with pytest.raises(HttpResponseError, match="workspaces/computes/write"):
+        client.compute.begin_create_or_update(cluster)
+    assert client.datastores.get_default(include_secrets=True).credentials.sas_token
+    assert list(client.compute.list_usage())
+    azure.cloud.subscription_role = None
+    with pytest.raises(HttpResponseError, match="locations/usages/read"):
+        list(client.compute.list_usage())
+    azure.cloud.role, azure.cloud.subscription_role = None, "Contributor"
+    client.compute.begin_create_or_update(cluster).result()
+    azure.cloud.subscription_role = "Reader"
+    with pytest.raises(HttpResponseError, match="datastores/listSecrets/action"):
+        client.datastores.get_default(include_secrets=True)
+
+
 def test_a_wrong_secret_does_not_sign_in(azure: AzureLocal, client: Any) -> None:
     from azure.core.exceptions import ClientAuthenticationError
     from azure.identity import ClientSecretCredential
