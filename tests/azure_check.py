@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_A
 KEYS = ("subscription_id", "resource_group", "workspace_name")
 CEILING = 1.0  # euros; a price in US dollars counts as one in euros
 LIMIT_HOURS = 1.5  # of everything, most of it for building the image
+CLEANING_UP_S = 600
 CLUSTER = "msggan-check"
 OPTIONS = ("--resolution", 16, "--latent-size", 32, "--batch-size", 8, "--num-samples", 4, "--device", "cpu")
 OFTEN = ("--checkpoint-kimg", 0.1, "--metric-kimg", 0.1, "--sample-kimg", 10)
@@ -47,8 +49,43 @@ class Report:
     """The steps and the guesses so far. A guess held (True), did not (False) or could not be tested (None)."""
 
     price: float
+    ends_at: float  # by time.monotonic()
     steps: list[tuple[str, float, str]] = field(default_factory=list)
     guesses: list[tuple[str, bool | None, str]] = field(default_factory=list)
+
+    # --- Steps --------------------------------------------------------------------------------------------------------
+
+    def aml(self, *words: object, may_fail: bool = False) -> dict[str, Any]:
+        """What a command of msggan-aml prints with `-o json`. Its messages are shown."""
+        program = Path(sys.executable).with_name("msggan-aml")
+        return json.loads(self.call([program, *words, "-o", "json"], may_fail=may_fail) or "{}")
+
+    def call(self, words: Sequence[object], *, may_fail: bool = False) -> str:
+        """What a command prints. Raises CheckError if it fails, or if the time for everything is over."""
+        command = [str(word) for word in words]
+        text = " ".join([Path(command[0]).name, *command[1:3]])
+        errors = subprocess.DEVNULL if may_fail else None
+        try:
+            ended = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                encoding="utf-8",
+                check=False,
+                timeout=max(1.0, self.ends_at - time.monotonic()),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CheckError(f"`{text} …` was stopped after {LIMIT_HOURS:g} hours for everything") from error
+        if ended.returncode and not may_fail:
+            raise CheckError(f"`{text} …` ended with exit code {ended.returncode}: {ended.stdout}")
+        return ended.stdout
+
+    def wait(self, run: str, is_done: Callable[[dict[str, Any]], Any]) -> None:
+        """Returns when `is_done` is true of the status of a run that has not ended."""
+        while not is_done(status := self.aml("status", run)):
+            active = status["state"] in ("queued", "preparing", "running")
+            expect(active, f"the run is {status['state']}: {status['reason']}")
+            time.sleep(2)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -58,13 +95,13 @@ class Report:
             yield
             problem = ""
         except CheckError as error:
-            problem = error.message
+            problem = " ".join(error.message.replace("|", "/").split())
             raise
         finally:
             self.steps.append((name, time.monotonic() - start, problem))
 
     def guess(self, text: str, held: bool | None, observed: object) -> None:
-        self.guesses.append((text, held, " ".join(str(observed).split())))
+        self.guesses.append((text, held, " ".join(str(observed).replace("|", "/").split())))
 
     @property
     def passed(self) -> bool:
@@ -117,7 +154,8 @@ def main(
     )
     if not yes:
         click.confirm("Continue?", abort=True, err=True)
-    report, to = Report(price), Path(path).absolute()
+    report, to = Report(price, time.monotonic() + LIMIT_HOURS * 3600), Path(path).absolute()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which still cleans up
     with tempfile.TemporaryDirectory(prefix="azure-check-") as folder:
         os.chdir(folder)
         try:
@@ -137,8 +175,11 @@ def use(workspace: str, **settings: str) -> str:
         parts: Sequence[str] = scope.groups()
     else:
         file = Path(workspace) / "config.json" if Path(workspace).is_dir() else Path(workspace)
-        content = json.loads(file.read_text(encoding="utf-8"))
-        parts = [content[key] for key in KEYS]
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            parts = [content[key] for key in KEYS]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise click.ClickException(f"--workspace {file}: is not a workspace's config.json ({error!r}).") from error
     for variable in [name for name in os.environ if name.startswith("MSGGAN_")]:
         del os.environ[variable]
     one = {"MSGGAN_MAX_NODES": "1", "MSGGAN_MIN_NODES": "0", "MSGGAN_IDLE_MINUTES": "2", "MSGGAN_TIMEOUT_HOURS": "0.5"}
@@ -150,65 +191,52 @@ def use(workspace: str, **settings: str) -> str:
 def go_through(report: Report, minutes: float) -> None:
     """Every step, in an order in which each needs those before it. What was started is ended in any case."""
     run = time.strftime("check-%m%d-%H%M%S")
-    ends_at = time.monotonic() + LIMIT_HOURS * 3600
     is_new = False
     try:
         with report.step("doctor, before"):
-            before = aml("doctor", may_fail=True)
+            before = report.aml("doctor", may_fail=True)
         with report.step("provision"):
-            plan = aml("provision", "--yes")["plan"]
+            plan = report.aml("provision", "--dry-run")["plan"]
             is_new = any(item["kind"] == "compute" and item["action"] == "create" for item in plan)
+            report.aml("provision", "--yes")
         with report.step("doctor"):
-            aml("doctor")
+            after = report.aml("doctor")
         guesses_of_doctor(report, before, could_provision=is_new)
         with report.step("draw images"):
-            call([sys.executable, ROOT / "examples" / "draw_flowers.py", "flowers", "200"])
-        train(report, run, minutes, ends_at)
-        with report.step("sweep of two trials"):
-            over = (
-                "--over",
-                "g_lr=0.001..0.01",
-                "--trials",
-                2,
-                "--concurrent",
-                1,
-                "--kimg",
-                0.2,
-                "--name",
-                f"{run}-sweep",
-            )
-            sweep = aml("sweep", "--data", "flowers", *over, "--yes", *OPTIONS, *OFTEN)
-            expect(sweep["state"] == "completed", f"the sweep ended {sweep['state']}")
-        numbers = [trial["number"] for trial in sweep["trials"] if trial["objective"] is not None]
-        report.guess("Trials are named SWEEP_0, SWEEP_1, and their metrics are found.", len(numbers) == 2, numbers)
+            report.call([sys.executable, ROOT / "examples" / "draw_flowers.py", "flowers", "200"])
+        train(report, run, minutes)
+        storage = next(check["detail"] for check in after["checks"] if check["name"] == "storage")
+        report.guess("A job mounts its output by what the datastore holds, else as who submitted it.", True, storage)
+        sweep_of_two(report, f"{run}-sweep")
     finally:
+        report.ends_at = max(report.ends_at, time.monotonic() + CLEANING_UP_S)
         with report.step("cancel and delete"):
             for name in (run, f"{run}-sweep"):
-                aml("cancel", name, may_fail=True)
+                report.aml("cancel", name, may_fail=True)
             if is_new:
                 delete_cluster()
 
 
-def train(report: Report, run: str, minutes: float, ends_at: float) -> None:
+def train(report: Report, run: str, minutes: float) -> None:
     """A run that is cancelled while it trains, and resumed by the same command; then its log and its files."""
     submit = ("submit", "--data", "flowers", "--name", run, "--yes", *OPTIONS, *OFTEN)
     with report.step("submit, and train until the first report"):
-        aml(*submit, "--kimg", 100_000, "--detach")
-        status = wait(run, lambda status: status["images_seen"], ends_at)
+        report.aml(*submit, "--kimg", 100_000, "--detach")
+        report.wait(run, lambda status: status["images_seen"])
         time.sleep(60 * minutes)
     with report.step("cancel, as a preemption"):
-        cancelled = aml("cancel", run)
+        cancelled = report.aml("cancel", run)
         expect(cancelled["state"] == "cancelled", f"the run is {cancelled['state']}")
-        status = aml("status", run)
+        status = report.aml("status", run)
         seen, rate = status["images_seen"], status["metrics"].get("images_per_second") or 10
     report.guess(
         "A mounted output is written while the job runs, metrics.jsonl by appending.", seen > 0, f"{seen} images"
     )
     with report.step("resume by the same command"):
-        resumed = aml(*submit, "--kimg", (seen + max(400, 12 * minutes * rate)) / 1000)
+        resumed = report.aml(*submit, "--kimg", (seen + max(400, 12 * minutes * rate)) / 1000)
         expect(resumed["state"] == "completed", f"the resumed run ended {resumed['state']}")
     with report.step("logs"):
-        lines = aml("logs", run)["lines"]
+        lines = report.aml("logs", run)["lines"]
         expect(bool(lines), "the log is empty")
     resumes = [line for line in lines if line.startswith("Resuming ")]
     report.guess(
@@ -220,13 +248,23 @@ def train(report: Report, run: str, minutes: float, ends_at: float) -> None:
         "A cancelled job leaves checkpoints that the next one resumes from.", bool(resumes), resumes or lines[-1]
     )
     with report.step("download"):
-        copied = aml("download", run)
+        copied = report.aml("download", run)
         rows = Path(copied["path"], "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         expect(copied["files"] > 4, f"only {copied['files']} files")
     images = [json.loads(row)["images"] for row in rows]
     report.guess(
         "No report is lost or doubled over the resume.", images == sorted(set(images)), f"{len(images)} reports"
     )
+
+
+def sweep_of_two(report: Report, name: str) -> None:
+    """A sweep whose two trials run one after the other."""
+    options = f"--over g_lr=0.001..0.01 --trials 2 --concurrent 1 --kimg 0.2 --name {name} --yes"
+    with report.step("sweep of two trials"):
+        sweep = report.aml("sweep", "--data", "flowers", *options.split(), *OPTIONS, *OFTEN)
+        expect(sweep["state"] == "completed", f"the sweep ended {sweep['state']}")
+    numbers = [trial["number"] for trial in sweep["trials"] if trial["objective"] is not None]
+    report.guess("Trials are named SWEEP_0, SWEEP_1, and their metrics are found.", len(numbers) == 2, numbers)
 
 
 def guesses_of_doctor(report: Report, doctor: dict[str, Any], *, could_provision: bool) -> None:
@@ -242,34 +280,6 @@ def guesses_of_doctor(report: Report, doctor: dict[str, Any], *, could_provision
     report.guess("The discovery address responds without sign-in.", network["status"] != "failed", network["detail"])
 
 
-def wait(run: str, is_done: Callable[[dict[str, Any]], Any], ends_at: float) -> dict[str, Any]:
-    """The first status of which `is_done` is true."""
-    while time.monotonic() < ends_at:
-        status = aml("status", run)
-        if is_done(status):
-            return status
-        expect(
-            status["state"] in ("queued", "preparing", "running"), f"the run is {status['state']}: {status['reason']}"
-        )
-        time.sleep(2)
-    raise CheckError(f"the run is still {status['state']} after {LIMIT_HOURS:g} hours")
-
-
-def aml(*words: object, may_fail: bool = False) -> dict[str, Any]:
-    """What a command of msggan-aml prints with `-o json`. Its messages are shown."""
-    program = Path(sys.executable).with_name("msggan-aml")
-    return json.loads(call([program, *words, "-o", "json"], may_fail=may_fail) or "{}")
-
-
-def call(command: Sequence[object], *, may_fail: bool = False) -> str:
-    ended = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, encoding="utf-8", check=False)
-    if ended.returncode and not may_fail:
-        raise CheckError(
-            f"{' '.join(map(str, command[-3:]))} … ended with exit code {ended.returncode}: {ended.stdout}"
-        )
-    return ended.stdout
-
-
 def client() -> Any:
     """The client of the workspace that the variables name."""
     from orchestration import AzureTarget
@@ -279,9 +289,13 @@ def client() -> Any:
 
 def price_of(vm_size: str) -> float | None:
     """The price of a machine per hour, None if the service lists none."""
+    from msggan.errors import MsgganError
     from orchestration.azure.compute import read_sizes
 
-    return next((size.prices.get("Standard") for size in read_sizes(client()) if size.name == vm_size), None)
+    try:
+        return next((size.prices.get("Standard") for size in read_sizes(client()) if size.name == vm_size), None)
+    except MsgganError as error:
+        raise click.ClickException(f"{error.message}\n{error.hint}") from error
 
 
 def delete_cluster() -> None:

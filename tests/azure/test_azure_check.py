@@ -31,7 +31,7 @@ def test_every_step_passes_every_guess_holds_and_the_cluster_is_deleted(azure: A
     assert azure.cloud.computes == {}
     steps = [line for line in report.splitlines() if line.endswith("| none |")]
     assert len(steps) == 11, report
-    assert report.count("| yes |") == 9, report
+    assert report.count("| yes |") == 10, report
     run, resumed, sweep = (job for job in azure.cloud.jobs.values() if job.parent is None)
     assert (run.status, resumed.status, sweep.status) == ("Canceled", "Completed", "Completed")
 
