@@ -24,17 +24,19 @@ from msggan.commands.program import Terminated, raise_pending_signal, stopped
 from msggan.errors import MsgganError, UsageError
 from orchestration.azure.blobs import retry_policy
 from orchestration.azure.client import API_VERSION, MANAGEMENT_URL, Client
+from orchestration.azure.errors import translate_error
 from orchestration.azure.history import Details, RunJobs, read_details, state_of
 from orchestration.errors import AzureServiceError, UnreachableError
 
-JOB_LOG = re.compile(r"user_logs/std_log(?:_process_0+)?\.txt")
+# Of the first process. A node that is lost may end a log: the next attempt then writes below retry_001, retry_002, …
+JOB_LOG = re.compile(r"user_logs/(?:retry_(?P<retry>\d+)/)?std_log(?:_process)?(?:_0+)?\.txt")
 BUILD_LOG = re.compile(r"azureml-logs/\d*_?image_build_log\.txt")
 RANGE_NOT_SATISFIABLE = 416
 MAX_BYTES = 4 << 20  # per request
 
 # Between two polls; the last one repeats. A run that has just started, or fails at once, is polled more often.
 PAUSES_S = (0.5, 0.5, 1.0, 1.0, 2.0)
-MAX_LAST_READS = 20
+MAX_LAST_READS = 5
 MAX_POLLS_OF_CANCELLED = 60
 LAST_LINES_S = 0.5  # after a job has ended, the service may still be writing its last lines to the log
 PROGRESS = {
@@ -47,19 +49,27 @@ PROGRESS = {
 # --- A log ------------------------------------------------------------------------------------------------------------
 
 
-def log_url(details: Details, pattern: re.Pattern[str]) -> str | None:
-    """The URL of a log, None if it does not exist yet. Of several processes, that of the first."""
-    names = sorted(name for name in details.logs if pattern.fullmatch(name))
-    return details.logs[names[0]] if names else None
+def log_names(details: Details) -> list[str]:
+    """The names of the job's logs, one for each attempt that has begun, in order."""
+    attempts: dict[int, str] = {}
+    for name in sorted(details.logs):
+        if found := JOB_LOG.fullmatch(name):
+            attempts.setdefault(int(found["retry"] or 0), name)
+    return [attempts[number] for number in sorted(attempts)]
+
+
+def build_log_url(details: Details) -> str | None:
+    """The URL of the log of the image's build, None if there is none."""
+    return next((url for name, url in sorted(details.logs.items()) if BUILD_LOG.fullmatch(name)), None)
 
 
 @dataclass
 class LogReader:
-    """Reads a log as it grows. is_incomplete: the last read was refused or cut, so there may be more."""
+    """Reads a log as it grows. error: why the last read was refused or cut, so that there may be more."""
 
     wait_factor_s: float
     position: int = 0
-    is_incomplete: bool = False
+    error: AzureError | None = None
     _rest: bytes = field(default=b"", repr=False)
 
     def lines(self, url: str, *, final: bool) -> Iterator[str]:
@@ -71,18 +81,18 @@ class LogReader:
             self.position += len(content)
             *lines, self._rest = (self._rest + content).split(b"\n")
             yield from map(_decode_line, lines)
-        if final and self._rest:
+        if final and self._rest and self.error is None:
             rest, self._rest = self._rest, b""
             yield _decode_line(rest)
 
     def _read(self, url: str) -> bytes:
-        self.is_incomplete = False
+        self.error = None
         try:
             with BlobClient.from_blob_url(url, retry_policy=retry_policy(self.wait_factor_s)) as blob:
                 return blob.download_blob(offset=self.position, length=MAX_BYTES).readall()
         except AzureError as error:
             if not isinstance(error, HttpResponseError) or error.status_code != RANGE_NOT_SATISFIABLE:
-                self.is_incomplete = True
+                self.error = error
                 return b""
             # The end of the log; or the log of a restarted job has replaced that of its first node, and is shorter.
             headers: Mapping[str, str] = getattr(error.response, "headers", {})
@@ -90,6 +100,42 @@ class LogReader:
             if size.isdigit() and int(size) < self.position:
                 self.position, self._rest = 0, b""
             return b""
+
+
+@dataclass
+class JobLog:
+    """Reads the logs of all attempts of a job, in order and each line once."""
+
+    wait_factor_s: float
+    _readers: dict[str, LogReader] = field(default_factory=dict)
+    _complete: set[str] = field(default_factory=set)
+
+    @property
+    def unread(self) -> dict[str, AzureError]:
+        """Why logs could not be read, by their names."""
+        return {name: reader.error for name, reader in self._readers.items() if reader.error is not None}
+
+    def lines(self, details: Details, *, final: bool, skip: bool = False) -> Iterator[str]:
+        """The lines added since the last read. A log that cannot be read delays the later ones, unless `skip`."""
+        names = log_names(details)
+        for name in names:
+            if name in self._complete:
+                continue
+            reader = self._readers.setdefault(name, LogReader(self.wait_factor_s))
+            yield from reader.lines(details.logs[name], final=final or name != names[-1])
+            if reader.error is None and name != names[-1]:
+                self._complete.add(name)
+            elif reader.error is not None and not skip:
+                return
+
+
+def unread_error(client: Client, job: str, unread: Mapping[str, AzureError]) -> MsgganError:
+    """The error that names the logs of a job that could not be read. unread: at least one, as in `JobLog`."""
+    operation = f"Reading the log of job {job} ({', '.join(unread)})"
+    error = translate_error(next(iter(unread.values())), operation, client.workspace, client.identity)
+    studio = f"The log is also in Azure ML Studio: job {job}, Outputs + logs."
+    error.hint = "\n".join(filter(None, [error.hint, studio]))
+    return error
 
 
 def _decode_line(content: bytes) -> str:
@@ -104,7 +150,8 @@ def _decode_line(content: bytes) -> str:
 class Watch:
     """Follows one job. poll(): its details now. report(line): prints a change of state. `details`: the newest ones.
 
-    tail: of the lines at the first poll, only the last ones, this many; None: all.
+    tail: of the lines at the first poll, only the last ones, this many; None: all. unread: at the end, why logs could
+    not be read, by their names.
     """
 
     job: str
@@ -114,34 +161,42 @@ class Watch:
     with_build_log: bool = False
     tail: int | None = None
     details: Details = field(default_factory=lambda: Details(""))
+    unread: Mapping[str, AzureError] = field(default_factory=dict)
     _is_unreachable: bool = False
     _preemptions: int = 0
 
     def lines(self) -> Iterator[str]:
         """Each line of the job's log, until the job ends. A cut connection or a busy service is waited for."""
-        log, build_log = LogReader(self.wait_factor_s), LogReader(self.wait_factor_s)
+        log, build_log = JobLog(self.wait_factor_s), LogReader(self.wait_factor_s)
         tail, is_first = self.tail, True
         for details in self.updates():
-            if self.with_build_log and (url := log_url(details, BUILD_LOG)):
+            if self.with_build_log and (url := build_log_url(details)):
                 for line in build_log.lines(url, final=details.has_ended):
                     self.report(line)
             if details.has_ended and not is_first:
                 time.sleep(LAST_LINES_S)
                 details = self._poll() or details  # noqa: PLW2901 - the log may have appeared in the meantime
-            if url := log_url(details, JOB_LOG):
-                new = self._last_lines(log, url) if details.has_ended else log.lines(url, final=False)
+            if log_names(details):
+                new = self._last_lines(log, details) if details.has_ended else log.lines(details, final=False)
                 yield from new if tail is None else deque(new, maxlen=tail)
                 tail = None
+                self._report_unread(log.unread)
             is_first = False
 
-    def _last_lines(self, log: LogReader, url: str) -> Iterator[str]:
+    def _last_lines(self, log: JobLog, details: Details) -> Iterator[str]:
         """The rest of the log of a job that has ended. No poll follows, so a read that fails is repeated here."""
-        for _ in range(MAX_LAST_READS):
-            yield from log.lines(url, final=False)
-            if not log.is_incomplete:
+        for number in range(1, MAX_LAST_READS + 1):
+            yield from log.lines(details, final=True, skip=number == MAX_LAST_READS)
+            if not log.unread:
                 break
             time.sleep(LAST_LINES_S)
-        yield from log.lines(url, final=True)
+            details = self._poll() or details  # with addresses that are signed anew
+
+    def _report_unread(self, unread: Mapping[str, AzureError]) -> None:
+        """Reports once that a log cannot be read, until it can be read again."""
+        if unread and not self.unread and not self.details.has_ended:
+            self.report(f"Job {self.job}: {', '.join(unread)} cannot be read now; retrying.")
+        self.unread = unread
 
     def updates(self) -> Iterator[Details]:
         """The job's details at each poll, until it has ended. Reports what changes."""
@@ -206,10 +261,15 @@ def detaching(run: RunJobs, follow_again: str) -> Iterator[None]:
         raise
 
 
-def read_log(client: Client, job: str) -> list[str]:
-    """The lines of a job's log up to now."""
-    url = log_url(read_details(client, job), JOB_LOG)
-    return [] if url is None else list(LogReader(client.wait_factor_s).lines(url, final=True))
+def read_log(client: Client, job: str) -> Iterator[str]:
+    """The lines of a job's log up to now. Raises MsgganError, after the last line, for what cannot be read."""
+    log = JobLog(client.wait_factor_s)
+    for is_last in (False, True):
+        details = read_details(client, job)  # with addresses that are signed anew
+        yield from log.lines(details, final=True, skip=is_last)
+        if not log.unread:
+            return
+    raise unread_error(client, job, log.unread)
 
 
 def not_running(name: str, state: str) -> UsageError:

@@ -396,7 +396,7 @@ class SweepReader:
     def _failure(self, child: Details) -> str:
         """The errors in the program's log, or else the service's reason."""
         try:
-            lines = read_log(self.client, child.name)
+            lines = list(read_log(self.client, child.name))
         except MsgganError:  # the log cannot be read
             lines = []
         errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]

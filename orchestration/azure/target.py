@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,7 +18,7 @@ from msggan.tracking.metrics_log import newest_values, reports_in
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import WAIT_FACTOR_S, Client
 from orchestration.azure.downloads import GENERATOR, copied_etag, download_run, record_copy, upload_run
-from orchestration.azure.following import cancel, detaching, not_running, read_log, watch
+from orchestration.azure.following import cancel, detaching, not_running, read_log, unread_error, watch
 from orchestration.azure.history import (
     MAX_RUNS,
     Details,
@@ -111,6 +111,8 @@ class AzureTarget(Target):
         with detaching(run, f"Follow it again: msggan-aml logs {run.run} --follow"):
             for line in following.lines():
                 self.reporter.info(line)
+        if following.unread:
+            self.reporter.info(unread_error(self.client, following.job, following.unread).message)
         if following.details.state == "failed":
             self.reporter.info(f"{run.run} failed. {following.details.reason}")
         return self._status(run, details=following.details)
@@ -152,20 +154,36 @@ class AzureTarget(Target):
         return self._status(self._jobs(name))
 
     def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
-        """The log lines of all of the run's jobs; with `follow` also those that the newest job writes until its end."""
+        """The log lines of all of the run's jobs; with `follow` also those that the newest job writes until its end.
+
+        Raises MsgganError, after the last line, for what could not be read.
+        """
         run = self._jobs(name)
-        if follow and run.is_active:
-            return self._follow_log(run, tail)
-        lines: deque[str] = deque(maxlen=tail)
-        for job in run.jobs:
-            lines.extend(read_log(self.client, job.name))
-        return iter(lines)
+        return self._follow_log(run, tail) if follow and run.is_active else self._read_log(run, tail)
+
+    def _read_log(self, run: RunJobs, tail: int | None) -> Iterator[str]:
+        unread: list[MsgganError] = []
+        lines = self._lines_of(run.jobs, unread)
+        yield from lines if tail is None else deque(lines, maxlen=tail)
+        raise_all(unread)
 
     def _follow_log(self, run: RunJobs, tail: int | None) -> Iterator[str]:
         """The last lines of the run's log, then each new line."""
-        for job in run.jobs[:-1]:
-            yield from () if tail is not None else read_log(self.client, job.name)
-        yield from watch(self.client, run.jobs[-1].name, tail=tail).lines()
+        unread: list[MsgganError] = []
+        yield from self._lines_of(run.jobs[:-1] if tail is None else (), unread)
+        following = watch(self.client, run.jobs[-1].name, tail=tail)
+        yield from following.lines()
+        if following.unread:
+            unread.append(unread_error(self.client, following.job, following.unread))
+        raise_all(unread)
+
+    def _lines_of(self, jobs: Sequence[Any], unread: list[MsgganError]) -> Iterator[str]:
+        """The lines of the logs of jobs. unread: what could not be read is appended to it."""
+        for job in jobs:
+            try:
+                yield from read_log(self.client, job.name)
+            except MsgganError as error:
+                unread.append(error)
 
     def cancel(self, name: str) -> RunStatus:
         """Stops a run and waits until it has ended. Raises `UsageError` if it is not running."""
@@ -275,6 +293,13 @@ def read_progress(store: Store, folder: str) -> tuple[int | None, dict[str, floa
         return int(1000 * json.loads(store.read(f"{folder}config.json") or b"")["kimg"] + 0.5), metrics
     except (ValueError, KeyError, TypeError):
         return None, metrics
+
+
+def raise_all(errors: Sequence[MsgganError]) -> None:
+    """Raises the first error with the messages of all; nothing if there is none."""
+    if errors:
+        errors[0].message = "\n".join(error.message for error in errors)
+        raise errors[0]
 
 
 def next_commands(run: str, data: str, state: str, runs_dir: str) -> list[str]:

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 from azure.core.exceptions import HttpResponseError
+from azure_local import AzureLocal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.azure_commands import Command
 
 from msggan.errors import MsgganError
 from orchestration.azure import following
 from orchestration.azure.errors import azure_errors
-from orchestration.azure.following import BUILD_LOG, JOB_LOG, LogReader, Watch, log_url
+from orchestration.azure.following import LogReader, Watch, build_log_url, log_names
 from orchestration.azure.history import Details, build_details
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -150,17 +152,25 @@ def test_a_redrawn_progress_bar_is_one_line(log: Log) -> None:
 @pytest.mark.parametrize(
     ("names", "found"),
     [
-        (["user_logs/std_log.txt", "system_logs/x.txt"], "user_logs/std_log.txt"),
-        (["user_logs/std_log_process_1.txt", "user_logs/std_log_process_0.txt"], "user_logs/std_log_process_0.txt"),
-        (["user_logs/std_log_process_01.txt", "azureml-logs/20_image_build_log.txt"], None),
-        ([], None),
+        (["std_log.txt", "std_log.txt.bak"], ["std_log.txt"]),
+        (["std_log_process_1.txt", "std_log_process_0.txt"], ["std_log_process_0.txt"]),
+        (["std_log_process_00.txt", "std_log_process_01.txt", "mpi_log.txt"], ["std_log_process_00.txt"]),
+        (["std_log_0.txt", "std_log_1.txt"], ["std_log_0.txt"]),
+        (["std_log_process_01.txt"], []),
+        (
+            ["retry_010/std_log_process_0.txt", "std_log_process_0.txt", "retry_002/std_log.txt", "retry_002/x.txt"],
+            ["std_log_process_0.txt", "retry_002/std_log.txt", "retry_010/std_log_process_0.txt"],
+        ),
     ],
 )
-def test_the_log_of_a_job_is_that_of_its_first_process(names: list[str], found: str | None) -> None:
-    details = build_details({"status": "Running", "logFiles": {name: f"https://{name}" for name in names}})
-    assert log_url(details, JOB_LOG) == (f"https://{found}" if found else None)
-    built = [name for name in names if "build" in name]
-    assert log_url(details, BUILD_LOG) == (f"https://{built[0]}" if built else None)
+def test_the_logs_of_a_job_are_those_of_the_first_process_in_the_order_of_the_attempts(
+    names: list[str], found: list[str]
+) -> None:
+    others = ["system_logs/x.txt", "azureml-logs/20_image_build_log.txt"]
+    logs = {name: f"https://{name}" for name in [*(f"user_logs/{name}" for name in names), *others]}
+    details = build_details({"status": "Running", "logFiles": logs})
+    assert log_names(details) == [f"user_logs/{name}" for name in found]
+    assert build_log_url(details) == "https://azureml-logs/20_image_build_log.txt"
 
 
 # --- Following a job --------------------------------------------------------------------------------------------------
@@ -252,9 +262,20 @@ def test_lines_that_reach_the_log_after_the_job_has_ended_are_shown(log: Log, se
 def test_a_log_that_cannot_be_read_at_the_end_is_read_again(log: Log) -> None:
     job = Job(log, ("Completed", b"1\n2"))
     log.faults = [403, 403, "cut"]
-    assert list(job.watch([]).lines()) == ["1", "2"]
+    watch = job.watch([])
+    assert (list(watch.lines()), watch.unread) == (["1", "2"], {})
     log.faults = [403] * 10**3
-    assert list(job.watch([]).lines()) == []  # it is given up
+    assert list(watch.lines()) == []
+    assert list(watch.unread) == ["user_logs/std_log.txt"]  # it is given up
+
+
+@pytest.mark.usefixtures("_no_pauses")
+def test_a_log_that_cannot_be_read_while_the_job_runs_is_reported_once(log: Log) -> None:
+    job = Job(log, *[("Running", b"1\n")] * 3, ("Completed", b"1\n2\n"))
+    log.faults = [403, 403]
+    reported: list[str] = []
+    assert list(job.watch(reported).lines()) == ["1", "2"]
+    assert reported == ["Job job: running", "Job job: user_logs/std_log.txt cannot be read now; retrying."]
 
 
 @pytest.mark.usefixtures("_no_pauses")
@@ -263,3 +284,76 @@ def test_the_tail_applies_to_the_first_lines_only(log: Log, before: list[str]) -
     written = [b"1\n2\n3\n", b"1\n2\n3\n4\n5\n6\n7\n", b"1\n2\n3\n4\n5\n6\n7\n8\n9\n10"]
     job = Job(log, *before, *(("Running", content) for content in written[:-1]), ("Completed", written[-1]))
     assert list(job.watch([], tail=2).lines()) == ["2", "3", "4", "5", "6", "7", "8", "9", "10"]
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK repeats requests without pauses."""
+    monkeypatch.setattr("azure.core.pipeline.transport.HttpTransport.sleep", lambda self, duration: None)
+
+
+def add_job(azure: AzureLocal, name: str, status: str = "Completed", **logs: bytes) -> None:
+    azure.add_ended_job(name, status, tags={"msggan.run": "tiny"})
+    for log, content in logs.items():
+        azure.put_artifact(name, f"user_logs/{log}", content)
+
+
+def test_the_logs_of_all_attempts_of_all_jobs_are_shown_in_order(azure: AzureLocal, msggan_aml: Command) -> None:
+    first, other = "std_log_process_00.txt", "std_log_process_01.txt"
+    retries = {f"retry_{number:03d}/std_log_process_0.txt": f"{number}\n".encode() for number in (10, 2, 1)}
+    add_job(azure, "tiny", "Failed", **{first: b"a\nb", other: b"no\n"}, **retries)
+    add_job(azure, "tiny-2", **{"std_log.txt": b"next\n"})
+    assert msggan_aml("logs", "tiny").stdout.splitlines() == ["a", "b", "1", "2", "10", "next"]
+    assert msggan_aml("logs", "tiny", "--tail", "2").stdout.splitlines() == ["10", "next"]
+
+
+def test_a_preempted_job_is_followed_from_the_log_of_one_attempt_to_the_next(
+    azure: AzureLocal, msggan_aml: Command
+) -> None:
+    add_job(azure, "tiny", "Running", **{"std_log.txt": b"1\n2"})
+    retry = "user_logs/retry_001/std_log_process_0.txt"
+    azure.fault("GET", "/details", nth=3, meanwhile=lambda: azure.put_artifact("tiny", retry, b"3\n"))
+    azure.fault("GET", r"/std_log\.txt", nth=3, times=5, status=403)  # before its last line is read
+    azure.fault("GET", "/details", nth=5, meanwhile=lambda: azure.put_artifact("tiny", retry, b"3\n4\n5"))
+    azure.fault("GET", "/details", nth=7, meanwhile=lambda: azure.job("tiny").move_to("Completed"))
+    ended = msggan_aml("logs", "tiny", "--follow")
+    assert (ended.exit_code, ended.stdout.splitlines()) == (0, ["1", "2", "3", "4", "5"])
+
+
+@pytest.mark.usefixtures("_no_waits")
+@pytest.mark.parametrize(
+    ("status", "exit_code", "follow"), [(401, 4, []), (403, 4, []), (429, 1, []), (503, 1, []), (403, 4, ["--follow"])]
+)
+def test_a_log_that_cannot_be_read_is_an_error_after_what_can_be_read(
+    azure: AzureLocal, msggan_aml: Command, status: int, exit_code: int, follow: list[str]
+) -> None:
+    add_job(azure, "tiny", **{"std_log.txt": b"lost\n", "retry_001/std_log.txt": b"1\n"})
+    add_job(azure, "tiny-2", "Running" if follow else "Completed", **{"std_log.txt": b"2\n"})
+    azure.fault("GET", "dcid.tiny/user_logs/std_log.txt", times=10**6, status=status)
+    azure.fault("GET", "tiny-2/details", nth=2, meanwhile=lambda: azure.job("tiny-2").move_to("Completed"))
+    ended = msggan_aml("logs", "tiny", *follow)
+    assert (ended.exit_code, ended.stdout.splitlines()) == (exit_code, ["1", "2"])
+    assert "Reading the log of job tiny (user_logs/std_log.txt): " in ended.stderr
+    assert "Request ID: " in ended.stderr
+    assert msggan_aml("logs", "tiny", "-o", "json").json["error"]["message"].startswith("Reading the log of job tiny")
+
+
+@pytest.mark.usefixtures("_no_waits")
+def test_a_log_that_cannot_be_read_when_a_followed_job_ends_is_an_error(azure: AzureLocal, msggan_aml: Command) -> None:
+    add_job(azure, "tiny", "Running", **{"std_log.txt": b"1\n"})
+    azure.fault("GET", r"/std_log\.txt", nth=3, times=10**6, status=403)
+    azure.fault("GET", "/details", nth=4, meanwhile=lambda: azure.job("tiny").move_to("Completed"))
+    ended = msggan_aml("logs", "tiny", "--follow")
+    assert (ended.exit_code, ended.stdout.splitlines()) == (4, ["1"])
+    assert "Reading the log of job tiny (user_logs/std_log.txt): " in ended.stderr
+
+
+@pytest.mark.usefixtures("_no_waits")
+def test_a_log_of_many_mebibytes_is_read_to_its_end(azure: AzureLocal, msggan_aml: Command) -> None:
+    lines = [f"{number:099d}" for number in range(100_000)]
+    add_job(azure, "tiny", **{"std_log.txt": "\n".join(lines).encode()})
+    azure.fault("GET", r"/std_log\.txt", nth=2, times=2, status=429)
+    assert msggan_aml("logs", "tiny").stdout.splitlines() == lines

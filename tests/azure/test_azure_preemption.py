@@ -52,6 +52,7 @@ def checkpoints(azure: AzureLocal) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("preemptions", [1, 3])
 def test_a_preempted_job_ends_like_an_uninterrupted_one(azure: AzureLocal, workdir: Path, preemptions: int) -> None:
+    azure.cloud.logs_by_attempt = preemptions > 1
     azure.cloud.python = sys.executable  # its process is stopped and killed here, which must be the trainer itself
     args = ["submit", "--data", "tiny", *TRAINING]
     printed = workdir / "stderr.txt"
@@ -83,7 +84,9 @@ def test_a_preempted_job_ends_like_an_uninterrupted_one(azure: AzureLocal, workd
     assert (following.returncode, result["state"], result["images_seen"]) == (0, "completed", 3000)
     assert (azure.job("tiny").attempt, list(azure.cloud.jobs)) == (preemptions + 1, ["tiny"])
 
-    written = azure.artifact("tiny", "user_logs/std_log.txt").decode().splitlines()
+    retries = [f"retry_{number:03d}/std_log_process_0.txt" for number in range(1, preemptions + 1)]
+    logs = ["std_log.txt", *(retries if azure.cloud.logs_by_attempt else [])]
+    written = [line for log in logs for line in azure.artifact("tiny", f"user_logs/{log}").decode().splitlines()]
     assert [line for line in printed.read_text().splitlines() if line in written] == written
     assert sum("Resuming" in line for line in written) == preemptions
 

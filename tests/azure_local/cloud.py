@@ -111,6 +111,7 @@ class Cloud:
     required_tags: set[str] = field(default_factory=set)  # of a policy for clusters
     image_build_compute: str | None = None  # the cluster that builds images
     builds_fail: bool = False  # image builds of custom environments fail
+    logs_by_attempt: bool = False  # a restarted job writes user_logs/retry_001/…; False: it appends to its first log
     vm_priority: str = "dedicated"
 
     # The workspace's resources.

@@ -139,7 +139,9 @@ class Attempt:
 
     @property
     def log_name(self) -> str:
-        return "user_logs/std_log.txt"
+        if self.job.attempt == 1 or not self.cloud.logs_by_attempt:
+            return "user_logs/std_log.txt"
+        return f"user_logs/retry_{self.job.attempt - 1:03d}/std_log_process_0.txt"
 
     def prepare_input(self, name: str, given: dict[str, Any]) -> None:
         if given["jobInputType"] == "literal":
