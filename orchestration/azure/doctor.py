@@ -37,7 +37,7 @@ from msggan.errors import MsgganError, UsageError
 from orchestration.azure import compute
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import MANAGEMENT_URL, WAIT_FACTOR_S, Client
-from orchestration.azure.datastore import check_access
+from orchestration.azure.datastore import SAS_VARIABLE, check_access
 from orchestration.azure.environment import read_environment, resolve_recipe
 from orchestration.azure.errors import azure_errors, quota_hint, role_command, storage_role_hint
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError
@@ -477,6 +477,8 @@ def _check_store(client: Client, store: Store) -> Finding:
     may_write = "w" in sas["sp"][0] if "sp" in sas else _may_write(client, store) if "sig" not in sas else None
     if may_write is None:
         return Finding(f"{named}: read; whether it may be written is not known.", hint, WARNING)
+    if sas:
+        hint = f"Set {SAS_VARIABLE} to a SAS with the permissions racwl, and run: msggan-aml provision"
     credential = "the SAS" if sas else "the signed-in identity"
     if not may_write:
         raise AuthError(f"{named}: read, but {credential} may not write.", hint)

@@ -114,8 +114,11 @@ def test_what_a_submit_does_not_need_is_a_warning(azure: AzureLocal, msggan_aml:
     found = checks(ended)
     assert "provision lacks AzureML Compute Operator (computes/write, computes/delete)." in found["roles"]["detail"]
     assert found["quota"]["hint"].endswith(f"--scope /subscriptions/{azure.cloud.subscription}")
-    azure.cloud.permissions_readable = False
-    assert "may not list its permissions" in checks(msggan_aml("doctor", "-o", "json"))["roles"]["detail"]
+    azure.cloud.permissions_readable, azure.cloud.public_network_access = False, "Disabled"
+    closed = checks(msggan_aml("doctor", "-o", "json"))
+    assert closed["roles"]["detail"] == "The identity may not list its permissions."
+    assert (closed["registry"]["status"], closed["network"]["status"]) == ("warning", "ok")
+    assert closed["registry"]["hint"].startswith("az ml workspace update --name msggan-ws --resource-group msggan-rg ")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +141,17 @@ def test_without_a_key_the_storage_is_written_by_roles(
     assert not_ok(ended) == ({} if status == "ok" else {"storage": "failed"})
     if status == "failed":
         assert '--role "Storage Blob Data Contributor"' in storage["hint"]
+
+
+@pytest.mark.parametrize(("permission", "status"), [("rl", "failed"), ("rwl", "ok")])
+def test_a_sas_shows_whether_it_may_write(azure: AzureLocal, msggan_aml: Command, permission: str, status: str) -> None:
+    url = azure.cloud.blobs.signed_container_url(azure.cloud.account, azure.container, permission)
+    secrets = {"sasToken": url.partition("?")[2]}
+    azure.cloud.datastores["workspaceblobstore"]["credentials"] = {"credentialsType": "Sas", "secrets": secrets}
+    ended = msggan_aml("doctor", "-o", "json")
+    assert (checks(ended)["storage"]["status"], ended.exit_code) == (status, 0 if status == "ok" else 4)
+    assert ("MSGGAN_STORAGE_SAS" in checks(ended)["storage"]["hint"]) == (status == "failed")
+    assert "sig=" not in ended.stdout
 
 
 def test_the_storage_account_of_a_datastore_is_found_by_its_name(azure: AzureLocal, msggan_aml: Command) -> None:
