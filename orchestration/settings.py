@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from msggan.commands.program import NO_TRACKING, TRACKING_VARIABLES, default_tracking_uri, tracking_uri_complaint
 from msggan.config import KINDS, Range, flag
@@ -58,7 +58,7 @@ Flags = Mapping[str, str | bool | tuple[str, ...] | None]
 class Setting:
     """The metadata of a setting. required: its pattern as text. also: variables that are read after its own.
 
-    flag: of one value of a setting that has several, NAME=VALUE each; the kind of the setting is dict then.
+    flag: if it is not `--name-with-dashes`. kind: dict for a setting that has several values, NAME=VALUE each.
     """
 
     help: str
@@ -160,6 +160,13 @@ class Settings:
         "May be repeated.",
         flag="--env",
     )
+    services: str | None = _setting(
+        "How to enter the running job, separated by commas: `ssh`, `vscode`, `jupyter`. Not for sweeps.",
+        pattern=r"(ssh|vscode|jupyter)(,(ssh|vscode|jupyter))*",
+        required="ssh, vscode or jupyter, or several of them separated by commas",
+        flag="--service",
+    )
+    ssh_key: str | None = _setting("The file of the public key that may enter by `ssh`, such as ~/.ssh/id_ed25519.pub.")
 
     workspace: Workspace | None
     sources: Mapping[str, str]
@@ -215,13 +222,16 @@ def settings_table() -> tuple[Setting, ...]:
         replace(
             spec.metadata["setting"],
             name=spec.name,
-            kind=dict
-            if spec.metadata["setting"].flag
-            else next(iter(get_args(hints[spec.name])), hints[spec.name]),  # `str` for `str | None`
+            kind=_kind(hints[spec.name]),
         )
         for spec in fields(Settings)
         if spec.metadata
     )
+
+
+def _kind(hint: Any) -> type:
+    """`str` for `str | None`, `dict` for `Mapping[str, str]`."""
+    return dict if get_origin(hint) is Mapping else next(iter(get_args(hint)), hint)
 
 
 KEYS_OF = {SETTINGS_TABLE: [spec.name for spec in settings_table()], WORKSPACE_TABLE: list(WORKSPACE_VARIABLES)}
@@ -414,6 +424,8 @@ def _from_folder(name: str, value: Any, folder: Path) -> Any:
     """A path relative to `folder` as an absolute one; any other value unchanged."""
     if name == "runs_dir":
         return str(folder / value)
+    if name == "ssh_key":
+        return str(folder / Path(value).expanduser())
     if name == "tracking_uri" and value.startswith("sqlite:///"):
         return "sqlite:///" + (folder / value.removeprefix("sqlite:///")).as_posix()
     if name == "environment":
@@ -434,6 +446,8 @@ def _cross_field_errors(values: Mapping[str, Any], layers: Mapping[str, Layer]) 
     for name, other in (("storage_account", "storage_container"), ("storage_container", "storage_account")):
         if values[name] is not None and values[other] is None:
             problems.append(f"{layers[name].label(name)} {values[name]}: requires {other} too.")
+    if ("ssh" in (values["services"] or "").split(",")) != (values["ssh_key"] is not None):
+        problems.append("--service ssh and --ssh-key FILE.pub require each other: only that key may enter the job.")
     return problems
 
 

@@ -92,6 +92,7 @@ def status_lines(run: RunStatus) -> list[str]:
         f"  {'  '.join(metrics)}" if metrics else "",
         f"  started {format_time(run.created)}" + (f", ended {format_time(run.ended)}" if run.ended else ""),
         f"  {run.run_dir}",
+        f"  {run.portal_url}" if run.portal_url else "",
         *(f"  {line}" for line in run.reason.splitlines()),
     ]
     return [line for line in lines if line]

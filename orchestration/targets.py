@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from msggan.commands.options import Hardware, collecting, refuse
 from msggan.config import TrainConfig
+from msggan.errors import UsageError
 from orchestration.copies import Progress, is_copy
 from orchestration.runs import find_run
 from orchestration.settings import Settings, Workspace, read_settings
@@ -143,6 +144,10 @@ class Target(ABC):
     @abstractmethod
     def weights(self, name: str) -> str:
         """The local folder or file with the run's generator, downloaded first if necessary."""
+
+    def job_yaml(self, name: str) -> str:
+        """The newest job of a run or a sweep in Azure ML's YAML."""
+        raise UsageError([f"{name}: trains on this machine. Only a run on Azure has a job, which YAML describes."])
 
     # --- What training needs ------------------------------------------------------------------------------------------
 

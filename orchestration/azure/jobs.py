@@ -13,8 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from azure.ai.ml import Input, Output, command
-from azure.ai.ml.entities import Command, QueueSettings, UserIdentityConfiguration
+from azure.ai.ml.entities import (
+    Command,
+    JupyterLabJobService,
+    QueueSettings,
+    SshJobService,
+    UserIdentityConfiguration,
+    VsCodeJobService,
+)
 
 from msggan.errors import UsageError
 from orchestration.pairs import MAX_TAGS
@@ -42,6 +50,7 @@ ENVIRONMENT_VARIABLES = {"PYTHONUNBUFFERED": "1"}  # each line of the log is vis
 GIT_PROPERTIES = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
 MAX_HOURS_AT_LOW_PRIORITY = 168  # on dedicated machines 504, the range of the setting
 GIT_TIMEOUT_S = 5
+SERVICE_TAGS = ("_aml", "azureml.", "mlflow.")
 
 Kind = Literal["uri_file", "uri_folder"]
 
@@ -111,6 +120,7 @@ def build_job(plan: JobPlan) -> Command:
         properties={name: plan.tags[tag] for tag, name in GIT_PROPERTIES.items() if tag in plan.tags},
         queue_settings=QueueSettings(job_tier="spot") if serverless and settings.low_priority else None,
         identity=UserIdentityConfiguration() if plan.as_user else None,
+        services=build_services(settings) or None,
     )
 
 
@@ -175,6 +185,76 @@ def job_name(run: str, number: int) -> str:
 
 def run_folder(datastore: str, run: str) -> DatastorePath:
     return DatastorePath(datastore, f"{RUNS_FOLDER}/{run}/")
+
+
+# --- Services ---------------------------------------------------------------------------------------------------------
+
+SERVICES = {"ssh": SshJobService, "vscode": VsCodeJobService, "jupyter": JupyterLabJobService}
+PUBLIC_KEY = re.compile(r"(ssh-(rsa|ed25519)|ecdsa-sha2-\S+) [A-Za-z0-9+/=]+( .*)?")
+
+
+def build_services(settings: Settings) -> dict[str, Any]:
+    """How to enter the job, by name."""
+    names = settings.services.split(",") if settings.services else []
+    key = {"ssh_public_keys": read_public_key(str(settings.ssh_key))} if "ssh" in names else {}
+    return {name: SERVICES[name](**(key if name == "ssh" else {})) for name in names}
+
+
+def read_public_key(path: str) -> str:
+    """The one public key in a file. Raises UsageError; what the file contains is not shown."""
+    try:
+        key = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError([f"--ssh-key {path}: cannot be read."], "Create a key: ssh-keygen -t ed25519") from error
+    if "PRIVATE KEY" in key:
+        raise UsageError([f"--ssh-key {path}: is a private key, which is not sent anywhere. Use {path}.pub."])
+    if not PUBLIC_KEY.fullmatch(key):
+        raise UsageError([f"--ssh-key {path}: is not one public key of OpenSSH, such as the line of id_ed25519.pub."])
+    return key
+
+
+def own_services(job: Any) -> dict[str, Any]:
+    """The services that a job was submitted with; the service adds links to the studio and to MLflow."""
+    kinds = tuple(SERVICES.values())
+    return {name: service for name, service in (job.services or {}).items() if isinstance(service, kinds)}
+
+
+def connect_command(job: str, settings: Settings) -> str:
+    """The command that opens a shell on the first machine of a running job."""
+    key = settings.ssh_key.removesuffix(".pub") if settings.ssh_key else "~/.ssh/id_ed25519"
+    workspace = settings.workspace
+    where = (
+        ["--workspace-name", workspace.workspace_name, "--resource-group", workspace.resource_group]
+        if workspace
+        else []
+    )
+    return shlex.join(
+        ["az", "ml", "job", "connect-ssh", "--name", job, *where, "--node-index", "0", "--private-key-file-path", key]
+    )
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+# What the service adds to a job; neither is part of what was sent.
+ADDED_BY_THE_SERVICE = ("creation_context", "id", "status", "services")
+
+
+def as_yaml(job: Any) -> str:
+    """A job from the service as `az ml job create --file` takes it, with what was sent and nothing that was added."""
+    job = job._to_job() if hasattr(job, "_to_job") else job
+    content = {key: value for key, value in job._to_dict().items() if key not in ADDED_BY_THE_SERVICE}
+    names = set(GIT_PROPERTIES.values())
+    content["properties"] = {name: value for name, value in (job.properties or {}).items() if name in names}
+    content["tags"] = {name: value for name, value in (job.tags or {}).items() if not name.startswith(SERVICE_TAGS)}
+    services = own_services(job)
+    if services:
+        sent = {name: {"type": service.type} for name, service in services.items()}
+        for name, service in services.items():
+            if isinstance(service, SshJobService):
+                sent[name]["ssh_public_keys"] = service.ssh_public_keys
+        content["services"] = sent
+    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True, width=110)
+    return f"# Submit it again under another name: az ml job create --file FILE --set name=NAME\n{text}"
 
 
 # --- Tags -------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,15 @@ from orchestration.azure.history import (
     list_runs,
     read_details,
 )
-from orchestration.azure.jobs import DATA_PLACEHOLDER, RUN_PLACEHOLDER, build_body, run_folder
+from orchestration.azure.jobs import (
+    DATA_PLACEHOLDER,
+    RUN_PLACEHOLDER,
+    as_yaml,
+    build_body,
+    connect_command,
+    own_services,
+    run_folder,
+)
 from orchestration.azure.provisioning import apply, plan_deletion, plan_provisioning, verify
 from orchestration.azure.submission import as_plan, consent_question, planned_job, submit
 from orchestration.copies import is_copy
@@ -218,6 +226,12 @@ class AzureTarget(Target):
             record_copy(to, self.client, name, etag=newest)
         return str(to)
 
+    def job_yaml(self, name: str) -> str:
+        run = self._jobs(name) if trial_named(name) else find_jobs(self.client, name)
+        if run.newest is None:
+            raise self._no_run(name)
+        return as_yaml(run.newest)
+
     # --- What training needs ------------------------------------------------------------------------------------------
 
     def plan_provision(self, *, delete: bool = False) -> ProvisionPlan:
@@ -241,10 +255,13 @@ class AzureTarget(Target):
             return self.sweeps.trial_jobs(*trial)
         run = find_jobs(self.client, name)
         if run.newest is None:
-            where = self.client.workspace.workspace_name
-            raise RunFolderError(f"No run {name!r} in workspace {where}.", "List the runs: msggan-aml list")
+            raise self._no_run(name)
         refuse_sweep(run)
         return run
+
+    def _no_run(self, name: str) -> RunFolderError:
+        where = self.client.workspace.workspace_name
+        return RunFolderError(f"No run {name!r} in workspace {where}.", "List the runs: msggan-aml list")
 
     def _status(self, run: RunJobs, *, details: Details | None = None, with_progress: bool = True) -> RunStatus:
         """The status of a run, which has at least one job. details: of the newest."""
@@ -254,6 +271,8 @@ class AzureTarget(Target):
             next_lines = next_of_trial(run.run, runs_dir, details.state)
         else:
             next_lines = next_commands(run.run, data_of(job), details.state, runs_dir)
+            if "ssh" in own_services(job) and details.state == "running":
+                next_lines.append(connect_command(job.name, self.settings))
         images_total, metrics = self._progress(run) if with_progress else (None, {})
         images_seen = metrics.get("images")
         return RunStatus(

@@ -113,7 +113,7 @@ def msggan_aml(context: click.Context) -> None:
     help="The run's name; a name used before resumes that run.  [default: from the data's name]",
 )
 @target_option("Where to train.  [default: auto: Azure if a workspace is configured, else local]")
-@settings_options(*JOB_SETTINGS)
+@settings_options(*JOB_SETTINGS, "services", "ssh_key")
 @debug_option
 @option("--from-trial", section=WHAT, metavar="SWEEP[/NUMBER]", help="Resume a sweep's best trial, or trial NUMBER.")
 @option("--from-scratch", section=WHAT, is_flag=True, help="With --from-trial: train with its settings from scratch.")
@@ -343,8 +343,11 @@ def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
 @run_argument
 @location_options
 @export_options
+@option("--yaml", is_flag=True, help="Print the run's newest job on Azure as `az ml job create --file` takes it.")
 @output_option
-def export(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any) -> int:
+def export(
+    *, run: str, yaml: bool, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any
+) -> int:
     """Export the generator of a run, given by name or folder, for other programs.
 
     The ONNX model takes `latents` (N, L), each of norm √L, and returns `images_4px`, `images_8px`, … with values in
@@ -353,6 +356,12 @@ def export(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
     run_problems: list[str] = []
     with collecting(run_problems):
         serving, name = find_target(run, target, flags, ())
+    if yaml and not (values["onnx"] or values["pth"]):
+        refuse([*run_problems, *problems])
+        text = serving.job_yaml(name)
+        show(output, {"yaml": text}, text.splitlines())
+        return 0
+    run_problems += ["--yaml: cannot be combined with --onnx or --pth."] if yaml else []
     options = parse_export([*run_problems, *problems], **values)
     args = ["--run-dir", serving.weights(name), *options.to_argv()]
     result = run_verb("export", args, expects="files", process="exporting", hint="Run it again.")

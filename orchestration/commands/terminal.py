@@ -115,7 +115,7 @@ def _build_options(name: str) -> dict[str, Callable[[AnyCommand], AnyCommand]]:
     if spec.kind is bool:
         return {name: option(f"{flag(name)}/{flag(f'no_{name}')}", name, section=section, default=None, help=text)}
     metavar = "DIR" if name == "runs_dir" else {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")
-    return {name: option(flag(name), name, section=section, metavar=metavar, help=text)}
+    return {name: option(spec.flag or flag(name), name, section=section, metavar=metavar, help=text)}
 
 
 def _workspace_option(key: str, variable: str) -> Callable[[AnyCommand], AnyCommand]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.ai.ml import load_job
+from azure.ai.ml._restclient.arm_ml_service.models import JobBase
+from azure.ai.ml.entities import Job
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.azure_jobs import BODY, SCOPE, SERVERLESS, SIZE, SPEC, job_plan
+from support.azure_jobs import BODY, SCOPE, SERVERLESS, SETTINGS, SIZE, SPEC, job_plan
 
 import msggan
 from msggan.config import TrainConfig
@@ -22,15 +27,20 @@ from orchestration.azure.history import Details, has_ended, state_of
 from orchestration.azure.jobs import (
     MAX_TAGS,
     JobData,
+    as_yaml,
     build_body,
     build_job,
     command_line,
     configuration_hash,
+    connect_command,
     job_name,
     run_folder,
 )
 from orchestration.azure.submission import build_snapshot
+from orchestration.azure.sweep_jobs import build_sweep_body
 from orchestration.spec import RunSpec
+from orchestration.sweeps.space import read_space
+from orchestration.sweeps.spec import SweepSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -120,6 +130,69 @@ def test_tags_and_variables_of_ones_own_are_in_the_body_beside_those_of_msggan()
     properties = build_body(own, SCOPE)["properties"]
     assert properties["tags"] == {"team": "vision", "msggan.run": "flowers"}
     assert properties["environmentVariables"] == {"PYTHONUNBUFFERED": "1", "NCCL_DEBUG": "INFO"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n", "is a private key"),
+        ("ssh-ed25519", "is not one public key"),
+        ("ssh-ed25519 AAAA me\nssh-ed25519 BBBB you", "is not one public key"),
+    ],
+)
+def test_only_a_public_key_may_enter_a_job(tmp_path: Path, content: str | None, problem: str) -> None:
+    if content:
+        (tmp_path / "id").write_text(content)
+    with pytest.raises(UsageError, match=problem) as error:
+        build_job(job_plan(services="ssh", ssh_key=str(tmp_path / "id")))
+    assert "c2VjcmV0" not in str(error.value)
+
+
+def test_a_running_job_with_ssh_is_entered_by_this_command() -> None:
+    assert connect_command("photos-2", replace(SETTINGS, ssh_key="/home/ann/.ssh/id_ed25519.pub")) == (
+        "az ml job connect-ssh --name photos-2 --node-index 0 --private-key-file-path /home/ann/.ssh/id_ed25519"
+    )
+
+
+def from_service(body: dict[str, Any]) -> Any:
+    """The job as the SDK reads it from the service, which adds some properties."""
+    added = {
+        "status": "Completed",
+        "services": {"Studio": {"jobServiceType": "Studio", "endpoint": "https://ml.azure.com/runs/x"}},
+        "tags": {**body["properties"]["tags"], "_aml_system_x": "1"},
+        "properties": {**body["properties"]["properties"], "_azureml.ComputeTargetType": "amlctrain"},
+    }
+    made = {"createdAt": "2026-01-01T00:00:00Z"}
+    return Job._from_rest_object(
+        JobBase({"id": f"{SCOPE}/jobs/a", "name": "a", "properties": body["properties"] | added, "systemData": made})
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        build_body(job_plan(as_user=True, description="All of it", tags={"msggan.git_commit": "abc"}), SCOPE),
+        build_body(job_plan(instance_type=SIZE, low_priority=True), SCOPE),
+        build_sweep_body(
+            job_plan(),
+            SweepSpec(TrainConfig(), "one", "one", read_space(["g_lr", "mirror"], TrainConfig()), trials=4),
+            SCOPE,
+        ),
+    ],
+    ids=["as-user", "serverless", "sweep"],
+)
+def test_the_exported_yaml_sends_the_same_body(body: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "job.yml").write_text(as_yaml(from_service(body)))
+    loaded = load_job(tmp_path / "job.yml")
+    job = loaded._to_job() if hasattr(loaded, "_to_job") else loaded
+    sent_again = {"properties": job._to_rest_object().as_dict()["properties"]}
+    assert comparable(sent_again) == comparable(body)
+
+
+def comparable(body: dict[str, Any]) -> str:
+    """Without what the SDK resolves when it sends a job, and the case of the sampling's rule, which it changes."""
+    return json.dumps(body, sort_keys=True).replace('"azureml:/', '"/').replace('"random"', '"Random"')
 
 
 # --- Names and states -------------------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from azure.ai.ml import load_job
 from azure_local import AzureLocal
 from support.azure_commands import Command
 from support.programs import fast_python, run_in, started, stopped, wait_for
 
 from msggan import Generator, load_generator
+from orchestration.azure.target import AzureTarget
 from orchestration.copies import DOWNLOAD_FILE
 
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
@@ -86,13 +88,16 @@ def test_from_images_to_a_generator(azure: AzureLocal, workdir: Path, msggan_aml
 
 
 DATASTORE = "azureml://datastores/workspaceblobstore/paths/"
+PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4Vd3Fk ann@example.org"
 
 
 def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
     azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:
     azure.hold_jobs("no node is free")
+    (workdir / "id.pub").write_text(f"{PUBLIC_KEY}\n")
     args = ["submit", "--data", "tiny", *SMALL, "--compute", "msggan-gpu", "--timeout-hours", "2"]
+    args += ["--tag", "team=vision", "--env", "NCCL_DEBUG=INFO", "--service", "ssh,vscode", "--ssh-key", "id.pub"]
     dry = msggan_aml(*args, "--dry-run", "-o", "json", HTTPS_PROXY="http://127.0.0.1:9")
     assert dry.exit_code == 0, dry.stderr
     assert azure.requests == []
@@ -108,6 +113,23 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
     }, differing
     assert sent.body["properties"]["limits"]["timeout"] == "PT2H"
     assert sent.body["properties"]["tags"]["msggan.run"] == "tiny"
+    assert sent.body["properties"]["tags"]["team"] == "vision"
+    assert sent.body["properties"]["environmentVariables"] == {"PYTHONUNBUFFERED": "1", "NCCL_DEBUG": "INFO"}
+    assert sent.body["properties"]["services"] == {
+        "ssh": {"jobServiceType": "SSH", "properties": {"sshPublicKeys": PUBLIC_KEY}},
+        "vscode": {"jobServiceType": "VSCode"},
+    }
+    assert planned["body"]["properties"]["services"] == sent.body["properties"]["services"]
+    assert detached.json["portal_url"].startswith("https://ml.azure.com/runs/tiny?")
+    assert f"  {detached.json['portal_url']}" in msggan_aml("status", "tiny").stdout.splitlines()
+
+    exported = msggan_aml("export", "tiny", "--yaml")
+    assert exported.exit_code == 0, exported.stderr
+    assert "_azureml" not in exported.stdout
+    (workdir / "job.yml").write_text(exported.stdout)
+    again = load_job(workdir / "job.yml", params_override=[{"name": "again"}])  # az ml job create --set name=again
+    AzureTarget.from_config().client.ml.jobs.create_or_update(again)
+    assert azure.made("PUT", "/jobs/again")[-1].body == sent.body
 
     refused = msggan_aml(*args)
     assert refused.exit_code == 2

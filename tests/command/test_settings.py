@@ -25,6 +25,8 @@ HIDDEN = "c2VjcmV0LWtleQ"
 
 # Other settings that a setting requires to be valid.
 COMPANIONS = {
+    "services": {"ssh_key": "id.pub"},
+    "ssh_key": {"services": "ssh"},
     "min_nodes": {"max_nodes": "1000"},
     "storage_account": {"storage_container": "images"},
     "storage_container": {"storage_account": "account"},
@@ -56,6 +58,8 @@ def values_of(spec: Setting) -> st.SearchStrategy[Any]:
         return st.just(
             "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/default"
         )
+    if spec.name == "services":
+        return st.sampled_from(["ssh", "vscode,ssh"])
     if spec.name == "identity":
         return st.sampled_from(["none", "system"])
     names = st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
@@ -87,7 +91,7 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(
 
     name = spec.name.replace("_", "-")
     sources = {
-        "flag": f"flag --no-{name}" if values.get("flag") is False else f"flag --{name}",
+        "flag": f"flag --no-{name}" if values.get("flag") is False else f"flag {spec.flag or f'--{name}'}",
         "variable": f"variable MSGGAN_{spec.name.upper()}",
         "file": str(folder / "msggan.toml"),
     }
@@ -123,6 +127,8 @@ def test_without_settings_everything_has_its_default(tmp_path: Path) -> None:
         "timeout_hours": 24.0,
         "tags": {},
         "env": {},
+        "services": None,
+        "ssh_key": None,
     }
     assert {settings.source(name) for name in NAMES} == {"default"}
     assert settings.workspace is None
