@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,9 @@ class AzureSweeps:
         jobs = submit(self.client, trial_run(spec), before, build=build, extra=extra)
         if detach:
             return self._status(jobs)
-        self._follow(jobs)
-        return self.report(self._status(jobs))
+        reader = SweepReader(self.client, jobs)
+        self._follow(reader)
+        return self.report(self._status(jobs, reader))
 
     def _request_for(self, spec: SweepSpec, before: RunJobs) -> SweepRequest:
         """The request to store. Raises `UsageError` if the name is that of a run, another sweep or a running one."""
@@ -150,12 +151,12 @@ class AzureSweeps:
         refuse_if_running(before)
         return request
 
-    def _follow(self, jobs: RunJobs) -> None:
+    def _follow(self, reader: SweepReader) -> None:
         """Reports each trial that ends, until the sweep ends. Ctrl-C detaches from it."""
-        job, info = jobs.jobs[-1].name, self.client.reporter.info
+        jobs, info = reader.jobs, self.client.reporter.info
+        job = jobs.jobs[-1].name
         reported: set[str] = set()
         with detaching(jobs, f"See its status: msggan-aml status {jobs.run}"):
-            reader = SweepReader(self.client, jobs)
             request = reader.request
             for details in watch(self.client, job).updates():
                 trials = self._report_ended(reader, details, reported)
@@ -245,8 +246,9 @@ class AzureSweeps:
             raise RunFolderError(f"{trial.run_dir}: is not a path in a datastore.")
         return self.client.store(folder.datastore), folder.path
 
-    def _status(self, jobs: RunJobs) -> SweepStatus:
-        reader = SweepReader(self.client, jobs)
+    def _status(self, jobs: RunJobs, reader: SweepReader | None = None) -> SweepStatus:
+        """The status of a sweep. reader: one that has read trials already."""
+        reader = reader or SweepReader(self.client, jobs)
         details, request, job = reader.details(), reader.request, jobs.jobs[-1]
         trials = reader.trials(details)
         state, reason = state_and_reason(details, trials, request)
@@ -329,10 +331,14 @@ class TrialJob:
 
 @dataclass(frozen=True)
 class SweepReader:
-    """Reads the sweep of these jobs: the states of its trials from the run history, the rest from their run folders."""
+    """Reads the sweep of these jobs: the states of its trials from the run history, the rest from their run folders.
+
+    The run folder of a trial that has ended is read once.
+    """
 
     client: Client
     jobs: RunJobs
+    _ended: dict[str, Trial] = field(default_factory=dict, init=False, repr=False)  # by job
 
     @cached_property
     def request(self) -> SweepRequest:
@@ -378,6 +384,16 @@ class SweepReader:
             first += max((number_of(job.name, child.name) + 1 for child in children), default=0)
 
     def _read(self, job: TrialJob) -> Trial:
+        name, completed = job.child.name, job.child.state == "completed"
+        if name in self._ended:
+            return self._ended[name]
+        trial = self._read_folder(job)
+        # A completed trial that measured nothing is an error: its metrics may still be on their way.
+        if job.child.has_ended and (trial.curve or not completed):
+            self._ended[name] = trial
+        return trial
+
+    def _read_folder(self, job: TrialJob) -> Trial:
         child, state = job.child, state_of(job.child.status)
         store, folder = self.client.store(self.folder.datastore), self.trial_folder(child.name)
         with self.client.errors(f"Reading the metrics of {child.name}"):

@@ -6,12 +6,13 @@ import gc
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from azure_local import AzureLocal
+from azure_local import AzureLocal, runner
 from support.azure_commands import Command
 from support.programs import Ended, run_in, started, stopped, wait_for
 
@@ -447,3 +448,26 @@ def test_the_name_of_a_run_is_refused(azure: AzureLocal, msggan_aml: Command) ->
     refused = msggan_aml(*sweep("--over", "g_lr", "--trials", "2", *SHORT))
     assert refused.exit_code == 2
     assert "--name find: is a run, not a sweep." in refused.stderr
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_the_metrics_of_a_trial_that_has_ended_are_read_once_however_many_end_after_it(
+    azure: AzureLocal, msggan_aml: Command, count: int
+) -> None:
+    azure.hold_jobs("no node is free")
+    report = json.dumps({"images": 40, "swd": 1.5}).encode()
+    ended = [f"find_{number}" for number in range(1, count)]
+
+    def end_trials(names: list[str]) -> None:
+        for name in names:
+            azure.put_blob(f"msggan/runs/find/trials/{name}/metrics.jsonl", report)
+            azure.add_ended_job(name).parent = "find"
+
+    for poll in range(8):
+        names = ended[poll::8]
+        azure.fault("GET", "/runs/find/details", nth=poll + 1, meanwhile=lambda names=names: end_trials(names))
+    azure.fault("GET", "/runs/find/details", nth=10, meanwhile=lambda: runner.cancel(azure.job("find")))
+    found = msggan_aml(*sweep("--over", "g_lr=0.001..0.01", "--trials", count, "--concurrent", "1", *SHORT))
+    assert [trial["state"] for trial in found.json["trials"]].count("completed") == count - 1
+    reads = Counter(request.path for request in azure.made("GET", "/metrics.jsonl"))
+    assert {reads[f"/{azure.container}/msggan/runs/find/trials/{name}/metrics.jsonl"] for name in ended} == {1}
