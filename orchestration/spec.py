@@ -1,4 +1,4 @@
-"""What to train: the address of the data, the names of runs and trials, and `RunSpec`."""
+"""What to train: the value of --data, the names of runs and trials, and `RunSpec`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from msggan.commands.options import PACK_SUFFIX, Hardware, data_problems, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
+from orchestration.data_source import CONTAINER_BEFORE_HOST, FORMS, DataAsset, is_remote, read_address
 
 TARGETS = ("auto", "local", "azure")
 LONGEST_NAME = 63
@@ -55,8 +56,8 @@ def name_problems(name: str) -> list[str]:
 
 def default_name(data: str | Path) -> str:
     """The name of a run derived from the data: the same data gives the same name."""
-    asset = DATA_ASSET.fullmatch(str(data))
-    path = Path(os.path.abspath(asset["name"] if asset else data))
+    address = read_address(str(data))
+    path = Path(os.path.abspath(address.name if isinstance(address, DataAsset) else data))
     name = path.stem if path.suffix.lower() in FILE_SUFFIXES else path.name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).lstrip("-_")[:LONGEST_NAME].rstrip("-_")
@@ -89,38 +90,8 @@ def sweep_hint(name: str) -> str:
 
 # --- The value of --data ----------------------------------------------------------------------------------------------
 
-DATASTORE_PATH = re.compile(
-    r"azureml://(?:subscriptions/[^/]+/resource[Gg]roups/[^/]+/(?:providers/[^/]+/)?workspaces/[^/]+/)?"
-    r"datastores/(?P<datastore>[^/]+)/paths/(?P<path>.+)"
-)
-DATA_ASSET = re.compile(r"azureml:(?P<name>[A-Za-z0-9][\w.-]*):(?P<version>[\w.-]+)")
-BLOB_URL = re.compile(
-    r"https://(?P<account>[a-z0-9]{3,24})\.blob\.core\.windows\.net/(?P<container>[^/]+)/(?P<path>.+)"
-)
-
-FORMS = (
-    "On Azure, use azureml://datastores/DATASTORE/paths/PATH, azureml:ASSET:VERSION "
-    "or https://ACCOUNT.blob.core.windows.net/CONTAINER/PATH."
-)
 SECRET = re.compile(r"[?&;#](?:sig|sv|se|sp)=|AccountKey=|SharedAccess\w*=|//[^/]*@", re.IGNORECASE)
 FILE_SUFFIXES = (".zip", PACK_SUFFIX)
-
-
-@dataclass(frozen=True)
-class DatastorePath:
-    """A path in a datastore."""
-
-    datastore: str
-    path: str
-
-    @property
-    def uri(self) -> str:
-        return f"azureml://datastores/{self.datastore}/paths/{self.path}"
-
-
-def is_remote(data: str) -> bool:
-    """Whether --data is an address and not a path on this machine."""
-    return not os.path.exists(data) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|azureml:", data) is not None
 
 
 def source_problems(data: str | None) -> list[str]:
@@ -130,7 +101,7 @@ def source_problems(data: str | None) -> list[str]:
     plain = data
     while (decoded := unquote(plain)) != plain:  # percent-encoding may have been applied several times
         plain = decoded
-    if SECRET.search(plain):
+    if SECRET.search(CONTAINER_BEFORE_HOST.sub(r"\1://", plain)):
         start = re.split(r"[?#&;=%]", re.sub(r"//[^/]*@", "//***@", data))[0]  # up to where a secret could begin
         return [
             f"--data {start}: contains a secret. Command lines are visible to every user of this machine. "
@@ -138,15 +109,9 @@ def source_problems(data: str | None) -> list[str]:
         ]
     if not is_remote(data):
         return data_problems(data)
-    if any(form.fullmatch(data) for form in (DATASTORE_PATH, DATA_ASSET, BLOB_URL)):
+    if read_address(data) is not None:
         return []
     return [f"--data {data}: is not an address that a job can read. {FORMS}"]
-
-
-def in_datastore(uri: str) -> DatastorePath | None:
-    """The datastore path of an azureml:// address, None for other addresses."""
-    found = DATASTORE_PATH.fullmatch(uri)
-    return DatastorePath(found["datastore"], unquote(found["path"])) if found else None
 
 
 def is_file(uri: str) -> bool:

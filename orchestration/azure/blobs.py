@@ -177,9 +177,12 @@ def hash_files(files: Mapping[str, bytes], *others: bytes) -> str:
     return digest.hexdigest()
 
 
-def build_container(account: str, name: str, credential: Any, wait_factor_s: float) -> ContainerClient:
-    """The client of a container. credential: an account key, a SAS or a token credential. Makes no requests."""
-    url = f"https://{account}.blob.core.windows.net"
+def build_container(account: str, name: str, credential: Any, wait_factor_s: float, suffix: str) -> ContainerClient:
+    """The client of a container. Makes no requests.
+
+    credential: an account key, a SAS or a token credential. suffix: the domain of the cloud's storage accounts.
+    """
+    url = f"https://{account}.blob.{suffix}"
     return ContainerClient(url, name, credential=credential, retry_policy=retry_policy(wait_factor_s))
 
 

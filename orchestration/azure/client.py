@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -35,6 +35,7 @@ from azure.storage.blob import ContainerClient
 
 from msggan.errors import UsageError
 from orchestration.azure.blobs import Store, build_container
+from orchestration.azure.clouds import AzureCloud, read_cloud
 from orchestration.azure.errors import (
     HOW_TO_SIGN_IN,
     KEYS_REFUSED,
@@ -43,6 +44,7 @@ from orchestration.azure.errors import (
     first_sentence,
     workspace_scope,
 )
+from orchestration.data_source import WorkspaceName
 from orchestration.errors import AuthError, AzureServiceError, WorkspaceError
 from orchestration.settings import WORKSPACE_VARIABLES, Settings, Workspace
 from orchestration.status import Reporter
@@ -52,8 +54,6 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-MANAGEMENT_URL = "https://management.azure.com"
-MANAGEMENT = f"{MANAGEMENT_URL}/.default"
 API_VERSION = "2023-04-01"  # of the requests that are sent without the SDK
 PATIENCE_S = 1.0  # after this time a line reports that signing in takes longer
 
@@ -87,14 +87,15 @@ class Candidate(NamedTuple):
     build: Callable[[], Any]
 
 
-def build_candidates(environ: Mapping[str, str]) -> list[Candidate]:
-    """The kinds of credential to try in this environment, in order."""
+def build_candidates(environ: Mapping[str, str], authority: str) -> list[Candidate]:
+    """The kinds of credential to try in this environment, in order. authority: used unless a variable sets one."""
+    by_default = partial(DefaultAzureCredential, authority=environ.get("AZURE_AUTHORITY_HOST") or authority)
     if environ.get("AZURE_TOKEN_CREDENTIALS"):
-        return [Candidate("AZURE_TOKEN_CREDENTIALS", DefaultAzureCredential)]
-    by_variables = Candidate("environment variables", EnvironmentCredential)
+        return [Candidate("AZURE_TOKEN_CREDENTIALS", by_default)]
+    by_variables = Candidate("environment variables", partial(EnvironmentCredential, **by_default.keywords))
     if environ.get("AZURE_CLIENT_ID") and environ.get("AZURE_TENANT_ID"):
         if environ.get("AZURE_FEDERATED_TOKEN_FILE"):
-            return [Candidate("workload identity", DefaultAzureCredential)]
+            return [Candidate("workload identity", by_default)]
         if environ.get("AZURE_CLIENT_SECRET") or environ.get("AZURE_CLIENT_CERTIFICATE_PATH"):
             return [by_variables]
     by_cli = Candidate("Azure CLI", lambda: AzureCliCredential(process_timeout=30))
@@ -104,16 +105,16 @@ def build_candidates(environ: Mapping[str, str]) -> list[Candidate]:
     # Asks the VM's metadata service with a short timeout: outside Azure there is no such service.
     others = ("environment", "workload_identity", "shared_token_cache", "visual_studio_code", "cli", "powershell")
     excluded = {f"exclude_{name}_credential": True for name in (*others, "developer_cli", "broker")}
-    return [by_cli, Candidate("managed identity", lambda: DefaultAzureCredential(**excluded))]
+    return [by_cli, Candidate("managed identity", partial(by_default, **excluded))]
 
 
-def sign_in(candidates: list[Candidate]) -> tuple[TokenCredential, Identity]:
-    """The first credential that gives a token, and its identity. Raises AuthError if none does."""
+def sign_in(candidates: list[Candidate], scope: str) -> tuple[TokenCredential, Identity]:
+    """The first credential that gives a token for the scope, and its identity. Raises AuthError if none does."""
     refusals = []
     for candidate in candidates:
         try:
             credential = candidate.build()
-            token = credential.get_token(MANAGEMENT).token
+            token = credential.get_token(scope).token
         except ValueError as error:  # an invalid value of AZURE_TOKEN_CREDENTIALS
             raise UsageError([first_sentence(str(error))]) from error
         except (CredentialUnavailableError, ClientAuthenticationError) as error:
@@ -170,6 +171,11 @@ class Client:
         where = self.workspace
         return f"{where.subscription_id}/{where.resource_group}/{where.workspace_name}"
 
+    @cached_property
+    def cloud(self) -> AzureCloud:
+        """The cloud of the workspace. Raises UsageError if the environment names an unknown one."""
+        return read_cloud(os.environ)
+
     @property
     def credential(self) -> TokenCredential:
         return self._signed_in[0]
@@ -181,7 +187,7 @@ class Client:
     @cached_property
     def _signed_in(self) -> tuple[TokenCredential, Identity]:
         """Signs in, and reports the identity and the workspace; earlier if that takes long."""
-        candidates = build_candidates(os.environ)
+        candidates = build_candidates(os.environ, self.cloud.authority)
         named = f"Workspace {self.workspace.workspace_name} (group {self.workspace.resource_group})"
         info = self.reporter.info
         timer = threading.Timer(PATIENCE_S, info, [f"{named}: signing in with {candidates[0].how} …"])
@@ -189,7 +195,7 @@ class Client:
         timer.start()
         try:
             with azure_errors("Signing in", self.workspace):
-                credential, identity = sign_in(candidates)
+                credential, identity = sign_in(candidates, self.cloud.management_scope)
         finally:
             timer.cancel()
         info(f"{named} as {identity.name} ({identity.how}).")
@@ -237,6 +243,13 @@ class Client:
         access = self.about.public_network_access
         return str(getattr(access, "value", access)).lower() == "disabled"  # an enumeration's own text has its class
 
+    @cached_property
+    def api_url(self) -> str:
+        """The workspace's own address for its run history, which differs by cloud and behind a private link."""
+        with self.errors(f"Reading the addresses of the workspace {self.workspace.workspace_name}"):
+            found = self.send(HttpRequest("GET", str(self.about.discovery_url))).json()
+            return str(found["api"]).rstrip("/")
+
     def find(self, operation: str, read: Callable[[], Found]) -> Found | None:
         """The result of `read`, None if the resource does not exist."""
         try:
@@ -262,16 +275,25 @@ class Client:
         policies = [
             RequestIdPolicy(),
             RetryPolicy(retry_backoff_factor=self.wait_factor_s, **RETRIES),
-            BearerTokenCredentialPolicy(self.credential, MANAGEMENT),
+            BearerTokenCredentialPolicy(self.credential, self.cloud.management_scope),
             HttpLoggingPolicy(),
         ]
-        return PipelineClient(MANAGEMENT_URL, policies=policies)
+        return PipelineClient(self.cloud.management, policies=policies)
 
     @contextmanager
     def errors(self, operation: str) -> Iterator[None]:
         """Raises Azure's errors as MsgganError. operation: the start of the message."""
         with azure_errors(operation, self.workspace, self.identity):
             yield
+
+    def of(self, workspace: WorkspaceName | None) -> Client:
+        """The client of another workspace, with the same credential; this one if it is this one's or None."""
+        if workspace is None or workspace.scope.lower() == self.scope.lower():
+            return self
+        named = Workspace(**vars(workspace), sources={"workspace_name": "--data"})
+        other = replace(self, settings=replace(self.settings, workspace=named))
+        vars(other)["_signed_in"] = self._signed_in
+        return other
 
     # --- Datastores ---------------------------------------------------------------------------------------------------
 
@@ -297,7 +319,9 @@ class Client:
                 [f"No {description} in workspace {self.workspace.workspace_name!r}."],
                 "Name another one, or create it: msggan-aml provision",
             )
-        account, name = getattr(found, "account_name", None), getattr(found, "container_name", None)
+        account = getattr(found, "account_name", None)
+        # ADLS Gen2 calls its containers file systems; they are read as blobs too.
+        name = getattr(found, "container_name", None) or getattr(found, "filesystem", None)
         if account is None or name is None:
             raise AzureServiceError(
                 f"The datastore {found.name} does not store blobs, which images and runs need.",
@@ -309,7 +333,7 @@ class Client:
 
     def _read_key(self, datastore: str) -> str | None:
         """The key or the SAS of a datastore, None if it has none that the signed-in identity may read."""
-        url = f"{MANAGEMENT_URL}{self.scope}/datastores/{datastore}/listSecrets"
+        url = f"{self.cloud.management}{self.scope}/datastores/{datastore}/listSecrets"
         request = HttpRequest("POST", url, params={"api-version": API_VERSION})
         try:
             with self.errors(f"Reading the credentials of the datastore {datastore}"):
@@ -323,7 +347,7 @@ class Client:
 
     def container(self, account: str, name: str, key: str | None) -> ContainerClient:
         """The client of a container. key: an account key or a SAS; None: the signed-in identity. Makes no requests."""
-        return build_container(account, name, key or self.credential, self.wait_factor_s)
+        return build_container(account, name, key or self.credential, self.wait_factor_s, self.cloud.storage)
 
 
 def is_provisioned(tags: Mapping[str, str] | None) -> bool:

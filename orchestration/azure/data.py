@@ -3,72 +3,144 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 from msggan.commands.options import PACK_SUFFIX
 from msggan.errors import DataError
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
-from orchestration.azure.jobs import JobData, Kind
+from orchestration.azure.jobs import TO_RESOLVE, JobData, Kind
 from orchestration.azure.packs import ensure_pack, pack_path
-from orchestration.errors import AuthError
-from orchestration.spec import DATA_ASSET, DatastorePath, RunSpec, in_datastore, is_file, is_remote
+from orchestration.data_source import DataAsset, DatastorePath, StoragePath, is_remote, read_address
+from orchestration.errors import AuthError, AzureServiceError, UnreachableError
+from orchestration.spec import RunSpec, is_file
 
 # What msggan.data reads in a job. Not HEIC: the environments do not have its plug-in.
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 IMAGE_SUFFIXES = (*IMAGES, ".zip", PACK_SUFFIX)
-MAX_LISTED = 1000
+MAX_LISTED = 20_000  # files among which an image is looked for: four requests
 
 
-def plan_data(data: str, datastore: str) -> JobData:
-    """The images that the job will read, as far as they are known without a request."""
+def plan_data(data: str, datastore: str, scope: str) -> JobData:
+    """The images that the job will read, as far as they are known without a request. scope: the workspace's ID."""
     if not is_remote(data):
-        return JobData(pack_path("<resolved-at-submit: SHA-256 of the packed images>", datastore).uri, "uri_file")
-    return JobData(data, _kind_by_name(data))
+        return JobData(pack_path(TO_RESOLVE.format("SHA-256 of the packed images"), datastore).uri, "uri_file")
+    address = read_address(data)
+    kind: Kind = "uri_file" if is_file(data) else "uri_folder"
+    if isinstance(address, DataAsset):
+        version = address.version or TO_RESOLVE.format(f"the latest version of {address.name}")
+        return _asset_data(data, address, version, scope, kind)
+    return JobData(data, kind, has_credential=False if isinstance(address, StoragePath) else None)
 
 
 def ensure_data(spec: RunSpec, store: Store, client: Client) -> JobData:
     """The images that the job will read: packed and uploaded to `store`, or found in Azure. Raises MsgganError."""
     data = str(spec.data)
     if not is_remote(data):
-        return JobData(ensure_pack(data, spec, store, client).path(store.datastore).uri, "uri_file")
-    if asset := DATA_ASSET.fullmatch(data):
-        return _check_asset(data, asset["name"], asset["version"], client)
-    if path := in_datastore(data):
-        return JobData(data, _check_path(path, client))
-    return plan_data(data, store.datastore)  # a blob of another account: only the job knows whether it may read it
+        uploaded = ensure_pack(data, spec, store, client).path(store.datastore)
+        return JobData(uploaded.uri, "uri_file", has_credential=not store.identity_based)
+    address = read_address(data)
+    if isinstance(address, DataAsset):
+        return _check_asset(data, address, client)
+    if address is None:
+        raise DataError(f"--data {data}: is not an address that a job can read.")
+    return _check_path(data, address, client)
 
 
-def _kind_by_name(address: str) -> Kind:
-    return "uri_file" if is_file(address) else "uri_folder"
+# --- Data assets ------------------------------------------------------------------------------------------------------
 
 
-# --- Already in Azure -------------------------------------------------------------------------------------------------
+def _asset_data(data: str, asset: DataAsset, version: str, scope: str, kind: Kind) -> JobData:
+    """A version of an asset as the job gets it. scope: the workspace's resource ID."""
+    if asset.registry:  # its files are the registry's own, which opens them to the job
+        return JobData(data, kind, has_credential=True)
+    owner = asset.workspace.scope if asset.workspace else scope
+    asset_id = f"{owner}/data/{asset.name}/versions/{version}"
+    uri = f"azureml:{asset.name}:{version}" if owner.lower() == scope.lower() else f"azureml:{asset_id}"
+    return JobData(uri, kind, asset_id=asset_id)
 
 
-def _check_asset(data: str, name: str, version: str, client: Client) -> JobData:
-    with client.errors(f"Looking for the data asset {name}, version {version}"):
-        asset = client.ml.data.get(name, version)
-    if asset.type not in ("uri_file", "uri_folder"):
-        raise DataError(f"--data {data}: is of type {asset.type}.", "Use an asset of type uri_folder or uri_file.")
-    if path := in_datastore(str(asset.path)):
-        _check_path(path, client)
-    return JobData(data, asset.type)
-
-
-def _check_path(path: DatastorePath, client: Client) -> Kind:
-    """Whether a path of a datastore is a file or a folder. Raises DataError if it has no images."""
+def _check_asset(data: str, asset: DataAsset, client: Client) -> JobData:
     try:
-        store = client.store(path.datastore)
-        with client.errors(f"Listing {path.uri}"):
-            if not path.path.endswith("/") and store.size_of(path.path) is not None:
-                return "uri_file"
-            names = [blob.name for blob in itertools.islice(store.list_blobs(path.path), MAX_LISTED)]
-    except AuthError:  # the job may have access that this person does not have
-        client.reporter.info(f"{path.uri} was not checked: the signed-in identity may not read it.")
-        return _kind_by_name(path.path)
+        found = _read_asset(data, asset, client)
+    except (AuthError, UnreachableError) as error:
+        if asset.version is None or not (asset.registry or client.of(asset.workspace) is not client):
+            raise  # the service looks for it here when the job is submitted
+        unchecked = _unchecked(data, error, client)
+        return replace(_asset_data(data, asset, asset.version, client.scope, unchecked.kind), has_credential=False)
+    if found.type not in ("uri_file", "uri_folder"):
+        raise DataError(f"--data {data}: is of type {found.type}.", "Use an asset of type uri_folder or uri_file.")
+    images = _asset_data(data, asset, str(found.version), client.scope, found.type)
+    if asset.registry:
+        return images
+    path = read_address(str(found.path))
+    if isinstance(path, DatastorePath) and path.workspace is None and asset.workspace is not None:
+        path = DatastorePath(path.datastore, path.path, asset.workspace)
+    if not isinstance(path, DatastorePath | StoragePath):
+        return replace(images, has_credential=False)
+    return replace(images, has_credential=_check_path(str(found.path), path, client).has_credential)
+
+
+def _read_asset(data: str, asset: DataAsset, client: Client) -> Any:
+    """The asset from the service. Raises MsgganError."""
+    place = (
+        f"registry {asset.registry}"
+        if asset.registry
+        else f"workspace {client.of(asset.workspace).workspace.workspace_name}"
+    )
+    version = f"version {asset.version}" if asset.version else "latest version"
+    with client.errors(f"Looking for the data asset {asset.name}, {version}, in the {place}"):
+        ml = client.registry(asset.registry) if asset.registry else client.of(asset.workspace).ml
+        return ml.data.get(asset.name, asset.version, label=None if asset.version else "latest")
+
+
+# --- Paths ------------------------------------------------------------------------------------------------------------
+
+
+def _check_path(data: str, path: DatastorePath | StoragePath, client: Client) -> JobData:
+    """Whether an address is of a file or a folder. Raises DataError if there are no images."""
+    has_credential = False
+    try:
+        store = _open(path, client)
+        has_credential = not store.identity_based
+        return JobData(data, _kind_of(data, store, path.path, client), has_credential)
+    except (AuthError, UnreachableError) as error:  # the job may be in another network, or have another identity
+        return _unchecked(data, error, client, has_credential=has_credential)
+
+
+def _open(path: DatastorePath | StoragePath, client: Client) -> Store:
+    if isinstance(path, DatastorePath):
+        return client.of(path.workspace).store(path.datastore)
+    return Store("", path.account, client.container(path.account, path.container, None), identity_based=True)
+
+
+def _kind_of(data: str, store: Store, path: str, client: Client) -> Kind:
     hint = "See what is there in Azure ML Studio: Data, Datastores, Browse."
-    if not names:
-        raise DataError(f"--data {path.uri}: there is nothing at this path.", hint)
-    if not any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
-        raise DataError(f"--data {path.uri}: none of the files there is an image.", hint)
+    nothing = DataError(f"--data {data}: there is nothing at this path.", hint)
+    count = 0
+    try:
+        with client.errors(f"Listing {data}"):
+            if not path.endswith("/") and store.size_of(path) is not None:
+                return "uri_file"
+            for count, blob in enumerate(itertools.islice(store.list_blobs(path), MAX_LISTED), start=1):  # noqa: B007
+                if blob.name.lower().endswith(IMAGE_SUFFIXES):
+                    return "uri_folder"
+    except AzureServiceError as error:
+        if error.is_missing:  # there is no such container
+            raise nothing from error
+        raise
+    if count == 0:
+        raise nothing
+    if count < MAX_LISTED:
+        raise DataError(f"--data {data}: none of the files there is an image.", hint)
+    client.reporter.info(f"None of the first {count} files at {data} is an image. The job looks at the others too.")
     return "uri_folder"
+
+
+def _unchecked(
+    data: str, error: AuthError | UnreachableError, client: Client, *, has_credential: bool = False
+) -> JobData:
+    """Images that this machine cannot read. The job gets an identity unless their datastore has a credential."""
+    client.reporter.info(f"{data} was not checked. {error.message} The job may be able to read it.")
+    return JobData(data, "uri_file" if is_file(data) else "uri_folder", has_credential)

@@ -36,7 +36,7 @@ from requests.utils import get_environ_proxies, select_proxy
 from msggan.errors import MsgganError, UsageError
 from orchestration.azure import compute
 from orchestration.azure.blobs import Store
-from orchestration.azure.client import MANAGEMENT_URL, WAIT_FACTOR_S, Client
+from orchestration.azure.client import WAIT_FACTOR_S, Client
 from orchestration.azure.datastore import SAS_VARIABLE, check_access
 from orchestration.azure.environment import read_environment, resolve_recipe
 from orchestration.azure.errors import azure_errors, quota_hint, role_command, storage_role_hint
@@ -206,7 +206,7 @@ def check_runs_folder(client: Client) -> Finding:
 
 def check_proxy(client: Client) -> Finding:
     """Whether the proxy for requests to Azure, if there is one, accepts connections."""
-    proxy = _proxy_for(MANAGEMENT_URL)
+    proxy = _proxy_for(client.cloud.management)
     if proxy is None:
         return Finding("None.")
     shown, parts = without_secrets(proxy), urlsplit(proxy if "//" in proxy else f"http://{proxy}")
@@ -247,7 +247,7 @@ def check_certificates(client: Client) -> Finding:
 def check_azure(client: Client) -> Finding:
     """Whether Azure is reached with a certificate that is trusted."""
     _ask_azure(client)
-    return Finding(f"{urlsplit(MANAGEMENT_URL).hostname} is reached, and its certificate is trusted.")
+    return Finding(f"{urlsplit(client.cloud.management).hostname} is reached, and its certificate is trusted.")
 
 
 def check_clock(client: Client) -> Finding:
@@ -273,11 +273,11 @@ def describe_skew(seconds: float) -> Finding:
 def _ask_azure(client: Client) -> Mapping[str, str]:
     """The headers of a response for which no sign-in is needed. A certificate that is not trusted is named."""
     policies = [RequestIdPolicy(), RetryPolicy(retry_total=1, retry_backoff_factor=client.wait_factor_s)]
-    host = urlsplit(MANAGEMENT_URL).hostname
-    azure: PipelineClient[HttpRequest, Any] = PipelineClient(MANAGEMENT_URL, policies=policies)
+    host = urlsplit(client.cloud.management).hostname
+    azure: PipelineClient[HttpRequest, Any] = PipelineClient(client.cloud.management, policies=policies)
     try:
         with azure_errors(f"Reaching {host}"), azure:
-            request = HttpRequest("GET", f"{MANAGEMENT_URL}/metadata/endpoints?api-version=2022-09-01")
+            request = HttpRequest("GET", f"{client.cloud.management}/metadata/endpoints?api-version=2022-09-01")
             headers: Mapping[str, str] = azure.send_request(request).headers
             return headers
     except UnreachableError as error:
@@ -368,7 +368,7 @@ def describe_roles(granted: Sequence[Mapping[str, Any]], who: str, scope: str) -
 
 def read_permissions(client: Client, scope: str) -> list[Mapping[str, Any]]:
     """What each role of the identity at a scope permits: actions, notActions, dataActions and notDataActions."""
-    url = f"{MANAGEMENT_URL}{scope}/providers/Microsoft.Authorization/permissions?api-version=2022-04-01"
+    url = f"{client.cloud.management}{scope}/providers/Microsoft.Authorization/permissions?api-version=2022-04-01"
     with client.errors(f"Reading the permissions at {scope}"):
         return _pages(client, url)
 
@@ -488,7 +488,8 @@ def _check_store(client: Client, store: Store) -> Finding:
 def _may_write(client: Client, store: Store) -> bool | None:
     """Whether the identity's roles permit it to write blobs, None if that cannot be read."""
     query = f"$filter=resourceType eq 'Microsoft.Storage/storageAccounts' and name eq '{store.account}'"
-    url = f"{MANAGEMENT_URL}/subscriptions/{client.workspace.subscription_id}/resources?api-version=2021-04-01&{query}"
+    resources = f"/subscriptions/{client.workspace.subscription_id}/resources"
+    url = f"{client.cloud.management}{resources}?api-version=2021-04-01&{query}"
     own = str(client.about.storage_account or "")
     try:
         with client.errors(f"Looking for the storage account {store.account}"):
@@ -504,7 +505,7 @@ def check_registry(client: Client) -> Finding:
     registry = client.about.container_registry
     name = str(registry or "").rpartition("/")[2]
     if registry:
-        url = f"{MANAGEMENT_URL}{registry}?api-version=2023-07-01"
+        url = f"{client.cloud.management}{registry}?api-version=2023-07-01"
         try:
             found = client.find(f"Reading the registry {name}", lambda: client.send(HttpRequest("GET", url)))
         except AuthError:

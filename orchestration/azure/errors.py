@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from azure.core.exceptions import (
 from azure.identity import CredentialUnavailableError
 
 from msggan.errors import MsgganError
+from orchestration.azure.clouds import read_cloud
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
 from orchestration.settings import Workspace
 
@@ -204,8 +206,9 @@ def workspace_scope(workspace: Workspace) -> str:
 def quota_hint(workspace: Workspace | None = None) -> str:
     """How to get more quota, or to need less."""
     named = f" of workspace {workspace.workspace_name}" if workspace else ""
+    studio = read_cloud(os.environ).studio
     return (
-        f"Request more cores in Azure ML Studio (https://ml.azure.com) under Quota, in the subscription{named}; "
+        f"Request more cores in Azure ML Studio ({studio}) under Quota, in the subscription{named}; "
         "or use a smaller --vm-size, fewer --max-nodes or --low-priority, which has its own quota."
     )
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from azure.core.rest import HttpRequest
 
@@ -18,7 +17,7 @@ from msggan.errors import RunFolderError
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
 from orchestration.azure.jobs import DATA_INPUT, RUN_OUTPUT, RUN_TAG, SWEEP_TAG, job_name
-from orchestration.spec import DatastorePath, in_datastore
+from orchestration.data_source import DatastorePath, in_datastore
 
 MAX_JOBS = 2000  # read for a list of runs
 MAX_RUNS = 50  # listed without a limit
@@ -146,7 +145,8 @@ def created_at(job: Any) -> str:
 def data_of(job: Any) -> str:
     """The images of a job, as --data takes them."""
     images = (job.inputs or {}).get(DATA_INPUT)
-    return str(getattr(images, "path", None) or "PATH")
+    path = str(getattr(images, "path", None) or "PATH")
+    return f"azureml:{path}" if re.fullmatch(r"[\w.-]+:[\w.-]+", path) else path  # the SDK's form of a data asset
 
 
 # --- The run history --------------------------------------------------------------------------------------------------
@@ -230,8 +230,7 @@ def read_children(client: Client, job: str) -> list[Details]:
 
 
 def _get(client: Client, path: str, **query: str) -> Any:
-    host = urlsplit(str(client.about.mlflow_tracking_uri)).netloc
-    url = f"https://{host}/history/v1.0{client.scope}/{path}"
+    url = f"{client.api_url}/history/v1.0{client.scope}/{path}"
     return client.send(HttpRequest("GET", url, params=query)).json()
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from azure.ai.ml import Input, Output, command
 from azure.ai.ml.entities import (
     Command,
     JupyterLabJobService,
+    ManagedIdentityConfiguration,
     QueueSettings,
     SshJobService,
     UserIdentityConfiguration,
@@ -25,9 +26,10 @@ from azure.ai.ml.entities import (
 )
 
 from msggan.errors import UsageError
+from orchestration.data_source import DatastorePath
 from orchestration.pairs import MAX_TAGS
 from orchestration.settings import Settings
-from orchestration.spec import DatastorePath, RunSpec
+from orchestration.spec import RunSpec
 
 RUN_TAG = "msggan.run"
 SWEEP_TAG = "msggan.sweep"  # a sweep has both tags
@@ -49,6 +51,8 @@ ENVIRONMENT_VARIABLES = {"PYTHONUNBUFFERED": "1"}  # each line of the log is vis
 
 GIT_PROPERTIES = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
 MAX_HOURS_AT_LOW_PRIORITY = 168  # on dedicated machines 504, the range of the setting
+# Stands for what only the service knows, in what --dry-run prints.
+TO_RESOLVE = "<resolved-at-submit: {}>"
 GIT_TIMEOUT_S = 5
 SERVICE_TAGS = ("_aml", "azureml.", "mlflow.")
 
@@ -57,17 +61,23 @@ Kind = Literal["uri_file", "uri_folder"]
 
 @dataclass(frozen=True)
 class JobData:
-    """The images that the job reads: their URI, and whether it is of a file or a folder."""
+    """The images that the job reads: their URI, and whether it is of a file or a folder.
+
+    has_credential: whether their datastore holds a credential, so that no identity is needed; None: not known yet.
+    asset_id: the resource ID of a data asset, which a job's body has in place of its URI.
+    """
 
     uri: str
     kind: Kind
+    has_credential: bool | None = None
+    asset_id: str | None = None
 
 
 @dataclass(frozen=True)
 class JobPlan:
     """All that a job consists of. datastore: for its run folder. code, environment: IDs of a snapshot and environment.
 
-    as_user: the job reads and writes with the identity of the person who submits it.
+    identity: as `job_identity` returns it.
     """
 
     name: str
@@ -78,7 +88,7 @@ class JobPlan:
     environment: str
     settings: Settings
     tags: Mapping[str, str] = field(default_factory=dict)
-    as_user: bool = False
+    identity: str | None = None
 
     @property
     def run_folder(self) -> DatastorePath:
@@ -113,13 +123,13 @@ def build_job(plan: JobPlan) -> Command:
         instance_count=1 if serverless else None,
         shm_size=SHARED_MEMORY,
         timeout=seconds(settings.timeout_hours),
-        inputs={DATA_INPUT: Input(type=plan.data.kind, path=plan.data.uri, mode="download")},
+        inputs={DATA_INPUT: Input(type=plan.data.kind, path=plan.data.asset_id or plan.data.uri, mode="download")},
         outputs={RUN_OUTPUT: Output(type="uri_folder", path=plan.run_folder.uri, mode="rw_mount")},
         tags={**settings.tags, **plan.tags},
         # The commit under the names that the portal shows; without them the SDK would add the repository's URL.
         properties={name: plan.tags[tag] for tag, name in GIT_PROPERTIES.items() if tag in plan.tags},
         queue_settings=QueueSettings(job_tier="spot") if serverless and settings.low_priority else None,
-        identity=UserIdentityConfiguration() if plan.as_user else None,
+        identity=build_identity(plan.identity),
         services=build_services(settings) or None,
     )
 
@@ -134,6 +144,8 @@ def rest_body(job: Any, plan: JobPlan, scope: str) -> dict[str, Any]:
     if plan.compute is not None:
         job.compute = f"{scope}/computes/{plan.compute}"
     body: dict[str, Any] = job._to_rest_object().as_dict()
+    if plan.identity == IDENTITY_TO_RESOLVE:
+        body["properties"]["identity"] = {"identityType": IDENTITY_TO_RESOLVE}
     return {"properties": body["properties"]}
 
 
@@ -185,6 +197,49 @@ def job_name(run: str, number: int) -> str:
 
 def run_folder(datastore: str, run: str) -> DatastorePath:
     return DatastorePath(datastore, f"{RUNS_FOLDER}/{run}/")
+
+
+# --- Identity ---------------------------------------------------------------------------------------------------------
+
+USER_IDENTITY = "UserIdentity"
+IDENTITY_TO_RESOLVE = TO_RESOLVE.format(
+    f"none, or {USER_IDENTITY} if a datastore has no credential and the cluster no identity"
+)
+
+
+def job_identity(
+    has_credential: Iterable[bool | None], machines: str | None, *, serverless: bool = False
+) -> str | None:
+    """The identity of a job: None, `USER_IDENTITY`, `IDENTITY_TO_RESOLVE` or the ID of a managed identity.
+
+    A job has one identity for all of its inputs and outputs; where a datastore has a credential, that is used instead.
+
+    | read and written with         | cluster with identity | without         | serverless      | with `identity` ID   |
+    |-------------------------------|-----------------------|-----------------|-----------------|----------------------|
+    | credentials of datastores     | None                  | None            | None            | ID                   |
+    | an identity, at least in part | None: the cluster's   | the submitter's | the submitter's | ID                   |
+
+    has_credential: of the images and of the run folder; None: not known yet. machines: as the setting `identity` has
+    it, of the cluster that exists or of serverless machines, whose own identity ("system") the service does not use;
+    None: not known yet.
+    """
+    known = list(has_credential)
+    if serverless and machines not in (None, "none", "system"):
+        return machines
+    if all(known) or (not serverless and machines not in (None, "none")):
+        return None
+    if False in known and (serverless or machines == "none"):
+        return USER_IDENTITY
+    return IDENTITY_TO_RESOLVE
+
+
+def build_identity(identity: str | None) -> UserIdentityConfiguration | ManagedIdentityConfiguration | None:
+    """The identity for the SDK."""
+    if identity == USER_IDENTITY:
+        return UserIdentityConfiguration()
+    if identity is None or identity == IDENTITY_TO_RESOLVE:
+        return None
+    return ManagedIdentityConfiguration(resource_id=identity)
 
 
 # --- Services ---------------------------------------------------------------------------------------------------------

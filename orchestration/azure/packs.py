@@ -25,8 +25,9 @@ from msggan.config import TrainConfig
 from msggan.errors import DataError
 from msggan.runs.files import sha256_of, write_whole
 from orchestration.azure.blobs import Store
+from orchestration.data_source import DatastorePath
 from orchestration.local.process import result_of
-from orchestration.spec import DatastorePath, RunSpec
+from orchestration.spec import RunSpec
 
 if TYPE_CHECKING:
     from orchestration.azure.client import Client

@@ -24,18 +24,20 @@ from msggan.errors import MsgganError, UsageError
 from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import Store
-from orchestration.azure.client import API_VERSION, MANAGEMENT_URL, Client
+from orchestration.azure.client import API_VERSION, Client
 from orchestration.azure.compute import NOT_CHECKED, identity_of, other_sizes, read_size, require_cluster, values_of
 from orchestration.azure.data import ensure_data, plan_data
 from orchestration.azure.environment import ensure_environment, resolve_recipe
 from orchestration.azure.history import RunJobs, get_job, run_of
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
+    TO_RESOLVE,
     JobPlan,
     build_job,
     build_tags,
     configuration_hash,
     environment_variables,
+    job_identity,
     run_folder,
     time_limit_problems,
 )
@@ -43,21 +45,26 @@ from orchestration.errors import UncertainError
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 
-TO_RESOLVE = "<resolved-at-submit: {}>"
 PACKAGE = "msggan"
 CODE_FOLDER = "msggan/code"  # in the workspace's default datastore
 CONFLICT = 409
 CONSENT_FILE = ".azure-agreed.json"  # in the folder of the runs: the workspaces in which money may be spent
 
 
-def planned_job(settings: Settings, spec: RunSpec, extra: Sequence[str] = ()) -> JobPlan:
-    """The job that `submit` would send. Makes no requests: what only the service knows is `TO_RESOLVE`."""
+def planned_job(settings: Settings, scope: str, spec: RunSpec, extra: Sequence[str] = ()) -> JobPlan:
+    """The job that `submit` would send. Makes no requests: what only the service knows is `TO_RESOLVE`.
+
+    scope: the workspace's resource ID.
+    """
     datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
-    data = plan_data(str(spec.data), datastore)
+    data = plan_data(str(spec.data), datastore, scope)
     code = TO_RESOLVE.format("the snapshot of the msggan package")
     environment = TO_RESOLVE.format(f"the environment {settings.environment}")
     tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
-    return JobPlan(spec.name, spec, data, datastore, code, environment, settings, tags)
+    serverless = settings.instance_type is not None
+    machines = settings.identity if serverless else None
+    identity = job_identity([data.has_credential, None], machines, serverless=serverless)
+    return JobPlan(spec.name, spec, data, datastore, code, environment, settings, tags, identity)
 
 
 def as_plan(job: JobPlan, command: list[str], body: dict[str, Any], scope: str) -> dict[str, Any]:
@@ -89,13 +96,13 @@ def submit(
     started = _read_started(client, spec, store)
     if newest and started and _is_trained(client, run, *started, store):
         return run
-    if settings.instance_type is None:
-        has_identity = identity_of(_checked_cluster(client)) != "none"
+    serverless = settings.instance_type is not None
+    if not serverless:
+        machines = identity_of(_checked_cluster(client))
     else:
-        size = read_size(client)  # raises UsageError if it is not offered
+        machines, size = settings.identity, read_size(client)  # raises UsageError if it is not offered
         if not size.is_known:
             client.reporter.info(f"{NOT_CHECKED.format(f'The VM size {size.name} was', 'it')}.")
-        has_identity = False
     # The environment may be refused: create it before a hundred thousand images are packed.
     environment = ensure_environment(client, resolve_recipe(client))
     packed = spec
@@ -108,8 +115,8 @@ def submit(
     if newest and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == tags[CONFIGURATION_TAG]:
         return run
     code = ensure_code(client)
-    as_user = store.identity_based and not has_identity
-    plan = JobPlan(run.next_name, spec, data, store.datastore, code, environment, settings, tags, as_user=as_user)
+    identity = job_identity([data.has_credential, not store.identity_based], machines, serverless=serverless)
+    plan = JobPlan(run.next_name, spec, data, store.datastore, code, environment, settings, tags, identity)
     job = _send(client, plan, build)
     record_consent(client)
     client.reporter.info(f"Submitted job {job.name}: {job.studio_url or None}")
@@ -187,7 +194,7 @@ def ensure_code(client: Client) -> str:
     code = f"{client.scope}/codes/{PACKAGE}/versions/{number}"
     request = HttpRequest(
         "PUT",
-        f"{MANAGEMENT_URL}{code}",
+        f"{client.cloud.management}{code}",
         params={"api-version": API_VERSION},
         json={"properties": {"codeUri": url, "description": f"The {PACKAGE} package {version(PACKAGE)}"}},
     )

@@ -10,13 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from azure.ai.ml import sweep as sdk
-from azure.ai.ml.entities import UserIdentityConfiguration
 from azure.ai.ml.sweep import SweepJob, SweepJobLimits
 
 from msggan.commands.options import to_argv
 from msggan.config import TrainConfig, flag
 from msggan.errors import UsageError
-from orchestration.azure.jobs import RUN_PLACEHOLDER, SWEEP_TAG, JobPlan, build_job, command_line, rest_body, seconds
+from orchestration.azure.jobs import (
+    RUN_PLACEHOLDER,
+    SWEEP_TAG,
+    JobPlan,
+    build_identity,
+    build_job,
+    command_line,
+    rest_body,
+    seconds,
+)
 from orchestration.spec import RunSpec
 from orchestration.sweeps.space import Choice, Dimension, Interval
 from orchestration.sweeps.spec import KNOWN_METRICS, SweepSpec
@@ -98,7 +106,7 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec, remaining: RemainingTrials | No
         compute=plan.compute,
         inputs=trial.inputs,
         outputs=trial.outputs,
-        identity=UserIdentityConfiguration() if plan.as_user else None,
+        identity=build_identity(plan.identity),
         queue_settings=trial.queue_settings,
         resources=trial.resources,
         sampling_algorithm=sampling,

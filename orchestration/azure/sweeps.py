@@ -53,8 +53,9 @@ from orchestration.azure.sweep_jobs import (
     trial_run,
 )
 from orchestration.copies import is_copy
+from orchestration.data_source import DatastorePath, in_datastore
 from orchestration.errors import AzureServiceError
-from orchestration.spec import SWEEP_FILE, TRIALS_FOLDER, DatastorePath, in_datastore, trial_named
+from orchestration.spec import SWEEP_FILE, TRIALS_FOLDER, trial_named
 from orchestration.status import ACTIVE_STATES, Download
 from orchestration.sweeps.record import SweepRequest, read_request, refuse_another_sweep
 from orchestration.sweeps.report import newest_grid, report_result, write_report
@@ -90,7 +91,7 @@ class AzureSweeps:
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
         """What `submit_sweep` would send for a new sweep. Makes no requests. Raises `UsageError`."""
         refuse_on_azure(spec)
-        job = planned_job(self.client.settings, trial_run(spec), _distinguishing_args(spec))
+        job = planned_job(self.client.settings, self.client.scope, trial_run(spec), _distinguishing_args(spec))
         command = trial_run(spec).command(data=DATA_PLACEHOLDER, run_dir=TRIAL_FOLDER)
         scope = self.client.scope
         return as_plan(job, command, build_sweep_body(job, spec, scope), scope)

@@ -41,6 +41,7 @@ from orchestration.azure.jobs import (
 from orchestration.azure.provisioning import apply, plan_deletion, plan_provisioning, verify
 from orchestration.azure.submission import as_plan, consent_question, planned_job, submit
 from orchestration.copies import is_copy
+from orchestration.data_source import StoragePath, read_address
 from orchestration.runs import next_of_trial, runs_dir_args
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec, name_of_trial, sweep_hint, trial_named
@@ -84,11 +85,18 @@ class AzureTarget(Target):
     # --- Train --------------------------------------------------------------------------------------------------------
 
     def problems(self, data: str | None, name: str | None) -> list[str]:
-        return []  # `start` checks the jobs of that name and the data
+        """What is wrong with an address in a storage account; `start` checks the jobs of that name and the data."""
+        address, cloud = read_address(data or ""), self.client.cloud
+        if not isinstance(address, StoragePath) or address.suffix == cloud.storage:
+            return []
+        return [
+            f"--data {data}: is not in the cloud of the workspace, {cloud.name}, whose storage is {cloud.storage}. "
+            "Set AZUREML_CURRENT_CLOUD if the workspace is in another cloud."
+        ]
 
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:
         """The request that `start` would send. `<resolved-at-submit: …>` stands for values from the service."""
-        job = planned_job(self.settings, spec)
+        job = planned_job(self.settings, self.client.scope, spec)
         command = spec.command(data=DATA_PLACEHOLDER, run_dir=RUN_PLACEHOLDER)
         return as_plan(job, command, build_body(job, self.client.scope), self.client.scope)
 

@@ -150,7 +150,8 @@ def submit(
     """Train on the images in a folder, a zip or a pack, given as PATH or --data PATH, and follow the run to its end.
 
     If an Azure ML workspace is configured, the run trains there, otherwise on this machine; --target overrides this. On
-    Azure, --data may also be azureml://datastores/NAME/paths/PATH, azureml:ASSET:VERSION or a blob's https address.
+    Azure, --data may also be azureml://datastores/NAME/paths/PATH, azureml:ASSET:VERSION, azureml:ASSET@latest, an
+    asset of a registry, or an https, wasbs or abfss address in a storage account.
 
     Run the same command again to resume the run. Only --kimg, the intervals, --num-samples, --device and --workers may
     then differ.

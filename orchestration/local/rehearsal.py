@@ -20,9 +20,10 @@ from msggan.config import TrainConfig, resolve
 from msggan.display.progress import duration
 from msggan.runs.folder import RunFolder, read_state
 from msggan.tracking.metrics_log import read_metrics
+from orchestration.data_source import is_remote
 from orchestration.errors import RehearsalError
 from orchestration.local.process import BackgroundProcess
-from orchestration.spec import RunSpec, is_remote
+from orchestration.spec import RunSpec
 
 LOSSES = 3
 REPORT_IMAGES = 250  # images between two reports of a run

@@ -23,6 +23,7 @@ from msggan.commands.program import (
 from msggan.errors import MsgganError, UsageError
 from msggan.runs.folder import RunFolder, is_owned, read_state
 from orchestration.copies import copy_run
+from orchestration.data_source import is_remote
 from orchestration.local.process import (
     POLL_SECONDS,
     BackgroundProcess,
@@ -34,7 +35,7 @@ from orchestration.local.process import (
 )
 from orchestration.runs import DEFAULT_RUNS_DIR, folder_of, next_commands, read_status, run_names
 from orchestration.settings import Settings
-from orchestration.spec import RunSpec, is_remote, sweep_hint
+from orchestration.spec import RunSpec, sweep_hint
 from orchestration.status import Download, Item, ProvisionPlan, Reporter, RunStatus, Step
 from orchestration.targets import Target
 

@@ -24,7 +24,8 @@ from msggan.errors import RunFolderError, UsageError
 from msggan.runs.files import write_whole
 from msggan.runs.folder import DIED, PATIENCE_SECONDS, RunFolder, is_held, is_owned
 from msggan.tracking.metrics_log import read_metrics
-from orchestration.spec import SWEEP_FILE, is_remote, trial_path
+from orchestration.data_source import is_remote
+from orchestration.spec import SWEEP_FILE, trial_path
 from orchestration.sweeps.spec import SweepSpec
 from orchestration.sweeps.trials import EarlyStopping, Objective, Trial, measured
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from azure.ai.ml._azure_environments import _environments
 from azure.core.exceptions import (
     ClientAuthenticationError,
     HttpResponseError,
@@ -25,6 +26,7 @@ from orchestration.azure.client import (
     identity_of,
     sign_in,
 )
+from orchestration.azure.clouds import read_cloud
 from orchestration.azure.errors import azure_errors, translate_error
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError, WorkspaceError
 from orchestration.settings import Workspace
@@ -32,6 +34,7 @@ from orchestration.settings import Workspace
 WORKSPACE = Workspace("s1", "g1", "w1", {"workspace_name": "variable AZUREML_ARM_WORKSPACE_NAME"})
 SOMEBODY = Identity("ann@example.org", "oid-1", "Azure CLI")
 SCOPE = "/subscriptions/s1/resourceGroups/g1/providers/Microsoft.MachineLearningServices/workspaces/w1"
+PUBLIC = read_cloud({"AZUREML_CURRENT_CLOUD": "AzureCloud"})
 BY_VARIABLES = {"AZURE_CLIENT_ID": "c", "AZURE_TENANT_ID": "t", "AZURE_CLIENT_SECRET": "s"}
 
 
@@ -66,13 +69,35 @@ def translated(error: Exception) -> MsgganError:
 def test_the_azure_cli_is_tried_first_outside_azure_and_the_managed_identity_inside(
     environ: dict[str, str], kinds: list[str]
 ) -> None:
-    assert [candidate.how for candidate in build_candidates(environ)] == kinds
+    assert [candidate.how for candidate in build_candidates(environ, PUBLIC.authority)] == kinds
+
+
+@pytest.mark.parametrize("name", ["AzureCloud", "AzureUSGovernment", "AzureChinaCloud"])
+def test_the_hosts_of_a_cloud_are_the_sdk_s(name: str) -> None:
+    cloud, hosts = read_cloud({"AZUREML_CURRENT_CLOUD": name}), _environments[name]
+    assert (cloud.name, f"{cloud.management}/", f"{cloud.authority}/", cloud.storage) == (
+        name,
+        hosts["resource_manager"],
+        hosts["active_directory"],
+        hosts["storage_endpoint"],
+    )
+    (candidate,) = build_candidates(BY_VARIABLES, cloud.authority)
+    assert candidate.build.keywords == {"authority": cloud.authority}
+    (candidate,) = build_candidates({**BY_VARIABLES, "AZURE_AUTHORITY_HOST": "https://login.x"}, cloud.authority)
+    assert candidate.build.keywords == {"authority": "https://login.x"}
+
+
+def test_an_unknown_cloud_is_named_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARM_CLOUD_METADATA_URL", "https://127.0.0.1:9/metadata")
+    with pytest.raises(UsageError, match="AZUREML_CURRENT_CLOUD=AzureMoon: is not an Azure cloud") as error:
+        read_cloud({"AZUREML_CURRENT_CLOUD": "AzureMoon"})
+    assert "AzureCloud, AzureUSGovernment, AzureChinaCloud" in error.value.hint
 
 
 def test_azure_token_credentials_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "nonsense")
     with pytest.raises(UsageError, match="nonsense"):
-        sign_in(build_candidates({"AZURE_TOKEN_CREDENTIALS": "nonsense"}))
+        sign_in(build_candidates({"AZURE_TOKEN_CREDENTIALS": "nonsense"}, PUBLIC.authority), PUBLIC.management_scope)
 
 
 class Refusing:
@@ -99,14 +124,14 @@ class Opening:
 
 def test_the_first_available_credential_is_used() -> None:
     absent = Candidate("managed identity", lambda: Refusing(CredentialUnavailableError("nobody answers")))
-    _, identity = sign_in([absent, Candidate("Azure CLI", Opening)])
+    _, identity = sign_in([absent, Candidate("Azure CLI", Opening)], PUBLIC.management_scope)
     assert identity == SOMEBODY
 
 
 def test_a_rejected_credential_is_not_replaced_by_another() -> None:
     refused = Candidate("environment variables", lambda: Refusing(ClientAuthenticationError("wrong secret\nmore")))
     with pytest.raises(AuthError) as error:
-        sign_in([refused, Candidate("Azure CLI", Opening)])
+        sign_in([refused, Candidate("Azure CLI", Opening)], PUBLIC.management_scope)
     assert error.value.message == "Not signed in to Azure.\nenvironment variables: wrong secret."
     assert error.value.exit_code == 4
 

@@ -25,6 +25,7 @@ from orchestration.azure.blobs import hash_files
 from orchestration.azure.data import IMAGES
 from orchestration.azure.history import Details, has_ended, state_of
 from orchestration.azure.jobs import (
+    IDENTITY_TO_RESOLVE,
     MAX_TAGS,
     JobData,
     as_yaml,
@@ -33,6 +34,7 @@ from orchestration.azure.jobs import (
     command_line,
     configuration_hash,
     connect_command,
+    job_identity,
     job_name,
     run_folder,
 )
@@ -59,7 +61,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
             {**SERVERLESS, "queueSettings": {"jobTier": "Spot"}},
         ),
         ({"description": "For the spring catalogue."}, {**BODY, "description": "For the spring catalogue."}),
-        ({"as_user": True}, {**BODY, "identity": {"identityType": "UserIdentity"}}),
+        ({"identity": "UserIdentity"}, {**BODY, "identity": {"identityType": "UserIdentity"}}),
         (
             {"timeout_hours": 504.0},
             {**BODY, "limits": {"timeout": "P21D", "jobLimitsType": "Command"}},
@@ -172,7 +174,9 @@ def from_service(body: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     "body",
     [
-        build_body(job_plan(as_user=True, description="All of it", tags={"msggan.git_commit": "abc"}), SCOPE),
+        build_body(
+            job_plan(identity="UserIdentity", description="All of it", tags={"msggan.git_commit": "abc"}), SCOPE
+        ),
         build_body(job_plan(instance_type=SIZE, low_priority=True), SCOPE),
         build_sweep_body(
             job_plan(),
@@ -293,3 +297,40 @@ def test_a_time_limit_is_sent_in_whole_seconds(hours: float) -> None:
 
 def test_every_image_type_that_a_job_reads_counts_in_a_folder_in_azure() -> None:
     assert set(IMAGES) == {suffix for suffix, name in FORMAT_OF_SUFFIX.items() if name != "HEIF"}
+
+
+# --- Identity ---------------------------------------------------------------------------------------------------------
+
+ASSIGNED = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/i"
+UNKNOWN = IDENTITY_TO_RESOLVE
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("data", "run_folder", "of_clusters", "of_serverless"),
+    [  # of clusters: identity "none", "system", an assigned one, unknown; of serverless jobs: the first three
+        (True, True, (None, None, None, None), (None, None, ASSIGNED)),
+        (True, False, ("UserIdentity", None, None, UNKNOWN), ("UserIdentity", "UserIdentity", ASSIGNED)),
+        (False, False, ("UserIdentity", None, None, UNKNOWN), ("UserIdentity", "UserIdentity", ASSIGNED)),
+        (False, None, ("UserIdentity", None, None, UNKNOWN), ("UserIdentity", "UserIdentity", ASSIGNED)),
+        (True, None, (UNKNOWN, None, None, UNKNOWN), (UNKNOWN, UNKNOWN, ASSIGNED)),
+        (None, None, (UNKNOWN, None, None, UNKNOWN), (UNKNOWN, UNKNOWN, ASSIGNED)),
+    ],
+)
+def test_one_identity_reads_and_writes_all_that_no_credential_opens(
+    data: bool | None,
+    run_folder: bool | None,
+    of_clusters: tuple[str | None, ...],
+    of_serverless: tuple[str | None, ...],
+    swapped: bool,
+) -> None:
+    both = [run_folder, data] if swapped else [data, run_folder]
+    machines = ("none", "system", ASSIGNED, None)
+    assert tuple(job_identity(both, identity) for identity in machines) == of_clusters
+    assert tuple(job_identity(both, identity, serverless=True) for identity in machines[:3]) == of_serverless
+
+
+def test_a_managed_identity_is_named_in_the_body_and_an_unknown_one_only_in_the_plan() -> None:
+    managed = build_body(job_plan(identity=ASSIGNED, instance_type=SIZE), SCOPE)["properties"]["identity"]
+    assert managed == {"identityType": "Managed", "resourceId": ASSIGNED}
+    assert build_body(job_plan(identity=UNKNOWN), SCOPE)["properties"]["identity"] == {"identityType": UNKNOWN}

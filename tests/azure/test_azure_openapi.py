@@ -170,10 +170,12 @@ def test_the_body_of_a_dry_run_is_described(
         "AZUREML_ARM_RESOURCEGROUP": "group",
         "AZUREML_ARM_WORKSPACE_NAME": "workspace",
     }
+    from orchestration.azure.jobs import IDENTITY_TO_RESOLVE
     from orchestration.azure.target import AzureTarget  # which loads the SDK
 
     target = AzureTarget(read_settings(flags, folder=workdir, environ=workspace))
     (request,) = target.plan_run(RunSpec(TrainConfig(resolution=8), data, "one"))["requests"]
+    assert request["body"]["properties"].pop("identity") == {"identityType": IDENTITY_TO_RESOLVE}  # no type of its own
     assert described.complaints(request["method"], request["path"], request["body"]) == []
 
 

@@ -97,7 +97,7 @@ def test_the_body_matches_the_sweep() -> None:
 
 
 def test_a_serverless_sweep_has_its_size_its_tier_and_its_identity() -> None:
-    plan = job_plan(instance_type=SIZE, low_priority=True, as_user=True)
+    plan = job_plan(instance_type=SIZE, low_priority=True, identity="UserIdentity")
     sent = build_sweep_body(plan, sweep_spec(), SCOPE)["properties"]
     assert "computeId" not in sent
     assert sent["queueSettings"] == {"jobTier": "Spot"}

@@ -15,10 +15,12 @@ from .shapes import Shape
 
 routes = Routes()
 REGISTRY_HOST = r".+\.api\.azureml\.ms"
-REGISTRY = (
+PUBLIC_REGISTRY = "azureml"
+REGISTRIES = (
     "/mferp/managementfrontend/subscriptions/{subscription}/resource[Gg]roups/{group}"
-    "/providers/Microsoft.MachineLearningServices/registries/azureml"
+    "/providers/Microsoft.MachineLearningServices/registries"
 )
+REGISTRY = f"{REGISTRIES}/{PUBLIC_REGISTRY}"
 CURATED = "acpt-pytorch-2.8-cuda12.6"
 CURATED_VERSIONS = ("1", "2", "9", "10")  # the newest is not the last in alphabetical order
 MAY_CHANGE = {"tags", "description", "properties", "isArchived", "stage", "isAnonymous"}
@@ -146,11 +148,13 @@ def start_pending_upload(cloud: Cloud, request: Request, name: str, version: str
 # The public registry, which has the curated environments
 
 
-@routes.add("GET", "/registrymanagement/v1.0/registries/azureml/discovery", REGISTRY_HOST)
-def registry_discovery(cloud: Cloud, request: Request) -> Reply:
+@routes.add("GET", "/registrymanagement/v1.0/registries/{registry}/discovery", REGISTRY_HOST)
+def registry_discovery(cloud: Cloud, request: Request, registry: str) -> Reply:
+    if registry != PUBLIC_REGISTRY and registry not in {known for known, _, _ in cloud.registry_data}:
+        raise missing("Registry", registry)
     return json_reply(
         {
-            "registryName": "azureml",
+            "registryName": registry,
             "primaryRegion": "eastus",
             "regions": ["eastus"],
             "primaryRegionResourceProviderUri": f"https://{API_HOST}/",
@@ -199,6 +203,17 @@ def curated_version(cloud: Cloud, request: Request, name: str, version: str, **w
     if name != CURATED or version not in CURATED_VERSIONS:
         raise missing("environments", f"{name}:{version}")
     return json_reply(curated(version))
+
+
+@routes.add("GET", REGISTRIES + "/{registry}/data/{name}/versions/{version}", REGISTRY_HOST)
+def registry_data(cloud: Cloud, request: Request, registry: str, name: str, version: str, **where: str) -> Reply:
+    """A data asset of a registry, which keeps its own copy of the files."""
+    if (registry, name, version) not in cloud.registry_data:
+        raise missing("data", f"{name}:{version}")
+    identifier = f"azureml://registries/{registry}/data/{name}/versions/{version}"
+    properties = {"dataType": "uri_folder", "dataUri": cloud.registry_data[registry, name, version]}
+    kind = "Microsoft.MachineLearningServices/registries/data/versions"
+    return json_reply({"id": identifier, "name": version, "type": kind, "properties": properties})
 
 
 def environment_exists(cloud: Cloud, environment_id: str) -> bool:

@@ -37,6 +37,8 @@ def forward(cloud: Cloud, context: ssl.SSLContext, request: Request) -> Reply:
 
 def refusal(cloud: Cloud, request: Request) -> tuple[str, str] | None:
     """The code and message of an error, or None if the request is to be forwarded to Azurite."""
+    if request.host.split(".")[0] in cloud.firewalled:
+        return "AuthorizationFailure", "This request is not authorized to perform this operation."
     authorization = request.headers.get("authorization", "").lower()
     by_key = authorization.startswith("sharedkey")
     by_signature = "sig" in request.query and request.query["sig"] not in cloud.blobs.issued

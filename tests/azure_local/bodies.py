@@ -84,10 +84,20 @@ COMPUTE = enveloped(
 
 # Datastores
 
+SERVICE_PRINCIPAL = record(
+    "authorityUrl clientId secrets tenantId",
+    authorityUrl=text(),
+    clientId=NONEMPTY,
+    tenantId=NONEMPTY,
+    resourceUrl=text(),
+    secrets=tagged("secretsType", {"ServicePrincipal": record("clientSecret", clientSecret=NONEMPTY)}),
+)
+NO_KEYS = tagged("credentialsType", {"None": record(), "ServicePrincipal": SERVICE_PRINCIPAL})  # as of ADLS Gen2
 CREDENTIALS = tagged(
     "credentialsType",
     {
         "None": record(),
+        "ServicePrincipal": SERVICE_PRINCIPAL,
         "AccountKey": record("secrets", secrets=tagged("secretsType", {"AccountKey": record("key", key=NONEMPTY)})),
         "Sas": record("secrets", secrets=tagged("secretsType", {"Sas": record("sasToken", sasToken=NONEMPTY)})),
     },
@@ -109,7 +119,21 @@ DATASTORE = enveloped(
                 subscriptionId=text(),
                 isDefault=boolean,
                 intellectualProperty=anything,
-            )
+            ),
+            "AzureDataLakeGen2": record(
+                "credentials accountName filesystem",
+                **RESOURCE,
+                credentials=NO_KEYS,
+                accountName=text(r"[a-z0-9]{3,24}"),
+                filesystem=text(r"[a-z0-9](-?[a-z0-9]){2,62}"),
+                endpoint=text(),
+                protocol=one_of("https", "abfss"),
+                serviceDataAccessAuthIdentity=KNOWN_IDENTITIES,
+                resourceGroup=text(),
+                subscriptionId=text(),
+                isDefault=boolean,
+                intellectualProperty=anything,
+            ),
         },
     )
 )

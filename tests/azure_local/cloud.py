@@ -98,6 +98,10 @@ class Cloud:
     role: str | None = "Contributor"  # at the workspace
     subscription_role: str | None = "Quota Reader"  # at the subscription; None: VM sizes and quota cannot be listed
     blob_role: str | None = "Storage Blob Data Contributor"  # at the storage accounts
+    # Of the identities of clusters, where they have one.
+    compute_blob_role: str | None = "Storage Blob Data Contributor"
+    firewalled: set[str] = field(default_factory=set)  # storage accounts that only jobs can reach
+    public_containers: set[tuple[str, str]] = field(default_factory=set)  # account and container: no identity is needed
     permissions_readable: bool = True  # False: the caller may not list its permissions
     shared_keys: bool = True  # False: the storage account rejects account keys and SAS signed with them
     quotas: dict[str, int] = field(default_factory=dict)  # cores by VM family; the default is 10,000
@@ -121,6 +125,8 @@ class Cloud:
     data: dict[tuple[str, str], Version] = field(default_factory=dict)
     codes: dict[tuple[str, str], Version] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
+    workspaces: dict[str, Cloud] = field(default_factory=dict)  # others of the same group, each with its own switches
+    registry_data: dict[tuple[str, str, str], str] = field(default_factory=dict)  # registry, name, version → URI
     built: set[str] = field(default_factory=set)  # environments whose image was built
     lock: threading.RLock = field(default_factory=threading.RLock)
     counter: itertools.count[int] = field(default_factory=lambda: itertools.count(1))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +44,7 @@ from .server import Recording, Server
 ROUTES = merged(
     part.routes for part in (arm, assets, compute, datastores, entra, history, jobs, mlflow_rest, roles, workspace)
 )
-NEEDS_NO_TOKEN = ("/metadata/endpoints", "/discovery", "/registrymanagement/v1.0/registries/azureml/discovery")
+NEEDS_NO_TOKEN = re.compile(r"/metadata/endpoints|/discovery|/registrymanagement/v1\.0/registries/[^/]+/discovery")
 
 
 class AzureLocal:
@@ -212,6 +213,10 @@ class AzureLocal:
         """Writes a blob to the default datastore, bypassing the network."""
         self._blobs.write(self.cloud.account, BLOB_CONTAINER, path, data)
 
+    def put_blob_in(self, account: str, container: str, path: str, data: bytes) -> None:
+        """Writes a blob to any container, which is created if it does not exist."""
+        self._blobs.write(account, container, path, data)
+
     def delete_blob(self, path: str) -> None:
         """Deletes a blob of the default datastore, bypassing the network."""
         self._blobs.container(self.cloud.account, BLOB_CONTAINER).delete_blob(path)
@@ -243,6 +248,30 @@ class AzureLocal:
         sent = {"properties": {"computeType": "AmlCompute", "properties": {"vmSize": size, "scaleSettings": scale}}}
         self.cloud.computes[name] = compute.amlcompute(self.cloud, name, sent)
 
+    def add_datastore(
+        self, name: str, account: str, container: str, *, kind: str = "AzureBlob", with_key: bool = False
+    ) -> None:
+        """Adds a datastore without a request, and its container. kind: AzureBlob or AzureDataLakeGen2."""
+        self._blobs.container(account, container)
+        key = {"credentialsType": "AccountKey", "secrets": {"key": account_key(account)}}
+        self.cloud.datastores[name] = {
+            "datastoreType": kind,
+            "accountName": account,
+            "filesystem" if kind == "AzureDataLakeGen2" else "containerName": container,
+            "endpoint": "core.windows.net",
+            "protocol": "https",
+            "isDefault": False,
+            "credentials": key if with_key else {"credentialsType": "None"},
+        }
+
+    def add_workspace(self, name: str) -> Cloud:
+        """Adds an empty workspace to the same resource group: its own default datastore, resources and switches."""
+        added = replace(
+            self.cloud, workspace=name, computes={}, datastores={}, environments={}, data={}, codes={}, jobs={}
+        )
+        self.cloud.workspaces[name] = added
+        return added
+
     def write_az(self, folder: Path, signed_in: bool = True) -> Path:
         """Writes an Azure CLI for this Azure: the script `az`, in a folder that the test puts first in PATH."""
         return azure_cli.write_az(folder, self.cloud, signed_in)
@@ -273,13 +302,14 @@ class AzureLocal:
         if request.host.endswith(".blob.core.windows.net"):
             return blob_gateway.forward(self.cloud, self._client_context, request)
         answer, parts = ROUTES.find(request)
+        cloud = self.cloud.workspaces.get(parts.get("workspace", ""), self.cloud)
         if "registries" not in request.path:
-            workspace.check_workspace(self.cloud, parts)
-        if request.host != "login.microsoftonline.com" and request.path not in NEEDS_NO_TOKEN:
-            entra.authorize(self.cloud, request)
+            workspace.check_workspace(cloud, parts)
+        if request.host != "login.microsoftonline.com" and not NEEDS_NO_TOKEN.fullmatch(request.path):
+            entra.authorize(cloud, request)
         if request.host == "management.azure.com" and "api-version" not in request.query:
             raise ServiceError(400, "MissingApiVersionParameter", "The api-version query parameter is required.")
-        reply = answer(self.cloud, request, **parts)
+        reply = answer(cloud, request, **parts)
         reply.headers["Date"] = formatdate(time.time() + self.cloud.clock_offset_s, usegmt=True)
         return reply
 

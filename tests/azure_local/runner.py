@@ -19,7 +19,7 @@ from .blobs import BlobLocation
 from .cloud import API_HOST, ARTIFACT_CONTAINER, Cloud, now
 from .folders import Mirror, fetch
 from .jobs_state import ENDED, Job
-from .locations import LocationError, find_location
+from .locations import COMPUTE, USER, LocationError, find_location
 
 SYNC_S = 0.1
 GRACE_S = 5.0  # between SIGTERM and SIGKILL
@@ -149,7 +149,7 @@ class Attempt:
         elif given.get("mode") == "Direct":
             local = given["uri"]
         else:
-            location = find_location(self.cloud, given["uri"])
+            location = find_location(self.cloud, given["uri"], identity_of(self.cloud, self.job))
             if next(location.files(self.cloud.blobs), None) is None:
                 raise LocationError(f"ScriptExecution.StreamAccess.NotFound: there is nothing at {given['uri']}")
             local = str(fetch(self.cloud.blobs, location, self.folder / "inputs" / name))
@@ -157,7 +157,8 @@ class Attempt:
         self.variables[f"AZURE_ML_INPUT_{name}"] = local
 
     def prepare_output(self, name: str, given: dict[str, Any]) -> None:
-        location = find_location(self.cloud, output_uri(self.job.name, name, given))
+        identity = identity_of(self.cloud, self.job)
+        location = find_location(self.cloud, output_uri(self.job.name, name, given), identity)
         local = self.folder / "outputs" / name
         mirror = Mirror(self.cloud.blobs, local, location, deletes=True)
         if given.get("mode") in (None, "ReadWriteMount"):
@@ -282,6 +283,17 @@ def build_image(cloud: Cloud, job: str, environment: str) -> None:
     if cloud.builds_fail:
         raise LocationError("ImageBuildFailure: the image could not be built; see azureml-logs/20_image_build_log.txt")
     cloud.built.add(environment)
+
+
+def identity_of(cloud: Cloud, job: Job) -> str | None:
+    """Whose identity reads what no credential opens: the caller's, the compute's, or None."""
+    given = job.properties.get("identity") or {}
+    if given.get("identityType") == "UserIdentity":
+        return USER
+    if not job.properties.get("computeId"):  # serverless compute has no system-assigned identity
+        return COMPUTE if given.get("identityType") == "Managed" and given.get("resourceId") else None
+    compute = cloud.computes.get(job.properties["computeId"].split("/")[-1], {})
+    return COMPUTE if (compute.get("identity") or {"type": "None"})["type"].lower() != "none" else None
 
 
 def code_location(cloud: Cloud, code_id: str) -> BlobLocation:

@@ -61,6 +61,7 @@ LIGHT_MODULES = [
     "orchestration.sweeps.space",
     "orchestration.pairs",
     "orchestration.settings",
+    "orchestration.data_source",
     "orchestration.spec",
     "orchestration.sweeps.trials",
     "orchestration.local.sweep",
@@ -80,7 +81,7 @@ FLOORS = (
     "msggan.networks msggan.metrics msggan.randomness msggan.device "
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display",
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",
-    "orchestration.spec orchestration.settings orchestration.pairs "
+    "orchestration.spec orchestration.settings orchestration.pairs orchestration.data_source "
     "orchestration.errors orchestration.status orchestration.runs "
     "orchestration.copies",
     "orchestration.sweeps orchestration.targets",

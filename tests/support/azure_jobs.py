@@ -80,7 +80,7 @@ def job_plan(
     *,
     data: JobData | None = None,
     tags: Mapping[str, str] | None = None,
-    as_user: bool = False,
+    identity: str | None = None,
     settings_tags: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> JobPlan:
@@ -93,5 +93,5 @@ def job_plan(
         environment=ENVIRONMENT,
         settings=replace(SETTINGS, tags=settings_tags or {}, **settings),
         tags={"msggan.run": "flowers"} if tags is None else tags,
-        as_user=as_user,
+        identity=identity,
     )
