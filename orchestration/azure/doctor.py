@@ -198,10 +198,8 @@ def check_runs_folder(client: Client) -> Finding:
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UsageError([f"--runs-dir {folder}: {there} cannot be written."], "Choose another one: --runs-dir DIR")
     free = shutil.disk_usage(there).free
-    detail = f"{folder}, {free / 2**30:.1f} GiB free."
-    return Finding(
-        detail, "Free some disk space." if free < LOW_DISK_BYTES else "", WARNING if free < LOW_DISK_BYTES else OK
-    )
+    found = Finding(f"{folder}, {free / 2**30:.1f} GiB free.")
+    return found._replace(hint="Free some disk space.", status=WARNING) if free < LOW_DISK_BYTES else found
 
 
 def check_proxy(client: Client) -> Finding:
@@ -545,16 +543,13 @@ def _job_with(client: Client, environment_version: str) -> str | None:
     return None
 
 
-MACHINE_CHECKS = (
-    Check("versions", check_versions),
-    Check("runs", check_runs_folder),
-    Check("proxy", check_proxy),
-    Check("certificates", check_certificates),
-)
+MACHINE_CHECKS = (Check("versions", check_versions), Check("runs", check_runs_folder))
 LOCAL_CHECKS = (Check("configuration", check_local_configuration), *MACHINE_CHECKS)
 AZURE_CHECKS = (
     Check("configuration", check_configuration),
     *MACHINE_CHECKS,
+    Check("proxy", check_proxy),
+    Check("certificates", check_certificates),
     Check("azure", check_azure, ("proxy", "certificates")),
     Check("clock", check_clock, ("azure",)),
     Check("sign-in", check_sign_in, ("configuration", "azure")),
