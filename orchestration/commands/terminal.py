@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, wraps
 from pathlib import Path
@@ -137,24 +138,29 @@ def disable_logging(context: click.Context) -> None:
 
 
 def _debug(context: click.Context, param: click.Parameter, value: bool) -> None:
-    """Makes the Azure SDK log each request and response to stderr until the command ends.
+    """Makes the Azure SDK log each request and response to stderr and to a new file until the command ends.
 
     The SDK redacts headers and query values that may be secret. It logs bodies at level DEBUG only.
     """
     if not value:
         return
-    logger, handler = logging.getLogger("azure"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-    context.call_on_close(partial(logger.removeHandler, handler))
+    descriptor, path = tempfile.mkstemp(prefix="msggan-aml-debug-", suffix=".log")  # only its owner may read it
+    file = context.with_resource(os.fdopen(descriptor, "w", encoding="utf-8"))
+    logger = logging.getLogger("azure")
     context.call_on_close(partial(logger.setLevel, logger.level))
     logging.disable(logging.NOTSET)
     logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
+    for stream in (sys.stderr, file):
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+        context.call_on_close(partial(logger.removeHandler, handler))
+        logger.addHandler(handler)
+    info(f"The requests to Azure are logged to {path}, without secrets.")
 
 
 def debug_option(command: AnyCommand) -> AnyCommand:
     """Adds --debug, which is not passed to the command."""
-    text = "Log the requests to Azure with their request IDs to stderr."
+    text = "Log the requests to Azure with their request IDs to stderr and to a temporary file."
     return option("--debug", is_flag=True, expose_value=False, callback=_debug, section=AZURE, help=text)(command)
 
 

@@ -141,8 +141,9 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
 
 
 def test_debug_logs_the_requests_with_their_ids_and_no_secrets(
-    azure: AzureLocal, workdir: Path, msggan_aml: Command
+    azure: AzureLocal, workdir: Path, msggan_aml: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(workdir))
     azure.hold_jobs("no node is free")
     ended = msggan_aml("submit", "--data", "tiny", *SMALL, "--detach", "--yes", "--debug", "-o", "json")
     assert (ended.exit_code, ended.json["state"]) == (0, "queued")
@@ -156,6 +157,13 @@ def test_debug_logs_the_requests_with_their_ids_and_no_secrets(
     assert set(re.findall(r"[?&]sig=([^&'\s]*)", ended.stderr)) <= {"REDACTED"}
     assert azure.account_key not in ended.stderr
     assert "Bearer " not in ended.stderr
+
+    (named,) = re.findall(r"The requests to Azure are logged to (\S+), without secrets\.", ended.stderr)
+    file = Path(named)
+    assert (file.parent, file.stat().st_mode & 0o777) == (workdir, 0o600)
+    logged = file.read_text()
+    assert set(logged.splitlines()) <= set(ended.stderr.splitlines())
+    assert sorted(re.findall(r"Request URL: '(\S+)'", logged)) == sorted(urls)
 
     quiet = msggan_aml("status", "tiny")
     assert "Request" not in quiet.stderr
