@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from azure.ai.ml.entities import AccountKeyConfiguration, AzureBlobDatastore, Datastore, SasTokenConfiguration
-from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
+from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import ContainerClient
+from azure.storage.blob._shared.authentication import AzureSigningError
 
 from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
-from orchestration.azure.errors import KEYS_REFUSED, error_code, storage_role_hint
+from orchestration.azure.errors import KEY_HINT, KEYS_REFUSED, SECRET_REFUSED, error_code, storage_role_hint
 from orchestration.errors import AuthError, UnreachableError
 from orchestration.settings import Settings
 from orchestration.status import Item, changes_between
@@ -145,28 +146,21 @@ def check_access(client: Client, container: ContainerClient, secret: Secret | No
             raise
         if error_code(refusal) == "ContainerNotFound":
             return False
-        if not isinstance(refusal, ClientAuthenticationError) and refusal.status_code != 403:
+        code = error_code(refusal)
+        if secret is not None and isinstance(refusal, AzureSigningError):
+            problem = f"{secret.variable}: is not an account key as the Azure portal shows it."
+            raise UsageError([problem], KEY_HINT.format(account=account)) from None
+        if code == KEYS_REFUSED:
+            unset = f" Unset {secret.variable} to use identities." if secret else ""
+            reason = f"{account} accepts no keys and no SAS ({code}).{unset}"
+        elif code == "AuthorizationPermissionMismatch":
+            reason = f"the {secret.kind if secret else 'signed-in identity'} may not read its blobs ({code})."
+        else:
+            if secret is not None and code in SECRET_REFUSED:
+                error.hint = f"Correct {secret.variable}. {error.hint}"
             raise
-        raise _access_denied(client, error_code(refusal), operation, account, secret) from None
-    except ValueError as error:  # of a key that is not base64
-        variable = secret.variable if secret else "the credentials"
-        raise UsageError([f"{variable}: is not an account key as the Azure portal shows it."]) from error
+        raise AuthError(f"{operation}: {reason}", storage_role_hint(client.identity, account)) from None
     return True
-
-
-def _access_denied(client: Client, code: str, operation: str, account: str, secret: Secret | None) -> AuthError:
-    if code == KEYS_REFUSED:
-        unset = f" Unset {secret.variable} to use identities." if secret else ""
-        reason = f"{account} accepts no keys and no SAS ({code}).{unset}"
-    elif secret is not None:
-        reason = f"the {secret.kind} was refused ({code})."
-    else:
-        reason = f"the signed-in identity may not read its blobs ({code})."
-    if code == "AuthenticationFailed":
-        return AuthError(
-            f"{operation}: {reason}", f"List the keys: az storage account keys list --account-name {account}"
-        )
-    return AuthError(f"{operation}: {reason}", storage_role_hint(client.identity, account))
 
 
 def plan_container(client: Client, secret: Secret | None) -> Item | None:

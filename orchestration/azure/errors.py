@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from azure.core.exceptions import (
     AzureError,
@@ -19,6 +20,7 @@ from azure.core.exceptions import (
     ServiceResponseError,
 )
 from azure.identity import CredentialUnavailableError
+from azure.storage.blob._shared.authentication import AzureSigningError
 
 from msggan.errors import MsgganError
 from orchestration.azure.clouds import read_cloud
@@ -41,16 +43,68 @@ TRY_AGAIN = "Try again: completed steps are kept."
 
 REQUEST_IDS = ("x-ms-request-id", "x-ms-correlation-request-id")  # headers of a response
 
+FORBIDDEN = "ForbiddenError"  # the inner code of a job or datastore that was refused
 KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"  # the code of a storage account's error
 
-# Errors about quota and capacity, by their code or message.
-QUOTA = re.compile(
-    r"QuotaReached|QuotaExceeded|exceeding quota|exceed(?:s|ed)? .{0,40}quota|AllocationFailed|SkuNotAvailable"
-    r"|OutOfCapacity|ZonalAllocation|InsufficientCapacity|NotEnoughCapacity",
-    re.IGNORECASE,
+# Codes and texts of missing quota and capacity, and what to type; None: `quota_hint`.
+QUOTA: dict[str, str | None] = {
+    r"UnsupportedVMSizeForLowPriority|not allowed for LowPriority": (
+        "Use dedicated machines, --no-low-priority, or another --vm-size."
+    ),
+    r"quota limits of Microsoft\.Batch": (
+        "The region has its maximum number of clusters. Delete one that is not used: msggan-aml provision --delete "
+        "--compute NAME"
+    ),
+    r"OutOfCapacity|AllocationFailed|SkuNotAvailable|ZonalAllocation|InsufficientCapacity|NotEnoughCapacity": (
+        "Azure has no such machines free now. Try again later, or use another --vm-size or --location."
+    ),
+    r"QuotaReached|QuotaExceeded|CoreQuota|OutOfQuota|vCPU quota of \d|exceed(?:s|ed|ing)? .{0,60}quota": None,
+    r"is not a supported VM size": None,  # also if the size exists and the subscription has no quota of its family
+}
+CAPACITY = re.compile(r"OutOfCapacity|AllocationFailed|InsufficientCapacity|NotEnoughCapacity", re.IGNORECASE)
+
+# Why a storage account refuses a request whatever the roles, by its code; and what to type.
+FIREWALL_HINT = (
+    "Roles do not change this. Allow the public address of this machine:\n"
+    "az storage account network-rule add --account-name {account} --ip-address ADDRESS\n"
+    "Or run the command in the private network of the account."
 )
-DENIED = re.compile(
-    r"object id '(?P<identity>[^']+)'.*?action '(?P<action>[^']+)'.*?scope '(?P<scope>[^']+)'", re.DOTALL
+KEY_HINT = "List the keys: az storage account keys list --account-name {account}"
+SECRET_REFUSED = ("AuthenticationFailed", "InvalidAuthenticationInfo")
+KEY_PROBLEM = (
+    "{account} refused the key or SAS: it is wrong, malformed or expired, or the clock of this machine is wrong"
+)
+STORAGE = {
+    "AuthorizationFailure": ("the firewall of {account} does not allow this network", FIREWALL_HINT),
+    "PublicAccessNotPermitted": ("{account} allows no requests from public networks", FIREWALL_HINT),
+    "AuthorizationSourceIPMismatch": (
+        "{account} does not allow the address of this machine, by its firewall or by the SAS",
+        FIREWALL_HINT,
+    ),
+    "AuthenticationFailed": (KEY_PROBLEM, KEY_HINT),
+    "InvalidAuthenticationInfo": (KEY_PROBLEM, KEY_HINT),
+    "NoAuthenticationInformation": ("{account} requires a key, a SAS or an identity", KEY_HINT),
+    "AccountIsDisabled": ("{account} is disabled", "Use another storage account: --datastore NAME"),
+}
+
+# The roles that a linked resource needs, by the action at it.
+LINKED_ROLES = {"/subnets/join/": "Network Contributor", "/userAssignedIdentities/": "Managed Identity Operator"}
+LINKED = re.compile(
+    r"object id '(?P<identity>[^']+)'.*not have permission to perform action\S* '(?P<action>[^']+)' on the linked "
+    r"scope\S* '(?P<scope>[^']+)'",
+    re.DOTALL,
+)
+IDENTITY = re.compile(r"object id '([^']+)'")
+SCOPE = re.compile(r"scope '([^']+)'")
+ACTION = re.compile(r"Microsoft\.\w+/[\w/]+/(?:read|write|delete|action)", re.IGNORECASE)
+# How messages name a policy, the newest form first.
+POLICIES = (
+    r'"policy(?:Assignment|Definition)"\s*:\s*\{\s*"name"\s*:\s*"([^"]+)"',
+    r"policyAssignments/([^/'\"\]\s]+)",
+    r"identifiers?: '([^']+)'",
+)
+ASSIGNMENT = re.compile(
+    r"(/[^\s'\"]*)/providers/Microsoft\.Authorization/policyAssignments/([^/'\"\]\s]+)", re.IGNORECASE
 )
 WORKSPACE_PART = re.compile(
     r"(?P<workspace>.*?/providers/Microsoft\.MachineLearningServices/workspaces/[^/]+)", re.IGNORECASE
@@ -91,6 +145,10 @@ def translate_error(
         refused = _refused(error, operation, workspace, identity)
         refused.hint = "\n".join(filter(None, [refused.hint, _request_ids(error)]))
         return refused
+    if isinstance(error, AzureSigningError):
+        return AuthError(
+            f"{operation}: the account key is malformed: it is not Base64 text.", KEY_HINT.format(account="ACCOUNT")
+        )
     if isinstance(error, CredentialUnavailableError | ClientAuthenticationError):
         return AuthError(f"{operation}: not signed in to Azure. {first_sentence(error.message)}", HOW_TO_SIGN_IN)
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError | OSError):
@@ -114,18 +172,25 @@ def _refused(
     text = str(getattr(error.error, "message", None) or error.message or error)
     text = re.sub(r"\s*(RequestId|Time|ErrorCode|Content):.*", "", text, flags=re.DOTALL).strip()
     message = f"{operation}: {first_sentence(text)}" + (f" ({code})" if code and code not in text else "")
-    if QUOTA.search(f"{code} {text}"):
-        return QuotaError(f"{operation}: {text}", quota_hint(workspace))
+    if quota := quota_error(operation, code, text, workspace):
+        return quota
     if code == KEYS_REFUSED:
         return AuthError(message, _keys_refused_hint(workspace, identity))
+    account = _storage_account(error)
     if code == "AuthorizationPermissionMismatch":
-        return AuthError(message, storage_role_hint(identity))
-    if code == "RequestDisallowedByPolicy":
-        return AuthError(f"{operation}: {text} ({code})", POLICY_HINT)
+        return AuthError(message, storage_role_hint(identity, account or "ACCOUNT"))
+    if code in STORAGE:
+        problem, hint = (part.format(account=account or "the storage account") for part in STORAGE[code])
+        return AuthError(f"{operation}: {problem} ({code}).", hint)
+    if code == "RequestDisallowedByPolicy" or "disallowed by" in text:
+        return _refused_by_policy(operation, code, text)
+    if linked := LINKED.search(text):
+        role = next((role for part, role in LINKED_ROLES.items() if part in linked["action"]), "Contributor")
+        return AuthError(message, role_command(role, linked["identity"], shlex.quote(linked["scope"])))
     if status == 401:
         tenant = re.search(r"tenants? '?(?:https://sts\.windows\.net/)?([0-9a-f-]{36})", text)
         return AuthError(message, "Run: az login" + (f" --tenant {tenant[1]}" if tenant else ""))
-    if status == 403:
+    if status == 403 or FORBIDDEN in inner_codes(error):
         return AuthError(message, _role_hint(text, workspace, identity))
     if status == 404 and workspace is not None:
         named = f"/workspaces/{workspace.workspace_name}'" in text
@@ -141,6 +206,31 @@ def _refused(
     return AzureServiceError(message, is_missing=status == 404)
 
 
+def quota_error(operation: str, code: str, text: str, workspace: Workspace | None = None) -> QuotaError | None:
+    """The error for a code or text of missing quota or capacity, None for others."""
+    for pattern, hint in QUOTA.items():
+        if re.search(pattern, f"{code} {text}", re.IGNORECASE):
+            named = f"{code}: " if code and code not in text else ""
+            return QuotaError(f"{operation}: {named}{text}", hint or quota_hint(workspace))
+    return None
+
+
+def _refused_by_policy(operation: str, code: str, text: str) -> AuthError:
+    """The error with the names of the policies, and how to read them."""
+    names = dict.fromkeys(next(filter(None, (re.findall(pattern, text) for pattern in POLICIES)), []))
+    shown = [f"az policy assignment show --name {name} --scope {scope}" for scope, name in ASSIGNMENT.findall(text)]
+    problem = f"the policy {' / '.join(names)} does not allow it" if names else text.removesuffix(".")
+    named = f" ({code})" if code else ""
+    return AuthError(f"{operation}: {problem}{named}.", "\n".join([POLICY_HINT, *dict.fromkeys(shown)]))
+
+
+def _storage_account(error: HttpResponseError) -> str:
+    """The storage account that answered, empty if it was another service."""
+    request = getattr(error.response, "request", None)
+    host = urlsplit(str(getattr(request, "url", ""))).hostname or ""
+    return host.partition(".")[0] if ".blob." in host or ".dfs." in host else ""
+
+
 def _request_ids(error: HttpResponseError) -> str:
     """What Microsoft's support asks for: the IDs of the request that was refused, empty if the response has none."""
     headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
@@ -154,14 +244,25 @@ def error_code(error: HttpResponseError) -> str:
     return str(getattr(code, "value", code))
 
 
+def inner_codes(error: HttpResponseError) -> list[str]:
+    """The codes in the body of an error, the outer one first. azure-core reads the outer one only."""
+    try:
+        return re.findall(r'"code"\s*:\s*"(\w+)"', error.response.text() if error.response is not None else "")
+    except (AttributeError, AzureError):  # a body that was not read
+        return []
+
+
 def _role_hint(text: str, workspace: Workspace | None, identity: Identity | None) -> str:
     """The command that assigns the missing role. Placeholders stand for what the error does not name."""
     who, scope = identity.object_id if identity else "", workspace_scope(workspace) if workspace else ""
     role = "AzureML Data Scientist"
-    if denied := DENIED.search(text):
-        who, scope = denied["identity"], denied["scope"]
-        if re.search(r"/computes/(write|delete)", denied["action"]):
-            role = "AzureML Compute Operator"
+    who = found[1] if (found := IDENTITY.search(text)) else who
+    scope = found[1] if (found := SCOPE.search(text)) else scope
+    action = found[0] if (found := ACTION.search(text)) else ""
+    if re.search(r"/computes/(write|delete)", action):
+        role = "AzureML Compute Operator"
+    if "/locations/" in action:  # of the subscription: no role at the workspace permits it
+        role, scope = "Reader", "/".join(scope.split("/")[:3])
     part = WORKSPACE_PART.match(scope)
     return role_command(role, who or "OBJECT-ID", shlex.quote(part["workspace"] if part else scope or "SCOPE"))
 

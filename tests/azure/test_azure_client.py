@@ -188,6 +188,25 @@ def test_a_token_of_another_tenant_names_the_tenant_to_sign_in_to() -> None:
         ("QuotaExceeded", "Too many."),
         ("BadRequest", "The specified subscription has exceeded its quota for cores."),
         ("AllocationFailed", "Not now."),
+        (
+            "BadRequest",
+            "The specified subscription has a Standard NCADSA100v4 family vCPU quota of 0 and cannot accomodate for at "
+            "least 1 requested managed compute nodes which maps to 24 vCPUs.",
+        ),
+        ("ClusterMinNodesExceedCoreQuota", "The specified subscription has a total vCPU quota of 0."),
+        ("InvalidPropertyValue", "STANDARD_ND96ISR_H200_V5 is not a supported VM size."),
+        (
+            "UnsupportedVMSizeForLowPriority",
+            "The VM size X is not allowed for LowPriority. Please convert to Dedicated.",
+        ),
+        ("OutOfCapacity", "No machines."),
+        ("BadRequest", "Operation results in exceeding quota limits of Microsoft.Batchlusters."),
+        ("OutOfQuota", "Not enough cluster CPU quota. The amount of additional CPU quota requested is 8."),
+        (
+            "OperationNotAllowed",
+            "Operation could not be completed as it results in exceeding approved LowPriorityCores quota. Additional "
+            "details - Current Limit: 100, Current Usage: 100, Additional Required: 8.",
+        ),
     ],
 )
 def test_quota_and_capacity_are_exit_5(code: str, message: str) -> None:
@@ -195,6 +214,130 @@ def test_quota_and_capacity_are_exit_5(code: str, message: str) -> None:
     assert isinstance(error, QuotaError)
     assert error.exit_code == 5
     assert message in error.message
+    assert error.hint
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("BadRequest", "The property quotaName is unknown."), ("Conflict", "A size limit was exceeded.")],
+)
+def test_other_refusals_are_not_about_quota(code: str, message: str) -> None:
+    assert translated(service_error(400, code, message)).exit_code == 1
+
+
+POLICY = {
+    "policyAssignment": {
+        "name": "Require a tag",
+        "id": "/subscriptions/s1/providers/Microsoft.Authorization/policyAssignments/require-tag",
+    },
+    "policyDefinition": {"name": "Require a tag and its value on resources", "id": "/providers/x"},
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "result"),
+    [
+        (
+            "RequestDisallowedByPolicy",
+            f"Resource 'gpu' was disallowed by policy. Policy identifiers: '{json.dumps([POLICY])}'.",
+            "the policy Require a tag / Require a tag and its value on resources does not allow it",
+        ),
+        (
+            "RequestDisallowedByPolicy",
+            "The resource action 'computes/write' is disallowed by one or more policies. Policy identifier(s): "
+            f"'{POLICY['policyAssignment']['id']}'.",
+            "the policy require-tag does not allow it",
+        ),
+        ("RequestDisallowedByPolicy", "Resource 'gpu' was disallowed.", "Resource 'gpu' was disallowed"),
+    ],
+)
+def test_a_policy_is_named_and_is_no_missing_role(code: str, message: str, result: str) -> None:
+    error = translated(service_error(403, code, message))
+    assert (error.exit_code, error.message) == (4, f"Making the cluster gpu: {result} ({code}).")
+    assert "az role assignment" not in error.hint
+    assert ("az policy assignment show --name require-tag --scope /subscriptions/s1" in error.hint) == (
+        "olicy" in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("action", "role"),
+    [
+        ("Microsoft.Network/virtualNetworks/subnets/join/action", "Network Contributor"),
+        ("Microsoft.ManagedIdentity/userAssignedIdentities/assign/action", "Managed Identity Operator"),
+    ],
+)
+def test_the_role_at_a_linked_resource_is_named_with_that_resource(action: str, role: str) -> None:
+    linked = "/subscriptions/s2/resourceGroups/n/providers/Microsoft.Network/virtualNetworks/v/subnets/default"
+    text = (
+        "The client 'ann' with object id 'oid-2' has permission to perform action 'Microsoft.MachineLearningServices"
+        f"/workspaces/computes/write' on scope '{SCOPE}/computes/gpu'; however, it does not have permission to perform "
+        f"action(s) '{action}' on the linked scope(s) '{linked}' or the linked scope(s) are invalid."
+    )
+    error = translated(service_error(403, "LinkedAuthorizationFailed", text))
+    assert error.hint.splitlines()[1] == f'az role assignment create --role "{role}" --assignee oid-2 --scope {linked}'
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_job_that_is_forbidden_names_the_role(status: int) -> None:
+    """The service gives the code of the user's error, and the reason inside."""
+    error = service_error(
+        status, "UserError", "No permission for Microsoft.MachineLearningServices/workspaces/jobs/write."
+    )
+    body = {"error": {"code": "UserError", "innerError": {"code": "ForbiddenError"}}}
+    error.response = SimpleNamespace(text=lambda: json.dumps(body), headers={})
+    result = translated(error)
+    assert result.exit_code == 4
+    assert result.hint.endswith(f'--role "AzureML Data Scientist" --assignee oid-1 --scope {SCOPE}')
+
+
+def test_a_read_at_the_subscription_names_a_role_there() -> None:
+    text = (
+        "The client 'ann' with object id 'oid-2' does not have authorization to perform action 'Microsoft."
+        "MachineLearningServices/locations/vmSizes/read' over scope '/subscriptions/s1/providers/Microsoft."
+        "MachineLearningServices/locations/eastus' or the scope is invalid."
+    )
+    error = translated(service_error(403, "AuthorizationFailed", text))
+    assert error.hint.endswith('--role "Reader" --assignee oid-2 --scope /subscriptions/s1')
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "problem", "hint"),
+    [
+        (403, "AuthorizationFailure", "the firewall of acc does not allow this network", "network-rule add"),
+        (409, "PublicAccessNotPermitted", "acc allows no requests from public networks", "network-rule add"),
+        (403, "AuthorizationSourceIPMismatch", "acc does not allow the address of this machine", "network-rule add"),
+        (403, "AuthenticationFailed", "acc refused the key or SAS: it is wrong, malformed or expired", "keys list"),
+        (
+            400,
+            "InvalidAuthenticationInfo",
+            "acc refused the key or SAS: it is wrong, malformed or expired",
+            "keys list",
+        ),
+        (401, "NoAuthenticationInformation", "acc requires a key, a SAS or an identity", "keys list"),
+        (403, "AccountIsDisabled", "acc is disabled", "--datastore NAME"),
+    ],
+)
+def test_what_a_storage_account_refuses_for_another_reason_is_no_missing_role(
+    status: int, code: str, problem: str, hint: str
+) -> None:
+    error = service_error(status, code, "This request is not authorized to perform this operation.")
+    request = SimpleNamespace(url="https://acc.blob.core.windows.net/container?restype=container")
+    error.response = SimpleNamespace(request=request, headers={}, text=lambda: "")
+    result = translated(error)
+    assert result.exit_code == 4
+    assert result.message.startswith(f"Making the cluster gpu: {problem}")
+    assert f"({code})" in result.message
+    assert hint in result.hint
+    assert "az role assignment" not in result.hint
+
+
+def test_a_malformed_key_is_reported_as_one() -> None:
+    from azure.storage.blob._shared.authentication import AzureSigningError
+
+    error = translated(AzureSigningError("Incorrect padding"))
+    assert error.message == "Making the cluster gpu: the account key is malformed: it is not Base64 text."
+    assert "()" not in str(error)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_an_address_in_another_workspace_is_read_there(azure: AzureLocal, msggan
 
 
 def test_a_store_behind_a_firewall_is_left_to_the_job(azure: AzureLocal, msggan_aml: Command, images: str) -> None:
-    azure.cloud.firewalled.add(images)
+    azure.cloud.firewalled[images] = (403, "AuthorizationFailure")
     data = f"abfss://pictures@{images}.dfs.core.windows.net/garden/"
     properties, printed = submit(azure, msggan_aml, data)
     assert f"{data} was not checked." in printed

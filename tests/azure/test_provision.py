@@ -492,6 +492,48 @@ def test_if_the_workspace_s_account_disallows_keys_the_alternative_is_named(
     assert changing(azure) == []
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(403, "AuthorizationFailure"), (409, "PublicAccessNotPermitted"), (403, "AuthorizationSourceIPMismatch")],
+)
+def test_a_firewall_is_named_with_its_account_and_is_no_missing_role(
+    azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, status: int, code: str
+) -> None:
+    azure.cloud.firewalled["otherstore"] = (status, code)
+    for variables in ({}, {"MSGGAN_STORAGE_KEY": KEY}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        ended = provision("--yes", *STORE)
+        assert ended.exit_code == 4
+        assert "otherstore" in ended.stderr.splitlines()[1]
+        assert f"({code})" in ended.stderr
+        assert "az storage account network-rule add --account-name otherstore --ip-address ADDRESS" in ended.stderr
+        assert "az role assignment" not in ended.stderr
+    assert changing(azure) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("not a key", (2, "MSGGAN_STORAGE_KEY: is not an account key as the Azure portal shows it.")),
+        (KEY, (4, "otherstore refused the key or SAS: it is wrong, malformed or expired, or the clock of")),
+    ],
+)
+def test_a_malformed_or_wrong_key_is_reported(
+    azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, key: str, expected: tuple[int, str]
+) -> None:
+    exit_code, message = expected
+    monkeypatch.setenv("MSGGAN_STORAGE_KEY", key)
+    ended = provision("--yes", *STORE)
+    assert ended.exit_code == exit_code, ended.stderr
+    assert message in ended.stderr
+    assert "MSGGAN_STORAGE_KEY" in ended.stderr
+    assert "az storage account keys list --account-name otherstore" in ended.stderr
+    assert key not in ended.stderr
+    assert "az role assignment" not in ended.stderr
+    assert changing(azure) == []
+
+
 def test_a_rotated_key_is_updated_in_the_datastore(
     azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -749,7 +791,7 @@ def test_a_policy_that_requires_tags_is_met_by_tag(azure: AzureLocal, provision:
     azure.cloud.required_tags = {"team", "cost center"}
     refused = provision("--yes", "--tag", "team=vision", *IMAGE)
     assert refused.exit_code == 4
-    assert "disallowed by policy. Policy identifiers: 'Require the tag cost center'" in refused.stderr
+    assert "the policy Require the tag cost center does not allow it (RequestDisallowedByPolicy)." in refused.stderr
     assert "--tag NAME=VALUE" in refused.stderr
     assert provision("--yes", "--tag", "team=vision", "--tag", "cost center=42", *IMAGE, *STORE).exit_code == 0
     own = {"team": "vision", "cost center": "42", "msggan": "provisioned"}

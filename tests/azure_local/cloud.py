@@ -100,12 +100,16 @@ class Cloud:
     blob_role: str | None = "Storage Blob Data Contributor"  # at the storage accounts
     # Of the identities of clusters, where they have one.
     compute_blob_role: str | None = "Storage Blob Data Contributor"
-    firewalled: set[str] = field(default_factory=set)  # storage accounts that only jobs can reach
     public_containers: set[tuple[str, str]] = field(default_factory=set)  # account and container: no identity is needed
     permissions_readable: bool = True  # False: the caller may not list its permissions
     shared_keys: bool = True  # False: the storage account rejects account keys and SAS signed with them
     quotas: dict[str, int] = field(default_factory=dict)  # cores by VM family; the default is 10,000
     cores_used: dict[str, int] = field(default_factory=dict)  # cores in use by VM family
+    quota_by_node: bool = False  # True: a missing quota has the code ClusterMinNodesExceedCoreQuota
+    checks_low_priority: bool = True  # False: a size without low priority is accepted, and an error of the cluster
+    cluster_errors: dict[str, tuple[str, str]] = field(default_factory=dict)  # by cluster, its code and message
+    # By storage account that only jobs can reach, the status and code of other responses.
+    firewalled: dict[str, tuple[int, str]] = field(default_factory=dict)
     clock_offset_s: float = 0  # of the service's clock, which the header Date shows
     public_network_access: str = "Enabled"  # Disabled: only through a private endpoint
     container_registry: str | None = None  # its resource ID; the first image build creates one

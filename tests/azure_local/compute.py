@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -33,8 +34,8 @@ def put_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Repl
     wanted = sent["properties"]["properties"]
     bodies.refuse(wrong_cluster(cloud, name, wanted))
     check_policy(cloud, name, sent.get("tags") or {})
-    check_quota(cloud, wanted)
     there = cloud.computes.get(name)
+    check_quota(cloud, wanted, there)
     if there is not None and there["properties"]["computeType"] != "AmlCompute":
         raise ServiceError(
             400,
@@ -47,6 +48,10 @@ def put_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Repl
             made["properties"]["properties"][fixed] = there["properties"]["properties"][fixed]
         made["properties"]["createdOn"] = there["properties"]["createdOn"]
     cloud.computes[name] = made
+    size = cloud.size(wanted["vmSize"])
+    if wanted.get("vmPriority") == "LowPriority" and size is not None and not size.low_priority:
+        message = f"The VM size {size.name} is not allowed for LowPriority. Please convert to Dedicated."
+        cloud.cluster_errors[name] = ("UnsupportedVMSizeForLowPriority", message)
     return accepted(cloud, made, 201 if there is None else 200)
 
 
@@ -75,7 +80,7 @@ def wrong_cluster(cloud: Cloud, name: str, wanted: dict[str, Any]) -> list[str]:
     size = cloud.size(wanted["vmSize"])
     if size is None:
         complaints.append(f"the VM size {wanted['vmSize']} is not supported in {REGION}")
-    elif wanted.get("vmPriority") == "LowPriority" and not size.low_priority:
+    elif wanted.get("vmPriority") == "LowPriority" and not size.low_priority and cloud.checks_low_priority:
         complaints.append(f"the VM size {size.name} has no low priority")
     return complaints
 
@@ -83,21 +88,35 @@ def wrong_cluster(cloud: Cloud, name: str, wanted: dict[str, Any]) -> list[str]:
 def check_policy(cloud: Cloud, name: str, tags: dict[str, str]) -> None:
     """A policy that requires tags is checked before the request reaches Azure ML."""
     if missing_tags := cloud.required_tags - tags.keys():
-        policies = ", ".join(f"Require the tag {tag}" for tag in sorted(missing_tags))
-        message = f"Resource '{name}' was disallowed by policy. Policy identifiers: '{policies}'."
+        at = f"/subscriptions/{cloud.subscription}/providers/Microsoft.Authorization/policyAssignments"
+        policies = [
+            {"policyAssignment": {"name": f"Require the tag {tag}", "id": f"{at}/require-{tag.replace(' ', '-')}"}}
+            for tag in sorted(missing_tags)
+        ]
+        message = f"Resource '{name}' was disallowed by policy. Policy identifiers: '{json.dumps(policies)}'."
         raise ServiceError(403, "RequestDisallowedByPolicy", message)
 
 
-def check_quota(cloud: Cloud, wanted: dict[str, Any]) -> None:
+def check_quota(cloud: Cloud, wanted: dict[str, Any], there: dict[str, Any] | None) -> None:
+    """A new cluster needs quota for all its nodes, one that grows for those that are added."""
     size = cloud.size(wanted["vmSize"])
     assert size is not None
-    needed = size.cores * max(wanted["scaleSettings"]["maxNodeCount"], 1)
-    if needed > quota(cloud, size.family):
+    existing = there["properties"]["properties"]["scaleSettings"]["maxNodeCount"] if there else 0
+    needed = size.cores * (wanted["scaleSettings"]["maxNodeCount"] - existing)
+    used, limit = cloud.cores_used.get(size.family, 0), quota(cloud, size.family)
+    if needed > 0 and used + needed > limit:
+        if cloud.quota_by_node:
+            raise ServiceError(
+                400,
+                "ClusterMinNodesExceedCoreQuota",
+                f"The specified subscription has a {size.family} vCPU quota of {limit} and cannot accomodate for at "
+                f"least 1 requested managed compute nodes which maps to {size.cores} vCPUs.",
+            )
         raise ServiceError(
             400,
             "ClusterCoreQuotaReached",
             "Operation results in exceeding quota limits of Core. "
-            f"Maximum allowed: {quota(cloud, size.family)}, Current in use: 0, Additional requested: {needed}. "
+            f"Maximum allowed: {limit}, Current in use: {used}, Additional requested: {needed}. "
             f"Family: {size.family}.",
         )
 
@@ -165,8 +184,13 @@ def compute_instance(cloud: Cloud, name: str) -> dict[str, Any]:
 
 def with_queue(cloud: Cloud, compute: dict[str, Any]) -> dict[str, Any]:
     """A cluster that cannot allocate nodes reports the reason."""
-    if cloud.queue_reason is None or compute["properties"]["computeType"] != "AmlCompute":
+    if compute["properties"]["computeType"] != "AmlCompute":
         return compute
-    error = {"error": {"code": "AllocationFailed", "message": cloud.queue_reason}}
-    nested = {**compute["properties"]["properties"], "errors": [error], "allocationState": "Resizing"}
+    reasons = [("AllocationFailed", cloud.queue_reason)] if cloud.queue_reason is not None else []
+    if compute["name"] in cloud.cluster_errors:
+        reasons.append(cloud.cluster_errors[compute["name"]])
+    if not reasons:
+        return compute
+    errors = [{"error": {"code": code, "message": message}} for code, message in reasons]
+    nested = {**compute["properties"]["properties"], "errors": errors, "allocationState": "Resizing"}
     return {**compute, "properties": {**compute["properties"], "properties": nested}}
