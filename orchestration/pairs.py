@@ -66,7 +66,7 @@ def variable_problems(name: str, value: str) -> list[str]:
         return [] if is_secret else [f"after {KEY_VAULT} write https://VAULT.vault.azure.net/secrets/SECRET."]
     if SECRET_NAME.search(name) or SECRET_VALUE.search(value):
         return [
-            "looks like a secret, which everyone who may read the job would see. Store it in a key vault, and use "
-            f"{name}={KEY_VAULT}https://VAULT.vault.azure.net/secrets/SECRET."
+            "looks like a secret, which everyone who may read the job would see. Store it in a key vault, and pass its "
+            f"address, which code in the job can read: {name}={KEY_VAULT}https://VAULT.vault.azure.net/secrets/SECRET."
         ]
     return []

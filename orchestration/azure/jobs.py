@@ -27,7 +27,7 @@ from azure.ai.ml.entities import (
 
 from msggan.errors import UsageError
 from orchestration.data_source import DatastorePath
-from orchestration.pairs import MAX_TAGS
+from orchestration.pairs import KEY_VAULT, MAX_TAGS
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 
@@ -150,8 +150,12 @@ def rest_body(job: Any, plan: JobPlan, scope: str) -> dict[str, Any]:
 
 
 def environment_variables(settings: Settings) -> dict[str, str]:
-    """The variables of a job, without those that Azure ML sets."""
-    return {**ENVIRONMENT_VARIABLES, **settings.env}
+    """The variables of a job, without those that Azure ML sets.
+
+    Of a secret the job gets the address, as Microsoft's page on secrets in jobs describes: code there reads it with the
+    machines' identity. `secretsConfiguration`, which no page describes and the SDK lacks, is not used.
+    """
+    return {**ENVIRONMENT_VARIABLES, **{name: value.removeprefix(KEY_VAULT) for name, value in settings.env.items()}}
 
 
 def command_line(spec: RunSpec, run_dir: str = RUN_PLACEHOLDER) -> str:

@@ -128,10 +128,16 @@ def test_everything_the_service_would_reject_is_reported_at_once() -> None:
 
 
 def test_tags_and_variables_of_ones_own_are_in_the_body_beside_those_of_msggan() -> None:
-    own = job_plan(settings_tags={"team": "vision", "msggan.run": "theirs"}, env={"NCCL_DEBUG": "INFO"})
+    address = "https://my-vault.vault.azure.net/secrets/hf-token"
+    env = {"NCCL_DEBUG": "INFO", "HF_TOKEN": f"@keyvault:{address}"}
+    own = job_plan(settings_tags={"team": "vision", "msggan.run": "theirs"}, env=env)
     properties = build_body(own, SCOPE)["properties"]
     assert properties["tags"] == {"team": "vision", "msggan.run": "flowers"}
-    assert properties["environmentVariables"] == {"PYTHONUNBUFFERED": "1", "NCCL_DEBUG": "INFO"}
+    assert properties["environmentVariables"] == {
+        "PYTHONUNBUFFERED": "1",
+        "NCCL_DEBUG": "INFO",
+        "HF_TOKEN": address,
+    }
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,7 @@ def test_tags_and_variables_of_all_sources_are_merged_by_name(tmp_path: Path) ->
             for name in ("HF_TOKEN", "KEY", "WANDB_APIKEY", "MY_SECRET", "DB_PASSWORD", "BLOB_SAS", "x_secret_y")
         ),
         *(
-            ({"env": (f"X={value}",)}, "use X=@keyvault:https://VAULT.vault.azure.net/secrets/SECRET.")
+            ({"env": (f"X={value}",)}, "X=@keyvault:https://VAULT.vault.azure.net/secrets/SECRET.")
             for value in (
                 f"sv=1&sig={HIDDEN}",
                 f"https://me:{HIDDEN}@host",
