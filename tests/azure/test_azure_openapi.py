@@ -155,6 +155,10 @@ PLANS = {
         {"instance_type": "Standard_NC4as_T4_v3", "low_priority": True},
     ),
     "a data asset": ("azureml:flowers:3", {"datastore": "other", "experiment": "flowers"}),
+    "with tags, variables and services": (
+        FOLDER_IN_STORE,
+        {"tags": ("team=vision",), "env": ("NCCL_DEBUG=INFO",), "services": "ssh,vscode,jupyter", "ssh_key": "id.pub"},
+    ),
     "a blob": ("https://account.blob.core.windows.net/photos/all.zip", {"timeout_hours": "0.5"}),
 }
 
@@ -164,6 +168,7 @@ def test_the_body_of_a_dry_run_is_described(
     name: str, described: Description, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workdir)
+    (workdir / "id.pub").write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 ann@example.org\n")
     data, flags = PLANS[name]
     workspace = {
         "AZUREML_ARM_SUBSCRIPTION": "6b1f4b0c-7a57-4d0b-8f0e-2f6f0d6f1c01",
