@@ -193,7 +193,9 @@ class Settings:
         rows = [(key, getattr(self.workspace, key, None), sources.get(key, "")) for key in WORKSPACE_VARIABLES]
         rows += [(name, entry["value"], entry["source"]) for name, entry in self.as_json()["settings"].items()]
         rows += [(name, "set" if is_set else None, "") for name, is_set in self.secrets.items()]
-        return [(name, "not set" if value is None else format_value(value), source) for name, value, source in rows]
+        return [
+            (name, "not set" if value in (None, {}) else format_value(value), source) for name, value, source in rows
+        ]
 
 
 @dataclass(frozen=True)

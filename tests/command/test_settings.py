@@ -446,6 +446,7 @@ def test_config_show_prints_each_setting_with_its_value_and_source(run_program: 
         ["tracking_uri", "http://***@host", "variable MSGGAN_TRACKING_URI"],
         ["low_priority", "false", "default"],
         ["instance_type", "not", "set default"],
+        ["tags", "not", "set default"],
         ["MSGGAN_STORAGE_KEY", "set"],
         ["MSGGAN_STORAGE_SAS", "not", "set"],
     ):
