@@ -180,3 +180,23 @@ def test_images_are_looked_for_beyond_the_first_files(
     assert msggan_aml("cancel", "there").exit_code == 0
     _, printed = submit(azure, msggan_aml, f"{place}/last/")
     assert "is an image" not in printed
+
+
+# --- Other clouds and private links -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cloud", "private_link"), [("AzureUSGovernment", False), pytest.param("AzureCloud", True, marks=pytest.mark.slow)]
+)
+def test_a_run_trains_in_another_cloud_and_behind_a_private_link(
+    azure: AzureLocal, workdir: Path, msggan_aml: Command, cloud: str, private_link: bool
+) -> None:
+    azure.use_cloud(cloud)
+    azure.cloud.private_link = private_link
+    ended = msggan_aml("submit", "--data", "tiny", *SMALL, "--yes", "-o", "json", **azure.variables)
+    assert (ended.exit_code, ended.json["state"]) == (0, "completed"), ended.stderr
+    assert ended.json["portal_url"].startswith(f"https://{azure.cloud.hosts.studio}/runs/tiny")
+    hosts = {request.host for request in azure.requests}
+    assert hosts >= {azure.cloud.hosts.management, azure.cloud.api_host}
+    elsewhere = msggan_aml("submit", "--data", "https://acc1.blob.core.example.net/pictures/x/", *SMALL, "--dry-run")
+    assert (elsewhere.exit_code, "is not in the cloud of the workspace" in elsewhere.stderr) == (2, True)

@@ -51,7 +51,7 @@ def accepted(cloud: Cloud, body: Any = None, status: int = 201, *, how: str = "A
     number = next(cloud.counter)
     base = OPERATIONS.format(subscription=cloud.subscription, location=REGION)
     kind = "mfeOperationResults" if how == "Location" else "computeOperationsStatus"
-    url = f"https://management.azure.com{base}/{kind}/{number}?api-version=2023-04-01"
+    url = f"https://{cloud.hosts.management}{base}/{kind}/{number}?api-version=2023-04-01"
     headers = {how: url, **SOON}
     return json_reply(body, status, headers) if body is not None else Reply(status, b"", headers)
 

@@ -6,15 +6,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from . import bodies
+from . import bodies, hosts
 from .arm import missing, page, resource
-from .cloud import API_HOST, BLOB_CONTAINER, Cloud, Version, now
+from .cloud import BLOB_CONTAINER, Cloud, Version, now
 from .messages import Reply, Request, ServiceError, json_reply
 from .routing import WORKSPACE, Routes
 from .shapes import Shape
 
 routes = Routes()
-REGISTRY_HOST = r".+\.api\.azureml\.ms"
 PUBLIC_REGISTRY = "azureml"
 REGISTRIES = (
     "/mferp/managementfrontend/subscriptions/{subscription}/resource[Gg]roups/{group}"
@@ -148,7 +147,7 @@ def start_pending_upload(cloud: Cloud, request: Request, name: str, version: str
 # The public registry, which has the curated environments
 
 
-@routes.add("GET", "/registrymanagement/v1.0/registries/{registry}/discovery", REGISTRY_HOST)
+@routes.add("GET", "/registrymanagement/v1.0/registries/{registry}/discovery", hosts.API)
 def registry_discovery(cloud: Cloud, request: Request, registry: str) -> Reply:
     if registry != PUBLIC_REGISTRY and registry not in {known for known, _, _ in cloud.registry_data}:
         raise missing("Registry", registry)
@@ -157,7 +156,7 @@ def registry_discovery(cloud: Cloud, request: Request, registry: str) -> Reply:
             "registryName": registry,
             "primaryRegion": "eastus",
             "regions": ["eastus"],
-            "primaryRegionResourceProviderUri": f"https://{API_HOST}/",
+            "primaryRegionResourceProviderUri": f"https://{cloud.region_host}/",
             "subscriptionId": "00000000-0000-0000-0000-0000000a2e61",
             "resourceGroup": "registry-builtin",
         }
@@ -183,7 +182,7 @@ def curated(version: str) -> dict[str, Any]:
     }
 
 
-@routes.add("GET", REGISTRY + "/environments/{name}", REGISTRY_HOST)
+@routes.add("GET", REGISTRY + "/environments/{name}", hosts.API)
 def curated_container(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
     if name != CURATED:
         raise missing("environments", name)
@@ -191,21 +190,21 @@ def curated_container(cloud: Cloud, request: Request, name: str, **where: str) -
     return json_reply({**curated("0"), "name": name, "properties": properties})
 
 
-@routes.add("GET", REGISTRY + "/environments/{name}/versions", REGISTRY_HOST)
+@routes.add("GET", REGISTRY + "/environments/{name}/versions", hosts.API)
 def curated_versions(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
     if name != CURATED:
         raise missing("environments", name)
     return json_reply({"value": [curated(version) for version in reversed(CURATED_VERSIONS)]})
 
 
-@routes.add("GET", REGISTRY + "/environments/{name}/versions/{version}", REGISTRY_HOST)
+@routes.add("GET", REGISTRY + "/environments/{name}/versions/{version}", hosts.API)
 def curated_version(cloud: Cloud, request: Request, name: str, version: str, **where: str) -> Reply:
     if name != CURATED or version not in CURATED_VERSIONS:
         raise missing("environments", f"{name}:{version}")
     return json_reply(curated(version))
 
 
-@routes.add("GET", REGISTRIES + "/{registry}/data/{name}/versions/{version}", REGISTRY_HOST)
+@routes.add("GET", REGISTRIES + "/{registry}/data/{name}/versions/{version}", hosts.API)
 def registry_data(cloud: Cloud, request: Request, registry: str, name: str, version: str, **where: str) -> Reply:
     """A data asset of a registry, which keeps its own copy of the files."""
     if (registry, name, version) not in cloud.registry_data:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import trustme
 
+from .cloud import REGION
+from .hosts import CLOUDS
+
 NAMES = (
-    "management.azure.com",
-    "login.microsoftonline.com",
-    "*.blob.core.windows.net",
-    "*.api.azureml.ms",
-    "*.experiments.azureml.net",
+    *(name for hosts in CLOUDS.values() for name in (hosts.management, hosts.login)),
+    *(f"*.{domain}" for hosts in CLOUDS.values() for domain in (f"blob.{hosts.storage}", hosts.api)),
+    *(f"*.workspace.{REGION}.{hosts.api}" for hosts in CLOUDS.values()),
     "localhost",
     "127.0.0.1",
 )

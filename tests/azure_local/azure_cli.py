@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .cloud import Cloud
-from .entra import AUDIENCES, make_token
+from .entra import make_token
 
 VERSION = json.dumps({"azure-cli": "2.80.0", "azure-cli-core": "2.80.0", "extensions": {"ml": "2.40.0"}})
 SIGNED_OUT = """\
@@ -29,7 +29,8 @@ def write_az(folder: Path, cloud: Cloud, signed_in: bool) -> Path:
 
 def signed_in_script(cloud: Cloud) -> str:
     cases = "".join(
-        f"'account get-access-token '*{audience}*) echo '{answer(cloud, audience)}';;\n" for audience in AUDIENCES
+        f"'account get-access-token '*{audience}*) echo '{answer(cloud, audience)}';;\n"
+        for audience in cloud.hosts.audiences
     )
     cases += f"version*) echo '{VERSION}';;\n"
     return f'#!/bin/sh\ncase "$*" in\n{cases}*) echo "ERROR: this az does not know: $*" >&2; exit 2;;\nesac\n'

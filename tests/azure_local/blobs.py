@@ -18,6 +18,8 @@ from azure.storage.blob import (
     generate_container_sas,
 )
 
+from .hosts import PUBLIC
+
 
 @dataclass
 class Blobs:
@@ -26,6 +28,7 @@ class Blobs:
     port: int
     keys: Mapping[str, str]
     certificate: str
+    suffix: str = PUBLIC.storage  # the domain of the storage accounts, as URLs have it
     issued: set[str] = field(default_factory=set)
     _services: dict[str, BlobServiceClient] = field(default_factory=dict)
     _made: set[tuple[str, str]] = field(default_factory=set)
@@ -78,7 +81,7 @@ class Blobs:
         self.container(account, container).upload_blob(name, data, overwrite=True)
 
     def container_url(self, account: str, container: str) -> str:
-        return f"https://{account}.blob.core.windows.net/{container}"
+        return f"https://{account}.blob.{self.suffix}/{container}"
 
     def signed_container_url(self, account: str, container: str, permission: str = "rwcdl") -> str:
         self.container(account, container)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .blobs import Blobs
+from .hosts import PUBLIC, Hosts
 from .jobs_state import Job
 
 REGION = "eastus"
-API_HOST = f"{REGION}.api.azureml.ms"
+WORKSPACE_ID = "4b3f0b1e-6b0f-4c87-8f0f-27a7b6f9e101"
 BLOB_CONTAINER = "azureml-blobstore-5d3c2f1e"
 ARTIFACT_CONTAINER = "azureml"
 
@@ -102,6 +103,8 @@ class Cloud:
     compute_blob_role: str | None = "Storage Blob Data Contributor"
     public_containers: set[tuple[str, str]] = field(default_factory=set)  # account and container: no identity is needed
     permissions_readable: bool = True  # False: the caller may not list its permissions
+    hosts: Hosts = PUBLIC
+    private_link: bool = False  # True: the data plane serves the workspace only at its own host
     shared_keys: bool = True  # False: the storage account rejects account keys and SAS signed with them
     quotas: dict[str, int] = field(default_factory=dict)  # cores by VM family; the default is 10,000
     cores_used: dict[str, int] = field(default_factory=dict)  # cores in use by VM family
@@ -141,7 +144,7 @@ class Cloud:
                 "datastoreType": "AzureBlob",
                 "accountName": self.account,
                 "containerName": container,
-                "endpoint": "core.windows.net",
+                "endpoint": self.hosts.storage,
                 "protocol": "https",
                 "isDefault": name == "workspaceblobstore",
                 "credentials": {"credentialsType": "AccountKey", "secrets": {"key": account_key(self.account)}},
@@ -156,8 +159,18 @@ class Cloud:
         )
 
     @property
+    def region_host(self) -> str:
+        """The data plane's host for all workspaces of the region."""
+        return f"{REGION}.{self.hosts.api}"
+
+    @property
+    def api_host(self) -> str:
+        """The data plane's host for this workspace."""
+        return f"{WORKSPACE_ID}.workspace.{self.region_host}" if self.private_link else self.region_host
+
+    @property
     def tracking_uri(self) -> str:
-        return f"azureml://{API_HOST}/mlflow/v2.0{self.scope}"
+        return f"azureml://{self.api_host}/mlflow/v2.0{self.scope}"
 
     def trials(self, sweep: str) -> list[Job]:
         """The trials of a sweep in the order in which they were started."""

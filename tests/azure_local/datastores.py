@@ -37,7 +37,7 @@ def put_datastore(cloud: Cloud, request: Request, name: str, **where: str) -> Re
         raise ServiceError(400, "InvalidDatastoreName", f"Datastore name {name} may have a-z, 0-9 and _ only.")
     there = name in cloud.datastores
     given = {key: value for key, value in sent["properties"].items() if value is not None}
-    cloud.datastores[name] = {"protocol": "https", "endpoint": "core.windows.net", **given, "isDefault": False}
+    cloud.datastores[name] = {"protocol": "https", "endpoint": cloud.hosts.storage, **given, "isDefault": False}
     return json_reply(datastore_resource(cloud, name), 200 if there else 201)
 
 

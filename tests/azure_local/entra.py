@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from .hosts import LOGIN
 from .messages import Reply, Request, ServiceError, json_reply
 from .roles import forbidden_action
 from .routing import Routes
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
     from .cloud import Cloud
 
 routes = Routes()
-HOST = r"login\.microsoftonline\.com"
-AUDIENCES = (
-    "https://management.azure.com",
-    "https://management.core.windows.net",
-    "https://ml.azure.com",
-    "https://storage.azure.com",
-)
 
 
 def make_token(tenant: str, audience: str, lives_s: int = 3600, **claims: Any) -> str:
@@ -57,7 +51,7 @@ def read_token(headers: Mapping[str, str]) -> dict[str, Any]:
     return claims
 
 
-@routes.add("GET", "/common/discovery/instance", HOST)
+@routes.add("GET", "/common/discovery/instance", LOGIN)
 def instance_discovery(cloud: Cloud, request: Request) -> Reply:
     return json_reply(
         {
@@ -74,9 +68,9 @@ def instance_discovery(cloud: Cloud, request: Request) -> Reply:
     )
 
 
-@routes.add("GET", "/{tenant}/v2.0/.well-known/openid-configuration", HOST)
+@routes.add("GET", "/{tenant}/v2.0/.well-known/openid-configuration", LOGIN)
 def openid_configuration(cloud: Cloud, request: Request, tenant: str) -> Reply:
-    base = f"https://login.microsoftonline.com/{tenant}"
+    base = f"https://{request.host}/{tenant}"
     return json_reply(
         {
             "issuer": f"{base}/v2.0",
@@ -89,7 +83,7 @@ def openid_configuration(cloud: Cloud, request: Request, tenant: str) -> Reply:
     )
 
 
-@routes.add("POST", "/{tenant}/oauth2/v2.0/token", HOST)
+@routes.add("POST", "/{tenant}/oauth2/v2.0/token", LOGIN)
 def token(cloud: Cloud, request: Request, tenant: str) -> Reply:
     form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
     if form.get("grant_type") != "client_credentials":
@@ -118,10 +112,10 @@ def authorize(cloud: Cloud, request: Request) -> None:
     request.token = read_token(request.headers)
     if not request.token:
         raise ServiceError(401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing.")
-    if request.token["aud"] not in AUDIENCES or request.token["tid"] != cloud.tenant:
+    if request.token["aud"] not in cloud.hosts.audiences or request.token["tid"] != cloud.tenant:
         raise ServiceError(401, "InvalidAuthenticationTokenAudience", f"Not a token for this: {request.token['aud']}.")
     in_job = "run" in request.token  # a job's token is valid only for its run's history and metrics
-    if in_job and request.host == "management.azure.com":
+    if in_job and request.host == cloud.hosts.management:
         raise ServiceError(403, "AuthorizationFailed", "A run's token is not for the resource manager.")
     action = forbidden_action(cloud, request) if not in_job else None
     if action:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import bodies
-from .cloud import API_HOST, Cloud
+from . import bodies, hosts
+from .cloud import Cloud
 from .jobs import find_job, output_uri_of
 from .jobs_state import Job
 from .messages import Reply, Request, ServiceError, json_reply
@@ -14,7 +14,6 @@ from .runner import artifact_location
 from .shapes import boolean, list_of, record, text
 
 routes = Routes()
-HOST = r".+\.api\.azureml\.ms"
 HISTORY = "/history/v1.0" + WORKSPACE
 LARGEST_PAGE = 50  # of a run's children
 CHANGED_RUN = record(
@@ -23,12 +22,12 @@ CHANGED_RUN = record(
 ARTIFACTS = HISTORY + "/experiments/{experiment}/runs/{run}/artifacts"
 
 
-@routes.add("GET", HISTORY + "/runs/{run}", HOST)
+@routes.add("GET", HISTORY + "/runs/{run}", hosts.API)
 def get_run(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     return json_reply(metadata(cloud, find_job(cloud, run)))
 
 
-@routes.add("PATCH", HISTORY + "/experiments/{experiment}/runs/{run}", HOST)
+@routes.add("PATCH", HISTORY + "/experiments/{experiment}/runs/{run}", hosts.API)
 def change_run(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     """The SDK calls this before it submits a job that exists already."""
     sent = request.json
@@ -44,7 +43,7 @@ def change_run(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     return json_reply(metadata(cloud, job))
 
 
-@routes.add("GET", HISTORY + "/runs/{run}/details", HOST)
+@routes.add("GET", HISTORY + "/runs/{run}/details", hosts.API)
 def get_details(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     job = find_job(cloud, run)
     waiting = cloud.queue_reason is not None and job.status == "Queued"
@@ -66,7 +65,7 @@ def get_details(cloud: Cloud, request: Request, run: str, **where: str) -> Reply
     )
 
 
-@routes.add("GET", HISTORY + "/runs/{run}/children", HOST)
+@routes.add("GET", HISTORY + "/runs/{run}/children", hosts.API)
 def list_children(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     """Newest first. The next page is given by a continuation token, which the SDK does not follow."""
     query = {name.removeprefix("$").lower(): value for name, value in request.query.items()}
@@ -78,7 +77,7 @@ def list_children(cloud: Cloud, request: Request, run: str, **where: str) -> Rep
     return json_reply({"value": children, "continuationToken": str(start) if start else None, "nextLink": None})
 
 
-@routes.add("POST", HISTORY + "/rundata", HOST)
+@routes.add("POST", HISTORY + "/rundata", hosts.API)
 def run_data(cloud: Cloud, request: Request, **where: str) -> Reply:
     job = find_job(cloud, request.json["runId"])
     return json_reply({"runMetadata": metadata(cloud, job), "runDefinition": None, "jobSpecification": None})
@@ -114,7 +113,7 @@ def output_asset_id(job: Job, output: str) -> str:
     return f"azureml://locations/eastus/workspaces/local/data/azureml_{job.name}_output_data_{output}/versions/1"
 
 
-@routes.add("POST", "/data/v1.0" + WORKSPACE + "/dataversion/batchGetResolvedUris", HOST)
+@routes.add("POST", "/data/v1.0" + WORKSPACE + "/dataversion/batchGetResolvedUris", hosts.API)
 def resolve_uris(cloud: Cloud, request: Request, **where: str) -> Reply:
     sent = request.json
     bodies.check(record("values", values=list_of(text())), sent)
@@ -140,13 +139,13 @@ def log_files(cloud: Cloud, job: Job) -> dict[str, str]:
 # Artifacts, as azureml-mlflow writes and reads them
 
 
-@routes.add("GET", ARTIFACTS, HOST)
+@routes.add("GET", ARTIFACTS, hosts.API)
 def list_artifacts(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     location = artifact_location(cloud, find_job(cloud, run).name)
     return json_reply({"value": [artifact(run, name) for _, name in location.files(cloud.blobs)]})
 
 
-@routes.add("POST", ARTIFACTS + "/batch/metadata", HOST)
+@routes.add("POST", ARTIFACTS + "/batch/metadata", hosts.API)
 def create_artifacts(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     sent = request.json
     bodies.check(record("paths", paths=list_of(record("path", path=text(r"[^/].*")))), sent)
@@ -161,7 +160,7 @@ def create_artifacts(cloud: Cloud, request: Request, run: str, **where: str) -> 
     )
 
 
-@routes.add("GET", ARTIFACTS + "/contentinfo", HOST)
+@routes.add("GET", ARTIFACTS + "/contentinfo", hosts.API)
 def artifact_content(cloud: Cloud, request: Request, run: str, **where: str) -> Reply:
     name = request.query.get("path", "")
     location = artifact_location(cloud, find_job(cloud, run).name)
@@ -187,4 +186,4 @@ def content(cloud: Cloud, run: str, name: str, permission: str) -> dict[str, Any
 
 
 def artifact_uri(cloud: Cloud, job: Job) -> str:
-    return f"azureml://{API_HOST}/mlflow/v2.0{cloud.scope}/experiments/{job.experiment}/runs/{job.name}/artifacts"
+    return f"azureml://{cloud.api_host}/mlflow/v2.0{cloud.scope}/experiments/{job.experiment}/runs/{job.name}/artifacts"

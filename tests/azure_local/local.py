@@ -35,6 +35,7 @@ from .authority import create_authority
 from .blobs import Blobs
 from .cloud import ARTIFACT_CONTAINER, BLOB_CONTAINER, Cloud, Settings, account_key, now
 from .faults import Fault, Faults
+from .hosts import API, BLOB, CLOUDS, LOGIN, MANAGEMENT, PUBLIC
 from .jobs_state import ENDED, Job
 from .messages import Recorded, Reply, Request, ServiceError
 from .proxy import IDENTITY_PATH, Proxy
@@ -59,6 +60,7 @@ class AzureLocal:
         self.faults = Faults()
         self.recording = Recording()
         self._stack = ExitStack()
+        self.hosts = PUBLIC
         self._identity_secret = secrets.token_hex(16)
 
     def __enter__(self) -> AzureLocal:
@@ -71,7 +73,9 @@ class AzureLocal:
             process = azurite.Azurite(keys, self.authority, self.folder)
             stack.callback(process.close)
             self.server = Server(self.authority.server_context(), self._answer, self.faults, self.recording)
-            self.proxy = Proxy(self.server.address, self._forbid, self._unreachable, self._identity_token)
+            self.proxy = Proxy(
+                self.server.address, self._is_azure, self._forbid, self._unreachable, self._identity_token
+            )
             stack.callback(self.proxy.close)
             stack.callback(self.server.close)  # first, as that closes the tunnels
             self._blobs = Blobs(process.port, keys, str(self.authority.certificate))
@@ -140,7 +144,7 @@ class AzureLocal:
             "REQUESTS_CA_BUNDLE": certificate,
             "CURL_CA_BUNDLE": certificate,
             "SSL_CERT_FILE": certificate,
-            "AZUREML_CURRENT_CLOUD": "AzureCloud",
+            "AZUREML_CURRENT_CLOUD": self.hosts.cloud,
         }
 
     # Configuration
@@ -258,11 +262,19 @@ class AzureLocal:
             "datastoreType": kind,
             "accountName": account,
             "filesystem" if kind == "AzureDataLakeGen2" else "containerName": container,
-            "endpoint": "core.windows.net",
+            "endpoint": self.hosts.storage,
             "protocol": "https",
             "isDefault": False,
             "credentials": key if with_key else {"credentialsType": "None"},
         }
+
+    def use_cloud(self, name: str) -> None:
+        """Serves the hosts of another cloud, such as AzureUSGovernment, and none of the public one, until the reset."""
+        self.hosts = self.cloud.hosts = CLOUDS[name]
+        self._blobs.suffix = self.hosts.storage
+        self.cloud.job_environment["AZUREML_CURRENT_CLOUD"] = name
+        for store in self.cloud.datastores.values():
+            store["endpoint"] = self.hosts.storage
 
     def add_workspace(self, name: str) -> Cloud:
         """Adds an empty workspace to the same resource group: its own default datastore, resources and switches."""
@@ -299,30 +311,38 @@ class AzureLocal:
     # Responses
 
     def _answer(self, request: Request) -> Reply:
-        if request.host.endswith(".blob.core.windows.net"):
+        kind = self.cloud.hosts.kind(request.host)
+        if kind == BLOB:
             return blob_gateway.forward(self.cloud, self._client_context, request)
-        answer, parts = ROUTES.find(request)
+        is_registry = "registries" in request.path
+        if self.cloud.private_link and kind == API and request.host != self.cloud.api_host and not is_registry:
+            raise ServiceError(403, "PublicNetworkAccessDenied", f"The workspace is not served at {request.host}.")
+        answer, parts = ROUTES.find(request, kind)
         cloud = self.cloud.workspaces.get(parts.get("workspace", ""), self.cloud)
         if "registries" not in request.path:
             workspace.check_workspace(cloud, parts)
-        if request.host != "login.microsoftonline.com" and not NEEDS_NO_TOKEN.fullmatch(request.path):
+        if kind != LOGIN and not NEEDS_NO_TOKEN.fullmatch(request.path):
             entra.authorize(cloud, request)
-        if request.host == "management.azure.com" and "api-version" not in request.query:
+        if kind == MANAGEMENT and "api-version" not in request.query:
             raise ServiceError(400, "MissingApiVersionParameter", "The api-version query parameter is required.")
         reply = answer(cloud, request, **parts)
         reply.headers["Date"] = formatdate(time.time() + self.cloud.clock_offset_s, usegmt=True)
         return reply
+
+    def _is_azure(self, host: str) -> bool:
+        return self.cloud.hosts.kind(host) is not None
 
     def _forbid(self, address: str) -> None:
         self.recording.forbidden.append(address)
 
     def _unreachable(self, host: str) -> bool:
         account, _, domain = host.partition(".")
-        return domain == "blob.core.windows.net" and account not in self.accounts
+        return domain == f"blob.{self.cloud.hosts.storage}" and account not in self.accounts
 
     def _start_afresh(self) -> None:
         self.faults.clear()
         self.recording.clear()
+        self.hosts, self._blobs.suffix = PUBLIC, PUBLIC.storage
         runs = Path(tempfile.mkdtemp(prefix="jobs-", dir=self.folder))
         environment = {**self._way(), **self.identity_variables}
         self.cloud = Cloud(runs, self._blobs, environment, **asdict(self.settings))

@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from . import bodies
+from . import bodies, hosts
 from .cloud import Cloud, now
 from .history import artifact_uri
 from .jobs_state import Job, Metric
@@ -16,7 +16,6 @@ from .runner import experiment_id
 from .shapes import anything, list_of, record, text
 
 routes = Routes()
-HOST = r".+\.api\.azureml\.ms"
 API = "/mlflow/v2.0" + WORKSPACE + "/api/2.0/mlflow"
 STATUSES = {
     "Completed": "FINISHED",
@@ -57,18 +56,18 @@ def run_of(cloud: Cloud, request: Request, given: dict[str, Any]) -> Job:
     return cloud.jobs[name]
 
 
-@routes.add("GET", API + "/runs/get", HOST)
+@routes.add("GET", API + "/runs/get", hosts.API)
 def get_run(cloud: Cloud, request: Request, **where: str) -> Reply:
     return json_reply({"run": run_resource(cloud, run_of(cloud, request, request.query))})
 
 
-@routes.add("POST", API + "/runs/update", HOST)
+@routes.add("POST", API + "/runs/update", hosts.API)
 def update_run(cloud: Cloud, request: Request, **where: str) -> Reply:
     """The service determines a job's status: the status that the process sends is ignored."""
     return json_reply({"run_info": info(cloud, run_of(cloud, request, request.json))})
 
 
-@routes.add("POST", API + "/runs/log-metric", HOST)
+@routes.add("POST", API + "/runs/log-metric", hosts.API)
 def log_metric(cloud: Cloud, request: Request, **where: str) -> Reply:
     given = request.json
     job = run_of(cloud, request, given)
@@ -76,7 +75,7 @@ def log_metric(cloud: Cloud, request: Request, **where: str) -> Reply:
     return json_reply({})
 
 
-@routes.add("POST", API + "/runs/log-parameter", HOST)
+@routes.add("POST", API + "/runs/log-parameter", hosts.API)
 def log_parameter(cloud: Cloud, request: Request, **where: str) -> Reply:
     given = request.json
     job = run_of(cloud, request, given)
@@ -84,7 +83,7 @@ def log_parameter(cloud: Cloud, request: Request, **where: str) -> Reply:
     return json_reply({})
 
 
-@routes.add("POST", API + "/runs/set-tag", HOST)
+@routes.add("POST", API + "/runs/set-tag", hosts.API)
 def set_tag(cloud: Cloud, request: Request, **where: str) -> Reply:
     given = request.json
     job = run_of(cloud, request, given)
@@ -92,14 +91,14 @@ def set_tag(cloud: Cloud, request: Request, **where: str) -> Reply:
     return json_reply({})
 
 
-@routes.add("POST", API + "/runs/delete-tag", HOST)
+@routes.add("POST", API + "/runs/delete-tag", hosts.API)
 def delete_tag(cloud: Cloud, request: Request, **where: str) -> Reply:
     given = request.json
     run_of(cloud, request, given).tags.pop(given["key"], None)
     return json_reply({})
 
 
-@routes.add("POST", API + "/runs/log-batch", HOST)
+@routes.add("POST", API + "/runs/log-batch", hosts.API)
 def log_batch(cloud: Cloud, request: Request, **where: str) -> Reply:
     given = request.json
     job = run_of(cloud, request, given)
@@ -107,19 +106,19 @@ def log_batch(cloud: Cloud, request: Request, **where: str) -> Reply:
     return json_reply({})
 
 
-@routes.add("GET", API + "/metrics/get-history", HOST)
+@routes.add("GET", API + "/metrics/get-history", hosts.API)
 def metric_history(cloud: Cloud, request: Request, **where: str) -> Reply:
     job = run_of(cloud, request, request.query)
     found = [vars(metric) for metric in job.metrics if metric.key == request.query["metric_key"]]
     return json_reply({"metrics": found})
 
 
-@routes.add("GET", API + "/experiments/get", HOST)
+@routes.add("GET", API + "/experiments/get", hosts.API)
 def get_experiment(cloud: Cloud, request: Request, **where: str) -> Reply:
     return experiment_reply(cloud, lambda name: experiment_id(name) == request.query.get("experiment_id"))
 
 
-@routes.add("GET", API + "/experiments/get-by-name", HOST)
+@routes.add("GET", API + "/experiments/get-by-name", hosts.API)
 def get_experiment_by_name(cloud: Cloud, request: Request, **where: str) -> Reply:
     return experiment_reply(cloud, lambda name: name == request.query.get("experiment_name"))
 
@@ -140,7 +139,7 @@ def experiment_reply(cloud: Cloud, wanted: Any) -> Reply:
     raise ServiceError(404, "RESOURCE_DOES_NOT_EXIST", "The experiment was not found.")
 
 
-@routes.add("POST", API + "/runs/search", HOST)
+@routes.add("POST", API + "/runs/search", hosts.API)
 def search_runs(cloud: Cloud, request: Request, **where: str) -> Reply:
     """Searches by experiment; filters are not supported."""
     given = request.json

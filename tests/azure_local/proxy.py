@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import selectors
 import socket
 import socketserver
@@ -10,9 +9,6 @@ import threading
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
-ALLOWED = re.compile(
-    r"(management\.azure\.com|login\.microsoftonline\.com|[a-z0-9-]+\.api\.azureml\.ms|[a-z0-9]+\.blob\.core\.windows\.net):443"
-)
 IDENTITY_PATH = "/msi/token"  # of a node's managed identity endpoint
 METADATA_SERVICE = "http://169.254.169.254/"  # the Azure Instance Metadata Service
 
@@ -31,12 +27,13 @@ class Proxy(socketserver.ThreadingTCPServer):
     def __init__(
         self,
         target: tuple[str, int],
+        is_azure: Callable[[str], bool],
         forbid: Callable[[str], None],
         unreachable: Callable[[str], bool],
         identity_token: Callable[[str, str], tuple[str, str]],
     ) -> None:
         super().__init__(("127.0.0.1", 0), Tunnel)
-        self.target, self.forbid, self.unreachable = target, forbid, unreachable
+        self.target, self.is_azure, self.forbid, self.unreachable = target, is_azure, forbid, unreachable
         self.identity_token = identity_token
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="azure-proxy", daemon=True)
         self._thread.start()
@@ -60,7 +57,7 @@ class Tunnel(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         method, address = self._read_head()
-        if method == "CONNECT" and ALLOWED.fullmatch(address):
+        if method == "CONNECT" and self._is_azure(address):
             if self.server.unreachable(address.removesuffix(":443")):
                 self._answer("502 Bad Gateway", f"no such host: {address}")
             else:
@@ -73,6 +70,9 @@ class Tunnel(socketserver.StreamRequestHandler):
         elif address:
             self.server.forbid(address)
             self._answer("403 Forbidden", f"the local Azure has no {address}")
+
+    def _is_azure(self, address: str) -> bool:
+        return address.endswith(":443") and self.server.is_azure(address.removesuffix(":443"))
 
     def _read_head(self) -> tuple[str, str]:
         words = self.rfile.readline(65537).decode("latin-1").split()

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .hosts import MANAGEMENT
 from .messages import Reply, Request, ServiceError, json_reply
 from .routing import WORKSPACE, Routes
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .cloud import Cloud
 
 routes = Routes()
-MANAGEMENT = "management.azure.com"
 AML = "Microsoft.MachineLearningServices"
 GROUP = "/subscriptions/{subscription}/resource[Gg]roups/{group}"
 BLOBS = "Microsoft.Storage/storageAccounts/blobServices/containers"
@@ -101,18 +101,21 @@ def group_of(cloud: Cloud) -> str:
 
 def forbidden_action(cloud: Cloud, request: Request) -> str | None:
     """The action that the caller's roles do not permit, or None."""
-    action = action_of(request)
-    scope = request.path if request.host == MANAGEMENT else cloud.scope
+    is_managed = cloud.hosts.kind(request.host) == MANAGEMENT
+    action = action_of(request) if is_managed else f"{AML}/workspaces/experiments/runs/{verb_of(request)}"
+    scope = request.path if is_managed else cloud.scope
     if action is None or any(role.permits(action) for role in roles_at(cloud, scope)):
         return None
     return action
 
 
+def verb_of(request: Request) -> str:
+    return {"GET": "read", "HEAD": "read", "DELETE": "delete"}.get(request.method, "write")
+
+
 def action_of(request: Request) -> str | None:
-    """The action that a request needs; None if any caller may send it, such as one that polls an operation."""
-    verb = {"GET": "read", "HEAD": "read", "DELETE": "delete"}.get(request.method, "write")
-    if request.host != MANAGEMENT:
-        return f"{AML}/workspaces/experiments/runs/{verb}"
+    """The action that a request to Resource Manager needs; None if any caller may send it, as to poll an operation."""
+    verb = verb_of(request)
     there = re.fullmatch(r"/subscriptions/.*?/providers/([^/]+)/(.+)", request.path, re.IGNORECASE)
     if there is None or "Operation" in there[2] or "/Microsoft.Authorization/permissions" in request.path:
         return None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from urllib.parse import unquote
 
+from .hosts import MANAGEMENT
 from .messages import Reply, Request, ServiceError
 
 WORKSPACE = (
@@ -17,25 +18,25 @@ Answer = Callable[..., Reply]
 
 
 class Routes:
-    """`(method, host, path)` patterns in the order they were added; `{name}` matches one segment of a path."""
+    """`(method, kind of host, path)` patterns in the order they were added; `{name}` matches one segment of a path."""
 
     def __init__(self) -> None:
-        self._table: list[tuple[str, re.Pattern[str], re.Pattern[str], Answer]] = []
+        self._table: list[tuple[str, str, re.Pattern[str], Answer]] = []
 
-    def add(self, method: str, path: str, host: str = r"management\.azure\.com") -> Callable[[Answer], Answer]:
+    def add(self, method: str, path: str, host: str = MANAGEMENT) -> Callable[[Answer], Answer]:
         pattern = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path))
 
         def keep(answer: Answer) -> Answer:
-            self._table.append((method, re.compile(host), pattern, answer))
+            self._table.append((method, host, pattern, answer))
             return answer
 
         return keep
 
-    def find(self, request: Request) -> tuple[Answer, dict[str, str]]:
+    def find(self, request: Request, kind: str | None) -> tuple[Answer, dict[str, str]]:
         """The function and the named segments of the path. Raises ServiceError (501) if no route matches."""
         for method, host, pattern, answer in self._table:
             match = pattern.fullmatch(request.path)
-            if method == request.method and host.fullmatch(request.host) and match:
+            if method == request.method and host == kind and match:
                 return answer, {name: unquote(part) for name, part in match.groupdict().items()}
         where = f"{request.method} https://{request.host}{request.path}"
         raise ServiceError(501, "NotImplementedHere", f"The local Azure does not know {where}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import entra
 from .blobs import BlobLocation
-from .cloud import API_HOST, ARTIFACT_CONTAINER, Cloud, now
+from .cloud import ARTIFACT_CONTAINER, Cloud, now
 from .folders import Mirror, fetch
 from .jobs_state import ENDED, Job
 from .locations import COMPUTE, USER, LocationError, find_location
@@ -191,7 +191,8 @@ class Attempt:
 
     def environment(self) -> dict[str, str]:
         cloud, job = self.cloud, self.job
-        token = entra.make_token(cloud.tenant, "https://management.azure.com", 86400, run=job.name, oid=cloud.object_id)
+        audience = f"https://{cloud.hosts.management}"
+        token = entra.make_token(cloud.tenant, audience, 86400, run=job.name, oid=cloud.object_id)
         path = os.pathsep.join([os.path.dirname(cloud.python), os.environ["PATH"]])
         context = {"run_attempt_count": job.attempt, "vm_priority": cloud.vm_priority, "node_count": 1, "gpu_count": 0}
         return {
@@ -207,8 +208,8 @@ class Attempt:
             "AZUREML_ARM_RESOURCEGROUP": cloud.group,
             "AZUREML_ARM_WORKSPACE_NAME": cloud.workspace,
             "AZUREML_ARM_PROJECT_NAME": job.experiment,
-            "AZUREML_SERVICE_ENDPOINT": f"https://{API_HOST}",
-            "AZUREML_DISCOVERY_SERVICE_ENDPOINT": f"https://{API_HOST}/discovery",
+            "AZUREML_SERVICE_ENDPOINT": f"https://{cloud.api_host}",
+            "AZUREML_DISCOVERY_SERVICE_ENDPOINT": f"https://{cloud.api_host}/discovery",
             "AZUREML_CR_COMPUTE_CONTEXT": json.dumps(context),
             "AZUREML_RUN_TOKEN": token,
             "AZUREML_RUN_TOKEN_EXPIRY": str(entra.read_token({"authorization": f"Bearer {token}"})["exp"]),

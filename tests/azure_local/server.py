@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from .faults import Fault, Faults
+from .hosts import CLOUDS
 from .messages import Recorded, Reply, Request, ServiceError, record
 
 
@@ -164,7 +165,7 @@ def add_request_ids(reply: Reply, host: str) -> None:
     names = {name.lower() for name in reply.headers}
     if "x-ms-request-id" not in names:
         reply.headers["x-ms-request-id"] = str(uuid.uuid4())
-    if host == "management.azure.com":
+    if host in {hosts.management for hosts in CLOUDS.values()}:
         reply.headers["x-ms-correlation-request-id"] = str(uuid.uuid4())
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .cloud import API_HOST, REGION, Cloud
+from . import hosts
+from .cloud import REGION, WORKSPACE_ID, Cloud
 from .messages import Reply, Request, ServiceError, json_reply
 from .roles import storage_account
 from .routing import WORKSPACE, Routes
@@ -55,9 +56,9 @@ def workspace(cloud: Cloud, request: Request, **where: str) -> Reply:
             "properties": {
                 "friendlyName": cloud.workspace,
                 "description": "",
-                "workspaceId": "4b3f0b1e-6b0f-4c87-8f0f-27a7b6f9e101",
+                "workspaceId": WORKSPACE_ID,
                 "storageAccount": storage_account(cloud, cloud.account),
-                "discoveryUrl": f"https://{API_HOST}/discovery",
+                "discoveryUrl": f"https://{cloud.api_host}/discovery",
                 "mlFlowTrackingUri": cloud.tracking_uri,
                 "provisioningState": "Succeeded",
                 "tenantId": cloud.tenant,
@@ -69,10 +70,10 @@ def workspace(cloud: Cloud, request: Request, **where: str) -> Reply:
     )
 
 
-@routes.add("GET", "/discovery", r".+\.api\.azureml\.ms")
+@routes.add("GET", "/discovery", hosts.API)
 def discovery(cloud: Cloud, request: Request) -> Reply:
     names = ("api", "history", "mlflow", "experimentation", "artifact", "modelmanagement")
-    return json_reply(dict.fromkeys(names, f"https://{API_HOST}"))
+    return json_reply(dict.fromkeys(names, f"https://{cloud.api_host}"))
 
 
 @routes.add("GET", LOCATION + "/vmSizes")

@@ -1,0 +1,60 @@
+"""The hosts of each Azure cloud, by what they serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MANAGEMENT, LOGIN, API, BLOB = "management", "login", "api", "blob"
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The hosts of a cloud. api, storage: the domains of the data plane's regions and of the storage accounts."""
+
+    cloud: str
+    management: str
+    login: str
+    api: str
+    studio: str
+    storage: str
+
+    def kind(self, host: str) -> str | None:
+        """What a host of this cloud serves, None for others, such as those of another cloud."""
+        if host in (self.management, self.login):
+            return MANAGEMENT if host == self.management else LOGIN
+        if host.endswith(f".blob.{self.storage}"):
+            return BLOB
+        return API if host.endswith(f".{self.api}") else None
+
+    @property
+    def audiences(self) -> tuple[str, ...]:
+        """What a token may be for."""
+        own = (f"https://{self.management}", f"https://{self.studio}", "https://storage.azure.com")
+        return (*own, "https://management.core.windows.net") if self.cloud == "AzureCloud" else own
+
+
+PUBLIC = Hosts(
+    "AzureCloud",
+    "management.azure.com",
+    "login.microsoftonline.com",
+    "api.azureml.ms",
+    "ml.azure.com",
+    "core.windows.net",
+)
+GOVERNMENT = Hosts(
+    "AzureUSGovernment",
+    "management.usgovcloudapi.net",
+    "login.microsoftonline.us",
+    "api.ml.azure.us",
+    "ml.azure.us",
+    "core.usgovcloudapi.net",
+)
+CHINA = Hosts(
+    "AzureChinaCloud",
+    "management.chinacloudapi.cn",
+    "login.chinacloudapi.cn",
+    "api.ml.azure.cn",
+    "ml.azure.cn",
+    "core.chinacloudapi.cn",
+)
+CLOUDS = {hosts.cloud: hosts for hosts in (PUBLIC, GOVERNMENT, CHINA)}
