@@ -58,9 +58,9 @@ def test_a_damaged_checkpoint_is_never_loaded_and_the_previous_one_always(tmp_pa
     for images_seen in (8, 16):
         save_checkpoint(tmp_path, images_seen, {"weights": torch.full((7, 3), float(images_seen))}, STATE)
     newest = tmp_path / "000000016.json"
-    damaged = newest.with_suffix(suffix)
-    for content in mutations(damaged.read_bytes(), 1000, seed=1):
-        damaged.write_bytes(content)
+    path = newest.with_suffix(suffix)
+    for content in mutations(path.read_bytes(), 1000, seed=1):
+        path.write_bytes(content)
         checkpoint, damaged = newest_checkpoint(tmp_path)
         assert checkpoint is not None
         if checkpoint.images_seen == 16:  # JSON with a space more or less is the same JSON
