@@ -36,7 +36,11 @@ CURATED = "curated"
 REGISTRY = "azureml"
 CURATED_NAME = "acpt-pytorch-2.8-cuda12.6"
 CURATED_IMAGE = f"mcr.microsoft.com/azureml/curated/{CURATED_NAME}"
-CONDA_IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-cuda11.8-cudnn8-ubuntu22.04:latest"
+# The newest tag in the release notes of github.com/Azure/AzureML-Containers.
+CONDA_IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-cuda11.8-cudnn8-ubuntu22.04:20241202.v1"
+CURATED_TAG = "msggan.curated"  # of an environment that is based on the curated image: that image
+OURS = re.compile(rf"(?:azureml:{NAME}:|.*/environments/{NAME}/versions/)(?P<version>[^/:]+)")
+MOVING = re.compile(rb"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+:latest)\b", re.IGNORECASE | re.MULTILINE)
 
 DEFAULT_CONTEXT = Path(environments.__file__).parent / "default"
 DOCKERFILE = "Dockerfile"
@@ -57,13 +61,14 @@ REQUIREMENTS = "requirements.txt"
 class Recipe:
     """The content of an environment: an image, an image with a conda file, or the files of a build context.
 
-    made_from: how it was specified, for people.
+    made_from: how it was specified, for people. curated: the curated image that it is based on, empty for another.
     """
 
     made_from: str
     image: str = ""
     conda: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict)
+    curated: str = ""
 
     @property
     def version(self) -> str:
@@ -79,20 +84,20 @@ class Recipe:
 # --- Reading the setting ----------------------------------------------------------------------------------------------
 
 
-def read_recipe(setting: str, *, curated_version: str = "") -> Recipe:
-    """The recipe that the setting `environment` specifies. curated_version: the version of `curated`.
+def read_recipe(setting: str, *, curated: str = CURATED_IMAGE) -> Recipe:
+    """The recipe that the setting `environment` specifies. curated: the curated image, with its tag.
 
     Raises UsageError where there is no such file or folder, or its content is not valid.
     """
     if _is_curated(setting):
-        made_from = f"curated image {CURATED_NAME}, version {curated_version}"
+        made_from = f"curated image {curated.removeprefix('mcr.microsoft.com/azureml/curated/')}"
         files = read_context(DEFAULT_CONTEXT)
-        base = f"FROM {CURATED_IMAGE}:{curated_version}".encode()
+        base = f"FROM {curated}".encode()
         files[DOCKERFILE] = re.sub(rb"^FROM .*$", base, files[DOCKERFILE], count=1, flags=re.MULTILINE)
         if setting == CURATED:
-            return Recipe(made_from, files=files)
+            return Recipe(made_from, files=files, curated=curated)
         files[REQUIREMENTS] += _read_requirements(Path(setting))
-        return Recipe(f"{made_from}, and {Path(setting).name}", files=files)
+        return Recipe(f"{made_from}, and {Path(setting).name}", files=files, curated=curated)
     if Path(setting).is_dir():
         return Recipe(f"folder {Path(setting).name}", files=read_context(Path(setting)))
     image, plus, path = setting.rpartition("+")
@@ -124,6 +129,13 @@ def _checked_image(image: str) -> str:
         raise UsageError(
             [f"environment {image}: must be {CURATED}, an existing file or folder, or an image with its tag."],
             f"Use {CURATED}, IMAGE:TAG such as python:3.11-slim, a conda file, or the folder of a Dockerfile.",
+        )
+    if image.endswith(":latest"):
+        name = image.removesuffix(":latest")
+        raise UsageError(
+            [f"environment {image}: `latest` is another image after each update, also for a run that is resumed."],
+            f"Use the tag of one version, {name}:TAG, or its digest, {name}@sha256:DIGEST, which this command prints:\n"
+            f"docker buildx imagetools inspect {image}",
         )
     return image
 
@@ -174,7 +186,7 @@ def build_environment(
         name=NAME,
         version=recipe.version,
         description=f"For msggan: {recipe.made_from}",
-        tags={**(tags or {}), **PROVISIONED_TAG},
+        tags={**(tags or {}), **PROVISIONED_TAG, **({CURATED_TAG: recipe.curated} if recipe.curated else {})},
         image=recipe.image or None,
         conda_file=str(conda_file) if recipe.conda else None,
         build=BuildContext(path=context, dockerfile_path=DOCKERFILE) if recipe.files else None,
@@ -216,21 +228,55 @@ def plan_environment(
 # --- With the service -------------------------------------------------------------------------------------------------
 
 
-def resolve_recipe(client: Client) -> Recipe:
-    """The recipe that the setting `environment` specifies; of `curated`, with its newest version."""
+def ensure_job_environment(client: Client, before: str) -> str:
+    """The ID of the environment for a job. before: that of the job that it continues, empty for a new run.
+
+    A run keeps its environment, so that resuming it neither changes PyTorch nor builds an image, unless the setting
+    specifies another one. `curated` and its requirements files do not specify another version of the curated image.
+    """
+    kept = OURS.fullmatch(before)
+    existing = _read_version(client, kept["version"]) if kept else None
+    if kept is None or existing is None:
+        return ensure_environment(client, resolve_recipe(client))
+    curated = (existing.tags or {}).get(CURATED_TAG, "")
+    setting, is_default = client.settings.environment, client.settings.source("environment") == "default"
+    if is_default or (setting == CURATED and curated):
+        client.reporter.info(f"Using the environment of its last job, {NAME}:{kept['version']}.")
+        return f"azureml:{NAME}:{kept['version']}"
+    return ensure_environment(client, resolve_recipe(client, curated))
+
+
+def resolve_recipe(client: Client, curated: str = "") -> Recipe:
+    """The recipe that the setting `environment` specifies. curated: the curated image; empty: its newest version."""
     setting = client.settings.environment
     if not _is_curated(setting):
-        return read_recipe(setting)
+        recipe = read_recipe(setting)
+        for image in MOVING.findall(recipe.files.get(DOCKERFILE, b"")):
+            client.reporter.info(
+                f"Warning: {setting}/{DOCKERFILE} is based on {image.decode(errors='replace')}, which changes without "
+                "a new version of the environment. Use a tag of one version, or a digest."
+            )
+        return recipe
+    return read_recipe(setting, curated=curated or newest_curated_image(client))
+
+
+def newest_curated_image(client: Client) -> str:
+    """The image of the newest version of the curated environment, as the registry names it."""
     with client.errors(f"Reading the newest version of {CURATED_NAME}"):
         newest = client.registry(REGISTRY).environments.get(CURATED_NAME, label="latest")
-    return read_recipe(setting, curated_version=str(newest.version))
+    image = str(newest.image or "")
+    # The registry may name only what the image was built from. Microsoft publishes it with the version as its tag.
+    return image if IMAGE.fullmatch(image) else f"{CURATED_IMAGE}:{newest.version}"
 
 
 def read_environment(client: Client, recipe: Recipe) -> Environment | None:
     """The environment of that version, None if it does not exist."""
+    return _read_version(client, recipe.version)
+
+
+def _read_version(client: Client, version: str) -> Environment | None:
     return client.find(
-        f"Looking for the environment {NAME}:{recipe.version}",
-        lambda: client.ml.environments.get(NAME, version=recipe.version),
+        f"Looking for the environment {NAME}:{version}", lambda: client.ml.environments.get(NAME, version=version)
     )
 
 

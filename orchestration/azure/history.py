@@ -149,6 +149,11 @@ def data_of(job: Any) -> str:
     return f"azureml:{path}" if re.fullmatch(r"[\w.-]+:[\w.-]+", path) else path  # the SDK's form of a data asset
 
 
+def environment_of(job: Any) -> str:
+    """The ID of a job's environment, of a sweep that of its trials; empty if the job records none."""
+    return str(getattr(getattr(job, "trial", job), "environment", None) or "")
+
+
 # --- The run history --------------------------------------------------------------------------------------------------
 
 

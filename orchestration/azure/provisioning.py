@@ -26,7 +26,7 @@ def plan_provisioning(client: Client) -> ProvisionPlan:
     """What differs between the workspace and the settings. Only reads."""
     secret = datastore.read_secret(os.environ)
     # An invalid setting is reported before any request, and a missing workspace before any other problem.
-    environment.read_recipe(client.settings.environment, curated_version="latest")
+    environment.read_recipe(client.settings.environment)
     refuse(compute.tag_problems(client.settings))
     _ = client.about
     recipe = environment.resolve_recipe(client)

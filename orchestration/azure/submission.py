@@ -27,8 +27,8 @@ from orchestration.azure.blobs import Store
 from orchestration.azure.client import API_VERSION, Client
 from orchestration.azure.compute import NOT_CHECKED, identity_of, other_sizes, read_size, require_cluster, values_of
 from orchestration.azure.data import ensure_data, plan_data
-from orchestration.azure.environment import ensure_environment, resolve_recipe
-from orchestration.azure.history import RunJobs, get_job, run_of
+from orchestration.azure.environment import ensure_job_environment
+from orchestration.azure.history import RunJobs, environment_of, get_job, run_of
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
     TO_RESOLVE,
@@ -59,7 +59,7 @@ def planned_job(settings: Settings, scope: str, spec: RunSpec, extra: Sequence[s
     datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
     data = plan_data(str(spec.data), datastore, scope)
     code = TO_RESOLVE.format("the snapshot of the msggan package")
-    environment = TO_RESOLVE.format(f"the environment {settings.environment}")
+    environment = TO_RESOLVE.format(f"the environment {settings.environment}, or that of the run's last job")
     tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
     serverless = settings.instance_type is not None
     machines = settings.identity if serverless else None
@@ -104,7 +104,8 @@ def submit(
         if not size.is_known:
             client.reporter.info(f"{NOT_CHECKED.format(f'The VM size {size.name} was', 'it')}.")
     # The environment may be refused: create it before a hundred thousand images are packed.
-    environment = ensure_environment(client, resolve_recipe(client))
+    is_resumed = newest is not None and (started is not None or run.is_sweep)
+    environment = ensure_job_environment(client, environment_of(newest) if is_resumed else "")
     packed = spec
     if started:  # the images are packed as they were when the run started
         stored, _ = started

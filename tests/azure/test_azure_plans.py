@@ -389,6 +389,7 @@ def test_each_of_the_four_kinds_of_environment_has_the_right_body(tmp_path: Path
     }
     plain = body(read_recipe(str(tmp_path / "own.yml")), tmp_path)
     assert plain["image"].startswith("mcr.microsoft.com/azureml/")
+    assert not plain["image"].endswith(":latest")
     context = body(read_recipe(str(tmp_path / "own")), tmp_path)
     assert context == {
         **shared,
@@ -398,24 +399,25 @@ def test_each_of_the_four_kinds_of_environment_has_the_right_body(tmp_path: Path
 
 
 def test_a_curated_environment_uses_the_version_that_was_found() -> None:
-    nine, ten = (read_recipe("curated", curated_version=version) for version in ("9", "10"))
+    nine, ten = (read_recipe("curated", curated=f"x/torch:{version}") for version in ("9", "10"))
     assert nine.version != ten.version
     assert ten.files["Dockerfile"].count(b"FROM ") == 1
-    assert b"\nFROM mcr.microsoft.com/azureml/curated/acpt-pytorch-2.8-cuda12.6:10\n" in ten.files["Dockerfile"]
+    assert b"\nFROM x/torch:10\n" in ten.files["Dockerfile"]
+    assert build_environment(ten).tags == {"msggan": "provisioned", "msggan.curated": "x/torch:10"}
     assert set(ten.files) == {"Dockerfile", "requirements.txt"}
-    assert ten == read_recipe("curated", curated_version="10")
+    assert ten == read_recipe("curated", curated="x/torch:10")
     assert ten.reference == f"azureml:msggan:{ten.version}"
 
 
 def test_a_requirements_file_adds_packages_to_the_curated_environment(tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("pillow-heif>=1\nscikit-image", encoding="utf-8")
-    curated, recipe = (read_recipe(setting, curated_version="10") for setting in ("curated", str(own)))
+    curated, recipe = (read_recipe(setting, curated="x/torch:10") for setting in ("curated", str(own)))
     assert recipe.files == {
         "Dockerfile": curated.files["Dockerfile"],
         "requirements.txt": curated.files["requirements.txt"] + b"pillow-heif>=1\nscikit-image\n",
     }
-    assert recipe.made_from == "curated image acpt-pytorch-2.8-cuda12.6, version 10, and own.txt"
+    assert recipe.made_from == "curated image x/torch:10, and own.txt"
     assert recipe.version != curated.version
 
 
@@ -433,7 +435,7 @@ def test_an_invalid_requirements_file_is_named(tmp_path: Path, content: bytes | 
     if content is not None:
         own.write_bytes(content)
     with pytest.raises(UsageError) as raised:
-        read_recipe(str(own), curated_version="10")
+        read_recipe(str(own), curated="x/torch:10")
     assert raised.value.problems == (f"environment {own}: {reason}",)
 
 

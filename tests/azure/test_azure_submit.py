@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from azure_local import AzureLocal
 from support.azure_commands import Command
 from support.programs import fast_python, run_in, started, stopped, wait_for
 
-from msggan import Generator, load_generator
+from msggan import Generator, TrainConfig, load_generator
+from msggan.config import resolve
 from orchestration.azure.target import AzureTarget
 from orchestration.copies import DOWNLOAD_FILE
 
@@ -198,6 +201,40 @@ def test_an_unchanged_folder_is_packed_once(azure: AzureLocal, workdir: Path, ms
     azure.cloud.blobs.container(azure.cloud.account, azure.container).delete_blob(pack.partition("/paths/")[2])
     packed, uploaded, other = submit("changed")
     assert (packed, uploaded, other != pack) == (True, True, True)
+
+
+def test_a_resumed_run_keeps_its_environment_unless_another_one_is_set(
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
+) -> None:
+    azure.hold_jobs("no node is free")
+    (workdir / "own.txt").write_text("pillow-heif\n")
+
+    def submit(name: str, *args: str) -> tuple[str, str]:
+        """The version of the job's environment, and the image that it is based on."""
+        ended = msggan_aml("submit", "--data", "tiny", *SMALL, "--name", name, *args, "--detach", "--yes", "-o", "json")
+        assert ended.exit_code == 0, ended.stderr
+        azure.end_jobs()
+        used = azure.job(ended.json["job_id"]).properties["environmentId"].rpartition("/")[2]
+        created = azure.cloud.environments["msggan", used].properties
+        return used, created["tags"].get("msggan.curated", created.get("image", ""))[-3:]
+
+    first, base = submit("one")
+    assert base == ":10"
+    azure.cloud.curated_versions = ("9", "10", "11")
+    renewed, base = submit("one")
+    assert (renewed != first, base) == (True, ":11")  # it has not started: there is nothing to keep
+    config = resolve(
+        TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.04),
+        shorter_side_px=8,
+        device="cpu",
+        has_fast_bfloat16=False,
+    )
+    azure.put_blob("msggan/runs/one/config.json", json.dumps({"format_version": 1, **asdict(config)}).encode())
+    azure.cloud.curated_versions = ("9", "10", "11", "12")
+    assert submit("one") == submit("one", "--environment", "curated") == (renewed, ":11")
+    assert submit("one", "--environment", "own.txt")[1] == ":11"
+    assert submit("one", "--environment", "python:3.11")[1] == ".11"
+    assert submit("two")[1] == ":12"
 
 
 def leaves_differing(planned: object, sent: object, path: str = "") -> dict[str, object]:

@@ -307,17 +307,29 @@ def test_serverless_needs_no_cluster(azure: AzureLocal, provision: Provision) ->
 # --- The four environments --------------------------------------------------------------------------------------------
 
 
-def test_the_curated_environment_is_pinned_and_has_what_the_job_needs(azure: AzureLocal, provision: Provision) -> None:
+@pytest.mark.parametrize(
+    ("image", "base"),
+    [
+        ("mcr.microsoft.com/aifx/acpt:biweekly.{version}", "mcr.microsoft.com/aifx/acpt:biweekly.10"),
+        (None, "mcr.microsoft.com/azureml/curated/acpt-pytorch-2.8-cuda12.6:10"),
+    ],
+)
+def test_the_curated_environment_is_pinned_and_has_what_the_job_needs(
+    azure: AzureLocal, provision: Provision, image: str | None, base: str
+) -> None:
+    azure.cloud.curated_image = image
     assert provision("--yes").exit_code == 0
     ((name, version),) = azure.cloud.environments
     created = azure.cloud.environments[name, version].properties
     context = created["build"]["contextUri"].partition(f"{azure.container}/")[2]
     assert name == "msggan"
     assert created["build"]["dockerfilePath"] == "Dockerfile"
-    assert created["description"] == "For msggan: curated image acpt-pytorch-2.8-cuda12.6, version 10"
+    assert (
+        created["description"] == f"For msggan: curated image {base.removeprefix('mcr.microsoft.com/azureml/curated/')}"
+    )
     dockerfile = azure.blob(f"{context}Dockerfile")
     assert dockerfile is not None
-    assert b"\nFROM mcr.microsoft.com/azureml/curated/acpt-pytorch-2.8-cuda12.6:10\n" in dockerfile
+    assert f"\nFROM {base}\n".encode() in dockerfile
     assert b"safetensors" in (azure.blob(f"{context}requirements.txt") or b"")
 
 
@@ -354,6 +366,7 @@ def test_every_edit_is_applied_and_nothing_unchanged_is_created_again(
     [
         ("curatd", "must be curated, an existing file or folder, or an image with its tag"),
         ("pytorch/pytorch", "or an image with its tag"),
+        ("python:latest", "`latest` is another image after each update"),
         ("nowhere.yml", "cannot be read as a conda file: No such file or directory"),
         ("empty.yml", "is not a conda file: it has no list of dependencies"),
         ("broken.yml", "cannot be read as a conda file"),

@@ -21,7 +21,6 @@ REGISTRIES = (
 )
 REGISTRY = f"{REGISTRIES}/{PUBLIC_REGISTRY}"
 CURATED = "acpt-pytorch-2.8-cuda12.6"
-CURATED_VERSIONS = ("1", "2", "9", "10")  # the newest is not the last in alphabetical order
 MAY_CHANGE = {"tags", "description", "properties", "isArchived", "stage", "isAnonymous"}
 
 Kept = dict[tuple[str, str], Version]
@@ -163,13 +162,15 @@ def registry_discovery(cloud: Cloud, request: Request, registry: str) -> Reply:
     )
 
 
-def curated(version: str) -> dict[str, Any]:
+def curated(cloud: Cloud, version: str) -> dict[str, Any]:
+    image = cloud.curated_image and cloud.curated_image.format(version=version)
+    made_from = {"image": image} if image else {"build": {"contextUri": "https://registry/context"}}
     return {
         "id": f"azureml://registries/azureml/environments/{CURATED}/versions/{version}",
         "name": version,
         "type": "Microsoft.MachineLearningServices/registries/environments/versions",
         "properties": {
-            "image": f"mcr.microsoft.com/azureml/curated/{CURATED}:{version}",
+            **made_from,
             "osType": "Linux",
             "environmentType": "Curated",
             "isAnonymous": False,
@@ -186,22 +187,22 @@ def curated(version: str) -> dict[str, Any]:
 def curated_container(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
     if name != CURATED:
         raise missing("environments", name)
-    properties = {"latestVersion": CURATED_VERSIONS[-1], "isArchived": False, "tags": {}, "properties": {}}
-    return json_reply({**curated("0"), "name": name, "properties": properties})
+    properties = {"latestVersion": cloud.curated_versions[-1], "isArchived": False, "tags": {}, "properties": {}}
+    return json_reply({**curated(cloud, "0"), "name": name, "properties": properties})
 
 
 @routes.add("GET", REGISTRY + "/environments/{name}/versions", hosts.API)
 def curated_versions(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
     if name != CURATED:
         raise missing("environments", name)
-    return json_reply({"value": [curated(version) for version in reversed(CURATED_VERSIONS)]})
+    return json_reply({"value": [curated(cloud, version) for version in reversed(cloud.curated_versions)]})
 
 
 @routes.add("GET", REGISTRY + "/environments/{name}/versions/{version}", hosts.API)
 def curated_version(cloud: Cloud, request: Request, name: str, version: str, **where: str) -> Reply:
-    if name != CURATED or version not in CURATED_VERSIONS:
+    if name != CURATED or version not in cloud.curated_versions:
         raise missing("environments", f"{name}:{version}")
-    return json_reply(curated(version))
+    return json_reply(curated(cloud, version))
 
 
 @routes.add("GET", REGISTRIES + "/{registry}/data/{name}/versions/{version}", hosts.API)
@@ -220,7 +221,7 @@ def environment_exists(cloud: Cloud, environment_id: str) -> bool:
     if match := re.fullmatch(
         r"azureml://registries/azureml/environments/([^/]+)/(versions|labels)/([^/]+)", environment_id
     ):
-        known = CURATED_VERSIONS if match[2] == "versions" else ("latest",)
+        known = cloud.curated_versions if match[2] == "versions" else ("latest",)
         return match[1] == CURATED and match[3] in known
     match = re.fullmatch(r"(?:azureml:/?/?)?.*/environments/([^/]+)/(versions|labels)/([^/]+)", environment_id)
     if match is None:

@@ -124,6 +124,10 @@ class Cloud:
     builds_fail: bool = False  # image builds of custom environments fail
     logs_by_attempt: bool = False  # a restarted job writes user_logs/retry_001/…; False: it appends to its first log
     vm_priority: str = "dedicated"
+    # Of the curated environment in the public registry; the newest version is not the last in alphabetical order. Its
+    # image with {version}, None: it has a build context.
+    curated_versions: tuple[str, ...] = ("1", "2", "9", "10")
+    curated_image: str | None = "mcr.microsoft.com/azureml/curated/acpt-pytorch-2.8-cuda12.6:{version}"
 
     # The workspace's resources.
     computes: dict[str, dict[str, Any]] = field(default_factory=dict)
