@@ -1,4 +1,4 @@
-"""Copy a run folder between a datastore and this machine. A download resumes where an earlier one ended.
+"""Copy a run folder between a datastore and this machine, several files at once. A download resumes an earlier one.
 
 The SDK's `jobs.download` neither resumes nor notices that a file changes meanwhile, and may fetch nothing without an
 error. Here each file is completed from one version of its blob, by its ETag.
@@ -7,9 +7,13 @@ error. Here each file is completed from one version of its blob, by its ETag.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 
 from azure.core.exceptions import ResourceModifiedError, ResourceNotFoundError
 
@@ -22,6 +26,7 @@ from orchestration.errors import AzureServiceError
 from orchestration.status import Download
 
 GENERATOR = "generator.safetensors"
+CONCURRENT_FILES = 8
 PARTS = "*.0x*.part"  # their names end with the ETag, so that a part is completed from the same version only
 EXCLUDED = ("run.lock", DOWNLOAD_FILE)
 MAX_VERSIONS = 5  # of a file that changes while it is downloaded
@@ -44,26 +49,54 @@ def download_run(
         raise CheckpointError(f"{folder} has {what} yet.", hint)
     copy = CopyFolder(to, f"{store.account}/{store.container.container_name}/{folder}")
     copy.prepare({blob.name: blob.etag for blob in blobs}, force=force)
-    done, total, sizes = 0, sum(blob.size for blob in blobs), []
-
-    def report(downloaded: int) -> None:
-        """Reports the bytes of all files; downloaded: those of the current one."""
-        on_progress(min(done + downloaded, total), total)
-
-    with copy.recording():
-        for blob in blobs:
-            path = to / blob.name
-            if not copy.has(blob.name, blob.etag):
-                version = _download(client, store, folder, blob, path=path, report=report)
+    progress = Progress({blob.name: blob.size for blob in blobs}, on_progress)
+    missing = []
+    for blob in blobs:
+        if copy.has(blob.name, blob.etag):
+            progress.report(blob.name, blob.size)
+        else:
+            missing.append(blob)
+    with copy.recording(), ThreadPoolExecutor(CONCURRENT_FILES) as threads:
+        download = partial(_download, client, store, folder, to=to, progress=progress)
+        downloads = {threads.submit(download, blob): blob for blob in missing}
+        try:
+            for ended in as_completed(downloads):
+                version = ended.result()
                 if version is None:  # the run has removed the file in the meantime
-                    continue
-                copy.add(blob.name, version.etag)
-            report(blob.size)
-            done += blob.size
-            sizes.append(path.stat().st_size)
+                    blobs.remove(downloads[ended])
+                else:
+                    copy.add(version.name, version.etag)
+        except BaseException:
+            progress.stop()
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    sizes = [(to / blob.name).stat().st_size for blob in blobs]
     for part in to.rglob(PARTS):  # of a version, or of a file, that is no longer in the run
         part.unlink()
     return Download(len(sizes), sum(sizes), str(to))
+
+
+@dataclass
+class Progress:
+    """The bytes of the files of a download, which its threads report. sizes: by file."""
+
+    sizes: Mapping[str, int]
+    on_progress: OnProgress
+    _done: dict[str, int] = field(default_factory=dict)
+    _is_stopped: bool = False
+    _lock: Lock = field(default_factory=Lock)
+
+    def report(self, name: str, downloaded: int) -> None:
+        """Reports the bytes of all files. Raises `CancelledError` after `stop`: what is downloaded stays in parts."""
+        with self._lock:
+            if self._is_stopped:
+                raise CancelledError
+            self._done[name] = min(downloaded, self.sizes[name])
+            self.on_progress(sum(self._done.values()), sum(self.sizes.values()))
+
+    def stop(self) -> None:
+        with self._lock:
+            self._is_stopped = True
 
 
 def _is_result(name: str) -> bool:
@@ -72,13 +105,12 @@ def _is_result(name: str) -> bool:
     return is_visible and name not in EXCLUDED and not name.endswith(".part")
 
 
-def _download(
-    client: Client, store: Store, folder: str, blob: Blob, *, path: Path, report: Callable[[int], None]
-) -> Blob | None:
-    """Downloads a blob to a partial file, then moves that to `path`. Starts again with a newer version of the blob.
+def _download(client: Client, store: Store, folder: str, blob: Blob, *, to: Path, progress: Progress) -> Blob | None:
+    """Downloads a blob to a partial file, then moves that to its name. Starts again with a newer version of the blob.
 
-    Returns the version that was downloaded, None if the blob does not exist any more. report: called with its bytes.
+    Returns the version that was downloaded, None if the blob does not exist any more.
     """
+    path, report = to / blob.name, partial(progress.report, blob.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(MAX_VERSIONS):
         part = path.with_name(f"{path.name}.{blob.etag.strip(chr(34))}.part")

@@ -39,7 +39,7 @@ CURATED_IMAGE = f"mcr.microsoft.com/azureml/curated/{CURATED_NAME}"
 # The newest tag in the release notes of github.com/Azure/AzureML-Containers.
 CONDA_IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-cuda11.8-cudnn8-ubuntu22.04:20241202.v1"
 CURATED_TAG = "msggan.curated"  # of an environment that is based on the curated image: that image
-OURS = re.compile(rf"(?:azureml:{NAME}:|.*/environments/{NAME}/versions/)(?P<version>[^/:]+)")
+OURS = re.compile(rf"(?:(?:azureml:)?{NAME}:|.*/environments/{NAME}/versions/)(?P<version>[^/:]+)")
 MOVING = re.compile(rb"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+:latest)\b", re.IGNORECASE | re.MULTILINE)
 
 DEFAULT_CONTEXT = Path(environments.__file__).parent / "default"

@@ -151,7 +151,7 @@ def data_of(job: Any) -> str:
 
 def environment_of(job: Any) -> str:
     """The ID of a job's environment, of a sweep that of its trials; empty if the job records none."""
-    return str(getattr(getattr(job, "trial", job), "environment", None) or "")
+    return str((job.trial if is_sweep(job) else job).environment or "")
 
 
 # --- The run history --------------------------------------------------------------------------------------------------
