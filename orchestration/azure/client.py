@@ -295,6 +295,16 @@ class Client:
         vars(other)["_signed_in"] = self._signed_in
         return other
 
+    def cluster_errors(self, name: str) -> list[tuple[str, str]]:
+        """The codes and messages in a cluster's `errors`: even a new one may have some. The SDK drops them."""
+        request = HttpRequest(
+            "GET", f"{self.cloud.management}{self.scope}/computes/{name}", params={"api-version": API_VERSION}
+        )
+        with self.errors(f"Reading the errors of the cluster {name}"):
+            properties = self.send(request).json()["properties"].get("properties") or {}
+        errors = [entry.get("error") or {} for entry in properties.get("errors") or []]
+        return [(str(error.get("code") or ""), str(error.get("message") or "")) for error in errors]
+
     # --- Datastores ---------------------------------------------------------------------------------------------------
 
     def store(self, datastore: str | None) -> Store:

@@ -20,7 +20,7 @@ from msggan.commands.options import nearest
 from msggan.config import flag
 from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
-from orchestration.azure.errors import quota_hint
+from orchestration.azure.errors import quota_error, quota_hint
 from orchestration.errors import AuthError, QuotaError
 from orchestration.settings import Settings, format_value
 from orchestration.status import Change, Item, changes_between
@@ -456,10 +456,15 @@ def ensure_cluster(client: Client, report: Callable[[str], None]) -> None:
     settings = client.settings
     operation = f"Creating the cluster {settings.compute}"
     existing, cluster = read_cluster(client), build_cluster(settings, location_of(client))
+    before: list[tuple[str, str]] = []
     if isinstance(existing, AmlCompute):
+        before = client.cluster_errors(settings.compute)
         operation = f"Changing the cluster {settings.compute}"
         cluster = with_changes(existing, cluster, set_values(settings))
     _run(client, operation, lambda: client.ml.compute.begin_create_or_update(cluster), report)
+    for code, message in client.cluster_errors(settings.compute):
+        if (code, message) not in before and (error := quota_error(operation, code, message, client.workspace)):
+            raise error
 
 
 def with_changes(existing: AmlCompute, desired: AmlCompute, keys: Iterable[str]) -> AmlCompute:

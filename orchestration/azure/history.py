@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from azure.core.rest import HttpRequest
 
-from msggan.errors import RunFolderError
+from msggan.errors import MsgganError, RunFolderError
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
 from orchestration.azure.jobs import DATA_INPUT, RUN_OUTPUT, RUN_TAG, SWEEP_TAG, job_name
@@ -213,9 +213,17 @@ class Details:
 
 
 def read_details(client: Client, job: str) -> Details:
-    """The details of a job. Raises MsgganError."""
+    """The details of a job; of one that waits also the errors of its cluster. Raises MsgganError."""
     with client.errors(f"Reading the state of {job}"):
-        return build_details(_get(client, f"runs/{job}/details"))
+        response = _get(client, f"runs/{job}/details")
+    details, cluster = build_details(response), response.get("target")
+    if details.state != "queued" or not cluster:
+        return details
+    try:
+        errors = [message for _, message in client.cluster_errors(cluster)]
+    except MsgganError:  # such as that of a serverless job, which has no cluster
+        return details
+    return replace(details, warnings=tuple(dict.fromkeys([*details.warnings, *filter(None, errors)])))
 
 
 def read_children(client: Client, job: str) -> list[Details]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,15 @@ def test_only_what_is_set_is_changed_of_an_existing_cluster(azure: AzureLocal, p
     assert changed.json["plan"][0]["reason"] == "was not created by msggan-aml provision"
     scale = azure.cloud.computes["msggan-gpu"]["properties"]["properties"]["scaleSettings"]
     assert scale == {"minNodeCount": 1, "maxNodeCount": 8, "nodeIdleTimeBeforeScaleDown": "PT30M"}
+
+
+def test_an_error_that_only_the_created_cluster_has_is_exit_5(azure: AzureLocal, provision: Provision) -> None:
+    azure.cloud.subscription_role, azure.cloud.checks_low_priority = None, False
+    azure.cloud.sizes = [replace(size, low_priority=False) for size in azure.cloud.sizes]
+    ended = provision("--yes", "-o", "json", *IMAGE, "--low-priority")
+    assert ended.exit_code == 5, ended.stderr
+    assert "UnsupportedVMSizeForLowPriority" in ended.json["error"]["message"]
+    assert ended.json["error"]["hint"].startswith("Use dedicated machines, --no-low-priority")
 
 
 def test_without_a_role_in_the_subscription_size_and_quota_are_not_checked(
