@@ -71,14 +71,14 @@ def _left_behind() -> Iterator[None]:
 
 
 @pytest.fixture
-def client(azure: AzureLocal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def client(azure: AzureLocal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
     """The SDK's own client, led by the environment alone."""
     for name, value in azure.variables.items():
         monkeypatch.setenv(name, value)
     from azure.ai.ml import MLClient
     from azure.identity import ClientSecretCredential
 
-    logging.getLogger("azure").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, logger="azure")
     cloud = azure.cloud
     with ClientSecretCredential(cloud.tenant, cloud.client_id, cloud.client_secret) as credential:
         yield MLClient(credential, cloud.subscription, cloud.group, cloud.workspace, enable_telemetry=False)
