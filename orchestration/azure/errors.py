@@ -61,7 +61,6 @@ QUOTA: dict[str, str | None] = {
     r"QuotaReached|QuotaExceeded|CoreQuota|OutOfQuota|vCPU quota of \d|exceed(?:s|ed|ing)? .{0,60}quota": None,
     r"is not a supported VM size": None,  # also if the size exists and the subscription has no quota of its family
 }
-CAPACITY = re.compile(r"OutOfCapacity|AllocationFailed|InsufficientCapacity|NotEnoughCapacity", re.IGNORECASE)
 
 # Why a storage account refuses a request whatever the roles, by its code; and what to type.
 FIREWALL_HINT = (
