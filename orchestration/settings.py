@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from msggan.commands.program import NO_TRACKING, TRACKING_VARIABLES, default_tracking_uri, tracking_uri_complaint
 from msggan.config import KINDS, Range, flag
 from msggan.errors import UsageError
+from orchestration.money import Amount
 from orchestration.pairs import SECRET_NAME, SECRET_VALUE, pair_problems, read_pairs
 
 if sys.version_info >= (3, 11):
@@ -56,9 +57,11 @@ Flags = Mapping[str, str | bool | tuple[str, ...] | None]
 
 @dataclass(frozen=True)
 class Setting:
-    """The metadata of a setting. required: its pattern as text. also: variables that are read after its own.
+    """The metadata of a setting.
 
-    flag: if it is not `--name-with-dashes`. kind: dict for a setting that has several values, NAME=VALUE each.
+    required: its pattern as text. also: variables that are read after its own. normalize: the text of a value, which
+    may also be a number in msggan.toml; raises ValueError. flag: if it is not `--name-with-dashes`. kind: dict for a
+    setting that has several values, NAME=VALUE each.
     """
 
     help: str
@@ -68,6 +71,7 @@ class Setting:
     required: str = "non-empty text"
     also: tuple[str, ...] = ()
     flag: str = ""
+    normalize: Callable[[Any], str] | None = None
     name: str = ""
     kind: type = str
 
@@ -168,6 +172,12 @@ class Settings:
     )
     ssh_key: str | None = _setting("The file of the public key that may enter by `ssh`, such as ~/.ssh/id_ed25519.pub.")
 
+    max_cost: str | None = _setting(
+        "The maximum cost of a job, or of a sweep with all its trials; limits their time. US dollars, or as 4.50EUR.",
+        required="an amount above 0, in US dollars or with its currency, such as 5, 5USD or 4.50EUR",
+        normalize=lambda value: Amount.parse(value).as_setting(),
+    )
+
     workspace: Workspace | None
     sources: Mapping[str, str]
     secrets: Mapping[str, bool]
@@ -257,6 +267,7 @@ def format_value(value: Any) -> str:
 # The settings that are options of submit and sweep, in the order of their help.
 JOB_SETTINGS = (
     *("runs_dir", "tracking_uri", WORKSPACE_TABLE, "compute", "instance_type", "low_priority", "timeout_hours"),
+    "max_cost",
     *("environment", "datastore", "experiment", "description", "tags", "env"),
 )
 
@@ -317,6 +328,18 @@ def read_settings(
     )
 
 
+def with_keyword(settings: Settings, name: str, value: Any) -> Settings:
+    """The settings with one that is set by a keyword. Raises UsageError if its value is invalid."""
+    (spec,) = (spec for spec in settings_table() if spec.name == name)
+    layer = _keywords_layer({name: value})
+    problems: list[str] = []
+    checked = _checked(spec, layer, problems)
+    if problems:
+        raise UsageError(problems)
+    changed: Any = {name: checked}
+    return replace(settings, **changed, sources={**settings.sources, name: layer.source(name)})
+
+
 def _keywords_layer(keywords: Mapping[str, Any]) -> Layer:
     set_values = {name: value for name, value in keywords.items() if value is not None}
     paths = {name: os.fspath(value) for name, value in set_values.items() if isinstance(value, os.PathLike)}
@@ -359,6 +382,12 @@ def _checked(spec: Setting, layer: Layer, problems: list[str]) -> Any:
     if isinstance(value, str) and SECRET_VALUE.search(value) and not may_be_secret:
         variables = spec.variables if spec.name == "tracking_uri" else SECRETS
         problems.append(f"{label}: contains a secret. Set secrets only in variables: {' or '.join(variables)}.")
+        return None
+    try:
+        if spec.normalize is not None:
+            return spec.normalize(value)
+    except ValueError:
+        problems.append(f"{label} {without_secrets(format_value(value))}: must be {spec.required}.")
         return None
     try:
         converted = _converted(value, spec.kind, is_typed=layer.is_typed)

@@ -78,6 +78,14 @@ class Reporter:
     progress: Callable[[str, int, int], None] = _without_bar
 
 
+@dataclass(frozen=True)
+class Question:
+    """What has to be confirmed before money is spent, line by line. agree: records that it was."""
+
+    lines: Sequence[str]
+    agree: Callable[[], None]
+
+
 # --- Runs as text -----------------------------------------------------------------------------------------------------
 
 SHOWN_METRICS = ("d_loss", "g_loss", "swd")
@@ -146,7 +154,7 @@ SIGNS = {"create": "+ create", "change": "~ change", "keep": "  keep", "refuse":
 class Item:
     """One resource of a plan. action: create, change, keep, refuse or delete. hint: the next step if it is refused.
 
-    costs: what it costs and until when, one sentence each.
+    costs: what it costs and until when, one sentence each. cost: the same as plain values.
     """
 
     kind: str
@@ -156,6 +164,7 @@ class Item:
     reason: str = ""
     hint: str = ""
     costs: tuple[str, ...] = ()
+    cost: Mapping[str, Any] | None = None
 
     @property
     def is_to_do(self) -> bool:
@@ -220,7 +229,9 @@ class ProvisionPlan:
         return RefusedError("\n".join(lines), "\n".join(item.hint for item in refused if item.hint))
 
     def as_json(self, *, applied: bool) -> dict[str, Any]:
-        return {"plan": [item.as_json() for item in self.items], "applied": applied}
+        cost = next((item.cost for item in self.items if item.cost is not None), None)
+        plan = {"plan": [item.as_json() for item in self.items], "applied": applied}
+        return plan if cost is None else plan | {"cost": dict(cost)}
 
     def as_lines(self) -> list[str]:
         return [line for item in self.items for line in item.as_lines()]

@@ -13,10 +13,11 @@ from msggan.commands.options import Hardware, collecting, refuse
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.copies import Progress, is_copy
+from orchestration.costs import CostReport
 from orchestration.runs import find_run
 from orchestration.settings import Settings, Workspace, read_settings
 from orchestration.spec import RunSpec, default_name, name_of_trial, name_problems, source_problems, trial_named
-from orchestration.status import Download, ProvisionPlan, Reporter, RunStatus
+from orchestration.status import Download, ProvisionPlan, Question, Reporter, RunStatus
 from orchestration.sweeps.space import SearchSpace, read_space
 from orchestration.sweeps.spec import SweepSpec, default_trials, objective_of, sweep_name
 
@@ -62,14 +63,21 @@ class Target(ABC):
         name: str | None = None,
         device: str = "auto",
         workers: int = 0,
+        max_cost: str | float | None = None,
     ) -> Run:
         """Starts a run, or resumes the one of that name. Returns once it trains here or its job is accepted.
 
         The run continues without this process. data: a folder, a zip or a pack; on Azure also an address. name: by
-        default from the data's. device, workers: as `msggan-aml submit` takes them.
+        default from the data's. device, workers: as `msggan-aml submit` takes them. max_cost: the maximum cost on
+        Azure, in US dollars or as "4.50EUR", by default that of the settings.
         """
         spec = self.spec(config, data=data, name=name, hardware=Hardware(device, workers))
-        return Run(self, self.start(spec).name)
+        target = self if max_cost is None else self.with_max_cost(max_cost)
+        return Run(target, target.start(spec).name)
+
+    def with_max_cost(self, max_cost: str | float) -> Target:
+        """The same target with a maximum cost. On this machine runs cost nothing."""
+        return self
 
     def plan(self, config: TrainConfig, *, data: str | Path, name: str | None = None) -> dict[str, Any]:
         """What `submit` would start, as plain values. Makes no requests and changes nothing."""
@@ -88,12 +96,16 @@ class Target(ABC):
         """The reasons why this target cannot train on this data under this name, found without making requests."""
 
     @abstractmethod
-    def question(self, spec: RunSpec) -> str | None:
-        """The question to confirm before the run is started, None if there is none."""
+    def question(self, spec: RunSpec) -> Question | None:
+        """The question to confirm before the run is started, None if there is none. Raises RefusedError."""
 
     @abstractmethod
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:
         """What `start` would start, as plain values. Makes no requests and changes nothing."""
+
+    def priced_plan(self, spec: RunSpec) -> dict[str, Any]:
+        """`plan_run` with what the run costs, as the key `cost`, where it costs money. Only reads."""
+        return self.plan_run(spec)
 
     @abstractmethod
     def start(self, spec: RunSpec) -> RunStatus:
@@ -149,6 +161,10 @@ class Target(ABC):
         """The newest job of a run or a sweep in Azure ML's YAML."""
         raise UsageError([f"{name}: trains on this machine. Only a run on Azure has a job, which YAML describes."])
 
+    def costs(self, name: str | None = None) -> CostReport:
+        """What a run or a sweep has cost, or all of them, and what could be costing money now. Only reads."""
+        raise UsageError(["Runs on this machine cost nothing."])
+
     # --- What training needs ------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -183,13 +199,14 @@ class Target(ABC):
         detach: bool = False,
         device: str = "auto",
         workers: int = 0,
+        max_cost: str | float | None = None,
         **options: Any,
     ) -> SweepStatus:
         """Runs a hyperparameter sweep to its end and returns its status, with `.best` and `.trials`.
 
         over: by field its search space: None for the field's own range, (low, high) for a range, a list for choices.
-        trials: by default 20 or every combination. detach: on Azure, return once the job is accepted. options: further
-        fields of `SweepSpec`.
+        trials: by default 20 or every combination. detach: on Azure, return once the job is accepted. max_cost: of
+        all trials together, as for `submit`. options: further fields of `SweepSpec`.
         """
         spec = build_sweep_spec(
             config,
@@ -204,7 +221,8 @@ class Target(ABC):
             **options,
         )
         refuse(self.problems(str(data), None))
-        return self.sweeps.submit_sweep(spec, detach=detach)
+        target = self if max_cost is None else self.with_max_cost(max_cost)
+        return target.sweeps.submit_sweep(spec, detach=detach)
 
 
 @dataclass(frozen=True)
@@ -253,7 +271,11 @@ class SweepTarget(Protocol):
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
         """What `submit_sweep` would do, as plain values. Makes no requests and changes nothing."""
 
-    def sweep_question(self, spec: SweepSpec) -> str | None:
+    def priced_sweep(self, spec: SweepSpec) -> dict[str, Any]:
+        """`plan_sweep` with what it costs, as the key `cost`. Only reads."""
+        ...
+
+    def sweep_question(self, spec: SweepSpec) -> Question | None:
         """The question to confirm before `submit_sweep`, None if there is none."""
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:

@@ -51,6 +51,7 @@ from orchestration.status import Reporter
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
+    from azure.ai.ml.entities import AmlCompute
 
 Found = TypeVar("Found")
 
@@ -63,6 +64,7 @@ PROVISIONED_TAG = {"msggan": "provisioned"}
 # The SDK retries requests if the service is busy or the connection breaks: five times in about 12 s.
 RETRIES: dict[str, Any] = {"retry_total": 5, "retry_connect": 4, "retry_read": 4, "retry_status": 4}
 WAIT_FACTOR_S = 0.8
+PUBLIC_TIMEOUT_S = 10  # of a page that is not essential
 
 HOW_TO_NAME_A_WORKSPACE = (
     "Put the config.json from Azure ML Studio (top right, under the workspace's name) into this "
@@ -151,6 +153,7 @@ class Client:
     settings: Settings
     reporter: Reporter
     wait_factor_s: float = WAIT_FACTOR_S
+    clusters: dict[str, AmlCompute] = field(default_factory=dict, init=False, repr=False)  # as read so far, by name
     _stores: dict[str | None, Store] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -269,6 +272,19 @@ class Client:
         if response.status_code >= 400:
             raise HttpResponseError(response=response)
         return response
+
+    def read_public(self, request: HttpRequest) -> Any:
+        """The JSON of a public page, requested without the credential. Raises the SDK's errors."""
+        retries = RetryPolicy(retry_total=1, retry_backoff_factor=self.wait_factor_s, timeout=PUBLIC_TIMEOUT_S)
+        with PipelineClient[HttpRequest, Any](
+            self.cloud.management, policies=[retries, HttpLoggingPolicy()]
+        ) as pipeline:
+            response = pipeline.send_request(
+                request, connection_timeout=PUBLIC_TIMEOUT_S, read_timeout=PUBLIC_TIMEOUT_S
+            )
+            if response.status_code >= 400:
+                raise HttpResponseError(response=response)
+            return response.json()
 
     @cached_property
     def _pipeline(self) -> PipelineClient[HttpRequest, Any]:

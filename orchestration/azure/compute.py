@@ -122,12 +122,15 @@ def read_size(client: Client, cluster: Compute | None = None) -> Size:
     return find_size(name, sizes, location=location, setting=setting, source=source, low_priority=low_priority)
 
 
-def read_sizes(client: Client) -> list[Size]:
-    """The VM sizes that a cluster may have there. Raises AuthError: a role at the workspace does not permit it."""
-    location = location_of(client)
+def read_sizes(client: Client, location: str | None = None) -> list[Size]:
+    """The VM sizes that a region offers, by default that of the cluster.
+
+    Raises AuthError: a role at the workspace does not permit it.
+    """
+    location = location or location_of(client)
     with client.errors(f"Listing the VM sizes in {location}"):
-        sizes = client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
-        return [_size(vars(size)) for size in sizes]
+        listed = client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
+        return [_size(vars(size)) for size in listed]
 
 
 def _size(values: Mapping[str, Any]) -> Size:
@@ -326,17 +329,23 @@ def differences(settings: Settings, existing: AmlCompute) -> dict[str, Change]:
     return changes_between(values, desired)
 
 
-def plan_cluster(settings: Settings, existing: Compute | None, size: Size) -> Item:
+def planned_values(settings: Settings, existing: AmlCompute | None) -> dict[str, Any]:
+    """The values of the cluster after `provision`."""
+    if existing is None:
+        return new_values(settings)
+    return values_of(existing) | {key: change["to"] for key, change in differences(settings, existing).items()}
+
+
+def plan_cluster(settings: Settings, existing: Compute | None) -> Item:
     """What to do about the cluster: what is not set stays as it is. Makes no requests."""
     name = settings.compute
     if existing is None:
-        values = new_values(settings)
-        return Item(KIND, name, "create", changes_between({}, values), costs=cost_sentences(values, size))
+        return Item(KIND, name, "create", changes_between({}, new_values(settings)))
     if not isinstance(existing, AmlCompute):
         reason = f"the name is taken by another kind of compute ({existing.type})"
         return Item(KIND, name, "refuse", reason=reason)
     changes = differences(settings, existing)
-    values = values_of(existing) | {key: change["to"] for key, change in changes.items()}
+    values = planned_values(settings, existing)
     if fixed := [key for key in FIXED if key in changes]:
         reason = f"{' and '.join(fixed)} of a cluster cannot be changed"
         return Item(KIND, name, "refuse", changes, reason)
@@ -347,11 +356,10 @@ def plan_cluster(settings: Settings, existing: Compute | None, size: Size) -> It
     if state in ("failed", "canceled", "deleting"):
         cause = f" ({existing.provisioning_errors})" if existing.provisioning_errors else ""
         return Item(KIND, name, "refuse", reason=f"it exists in state {state}{cause}")
-    costs = cost_sentences(values, size)
     if changes:
         reason = "" if is_provisioned(existing.tags) else "was not created by msggan-aml provision"
-        return Item(KIND, name, "change", changes, reason, costs=costs)
-    return Item(KIND, name, "keep", reason="is up to date", costs=costs)
+        return Item(KIND, name, "change", changes, reason)
+    return Item(KIND, name, "keep", reason="is up to date")
 
 
 def refuse_other_machines(settings: Settings, cluster: AmlCompute) -> None:
@@ -389,21 +397,6 @@ def other_sizes(settings: Settings, cluster: AmlCompute) -> list[str]:
     ]
 
 
-def cost_sentences(values: Mapping[str, Any], size: Size) -> tuple[str, ...]:
-    """What a cluster with these values costs, and when that stops."""
-    price = size.prices.get("LowPriority" if values["low_priority"] else "Standard")
-    at = f"about {price:.2f} US dollars per hour" if price else "money"
-    while_used = (
-        f"Each machine, {size.description}, costs {at} from when a job needs it until {values['idle_minutes']} minutes "
-        "after the last job; then it is released."
-    )
-    minimum = values["min_nodes"]
-    if not minimum:
-        return (while_used, "Without jobs the cluster costs nothing.")
-    always = f"{minimum} of them cost{'s' if minimum == 1 else ''} money around the clock"
-    return (while_used, f"{always}, until --min-nodes 0 or provision --delete.")
-
-
 def free_name(name: str, used: Iterable[str]) -> str:
     """A similar name that no compute has: NAME-2, NAME-3, …"""
     others = {other.lower() for other in used}
@@ -428,8 +421,11 @@ def read_cluster(client: Client) -> Compute | None:
 
 
 def require_cluster(client: Client) -> AmlCompute:
-    """The cluster that the settings name. Raises UsageError if it does not exist."""
-    name, compute = client.settings.compute, read_cluster(client)
+    """The cluster that the settings name, read once by this client. Raises UsageError if it does not exist."""
+    name = client.settings.compute
+    if name in client.clusters:
+        return client.clusters[name]
+    compute = read_cluster(client)
     if compute is None:
         raise UsageError(
             [f"No cluster {name!r} in workspace {client.workspace.workspace_name!r}."],
@@ -441,6 +437,7 @@ def require_cluster(client: Client) -> AmlCompute:
             "Name a cluster, or create one: msggan-aml provision --compute NAME",
         )
     refuse_other_machines(client.settings, compute)
+    client.clusters[name] = compute
     return compute
 
 
@@ -485,6 +482,7 @@ def delete_cluster(client: Client, report: Callable[[str], None]) -> None:
 
 def _run(client: Client, operation: str, begin: Callable[[], Any], report: Callable[[str], None]) -> None:
     """Runs a long-running operation to its end, and reports every few seconds that it continues."""
+    client.clusters.clear()
     with client.errors(operation):
         poller = begin()
     try:

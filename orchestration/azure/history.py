@@ -6,14 +6,17 @@ The first job of a run is called NAME, those that continue it NAME-2, NAME-3, â€
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Any
 
 from azure.core.rest import HttpRequest
 
 from msggan.errors import MsgganError, RunFolderError
+from msggan.tracking.metrics_log import newest_values, reports_in
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
 from orchestration.azure.jobs import DATA_INPUT, RUN_OUTPUT, RUN_TAG, SWEEP_TAG, job_name
@@ -21,6 +24,11 @@ from orchestration.data_source import DatastorePath, in_datastore
 
 MAX_JOBS = 2000  # read for a list of runs
 MAX_RUNS = 50  # listed without a limit
+# The last few hundred reports: the newest value of every metric is among them, also of those measured now and then.
+LAST_BYTES = 256 << 10
+
+# A duration as .NET writes it: days, hours, minutes and seconds.
+DURATION = re.compile(r"(?:(\d+)\.)?(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 # The service's states â†’ ours. An unknown one counts as running: a run that costs money must not pass for ended.
 STATES = {
@@ -154,7 +162,29 @@ def environment_of(job: Any) -> str:
     return str((job.trial if is_sweep(job) else job).environment or "")
 
 
+def read_progress(store: Store, folder: str) -> tuple[int | None, dict[str, float | None]]:
+    """The number of images that a run is to see, None if unknown, and the newest value of each metric.
+
+    folder: its run folder's path in the datastore, with a slash at the end.
+    """
+    metrics = newest_values(reports_in(store.read(f"{folder}metrics.jsonl", last_bytes=LAST_BYTES) or b""))
+    try:
+        return int(1000 * json.loads(store.read(f"{folder}config.json") or b"")["kimg"] + 0.5), metrics
+    except (ValueError, KeyError, TypeError):
+        return None, metrics
+
+
 # --- The run history --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machines of a job: their cluster and size, empty where the service does not tell, and their hours so far."""
+
+    cluster: str
+    size: str
+    low_priority: bool
+    hours: float
 
 
 @dataclass(frozen=True)
@@ -172,6 +202,7 @@ class Details:
     warnings: tuple[str, ...] = ()
     logs: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    machine: Machine | None = None
 
     @property
     def state(self) -> str:
@@ -266,4 +297,32 @@ def build_details(response: Mapping[str, Any]) -> Details:
         warnings=tuple(filter(None, warnings)),
         logs=response.get("logFiles") or {},
         tags=response.get("tags") or {},
+        machine=build_machine(response),
     )
+
+
+def build_machine(response: Mapping[str, Any]) -> Machine | None:
+    """The machine of a job that has started, from a response of the run history; None before."""
+    compute = response.get("compute") or {}
+    machines = compute.get("instanceCount") or (response.get("computeRequest") or {}).get("nodeCount") or 1
+    started, ended = response.get("startTimeUtc"), response.get("endTimeUtc")
+    duration = DURATION.fullmatch(response.get("computeDuration") or "")
+    if duration:
+        days, hours, minutes, seconds = (float(part or 0) for part in duration.groups())
+        total_hours = 24 * days + hours + minutes / 60 + seconds / 3600
+    elif started:
+        until = _time(ended) if ended else datetime.now(timezone.utc)
+        total_hours = max(0.0, (until - _time(started)).total_seconds() / 3600)
+    else:
+        return None
+    return Machine(
+        str(compute.get("target") or response.get("target") or ""),
+        str(compute.get("vmSize") or ""),
+        "low" in str(compute.get("priority")).lower(),
+        machines * total_hours,
+    )
+
+
+def _time(text: str) -> datetime:
+    """A time of the service, which has up to seven digits after the second."""
+    return datetime.fromisoformat(f"{text[:19]}+00:00")

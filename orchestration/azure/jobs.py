@@ -39,7 +39,9 @@ CONFIGURATION_TAG = "msggan.configuration"
 DATA_INPUT = "data"
 RUN_OUTPUT = "run"
 
-RUNS_FOLDER = "msggan/runs"  # in the datastore
+# Folders in the datastore.
+PROJECT_FOLDER = "msggan"
+RUNS_FOLDER = f"{PROJECT_FOLDER}/runs"
 
 # In double quotes: a path may contain spaces, and may come as a shell variable.
 DATA_PLACEHOLDER = f"${{{{inputs.{DATA_INPUT}}}}}"

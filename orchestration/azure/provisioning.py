@@ -10,12 +10,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from azure.ai.ml.entities import AmlCompute
+
 from msggan.commands.options import refuse
 from msggan.commands.program import Terminated, stopped
 from msggan.errors import MsgganError
 from orchestration.azure import compute, datastore, environment
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
+from orchestration.azure.prices import estimate_cluster
+from orchestration.costs import cluster_costs, cluster_refusal
 from orchestration.errors import AuthError, AzureServiceError
 from orchestration.status import Item, ProvisionPlan, Step
 
@@ -41,11 +45,19 @@ def _compute_step(client: Client) -> Step:
         return Step(Item(compute.KIND, size.name, "keep", reason=f"is serverless: no cluster is needed{unchecked}"))
     existing = compute.read_cluster(client)
     size = compute.read_size(client, existing)
-    item = compute.plan_cluster(settings, existing, size)
+    item = compute.plan_cluster(settings, existing)
     if item.action == "refuse":
         return Step(item if item.hint else replace(item, hint=compute.name_hint(client)))
     if unchecked := compute.check_growth(client, existing, item, size):
         item = replace(item, reason="; ".join(filter(None, [item.reason, unchecked])))
+    values = compute.planned_values(settings, existing if isinstance(existing, AmlCompute) else None)
+    estimate = estimate_cluster(
+        client, size.name, size.prices, str(values.get("location") or compute.location_of(client)), values
+    )
+    if refusal := cluster_refusal(estimate, values["min_nodes"]):
+        return Step(Item(compute.KIND, item.name, "refuse", reason=refusal, hint="Use --min-nodes 0."))
+    costs = cluster_costs(estimate, size.description, values["min_nodes"])
+    item = replace(item, costs=costs, cost=estimate.as_json() | {"around_the_clock": values["min_nodes"]})
     return Step(item, lambda report: compute.ensure_cluster(client, report))
 
 

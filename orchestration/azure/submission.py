@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 from dataclasses import replace
 from importlib.metadata import version
 from io import StringIO
@@ -21,7 +20,6 @@ import msggan
 from msggan.commands.program import Terminated, stopped
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError, UsageError
-from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import API_VERSION, Client
@@ -31,6 +29,7 @@ from orchestration.azure.environment import ensure_job_environment
 from orchestration.azure.history import RunJobs, environment_of, get_job, run_of
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
+    PROJECT_FOLDER,
     TO_RESOLVE,
     JobPlan,
     build_job,
@@ -46,9 +45,8 @@ from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 
 PACKAGE = "msggan"
-CODE_FOLDER = "msggan/code"  # in the workspace's default datastore
+CODE_FOLDER = f"{PROJECT_FOLDER}/code"  # in the workspace's default datastore
 CONFLICT = 409
-CONSENT_FILE = ".azure-agreed.json"  # in the folder of the runs: the workspaces in which money may be spent
 
 
 def planned_job(settings: Settings, scope: str, spec: RunSpec, extra: Sequence[str] = ()) -> JobPlan:
@@ -85,10 +83,12 @@ def submit(
     *,
     build: Callable[[JobPlan], Any] = build_job,
     extra: Sequence[str] = (),
+    job_hours: float | None = None,
 ) -> RunJobs:
     """The run with its new job, or unchanged if nothing is left to train. Raises MsgganError.
 
-    build(plan): the job for the SDK. extra: what the configuration contains beyond the run's own command.
+    build(plan): the job for the SDK. extra: what the configuration contains beyond the run's own command. job_hours:
+    the time limit, by default that of the settings.
     """
     refuse_if_running(run)
     settings, newest = client.settings, run.newest
@@ -116,10 +116,10 @@ def submit(
     if newest and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == tags[CONFIGURATION_TAG]:
         return run
     code = ensure_code(client)
+    settings = replace(settings, timeout_hours=job_hours or settings.timeout_hours)
     identity = job_identity([data.has_credential, not store.identity_based], machines, serverless=serverless)
     plan = JobPlan(run.next_name, spec, data, store.datastore, code, environment, settings, tags, identity)
     job = _send(client, plan, build)
-    record_consent(client)
     client.reporter.info(f"Submitted job {job.name}: {job.studio_url or None}")
     return RunJobs(run.run, (*run.jobs, job))
 
@@ -241,41 +241,3 @@ def _follow_hint(run: str) -> str:
 
 def status_hint(run: str) -> str:
     return f"Check: msggan-aml status {run}. The same command again submits no second job."
-
-
-# --- Consent ----------------------------------------------------------------------------------------------------------
-
-
-def consent_question(client: Client, what: str) -> str | None:
-    """The question before the first job of this folder of runs, which costs money; None afterwards.
-
-    what: its first words, such as "photos trains".
-    """
-    settings = client.settings
-    if client.workspace_key in _consents(settings):
-        return None
-    size, cluster = settings.instance_type, settings.compute
-    machine = f"a machine of size {size}" if size else f"a machine of cluster {cluster}"
-    return (
-        f"{what} on {machine} in workspace {client.workspace.workspace_name}, which costs money, "
-        f"for {settings.timeout_hours:g} hours at most (--timeout-hours). This is asked once in {settings.runs_dir}."
-    )
-
-
-def record_consent(client: Client) -> None:
-    """Records that a job was submitted, so that the question is not asked again."""
-    workspaces = _consents(client.settings)
-    if client.workspace_key not in workspaces:
-        path = Path(client.settings.runs_dir) / CONSENT_FILE
-        # The job exists: a full disk or a concurrent submission costs one more question at most.
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps([*workspaces, client.workspace_key]).encode())
-
-
-def _consents(settings: Settings) -> list[str]:
-    """The workspaces of `CONSENT_FILE`."""
-    try:
-        return [str(workspace) for workspace in json.loads((Path(settings.runs_dir) / CONSENT_FILE).read_bytes())]
-    except (OSError, ValueError, TypeError):
-        return []

@@ -23,7 +23,9 @@ from msggan.errors import MsgganError, RunFolderError, UsageError
 from msggan.tracking.metrics_log import reports_in
 from orchestration.azure.blobs import OnProgress, Store
 from orchestration.azure.client import Client
+from orchestration.azure.consent import consent_question
 from orchestration.azure.downloads import download_run, record_copy
+from orchestration.azure.estimates import estimate_sweep, estimated, hours_of_sweep, with_price
 from orchestration.azure.following import cancel, detaching, is_transient, not_running, read_log, watch
 from orchestration.azure.history import (
     MAX_RUNS,
@@ -41,7 +43,7 @@ from orchestration.azure.history import (
     state_of,
 )
 from orchestration.azure.jobs import DATA_PLACEHOLDER, JobPlan, run_folder
-from orchestration.azure.submission import as_plan, consent_question, planned_job, refuse_if_running, submit
+from orchestration.azure.submission import as_plan, planned_job, refuse_if_running, submit
 from orchestration.azure.sweep_jobs import (
     JOINT,
     TRIAL_FOLDER,
@@ -55,8 +57,9 @@ from orchestration.azure.sweep_jobs import (
 from orchestration.copies import is_copy
 from orchestration.data_source import DatastorePath, in_datastore
 from orchestration.errors import AzureServiceError
+from orchestration.settings import Settings
 from orchestration.spec import SWEEP_FILE, TRIALS_FOLDER, trial_named
-from orchestration.status import ACTIVE_STATES, Download
+from orchestration.status import ACTIVE_STATES, Download, Question
 from orchestration.sweeps.record import SweepRequest, read_request, refuse_another_sweep
 from orchestration.sweeps.report import newest_grid, report_result, write_report
 from orchestration.sweeps.spec import SweepSpec
@@ -90,17 +93,28 @@ class AzureSweeps:
 
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
         """What `submit_sweep` would send for a new sweep. Makes no requests. Raises `UsageError`."""
+        return self._plan(spec, self.client.settings)
+
+    def priced_sweep(self, spec: SweepSpec) -> dict[str, Any]:
+        """`plan_sweep` with what it costs, and with the time limits that --max-cost sets. Only reads."""
         refuse_on_azure(spec)
-        job = planned_job(self.client.settings, self.client.scope, trial_run(spec), _distinguishing_args(spec))
+        estimate = estimated(self.client, lambda: estimate_sweep(self.client, spec), spec)
+        settings = replace(self.client.settings, timeout_hours=estimate.job_hours)
+        plan = self._plan(replace(spec, timeout_hours=estimate.total_hours), settings)
+        return plan | {"cost": estimate.as_json()}
+
+    def _plan(self, spec: SweepSpec, settings: Settings) -> dict[str, Any]:
+        refuse_on_azure(spec)
+        job = planned_job(settings, self.client.scope, trial_run(spec), _distinguishing_args(spec))
         command = trial_run(spec).command(data=DATA_PLACEHOLDER, run_dir=TRIAL_FOLDER)
         scope = self.client.scope
         return as_plan(job, command, build_sweep_body(job, spec, scope), scope)
 
-    def sweep_question(self, spec: SweepSpec) -> str | None:
-        """The question before the first job in this folder: it costs money."""
+    def sweep_question(self, spec: SweepSpec) -> Question | None:
         refuse_on_azure(spec)
         first_words = f"{spec.name} trains {spec.trials} trials, {spec.concurrent} at once, each"
-        return consent_question(self.client, first_words)
+        hours = hours_of_sweep(self.client, spec)
+        return consent_question(self.client, first_words, hours, lambda: estimate_sweep(self.client, spec))
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
         """Submits the sweep, or what remains of the one of that name, as a job and follows it to its end.
@@ -121,6 +135,9 @@ class AzureSweeps:
                 [f"{spec.name}: has failed. {failures_reason(failed, request.planned)}"],
                 "Use a larger --max-failed-fraction to run the remaining trials, or another --name to start again.",
             )
+        limited = hours_of_sweep(self.client, spec, remaining.trials)
+        if self.client.settings.max_cost:
+            limited = with_price(self.client, limited)
         # The request is stored before the job is sent, so that every job has one.
         store = self.client.store(self.client.settings.datastore)
         folder = run_folder(store.datastore, spec.name)
@@ -129,10 +146,11 @@ class AzureSweeps:
 
         def build(plan: JobPlan) -> SweepJob:
             refuse_other_images(plan, before)
-            return build_sweep(plan, spec, remaining)
+            return build_sweep(plan, replace(spec, timeout_hours=limited.total_hours), remaining)
 
         extra = [*_distinguishing_args(spec), before.next_name]
-        jobs = submit(self.client, trial_run(spec), before, build=build, extra=extra)
+        run = trial_run(spec)
+        jobs = submit(self.client, run, before, build=build, extra=extra, job_hours=limited.job_hours)
         if detach:
             return self._status(jobs)
         reader = SweepReader(self.client, jobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from msggan.tracking.metrics_log import newest_values, reports_in
-from orchestration.azure.blobs import Store
 from orchestration.azure.client import WAIT_FACTOR_S, Client
+from orchestration.azure.consent import consent_question
 from orchestration.azure.downloads import GENERATOR, copied_etag, download_run, record_copy, upload_run
+from orchestration.azure.estimates import estimate_hours, estimate_run, estimated, with_price
 from orchestration.azure.following import cancel, detaching, not_running, read_log, unread_error, watch
 from orchestration.azure.history import (
     MAX_RUNS,
@@ -28,6 +27,7 @@ from orchestration.azure.history import (
     find_jobs,
     list_runs,
     read_details,
+    read_progress,
 )
 from orchestration.azure.jobs import (
     DATA_PLACEHOLDER,
@@ -39,21 +39,20 @@ from orchestration.azure.jobs import (
     run_folder,
 )
 from orchestration.azure.provisioning import apply, plan_deletion, plan_provisioning, verify
-from orchestration.azure.submission import as_plan, consent_question, planned_job, submit
+from orchestration.azure.submission import as_plan, planned_job, submit
 from orchestration.copies import is_copy
+from orchestration.costs import CostReport
 from orchestration.data_source import StoragePath, read_address
 from orchestration.runs import next_of_trial, runs_dir_args
-from orchestration.settings import Settings
+from orchestration.settings import Settings, with_keyword
 from orchestration.spec import RunSpec, name_of_trial, sweep_hint, trial_named
-from orchestration.status import ACTIVE_STATES, Download, ProvisionPlan, Reporter, RunStatus
+from orchestration.status import ACTIVE_STATES, Download, ProvisionPlan, Question, Reporter, RunStatus
 from orchestration.targets import Target
 
 if TYPE_CHECKING:
     from orchestration.azure.sweeps import AzureSweeps
 
 CONCURRENT_REQUESTS = 8
-# The last few hundred reports: the newest value of every metric is among them, also of those measured now and then.
-LAST_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,9 @@ class AzureTarget(Target):
     @classmethod
     def from_settings(cls, settings: Settings, reporter: Reporter) -> AzureTarget:
         return cls(settings, reporter)
+
+    def with_max_cost(self, max_cost: str | float) -> AzureTarget:
+        return replace(self, settings=with_keyword(self.settings, "max_cost", max_cost))
 
     @cached_property
     def client(self) -> Client:
@@ -96,13 +98,22 @@ class AzureTarget(Target):
 
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:
         """The request that `start` would send. `<resolved-at-submit: …>` stands for values from the service."""
-        job = planned_job(self.settings, self.client.scope, spec)
+        return self._plan(spec, self.settings)
+
+    def priced_plan(self, spec: RunSpec) -> dict[str, Any]:
+        """`plan_run` with what it costs, and with the time limit that --max-cost sets. Only reads."""
+        estimate = estimated(self.client, lambda: estimate_run(self.client, spec))
+        plan = self._plan(spec, replace(self.settings, timeout_hours=estimate.job_hours))
+        return plan | {"cost": estimate.as_json()}
+
+    def _plan(self, spec: RunSpec, settings: Settings) -> dict[str, Any]:
+        job = planned_job(settings, self.client.scope, spec)
         command = spec.command(data=DATA_PLACEHOLDER, run_dir=RUN_PLACEHOLDER)
         return as_plan(job, command, build_body(job, self.client.scope), self.client.scope)
 
-    def question(self, spec: RunSpec) -> str | None:
-        """The question before the first run in this folder: it costs money."""
-        return consent_question(self.client, f"{spec.name} trains")
+    def question(self, spec: RunSpec) -> Question | None:
+        hours, client = estimate_hours(self.client), self.client
+        return consent_question(client, f"{spec.name} trains", hours, lambda: estimate_run(client, spec))
 
     def start(self, spec: RunSpec) -> RunStatus:
         """Submits the run as a job, and returns once it is accepted.
@@ -137,7 +148,8 @@ class AzureTarget(Target):
         """The run with its new job, or its status if nothing is left to train."""
         before = find_jobs(self.client, spec.name)
         refuse_sweep(before)
-        run = submit(self.client, spec, before)
+        limited = with_price(self.client, estimate_hours(self.client)) if self.settings.max_cost else None
+        run = submit(self.client, spec, before, job_hours=limited.job_hours if limited else None)
         if run is not before:
             return run
         notice = f"Nothing to do: {spec.name} has already been trained this long. Use a larger --kimg."
@@ -240,6 +252,11 @@ class AzureTarget(Target):
             raise self._no_run(name)
         return as_yaml(run.newest)
 
+    def costs(self, name: str | None = None) -> CostReport:
+        from orchestration.azure.costs import report_costs
+
+        return report_costs(self.client, name)
+
     # --- What training needs ------------------------------------------------------------------------------------------
 
     def plan_provision(self, *, delete: bool = False) -> ProvisionPlan:
@@ -308,18 +325,6 @@ class AzureTarget(Target):
         except MsgganError as error:
             self.reporter.info(error.message)
             return None, {}
-
-
-def read_progress(store: Store, folder: str) -> tuple[int | None, dict[str, float | None]]:
-    """The number of images that a run is to see, None if unknown, and the newest value of each metric.
-
-    folder: its run folder's path in the datastore, with a slash at the end.
-    """
-    metrics = newest_values(reports_in(store.read(f"{folder}metrics.jsonl", last_bytes=LAST_BYTES) or b""))
-    try:
-        return int(1000 * json.loads(store.read(f"{folder}config.json") or b"")["kimg"] + 0.5), metrics
-    except (ValueError, KeyError, TypeError):
-        return None, metrics
 
 
 def raise_all(errors: Sequence[MsgganError]) -> None:

@@ -44,9 +44,11 @@ from msggan.commands.verbs import (
 )
 from msggan.config import Range
 from msggan.errors import UsageError
+from orchestration.commands.cost import cost
 from orchestration.commands.sweep import find_source_trial, sweep
 from orchestration.commands.terminal import (
     Commands,
+    answer,
     confirm,
     debug_option,
     disable_logging,
@@ -85,6 +87,7 @@ PROVISION_SETTINGS = (
         "environment",
         "tags",
     ),
+    "max_cost",
 )
 DOCTOR_SETTINGS = (
     *("runs_dir", "workspace", "compute", "instance_type", "vm_size", "low_priority", "datastore", "environment"),
@@ -178,14 +181,12 @@ def submit(
     chosen, reason = choose(target, settings.workspace)
     serving = build_target(chosen, settings, reporter())
     refuse(serving.problems(images, run_name))
-    plan = serving.plan_run(spec)
+    serving.plan_run(spec)  # raises UsageError
     info(f"Target: {chosen} ({reason}).")
     if dry_run:
-        show_plan(output, plan)
+        show_plan(output, serving.priced_plan(spec))
         return 0
-    if question := serving.question(spec):
-        info(question)
-        confirm("Continue?", yes=yes)
+    answer(serving.question(spec), yes=yes)
     if source is not None and not from_scratch:
         serving.start_from(spec.name, source.copy_to)
     run = serving.start(spec) if detach else serving.run(spec)
@@ -208,6 +209,7 @@ def rehearse(spec: RunSpec, output: str) -> int:
 
 
 msggan_aml.add_command(sweep)
+msggan_aml.add_command(cost)
 
 
 @msggan_aml.command(name="list", short_help="List the runs.")

@@ -27,7 +27,7 @@ from msggan.config import Range, TrainConfig, explicit_values, flag, parse, prob
 from msggan.errors import UsageError
 from orchestration.commands.terminal import (
     CommandsOrData,
-    confirm,
+    answer,
     debug_option,
     info,
     location_options,
@@ -216,11 +216,9 @@ def sweep(
     refuse(serving.problems(data, None))
     info(f"Target: {chosen} ({reason}).")
     if dry_run:
-        show_plan(output, serving.sweeps.plan_sweep(spec))
+        show_plan(output, serving.sweeps.priced_sweep(spec))
         return 0
-    if question := serving.sweeps.sweep_question(spec):
-        info(question)
-        confirm("Continue?", yes=yes)
+    answer(serving.sweeps.sweep_question(spec), yes=yes)
     status = serving.sweeps.submit_sweep(spec, detach=detach)
     show(output, status.as_json(), sweep_lines(status), status.next)
     return status.exit_code

@@ -42,7 +42,7 @@ from orchestration.settings import (
     settings_table,
 )
 from orchestration.spec import TARGETS
-from orchestration.status import Reporter
+from orchestration.status import Question, Reporter
 
 if TYPE_CHECKING:
     from orchestration.targets import Target
@@ -115,7 +115,8 @@ def _build_options(name: str) -> dict[str, Callable[[AnyCommand], AnyCommand]]:
         return {name: option(spec.flag, name, section=section, metavar="NAME=VALUE", multiple=True, help=text)}
     if spec.kind is bool:
         return {name: option(f"{flag(name)}/{flag(f'no_{name}')}", name, section=section, default=None, help=text)}
-    metavar = "DIR" if name == "runs_dir" else {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")
+    metavars = {"runs_dir": "DIR", "max_cost": "AMOUNT"}
+    metavar = metavars.get(name) or {int: "INTEGER", float: "NUMBER"}.get(spec.kind, "TEXT")
     return {name: option(spec.flag or flag(name), name, section=section, metavar=metavar, help=text)}
 
 
@@ -176,6 +177,16 @@ def confirm(question: str, *, yes: bool) -> None:
         raise StoppedError("declined", 2, "Nothing was done.")
 
 
+def answer(question: Question | None, *, yes: bool) -> None:
+    """Shows a question about money, if there is one, asks for confirmation and records that it was given."""
+    if question is None:
+        return
+    for line in question.lines:
+        info(line)
+    confirm("Continue?", yes=yes)
+    question.agree()
+
+
 # --- Commands that do not exist ---------------------------------------------------------------------------------------
 
 # By group, the names of its commands in other programs.
@@ -194,6 +205,7 @@ COMMAND_SYNONYMS = {
         **dict.fromkeys(("setup", "init"), "provision"),
         **dict.fromkeys(("diagnose", "health", "troubleshoot", "verify"), "doctor"),
         **dict.fromkeys(("settings", "env"), "config show"),
+        **dict.fromkeys(("costs", "bill", "billing", "price", "spend"), "cost"),
         **dict.fromkeys(("help", "version"), "--{}"),
     },
     "sweep": dict.fromkeys(("list", "status", "logs", "cancel", "download"), "msggan-aml {}"),

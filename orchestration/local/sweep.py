@@ -30,7 +30,7 @@ from orchestration.copies import Progress, copy_run
 from orchestration.local.process import POLL_SECONDS, STOP_TIMEOUT_SECONDS, BackgroundProcess, ExitResult, stop_owner
 from orchestration.runs import names_in
 from orchestration.spec import SWEEP_FILE, RunSpec
-from orchestration.status import Download
+from orchestration.status import Download, Question
 from orchestration.sweeps.record import SweepFolder, SweepRecord, TrialRecord, refuse_another_sweep
 from orchestration.sweeps.report import newest_grid, report_result, write_report
 from orchestration.sweeps.space import draw, format_value, propose
@@ -77,8 +77,12 @@ class LocalSweeps:
             "trials": drawn or [unknown],
         }
 
-    def sweep_question(self, spec: SweepSpec) -> str | None:
-        return None  # trials on this machine cost nothing
+    def priced_sweep(self, spec: SweepSpec) -> dict[str, Any]:
+        return self.plan_sweep(spec)
+
+    def sweep_question(self, spec: SweepSpec) -> Question | None:
+        """None: trials on this machine cost nothing."""
+        return None
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
         if detach:

@@ -36,7 +36,7 @@ from orchestration.local.process import (
 from orchestration.runs import DEFAULT_RUNS_DIR, folder_of, next_commands, read_status, run_names
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec, sweep_hint
-from orchestration.status import Download, Item, ProvisionPlan, Reporter, RunStatus, Step
+from orchestration.status import Download, Item, ProvisionPlan, Question, Reporter, RunStatus, Step
 from orchestration.targets import Target
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class LocalTarget(Target):
             )
         return problems
 
-    def question(self, spec: RunSpec) -> str | None:
+    def question(self, spec: RunSpec) -> Question | None:
         return None  # local runs cost nothing
 
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:

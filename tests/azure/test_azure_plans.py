@@ -18,12 +18,12 @@ from orchestration.azure.compute import (
     Size,
     build_cluster,
     check_quota,
-    cost_sentences,
     find_size,
     free_name,
     other_sizes,
     plan_cluster,
     plan_cluster_deletion,
+    planned_values,
     refuse_other_machines,
     tag_problems,
     with_changes,
@@ -157,7 +157,7 @@ def test_what_can_be_updated_is_updated_and_the_rest_refused(
     state = existing.pop("provisioning_state", "Succeeded")
     found = cluster(**existing)
     found._provisioning_state = state
-    item = plan_cluster(settings(**values), found, T4)
+    item = plan_cluster(settings(**values), found)
     assert (item.action, dict(item.changes)) == (action, changes)
 
 
@@ -172,11 +172,11 @@ SHARED = {
 
 @pytest.mark.parametrize("tags", [{}, {"msggan": "provisioned"}])
 def test_what_is_not_set_of_an_existing_cluster_is_kept(tags: dict[str, str]) -> None:
-    item = plan_cluster(settings(), cluster(**SHARED, tags=tags), A100)
+    item = plan_cluster(settings(), cluster(**SHARED, tags=tags))
     assert (item.action, dict(item.changes), item.reason) == ("keep", {}, "is up to date")
-    assert "until 30 minutes after the last job" in item.costs[0]
-    assert item.costs[1].startswith("1 of them costs money around the clock")
-    item = plan_cluster(settings(idle_minutes=2), cluster(**SHARED, tags=tags), A100)
+    values = planned_values(settings(), cluster(**SHARED, tags=tags))
+    assert (values["min_nodes"], values["max_nodes"], values["idle_minutes"]) == (1, 16, 30)
+    item = plan_cluster(settings(idle_minutes=2), cluster(**SHARED, tags=tags))
     assert dict(item.changes) == {"idle_minutes": {"from": 30, "to": 2}}
     assert item.reason == ("" if tags else "was not created by msggan-aml provision")
     changed = with_changes(cluster(**SHARED), build_cluster(settings(idle_minutes=2), "eastus"), ["idle_minutes"])
@@ -217,7 +217,7 @@ def test_a_job_at_low_priority_runs_for_seven_days_at_most(hours: int, low_prior
 
 
 def test_another_kind_of_compute_keeps_its_name() -> None:
-    item = plan_cluster(settings(), ComputeInstance(name="msggan-gpu"), T4)
+    item = plan_cluster(settings(), ComputeInstance(name="msggan-gpu"))
     assert (item.action, item.reason) == ("refuse", "the name is taken by another kind of compute (computeinstance)")
 
 
@@ -287,18 +287,6 @@ def test_quota_is_counted_in_cores(nodes: int, low_priority: bool, quotas: list[
     with pytest.raises(QuotaError) as error:
         check_quota(T4, nodes, quotas, low_priority=low_priority)
     assert result in error.value.message
-
-
-def test_costs_are_reported_with_when_they_stop() -> None:
-    values = {"low_priority": False, "min_nodes": 0, "idle_minutes": 2}
-    assert cost_sentences(values, T4) == (
-        "Each machine, Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB), costs about 0.53 US dollars per hour from when a "
-        "job needs it until 2 minutes after the last job; then it is released.",
-        "Without jobs the cluster costs nothing.",
-    )
-    kept = cost_sentences({"low_priority": True, "min_nodes": 2, "idle_minutes": 2}, T4)
-    assert "about 0.10 US dollars" in kept[0]
-    assert kept[1] == "2 of them cost money around the clock, until --min-nodes 0 or provision --delete."
 
 
 # --- Datastores -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from support.azure_commands import Command
 
 from msggan.config import TrainConfig
 from orchestration.azure import blobs, following
-from orchestration.azure.target import LAST_BYTES
+from orchestration.azure.history import LAST_BYTES
 from orchestration.copies import DOWNLOAD_FILE
 from orchestration.settings import read_settings
 from orchestration.spec import RunSpec

@@ -183,8 +183,20 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(azure: AzureLocal, provisi
     lines = ended.stdout.splitlines()
     assert lines[0] == "+ create compute msggan-gpu"
     assert "  keep datastore workspaceblobstore: is the workspace's own" in lines
-    assert any("costs money" in line for line in lines)
+    assert any(
+        "costs 0.526 USD per hour from when a job needs it until 2 minutes after the last" in line for line in lines
+    )
+    assert "      A job of 24 hours (--timeout-hours) costs 12.78 USD at most." in lines
     assert "      Without jobs the cluster costs nothing." in lines
+    assert changing(azure) == []
+
+
+def test_machines_around_the_clock_are_refused_above_a_ceiling(azure: AzureLocal, provision: Provision) -> None:
+    ended = provision("--yes", "-o", "json", "--min-nodes", "1", "--max-cost", "50EUR", *IMAGE)
+    assert (ended.exit_code, ended.json["plan"][0]["action"]) == (3, "refuse")
+    assert "1 machine around the clock costs 345.58 EUR a month, more than --max-cost 50.00 EUR" in ended.stderr
+    allowed = provision("--dry-run", "-o", "json", "--min-nodes", "1", "--max-cost", "350EUR", *IMAGE).json
+    assert (allowed["cost"]["around_the_clock"], allowed["cost"]["price"]["per_hour"]) == (1, 0.4734)
     assert changing(azure) == []
 
 
@@ -292,7 +304,7 @@ def test_low_priority_identity_and_region_are_sent(azure: AzureLocal, provision:
     args = ("--low-priority", "--identity", "system", "--location", "eastus", "--min-nodes", "1", *IMAGE)
     ended = provision("--yes", *args)
     assert ended.exit_code == 0, ended.stderr
-    assert "1 of them costs money around the clock, until --min-nodes 0 or provision --delete." in ended.stdout
+    assert "1 of them costs money around the clock: 76.80 USD a month, until --min-nodes 0 or provision" in ended.stdout
     (sent,) = azure.made("PUT", "/computes/msggan-gpu")
     assert sent.body["identity"] == {"type": "SystemAssigned"}
     assert sent.body["properties"]["properties"]["vmPriority"] == "LowPriority"

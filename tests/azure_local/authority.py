@@ -9,12 +9,13 @@ from pathlib import Path
 import trustme
 
 from .cloud import REGION
-from .hosts import CLOUDS
+from .hosts import CLOUDS, PRICES_HOST
 
 NAMES = (
     *(name for hosts in CLOUDS.values() for name in (hosts.management, hosts.login)),
     *(f"*.{domain}" for hosts in CLOUDS.values() for domain in (f"blob.{hosts.storage}", hosts.api)),
     *(f"*.workspace.{REGION}.{hosts.api}" for hosts in CLOUDS.values()),
+    PRICES_HOST,
     "localhost",
     "127.0.0.1",
 )

@@ -32,17 +32,18 @@ class Size:
     gpus: int
     memory_gb: float
     low_priority: bool = True
+    price: float | None = None  # US dollars per hour
 
 
 SIZES = (
-    Size("Standard_DS3_v2", "standardDSv2Family", 4, 0, 14),
-    Size("Standard_D4s_v3", "standardDSv3Family", 4, 0, 16),
-    Size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", 4, 1, 28),
-    Size("Standard_NC16as_T4_v3", "Standard NCASv3_T4 Family", 16, 1, 110),
-    Size("Standard_NC64as_T4_v3", "Standard NCASv3_T4 Family", 64, 4, 440),
-    Size("Standard_NC24ads_A100_v4", "StandardNCADSA100v4Family", 24, 1, 220),
-    Size("Standard_NC48ads_A100_v4", "StandardNCADSA100v4Family", 48, 2, 440),
-    Size("Standard_NC40ads_H100_v5", "StandardNCadsH100v5Family", 40, 1, 320),
+    Size("Standard_DS3_v2", "standardDSv2Family", 4, 0, 14, price=0.229),
+    Size("Standard_D4s_v3", "standardDSv3Family", 4, 0, 16, price=0.192),
+    Size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", 4, 1, 28, price=0.526),
+    Size("Standard_NC16as_T4_v3", "Standard NCASv3_T4 Family", 16, 1, 110, price=1.204),
+    Size("Standard_NC64as_T4_v3", "Standard NCASv3_T4 Family", 64, 4, 440, price=4.352),
+    Size("Standard_NC24ads_A100_v4", "StandardNCADSA100v4Family", 24, 1, 220, price=3.673),
+    Size("Standard_NC48ads_A100_v4", "StandardNCADSA100v4Family", 48, 2, 440, price=7.346),
+    Size("Standard_NC40ads_H100_v5", "StandardNCadsH100v5Family", 40, 1, 320, price=6.98),
 )
 
 
@@ -117,6 +118,12 @@ class Cloud:
     public_network_access: str = "Enabled"  # Disabled: only through a private endpoint
     container_registry: str | None = None  # its resource ID; the first image build creates one
     sizes: list[Size] = field(default_factory=lambda: list(SIZES))
+    lists_prices: bool = True  # False: the VM sizes come without their prices
+    retail_prices: dict[str, float] = field(  # US dollars per hour by VM size, in the public list
+        default_factory=lambda: {size.name: size.price for size in SIZES if size.price is not None}
+    )
+    idle_nodes: dict[str, int] = field(default_factory=dict)  # by cluster: those that have not been released yet
+    tells_compute: bool = True  # False: the run history has no machines and durations of jobs
     queue_reason: str | None = None  # if set, the reason why jobs stay queued
     page_size: int = 100  # of lists
     required_tags: set[str] = field(default_factory=set)  # of a policy for clusters
@@ -138,6 +145,8 @@ class Cloud:
     jobs: dict[str, Job] = field(default_factory=dict)
     workspaces: dict[str, Cloud] = field(default_factory=dict)  # others of the same group, each with its own switches
     registry_data: dict[tuple[str, str, str], str] = field(default_factory=dict)  # registry, name, version → URI
+    # By online endpoint and deployment: the VM size, and how many instances.
+    endpoints: dict[str, dict[str, tuple[str, int]]] = field(default_factory=dict)
     built: set[str] = field(default_factory=set)  # environments whose image was built
     lock: threading.RLock = field(default_factory=threading.RLock)
     counter: itertools.count[int] = field(default_factory=lambda: itertools.count(1))

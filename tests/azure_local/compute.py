@@ -9,6 +9,7 @@ from typing import Any
 from . import bodies
 from .arm import accepted, missing, page, resource
 from .cloud import REGION, Cloud, now
+from .jobs_state import Job
 from .messages import Reply, Request, ServiceError, json_reply
 from .routing import WORKSPACE, Routes
 from .workspace import quota
@@ -19,12 +20,12 @@ COMPUTES = WORKSPACE + "/computes"
 
 @routes.add("GET", COMPUTES)
 def list_computes(cloud: Cloud, request: Request, **where: str) -> Reply:
-    return page(cloud, request, [cloud.computes[name] for name in sorted(cloud.computes)])
+    return page(cloud, request, [with_nodes(cloud, name, cloud.computes[name]) for name in sorted(cloud.computes)])
 
 
 @routes.add("GET", COMPUTES + "/{name}")
 def get_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
-    return json_reply(with_queue(cloud, find_compute(cloud, name)))
+    return json_reply(with_queue(cloud, with_nodes(cloud, name, find_compute(cloud, name))))
 
 
 @routes.add("PUT", COMPUTES + "/{name}")
@@ -180,6 +181,26 @@ def compute_instance(cloud: Cloud, name: str) -> dict[str, Any]:
         "properties": {"vmSize": "Standard_DS3_v2", "state": "Running", "applicationSharingPolicy": "Personal"},
     }
     return resource(cloud, "computes", name, properties) | {"location": REGION, "tags": {}}
+
+
+def with_nodes(cloud: Cloud, name: str, compute: dict[str, Any]) -> dict[str, Any]:
+    """A cluster with its nodes: one for each job that runs on it, and those that are idle."""
+    if compute["properties"]["computeType"] != "AmlCompute":
+        return compute
+    nested = compute["properties"]["properties"]
+    busy = [job.status for job in list(cloud.jobs.values()) if runs_on(job, name)]
+    preparing, running = busy.count("Preparing"), len(busy) - busy.count("Preparing")
+    idle = cloud.idle_nodes.get(name, max(nested["scaleSettings"]["minNodeCount"] - len(busy), 0))
+    counts = {"preparingNodeCount": preparing, "runningNodeCount": running, "idleNodeCount": idle}
+    nodes = {"currentNodeCount": len(busy) + idle, "targetNodeCount": len(busy) + idle}
+    nested = {**nested, **nodes, "nodeStateCounts": {**nested["nodeStateCounts"], **counts}}
+    return {**compute, "properties": {**compute["properties"], "properties": nested}}
+
+
+def runs_on(job: Job, cluster: str) -> bool:
+    compute = str(job.properties.get("computeId") or "").split("/")[-1]
+    is_sweep = job.properties.get("jobType") == "Sweep"
+    return compute == cluster and not is_sweep and job.status in ("Preparing", "Running", "Finalizing")
 
 
 def with_queue(cloud: Cloud, compute: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from . import bodies, hosts
@@ -51,6 +52,7 @@ def get_details(cloud: Cloud, request: Request, run: str, **where: str) -> Reply
         {
             "runId": job.name,
             "target": (job.properties.get("computeId") or "serverless").split("/")[-1],
+            **used_compute(cloud, job),
             "status": job.status,
             "startTimeUtc": job.started,
             "endTimeUtc": job.ended,
@@ -102,11 +104,34 @@ def metadata(cloud: Cloud, job: Job) -> dict[str, Any]:
         "error": {"error": job.error} if job.error else None,
         "tags": job.tags,
         "properties": job.all_properties,
+        "target": (job.properties.get("computeId") or "serverless").split("/")[-1],
+        **used_compute(cloud, job),
         "runType": "azureml.sdk." + job.properties["jobType"].lower(),
         "computeRequest": {"nodeCount": 1},
         "inputs": {},
         "outputs": outputs,
     }
+
+
+def used_compute(cloud: Cloud, job: Job) -> dict[str, Any]:
+    """The machine of a job that has started, and for how long, as far as the service tells."""
+    if not cloud.tells_compute or job.started is None or job.properties["jobType"] == "Sweep":
+        return {}
+    target = (job.properties.get("computeId") or "serverless").split("/")[-1]
+    resources = job.properties.get("resources") or {}
+    nested = cloud.computes.get(target, {}).get("properties", {}).get("properties", {})
+    compute = {
+        "target": target,
+        "targetType": "amlcompute",
+        "vmSize": nested.get("vmSize") or resources.get("instanceType"),
+        "instanceCount": resources.get("instanceCount") or 1,
+        "priority": nested.get("vmPriority") or "Dedicated",
+    }
+    ended = datetime.fromisoformat(job.ended.replace("Z", "+00:00")) if job.ended else datetime.now(timezone.utc)
+    seconds = (ended - datetime.fromisoformat(job.started.replace("Z", "+00:00"))).total_seconds()
+    days, rest = divmod(int(seconds), 86400)
+    clock = f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}.{seconds % 1 * 1e7:07.0f}"
+    return {"compute": compute, "computeDuration": f"{days}.{clock}" if days else clock}
 
 
 def output_asset_id(job: Job, output: str) -> str:

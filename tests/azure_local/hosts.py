@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MANAGEMENT, LOGIN, API, BLOB = "management", "login", "api", "blob"
+MANAGEMENT, LOGIN, API, BLOB, PRICES = "management", "login", "api", "blob", "prices"
+PRICES_HOST = "prices.azure.com"  # of the public cloud only
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Hosts:
         """What a host of this cloud serves, None for others, such as those of another cloud."""
         if host in (self.management, self.login):
             return MANAGEMENT if host == self.management else LOGIN
+        if host == PRICES_HOST and self.cloud == "AzureCloud":
+            return PRICES
         if host.endswith(f".blob.{self.storage}"):
             return BLOB
         return API if host.endswith(f".{self.api}") else None

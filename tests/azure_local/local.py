@@ -23,10 +23,12 @@ from . import (
     blob_gateway,
     compute,
     datastores,
+    endpoints,
     entra,
     history,
     jobs,
     mlflow_rest,
+    prices,
     roles,
     runner,
     workspace,
@@ -43,9 +45,15 @@ from .routing import merged
 from .server import Recording, Server
 
 ROUTES = merged(
-    part.routes for part in (arm, assets, compute, datastores, entra, history, jobs, mlflow_rest, roles, workspace)
+    part.routes
+    for part in (
+        *(arm, assets, compute, datastores, endpoints, entra),
+        *(history, jobs, mlflow_rest, prices, roles, workspace),
+    )
 )
-NEEDS_NO_TOKEN = re.compile(r"/metadata/endpoints|/discovery|/registrymanagement/v1\.0/registries/[^/]+/discovery")
+NEEDS_NO_TOKEN = re.compile(
+    rf"/metadata/endpoints|/discovery|/registrymanagement/v1\.0/registries/[^/]+/discovery|{prices.PATH}"
+)
 
 
 class AzureLocal:
@@ -283,6 +291,10 @@ class AzureLocal:
         )
         self.cloud.workspaces[name] = added
         return added
+
+    def add_endpoint(self, name: str, size: str = "Standard_DS3_v2", instances: int = 1) -> None:
+        """Adds an online endpoint with one deployment."""
+        self.cloud.endpoints[name] = {"blue": (size, instances)}
 
     def write_az(self, folder: Path, signed_in: bool = True) -> Path:
         """Writes an Azure CLI for this Azure: the script `az`, in a folder that the test puts first in PATH."""

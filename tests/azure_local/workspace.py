@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import hosts
-from .cloud import REGION, WORKSPACE_ID, Cloud
+from .cloud import REGION, WORKSPACE_ID, Cloud, Size
 from .messages import Reply, Request, ServiceError, json_reply
 from .roles import storage_account
 from .routing import WORKSPACE, Routes
@@ -90,10 +92,22 @@ def vm_sizes(cloud: Cloud, request: Request, subscription: str, location: str) -
             "lowPriorityCapable": size.low_priority,
             "premiumIO": True,
             "supportedComputeTypes": ["AmlCompute", "ComputeInstance"],
+            **({"estimatedVMPrices": estimated_prices(size)} if cloud.lists_prices and size.price is not None else {}),
         }
         for size in cloud.sizes
     ]
     return json_reply({"value": sizes})
+
+
+def estimated_prices(size: Size) -> dict[str, Any]:
+    assert size.price is not None
+    tiers = [("Linux", "Standard", 1.0), ("Linux", "Spot", 0.1), ("Windows", "Standard", 2.0)]
+    tiers += [("Linux", "LowPriority", 0.2)] if size.low_priority else []
+    values = [
+        {"retailPrice": round(size.price * factor, 6), "osType": system, "vmTier": tier}
+        for system, tier, factor in tiers
+    ]
+    return {"billingCurrency": "USD", "unitOfMeasure": "OneHour", "values": values}
 
 
 @routes.add("GET", LOCATION + "/usages")

@@ -63,6 +63,8 @@ def values_of(spec: Setting) -> st.SearchStrategy[Any]:
         return st.sampled_from(["ssh", "vscode,ssh"])
     if spec.name == "identity":
         return st.sampled_from(["none", "system"])
+    if spec.name == "max_cost":
+        return st.integers(1, 500).map("{} EUR".format)
     names = st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
     return names.map("http://{}".format) if spec.name == "tracking_uri" else names
 
@@ -131,6 +133,7 @@ def test_without_settings_everything_has_its_default(tmp_path: Path) -> None:
         "env": {},
         "services": None,
         "ssh_key": None,
+        "max_cost": None,
     }
     assert {settings.source(name) for name in NAMES} == {"default"}
     assert settings.workspace is None
@@ -162,6 +165,16 @@ def test_an_account_has_a_datastore_of_our_own_name(tmp_path: Path) -> None:
 )
 def test_yes_and_no_in_a_variable(tmp_path: Path, text: str, value: bool) -> None:
     assert read(tmp_path, MSGGAN_LOW_PRIORITY=text).low_priority is value
+
+
+@pytest.mark.parametrize("value", ["4.5 EUR", "EUR 4.50", " 4.50eur"])
+def test_a_maximum_cost_is_a_number_of_us_dollars_or_names_its_currency(tmp_path: Path, value: str) -> None:
+    assert read(tmp_path, flags={"max_cost": value}).max_cost == "4.5 EUR"
+    assert read(tmp_path, MSGGAN_MAX_COST="5").max_cost == read(tmp_path, "[azure]\nmax_cost = 5\n").max_cost == "5 USD"
+    assert read(tmp_path, "[azure]\nmax_cost = 0.526\n").max_cost == "0.526 USD"
+    wrong = "must be an amount above 0, in US dollars or with its currency, such as 5, 5USD or 4.50EUR."
+    assert complaints(tmp_path, flags={"max_cost": "5 GBP"}) == [f"--max-cost 5 GBP: {wrong}"]
+    assert complaints(tmp_path, "[azure]\nmax_cost = 0\n") == [f"{tmp_path / 'msggan.toml'}: max_cost 0: {wrong}"]
 
 
 # --- msggan.toml ------------------------------------------------------------------------------------------------------

@@ -52,7 +52,10 @@ LIGHT_MODULES = [
     "msggan.train",
     "orchestration",
     "orchestration.local.process",
+    "orchestration.commands.cost",
     "orchestration.commands.main",
+    "orchestration.costs",
+    "orchestration.money",
     "orchestration.errors",
     "orchestration.copies",
     "orchestration.local.target",
@@ -83,7 +86,7 @@ FLOORS = (
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",
     "orchestration.spec orchestration.settings orchestration.pairs orchestration.data_source "
     "orchestration.errors orchestration.status orchestration.runs "
-    "orchestration.copies",
+    "orchestration.copies orchestration.costs orchestration.money",
     "orchestration.sweeps orchestration.targets",
     "orchestration.local orchestration.azure",
     "orchestration.commands",

@@ -256,6 +256,43 @@ def test_lists_come_in_pages(azure: AzureLocal, client: Any) -> None:
     assert len(azure.made("GET", "/jobs")) == 3
 
 
+def test_prices_are_in_the_list_of_sizes_and_in_the_public_list(azure: AzureLocal, client: Any) -> None:
+    import requests
+
+    sizes = {size.name: vars(size) for size in client.compute.list_sizes()}
+    prices = sizes["Standard_NC4as_T4_v3"]["estimatedVMPrices"]
+    assert prices["billingCurrency"] == "USD"
+    assert {"retailPrice": 0.526, "osType": "Linux", "vmTier": "Standard"} in prices["values"]
+    azure.cloud.lists_prices = False
+    sizes = {size.name: vars(size) for size in client.compute.list_sizes()}
+    assert "estimatedVMPrices" not in sizes["Standard_NC4as_T4_v3"]
+
+    azure.cloud.page_size = 3
+    where = "serviceName eq 'Virtual Machines' and armSkuName eq 'Standard_NC4as_T4_v3' and priceType eq 'Consumption'"
+    query = {"api-version": "2023-01-01-preview", "currencyCode": "'EUR'", "$filter": where}
+    found = requests.get("https://prices.azure.com/api/retail/prices", params=query, timeout=60).json()
+    rest = requests.get(found["NextPageLink"], timeout=60).json()
+    assert (len(found["Items"]), len(rest["Items"]), rest["NextPageLink"]) == (3, 1, None)
+    names = [(item["skuName"], item["productName"].endswith(" Windows")) for item in found["Items"] + rest["Items"]]
+    plain = "NC4as T4 v3"
+    assert names == [(plain, True), (f"{plain} Spot", False), (plain, False), (f"{plain} Low Priority", False)]
+    assert found["Items"][2]["retailPrice"] == pytest.approx(0.526 * 0.9)
+    none = requests.get(
+        "https://prices.azure.com/api/retail/prices", params={**query, "$filter": where.lower()}, timeout=60
+    )
+    assert none.json()["Items"] == []
+
+
+def test_clusters_have_nodes_and_endpoints_are_listed(azure: AzureLocal, client: Any) -> None:
+    azure.add_cluster("gpu")
+    azure.cloud.idle_nodes["gpu"] = 2
+    azure.add_endpoint("flowers", "Standard_DS3_v2", 3)
+    (deployment,) = client.online_deployments.list("flowers")
+    assert [endpoint.name for endpoint in client.online_endpoints.list()] == ["flowers"]
+    assert (deployment.name, deployment.instance_type, deployment.instance_count) == ("blue", "Standard_DS3_v2", 3)
+    assert [made.status for made in azure.made("GET", "/onlineEndpoints")] == [200, 200]
+
+
 def test_a_fault_affects_the_matching_request(azure: AzureLocal, client: Any) -> None:
     fault = azure.fault("GET", r"/datastores/workspaceblobstore", nth=2, status=503)
     for _ in range(2):

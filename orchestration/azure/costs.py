@@ -1,0 +1,239 @@
+"""What runs have cost by their machine hours, and what in the workspace could be costing money now. Only reads."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from azure.core.rest import HttpRequest
+
+from msggan.errors import MsgganError, RunFolderError
+from orchestration.azure.client import Client, is_provisioned
+from orchestration.azure.compute import Size, read_sizes
+from orchestration.azure.estimates import read_stored
+from orchestration.azure.history import (
+    MAX_RUNS,
+    Details,
+    RunJobs,
+    find_jobs,
+    list_runs,
+    read_children,
+    read_details,
+    state_of,
+)
+from orchestration.azure.prices import as_region, read_max_cost, read_price
+from orchestration.costs import CostReport, OngoingCost, RunCost, storage_line
+from orchestration.errors import AuthError
+from orchestration.money import Amount, Price
+
+API_VERSION = "2023-04-01"
+CONCURRENT_READS = 8
+
+
+def report_costs(client: Client, name: str | None = None) -> CostReport:
+    """The costs of a run or a sweep, or of all, and of what else is in the workspace. Raises MsgganError."""
+    account = Account(client)
+    runs = _runs(client, name)
+    with ThreadPoolExecutor(CONCURRENT_READS) as threads:
+        details = list(threads.map(lambda run: _details(client, run), runs))
+    costs = [account.run_cost(run, found) for run, found in zip(runs, details, strict=True)]
+    ongoing = [account.running(run, found) for run, found in zip(runs, details, strict=True) if is_running(found)]
+    if name is None:
+        ongoing += [*account.computes(details), *account.endpoints()]
+        stored = read_stored(client)
+        account.notes += [] if stored is None else [storage_line(stored)]
+    return CostReport(costs, ongoing, account.currency, tuple(account.notes))
+
+
+def _runs(client: Client, name: str | None) -> list[RunJobs]:
+    if name is None:
+        return [*list_runs(client, MAX_RUNS)[0], *list_runs(client, MAX_RUNS, sweeps=True)[0]]
+    run = find_jobs(client, name)
+    if run.newest is None:
+        where = client.workspace.workspace_name
+        raise RunFolderError(f"No run {name!r} in workspace {where}.", "List the runs: msggan-aml list")
+    return [run]
+
+
+def _details(client: Client, run: RunJobs) -> list[Details]:
+    """The jobs of a run that have machines, those of a sweep being its trials."""
+    if run.is_sweep:
+        return [child for job in run.jobs for child in read_children(client, job.name)]
+    return [read_details(client, job.name) for job in run.jobs]
+
+
+def is_running(jobs: Iterable[Details]) -> bool:
+    return any(job.state in ("preparing", "running") for job in jobs)
+
+
+def az(client: Client, command: str, name: str) -> str:
+    """A command of the Azure CLI on a resource of the workspace."""
+    where = client.workspace
+    args = ["--name", name, "--resource-group", where.resource_group, "--workspace-name", where.workspace_name]
+    return f"az ml {command} {shlex.join(args)}"
+
+
+@dataclass
+class Account:
+    """Adds up costs in a workspace. notes: what could not be read, and where prices come from."""
+
+    client: Client
+    notes: list[str] = field(default_factory=list)
+    _prices: dict[tuple[str, str], Price | None] = field(default_factory=dict)
+    _sizes: dict[str, Mapping[str, Size]] = field(default_factory=dict)
+
+    @property
+    def currency(self) -> str:
+        max_cost = read_max_cost(self.client)
+        return max_cost.currency if max_cost else "USD"
+
+    # --- Prices -------------------------------------------------------------------------------------------------------
+
+    def per_hour(self, size: str, *, low_priority: bool, location: str = "") -> Amount | None:
+        """What a machine costs per hour today; each price is read once."""
+        location = as_region(location or str(self.client.about.location))
+        key = (size.lower(), location)
+        if size and key not in self._prices:
+            known = self._sizes_in(location).get(size.lower())
+            name, listed = (known.name, known.prices) if known else (size, {})
+            price, reason = read_price(self.client, name, listed, location, self.currency)
+            self._prices[key] = price
+            note = f"Prices: {price.source}, {price.date}." if price else f"The price of {size} is unknown. {reason}"
+            self._note(note)
+        found = self._prices.get(key)
+        return found.per_hour(low_priority=low_priority) if found else None
+
+    def _sizes_in(self, location: str) -> Mapping[str, Size]:
+        if location not in self._sizes:
+            try:
+                self._sizes[location] = {size.name.lower(): size for size in read_sizes(self.client, location)}
+            except AuthError:
+                self._sizes[location] = {}
+        return self._sizes[location]
+
+    def _note(self, line: str) -> None:
+        self.notes += [] if line in self.notes else [line]
+
+    # --- Runs ---------------------------------------------------------------------------------------------------------
+
+    def run_cost(self, run: RunJobs, jobs: Sequence[Details]) -> RunCost:
+        machines = [job.machine for job in jobs if job.machine is not None]
+        costs = [self._cost(size, low, hours) for size, low, hours in map(self._machine, machines)]
+        size, low_priority, _ = self._machine(machines[-1]) if machines else ("", False, 0.0)
+        known = [cost.value for cost in costs if cost is not None]
+        state = jobs[-1].state if jobs and not run.is_sweep else state_of(run.jobs[-1].status)
+        hours = sum(machine.hours for machine in machines)
+        total = Amount(sum(known), self.currency) if len(known) == len(costs) else None
+        return RunCost(run.run, state, size, low_priority, hours, total)
+
+    def _machine(self, machine: Any) -> tuple[str, bool, float]:
+        """The size, the tier and the hours of a job's machines; of those of its cluster where the history has none."""
+        if machine.size:
+            return machine.size, machine.low_priority, machine.hours
+        cluster = self.clusters.get(machine.cluster, {})
+        return str(cluster.get("vmSize") or ""), is_low_priority(cluster), machine.hours
+
+    def _cost(self, size: str, low_priority: bool, hours: float) -> Amount | None:
+        rate = self.per_hour(size, low_priority=low_priority)
+        return None if rate is None else rate * hours
+
+    def running(self, run: RunJobs, jobs: Sequence[Details]) -> OngoingCost:
+        """A run that is training."""
+        active = [job.machine for job in jobs if is_running([job]) and job.machine is not None]
+        rates = [self.per_hour(size, low_priority=low) for size, low, _ in map(self._machine, active)]
+        known = [rate.value for rate in rates if rate is not None]
+        total = Amount(sum(known), self.currency) if known else None
+        kind = "sweep" if run.is_sweep else "run"
+        return OngoingCost(kind, run.run, "is training", total, f"msggan-aml cancel {run.run}")
+
+    # --- What else there is -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def all_computes(self) -> list[Mapping[str, Any]]:
+        return list(self._list("computes"))
+
+    @property
+    def clusters(self) -> dict[str, Mapping[str, Any]]:
+        """The properties of each cluster."""
+        return {
+            compute["name"]: compute["properties"].get("properties") or {}
+            for compute in self.all_computes
+            if compute["properties"].get("computeType") == "AmlCompute"
+        }
+
+    def computes(self, jobs: Iterable[Sequence[Details]]) -> Iterator[OngoingCost]:
+        """Clusters with machines that no run of this project uses, and compute instances."""
+        training = [job.machine.cluster for found in jobs for job in found if is_running([job]) and job.machine]
+        for compute in self.all_computes:
+            kind = compute["properties"].get("computeType")
+            if kind == "AmlCompute":
+                yield from self._cluster(compute, training.count(compute["name"]))
+            elif kind == "ComputeInstance":
+                yield self._instance(compute)
+
+    def _cluster(self, compute: Mapping[str, Any], training: int) -> Iterator[OngoingCost]:
+        name, values = compute["name"], compute["properties"].get("properties") or {}
+        always = (values.get("scaleSettings") or {}).get("minNodeCount") or 0
+        machines = max(values.get("currentNodeCount") or 0, always) - training
+        if machines <= 0:
+            return
+        idle = (values.get("nodeStateCounts") or {}).get("idleNodeCount") or 0
+        reason = f"{machines} machine{'s' if machines > 1 else ''} without a run of yours, {idle} idle"
+        end = az(self.client, "compute delete", name)
+        if always:
+            reason += f"; it keeps {always} around the clock"
+            ours = is_provisioned(compute.get("tags"))
+            end = (
+                f"msggan-aml provision --compute {name} --min-nodes 0"
+                if ours
+                else (f"{az(self.client, 'compute update', name)} --min-instances 0")
+            )
+        rate = self._rate_of(compute, values)
+        yield OngoingCost("cluster", name, reason, rate * machines if rate else None, end)
+
+    def _instance(self, compute: Mapping[str, Any]) -> OngoingCost:
+        name, values = compute["name"], compute["properties"].get("properties") or {}
+        state = str(values.get("state") or "")
+        if state in ("Stopped", "Stopping"):
+            return OngoingCost(
+                "compute instance", name, "is stopped; its disk remains", None, az(self.client, "compute delete", name)
+            )
+        rate, stop = self._rate_of(compute, values), az(self.client, "compute stop", name)
+        return OngoingCost("compute instance", name, f"is {state.lower() or 'there'}", rate, stop)
+
+    def _rate_of(self, compute: Mapping[str, Any], values: Mapping[str, Any]) -> Amount | None:
+        location = str(compute["properties"].get("computeLocation") or compute.get("location") or "")
+        return self.per_hour(str(values.get("vmSize") or ""), low_priority=is_low_priority(values), location=location)
+
+    def endpoints(self) -> Iterator[OngoingCost]:
+        """Deployments, which are paid for at rest too."""
+        for endpoint in self._list("onlineEndpoints"):
+            name = endpoint["name"]
+            for deployment in self._list(f"onlineEndpoints/{name}/deployments"):
+                size = str(deployment["properties"].get("instanceType") or "")
+                count = (deployment.get("sku") or {}).get("capacity") or 1
+                rate = self.per_hour(size, low_priority=False)
+                reason = f"deployment {deployment['name']} has {count} of {size or 'unknown size'}"
+                end = f"{az(self.client, 'online-endpoint delete', name)} --yes"
+                yield OngoingCost("endpoint", name, reason, rate * count if rate else None, end)
+
+    def _list(self, kind: str) -> Iterator[Mapping[str, Any]]:
+        """The workspace's resources of a kind. What cannot be read is noted."""
+        management = self.client.cloud.management
+        url: str | None = f"{management}{self.client.scope}/{kind}?api-version={API_VERSION}"
+        try:
+            with self.client.errors(f"Listing {kind}"):
+                while url and url.startswith(management):
+                    page = self.client.send(HttpRequest("GET", url)).json()
+                    yield from page.get("value") or []
+                    url = page.get("nextLink")
+        except MsgganError as error:
+            self._note(f"Not read: {error.message}")
+
+
+def is_low_priority(cluster: Mapping[str, Any]) -> bool:
+    return "low" in str(cluster.get("vmPriority")).lower()

@@ -1,0 +1,112 @@
+"""Prices of machines: from the service's list of VM sizes, or else from Azure's public list of retail prices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from azure.core.rest import HttpRequest
+
+from msggan.errors import MsgganError
+from orchestration.costs import Estimate
+from orchestration.money import Amount, Price
+
+if TYPE_CHECKING:
+    from orchestration.azure.client import Client
+
+RETAIL_URL = "https://prices.azure.com/api/retail/prices"
+RETAIL_API_VERSION = "2023-01-01-preview"
+MAX_PAGES = 10
+# The rows of a VM size that are not the price of a plain Linux machine of a cluster.
+OTHER_PRODUCTS = ("Windows", "CloudServices", "Cloud Services")
+LOW_PRIORITY, SPOT = " Low Priority", " Spot"
+
+
+def read_price(
+    client: Client, size: str, listed: Mapping[str, float], location: str, currency: str
+) -> tuple[Price | None, str]:
+    """The price of a VM size in a region, and why it is unknown if it is None.
+
+    size: as the service writes it. listed: its prices in US dollars by tier, where the service lists them.
+    """
+    if currency == "USD" and listed.get("Standard"):
+        return Price(listed["Standard"], listed.get("LowPriority"), "USD", "Azure ML's list of VM sizes", today()), ""
+    if os.environ.get("AZUREML_CURRENT_CLOUD", "AzureCloud") != "AzureCloud":
+        return None, "Azure's list of retail prices covers the public cloud only."
+    try:
+        with client.errors("Reading Azure's list of retail prices"):
+            rows = list(_retail_rows(client, size, location, currency))
+    except MsgganError as error:
+        return None, error.message
+    price = retail_price(rows, currency)
+    return price, "" if price else f"Azure's list of retail prices has none for {size} in {location}."
+
+
+def read_max_cost(client: Client) -> Amount | None:
+    return Amount.parse(client.settings.max_cost) if client.settings.max_cost else None
+
+
+def as_region(location: str) -> str:
+    """A region as lists of prices write it, such as westeurope for West Europe."""
+    return location.lower().replace(" ", "")
+
+
+def today() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d")
+
+
+def retail_price(rows: list[Mapping[str, Any]], currency: str) -> Price | None:
+    """The price in the rows that the list of retail prices has for a VM size, None if there is none."""
+    prices: dict[bool, float] = {}
+    for row in sorted(rows, key=lambda row: str(row.get("effectiveStartDate"))):  # the newest counts
+        sku, product = str(row.get("skuName")), str(row.get("productName"))
+        if product.endswith(OTHER_PRODUCTS) or sku.endswith(SPOT) or row.get("unitOfMeasure") != "1 Hour":
+            continue
+        prices[sku.endswith(LOW_PRIORITY)] = float(row["retailPrice"])
+    if not prices:
+        return None
+    return Price(prices.get(False), prices.get(True), currency, "Azure's list of retail prices", today())
+
+
+def _retail_rows(client: Client, size: str, location: str, currency: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of all pages, of which every one is on the same host."""
+    conditions = {
+        "serviceName": "Virtual Machines",
+        "armRegionName": location,
+        "armSkuName": size,
+        "priceType": "Consumption",
+    }
+    query = {
+        "api-version": RETAIL_API_VERSION,
+        "currencyCode": f"'{currency}'",
+        "$filter": " and ".join(f"{name} eq '{value}'" for name, value in conditions.items()),
+    }
+    page = client.read_public(HttpRequest("GET", RETAIL_URL, params=query))
+    for _ in range(MAX_PAGES):
+        yield from page.get("Items") or []
+        link = page.get("NextPageLink")
+        if not link or urlsplit(link).hostname != urlsplit(RETAIL_URL).hostname:
+            return
+        page = client.read_public(HttpRequest("GET", link))
+
+
+def estimate_cluster(
+    client: Client, size: str, listed: Mapping[str, float], location: str, values: Mapping[str, Any]
+) -> Estimate:
+    """What a job on each machine of a cluster with these values would cost. --max-cost does not limit it."""
+    settings, max_cost = client.settings, read_max_cost(client)
+    price, no_price = read_price(client, size, listed, as_region(location), max_cost.currency if max_cost else "USD")
+    return Estimate(
+        size=size,
+        low_priority=values["low_priority"],
+        job_hours=settings.timeout_hours,
+        idle_hours=values["idle_minutes"] / 60,
+        jobs=values["max_nodes"],
+        concurrent=values["max_nodes"],
+        price=price,
+        no_price=no_price,
+        max_cost=max_cost,
+    )
