@@ -57,7 +57,9 @@ def test_the_price_is_shown_before_the_question_and_consent_is_for_an_amount(
     azure.recording.clear()
     assert msggan_aml(*SUBMIT, "--name", "two").exit_code == 0
     assert azure.made("GET", "/vmSizes") == []  # the same hours of the same machine need no price
-    assert len(azure.made("GET", "/computes/msggan-gpu")) == 1
+    (put,) = azure.made("PUT", "/jobs/two")
+    before = azure.requests[: azure.requests.index(put)]
+    assert sum(request.path.endswith("/computes/msggan-gpu") for request in before) == 1
     assert msggan_aml(*SUBMIT, "--name", "three", "--timeout-hours", "2").exit_code == 0
 
     azure.add_cluster("big", "Standard_NC48ads_A100_v4")
