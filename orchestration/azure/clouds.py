@@ -1,6 +1,6 @@
 """The Azure cloud and its hosts: public, Azure Government, China, or one that ARM_CLOUD_METADATA_URL describes.
 
-They are the SDK's own, by the variables that it reads: AZUREML_CURRENT_CLOUD and ARM_CLOUD_METADATA_URL.
+The first three are written down here, equal to the SDK's, which takes seconds to import: signing in needs them first.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from azure.ai.ml import _azure_environments as sdk
-from azure.ai.ml.constants._common import AZUREML_CLOUD_ENV_NAME
-from azure.ai.ml.exceptions import MlException
-
 from msggan.errors import UsageError
+
+CLOUD_VARIABLE = "AZUREML_CURRENT_CLOUD"
+METADATA_VARIABLE = "ARM_CLOUD_METADATA_URL"
 
 
 @dataclass(frozen=True)
@@ -31,19 +30,51 @@ class AzureCloud:
         return f"{self.management}/.default"
 
 
+CLOUDS = {
+    cloud.name: cloud
+    for cloud in (
+        AzureCloud(
+            "AzureCloud",
+            "https://management.azure.com",
+            "https://login.microsoftonline.com",
+            "https://ml.azure.com",
+            "core.windows.net",
+        ),
+        AzureCloud(
+            "AzureUSGovernment",
+            "https://management.usgovcloudapi.net",
+            "https://login.microsoftonline.us",
+            "https://ml.azure.us",
+            "core.usgovcloudapi.net",
+        ),
+        AzureCloud(
+            "AzureChinaCloud",
+            "https://management.chinacloudapi.cn",
+            "https://login.chinacloudapi.cn",
+            "https://ml.azure.cn",
+            "core.chinacloudapi.cn",
+        ),
+    )
+}
+
+
 def read_cloud(environ: Mapping[str, str]) -> AzureCloud:
-    """The cloud that the environment selects. Makes a request only for one that is not built into the SDK.
+    """The cloud that the environment selects. Makes a request only for one that ARM_CLOUD_METADATA_URL describes.
 
     Raises UsageError if there is none of that name.
     """
-    name = environ.get(AZUREML_CLOUD_ENV_NAME) or sdk._get_default_cloud_name()
+    name = environ.get(CLOUD_VARIABLE) or "AzureCloud"
+    if name in CLOUDS:
+        return CLOUDS[name]
+    from azure.ai.ml import _azure_environments as sdk
+    from azure.ai.ml.exceptions import MlException
+
     try:
         hosts = sdk._get_cloud_details(name)
     except MlException as error:
-        known = ", ".join(vars(sdk.AzureEnvironments)[key] for key in ("ENV_DEFAULT", "ENV_US_GOVERNMENT", "ENV_CHINA"))
         raise UsageError(
-            [f"{AZUREML_CLOUD_ENV_NAME}={name}: is not an Azure cloud."],
-            f"Use one of {known}, or set ARM_CLOUD_METADATA_URL to the address that describes the cloud.",
+            [f"{CLOUD_VARIABLE}={name}: is not an Azure cloud."],
+            f"Use one of {', '.join(CLOUDS)}, or set {METADATA_VARIABLE} to the address that describes the cloud.",
         ) from error
     return AzureCloud(
         name,

@@ -31,7 +31,7 @@ def store(azure: AzureLocal, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The container of the default datastore."""
     for name, value in azure.variables.items():
         monkeypatch.setenv(name, value)
-    container = build_container(azure.cloud.account, azure.container, azure.account_key, 0.01)
+    container = build_container(azure.cloud.account, azure.container, azure.account_key, 0.01, "core.windows.net")
     return Store("store", azure.cloud.account, container, identity_based=False)
 
 

@@ -75,10 +75,11 @@ def test_the_azure_cli_is_tried_first_outside_azure_and_the_managed_identity_ins
 @pytest.mark.parametrize("name", ["AzureCloud", "AzureUSGovernment", "AzureChinaCloud"])
 def test_the_hosts_of_a_cloud_are_the_sdk_s(name: str) -> None:
     cloud, hosts = read_cloud({"AZUREML_CURRENT_CLOUD": name}), _environments[name]
-    assert (cloud.name, f"{cloud.management}/", f"{cloud.authority}/", cloud.storage) == (
+    assert (cloud.name, f"{cloud.management}/", f"{cloud.authority}/", cloud.studio, cloud.storage) == (
         name,
         hosts["resource_manager"],
         hosts["active_directory"],
+        hosts["aml_resource_id"].rstrip("/"),
         hosts["storage_endpoint"],
     )
     (candidate,) = build_candidates(BY_VARIABLES, cloud.authority)

@@ -322,8 +322,8 @@ def test_a_cut_connection_leaves_the_request_undone_or_done(
 def test_an_unimplemented_request_gets_501(azure: AzureLocal, client: Any) -> None:
     from azure.core.exceptions import HttpResponseError
 
-    with pytest.raises(HttpResponseError, match=r"does not know GET .*/onlineEndpoints"):
-        list(client.online_endpoints.list())
+    with pytest.raises(HttpResponseError, match=r"does not know GET .*/batchEndpoints"):
+        list(client.batch_endpoints.list())
     assert len(azure.complaints()) == 1
     azure.recording.clear()
 
