@@ -74,6 +74,7 @@ def sent(_azure_process: AzureLocal, workdir: Path) -> Iterator[list[Recorded]]:
     """Every request that can change something, of all the commands that send one."""
     azure = _azure_process
     azure.reset()
+    azure.hold_jobs()
     azure.put_blob("photos/one.png", b"1")
     azure.cloud.blobs.container("otherstore", "images")
     sas = azure.cloud.blobs.signed_container_url("otherstore", "images", "rlwc").partition("?")[2]
@@ -97,8 +98,6 @@ def sent(_azure_process: AzureLocal, workdir: Path) -> Iterator[list[Recorded]]:
     with pytest.MonkeyPatch.context() as patch:
         use(azure, patch, workdir)
         for args, secrets in commands:
-            if args[0] == "submit":  # not before: a new cluster without free machines is an error of provision
-                azure.hold_jobs()
             with patch.context() as secretly:
                 for name, value in secrets.items():
                     secretly.setenv(f"MSGGAN_STORAGE_{name}", value)

@@ -198,16 +198,20 @@ def with_nodes(cloud: Cloud, name: str, compute: dict[str, Any]) -> dict[str, An
 
 
 def runs_on(job: Job, cluster: str) -> bool:
-    compute = str(job.properties.get("computeId") or "").split("/")[-1]
     is_sweep = job.properties.get("jobType") == "Sweep"
-    return compute == cluster and not is_sweep and job.status in ("Preparing", "Running", "Finalizing")
+    return is_sent_to(job, cluster) and not is_sweep and job.status in ("Preparing", "Running", "Finalizing")
+
+
+def is_sent_to(job: Job, cluster: str) -> bool:
+    return str(job.properties.get("computeId") or "").split("/")[-1] == cluster
 
 
 def with_queue(cloud: Cloud, compute: dict[str, Any]) -> dict[str, Any]:
-    """A cluster that cannot allocate nodes reports the reason."""
+    """A cluster that cannot allocate nodes to a queued job reports the reason."""
     if compute["properties"]["computeType"] != "AmlCompute":
         return compute
-    reasons = [("AllocationFailed", cloud.queue_reason)] if cloud.queue_reason is not None else []
+    is_needed = any(job.status == "Queued" and is_sent_to(job, compute["name"]) for job in list(cloud.jobs.values()))
+    reasons = [("AllocationFailed", cloud.queue_reason)] if cloud.queue_reason is not None and is_needed else []
     if compute["name"] in cloud.cluster_errors:
         reasons.append(cloud.cluster_errors[compute["name"]])
     if not reasons:

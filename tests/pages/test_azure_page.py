@@ -71,7 +71,7 @@ def as_typed(command: str) -> list[str]:
 def test_the_commands_of_the_page_do_what_they_say_one_after_the_other(azure: AzureLocal, workdir: Path) -> None:
     assert {command.split()[1] for command in COMMANDS} == {
         *("config", "provision", "doctor", "submit", "sweep", "pack", "list", "status", "logs", "cancel", "sample"),
-        "download",
+        *("download", "cost"),
     }
     for command in COMMANDS:
         if "--detach" in command:
