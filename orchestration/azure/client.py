@@ -273,6 +273,21 @@ class Client:
             raise HttpResponseError(response=response)
         return response
 
+    def call(
+        self, method: str, resource: str, *, api_version: str = API_VERSION, content: Any = None, **query: str
+    ) -> Any:
+        """The response of Azure Resource Manager to a request on a resource, by its ID; as `send`."""
+        url, params = f"{self.cloud.management}{resource}", {"api-version": api_version, **query}
+        return self.send(HttpRequest(method, url, params=params, json=content))
+
+    def list_all(self, resources: str, **options: str) -> Iterator[Mapping[str, Any]]:
+        """The items of a list of Azure Resource Manager, of all its pages. options: as `call` takes them."""
+        page = self.call("GET", resources, **options).json()
+        yield from page.get("value") or []
+        while (link := page.get("nextLink") or "").startswith(self.cloud.management):  # no other host gets a token
+            page = self.send(HttpRequest("GET", link)).json()
+            yield from page.get("value") or []
+
     def read_public(self, request: HttpRequest) -> Any:
         """The JSON of a public page, requested without the credential. Raises the SDK's errors."""
         retries = RetryPolicy(retry_total=1, retry_backoff_factor=self.wait_factor_s, timeout=PUBLIC_TIMEOUT_S)
@@ -313,11 +328,9 @@ class Client:
 
     def cluster_errors(self, name: str) -> list[tuple[str, str]]:
         """The codes and messages in a cluster's `errors`: even a new one may have some. The SDK drops them."""
-        request = HttpRequest(
-            "GET", f"{self.cloud.management}{self.scope}/computes/{name}", params={"api-version": API_VERSION}
-        )
         with self.errors(f"Reading the errors of the cluster {name}"):
-            properties = self.send(request).json()["properties"].get("properties") or {}
+            compute = self.call("GET", f"{self.scope}/computes/{name}").json()
+        properties = compute["properties"].get("properties") or {}
         errors = [entry.get("error") or {} for entry in properties.get("errors") or []]
         return [(str(error.get("code") or ""), str(error.get("message") or "")) for error in errors]
 
@@ -359,11 +372,9 @@ class Client:
 
     def _read_key(self, datastore: str) -> str | None:
         """The key or the SAS of a datastore, None if it has none that the signed-in identity may read."""
-        url = f"{self.cloud.management}{self.scope}/datastores/{datastore}/listSecrets"
-        request = HttpRequest("POST", url, params={"api-version": API_VERSION})
         try:
             with self.errors(f"Reading the credentials of the datastore {datastore}"):
-                secrets = self.send(request).json()
+                secrets = self.call("POST", f"{self.scope}/datastores/{datastore}/listSecrets").json()
         except AuthError as error:
             if isinstance(error.__cause__, HttpResponseError) and error_code(error.__cause__) == KEYS_REFUSED:
                 raise

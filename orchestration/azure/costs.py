@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from azure.core.rest import HttpRequest
-
 from msggan.errors import MsgganError, RunFolderError
 from orchestration.azure.client import Client, is_provisioned
 from orchestration.azure.compute import Size, read_sizes
@@ -30,7 +28,6 @@ from orchestration.costs import CostReport, OngoingCost, RunCost, storage_line
 from orchestration.errors import AuthError
 from orchestration.money import Amount, Price
 
-API_VERSION = "2023-04-01"
 CONCURRENT_READS = 8
 
 
@@ -223,14 +220,9 @@ class Account:
 
     def _list(self, kind: str) -> Iterator[Mapping[str, Any]]:
         """The workspace's resources of a kind. What cannot be read is noted."""
-        management = self.client.cloud.management
-        url: str | None = f"{management}{self.client.scope}/{kind}?api-version={API_VERSION}"
         try:
             with self.client.errors(f"Listing {kind}"):
-                while url and url.startswith(management):
-                    page = self.client.send(HttpRequest("GET", url)).json()
-                    yield from page.get("value") or []
-                    url = page.get("nextLink")
+                yield from self.client.list_all(f"{self.client.scope}/{kind}")
         except MsgganError as error:
             self._note(f"Not read: {error.message}")
 

@@ -366,19 +366,9 @@ def describe_roles(granted: Sequence[Mapping[str, Any]], who: str, scope: str) -
 
 def read_permissions(client: Client, scope: str) -> list[Mapping[str, Any]]:
     """What each role of the identity at a scope permits: actions, notActions, dataActions and notDataActions."""
-    url = f"{client.cloud.management}{scope}/providers/Microsoft.Authorization/permissions?api-version=2022-04-01"
+    permissions = f"{scope}/providers/Microsoft.Authorization/permissions"
     with client.errors(f"Reading the permissions at {scope}"):
-        return _pages(client, url)
-
-
-def _pages(client: Client, url: str | None) -> list[Mapping[str, Any]]:
-    """The items of a list of the resource manager, from all its pages."""
-    found: list[Mapping[str, Any]] = []
-    while url:
-        page = client.send(HttpRequest("GET", url)).json()
-        found += page.get("value") or []
-        url = page.get("nextLink")
-    return found
+        return list(client.list_all(permissions, api_version="2022-04-01"))
 
 
 def permits(granted: Iterable[Mapping[str, Any]], action: str, *, kind: str = "actions") -> bool:
@@ -485,13 +475,16 @@ def _check_store(client: Client, store: Store) -> Finding:
 
 def _may_write(client: Client, store: Store) -> bool | None:
     """Whether the identity's roles permit it to write blobs, None if that cannot be read."""
-    query = f"$filter=resourceType eq 'Microsoft.Storage/storageAccounts' and name eq '{store.account}'"
+    query = {"$filter": f"resourceType eq 'Microsoft.Storage/storageAccounts' and name eq '{store.account}'"}
     resources = f"/subscriptions/{client.workspace.subscription_id}/resources"
-    url = f"{client.cloud.management}{resources}?api-version=2021-04-01&{query}"
     own = str(client.about.storage_account or "")
     try:
         with client.errors(f"Looking for the storage account {store.account}"):
-            accounts = [own] if own.endswith(f"/{store.account}") else [str(one["id"]) for one in _pages(client, url)]
+            if own.endswith(f"/{store.account}"):
+                accounts = [own]
+            else:
+                found = client.list_all(resources, api_version="2021-04-01", **query)
+                accounts = [str(account["id"]) for account in found]
         granted = [role for account in accounts for role in read_permissions(client, account)]
     except (AuthError, AzureServiceError):
         return None
@@ -503,9 +496,10 @@ def check_registry(client: Client) -> Finding:
     registry = client.about.container_registry
     name = str(registry or "").rpartition("/")[2]
     if registry:
-        url = f"{client.cloud.management}{registry}?api-version=2023-07-01"
         try:
-            found = client.find(f"Reading the registry {name}", lambda: client.send(HttpRequest("GET", url)))
+            found = client.find(
+                f"Reading the registry {name}", lambda: client.call("GET", registry, api_version="2023-07-01")
+            )
         except AuthError:
             return Finding(f"{name}, which the identity may not read.")
         if found is None:

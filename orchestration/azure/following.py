@@ -17,13 +17,12 @@ from functools import partial
 from itertools import chain, islice, repeat
 
 from azure.core.exceptions import AzureError, HttpResponseError
-from azure.core.rest import HttpRequest
 from azure.storage.blob import BlobClient
 
 from msggan.commands.program import Terminated, raise_pending_signal, stopped
 from msggan.errors import MsgganError, UsageError
 from orchestration.azure.blobs import retry_policy
-from orchestration.azure.client import API_VERSION, Client
+from orchestration.azure.client import Client
 from orchestration.azure.errors import translate_error
 from orchestration.azure.history import Details, RunJobs, read_details, state_of
 from orchestration.errors import AzureServiceError, UnreachableError
@@ -279,10 +278,9 @@ def not_running(name: str, state: str) -> UsageError:
 
 def cancel(client: Client, job: str) -> None:
     """Cancels a job and waits for its end, for a minute or two: after that its status shows what became of it."""
-    url = f"{client.cloud.management}{client.scope}/jobs/{job}/cancel"
     try:
         with client.errors(f"Cancelling {job}"):
-            client.send(HttpRequest("POST", url, params={"api-version": API_VERSION}))
+            client.call("POST", f"{client.scope}/jobs/{job}/cancel")
     except MsgganError:
         if not read_details(client, job).has_ended:  # it may have ended just then
             raise

@@ -14,7 +14,6 @@ from typing import Any
 
 from azure.ai.ml.entities import AmlCompute
 from azure.core.exceptions import HttpResponseError
-from azure.core.rest import HttpRequest
 
 import msggan
 from msggan.commands.program import Terminated, stopped
@@ -22,7 +21,7 @@ from msggan.config import TrainConfig
 from msggan.errors import MsgganError, UsageError
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import Store
-from orchestration.azure.client import API_VERSION, Client
+from orchestration.azure.client import Client
 from orchestration.azure.compute import NOT_CHECKED, identity_of, other_sizes, read_size, require_cluster, values_of
 from orchestration.azure.data import ensure_data, plan_data
 from orchestration.azure.environment import ensure_job_environment
@@ -193,15 +192,10 @@ def ensure_code(client: Client) -> str:
         url = store.upload_files(CODE_FOLDER, files)
     number = hashlib.sha256(url.encode()).hexdigest()[:16]
     code = f"{client.scope}/codes/{PACKAGE}/versions/{number}"
-    request = HttpRequest(
-        "PUT",
-        f"{client.cloud.management}{code}",
-        params={"api-version": API_VERSION},
-        json={"properties": {"codeUri": url, "description": f"The {PACKAGE} package {version(PACKAGE)}"}},
-    )
+    properties = {"codeUri": url, "description": f"The {PACKAGE} package {version(PACKAGE)}"}
     with client.errors("Registering the code snapshot"):
         try:
-            client.send(request)
+            client.call("PUT", code, content={"properties": properties})
         except HttpResponseError as error:
             if error.status_code != CONFLICT:  # somebody else registered the same content at the same time
                 raise
