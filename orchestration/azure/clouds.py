@@ -12,6 +12,7 @@ from msggan.errors import UsageError
 
 CLOUD_VARIABLE = "AZUREML_CURRENT_CLOUD"
 METADATA_VARIABLE = "ARM_CLOUD_METADATA_URL"
+PUBLIC_CLOUD = "AzureCloud"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ CLOUDS = {
     cloud.name: cloud
     for cloud in (
         AzureCloud(
-            "AzureCloud",
+            PUBLIC_CLOUD,
             "https://management.azure.com",
             "https://login.microsoftonline.com",
             "https://ml.azure.com",
@@ -63,7 +64,7 @@ def read_cloud(environ: Mapping[str, str]) -> AzureCloud:
 
     Raises UsageError if there is none of that name.
     """
-    name = environ.get(CLOUD_VARIABLE) or "AzureCloud"
+    name = environ.get(CLOUD_VARIABLE) or PUBLIC_CLOUD
     if name in CLOUDS:
         return CLOUDS[name]
     from azure.ai.ml import _azure_environments as sdk

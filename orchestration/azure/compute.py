@@ -133,6 +133,14 @@ def read_sizes(client: Client, location: str | None = None) -> list[Size]:
         return [_size(vars(size)) for size in listed]
 
 
+def sizes_by_name(client: Client, location: str) -> Mapping[str, Size]:
+    """The VM sizes of a region by their name in lower case, none if the signed-in identity may not list them."""
+    try:
+        return {size.name.lower(): size for size in read_sizes(client, location)}
+    except AuthError:
+        return {}
+
+
 def _size(values: Mapping[str, Any]) -> Size:
     """The SDK keeps some values under the service's names, others under its own."""
     prices = values.get("estimatedVMPrices") or values.get("estimated_vm_prices") or {}

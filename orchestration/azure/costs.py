@@ -11,7 +11,7 @@ from typing import Any
 
 from msggan.errors import MsgganError, RunFolderError
 from orchestration.azure.client import Client, is_provisioned
-from orchestration.azure.compute import Size, read_sizes
+from orchestration.azure.compute import Size, sizes_by_name
 from orchestration.azure.estimates import read_stored
 from orchestration.azure.history import (
     MAX_RUNS,
@@ -23,9 +23,8 @@ from orchestration.azure.history import (
     read_details,
     state_of,
 )
-from orchestration.azure.prices import as_region, read_max_cost, read_price
+from orchestration.azure.prices import as_region, price_currency, read_price
 from orchestration.costs import CostReport, OngoingCost, RunCost, storage_line
-from orchestration.errors import AuthError
 from orchestration.money import Amount, Price
 
 CONCURRENT_READS = 8
@@ -85,8 +84,7 @@ class Account:
 
     @property
     def currency(self) -> str:
-        max_cost = read_max_cost(self.client)
-        return max_cost.currency if max_cost else "USD"
+        return price_currency(self.client)
 
     # --- Prices -------------------------------------------------------------------------------------------------------
 
@@ -95,22 +93,14 @@ class Account:
         location = as_region(location or str(self.client.about.location))
         key = (size.lower(), location)
         if size and key not in self._prices:
-            known = self._sizes_in(location).get(size.lower())
-            name, listed = (known.name, known.prices) if known else (size, {})
-            price, reason = read_price(self.client, name, listed, location, self.currency)
+            if location not in self._sizes:
+                self._sizes[location] = sizes_by_name(self.client, location)
+            price, reason = read_price(self.client, self._sizes[location].get(size.lower(), Size(size)), location)
             self._prices[key] = price
             note = f"Prices: {price.source}, {price.date}." if price else f"The price of {size} is unknown. {reason}"
             self._note(note)
         found = self._prices.get(key)
         return found.per_hour(low_priority=low_priority) if found else None
-
-    def _sizes_in(self, location: str) -> Mapping[str, Size]:
-        if location not in self._sizes:
-            try:
-                self._sizes[location] = {size.name.lower(): size for size in read_sizes(self.client, location)}
-            except AuthError:
-                self._sizes[location] = {}
-        return self._sizes[location]
 
     def _note(self, line: str) -> None:
         self.notes += [] if line in self.notes else [line]

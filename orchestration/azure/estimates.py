@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError
 from orchestration.azure.client import Client
-from orchestration.azure.compute import Size, location_of, read_size, read_sizes, require_cluster, values_of
+from orchestration.azure.compute import Size, location_of, read_size, require_cluster, sizes_by_name, values_of
 from orchestration.azure.history import RunJobs, find_jobs, read_progress
 from orchestration.azure.jobs import PROJECT_FOLDER
 from orchestration.azure.prices import as_region, read_max_cost, read_price
 from orchestration.costs import Estimate
-from orchestration.errors import AuthError, RefusedError
+from orchestration.errors import RefusedError
 from orchestration.spec import RunSpec
 from orchestration.sweeps.spec import SweepSpec
 
@@ -34,29 +34,13 @@ def estimate_hours(client: Client) -> Estimate:
 
 def with_price(client: Client, estimate: Estimate) -> Estimate:
     """The estimate with its price, in the currency of --max-cost, and within that. Raises RefusedError."""
-    max_cost = read_max_cost(client)
-    location = machine_location(client)
-    currency = max_cost.currency if max_cost else "USD"
-    size = sizes_by_name(client, location).get(estimate.size.lower())
-    name, listed = (size.name, size.prices) if size else (estimate.size, {})
-    price, no_price = read_price(client, name, listed, location, currency)
-    return replace(estimate, price=price, no_price=no_price).within(max_cost)
-
-
-def machine_location(client: Client) -> str:
-    """The region of the machines, as lists of prices write it."""
-    cluster = None if client.settings.instance_type else require_cluster(client)
-    return as_region(str(cluster.location if cluster else location_of(client)))
-
-
-def sizes_by_name(client: Client, location: str) -> Mapping[str, Size]:
-    """The VM sizes of a region by their name in lower case, none if the signed-in identity may not list them."""
-    try:
-        if client.settings.instance_type is not None:
-            read_size(client)  # raises UsageError if it is not offered
-        return {size.name.lower(): size for size in read_sizes(client, location)}
-    except AuthError:
-        return {}
+    if client.settings.instance_type is not None:
+        location, size = location_of(client), read_size(client)  # raises UsageError if it is not offered
+    else:
+        location = str(require_cluster(client).location)
+        size = sizes_by_name(client, as_region(location)).get(estimate.size.lower(), Size(estimate.size))
+    price, no_price = read_price(client, size, as_region(location))
+    return replace(estimate, price=price, no_price=no_price).within(read_max_cost(client))
 
 
 def estimate_run(client: Client, spec: RunSpec) -> Estimate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,13 @@ from urllib.parse import urlsplit
 from azure.core.rest import HttpRequest
 
 from msggan.errors import MsgganError
+from orchestration.azure.clouds import PUBLIC_CLOUD
 from orchestration.costs import Estimate
 from orchestration.money import Amount, Price
 
 if TYPE_CHECKING:
     from orchestration.azure.client import Client
+    from orchestration.azure.compute import Size
 
 RETAIL_URL = "https://prices.azure.com/api/retail/prices"
 RETAIL_API_VERSION = "2023-01-01-preview"
@@ -25,28 +26,30 @@ OTHER_PRODUCTS = ("Windows", "CloudServices", "Cloud Services")
 LOW_PRIORITY, SPOT = " Low Priority", " Spot"
 
 
-def read_price(
-    client: Client, size: str, listed: Mapping[str, float], location: str, currency: str
-) -> tuple[Price | None, str]:
-    """The price of a VM size in a region, and why it is unknown if it is None.
-
-    size: as the service writes it. listed: its prices in US dollars by tier, where the service lists them.
-    """
+def read_price(client: Client, size: Size, location: str) -> tuple[Price | None, str]:
+    """The price of a VM size in a region, in the currency of --max-cost; and why it is unknown if it is None."""
+    currency, listed = price_currency(client), size.prices
     if currency == "USD" and listed.get("Standard"):
         return Price(listed["Standard"], listed.get("LowPriority"), "USD", "Azure ML's list of VM sizes", today()), ""
-    if os.environ.get("AZUREML_CURRENT_CLOUD", "AzureCloud") != "AzureCloud":
+    if client.cloud.name != PUBLIC_CLOUD:
         return None, "Azure's list of retail prices covers the public cloud only."
     try:
         with client.errors("Reading Azure's list of retail prices"):
-            rows = list(_retail_rows(client, size, location, currency))
+            rows = list(_retail_rows(client, size.name, location, currency))
     except MsgganError as error:
         return None, error.message
     price = retail_price(rows, currency)
-    return price, "" if price else f"Azure's list of retail prices has none for {size} in {location}."
+    return price, "" if price else f"Azure's list of retail prices has none for {size.name} in {location}."
 
 
 def read_max_cost(client: Client) -> Amount | None:
     return Amount.parse(client.settings.max_cost) if client.settings.max_cost else None
+
+
+def price_currency(client: Client) -> str:
+    """The currency of --max-cost, US dollars without it."""
+    max_cost = read_max_cost(client)
+    return max_cost.currency if max_cost else "USD"
 
 
 def as_region(location: str) -> str:
@@ -93,20 +96,17 @@ def _retail_rows(client: Client, size: str, location: str, currency: str) -> Ite
         page = client.read_public(HttpRequest("GET", link))
 
 
-def estimate_cluster(
-    client: Client, size: str, listed: Mapping[str, float], location: str, values: Mapping[str, Any]
-) -> Estimate:
+def estimate_cluster(client: Client, size: Size, location: str, values: Mapping[str, Any]) -> Estimate:
     """What a job on each machine of a cluster with these values would cost. --max-cost does not limit it."""
-    settings, max_cost = client.settings, read_max_cost(client)
-    price, no_price = read_price(client, size, listed, as_region(location), max_cost.currency if max_cost else "USD")
+    price, no_price = read_price(client, size, as_region(location))
     return Estimate(
-        size=size,
+        size=size.name,
         low_priority=values["low_priority"],
-        job_hours=settings.timeout_hours,
+        job_hours=client.settings.timeout_hours,
         idle_hours=values["idle_minutes"] / 60,
         jobs=values["max_nodes"],
         concurrent=values["max_nodes"],
         price=price,
         no_price=no_price,
-        max_cost=max_cost,
+        max_cost=read_max_cost(client),
     )

@@ -51,9 +51,8 @@ def _compute_step(client: Client) -> Step:
     if unchecked := compute.check_growth(client, existing, item, size):
         item = replace(item, reason="; ".join(filter(None, [item.reason, unchecked])))
     values = compute.planned_values(settings, existing if isinstance(existing, AmlCompute) else None)
-    estimate = estimate_cluster(
-        client, size.name, size.prices, str(values.get("location") or compute.location_of(client)), values
-    )
+    location = str(values.get("location") or compute.location_of(client))
+    estimate = estimate_cluster(client, size, location, values)
     if refusal := cluster_refusal(estimate, values["min_nodes"]):
         return Step(Item(compute.KIND, item.name, "refuse", reason=refusal, hint="Use --min-nodes 0."))
     costs = cluster_costs(estimate, size.description, values["min_nodes"])
