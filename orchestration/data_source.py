@@ -39,7 +39,7 @@ CONTAINER_BEFORE_HOST = re.compile(rf"((?:wasb|abfs)s?)://{_CONTAINER}@(?=[^/@]+
 
 @dataclass(frozen=True)
 class WorkspaceName:
-    """A workspace that an address names."""
+    """A workspace by its names."""
 
     subscription_id: str
     resource_group: str
@@ -47,7 +47,7 @@ class WorkspaceName:
 
     @property
     def scope(self) -> str:
-        """Its resource ID."""
+        """Its resource ID, which is also the scope of role assignments."""
         return (
             f"/subscriptions/{self.subscription_id}/resourceGroups/{self.resource_group}"
             f"/providers/Microsoft.MachineLearningServices/workspaces/{self.workspace_name}"

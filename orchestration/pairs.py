@@ -21,7 +21,8 @@ SECRET_VALUE = re.compile(
 
 # The service's limits for the tags of a job (Microsoft's page on resource limits). msggan's own tags count too.
 MAX_TAGS, MAX_TAG_NAME, MAX_TAG_VALUE = 50, 100, 1000
-OWN_TAGS = re.compile(r"msggan(?:$|\.)|_aml|azureml\.|mlflow\.", re.IGNORECASE)
+SERVICE_TAGS = ("_aml", "azureml.", "mlflow.")  # how the names of Azure ML's own begin
+OWN_TAGS = re.compile("|".join([r"msggan(?:$|\.)", *map(re.escape, SERVICE_TAGS)]), re.IGNORECASE)
 
 KEY_VAULT = "@keyvault:"
 VAULT_SECRET = re.compile(

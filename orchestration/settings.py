@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from msggan.commands.program import NO_TRACKING, TRACKING_VARIABLES, default_tracking_uri, tracking_uri_complaint
 from msggan.config import KINDS, Range, flag
 from msggan.errors import UsageError
+from orchestration.data_source import WorkspaceName
 from orchestration.money import Amount
 from orchestration.pairs import SECRET_NAME, SECRET_VALUE, pair_problems, read_pairs
 
@@ -209,12 +210,9 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Workspace:
-    """An Azure ML workspace. sources: by part, where it is set."""
+class Workspace(WorkspaceName):
+    """The workspace in the settings. sources: by part, where it is set."""
 
-    subscription_id: str
-    resource_group: str
-    workspace_name: str
     sources: Mapping[str, str]
 
     @property

@@ -26,6 +26,7 @@ OnProgress = Callable[[int, int], None]  # bytes done, bytes in total
 
 RETRIES = 4
 STORAGE_OPTIONS = ("hosts", "location_mode", "retry_hook", "retry_to_secondary")  # of the storage SDK's own retries
+PROJECT_FOLDER = "msggan"  # in a container: all that is written to it
 CONCURRENT_UPLOADS = 8
 CONCURRENT_BLOCKS = 4  # each in memory
 BLOCK_BYTES = 8 << 20

@@ -42,7 +42,6 @@ from orchestration.azure.errors import (
     azure_errors,
     error_code,
     first_sentence,
-    workspace_scope,
 )
 from orchestration.data_source import WorkspaceName
 from orchestration.errors import AuthError, AzureServiceError, WorkspaceError
@@ -166,7 +165,7 @@ class Client:
     @property
     def scope(self) -> str:
         """The workspace's resource ID."""
-        return workspace_scope(self.workspace)
+        return self.workspace.scope
 
     @property
     def workspace_key(self) -> str:
@@ -245,6 +244,11 @@ class Client:
         """Whether the workspace is reached through private endpoints only."""
         access = self.about.public_network_access
         return str(getattr(access, "value", access)).lower() == "disabled"  # an enumeration's own text has its class
+
+    @property
+    def lacks_image_builder(self) -> bool:
+        """Whether images may fail to build: a closed workspace builds them only on a cluster that it names."""
+        return self.is_closed and not self.about.image_build_compute
 
     @cached_property
     def api_url(self) -> str:

@@ -84,13 +84,12 @@ def _check_asset(data: str, asset: DataAsset, client: Client) -> JobData:
 
 def _read_asset(data: str, asset: DataAsset, client: Client) -> Any:
     """The asset from the service. Raises MsgganError."""
-    place = (
-        f"registry {asset.registry}"
-        if asset.registry
-        else f"workspace {client.of(asset.workspace).workspace.workspace_name}"
-    )
+    if asset.registry:
+        owner = f"registry {asset.registry}"
+    else:
+        owner = f"workspace {client.of(asset.workspace).workspace.workspace_name}"
     version = f"version {asset.version}" if asset.version else "latest version"
-    with client.errors(f"Looking for the data asset {asset.name}, {version}, in the {place}"):
+    with client.errors(f"Looking for the data asset {asset.name}, {version}, in the {owner}"):
         ml = client.registry(asset.registry) if asset.registry else client.of(asset.workspace).ml
         return ml.data.get(asset.name, asset.version, label=None if asset.version else "latest")
 

@@ -39,7 +39,7 @@ from orchestration.azure.blobs import Store
 from orchestration.azure.client import WAIT_FACTOR_S, Client
 from orchestration.azure.datastore import SAS_VARIABLE, check_access
 from orchestration.azure.environment import read_environment, resolve_recipe
-from orchestration.azure.errors import azure_errors, quota_hint, role_command, storage_role_hint
+from orchestration.azure.errors import azure_errors, quota_hint, role_command, storage_role_hint, workspace_command
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError
 from orchestration.settings import Settings, without_secrets
 from orchestration.status import Reporter
@@ -505,12 +505,8 @@ def check_registry(client: Client) -> Finding:
         if found is None:
             hint = "Set another one: az ml workspace update --container-registry ID"
             raise AzureServiceError(f"The workspace's container registry {name} does not exist.", hint)
-    if client.is_closed and not client.about.image_build_compute:
-        where = client.workspace
-        hint = (
-            f"az ml workspace update --name {where.workspace_name} --resource-group {where.resource_group} "
-            "--image-build-compute CLUSTER"
-        )
+    if client.lacks_image_builder:
+        hint = workspace_command(client.workspace, "update", "--image-build-compute", "CLUSTER")
         return Finding("Behind a private endpoint, images are built only on a cluster.", hint, WARNING)
     return Finding(f"{name}." if name else "None yet: Azure ML creates one when it builds the first image.")
 

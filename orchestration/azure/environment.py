@@ -26,8 +26,9 @@ from azure.core.exceptions import AzureError, ResourceExistsError
 
 import environments
 from msggan.errors import UsageError
-from orchestration.azure.blobs import hash_files
+from orchestration.azure.blobs import PROJECT_FOLDER, hash_files
 from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
+from orchestration.azure.errors import workspace_command
 from orchestration.status import Item
 
 KIND = "environment"
@@ -45,7 +46,7 @@ MOVING = re.compile(rb"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+:latest)\b", re.IGNO
 DEFAULT_CONTEXT = Path(environments.__file__).parent / "default"
 DOCKERFILE = "Dockerfile"
 CONDA_FILE = "conda.yml"
-CONTEXT_FOLDER = "msggan/environments"  # in the workspace's default datastore
+CONTEXT_FOLDER = f"{PROJECT_FOLDER}/environments"  # in the workspace's default datastore
 MAX_FILES = 100
 MAX_BYTES = 2**20
 
@@ -198,12 +199,11 @@ def builder_warning(client: Client, recipe: Recipe) -> str:
 
     A registry behind a private endpoint is not known here; a workspace that is closed to the internet has one.
     """
-    if not (recipe.files or recipe.conda) or client.about.image_build_compute or not client.is_closed:
+    if not (recipe.files or recipe.conda) or not client.lacks_image_builder:
         return ""
-    named = f"--name {client.workspace.workspace_name} --resource-group {client.workspace.resource_group}"
     return (
         "Warning: the workspace is closed to the internet and names no cluster that builds images, so that the build "
-        f"may fail. Name one: az ml workspace update {named} --image-build-compute CLUSTER"
+        f"may fail. Name one: {workspace_command(client.workspace, 'update', '--image-build-compute', 'CLUSTER')}"
     )
 
 

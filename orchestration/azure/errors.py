@@ -253,7 +253,7 @@ def inner_codes(error: HttpResponseError) -> list[str]:
 
 def _role_hint(text: str, workspace: Workspace | None, identity: Identity | None) -> str:
     """The command that assigns the missing role. Placeholders stand for what the error does not name."""
-    who, scope = identity.object_id if identity else "", workspace_scope(workspace) if workspace else ""
+    who, scope = identity.object_id if identity else "", workspace.scope if workspace else ""
     role = "AzureML Data Scientist"
     who = found[1] if (found := IDENTITY.search(text)) else who
     scope = found[1] if (found := SCOPE.search(text)) else scope
@@ -280,11 +280,11 @@ def _keys_refused_hint(workspace: Workspace | None, identity: Identity | None) -
     """How to switch a workspace to identity-based access if its storage account does not allow keys."""
     if workspace is None:
         return storage_role_hint(identity)
-    named = f"--name {shlex.quote(workspace.workspace_name)} --resource-group {shlex.quote(workspace.resource_group)}"
+    update = workspace_command(workspace, "update", "--system-datastores-auth-mode", "identity")
+    account_id = workspace_command(workspace, "show", "--query", "storage_account", "--output", "tsv")
     return (
         "The storage account does not allow keys. Switch the workspace's own datastores to identities:\n"
-        f"az ml workspace update {named} --system-datastores-auth-mode identity\n"
-        + storage_role_hint(identity, account_id=f"az ml workspace show {named} --query storage_account --output tsv")
+        f"{update}\n{storage_role_hint(identity, account_id=account_id)}"
     )
 
 
@@ -295,12 +295,10 @@ def role_command(role: str, who: str, scope: str) -> str:
     )
 
 
-def workspace_scope(workspace: Workspace) -> str:
-    """The workspace's resource ID, which is also the scope of role assignments."""
-    return (
-        f"/subscriptions/{workspace.subscription_id}/resourceGroups/{workspace.resource_group}"
-        f"/providers/Microsoft.MachineLearningServices/workspaces/{workspace.workspace_name}"
-    )
+def workspace_command(workspace: Workspace, verb: str, *args: str) -> str:
+    """A command of the Azure CLI on the workspace."""
+    named = ["--name", workspace.workspace_name, "--resource-group", workspace.resource_group]
+    return shlex.join(["az", "ml", "workspace", verb, *named, *args])
 
 
 def quota_hint(workspace: Workspace | None = None) -> str:

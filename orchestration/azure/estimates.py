@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError
+from orchestration.azure.blobs import PROJECT_FOLDER
 from orchestration.azure.client import Client
 from orchestration.azure.compute import Size, location_of, read_size, require_cluster, sizes_by_name, values_of
 from orchestration.azure.history import RunJobs, find_jobs, read_progress
-from orchestration.azure.jobs import PROJECT_FOLDER
 from orchestration.azure.prices import as_region, read_max_cost, read_price
 from orchestration.costs import Estimate
 from orchestration.errors import RefusedError

@@ -26,8 +26,9 @@ from azure.ai.ml.entities import (
 )
 
 from msggan.errors import UsageError
+from orchestration.azure.blobs import PROJECT_FOLDER
 from orchestration.data_source import DatastorePath
-from orchestration.pairs import KEY_VAULT, MAX_TAGS
+from orchestration.pairs import KEY_VAULT, MAX_TAGS, SERVICE_TAGS
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 
@@ -39,9 +40,7 @@ CONFIGURATION_TAG = "msggan.configuration"
 DATA_INPUT = "data"
 RUN_OUTPUT = "run"
 
-# Folders in the datastore.
-PROJECT_FOLDER = "msggan"
-RUNS_FOLDER = f"{PROJECT_FOLDER}/runs"
+RUNS_FOLDER = f"{PROJECT_FOLDER}/runs"  # in the datastore
 
 # In double quotes: a path may contain spaces, and may come as a shell variable.
 DATA_PLACEHOLDER = f"${{{{inputs.{DATA_INPUT}}}}}"
@@ -56,7 +55,6 @@ MAX_HOURS_AT_LOW_PRIORITY = 168  # on dedicated machines 504, the range of the s
 # Stands for what only the service knows, in what --dry-run prints.
 TO_RESOLVE = "<resolved-at-submit: {}>"
 GIT_TIMEOUT_S = 5
-SERVICE_TAGS = ("_aml", "azureml.", "mlflow.")
 
 Kind = Literal["uri_file", "uri_folder"]
 

@@ -24,7 +24,7 @@ from msggan.commands.options import PACK_SUFFIX, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import DataError
 from msggan.runs.files import sha256_of, write_whole
-from orchestration.azure.blobs import Store
+from orchestration.azure.blobs import PROJECT_FOLDER, Store
 from orchestration.data_source import DatastorePath
 from orchestration.local.process import result_of
 from orchestration.spec import RunSpec
@@ -32,7 +32,7 @@ from orchestration.spec import RunSpec
 if TYPE_CHECKING:
     from orchestration.azure.client import Client
 
-DATA_FOLDER = "msggan/data"  # in the datastore
+DATA_FOLDER = f"{PROJECT_FOLDER}/data"  # in the datastore
 PACKS_FILE = ".azure-packs.json"
 MAX_PACKS = 100  # recorded
 PACK_MARK = b'"msggan-pack"'  # in the first bytes of every pack

@@ -20,7 +20,7 @@ from msggan.commands.program import Terminated, stopped
 from msggan.config import TrainConfig
 from msggan.errors import MsgganError, UsageError
 from msggan.runs.folder import RunFolder
-from orchestration.azure.blobs import Store
+from orchestration.azure.blobs import PROJECT_FOLDER, Store
 from orchestration.azure.client import Client
 from orchestration.azure.compute import NOT_CHECKED, identity_of, other_sizes, read_size, require_cluster, values_of
 from orchestration.azure.data import ensure_data, plan_data
@@ -28,7 +28,6 @@ from orchestration.azure.environment import ensure_job_environment
 from orchestration.azure.history import RunJobs, environment_of, get_job, run_of
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
-    PROJECT_FOLDER,
     TO_RESOLVE,
     JobPlan,
     build_job,

@@ -76,18 +76,8 @@ from orchestration.targets import (
 
 PROVISION_SETTINGS = (
     *("workspace", "compute", "vm_size", "min_nodes", "max_nodes", "idle_minutes", "low_priority", "identity"),
-    *(
-        "location",
-        "subnet",
-        "public_ip",
-        "instance_type",
-        "storage_account",
-        "storage_container",
-        "datastore",
-        "environment",
-        "tags",
-    ),
-    "max_cost",
+    *("location", "subnet", "public_ip", "instance_type", "storage_account", "storage_container", "datastore"),
+    *("environment", "tags", "max_cost"),
 )
 DOCTOR_SETTINGS = (
     *("runs_dir", "workspace", "compute", "instance_type", "vm_size", "low_priority", "datastore", "environment"),
