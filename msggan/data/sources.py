@@ -29,6 +29,7 @@ from msggan.data.decoding import (
 )
 from msggan.data.pack_file import Pack, is_pack
 from msggan.errors import DataError
+from msggan.runs.files import walk_visible
 from msggan.runs.folder import marks_run
 
 FORMAT_OF_SUFFIX = {
@@ -313,20 +314,13 @@ def _is_system_file(name: str) -> bool:
 
 
 class _Folder:
-    """A folder tree. Links are followed; each folder is walked once, so that loops of links end."""
+    """A folder tree, with the folders that links lead to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def names(self) -> Iterator[str]:
-        seen: set[tuple[int, int]] = set()
-        for folder, folders, files in os.walk(self.path, onerror=self._refuse_unreadable, followlinks=True):
-            about = os.stat(folder)
-            if (about.st_dev, about.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((about.st_dev, about.st_ino))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for folder, files in walk_visible(self.path, on_error=self._refuse_unreadable):
             inside = Path(folder).relative_to(self.path)
             yield from ((inside / name).as_posix() for name in files if os.path.isfile(os.path.join(folder, name)))
 

@@ -1,11 +1,11 @@
-"""Files written whole or not at all, also on mounts of blob storage. Kept apart because it needs no torch."""
+"""Files written whole or not at all, also on mounts of blob storage; and folder trees. It needs no torch."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -92,3 +92,22 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def walk_visible(
+    folder: str | Path, *, on_error: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Each folder of a tree that is not hidden, and the names of its files.
+
+    Links are followed; each folder is walked once, so that loops of links end. on_error: called for a folder that
+    cannot be listed, which is skipped by default.
+    """
+    seen: set[tuple[int, int]] = set()
+    for path, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+        about = os.stat(path)
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield path, names

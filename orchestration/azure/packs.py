@@ -23,7 +23,7 @@ import msggan
 from msggan.commands.options import PACK_SUFFIX, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import DataError
-from msggan.runs.files import sha256_of, write_whole
+from msggan.runs.files import sha256_of, walk_visible, write_whole
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
 from orchestration.data_source import DatastorePath
 from orchestration.local.process import result_of
@@ -129,19 +129,12 @@ def fingerprint(data: Path, options: Sequence[str]) -> str | None:
 
 
 def _stamps(data: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Path, size, and times in nanoseconds of the files that are not hidden. Links are followed, each folder once."""
+    """Path, size, and times in nanoseconds of the files that are not hidden."""
     if not data.is_dir():
         about = data.stat()
         yield data.suffix, about.st_size, about.st_mtime_ns, about.st_ctime_ns
         return
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(data, followlinks=True):
-        about = os.stat(folder)
-        if (about.st_dev, about.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((about.st_dev, about.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for folder, names in walk_visible(data):
         for name in names:
             if not name.startswith("."):
                 path = os.path.join(folder, name)

@@ -102,37 +102,34 @@ CREDENTIALS = tagged(
         "Sas": record("secrets", secrets=tagged("secretsType", {"Sas": record("sasToken", sasToken=NONEMPTY)})),
     },
 )
+CONTAINER = text(r"[a-z0-9](-?[a-z0-9]){2,62}")
+STORAGE = {
+    **RESOURCE,
+    "accountName": text(r"[a-z0-9]{3,24}"),
+    "endpoint": text(),
+    "serviceDataAccessAuthIdentity": KNOWN_IDENTITIES,
+    "resourceGroup": text(),
+    "subscriptionId": text(),
+    "isDefault": boolean,
+    "intellectualProperty": anything,
+}
 DATASTORE = enveloped(
     tagged(
         "datastoreType",
         {
             "AzureBlob": record(
                 "credentials accountName containerName",
-                **RESOURCE,
+                **STORAGE,
                 credentials=CREDENTIALS,
-                accountName=text(r"[a-z0-9]{3,24}"),
-                containerName=text(r"[a-z0-9](-?[a-z0-9]){2,62}"),
-                endpoint=text(),
+                containerName=CONTAINER,
                 protocol=one_of("https", "wasbs"),
-                serviceDataAccessAuthIdentity=KNOWN_IDENTITIES,
-                resourceGroup=text(),
-                subscriptionId=text(),
-                isDefault=boolean,
-                intellectualProperty=anything,
             ),
             "AzureDataLakeGen2": record(
                 "credentials accountName filesystem",
-                **RESOURCE,
+                **STORAGE,
                 credentials=NO_KEYS,
-                accountName=text(r"[a-z0-9]{3,24}"),
-                filesystem=text(r"[a-z0-9](-?[a-z0-9]){2,62}"),
-                endpoint=text(),
+                filesystem=CONTAINER,
                 protocol=one_of("https", "abfss"),
-                serviceDataAccessAuthIdentity=KNOWN_IDENTITIES,
-                resourceGroup=text(),
-                subscriptionId=text(),
-                isDefault=boolean,
-                intellectualProperty=anything,
             ),
         },
     )
