@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +15,6 @@ from orchestration.azure.blobs import BLOCK_BYTES, MAX_BLOCKS, Store, block_byte
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 TIB = 2**40
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _left_behind() -> Iterator[None]:
-    """The connections that the SDK left open are collected here, where their warnings are expected."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

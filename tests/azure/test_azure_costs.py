@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import os
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from azure_local import AzureLocal
 from azure_local.jobs_state import Job
-from support.azure_commands import Command
+from support.azure_commands import Command, posix, sdk_warnings
 
 from msggan import TrainConfig
 from orchestration import AzureTarget
@@ -20,20 +17,7 @@ from orchestration import AzureTarget
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu", "--kimg", "0.04"]
 SUBMIT = ["submit", "--data", "tiny", *WHAT, "--detach", "-o", "json"]
 
-pytestmark = [
-    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
-    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-    ),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _left_behind() -> Iterator[None]:
-    """The connections that the SDK left open are collected here, where their warnings are expected."""
-    yield
-    gc.collect()
+pytestmark = [posix, sdk_warnings]
 
 
 def test_the_price_is_shown_before_the_question_and_consent_is_for_an_amount(

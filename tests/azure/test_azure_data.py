@@ -9,11 +9,9 @@ import pytest
 from azure_local import AzureLocal
 from azure_local.locations import find_location
 from azure_local.runner import identity_of
-from support.azure_commands import Command
+from support.azure_commands import Command, sdk_warnings
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = sdk_warnings
 
 SMALL = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu", "--kimg", "0.02"]
 CONTAINER = "pictures"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from azure_local import AzureLocal
 from azure_local.messages import Recorded
+from support.azure_commands import sdk_warnings
 from support.images import draw_tiny_images
 from support.programs import environment, fast_python
 
@@ -29,23 +29,13 @@ from orchestration.sweeps.status import SweepStatus
 if TYPE_CHECKING:
     from orchestration.azure.target import AzureTarget
 
-# The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = sdk_warnings
 
 Submit = Callable[..., RunStatus | SweepStatus]
 SHORT = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.04)
 
 TIMEOUT_S = 60
 MAX_DELETED = 256  # blobs that one request deletes
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _left_behind() -> Iterator[None]:
-    """The connections that the SDK left open are collected here, where their warnings are expected."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import pytest
 from azure_local import AzureLocal
 from azure_local.cloud import account_key
 from azure_local.messages import Recorded
+from support.azure_commands import sdk_warnings
 from support.images import draw_tiny_images
 from support.openapi import Description
 
@@ -35,10 +36,7 @@ PROVIDER = "specification/machinelearningservices/resource-manager/Microsoft.Mac
 
 pytestmark = [
     pytest.mark.skipif(not FOLDER, reason="MSGGAN_TEST_OPENAPI names no folder with Azure's OpenAPI description"),
-    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-    ),
+    sdk_warnings,
 ]
 
 # Where the SDK's newer releases differ from the description.

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from azure_local import AzureLocal
 from safetensors.torch import load
-from support.azure_commands import Command
+from support.azure_commands import Command, posix, sdk_warnings
 from support.programs import command_line, environment, run_in, wait_for
 
 from msggan import load_generator
 
-pytestmark = [
-    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
-    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = [posix, sdk_warnings]
 
 TRAINING = [
     *("--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"),
     *("--kimg", "3", "--checkpoint-kimg", "0.2", "--sample-kimg", "1", "--metric-kimg", "1"),
 ]
 SHORT = [*TRAINING[:8], "--kimg", "0.04"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _left_behind() -> Iterator[None]:
-    """The connections that the SDK left open are collected here, where their warnings are expected."""
-    yield
-    gc.collect()
 
 
 def checkpoints(azure: AzureLocal) -> list[int]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from azure.storage.blob import ContainerClient
 from azure_local import AzureLocal
 from azure_local.cloud import BLOB_CONTAINER, Version, now
 from azure_local.jobs_state import Job
-from support.azure_commands import Command
+from support.azure_commands import Command, posix, sdk_warnings
 
 from msggan.config import TrainConfig
 from orchestration.azure import blobs, following
@@ -25,13 +23,7 @@ from orchestration.settings import read_settings
 from orchestration.spec import RunSpec
 from orchestration.status import Reporter
 
-pytestmark = [
-    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
-    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = [posix, sdk_warnings]
 
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu"]
 SMALL = [*WHAT, "--kimg", "0.04"]
@@ -40,13 +32,6 @@ BLOBS = f"https://msgganstore.blob.core.windows.net/{BLOB_CONTAINER}/"
 SIZE = "Standard_NC4as_T4_v3"
 STD_LOG = "user_logs/std_log.txt"
 GENERATOR = "generator.safetensors"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _left_behind() -> Iterator[None]:
-    """The connections that the SDK left open are collected here, where their warnings are expected."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

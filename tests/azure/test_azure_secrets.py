@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote_plus
 
-import pytest
 from azure_local import AzureLocal
 from azure_local.messages import Recorded
-from support.azure_commands import Command
+from support.azure_commands import Command, posix, sdk_warnings
 
-pytestmark = [
-    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
-    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = [posix, sdk_warnings]
 
 SMALL = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu", "--kimg", "0.04"]
 STORE = {"MSGGAN_STORAGE_ACCOUNT": "msgganstore", "MSGGAN_STORAGE_CONTAINER": "images"}
@@ -37,13 +27,6 @@ COMMANDS: list[tuple[int, list[str]]] = [
     (0, ["export", "tiny", "--pth", "tiny.pth"]),
     (2, ["cancel", "tiny"]),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _left_behind() -> Iterator[None]:
-    """The connections that the SDK left open are collected here, where their warnings are expected."""
-    yield
-    gc.collect()
 
 
 def has(text: object, secret: str) -> bool:

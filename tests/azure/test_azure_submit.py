@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from azure.ai.ml import load_job
 from azure_local import AzureLocal
-from support.azure_commands import Command
+from support.azure_commands import Command, posix, sdk_warnings
 from support.programs import fast_python, run_in, started, stopped, wait_for
 
 from msggan import Generator, TrainConfig, load_generator
@@ -28,20 +25,7 @@ ENDLESS = [*WHAT, "--kimg", "1000000"]
 RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
 STATUS_KEYS = RUN_KEYS | {"images_total", "created", "ended", "reason"}
 
-pytestmark = [
-    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
-    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-    ),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _left_behind() -> Iterator[None]:
-    """The connections that the SDK left open are collected here, where their warnings are expected."""
-    yield
-    gc.collect()
+pytestmark = [posix, sdk_warnings]
 
 
 def test_from_images_to_a_generator(azure: AzureLocal, workdir: Path, msggan_aml: Command) -> None:

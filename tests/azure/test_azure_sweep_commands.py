@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from azure_local import AzureLocal, runner
-from support.azure_commands import Command
+from support.azure_commands import Command, posix, sdk_warnings
 from support.programs import Ended, run_in, started, stopped, wait_for
 
 from msggan import load_generator
@@ -25,13 +25,7 @@ from orchestration.sweeps.space import read_space
 from orchestration.sweeps.spec import SweepSpec
 from orchestration.sweeps.trials import CANCELLED, EarlyStopping
 
-pytestmark = [
-    pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's"),
-    # The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = [posix, sdk_warnings]
 
 PLAIN = ["--resolution", "8", "--latent-size", "8", "--device", "cpu"]  # batches of 4, which is not known before
 SMALL = [*PLAIN, "--batch-size", "4"]

@@ -11,7 +11,7 @@ import certifi
 import pytest
 from azure_local import AzureLocal
 from azure_local.roles import ROLES
-from support.azure_commands import Command
+from support.azure_commands import Command, sdk_warnings
 from support.programs import Ended
 
 from msggan.errors import MsgganError
@@ -26,9 +26,7 @@ from orchestration.azure.doctor import (
     permits,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = sdk_warnings
 
 SCOPE = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
 SIZE = Size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", 4, 1, 28, True, {})

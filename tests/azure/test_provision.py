@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import base64
-import gc
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from azure_local import AzureLocal
+from support.azure_commands import sdk_warnings
 from support.programs import Ended, command_line, environment, run_in, wait_for
 
 from msggan.commands.program import run_program
@@ -25,10 +25,7 @@ from orchestration.commands.main import msggan_aml
 from orchestration.settings import read_settings
 from orchestration.status import Reporter
 
-# The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = sdk_warnings
 
 CLUSTER = "Standard_NC4as_T4_v3"
 STORE = ("--storage-account", "otherstore", "--storage-container", "images")
@@ -36,13 +33,6 @@ IMAGE = ("--environment", "python:3.11-slim")  # made by one request
 KEY = base64.b64encode(bytes(range(64))).decode()  # as long as an account's
 
 Provision = Callable[..., Ended]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _left_behind() -> Iterator[None]:
-    """The connections that the SDK left open are collected here, where their warnings are expected."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

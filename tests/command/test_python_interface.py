@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.azure_commands import posix, sdk_warnings
 from support.images import draw_tiny_images
 from support.programs import environment, wait_for
 
@@ -23,14 +24,7 @@ from orchestration.targets import Target
 SMALL = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.04)
 BuildTarget = Callable[..., Target]
 
-posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
-pytestmark = [
-    posix,
-    # The SDK's own, and connections that it leaves to the garbage collector.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = [posix, sdk_warnings]
 
 
 @pytest.fixture(scope="module", autouse=True)

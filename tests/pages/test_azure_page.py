@@ -13,16 +13,14 @@ import click
 import pytest
 from azure_local import AzureLocal
 from azure_local.cloud import Version, now
+from support.azure_commands import sdk_warnings
 from support.images import draw_tiny_images
 from support.programs import REPOSITORY
 
 from msggan.commands.program import run_program
 from orchestration.commands.main import msggan_aml
 
-# The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = sdk_warnings
 
 
 def commands_in(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from azure_local import AzureLocal
 
 Command = Callable[..., Ended]
+
+# The SDK's own: of the libraries it stands on, and of connections that it leaves to the garbage collector.
+sdk_warnings = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
 
 
 @pytest.fixture
