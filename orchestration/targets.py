@@ -343,9 +343,12 @@ def choose(target: str, workspace: Workspace | None) -> tuple[str, str]:
 def build_target(name: str, settings: Settings, reporter: Reporter) -> Target:
     """The target of that name. Its module is imported here: Azure's SDK takes seconds to import."""
     if name == "azure":
+        from orchestration.azure.client import open_session
+
+        session = open_session(settings)
         from orchestration.azure.target import AzureTarget
 
-        return AzureTarget.from_settings(settings, reporter)
+        return AzureTarget(settings, reporter, session=session)
     from orchestration.local.target import LocalTarget
 
     return LocalTarget.from_settings(settings, reporter)

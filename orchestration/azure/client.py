@@ -13,14 +13,16 @@ import base64
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from azure.core import PipelineClient
-from azure.core.credentials import TokenCredential
+from azure.core.credentials import AccessToken, TokenCredential
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.core.pipeline.policies import BearerTokenCredentialPolicy, HttpLoggingPolicy, RequestIdPolicy, RetryPolicy
 from azure.core.rest import HttpRequest
@@ -35,7 +37,7 @@ from azure.storage.blob import ContainerClient
 
 from msggan.errors import UsageError
 from orchestration.azure.blobs import Store, build_container
-from orchestration.azure.clouds import AzureCloud, read_cloud
+from orchestration.azure.clouds import CLOUD_VARIABLE, CLOUDS, PUBLIC_CLOUD, AzureCloud, read_cloud
 from orchestration.azure.errors import (
     HOW_TO_SIGN_IN,
     KEYS_REFUSED,
@@ -50,12 +52,12 @@ from orchestration.status import Reporter
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
-    from azure.ai.ml.entities import AmlCompute
 
 Found = TypeVar("Found")
 
 API_VERSION = "2023-04-01"  # of the requests that are sent without the SDK
 PATIENCE_S = 1.0  # after this time a line reports that signing in takes longer
+EXPIRES_SOON_S = 300  # as the SDK sees it
 
 # `provision` tags the clusters, datastores and environments that it creates. Nothing without this tag is deleted.
 PROVISIONED_TAG = {"msggan": "provisioned"}
@@ -83,6 +85,28 @@ class Identity:
     how: str
 
 
+class KeptTokens:
+    """A credential that keeps its tokens until they expire.
+
+    The SDK has a client for each kind of resource, each of which asks for a token, and `az` takes a second for each.
+    """
+
+    def __init__(self, credential: TokenCredential) -> None:
+        self._credential, self._lock = credential, threading.Lock()
+        self._tokens: dict[Hashable, AccessToken] = {}
+
+    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        key = (scopes, tuple(sorted(options.items())))
+        with self._lock:
+            token = self._tokens.get(key)
+            if token is None or token.expires_on - time.time() < EXPIRES_SOON_S:
+                token = self._tokens[key] = self._credential.get_token(*scopes, **options)
+            return token
+
+
+AZURE_CLI = "Azure CLI"
+
+
 class Candidate(NamedTuple):
     how: str
     build: Callable[[], Any]
@@ -99,7 +123,7 @@ def build_candidates(environ: Mapping[str, str], authority: str) -> list[Candida
             return [Candidate("workload identity", by_default)]
         if environ.get("AZURE_CLIENT_SECRET") or environ.get("AZURE_CLIENT_CERTIFICATE_PATH"):
             return [by_variables]
-    by_cli = Candidate("Azure CLI", lambda: AzureCliCredential(process_timeout=30))
+    by_cli = Candidate(AZURE_CLI, lambda: KeptTokens(AzureCliCredential(process_timeout=30)))
     if environ.get("IDENTITY_ENDPOINT") or environ.get("MSI_ENDPOINT"):
         client_id = environ.get("AZURE_CLIENT_ID") or environ.get("DEFAULT_IDENTITY_CLIENT_ID")
         return [Candidate("managed identity", lambda: ManagedIdentityCredential(client_id=client_id)), by_cli]
@@ -139,6 +163,39 @@ def identity_of(token: str, how: str) -> Identity:
     return Identity(str(name), str(claims.get("oid", "")), how)
 
 
+class Session:
+    """Signing in, once for all clients that share the session, and in a thread: the SDK is imported meanwhile."""
+
+    def __init__(self) -> None:
+        self.is_reported = False
+        self._lock = threading.Lock()
+        self._signed_in: Future[tuple[TokenCredential, Identity]] | None = None
+
+    def begin(self, cloud: AzureCloud) -> Future[tuple[TokenCredential, Identity]]:
+        """Starts signing in, unless it was started and has not failed."""
+        with self._lock:
+            signed_in = self._signed_in
+            if signed_in is None or (signed_in.done() and signed_in.exception()):
+                signed_in = self._signed_in = Future()
+                threading.Thread(target=_sign_in, args=(cloud, signed_in), daemon=True).start()
+            return signed_in
+
+
+def open_session(settings: Settings) -> Session:
+    """A session that is already signing in where that runs `az`, which takes a second and changes nothing."""
+    session, cloud = Session(), CLOUDS.get(os.environ.get(CLOUD_VARIABLE) or PUBLIC_CLOUD)
+    if settings.workspace and cloud and build_candidates(os.environ, cloud.authority)[0].how == AZURE_CLI:
+        session.begin(cloud)
+    return session
+
+
+def _sign_in(cloud: AzureCloud, signed_in: Future[tuple[TokenCredential, Identity]]) -> None:
+    try:
+        signed_in.set_result(sign_in(build_candidates(os.environ, cloud.authority), cloud.management_scope))
+    except BaseException as error:
+        signed_in.set_exception(error)
+
+
 # --- The client -------------------------------------------------------------------------------------------------------
 
 
@@ -152,8 +209,9 @@ class Client:
     settings: Settings
     reporter: Reporter
     wait_factor_s: float = WAIT_FACTOR_S
-    clusters: dict[str, AmlCompute] = field(default_factory=dict, init=False, repr=False)  # as read so far, by name
-    _stores: dict[str | None, Store] = field(default_factory=dict, init=False, repr=False)
+    session: Session = field(default_factory=Session, repr=False)
+    _kept: dict[Hashable, Future[Any]] = field(default_factory=dict, init=False, repr=False)  # the results of `once`
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
 
     @property
     def workspace(self) -> Workspace:
@@ -189,18 +247,16 @@ class Client:
     @cached_property
     def _signed_in(self) -> tuple[TokenCredential, Identity]:
         """Signs in, and reports the identity and the workspace; earlier if that takes long."""
-        candidates = build_candidates(os.environ, self.cloud.authority)
         named = f"Workspace {self.workspace.workspace_name} (group {self.workspace.resource_group})"
-        info = self.reporter.info
-        timer = threading.Timer(PATIENCE_S, info, [f"{named}: signing in with {candidates[0].how} …"])
-        timer.daemon = True
-        timer.start()
-        try:
-            with azure_errors("Signing in", self.workspace):
-                credential, identity = sign_in(candidates, self.cloud.management_scope)
-        finally:
-            timer.cancel()
-        info(f"{named} as {identity.name} ({identity.how}).")
+        info, begun = self.reporter.info, self.session.begin(self.cloud)
+        if not wait([begun], PATIENCE_S).done:
+            how = build_candidates(os.environ, self.cloud.authority)[0].how
+            info(f"{named}: signing in with {how} …")
+        with azure_errors("Signing in", self.workspace):
+            credential, identity = begun.result()
+        if not self.session.is_reported:
+            info(f"{named} as {identity.name} ({identity.how}).")
+        self.session.is_reported = True
         return credential, identity
 
     @cached_property
@@ -234,28 +290,51 @@ class Client:
         return client
 
     @cached_property
-    def about(self) -> Any:
-        """The workspace from the service: `.location`, `.storage_account`. Raises WorkspaceError if there is none."""
+    def about(self) -> Mapping[str, Any]:
+        """The workspace's `location` and properties from the service. Raises WorkspaceError if there is none.
+
+        The SDK's `workspaces.get` imports MLflow, which takes two seconds.
+        """
         with self.errors(f"Reading the workspace {self.workspace.workspace_name}"):
-            return self.ml.workspaces.get(self.workspace.workspace_name)
+            found = self.call("GET", self.scope).json()
+            return {"location": found["location"], **found["properties"]}
 
     @property
     def is_closed(self) -> bool:
         """Whether the workspace is reached through private endpoints only."""
-        access = self.about.public_network_access
-        return str(getattr(access, "value", access)).lower() == "disabled"  # an enumeration's own text has its class
+        return str(self.about.get("publicNetworkAccess")).lower() == "disabled"
 
     @property
     def lacks_image_builder(self) -> bool:
         """Whether images may fail to build: a closed workspace builds them only on a cluster that it names."""
-        return self.is_closed and not self.about.image_build_compute
+        return self.is_closed and not self.about.get("imageBuildCompute")
 
     @cached_property
     def api_url(self) -> str:
         """The workspace's own address for its run history, which differs by cloud and behind a private link."""
         with self.errors(f"Reading the addresses of the workspace {self.workspace.workspace_name}"):
-            found = self.send(HttpRequest("GET", str(self.about.discovery_url))).json()
+            found = self.send(HttpRequest("GET", str(self.about["discoveryUrl"]))).json()
             return str(found["api"]).rstrip("/")
+
+    def once(self, key: Hashable, read: Callable[[], Found]) -> Found:
+        """The result of `read`, which is called once for each key, unless it raises an error."""
+        with self._lock:
+            kept = self._kept.get(key)
+            is_first = kept is None
+            if kept is None:
+                kept = self._kept[key] = Future()
+        if is_first:
+            try:
+                kept.set_result(read())
+            except BaseException as error:
+                self.forget(key)
+                kept.set_exception(error)
+        result: Found = kept.result()
+        return result
+
+    def forget(self, key: Hashable) -> None:
+        """Makes `once` call its function again."""
+        self._kept.pop(key, None)
 
     def find(self, operation: str, read: Callable[[], Found]) -> Found | None:
         """The result of `read`, None if the resource does not exist."""
@@ -326,9 +405,11 @@ class Client:
         if workspace is None or workspace.scope.lower() == self.scope.lower():
             return self
         named = Workspace(**vars(workspace), sources={"workspace_name": "--data"})
-        other = replace(self, settings=replace(self.settings, workspace=named))
-        vars(other)["_signed_in"] = self._signed_in
-        return other
+        return self.once(("client", named.scope), lambda: self.with_settings(replace(self.settings, workspace=named)))
+
+    def with_settings(self, settings: Settings) -> Client:
+        """A client with other settings, which is signed in with this one."""
+        return replace(self, settings=settings)
 
     def cluster_errors(self, name: str) -> list[tuple[str, str]]:
         """The codes and messages in a cluster's `errors`: even a new one may have some. The SDK drops them."""
@@ -342,9 +423,7 @@ class Client:
 
     def store(self, datastore: str | None) -> Store:
         """`open_store`, once for each datastore."""
-        if datastore not in self._stores:
-            self._stores[datastore] = self.open_store(datastore)
-        return self._stores[datastore]
+        return self.once(("store", datastore), lambda: self.open_store(datastore))
 
     def open_store(self, datastore: str | None) -> Store:
         """The container of a datastore, None: of the workspace's default one. Raises MsgganError.

@@ -98,7 +98,7 @@ class Quota:
 
 def location_of(client: Client) -> str:
     """The region of the cluster."""
-    return client.settings.location or str(client.about.location)
+    return client.settings.location or str(client.about["location"])
 
 
 def read_size(client: Client, cluster: Compute | None = None) -> Size:
@@ -430,10 +430,11 @@ def read_cluster(client: Client) -> Compute | None:
 
 def require_cluster(client: Client) -> AmlCompute:
     """The cluster that the settings name, read once by this client. Raises UsageError if it does not exist."""
-    name = client.settings.compute
-    if name in client.clusters:
-        return client.clusters[name]
-    compute = read_cluster(client)
+    return client.once(("compute", client.settings.compute), lambda: _require_cluster(client))
+
+
+def _require_cluster(client: Client) -> AmlCompute:
+    name, compute = client.settings.compute, read_cluster(client)
     if compute is None:
         raise UsageError(
             [f"No cluster {name!r} in workspace {client.workspace.workspace_name!r}."],
@@ -445,7 +446,6 @@ def require_cluster(client: Client) -> AmlCompute:
             "Name a cluster, or create one: msggan-aml provision --compute NAME",
         )
     refuse_other_machines(client.settings, compute)
-    client.clusters[name] = compute
     return compute
 
 
@@ -490,7 +490,7 @@ def delete_cluster(client: Client, report: Callable[[str], None]) -> None:
 
 def _run(client: Client, operation: str, begin: Callable[[], Any], report: Callable[[str], None]) -> None:
     """Runs a long-running operation to its end, and reports every few seconds that it continues."""
-    client.clusters.clear()
+    client.forget(("compute", client.settings.compute))
     with client.errors(operation):
         poller = begin()
     try:

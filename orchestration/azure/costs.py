@@ -90,7 +90,7 @@ class Account:
 
     def per_hour(self, size: str, *, low_priority: bool, location: str = "") -> Amount | None:
         """What a machine costs per hour today; each price is read once."""
-        location = as_region(location or str(self.client.about.location))
+        location = as_region(location or str(self.client.about["location"]))
         key = (size.lower(), location)
         if size and key not in self._prices:
             if location not in self._sizes:

@@ -292,13 +292,13 @@ def check_sign_in(client: Client) -> Finding:
 
 
 def check_workspace(client: Client) -> Finding:
-    where = client.workspace
-    return Finding(f"{where.workspace_name} in {client.about.location}, resource group {where.resource_group}.")
+    where, location = client.workspace, client.about["location"]
+    return Finding(f"{where.workspace_name} in {location}, resource group {where.resource_group}.")
 
 
 def check_network(client: Client) -> Finding:
     """The way to the workspace's own host, which serves run history and logs, and whether it responds."""
-    url = str(client.about.discovery_url)
+    url = str(client.about["discoveryUrl"])
     host, proxy = str(urlsplit(url).hostname), _proxy_for(url)
     found = describe_network(host, [] if proxy else _addresses_of(host), proxy, is_closed=client.is_closed)
     try:
@@ -477,7 +477,7 @@ def _may_write(client: Client, store: Store) -> bool | None:
     """Whether the identity's roles permit it to write blobs, None if that cannot be read."""
     query = {"$filter": f"resourceType eq 'Microsoft.Storage/storageAccounts' and name eq '{store.account}'"}
     resources = f"/subscriptions/{client.workspace.subscription_id}/resources"
-    own = str(client.about.storage_account or "")
+    own = str(client.about.get("storageAccount") or "")
     try:
         with client.errors(f"Looking for the storage account {store.account}"):
             if own.endswith(f"/{store.account}"):
@@ -493,7 +493,7 @@ def _may_write(client: Client, store: Store) -> bool | None:
 
 def check_registry(client: Client) -> Finding:
     """Whether the container registry of images is there, and whether images can be built."""
-    registry = client.about.container_registry
+    registry = client.about.get("containerRegistry")
     name = str(registry or "").rpartition("/")[2]
     if registry:
         try:

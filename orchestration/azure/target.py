@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from msggan.errors import MsgganError, RunFolderError, UsageError
-from orchestration.azure.client import WAIT_FACTOR_S, Client
+from orchestration.azure.client import WAIT_FACTOR_S, Client, Session
 from orchestration.azure.consent import consent_question
 from orchestration.azure.downloads import GENERATOR, copied_etag, download_run, record_copy, upload_run
 from orchestration.azure.estimates import estimate_hours, estimate_run, estimated, with_price
@@ -62,6 +62,7 @@ class AzureTarget(Target):
     settings: Settings
     reporter: Reporter = field(default_factory=Reporter)
     wait_factor_s: float = WAIT_FACTOR_S
+    session: Session = field(default_factory=Session, repr=False)
 
     name = "azure"
 
@@ -70,12 +71,13 @@ class AzureTarget(Target):
         return cls(settings, reporter)
 
     def with_max_cost(self, max_cost: str | float) -> AzureTarget:
-        return replace(self, settings=with_keyword(self.settings, "max_cost", max_cost))
+        settings = with_keyword(self.settings, "max_cost", max_cost)
+        return replace(self, settings=settings)
 
     @cached_property
     def client(self) -> Client:
         """The client that the methods share."""
-        return Client(self.settings, self.reporter, self.wait_factor_s)
+        return Client(self.settings, self.reporter, self.wait_factor_s, self.session)
 
     @property
     def sweeps(self) -> AzureSweeps:

@@ -68,8 +68,12 @@ def test_a_ceiling_sets_the_time_limit_or_refuses(azure: AzureLocal, workdir: Pa
     (sent,) = azure.made("PUT", "/jobs/tiny")
     assert sent.body["properties"]["limits"]["timeout"] == "PT4H43M"
 
-    target = AzureTarget.from_config()
+    target, before = AzureTarget.from_config(), len(azure.requests)
     target.submit(TrainConfig(resolution=8, kimg=1), data="tiny", name="python", max_cost="0.526USD")
+    assert target.status("python").state == "queued"
+    assert [request.host for request in azure.requests[before:] if request.path.endswith("/token")] == [
+        "login.microsoftonline.com"
+    ]
     (sent,) = azure.made("PUT", "/jobs/python")
     assert sent.body["properties"]["limits"]["timeout"] == "PT43M"
 

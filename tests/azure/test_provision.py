@@ -631,16 +631,19 @@ def test_without_sign_in_the_error_says_how_to_sign_in(
     assert ended.json["error"]["hint"].startswith("Run: az login\n")
 
 
-def test_the_account_signed_in_with_the_azure_cli_is_named(
+def test_the_account_signed_in_with_the_azure_cli_is_named_and_the_cli_is_asked_once_for_each_audience(
     azure: AzureLocal, provision: Provision, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"):
         monkeypatch.delenv(name)
-    azure.write_az(tmp_path / "bin")
+    az = azure.write_az(tmp_path / "bin")
+    az.write_text(az.read_text().replace("\n", f"\necho \"$@\" >> '{tmp_path / 'asked'}'\n", 1))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     ended = provision("--dry-run")
     assert ended.exit_code == 0, ended.stderr
     assert "Workspace msggan-ws (group msggan-rg) as somebody@example.org (Azure CLI)." in ended.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == len(set(asked)), asked
 
 
 @pytest.mark.parametrize(
