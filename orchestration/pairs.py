@@ -62,6 +62,8 @@ def tag_problems(name: str, value: str) -> list[str]:
 def variable_problems(name: str, value: str) -> list[str]:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         return ["the name of a variable has letters, digits and _, and starts with no digit."]
+    if name.upper().startswith("AZUREML_"):
+        return ["Azure ML sets variables of this name itself. Use another name."]
     if value.startswith(KEY_VAULT):
         is_secret = VAULT_SECRET.fullmatch(value.removeprefix(KEY_VAULT))
         return [] if is_secret else [f"after {KEY_VAULT} write https://VAULT.vault.azure.net/secrets/SECRET."]

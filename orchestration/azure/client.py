@@ -39,6 +39,7 @@ from msggan.errors import UsageError
 from orchestration.azure.blobs import Store, build_container
 from orchestration.azure.clouds import CLOUD_VARIABLE, CLOUDS, PUBLIC_CLOUD, AzureCloud, read_cloud
 from orchestration.azure.errors import (
+    HOW_TO_CORRECT,
     HOW_TO_SIGN_IN,
     KEYS_REFUSED,
     azure_errors,
@@ -104,7 +105,7 @@ class KeptTokens:
             return token
 
 
-AZURE_CLI = "Azure CLI"
+AZURE_CLI, BY_VARIABLES = "Azure CLI", "environment variables"
 
 
 class Candidate(NamedTuple):
@@ -117,7 +118,7 @@ def build_candidates(environ: Mapping[str, str], authority: str) -> list[Candida
     by_default = partial(DefaultAzureCredential, authority=environ.get("AZURE_AUTHORITY_HOST") or authority)
     if environ.get("AZURE_TOKEN_CREDENTIALS"):
         return [Candidate("AZURE_TOKEN_CREDENTIALS", by_default)]
-    by_variables = Candidate("environment variables", partial(EnvironmentCredential, **by_default.keywords))
+    by_variables = Candidate(BY_VARIABLES, partial(EnvironmentCredential, **by_default.keywords))
     if environ.get("AZURE_CLIENT_ID") and environ.get("AZURE_TENANT_ID"):
         if environ.get("AZURE_FEDERATED_TOKEN_FILE"):
             return [Candidate("workload identity", by_default)]
@@ -148,7 +149,8 @@ def sign_in(candidates: list[Candidate], scope: str) -> tuple[TokenCredential, I
                 break  # it is configured but was rejected: do not try others
             continue
         return credential, identity_of(token, candidate.how)
-    raise AuthError("\n".join(["Not signed in to Azure.", *refusals]), HOW_TO_SIGN_IN)
+    hint = HOW_TO_CORRECT if candidates[0].how == BY_VARIABLES else HOW_TO_SIGN_IN
+    raise AuthError("\n".join(["Not signed in to Azure.", *refusals]), hint)
 
 
 def identity_of(token: str, how: str) -> Identity:

@@ -209,7 +209,7 @@ def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority
         raise QuotaError(
             f"{machines} would need {needed} cores of the quota {family or description}, "
             f"of which {quota.used} of {quota.limit} are used.",
-            quota_hint() + fewer,
+            quota_hint(low_priority=low_priority) + fewer,
         )
 
 
@@ -436,9 +436,10 @@ def require_cluster(client: Client) -> AmlCompute:
 def _require_cluster(client: Client) -> AmlCompute:
     name, compute = client.settings.compute, read_cluster(client)
     if compute is None:
+        named = "" if client.settings.source("compute") == "default" else f" --compute {name}"
         raise UsageError(
             [f"No cluster {name!r} in workspace {client.workspace.workspace_name!r}."],
-            "Create it: msggan-aml provision. Or train serverless: --instance-type SIZE",
+            f"Create it: msggan-aml provision{named}. Or train serverless: --instance-type SIZE",
         )
     if not isinstance(compute, AmlCompute):
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -83,15 +84,21 @@ def _check_asset(data: str, asset: DataAsset, client: Client) -> JobData:
 
 
 def _read_asset(data: str, asset: DataAsset, client: Client) -> Any:
-    """The asset from the service. Raises MsgganError."""
+    """The asset from the service. Raises MsgganError, or DataError if there is none."""
     if asset.registry:
-        owner = f"registry {asset.registry}"
+        owner, ml = f"registry {asset.registry}", client.registry(asset.registry)
+        where = ["--registry-name", asset.registry]
     else:
-        owner = f"workspace {client.of(asset.workspace).workspace.workspace_name}"
-    version = f"version {asset.version}" if asset.version else "latest version"
-    with client.errors(f"Looking for the data asset {asset.name}, {version}, in the {owner}"):
-        ml = client.registry(asset.registry) if asset.registry else client.of(asset.workspace).ml
-        return ml.data.get(asset.name, asset.version, label=None if asset.version else "latest")
+        workspace, ml = client.of(asset.workspace).workspace, client.of(asset.workspace).ml
+        owner = f"workspace {workspace.workspace_name}"
+        where = ["--workspace-name", workspace.workspace_name, "--resource-group", workspace.resource_group]
+    version, label = (f"version {asset.version}", None) if asset.version else ("latest version", "latest")
+    operation = f"Looking for the data asset {asset.name}, {version}, in the {owner}"
+    found = client.find(operation, lambda: ml.data.get(asset.name, asset.version, label=label))
+    if found is None:
+        listing = shlex.join(["az", "ml", "data", "list", *where])
+        raise DataError(f"--data {data}: {owner} has no such data asset.", f"List them: {listing}")
+    return found
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------

@@ -37,9 +37,17 @@ from msggan.errors import MsgganError, UsageError
 from orchestration.azure import compute
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import WAIT_FACTOR_S, Client
-from orchestration.azure.datastore import SAS_VARIABLE, check_access
+from orchestration.azure.datastore import check_access
 from orchestration.azure.environment import read_environment, resolve_recipe
-from orchestration.azure.errors import azure_errors, quota_hint, role_command, storage_role_hint, workspace_command
+from orchestration.azure.errors import (
+    SAS_HINT,
+    azure_errors,
+    quota_error,
+    quota_hint,
+    role_command,
+    storage_role_hint,
+    workspace_command,
+)
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError
 from orchestration.settings import Settings, without_secrets
 from orchestration.status import Reporter
@@ -401,6 +409,9 @@ def check_compute(client: Client) -> Finding:
     if state.lower() in ("failed", "canceled", "deleting"):
         hint = "Use another one: --compute NAME. Or create one: msggan-aml provision --compute NAME"
         raise AzureServiceError(f"{detail} machines, in state {state}.", hint)
+    for code, text in client.cluster_errors(str(cluster.name)):
+        known = quota_error("", code, text, client.workspace)
+        return Finding(f"{detail} machines; it reports {code}: {text}", known.hint if known else "", WARNING)
     return Finding(f"{detail} machines.")
 
 
@@ -419,18 +430,19 @@ def check_quota(client: Client) -> Finding:
         return _sizes_unknown(client)
     location, source = compute.location_of(client), settings.source(setting)
     size = compute.find_size(name, sizes, location=location, setting=setting, source=source)
-    return describe_quota(size, compute.quotas_of(size, quotas, low_priority=low_priority))
+    hint = quota_hint(client.workspace, low_priority=low_priority)
+    return describe_quota(size, compute.quotas_of(size, quotas, low_priority=low_priority), hint)
 
 
-def describe_quota(size: compute.Size, quotas: Sequence[compute.Quota]) -> Finding:
+def describe_quota(size: compute.Size, quotas: Sequence[compute.Quota], hint: str) -> Finding:
     """quotas: those that a machine of the size counts toward. Raises QuotaError if one allows no machine at all."""
     texts = [quota.description for quota in quotas]
     detail = f"{size.name} has {size.cores} cores; {'; '.join(texts) or 'no quota is listed for it'}."
     limited = [quota for quota in quotas if quota.limit >= 0]
     if any(quota.limit < size.cores for quota in limited):
-        raise QuotaError(detail, quota_hint())
+        raise QuotaError(detail, hint)
     if any(quota.limit - quota.used < size.cores for quota in limited):
-        return Finding(f"{detail} A job may have to wait for machines in use.", quota_hint(), WARNING)
+        return Finding(f"{detail} A job may have to wait for machines in use.", hint, WARNING)
     return Finding(detail)
 
 
@@ -466,7 +478,7 @@ def _check_store(client: Client, store: Store) -> Finding:
     if may_write is None:
         return Finding(f"{named}: read; whether it may be written is not known.", hint, WARNING)
     if sas:
-        hint = f"Set {SAS_VARIABLE} to a SAS with the permissions racwl, and run: msggan-aml provision"
+        hint = SAS_HINT
     credential = "the SAS" if sas else "the signed-in identity"
     if not may_write:
         raise AuthError(f"{named}: read, but {credential} may not write.", hint)

@@ -262,8 +262,13 @@ def resolve_recipe(client: Client, curated: str = "") -> Recipe:
 
 def newest_curated_image(client: Client) -> str:
     """The image of the newest version of the curated environment, as the registry names it."""
-    with client.errors(f"Reading the newest version of {CURATED_NAME}"):
-        newest = client.registry(REGISTRY).environments.get(CURATED_NAME, label="latest")
+    operation, registry = f"Reading the newest version of {CURATED_NAME}", client.registry(REGISTRY)
+    newest = client.find(operation, lambda: registry.environments.get(CURATED_NAME, label="latest"))
+    if newest is None:
+        raise UsageError(
+            [f"The registry {REGISTRY} has no environment {CURATED_NAME} any more."],
+            "Use another image that has Python and PyTorch: --environment IMAGE:TAG, or IMAGE:TAG+FILE.yml",
+        )
     image = str(newest.image or "")
     # The registry may name only what the image was built from. Microsoft publishes it with the version as its tag.
     return image if IMAGE.fullmatch(image) else f"{CURATED_IMAGE}:{newest.version}"

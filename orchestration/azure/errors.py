@@ -35,6 +35,10 @@ HOW_TO_SIGN_IN = (
     "In automation, set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET instead; AZURE_TOKEN_CREDENTIALS "
     "selects one kind of credential."
 )
+HOW_TO_CORRECT = (
+    "Correct AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or unset them, which come before the Azure CLI, "
+    "and run: az login"
+)
 POLICY_HINT = (
     "If the policy requires tags, add them: --tag NAME=VALUE, or under [azure.tags] in msggan.toml. Otherwise ask who "
     "assigned the policy; roles do not help."
@@ -69,6 +73,7 @@ FIREWALL_HINT = (
     "Or run the command in the private network of the account."
 )
 KEY_HINT = "List the keys: az storage account keys list --account-name {account}"
+SAS_HINT = "Set MSGGAN_STORAGE_SAS to a SAS with the permissions racwl, and run: msggan-aml provision"
 SECRET_REFUSED = ("AuthenticationFailed", "InvalidAuthenticationInfo")
 KEY_PROBLEM = (
     "{account} refused the key or SAS: it is wrong, malformed or expired, or the clock of this machine is wrong"
@@ -108,6 +113,7 @@ ASSIGNMENT = re.compile(
 WORKSPACE_PART = re.compile(
     r"(?P<workspace>.*?/providers/Microsoft\.MachineLearningServices/workspaces/[^/]+)", re.IGNORECASE
 )
+ANSI = re.compile(r"\x1b\[\d*m")
 # Behind a proxy, a lost response looks like a request that was never sent.
 CUT = (
     r"Connection aborted|RemoteDisconnected|Remote end closed|Connection reset|closed connection|\bEOF\b|IncompleteRead"
@@ -160,7 +166,12 @@ def translate_error(
             f"Check the network, and HTTPS_PROXY if there is a proxy. {TRY_AGAIN}",
             may_have_happened=not isinstance(error, ServiceRequestError) or is_cut,
         )
-    return AzureServiceError(f"{operation}: {first_sentence(str(error))}", TRY_AGAIN)
+    text = ANSI.sub("", str(error))
+    text = found[1] if (found := re.search(r"\(x\) (.+)", text)) else text  # the SDK adds a page of advice
+    is_missing = re.search(r"does not exist in (?:workspace|registry)", text) is not None
+    return AzureServiceError(
+        f"{operation}: {first_sentence(text)}", "" if is_missing else TRY_AGAIN, is_missing=is_missing
+    )
 
 
 def _refused(
@@ -173,14 +184,8 @@ def _refused(
     message = f"{operation}: {first_sentence(text)}" + (f" ({code})" if code and code not in text else "")
     if quota := quota_error(operation, code, text, workspace):
         return quota
-    if code == KEYS_REFUSED:
-        return AuthError(message, _keys_refused_hint(workspace, identity))
-    account = _storage_account(error)
-    if code == "AuthorizationPermissionMismatch":
-        return AuthError(message, storage_role_hint(identity, account or "ACCOUNT"))
-    if code in STORAGE:
-        problem, hint = (part.format(account=account or "the storage account") for part in STORAGE[code])
-        return AuthError(f"{operation}: {problem} ({code}).", hint)
+    if refused := _refused_by_storage(error, operation, message, workspace, identity):
+        return refused
     if code == "RequestDisallowedByPolicy" or "disallowed by" in text:
         return _refused_by_policy(operation, code, text)
     if linked := LINKED.search(text):
@@ -205,12 +210,34 @@ def _refused(
     return AzureServiceError(message, is_missing=status == 404)
 
 
+def _refused_by_storage(
+    error: HttpResponseError, operation: str, message: str, workspace: Workspace | None, identity: Identity | None
+) -> MsgganError | None:
+    """The MsgganError for a response of a storage account with a code of its own, or status 403; None for others."""
+    code, (account, container, has_sas) = error_code(error), _storage_of(error)
+    if code == KEYS_REFUSED:
+        return AuthError(message, _keys_refused_hint(workspace, identity))
+    if code in STORAGE:
+        problem, hint = (part.format(account=account or "the storage account") for part in STORAGE[code])
+        if code in SECRET_REFUSED and workspace:
+            hint += f"\nIf it is the workspace's own account: {workspace_command(workspace, 'sync-keys')}"
+        return AuthError(f"{operation}: {problem} ({code}).", hint)
+    if code == "AuthorizationPermissionMismatch" or (account and error.status_code == 403):
+        return AuthError(message, SAS_HINT if has_sas else storage_role_hint(identity, account or "ACCOUNT"))
+    if code == "ContainerNotFound":
+        create = f"az storage container create --account-name {account} --name {container} --auth-mode login"
+        message = f"{operation}: the storage account {account} has no container {container} ({code})."
+        return AzureServiceError(message, f"Create it: {create}", is_missing=True)
+    return None
+
+
 def quota_error(operation: str, code: str, text: str, workspace: Workspace | None = None) -> QuotaError | None:
     """The error for a code or text of missing quota or capacity, None for others."""
     for pattern, hint in QUOTA.items():
         if re.search(pattern, f"{code} {text}", re.IGNORECASE):
             named = f"{code}: " if code and code not in text else ""
-            return QuotaError(f"{operation}: {named}{text}", hint or quota_hint(workspace))
+            low_priority = re.search("low.?priority", text, re.IGNORECASE) is not None
+            return QuotaError(f"{operation}: {named}{text}", hint or quota_hint(workspace, low_priority=low_priority))
     return None
 
 
@@ -223,11 +250,13 @@ def _refused_by_policy(operation: str, code: str, text: str) -> AuthError:
     return AuthError(f"{operation}: {problem}{named}.", "\n".join([POLICY_HINT, *dict.fromkeys(shown)]))
 
 
-def _storage_account(error: HttpResponseError) -> str:
-    """The storage account that answered, empty if it was another service."""
-    request = getattr(error.response, "request", None)
-    host = urlsplit(str(getattr(request, "url", ""))).hostname or ""
-    return host.partition(".")[0] if ".blob." in host or ".dfs." in host else ""
+def _storage_of(error: HttpResponseError) -> tuple[str, str, bool]:
+    """The storage account that answered, the container, and whether a SAS was sent. Empty if it was another service."""
+    url = urlsplit(str(getattr(getattr(error.response, "request", None), "url", "")))
+    host = url.hostname or ""
+    if ".blob." not in host and ".dfs." not in host:
+        return "", "", False
+    return host.partition(".")[0], url.path.strip("/").partition("/")[0], "sig=" in url.query
 
 
 def _request_ids(error: HttpResponseError) -> str:
@@ -301,13 +330,14 @@ def workspace_command(workspace: Workspace, verb: str, *args: str) -> str:
     return shlex.join(["az", "ml", "workspace", verb, *named, *args])
 
 
-def quota_hint(workspace: Workspace | None = None) -> str:
+def quota_hint(workspace: Workspace | None = None, *, low_priority: bool = False) -> str:
     """How to get more quota, or to need less."""
     named = f" of workspace {workspace.workspace_name}" if workspace else ""
     studio = read_cloud(os.environ).studio
+    other = "--no-low-priority" if low_priority else "--low-priority"
     return (
         f"Request more cores in Azure ML Studio ({studio}) under Quota, in the subscription{named}; "
-        "or use a smaller --vm-size, fewer --max-nodes or --low-priority, which has its own quota."
+        f"or use a smaller --vm-size, fewer --max-nodes or {other}, which has its own quota."
     )
 
 

@@ -24,7 +24,7 @@ from orchestration.azure.blobs import PROJECT_FOLDER, Store
 from orchestration.azure.client import Client
 from orchestration.azure.compute import NOT_CHECKED, identity_of, other_sizes, read_size, require_cluster, values_of
 from orchestration.azure.data import ensure_data, plan_data
-from orchestration.azure.environment import ensure_job_environment
+from orchestration.azure.environment import NAME, ensure_job_environment, read_recipe
 from orchestration.azure.history import RunJobs, environment_of, get_job, run_of
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
@@ -55,7 +55,10 @@ def planned_job(settings: Settings, scope: str, spec: RunSpec, extra: Sequence[s
     datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
     data = plan_data(str(spec.data), datastore, scope)
     code = TO_RESOLVE.format("the snapshot of the msggan package")
+    recipe = read_recipe(settings.environment)  # raises UsageError if it is not valid
     environment = TO_RESOLVE.format(f"the environment {settings.environment}, or that of the run's last job")
+    if settings.source("environment") != "default" and not recipe.curated:
+        environment = f"{scope}/environments/{NAME}/versions/{recipe.version}"
     tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
     serverless = settings.instance_type is not None
     machines = settings.identity if serverless else None

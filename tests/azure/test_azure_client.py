@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from azure.ai.ml._azure_environments import _environments
 from azure.core.exceptions import (
+    AzureError,
     ClientAuthenticationError,
     HttpResponseError,
     ResourceNotFoundError,
@@ -135,6 +136,7 @@ def test_a_rejected_credential_is_not_replaced_by_another() -> None:
         sign_in([refused, Candidate("Azure CLI", Opening)], PUBLIC.management_scope)
     assert error.value.message == "Not signed in to Azure.\nenvironment variables: wrong secret."
     assert error.value.exit_code == 4
+    assert error.value.hint.startswith("Correct AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or unset ")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +218,7 @@ def test_quota_and_capacity_are_exit_5(code: str, message: str) -> None:
     assert error.exit_code == 5
     assert message in error.message
     assert error.hint
+    assert ("--no-low-priority" in error.hint) is ("LowPriority" in code + message)
 
 
 @pytest.mark.parametrize(
@@ -331,6 +334,37 @@ def test_what_a_storage_account_refuses_for_another_reason_is_no_missing_role(
     assert f"({code})" in result.message
     assert hint in result.hint
     assert "az role assignment" not in result.hint
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "query", "hint"),
+    [
+        (403, "AuthorizationPermissionMismatch", "", '--role "Storage Blob Data Contributor" --assignee oid-1'),
+        (403, "InsufficientAccountPermissions", "", '--role "Storage Blob Data Contributor" --assignee oid-1'),
+        (403, "AuthorizationPermissionMismatch", "?sp=r&sig=s3cr3t", "Set MSGGAN_STORAGE_SAS to a SAS with the "),
+        (403, "AuthenticationFailed", "", "az ml workspace sync-keys --name w1 --resource-group g1"),
+        (404, "ContainerNotFound", "", "az storage container create --account-name acc --name con --auth-mode login"),
+    ],
+)
+def test_a_storage_account_is_helped_by_what_concerns_it(status: int, code: str, query: str, hint: str) -> None:
+    error = service_error(status, code, "No.")
+    request = SimpleNamespace(url=f"https://acc.blob.core.windows.net/con/a/b{query}")
+    error.response = SimpleNamespace(request=request, headers={}, text=lambda: "")
+    result = translated(error)
+    assert hint in result.hint
+    assert "AzureML Data Scientist" not in result.hint
+    assert "s3cr3t" not in str(result) + result.hint
+    assert getattr(result, "is_missing", False) is (status == 404)
+
+
+def test_what_the_sdk_wraps_in_a_page_of_advice_is_one_sentence() -> None:
+    page = (
+        "\n\x1b[37m1) Resource was not found.\nDetails: \n\x1b[31m(x) Asset p does not exist in workspace w.\x1b[39m\n"
+    )
+    error = translated(AzureError(page))
+    assert str(error) == "Making the cluster gpu: Asset p does not exist in workspace w."
+    assert isinstance(error, AzureServiceError)
+    assert error.is_missing
 
 
 def test_a_malformed_key_is_reported_as_one() -> None:

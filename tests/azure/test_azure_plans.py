@@ -287,6 +287,7 @@ def test_quota_is_counted_in_cores(nodes: int, low_priority: bool, quotas: list[
     with pytest.raises(QuotaError) as error:
         check_quota(T4, nodes, quotas, low_priority=low_priority)
     assert result in error.value.message
+    assert ("--no-low-priority" in error.value.hint) is low_priority
 
 
 # --- Datastores -------------------------------------------------------------------------------------------------------

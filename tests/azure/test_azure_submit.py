@@ -84,7 +84,18 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
     azure.hold_jobs("no node is free")
     (workdir / "id.pub").write_text(f"{PUBLIC_KEY}\n")
     args = ["submit", "--data", "tiny", *SMALL, "--compute", "msggan-gpu", "--timeout-hours", "2"]
-    args += ["--tag", "team=vision", "--env", "NCCL_DEBUG=INFO", "--service", "ssh,vscode", "--ssh-key", "id.pub"]
+    args += [
+        "--environment",
+        "python:3.11-slim",
+        "--tag",
+        "team=vision",
+        "--env",
+        "NCCL_DEBUG=INFO",
+        "--service",
+        "ssh,vscode",
+        "--ssh-key",
+        "id.pub",
+    ]
     dry = msggan_aml(*args, "--dry-run", "-o", "json", HTTPS_PROXY="http://127.0.0.1:9")
     assert dry.exit_code == 0, dry.stderr
     assert azure.requests == []
@@ -306,12 +317,16 @@ def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, workdir
     for args, message in (
         (["--data", DATASTORE + "x/", "--target", "local"], "only a job on Azure can read this"),
         (["--data", "s3://bucket/x", "--yes"], "is not an address that a job can read"),
+        (["--data", "tiny", "--dry-run", "--environment", "no.yml"], "environment no.yml: cannot be read as a conda"),
+        (["--data", "tiny", "--dry-run", "--env", "AZUREML_RUN_ID=x"], "Azure ML sets variables of this name itself"),
     ):
         ended = msggan_aml("submit", *args, *SMALL)
         assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr
     assert azure.requests == []
     for args, message in (
-        (["--data", "tiny", "--compute", "other"], "No cluster 'other' in workspace 'msggan-ws'."),
+        (["--data", "tiny", "--compute", "other"], "Create it: msggan-aml provision --compute other."),
+        (["--data", "azureml:nothing:1"], "--data azureml:nothing:1: workspace msggan-ws has no such data asset."),
+        (["--data", "azureml:nothing@latest"], "az ml data list --workspace-name msggan-ws --resource-group msggan-rg"),
         (["--data", DATASTORE + "nowhere/"], "there is nothing at this path"),
         (["--data", "tiny", "--instance-type", "Standard_NC4as_T4_v4"], "Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)"),
     ):

@@ -113,7 +113,10 @@ def test_what_a_submit_does_not_need_is_a_warning(azure: AzureLocal, msggan_aml:
     assert "provision lacks AzureML Compute Operator (computes/write, computes/delete)." in found["roles"]["detail"]
     assert found["quota"]["hint"].endswith(f"--scope /subscriptions/{azure.cloud.subscription}")
     azure.cloud.permissions_readable, azure.cloud.public_network_access = False, "Disabled"
+    azure.cloud.cluster_errors["msggan-gpu"] = ("OutOfCapacity", "No machines are free.")
     closed = checks(msggan_aml("doctor", "-o", "json"))
+    assert closed["compute"]["detail"].endswith("; it reports OutOfCapacity: No machines are free.")
+    assert "Try again later, or use another --vm-size" in closed["compute"]["hint"]
     assert closed["roles"]["detail"] == "The identity may not list its permissions."
     assert (closed["registry"]["status"], closed["network"]["status"]) == ("warning", "ok")
     assert closed["registry"]["hint"].startswith("az ml workspace update --name msggan-ws --resource-group msggan-rg ")
@@ -296,6 +299,6 @@ def test_a_workspace_is_reached_by_public_or_private_addresses(
 )
 def test_a_job_waits_for_cores_in_use_and_fails_without_quota(used: int, limit: int, status: str) -> None:
     quotas = [Quota("family|Family Cluster Dedicated vCPUs", used, limit)]
-    found = conclusion(lambda: describe_quota(SIZE, quotas))
+    found = conclusion(lambda: describe_quota(SIZE, quotas, "Request more."))
     assert found.status == status
-    assert ("Request more cores" in found.hint) == (status != "ok")
+    assert found.hint == ("" if status == "ok" else "Request more.")

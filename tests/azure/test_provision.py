@@ -345,6 +345,14 @@ def test_the_curated_environment_is_pinned_and_has_what_the_job_needs(
     assert b"safetensors" in (azure.blob(f"{context}requirements.txt") or b"")
 
 
+def test_if_the_curated_environment_is_withdrawn_others_are_named(azure: AzureLocal, provision: Provision) -> None:
+    azure.cloud.curated_versions = ()
+    ended = provision("--yes")
+    assert ended.exit_code == 2
+    assert "The registry azureml has no environment acpt-pytorch-2.8-cuda12.6 any more." in ended.stderr
+    assert "--environment IMAGE:TAG" in ended.stderr
+
+
 def test_every_edit_is_applied_and_nothing_unchanged_is_created_again(
     azure: AzureLocal, provision: Provision, tmp_path: Path
 ) -> None:

@@ -158,7 +158,7 @@ def wrong_compute(cloud: Cloud, wanted: dict[str, Any], resources: dict[str, Any
 
 
 def job_resource(cloud: Cloud, job: Job) -> dict[str, Any]:
-    studio = f"https://{cloud.hosts.studio}/runs/{job.name}?wsid={cloud.scope}&tid={cloud.tenant}"
+    studio = f"https://{cloud.hosts.studio}/runs/{job.name}?wsid={cloud.scope}"
     own = job.properties.get("services") or {}
     services = {
         **{name: {**service, "status": job.status} for name, service in own.items()},
