@@ -29,6 +29,7 @@ from msggan.errors import UsageError
 from orchestration.azure.blobs import PROJECT_FOLDER, hash_files
 from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
 from orchestration.azure.errors import workspace_command
+from orchestration.azure.records import once_a_day
 from orchestration.status import Item
 
 KIND = "environment"
@@ -232,12 +233,14 @@ def ensure_job_environment(client: Client, before: str) -> str:
     """The ID of the environment for a job. before: that of the job that it continues, empty for a new run.
 
     A run keeps its environment, so that resuming it neither changes PyTorch nor builds an image, unless the setting
-    specifies another one. `curated` and its requirements files do not specify another version of the curated image.
+    specifies another one. `curated` and its requirements files do not specify another version of the curated image,
+    whose newest version a new run gets, as it was when the first one of the day was submitted.
     """
     kept = OURS.fullmatch(before)
     existing = _read_version(client, kept["version"]) if kept else None
     if kept is None or existing is None:
-        return ensure_environment(client, resolve_recipe(client))
+        what = f"environment {read_recipe(client.settings.environment).version}"
+        return once_a_day(client, what, lambda: ensure_environment(client, resolve_recipe(client)))
     curated = (existing.tags or {}).get(CURATED_TAG, "")
     setting, is_default = client.settings.environment, client.settings.source("environment") == "default"
     if is_default or (setting == CURATED and curated):

@@ -1,8 +1,7 @@
 """Images on this machine as a pack in a datastore: packed, hashed and uploaded once for each content.
 
-`PACKS_FILE` records the pack that a folder gave, so that an unchanged folder is neither packed nor hashed again. It is
-in the folder of the runs, as all that is recorded of a project: nothing is written elsewhere on the machine, and
-deleting that folder deletes it too. Without it, or if it is damaged, images are packed once more.
+`PACKS_FILE` records the pack that a folder gave, so that an unchanged folder is neither packed nor hashed again.
+Without it, or if it is damaged, images are packed once more.
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msggan
 from msggan.commands.options import PACK_SUFFIX, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import DataError
-from msggan.runs.files import sha256_of, walk_visible, write_whole
+from msggan.runs.files import sha256_of, walk_visible
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
+from orchestration.azure.records import Records
 from orchestration.data_source import DatastorePath
 from orchestration.local.process import result_of
 from orchestration.spec import RunSpec
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 DATA_FOLDER = f"{PROJECT_FOLDER}/data"  # in the datastore
 PACKS_FILE = ".azure-packs.json"
-MAX_PACKS = 100  # recorded
 PACK_MARK = b'"msggan-pack"'  # in the first bytes of every pack
 DECODERS = ("pillow", "pillow-heif")  # which decide the pixels
 
@@ -45,6 +44,12 @@ class Pack:
 
     sha256: str
     size: int
+
+    @classmethod
+    def read(cls, recorded: tuple[Any, Any] | None) -> Pack | None:
+        """The pack in a record, None if it is not one."""
+        sha256, size = recorded or ("", 0)
+        return cls(sha256, size) if re.fullmatch("[0-9a-f]{64}", str(sha256)) and type(size) is int else None
 
     def path(self, datastore: str) -> DatastorePath:
         return pack_path(self.sha256, datastore)
@@ -60,13 +65,13 @@ def ensure_pack(data: str, spec: RunSpec, store: Store, client: Client) -> Pack:
         refuse_other_file(data)
     config = TrainConfig(resolution=spec.config.resolution, background=spec.config.background)
     options = [] if is_pack else to_argv(config)
-    records, key = PackRecords(Path(client.settings.runs_dir) / PACKS_FILE), fingerprint(Path(data), options)
-    known = records.find(key)
+    records, key = Records(Path(client.settings.runs_dir) / PACKS_FILE), fingerprint(Path(data), options)
+    known = Pack.read(records.find(key))
     if known is not None and is_stored(known, store, client):
         return known
     pack = upload_pack(Path(data), store, client) if is_pack else make_pack(data, options, spec, store, client)
     if key is not None and fingerprint(Path(data), options) == key:  # nothing has changed in the meantime
-        records.add(key, pack)
+        records.add(key, pack.sha256, pack.size)
     return pack
 
 
@@ -155,33 +160,3 @@ def _decoding_version() -> list[str]:
         with suppress(PackageNotFoundError):
             found.append(f"{library} {version(library)}")
     return found
-
-
-@dataclass(frozen=True)
-class PackRecords:
-    """The packs by fingerprint in a file. It is only a cache: errors in reading and writing it are ignored."""
-
-    path: Path
-
-    def find(self, key: str | None) -> Pack | None:
-        sha256, size = self._read().get(key or "", ("", 0))
-        return Pack(sha256, size) if sha256 else None
-
-    def add(self, key: str, pack: Pack) -> None:
-        packs = {other: values for other, values in self._read().items() if other != key}
-        packs[key] = (pack.sha256, pack.size)
-        newest = dict(list(packs.items())[-MAX_PACKS:])
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, json.dumps(newest).encode())
-
-    def _read(self) -> dict[str, tuple[str, int]]:
-        try:
-            content = json.loads(self.path.read_bytes())
-            return {
-                key: (sha256, size)
-                for key, (sha256, size) in content.items()
-                if re.fullmatch("[0-9a-f]{64}", sha256) and type(size) is int
-            }
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}

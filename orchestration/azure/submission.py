@@ -38,6 +38,7 @@ from orchestration.azure.jobs import (
     run_folder,
     time_limit_problems,
 )
+from orchestration.azure.records import forget_today, once_a_day
 from orchestration.errors import UncertainError
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
@@ -193,6 +194,10 @@ def ensure_code(client: Client) -> str:
     with client.errors(f"Uploading {len(files)} files to the datastore {store.datastore}"):
         url = store.upload_files(CODE_FOLDER, files)
     number = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return once_a_day(client, f"code {number}", lambda: _register_code(client, url, number))
+
+
+def _register_code(client: Client, url: str, number: str) -> str:
     code = f"{client.scope}/codes/{PACKAGE}/versions/{number}"
     properties = {"codeUri": url, "description": f"The {PACKAGE} package {version(PACKAGE)}"}
     with client.errors("Registering the code snapshot"):
@@ -220,6 +225,7 @@ def _send(client: Client, plan: JobPlan, build: Callable[[JobPlan], Any]) -> Any
             message = f"{error.message} The job {plan.name} may exist: {second.message}"
             raise UncertainError(message, status_hint(run)) from error
         if job is None:
+            forget_today(client)  # its code or environment may have been deleted
             error.message += " No job was submitted."
             raise
         if run_of(job) != run or job.tags.get(CONFIGURATION_TAG) != plan.tags[CONFIGURATION_TAG]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.azure.packs import MAX_PACKS, Pack, PackRecords, fingerprint
+from orchestration.azure.packs import Pack, fingerprint
+from orchestration.azure.records import MAX_RECORDS, Records
 
-PACK = Pack("0123456789abcdef" * 4, 5)
+PACK = ("0123456789abcdef" * 4, 5)
 
 
 def test_each_change_of_a_folder_or_an_option_changes_its_fingerprint(tmp_path: Path) -> None:
@@ -49,24 +50,25 @@ def test_each_change_of_a_folder_or_an_option_changes_its_fingerprint(tmp_path: 
         b'{"key": 1}',
         b'{"key": ["x", 5]}',
         b'{"key": [5, 5]}',
-        b'{"key": ["%s", "5"]}' % PACK.sha256.encode(),
-        b'{"key": ["../%s", 5]}' % PACK.sha256.encode(),
+        b'{"key": ["%s", "5"]}' % PACK[0].encode(),
+        b'{"key": ["../%s", 5]}' % PACK[0].encode(),
         b"\xff\xfe",
     ],
 )
 def test_a_damaged_record_of_packs_is_none_and_is_replaced(tmp_path: Path, content: bytes) -> None:
-    records = PackRecords(tmp_path / "runs" / "packs.json")
+    records = Records(tmp_path / "runs" / "packs.json")
     records.path.parent.mkdir()
     records.path.write_bytes(content)
-    assert records.find("key") is None
-    records.add("key", PACK)
+    assert Pack.read(records.find("key")) is None
+    records.add("key", *PACK)
     assert (records.find("key"), records.find("other"), records.find(None)) == (PACK, None, None)
+    assert Pack.read(PACK) == Pack(*PACK)
 
 
 def test_a_record_has_the_newest_packs_and_may_be_impossible_to_write(tmp_path: Path) -> None:
-    records = PackRecords(tmp_path / "runs" / "packs.json")
-    for number in range(MAX_PACKS + 1):
-        records.add(str(number), PACK)
-    assert (records.find("0"), records.find("1"), records.find(str(MAX_PACKS))) == (None, PACK, PACK)
+    records = Records(tmp_path / "runs" / "packs.json")
+    for number in range(MAX_RECORDS + 1):
+        records.add(str(number), *PACK)
+    assert (records.find("0"), records.find("1"), records.find(str(MAX_RECORDS))) == (None, PACK, PACK)
     (tmp_path / "file").touch()
-    PackRecords(tmp_path / "file" / "packs.json").add("key", PACK)
+    Records(tmp_path / "file" / "packs.json").add("key", *PACK)

@@ -16,6 +16,7 @@ from support.programs import fast_python, run_in, started, stopped, wait_for
 
 from msggan import Generator, TrainConfig, load_generator
 from msggan.config import resolve
+from orchestration.azure.records import DAILY_FILE
 from orchestration.azure.target import AzureTarget
 from orchestration.copies import DOWNLOAD_FILE
 
@@ -216,6 +217,8 @@ def test_a_resumed_run_keeps_its_environment_unless_another_one_is_set(
     first, base = submit("one")
     assert base == ":10"
     azure.cloud.curated_versions = ("9", "10", "11")
+    assert submit("one") == (first, base)  # the newest version is looked up once a day
+    (workdir / "runs" / DAILY_FILE).unlink()
     renewed, base = submit("one")
     assert (renewed != first, base) == (True, ":11")  # it has not started: there is nothing to keep
     config = resolve(
@@ -229,6 +232,7 @@ def test_a_resumed_run_keeps_its_environment_unless_another_one_is_set(
     assert submit("one") == submit("one", "--environment", "curated") == (renewed, ":11")
     assert submit("one", "--environment", "own.txt")[1] == ":11"
     assert submit("one", "--environment", "python:3.11")[1] == ".11"
+    (workdir / "runs" / DAILY_FILE).unlink()
     assert submit("two")[1] == ":12"
 
 
