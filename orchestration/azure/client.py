@@ -15,8 +15,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -35,7 +35,7 @@ from azure.identity import (
 )
 from azure.storage.blob import ContainerClient
 
-from msggan.errors import UsageError
+from msggan.errors import MsgganError, UsageError
 from orchestration.azure.blobs import Store, build_container
 from orchestration.azure.clouds import CLOUD_VARIABLE, CLOUDS, PUBLIC_CLOUD, AzureCloud, read_cloud
 from orchestration.azure.errors import (
@@ -277,8 +277,8 @@ class Client:
     def _open(self, **names: Any) -> MLClient:
         from azure.ai.ml import MLClient
 
-        cloud = os.environ.get("AZUREML_CURRENT_CLOUD")
-        with self.errors("Reaching Azure"):
+        with self.errors("Reaching Azure"), self._lock:
+            cloud = os.environ.get(CLOUD_VARIABLE)
             client = MLClient(
                 self.credential,
                 **names,
@@ -287,8 +287,8 @@ class Client:
                 show_progress=False,
                 retry_backoff_factor=self.wait_factor_s,
             )
-        if cloud is None:  # set by the SDK; child processes would inherit it
-            os.environ.pop("AZUREML_CURRENT_CLOUD", None)
+            if cloud is None:  # set by the SDK; child processes would inherit it
+                os.environ.pop(CLOUD_VARIABLE, None)
         return client
 
     @cached_property
@@ -333,6 +333,12 @@ class Client:
                 kept.set_exception(error)
         result: Found = kept.result()
         return result
+
+    def read_together(self, *reads: Callable[[], object]) -> None:
+        """Makes reads that use `once` side by side. An error is raised again where the result is needed, if it is."""
+        _ = self.ml  # signed in, and imported
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(_quietly, reads))
 
     def forget(self, key: Hashable) -> None:
         """Makes `once` call its function again."""
@@ -470,6 +476,11 @@ class Client:
     def container(self, account: str, name: str, key: str | None) -> ContainerClient:
         """The client of a container. key: an account key or a SAS; None: the signed-in identity. Makes no requests."""
         return build_container(account, name, key or self.credential, self.wait_factor_s, self.cloud.storage)
+
+
+def _quietly(read: Callable[[], object]) -> None:
+    with suppress(MsgganError):
+        read()
 
 
 def is_provisioned(tags: Mapping[str, str] | None) -> bool:

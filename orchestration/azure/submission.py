@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -76,6 +77,13 @@ def as_plan(job: JobPlan, command: list[str], body: dict[str, Any], scope: str) 
         "run_dir": job.run_folder.uri,
         "requests": [{"method": "PUT", "path": f"{scope}/jobs/{job.name}", "body": body}],
     }
+
+
+def read_what_jobs_need(client: Client) -> None:
+    """Reads the datastores and the cluster, which every job needs, side by side; the client keeps them."""
+    stores = dict.fromkeys([client.settings.datastore, None])
+    cluster = [partial(require_cluster, client)] if client.settings.instance_type is None else []
+    client.read_together(*(partial(client.store, store) for store in stores), *cluster)
 
 
 def submit(

@@ -39,7 +39,7 @@ from orchestration.azure.jobs import (
     run_folder,
 )
 from orchestration.azure.provisioning import apply, plan_deletion, plan_provisioning, verify
-from orchestration.azure.submission import as_plan, planned_job, submit
+from orchestration.azure.submission import as_plan, planned_job, read_what_jobs_need, submit
 from orchestration.copies import is_copy
 from orchestration.costs import CostReport
 from orchestration.data_source import StoragePath, read_address
@@ -114,6 +114,7 @@ class AzureTarget(Target):
         return as_plan(job, command, build_body(job, self.client.scope), self.client.scope)
 
     def question(self, spec: RunSpec) -> Question | None:
+        read_what_jobs_need(self.client)
         hours, client = estimate_hours(self.client), self.client
         return consent_question(client, f"{spec.name} trains", hours, lambda: estimate_run(client, spec))
 
@@ -148,6 +149,7 @@ class AzureTarget(Target):
 
     def _submit(self, spec: RunSpec) -> RunJobs | RunStatus:
         """The run with its new job, or its status if nothing is left to train."""
+        read_what_jobs_need(self.client)
         before = find_jobs(self.client, spec.name)
         refuse_sweep(before)
         limited = with_price(self.client, estimate_hours(self.client)) if self.settings.max_cost else None
