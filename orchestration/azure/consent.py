@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msggan.runs.files import write_whole
-from orchestration.azure.prices import today
+from orchestration.azure.records import today
 from orchestration.costs import Estimate
 from orchestration.status import Question
 

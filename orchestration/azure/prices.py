@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -11,6 +10,7 @@ from azure.core.rest import HttpRequest
 
 from msggan.errors import MsgganError
 from orchestration.azure.clouds import PUBLIC_CLOUD
+from orchestration.azure.records import today
 from orchestration.costs import Estimate
 from orchestration.money import Amount, Price
 
@@ -55,10 +55,6 @@ def price_currency(client: Client) -> str:
 def as_region(location: str) -> str:
     """A region as lists of prices write it, such as westeurope for West Europe."""
     return location.lower().replace(" ", "")
-
-
-def today() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%d")
 
 
 def retail_price(rows: list[Mapping[str, Any]], currency: str) -> Price | None:

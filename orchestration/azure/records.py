@@ -9,11 +9,11 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msggan.runs.files import write_whole
-from orchestration.azure.prices import today
 
 if TYPE_CHECKING:
     from orchestration.azure.client import Client
@@ -43,6 +43,10 @@ class Records:
             return {key: (first, second) for key, (first, second) in json.loads(self.path.read_bytes()).items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
+
+
+def today() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d")
 
 
 def once_a_day(client: Client, what: str, find: Callable[[], str]) -> str:
