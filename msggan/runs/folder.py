@@ -240,6 +240,12 @@ def read_state(folder: RunFolder) -> RunState | None:
         return None
 
 
+def attempt_of(folder: RunFolder) -> str:
+    """The ID of the process that started the run last, empty if none has."""
+    state = read_state(folder)
+    return state.attempt if state else ""
+
+
 def state_of(folder: RunFolder) -> RunState | None:
     """The state of the run, None if it has not started. One whose process was killed is `interrupted`."""
     state = read_state(folder)

@@ -18,7 +18,7 @@ from typing import Any
 from msggan.commands.program import EXIT_CODES, NO_TRACKING, OUTPUT_VARIABLE, TRACKING_VARIABLES
 from msggan.config import TrainConfig, resolve
 from msggan.display.progress import duration
-from msggan.runs.folder import RunFolder, read_state
+from msggan.runs.folder import RunFolder, attempt_of, read_state
 from msggan.tracking.metrics_log import read_metrics
 from orchestration.data_source import is_remote
 from orchestration.errors import RehearsalError
@@ -213,9 +213,9 @@ def _train_with_losses(spec: RunSpec, folder: RunFolder, kill_at: list[int], inf
     losses: list[Loss] = []
     lost_at = 0
     for limit in [*kill_at, None]:
-        started = time.monotonic()
+        started, before = time.monotonic(), attempt_of(folder)
         with _training(spec, folder) as child:
-            resumed_from = _wait_for_start(child, folder)
+            resumed_from = _wait_for_start(child, folder, before)
             if lost_at:
                 _reach(child, folder, lost_at)
                 losses.append(Loss(lost_at, resumed_from, time.monotonic() - started))
@@ -227,9 +227,9 @@ def _train_with_losses(spec: RunSpec, folder: RunFolder, kill_at: list[int], inf
     return losses
 
 
-def _wait_for_start(child: BackgroundProcess, folder: RunFolder) -> int:
-    """Waits until it trains: until then the record in the run folder is the previous process's. → the images seen."""
-    while (state := read_state(folder)) is None or state.process != child.process.pid:
+def _wait_for_start(child: BackgroundProcess, folder: RunFolder, before: str) -> int:
+    """Waits until it trains: until then the record in the run folder is of the attempt before. → the images seen."""
+    while (state := read_state(folder)) is None or state.attempt == before:
         if not child.is_running():
             _check_end(child)
         time.sleep(POLL_SECONDS)

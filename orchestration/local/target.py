@@ -21,7 +21,7 @@ from msggan.commands.program import (
     without_password,
 )
 from msggan.errors import MsgganError, UsageError
-from msggan.runs.folder import RunFolder, is_owned, read_state
+from msggan.runs.folder import RunFolder, attempt_of, is_owned, read_state
 from orchestration.copies import copy_run
 from orchestration.data_source import is_remote
 from orchestration.local.process import (
@@ -115,9 +115,10 @@ class LocalTarget(Target):
         folder = self._folder(spec.name)
         is_new = not folder.path.exists()
         folder.path.mkdir(parents=True, exist_ok=True)
+        before = attempt_of(folder)
         child = BackgroundProcess(self.plan_run(spec)["command"], self._environ(), folder.log)
         try:
-            _wait_for_first_step(folder, child)
+            _wait_for_first_step(folder, child, before)
         except BaseException:  # such as Ctrl-C while the images are read
             child.process.terminate()
             child.result()
@@ -204,11 +205,11 @@ class LocalTarget(Target):
         return {**os.environ, **self.variables(with_password=True)}
 
 
-def _wait_for_first_step(folder: RunFolder, child: BackgroundProcess) -> None:
-    """Waits until the child trains or has ended."""
+def _wait_for_first_step(folder: RunFolder, child: BackgroundProcess, before: str) -> None:
+    """Waits until the child trains or has ended. before: the attempt before it."""
     while child.is_running():
         state = read_state(folder)
-        if state is not None and state.process == child.process.pid and state.state == "running":
+        if state is not None and state.attempt != before and state.state == "running":
             return
         time.sleep(POLL_SECONDS)
 

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.azure_commands import posix, sdk_warnings
 from support.images import draw_tiny_images
-from support.programs import environment, wait_for
+from support.programs import environment, fast_python, wait_for
 
 from msggan import Generator, TrainConfig
 from msggan.errors import UsageError
@@ -45,7 +46,7 @@ def build_target(
     monkeypatch.setenv("MSGGAN_TRACKING_URI", "none")
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     if request.param == "local":
-        return LocalTarget.from_config
+        return lambda **settings: replace(LocalTarget.from_config(**settings), python=fast_python())
     azure = request.getfixturevalue("azure")
     for name, value in azure.variables.items():
         monkeypatch.setenv(name, value)
@@ -133,7 +134,8 @@ def test_ctrl_c_while_waiting_leaves_the_run(tmp_path: Path) -> None:
     code = (
         "from msggan import TrainConfig; from orchestration import LocalTarget\n"
         "config = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=100000)\n"
-        "run = LocalTarget(tracking_uri='none').submit(config, data='tiny', name='one', device='cpu')\n"
+        f"target = LocalTarget(python={fast_python()!r}, tracking_uri='none')\n"
+        "run = target.submit(config, data='tiny', name='one', device='cpu')\n"
         "print('submitted', flush=True)\n"
         "try:\n    run.wait()\n"
         "except KeyboardInterrupt:\n    print(run.status().state, run.cancel().state)\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.images import draw_tiny_images
-from support.programs import Ended, command_line, environment, run_in, started, stopped, wait_for
+from support.programs import Ended, command_line, environment, fast_python, run_in, started, stopped, wait_for
 
 from msggan.runs.folder import RunFolder, is_owned, read_state
 from msggan.tracking.metrics_log import Tracker
@@ -161,7 +161,7 @@ for run in client.search_runs([experiment.experiment_id]):
 
 def tracked_runs(uri: str) -> list[dict[str, object]]:
     """What an MLflow has of each run."""
-    result = subprocess.check_output([sys.executable, "-c", LOOK, uri], env=environment(), encoding="utf-8")
+    result = subprocess.check_output([fast_python(), "-c", LOOK, uri], env=environment(), encoding="utf-8")
     return [json.loads(line) for line in result.splitlines()]
 
 

@@ -304,15 +304,19 @@ def test_a_run_that_is_made_longer_is_not_measured_more_often(tiny_images: Path,
     assert trainer(tiny_images, tmp_path / "run", kimg=1000).config.metric_kimg == 50
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "kimg", "is_real"), [(2, 0.8, False), pytest.param(5, 1.5, True, marks=pytest.mark.slow)]
+)
 def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(
-    tiny_images: Path, tmp_path: Path, kills: int
+    tiny_images: Path, tmp_path: Path, *, kills: int, kimg: float, is_real: bool
 ) -> None:
-    args = ["--data", tiny_images, *OPTIONS, "--kimg", 1.5, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.5]
+    args = ["--data", tiny_images, *OPTIONS, "--kimg", kimg, "--checkpoint-kimg", 0.1, "--metric-kimg", 0.5]
     whole = run_in(tmp_path, "msggan.train", *args, "--run-dir", tmp_path / "whole")
     assert whole.exit_code == 0
     chance = random.Random(1)  # noqa: S311 - no secret; the first of them is at the start
-    loss = kill_and_start_again(args, tmp_path / "killed", kills=kills, chance=chance, workers=(0, 3, 1))
+    loss = kill_and_start_again(
+        args, tmp_path / "killed", kills=kills, chance=chance, workers=(0, 3, 1), is_real=is_real
+    )
     assert loss.kills >= kills // 2  # a fast machine may be done before the last
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 from support.images import draw_tiny_images
-from support.programs import REPOSITORY, environment
+from support.programs import REPOSITORY, environment, fast_python
 
 from msggan.display.progress import Progress, choose_progress, in_notebook
 from msggan.runs.folder import RunFolder
@@ -51,8 +52,12 @@ def run_notebook(
     notebook: nbformat.NotebookNode, folder: Path, on_message: Callable[[Client, Message], None] | None = None
 ) -> Counter[str]:
     """Runs every cell in a kernel of its own, which ends with it; returns how often each display was given a report."""
+    kernel = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "forked" / "kernel.json"
+    kernel.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [fast_python(), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": arguments, "display_name": "Python", "language": "python"}))
     resources = {"metadata": {"path": str(folder)}}
-    client = Client(notebook, kernel_name="python3", resources=resources)
+    client = Client(notebook, kernel_name="forked", resources=resources)
     client.updates, client.on_message = Counter(), on_message
     client.execute(env=environment())
     return client.updates

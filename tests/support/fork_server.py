@@ -4,7 +4,8 @@ Importing PyTorch, MLflow and the Azure SDK takes seconds, training a test's net
 imports none of our own packages: programs import them as usual, from the working directory or the path.
 
 The program runs in a different process from the one that was started: `ForkServer.python` waits for it, forwards
-signals and exits with its status. Tests of kills, locks, limits and process ids start `sys.executable` instead.
+signals and exits with its status; if it is killed, the server kills the program. Only SIGSTOP does not reach it, nor
+what the starting process inherits, such as limits: tests of these start `sys.executable` instead.
 
     fork_server.py serve SOCKET     the server; it exits when its stdin is closed
     fork_server.py run SOCKET …     the client, with the arguments of a Python interpreter
@@ -36,7 +37,7 @@ SERVICES = (
 PYTEST = ("pytest", "hypothesis", "xdist.remote", "nbclient", "optuna", "onnx")
 WORKER = ["-u", "-c"]  # xdist's arguments
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
-FORKED_MODULES = ("msggan.", "orchestration.")
+FORKED_MODULES = ("msggan.", "orchestration.", "ipykernel_launcher")
 
 
 class ForkServer:
@@ -97,8 +98,7 @@ def _send(process: int, number: int) -> None:
 def can_be_forked(args: list[str], environ: Any) -> bool:
     """Whether a fork of the server behaves the same: our own programs, and code; with one thread, as the server has."""
     ours = args[:1] == ["-c"] or is_worker(args) or (args[:1] == ["-m"] and args[1].startswith(FORKED_MODULES))
-    real = {"--detach", "--dry-run"}  # they use the process id or the interpreter's path
-    return ours and real.isdisjoint(args) and environ.get("OMP_NUM_THREADS") == "1"
+    return ours and environ.get("OMP_NUM_THREADS") == "1"
 
 
 # The server
@@ -198,6 +198,9 @@ def preload(request: dict[str, Any]) -> None:
     for name in (*TORCH, *(SERVICES if services else ()), *(PYTEST if worker else ())):
         if name not in sys.modules:
             importlib.import_module(name)
+    import torch
+
+    torch.optim.SGD([torch.zeros(1)]).zero_grad()  # which imports more
 
 
 def become(request: dict[str, Any], streams: list[int]) -> None:

@@ -1,9 +1,10 @@
-"""Runs that are killed again and again: real processes, SIGKILL, and a comparison byte for byte."""
+"""Runs that are killed again and again by SIGKILL, and a comparison byte for byte."""
 
 from __future__ import annotations
 
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from msggan.runs.checkpoint import load_generator, newest_checkpoint
 from msggan.tracking.metrics_log import read_metrics
-from support.programs import command_line, environment, run_in
+from support.programs import command_line, environment, fast_python, run_in
 
 TIMINGS = ("seconds", "images_per_second")
 SHARE_AT_START = 0.2  # the share of kills before the first step
@@ -54,17 +55,19 @@ def kill_and_start_again(
     chance: random.Random,
     give_up_at: float = float("inf"),
     workers: Sequence[int] = (0,),
+    is_real: bool = True,
 ) -> Loss:
     """Kills the run of these options this many times, then lets it finish. workers: loader threads of each attempt.
 
     It is killed at a random moment of its start, or up to half a second after it has got further than before.
-    give_up_at: the time.monotonic() after which it is not killed any more.
+    give_up_at: the time.monotonic() after which it is not killed any more. is_real: whether the processes are
+    real ones, not forks.
     """
     images_again = done = 0
     while done < kills and time.monotonic() < give_up_at:
         attempt = [*args, "--run-dir", run_dir, "--workers", workers[done % len(workers)]]
-        with _started(attempt) as process:
-            _wait_for_the_moment(process, run_dir, chance)
+        with _started(attempt, sys.executable if is_real else fast_python()) as process:
+            _wait_for_the_moment(process, run_dir, chance, start_seconds=3 if is_real else 0.2)
             has_ended = process.poll() is not None
             process.kill()
         if has_ended:
@@ -76,18 +79,20 @@ def kill_and_start_again(
     return Loss(done, images_again)
 
 
-def _started(args: Sequence[object]) -> subprocess.Popen[bytes]:
+def _started(args: Sequence[object], python: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command_line("msggan.train", *args),
+        command_line("msggan.train", *args, python=python),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
 
 
-def _wait_for_the_moment(process: subprocess.Popen[bytes], run_dir: Path, chance: random.Random) -> None:
+def _wait_for_the_moment(
+    process: subprocess.Popen[bytes], run_dir: Path, chance: random.Random, *, start_seconds: float
+) -> None:
     if chance.random() < SHARE_AT_START:
-        _wait(process, chance.uniform(0, 3))
+        _wait(process, chance.uniform(0, start_seconds))
         return
     reached = _reported(run_dir)
     while process.poll() is None and _reported(run_dir) <= reached:

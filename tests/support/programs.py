@@ -85,8 +85,11 @@ def started(
     background: it starts with SIGINT ignored, like a script's `command &`.
     """
     deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"] if background else []
+    command = command_line(program, *args, python=python)
+    if program == "msggan-aml":  # the process itself is real, so that it gets the group's Ctrl-C; what it starts is not
+        command[2] = f"import sys; sys.executable = {fast_python()!r}; {command[2]}"
     with subprocess.Popen(
-        [*deaf, *command_line(program, *args, python=python)],
+        [*deaf, *command],
         cwd=folder,
         env=environment(**variables),
         stdout=subprocess.PIPE,
