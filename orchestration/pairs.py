@@ -11,11 +11,12 @@ SECRET_NAME = re.compile(
     r"|(?:key|password|passwd|secret|token)$",
     re.IGNORECASE,
 )
-# A key in a connection string, a signature in an address, a password before a host, a bare account key, and the tokens
-# of GitHub, Hugging Face and others that begin with a known text.
+# A key or a password in a connection string, a signature in an address, a password before a host, a bare account key, a
+# private key, and the tokens of Microsoft Entra, GitHub, Hugging Face, AWS, Slack and others that have a known text.
 SECRET_VALUE = re.compile(
-    r"AccountKey=|SharedAccess\w*=|(?:^|[?&])sig=|//[^/@]*:[^/@]*@|[A-Za-z0-9+/]{86}=="
-    r"|\bgh[a-z]_\w{20}|\bgithub_pat_\w{20}|\bhf_\w{20}|\bsk-[\w-]{20}|\beyJ[\w-]{10,}\.eyJ",
+    r"AccountKey=|(?:^|;) *(?:Password|Pwd)=|SharedAccess\w*=|(?:^|[?&])sig=|//[^/@]*:[^/@]*@|[A-Za-z0-9+/]{86}=="
+    r"|\bgh[a-z]_\w{20}|\bgithub_pat_\w{20}|\bhf_\w{20}|\bsk-[\w-]{20}|\beyJ[\w-]{10,}\.eyJ"
+    r"|PRIVATE KEY-----|\w{3}8Q~[\w.~-]{30}|\bAKIA\w{16}|\bxox[a-z]-\w{10}",
     re.IGNORECASE,
 )
 
@@ -70,6 +71,6 @@ def variable_problems(name: str, value: str) -> list[str]:
     if SECRET_NAME.search(name) or SECRET_VALUE.search(value):
         return [
             "looks like a secret, which everyone who may read the job would see. Store it in a key vault, and pass its "
-            f"address, which code in the job can read: {name}={KEY_VAULT}https://VAULT.vault.azure.net/secrets/SECRET."
+            f"address, from which the job reads it: {name}={KEY_VAULT}https://VAULT.vault.azure.net/secrets/SECRET."
         ]
     return []

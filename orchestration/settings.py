@@ -161,7 +161,7 @@ class Settings:
         "A tag of jobs and of what provision creates, added to those in msggan.toml. May be repeated.", flag="--tag"
     )
     env: Mapping[str, str] = _setting(
-        "An environment variable of jobs. Of a secret only its address, which code in the job can read: "
+        "An environment variable of jobs. Of a secret only its address, from which the job reads it: "
         "NAME=@keyvault:https://VAULT.vault.azure.net/secrets/SECRET. May be repeated.",
         flag="--env",
     )

@@ -48,6 +48,7 @@ RUN_PLACEHOLDER = f"${{{{outputs.{RUN_OUTPUT}}}}}"
 
 # Azure ML's default is 2 GiB, which several loader processes and NCCL exceed.
 SHARED_MEMORY = "8g"
+VAULT_READER = "key_vault.py"  # in the snapshot
 ENVIRONMENT_VARIABLES = {"PYTHONUNBUFFERED": "1"}  # each line of the log is visible as soon as it is written
 
 GIT_PROPERTIES = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
@@ -115,7 +116,7 @@ def build_job(plan: JobPlan) -> Command:
         description=settings.description,
         experiment_name=settings.experiment,
         code=plan.code,
-        command=command_line(plan.spec),
+        command=command_line(plan),
         environment=plan.environment,
         environment_variables=environment_variables(settings),
         compute=plan.compute,
@@ -150,17 +151,23 @@ def rest_body(job: Any, plan: JobPlan, scope: str) -> dict[str, Any]:
 
 
 def environment_variables(settings: Settings) -> dict[str, str]:
-    """The variables of a job, without those that Azure ML sets.
+    """The variables of a job, without those that Azure ML sets."""
+    return {**ENVIRONMENT_VARIABLES, **settings.env}
 
-    Of a secret the job gets the address, as Microsoft's page on secrets in jobs describes: code there reads it with the
-    machines' identity. `secretsConfiguration`, which no page describes and the SDK lacks, is not used.
+
+def reads_secrets(settings: Settings) -> bool:
+    """Whether a variable has the address of a secret in place of its value.
+
+    The job reads it as Microsoft's page on secrets in jobs describes: see `key_vault`. `secretsConfiguration` of a job,
+    which no page describes and the SDK lacks, is not used.
     """
-    return {**ENVIRONMENT_VARIABLES, **{name: value.removeprefix(KEY_VAULT) for name, value in settings.env.items()}}
+    return any(value.startswith(KEY_VAULT) for value in settings.env.values())
 
 
-def command_line(spec: RunSpec, run_dir: str = RUN_PLACEHOLDER) -> str:
+def command_line(plan: JobPlan, run_dir: str = RUN_PLACEHOLDER) -> str:
     """The command of the run for the job's shell. run_dir: a placeholder, possibly with shell variables."""
-    args = spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir)
+    args = plan.spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir)
+    args = ["python", VAULT_READER, *args] if reads_secrets(plan.settings) else args
     expanded = {DATA_PLACEHOLDER, run_dir}
     return " ".join(f'"{arg}"' if arg in expanded else shlex.quote(arg) for arg in args)
 
@@ -223,9 +230,9 @@ def job_identity(
     | credentials of datastores     | None                  | None            | None            | ID                   |
     | an identity, at least in part | None: the cluster's   | the submitter's | the submitter's | ID                   |
 
-    has_credential: of the images and of the run folder; None: not known yet. machines: as the setting `identity` has
-    it, of the cluster that exists or of serverless machines, whose own identity ("system") the service does not use;
-    None: not known yet.
+    has_credential: of the images and of the run folder; None: not known yet; False for secrets in a key vault.
+    machines: as the setting `identity` has it, of the cluster that exists or of serverless machines, whose own
+    identity ("system") the service does not use; None: not known yet.
     """
     known = list(has_credential)
     if serverless and machines not in (None, "none", "system"):

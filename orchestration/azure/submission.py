@@ -30,12 +30,14 @@ from orchestration.azure.history import RunJobs, environment_of, get_job, run_of
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
     TO_RESOLVE,
+    VAULT_READER,
     JobPlan,
     build_job,
     build_tags,
     configuration_hash,
     environment_variables,
     job_identity,
+    reads_secrets,
     run_folder,
     time_limit_problems,
 )
@@ -64,7 +66,7 @@ def planned_job(settings: Settings, scope: str, spec: RunSpec, extra: Sequence[s
     tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
     serverless = settings.instance_type is not None
     machines = settings.identity if serverless else None
-    identity = job_identity([data.has_credential, None], machines, serverless=serverless)
+    identity = job_identity([data.has_credential, None, not reads_secrets(settings)], machines, serverless=serverless)
     return JobPlan(spec.name, spec, data, datastore, code, environment, settings, tags, identity)
 
 
@@ -127,7 +129,8 @@ def submit(
         return run
     code = ensure_code(client)
     settings = replace(settings, timeout_hours=job_hours or settings.timeout_hours)
-    identity = job_identity([data.has_credential, not store.identity_based], machines, serverless=serverless)
+    credentials = [data.has_credential, not store.identity_based, not reads_secrets(settings)]
+    identity = job_identity(credentials, machines, serverless=serverless)
     plan = JobPlan(run.next_name, spec, data, store.datastore, code, environment, settings, tags, identity)
     job = _send(client, plan, build)
     client.reporter.info(f"Submitted job {job.name}: {job.studio_url or None}")
@@ -182,8 +185,8 @@ def _is_trained(client: Client, run: RunJobs, stored: TrainConfig, resumed: Trai
 
 
 def build_snapshot() -> dict[str, bytes]:
-    """The code of a job by path: the msggan package. The same package gives the same files, byte for byte."""
-    files = {}
+    """The code of a job by path: the msggan package and what reads secrets. The same each time, byte for byte."""
+    files = {VAULT_READER: (Path(__file__).parent / VAULT_READER).read_bytes()}
     for package in map(Path, msggan.__path__):
         for path in sorted(package.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):

@@ -144,7 +144,7 @@ def trial_command(plan: JobPlan, sweep: SweepSpec, remaining: RemainingTrials) -
         for dimension in sweep.space.dimensions:
             placeholder = _placeholder(dimension.name)
             args += [placeholder] if _is_switch(dimension) else [flag(dimension.name), f'"{placeholder}"']
-    return " ".join([command_line(plan.spec, TRIAL_FOLDER), *args])
+    return " ".join([command_line(plan, TRIAL_FOLDER), *args])
 
 
 def _placeholder(name: str) -> str:

@@ -53,6 +53,7 @@ from orchestration.commands.terminal import (
     debug_option,
     disable_logging,
     find_target,
+    ignored_here,
     info,
     location_options,
     read_settings_here,
@@ -170,7 +171,7 @@ def submit(
 
     chosen, reason = choose(target, settings.workspace)
     serving = build_target(chosen, settings, reporter())
-    refuse(serving.problems(images, run_name))
+    refuse([*serving.problems(images, run_name), *ignored_here(chosen, flags)])
     serving.plan_run(spec)  # raises UsageError
     info(f"Target: {chosen} ({reason}).")
     if dry_run:

@@ -29,6 +29,7 @@ from orchestration.commands.terminal import (
     CommandsOrData,
     answer,
     debug_option,
+    ignored_here,
     info,
     location_options,
     read_settings_here,
@@ -213,7 +214,7 @@ def sweep(
 
     chosen, reason = choose(target, settings.workspace)
     serving = build_target(chosen, settings, reporter())
-    refuse(serving.problems(data, None))
+    refuse([*serving.problems(data, None), *ignored_here(chosen, flags)])
     info(f"Target: {chosen} ({reason}).")
     if dry_run:
         show_plan(output, serving.sweeps.priced_sweep(spec))

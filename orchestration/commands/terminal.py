@@ -187,6 +187,13 @@ def answer(question: Question | None, *, yes: bool) -> None:
     question.agree()
 
 
+def ignored_here(target: str, flags: Flags) -> list[str]:
+    """Problems with options that a run on this machine would ignore, though it would differ without them."""
+    if target != "local" or not flags.get("env"):
+        return []
+    return ["--env: is for jobs on Azure. A run on this machine has the variables of your shell: set them there."]
+
+
 # --- Commands that do not exist ---------------------------------------------------------------------------------------
 
 # By group, the names of its commands in other programs.

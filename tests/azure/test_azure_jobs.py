@@ -21,6 +21,7 @@ import msggan
 from msggan.config import TrainConfig
 from msggan.data.sources import FORMAT_OF_SUFFIX
 from msggan.errors import UsageError
+from orchestration.azure import key_vault
 from orchestration.azure.blobs import hash_files
 from orchestration.azure.data import IMAGES
 from orchestration.azure.history import Details, has_ended, state_of
@@ -107,7 +108,7 @@ def test_the_body_matches_the_plan(changes: dict[str, Any], body: dict[str, Any]
 
 
 def test_what_the_shell_would_split_or_expand_is_quoted() -> None:
-    line = command_line(RunSpec(TrainConfig(background="#ffffff"), "x", "x"))
+    line = command_line(replace(job_plan(), spec=RunSpec(TrainConfig(background="#ffffff"), "x", "x")))
     assert line == (
         'python -m msggan.train --data "${{inputs.data}}" --run-dir "${{outputs.run}}" --background \'#ffffff\''
     )
@@ -136,8 +137,9 @@ def test_tags_and_variables_of_ones_own_are_in_the_body_beside_those_of_msggan()
     assert properties["environmentVariables"] == {
         "PYTHONUNBUFFERED": "1",
         "NCCL_DEBUG": "INFO",
-        "HF_TOKEN": address,
+        "HF_TOKEN": f"@keyvault:{address}",
     }
+    assert properties["command"].startswith('python key_vault.py python -m msggan.train --data "${{inputs.data}}"')
 
 
 @pytest.mark.parametrize(
@@ -263,11 +265,14 @@ def test_an_error_contains_an_exit_code_or_a_time_limit(error: str, code: int | 
 # --- The snapshot -----------------------------------------------------------------------------------------------------
 
 
-def test_the_snapshot_is_exactly_the_package_and_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_snapshot_is_the_package_and_what_reads_secrets_and_reproducible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.txt").write_text("not to travel")
     package = Path(msggan.__path__[0])
     expected = {path.relative_to(package.parent).as_posix(): path.read_bytes() for path in package.rglob("*.py")}
+    expected["key_vault.py"] = Path(key_vault.__file__).read_bytes()
     metadata = f"msggan-{msggan.__version__}.dist-info/METADATA"
     expected[metadata] = f"Metadata-Version: 2.1\nName: msggan\nVersion: {msggan.__version__}\n".encode()
     assert build_snapshot() == build_snapshot() == expected

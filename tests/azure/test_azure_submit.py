@@ -320,6 +320,7 @@ def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, workdir
     assert "s3cr3tsecret" not in refused.stdout + refused.stderr
     for args, message in (
         (["--data", DATASTORE + "x/", "--target", "local"], "only a job on Azure can read this"),
+        (["--data", "tiny", "--target", "local", "--env", "A=b"], "has the variables of your shell: set them there"),
         (["--data", "s3://bucket/x", "--yes"], "is not an address that a job can read"),
         (["--data", "tiny", "--dry-run", "--environment", "no.yml"], "environment no.yml: cannot be read as a conda"),
         (["--data", "tiny", "--dry-run", "--env", "AZUREML_RUN_ID=x"], "Azure ML sets variables of this name itself"),

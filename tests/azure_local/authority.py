@@ -13,7 +13,7 @@ from .hosts import CLOUDS, PRICES_HOST
 
 NAMES = (
     *(name for hosts in CLOUDS.values() for name in (hosts.management, hosts.login)),
-    *(f"*.{domain}" for hosts in CLOUDS.values() for domain in (f"blob.{hosts.storage}", hosts.api)),
+    *(f"*.{domain}" for hosts in CLOUDS.values() for domain in (f"blob.{hosts.storage}", hosts.api, hosts.vault)),
     *(f"*.workspace.{REGION}.{hosts.api}" for hosts in CLOUDS.values()),
     PRICES_HOST,
     "localhost",

@@ -102,6 +102,8 @@ class Cloud:
     blob_role: str | None = "Storage Blob Data Contributor"  # at the storage accounts
     # Of the identities of clusters, where they have one.
     compute_blob_role: str | None = "Storage Blob Data Contributor"
+    vault_role: str | None = "Key Vault Secrets User"  # the caller's, at all key vaults
+    compute_vault_role: str | None = "Key Vault Secrets User"  # of the identities of clusters
     public_containers: set[tuple[str, str]] = field(default_factory=set)  # account and container: no identity is needed
     permissions_readable: bool = True  # False: the caller may not list its permissions
     hosts: Hosts = PUBLIC
@@ -147,6 +149,7 @@ class Cloud:
     registry_data: dict[tuple[str, str, str], str] = field(default_factory=dict)  # registry, name, version → URI
     # By online endpoint and deployment: the VM size, and how many instances.
     endpoints: dict[str, dict[str, tuple[str, int]]] = field(default_factory=dict)
+    secrets: dict[tuple[str, str], str] = field(default_factory=dict)  # by key vault and name
     built: set[str] = field(default_factory=set)  # environments whose image was built
     lock: threading.RLock = field(default_factory=threading.RLock)
     counter: itertools.count[int] = field(default_factory=lambda: itertools.count(1))

@@ -31,6 +31,7 @@ class Job:
     ended: str | None = None
     error: dict[str, Any] | None = None
     exit_code: int | None = None
+    last_lines: str = ""  # of its log
     attempt: int = 1
     parent: str | None = None  # the sweep that a trial belongs to
     statuses: list[str] = field(default_factory=lambda: ["NotStarted"])  # all so far, in order

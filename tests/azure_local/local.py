@@ -31,6 +31,7 @@ from . import (
     prices,
     roles,
     runner,
+    vaults,
     workspace,
 )
 from .authority import create_authority
@@ -40,7 +41,7 @@ from .faults import Fault, Faults
 from .hosts import API, BLOB, CLOUDS, LOGIN, MANAGEMENT, PUBLIC
 from .jobs_state import ENDED, Job
 from .messages import Recorded, Reply, Request, ServiceError
-from .proxy import IDENTITY_PATH, Proxy
+from .proxy import IDENTITY_PATH, ON_BEHALF_PATH, Proxy
 from .routing import merged
 from .server import Recording, Server
 
@@ -48,7 +49,7 @@ ROUTES = merged(
     part.routes
     for part in (
         *(arm, assets, compute, datastores, endpoints, entra),
-        *(history, jobs, mlflow_rest, prices, roles, workspace),
+        *(history, jobs, mlflow_rest, prices, roles, vaults, workspace),
     )
 )
 NEEDS_NO_TOKEN = re.compile(
@@ -135,10 +136,12 @@ class AzureLocal:
         """The environment of a node with a managed identity, as jobs have it, for azure-identity."""
         return {"MSI_ENDPOINT": self.proxy.url + IDENTITY_PATH, "MSI_SECRET": self._identity_secret}
 
-    def _identity_token(self, resource: str, secret: str) -> tuple[str, str]:
-        if secret != self._identity_secret:
+    def _identity_token(self, resource: str, secret: str | None) -> tuple[str, str]:
+        """A token of a node's identity, or without a secret on behalf of the user who submitted the job."""
+        if secret not in (None, self._identity_secret):
             return "401 Unauthorized", "{}"
-        token = entra.make_token(self.cloud.tenant, resource.rstrip("/"), oid=self.cloud.object_id, idtyp="app")
+        claims = {"idtyp": "user"} if secret is None else {"idtyp": "app", "xms_mirid": "the identity of a cluster"}
+        token = entra.make_token(self.cloud.tenant, resource.rstrip("/"), oid=self.cloud.object_id, **claims)
         ends = str(entra.read_token({"authorization": f"Bearer {token}"})["exp"])
         answer = {"access_token": token, "expires_on": ends, "resource": resource, "token_type": "Bearer"}
         return "200 OK", json.dumps(answer)
@@ -349,6 +352,8 @@ class AzureLocal:
 
     def _unreachable(self, host: str) -> bool:
         account, _, domain = host.partition(".")
+        if domain == self.cloud.hosts.vault:
+            return account not in {vault for vault, _ in self.cloud.secrets}
         return domain == f"blob.{self.cloud.hosts.storage}" and account not in self.accounts
 
     def _start_afresh(self) -> None:
@@ -356,7 +361,7 @@ class AzureLocal:
         self.recording.clear()
         self.hosts, self._blobs.suffix = PUBLIC, PUBLIC.storage
         runs = Path(tempfile.mkdtemp(prefix="jobs-", dir=self.folder))
-        environment = {**self._way(), **self.identity_variables}
+        environment = {**self._way(), **self.identity_variables, "OBO_ENDPOINT": self.proxy.url + ON_BEHALF_PATH}
         self.cloud = Cloud(runs, self._blobs, environment, **asdict(self.settings))
         for container in (BLOB_CONTAINER, ARTIFACT_CONTAINER):
             self._blobs.container(self.cloud.account, container)

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 IDENTITY_PATH = "/msi/token"  # of a node's managed identity endpoint
+ON_BEHALF_PATH = "/obo/token"  # of a job with the identity of the user who submitted it
 METADATA_SERVICE = "http://169.254.169.254/"  # the Azure Instance Metadata Service
 
 
 class Proxy(socketserver.ThreadingTCPServer):
     """Tunnels connections to Azure's hosts to `target`; other hosts get a 403 response and are passed to `forbid`.
 
-    `identity_token(resource, secret)` answers the managed identity endpoint at `url`: (status, JSON).
+    `identity_token(resource, secret)` answers the managed identity endpoint at `url`: (status, JSON). secret: None for
+    the identity of the user.
     `unreachable(host)` returns whether a host would not resolve in Azure: it gets a 502 response.
     """
 
@@ -30,7 +32,7 @@ class Proxy(socketserver.ThreadingTCPServer):
         is_azure: Callable[[str], bool],
         forbid: Callable[[str], None],
         unreachable: Callable[[str], bool],
-        identity_token: Callable[[str, str], tuple[str, str]],
+        identity_token: Callable[[str, str | None], tuple[str, str]],
     ) -> None:
         super().__init__(("127.0.0.1", 0), Tunnel)
         self.target, self.is_azure, self.forbid, self.unreachable = target, is_azure, forbid, unreachable
@@ -62,9 +64,10 @@ class Tunnel(socketserver.StreamRequestHandler):
                 self._answer("502 Bad Gateway", f"no such host: {address}")
             else:
                 self._tunnel()
-        elif address.startswith(IDENTITY_PATH + "?"):
+        elif address.startswith((f"{IDENTITY_PATH}?", f"{ON_BEHALF_PATH}?")):
             resource = parse_qs(urlsplit(address).query)["resource"][0]
-            self._answer(*self.server.identity_token(resource, self.headers.get("secret", "")))
+            secret = self.headers.get("secret", "") if address.startswith(IDENTITY_PATH) else None
+            self._answer(*self.server.identity_token(resource, secret))
         elif address.startswith(METADATA_SERVICE):
             self._answer("403 Forbidden", "connecting to 169.254.169.254: network is unreachable")
         elif address:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .hosts import MANAGEMENT
+from .hosts import MANAGEMENT, VAULT
 from .messages import Reply, Request, ServiceError, json_reply
 from .routing import WORKSPACE, Routes
 
@@ -101,6 +101,8 @@ def group_of(cloud: Cloud) -> str:
 
 def forbidden_action(cloud: Cloud, request: Request) -> str | None:
     """The action that the caller's roles do not permit, or None."""
+    if cloud.hosts.kind(request.host) == VAULT:  # which has roles of its own
+        return None
     is_managed = cloud.hosts.kind(request.host) == MANAGEMENT
     action = action_of(request) if is_managed else f"{AML}/workspaces/experiments/runs/{verb_of(request)}"
     scope = request.path if is_managed else cloud.scope

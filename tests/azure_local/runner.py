@@ -22,6 +22,7 @@ from .jobs_state import ENDED, Job
 from .locations import COMPUTE, USER, LocationError, find_location
 
 SYNC_S = 0.1
+LAST_LINES = 3  # of the log, in the error of a job that failed
 GRACE_S = 5.0  # between SIGTERM and SIGKILL
 
 
@@ -56,7 +57,8 @@ def run_job(cloud: Cloud, job: Job) -> None:
 
 def end(job: Job, status: str) -> None:
     if status == "Failed" and job.error is None:
-        job.error = job_error("UserError", f"Execution failed. User process exited with status code {job.exit_code}.")
+        message = f"Execution failed. User process exited with status code {job.exit_code}."
+        job.error = job_error("UserError", f"{message} Error: {job.last_lines}" if job.last_lines else message)
     job.ended = now()
     job.move_to(status)
 
@@ -112,6 +114,7 @@ class Attempt:
             self.clear_outputs()
             return True
         self.carry()
+        self.job.last_lines = "\n".join(self.log.read_text(errors="replace").splitlines()[-LAST_LINES:])
         if not self.job.cancelled.is_set():
             self.job.move_to("Finalizing")
         for mirror in self.at_the_end:
@@ -194,13 +197,16 @@ class Attempt:
         audience = f"https://{cloud.hosts.management}"
         token = entra.make_token(cloud.tenant, audience, 86400, run=job.name, oid=cloud.object_id)
         path = os.pathsep.join([os.path.dirname(cloud.python), os.environ["PATH"]])
+        inherited = dict(cloud.job_environment)
+        if identity_of(cloud, job) != USER:
+            del inherited["OBO_ENDPOINT"]
         context = {"run_attempt_count": job.attempt, "vm_priority": cloud.vm_priority, "node_count": 1, "gpu_count": 0}
         return {
             "PATH": path,
             "HOME": str(self.folder),
             "LANG": "C.UTF-8",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-            **cloud.job_environment,
+            **inherited,
             "AZUREML_RUN_ID": job.name,
             "AZUREML_ROOT_RUN_ID": job.parent or job.name,
             "AZUREML_EXPERIMENT_NAME": job.experiment,

@@ -322,6 +322,9 @@ def test_tags_and_variables_of_all_sources_are_merged_by_name(tmp_path: Path) ->
                 f"https://me:{HIDDEN}@host",
                 f"ghp_{HIDDEN}xxxxxxxxx",
                 f"AccountKey={HIDDEN}",
+                f"Server=x;Password={HIDDEN}",
+                f"abc8Q~{HIDDEN:x<30}",
+                f"-----BEGIN RSA PRIVATE KEY-----{HIDDEN}",
             )
         ),
         ({"env": ("T_TOKEN=@keyvault:http://v/secrets/s",)}, "--env T_TOKEN: after @keyvault: write https://VAULT"),
