@@ -26,10 +26,11 @@ import click
 
 from msggan.commands.options import (
     COMMON,
+    Hardware,
     command,
     data_option,
-    hardware_options,
     option,
+    options_of,
     output_option,
     parse_with,
     required,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     callback=required("--run-dir", "Name the folder for the run."),
 )
 @train_options
-@hardware_options
+@options_of(Hardware)
 @tracking_option
 @output_option
 def train(

@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from msggan.commands.options import nearest, to_argv
+from msggan.commands.options import argv_of, nearest, to_argv
 from msggan.config import TrainConfig, explicit_values
 from msggan.errors import RunFolderError, UsageError
 from msggan.runs.folder import UNREADABLE_HINT, RunFolder, state_of
@@ -131,7 +131,7 @@ def next_commands(spec: RunSpec, runs_dir: str, state: str, images_seen: int) ->
     # A workspace may be configured by then: a local run must not be resumed as a job on Azure.
     submit = ["submit", "--data", str(spec.data), "--name", spec.name, "--target", "local", *runs_dir_args(runs_dir)]
     kimg = _kimg_to_continue(spec.config.kimg or 0, state, images_seen)
-    options = [*to_argv(TrainConfig(**{**explicit_values(spec.config), "kimg": kimg})), *spec.hardware.to_argv()]
+    options = [*to_argv(TrainConfig(**{**explicit_values(spec.config), "kimg": kimg})), *argv_of(spec.hardware)]
     sample = [next_command(runs_dir, "sample", spec.name)] if state == "completed" else []
     return [*sample, shlex.join(["msggan-aml", *submit, *options])]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from msggan.commands.options import PACK_SUFFIX, Hardware, data_problems, to_argv
+from msggan.commands.options import PACK_SUFFIX, Hardware, argv_of, data_problems, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.data_source import CONTAINER_BEFORE_HOST, FORMS, DataAsset, is_remote, read_address
@@ -39,7 +39,7 @@ class RunSpec:
     def command(self, *, data: str, run_dir: str, python: str = "python") -> list[str]:
         """The command line of the run, with the target's locations of the images and of the run folder."""
         program = [python, "-m", "msggan.train", "--data", data, "--run-dir", run_dir]
-        return [*program, *to_argv(self.config), *self.hardware.to_argv()]
+        return [*program, *to_argv(self.config), *argv_of(self.hardware)]
 
 
 # --- Names ------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from orchestration.settings import Settings, Workspace, read_settings
 from orchestration.spec import RunSpec, default_name, name_of_trial, name_problems, source_problems, trial_named
 from orchestration.status import Download, ProvisionPlan, Question, Reporter, RunStatus
 from orchestration.sweeps.space import SearchSpace, read_space
-from orchestration.sweeps.spec import SweepSpec, default_trials, objective_of, sweep_name
+from orchestration.sweeps.spec import SweepSpec, default_trials, sweep_name
+from orchestration.sweeps.trials import Objective
 
 if TYPE_CHECKING:
     from msggan.networks import Generator
@@ -215,8 +216,7 @@ class Target(ABC):
             name=name,
             trials=trials,
             sampling=sampling,
-            objective=objective,
-            direction=direction,
+            objective=Objective(objective, direction or ""),
             hardware=Hardware(device, workers),
             **options,
         )
@@ -308,11 +308,12 @@ def build_sweep_spec(
     name: str | None,
     trials: int | None,
     sampling: str,
-    objective: str,
-    direction: str | None,
     **options: Any,
 ) -> SweepSpec:
-    """The specification of a sweep with its defaults. Raises UsageError with every problem, also with the data."""
+    """The specification of a sweep with its defaults. Raises UsageError with every problem, also with the data.
+
+    options: further fields of `SweepSpec`.
+    """
     problems, space = source_problems(str(data)), SearchSpace(())
     with collecting(problems):
         space = read_space(over, config)
@@ -322,7 +323,6 @@ def build_sweep_spec(
             data=data,
             name=name or sweep_name(data or "data"),
             space=space,
-            objective=objective_of(objective, direction),
             sampling=sampling,
             trials=default_trials(space, sampling) if trials is None else trials,
             **options,

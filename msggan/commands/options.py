@@ -9,9 +9,9 @@ import inspect
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, TypeVar
@@ -184,6 +184,74 @@ class OneOf(click.ParamType):  # type: ignore[type-arg]
         return str(value)
 
 
+# --- Options that are fields of a dataclass ---------------------------------------------------------------------------
+
+
+def option_field(default: Any, help: str, /, *, flag: str = "", **attributes: Any) -> Any:  # noqa: A002 - click's own word
+    """A field of a dataclass that is also an option, with its default. attributes: of `option`.
+
+    flag: if it is not the field's name.
+    """
+    if default not in (None, False) and "[default: " not in help:
+        help = f"{help}  [default: {default}]"  # noqa: A001
+    kind = {"is_flag": True} if default is False else {"default": default}
+    return field(default=default, metadata={"flag": flag, "option": {**kind, "help": help, **attributes}})
+
+
+def options_of(kind: type[Any]) -> Callable[[Command], Command]:
+    """Adds the options of a dataclass, and of the dataclasses in it; the command gets what `pop_fields` takes."""
+
+    def decorate(command: Command) -> Command:
+        for spec in reversed(fields(kind)):  # the decorator nearest to the function comes last in the help
+            if inner := _inner(spec):
+                command = options_of(inner)(command)
+            elif "option" in spec.metadata:
+                command = option(_flag_of(spec), **spec.metadata["option"])(command)
+        return command
+
+    return decorate
+
+
+def pop_fields(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of the fields of a dataclass that are options. They are removed from `values`, the options' values."""
+    found: dict[str, Any] = {}
+    for spec in fields(kind):
+        if inner := _inner(spec):
+            found[spec.name] = inner(**pop_fields(inner, values))
+        elif "option" in spec.metadata:
+            found[spec.name] = values.pop(_flag_of(spec).removeprefix("--").replace("-", "_"))
+    return found
+
+
+def argv_of(options: Any, *, left_out: Collection[str] = ()) -> list[str]:
+    """The options that set the fields of a dataclass; nothing for defaults. left_out: fields that are no options."""
+    args: list[str] = []
+    for spec in fields(options):
+        value = getattr(options, spec.name)
+        if spec.name in left_out or value == spec.default:
+            continue
+        if _inner(spec):
+            args += argv_of(value, left_out=left_out)
+        elif value is True:
+            args.append(_flag_of(spec))
+        else:
+            args += [_flag_of(spec), spec.metadata.get("as_text", _as_text)(value)]
+    return args
+
+
+def _as_text(value: Any) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _inner(spec: Field[Any]) -> Any:
+    """The class of a field that is a dataclass itself, else None."""
+    return spec.default_factory if is_dataclass(spec.default_factory) else None
+
+
+def _flag_of(spec: Field[Any]) -> str:
+    return spec.metadata.get("flag") or flag(spec.name)
+
+
 # --- What to train: TrainConfig ---------------------------------------------------------------------------------------
 
 
@@ -285,15 +353,17 @@ def _format_value(name: str, value: Any) -> str:
 # --- Where to train: the hardware -------------------------------------------------------------------------------------
 
 DEVICE = OneOf("auto", "cpu", "cuda", "cuda:N", "mps", pattern="auto|cpu|cuda|cuda:[0-9]{1,3}|mps")
+DEVICE_HELP = "The device to use.  [default: auto: the fastest available]"
 WORKERS = Number(int, Range(0, 256))
+WORKERS_HELP = "Threads that decode images (0: chosen by the number of cores).  [default: 0]"
 
 
 @dataclass(frozen=True)
 class Hardware:
     """The part of a machine that trains. workers: threads that decode images, 0 for a number that fits the cores."""
 
-    device: str = "auto"
-    workers: int = 0
+    device: str = option_field("auto", DEVICE_HELP, type=DEVICE, section=COMMON)
+    workers: int = option_field(0, WORKERS_HELP, type=WORKERS, section=WHERE)
 
     def __post_init__(self) -> None:
         problems = []
@@ -303,36 +373,6 @@ class Hardware:
             except click.BadParameter as error:
                 problems.append(f"{name} {value}: {error.message}")
         refuse(problems)
-
-    def to_argv(self) -> list[str]:
-        return argv_of(self)
-
-
-def argv_of(options: Any, **as_text: Callable[[Any], str]) -> list[str]:
-    """The options that set the fields of a dataclass; nothing for defaults. as_text: how to write a field, by name."""
-    args: list[str] = []
-    for spec in fields(options):
-        value = getattr(options, spec.name)
-        if value is True:
-            args.append(flag(spec.name))
-        elif value != spec.default:
-            args += [flag(spec.name), as_text.get(spec.name, str)(value)]
-    return args
-
-
-def hardware_options(command: Command) -> Command:
-    """Adds --device and --workers."""
-    return device_option(section=COMMON)(workers_option(section=WHERE)(command))
-
-
-def workers_option(*, section: str = "") -> Callable[[Command], Command]:
-    text = "Threads that decode images (0: chosen by the number of cores).  [default: 0]"
-    return option("--workers", default=0, type=WORKERS, help=text, section=section)
-
-
-def device_option(*, section: str = "") -> Callable[[Command], Command]:
-    text = "The device to use.  [default: auto: the fastest available]"
-    return option("--device", default="auto", type=DEVICE, help=text, section=section)
 
 
 def tracking_option(command: Command) -> Command:

@@ -6,23 +6,26 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
 from msggan.commands.options import (
+    DEVICE,
+    DEVICE_HELP,
     PACK_SUFFIX,
+    WORKERS,
+    WORKERS_HELP,
     Command,
     Number,
-    argv_of,
     config_option,
-    device_option,
     option,
+    option_field,
+    options_of,
     parse_with,
     refuse,
-    workers_option,
 )
 from msggan.commands.program import print_json
 from msggan.config import Range, TrainConfig, flag
@@ -96,8 +99,9 @@ def output_file(example: str) -> Callable[[str], str]:
     return checked_path
 
 
-def force_option(command: Command) -> Command:
-    return option("--force", is_flag=True, help="Overwrite existing files.")(command)
+def force_field() -> bool:
+    """The field `force` of the options of a command that writes files."""
+    return option_field(False, "Overwrite existing files.")  # type: ignore[no-any-return]
 
 
 def existing_problems(path: str | None, *, force: bool, option: str = "") -> list[str]:
@@ -114,19 +118,38 @@ def existing_problems(path: str | None, *, force: bool, option: str = "") -> lis
 class SampleOptions:
     """Which pictures and films to make, of which seeds. `out` None is `generated` in the run folder."""
 
-    seeds: Sequence[int] = range(16)
-    grid: bool = False
-    files: bool = False
-    all_scales: bool = False
-    film: str | None = None
-    progress_film: str | None = None
-    scale: int | None = None
-    truncation: float = 1.0
-    seconds: float | None = None
-    fps: int = 24
-    out: str | None = None
-    force: bool = False
-    device: str = "auto"
+    seeds: Sequence[int] = field(default=range(16), metadata={"as_text": format_seeds})
+    grid: bool = option_field(False, "One image with all samples side by side (the default).")
+    files: bool = option_field(False, "One file per image.")
+    all_scales: bool = option_field(False, "One column per image, with every scale from 4 pixels up.")
+    film: str | None = option_field(
+        None, "A smooth loop through the seeds, as FILE.mp4 or FILE.webp in --out.", metavar="FILE", type=film_name
+    )
+    progress_film: str | None = option_field(
+        None,
+        "The run's sample grids during training, as FILE.mp4 or FILE.webp in --out.",
+        metavar="FILE",
+        type=film_name,
+    )
+    scale: int | None = option_field(
+        None, "The scale to show, such as 16.  [default: the finest]", metavar="PIXELS", type=SCALE
+    )
+    truncation: float = option_field(
+        1.0,
+        "Truncation trick: from 1 (as trained) to 0 (all images alike).  [default: 1]",
+        type=Number(float, Range(0, 1)),
+    )
+    seconds: float | None = option_field(
+        None,
+        "Length of a film.  [default: 1 per seed; 0.25 per sample grid]",
+        type=Number(float, Range(0, 3600, low_included=False)),
+    )
+    fps: int = option_field(24, "Frames per second of a film.", type=Number(int, Range(1, 120)))
+    out: str | None = option_field(
+        None, "The folder for the files.  [default: generated in the run folder]", metavar="FOLDER"
+    )
+    force: bool = force_field()
+    device: str = option_field("auto", DEVICE_HELP, type=DEVICE)
 
     @property
     def makes_grid(self) -> bool:
@@ -146,57 +169,16 @@ class SampleOptions:
         """Frames of a film of this length, unless --seconds sets another."""
         return round((self.seconds or seconds) * self.fps)
 
-    def to_argv(self) -> list[str]:
-        return argv_of(self, seeds=format_seeds)
-
 
 def sample_options(command: Command) -> Command:
     """Adds the options of SampleOptions; the command gets what `parse_sample` takes."""
-    for add in reversed(_SAMPLE_OPTIONS):  # the decorator nearest to the function comes last in the help
-        command = add(command)
-    return command
-
-
-_SAMPLE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    device_option(),
-    option(
-        "--num",
-        type=Number(int, Range(1, MAX_PICTURES)),
-        help="Number of images: seeds SEED, SEED + 1, …  [default: 16]",
-    ),
-    option("--seed", type=Number(int, Range(0, MAX_SEED)), help="Seed of the first image.  [default: 0]"),
-    option("--seeds", metavar="LIST", type=parse_seeds, help="Generate exactly these seeds: 0-15, 3,7,9 or 1,4-6."),
-    option("--grid", is_flag=True, help="One image with all samples side by side (the default)."),
-    option("--files", is_flag=True, help="One file per image."),
-    option("--all-scales", is_flag=True, help="One column per image, with every scale from 4 pixels up."),
-    option(
-        "--film",
-        metavar="FILE",
-        type=film_name,
-        help="A smooth loop through the seeds, as FILE.mp4 or FILE.webp in --out.",
-    ),
-    option(
-        "--progress-film",
-        metavar="FILE",
-        type=film_name,
-        help="The run's sample grids during training, as FILE.mp4 or FILE.webp in --out.",
-    ),
-    option("--scale", metavar="PIXELS", type=SCALE, help="The scale to show, such as 16.  [default: the finest]"),
-    option(
-        "--truncation",
-        default=1.0,
-        type=Number(float, Range(0, 1)),
-        help="Truncation trick: from 1 (as trained) to 0 (all images alike).  [default: 1]",
-    ),
-    option(
-        "--seconds",
-        type=Number(float, Range(0, 3600, low_included=False)),
-        help="Length of a film.  [default: 1 per seed; 0.25 per sample grid]",
-    ),
-    option("--fps", default=24, type=Number(int, Range(1, 120)), help="Frames per second of a film.  [default: 24]"),
-    option("--out", metavar="FOLDER", help="The folder for the files.  [default: generated in the run folder]"),
-    force_option,
-)
+    command = options_of(SampleOptions)(command)
+    text = "Generate exactly these seeds: 0-15, 3,7,9 or 1,4-6."
+    command = option("--seeds", metavar="LIST", type=parse_seeds, help=text)(command)
+    text = "Seed of the first image.  [default: 0]"
+    command = option("--seed", type=Number(int, Range(0, MAX_SEED)), help=text)(command)
+    text = "Number of images: seeds SEED, SEED + 1, …  [default: 16]"
+    return option("--num", type=Number(int, Range(1, MAX_PICTURES)), help=text)(command)
 
 
 def parse_sample(
@@ -264,32 +246,25 @@ def show_files(files: Sequence[str], output: str) -> None:
 class ExportOptions:
     """Which files to write, None: not this one. scale: of the ONNX file, None for all."""
 
-    onnx: str | None = None
-    pth: str | None = None
-    scale: int | None = None
-    force: bool = False
-
-    def to_argv(self) -> list[str]:
-        return argv_of(self)
-
-
-def export_options(command: Command) -> Command:
-    """Adds the options of ExportOptions."""
-    command = option(
-        "--scale", metavar="PIXELS", type=SCALE, help="Export only this scale to ONNX, such as 16.  [default: all]"
-    )(force_option(command))
-    command = option(
-        "--pth",
-        metavar="OUT.pth",
-        type=output_file("generator.pth"),
-        help="Write the weights in the format of BMSG-GAN.",
-    )(command)
-    return option(
-        "--onnx",
+    onnx: str | None = option_field(
+        None,
+        "Write an ONNX model, which runs without msggan and torch.",
         metavar="OUT.onnx",
         type=output_file("generator.onnx"),
-        help="Write an ONNX model, which runs without msggan and torch.",
-    )(command)
+    )
+    pth: str | None = option_field(
+        None,
+        "Write the weights in the format of BMSG-GAN.",
+        metavar="OUT.pth",
+        type=output_file("generator.pth"),
+    )
+    scale: int | None = option_field(
+        None, "Export only this scale to ONNX, such as 16.  [default: all]", metavar="PIXELS", type=SCALE
+    )
+    force: bool = force_field()
+
+
+export_options = options_of(ExportOptions)
 
 
 def parse_export(problems: Sequence[str], **values: Any) -> ExportOptions:
@@ -318,20 +293,17 @@ class PackOptions:
 
     resolution: int | None = None
     background: str | None = None
-    workers: int = 0
-    force: bool = False
+    workers: int = option_field(0, WORKERS_HELP, type=WORKERS)
+    force: bool = force_field()
 
     @property
     def config(self) -> TrainConfig:
         return TrainConfig(resolution=self.resolution, background=self.background)  # type: ignore[arg-type]
 
-    def to_argv(self) -> list[str]:
-        return argv_of(self)
-
 
 def pack_options(command: Command) -> Command:
     """Adds the options of PackOptions."""
-    command = config_option("background")(workers_option()(force_option(command)))
+    command = config_option("background")(options_of(PackOptions)(command))
     text = "Side of the packed images, in pixels, and the resolution that trains on them. Default: the images' own, at "
     return config_option("resolution", help=f"{text}most 256.")(command)
 

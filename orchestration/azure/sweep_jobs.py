@@ -27,8 +27,8 @@ from orchestration.azure.jobs import (
 )
 from orchestration.spec import RunSpec
 from orchestration.sweeps.space import Choice, Dimension, Interval
-from orchestration.sweeps.spec import KNOWN_METRICS, SweepSpec
-from orchestration.sweeps.trials import ENDED, EarlyStopping, Trial
+from orchestration.sweeps.spec import SweepSpec
+from orchestration.sweeps.trials import ENDED, KNOWN_METRICS, EarlyStopping, Trial
 
 # A trial that starts again has the same AZUREML_RUN_ID, and finds its folder there.
 TRIAL_FOLDER = f"{RUN_PLACEHOLDER}/trials/$AZUREML_RUN_ID"

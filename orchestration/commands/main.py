@@ -19,11 +19,12 @@ from msggan.commands.options import (
     Hardware,
     Number,
     argument,
+    argv_of,
     checked,
     collecting,
     data_argument,
-    hardware_options,
     option,
+    options_of,
     output_option,
     parse_with,
     path_problems,
@@ -121,7 +122,7 @@ def msggan_aml(context: click.Context) -> None:
     help="Only test resuming: kill a short local run three times and report how much work each loss costs.",
 )
 @train_options
-@hardware_options
+@options_of(Hardware)
 @output_option
 def submit(
     *,
@@ -327,7 +328,7 @@ def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
     with collecting(run_problems):
         serving, name = find_target(run, target, flags, ())
     options = parse_sample([*run_problems, *problems], **values)
-    args = ["--run-dir", serving.weights(name), *options.to_argv()]
+    args = ["--run-dir", serving.weights(name), *argv_of(options)]
     result = run_verb("sample", args, expects="files", process="sampling", hint="Run it again with --force.")
     show_files(result["files"], output)
     return 0
@@ -357,7 +358,7 @@ def export(
         return 0
     run_problems += ["--yaml: cannot be combined with --onnx or --pth."] if yaml else []
     options = parse_export([*run_problems, *problems], **values)
-    args = ["--run-dir", serving.weights(name), *options.to_argv()]
+    args = ["--run-dir", serving.weights(name), *argv_of(options)]
     result = run_verb("export", args, expects="files", process="exporting", hint="Run it again.")
     show_files(result["files"], output)
     return 0
@@ -375,7 +376,7 @@ def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **value
     images give the same file.
     """
     options = parse_pack(problems, out, **values)
-    args = ["--data", folder, "--out", out, *options.to_argv()]
+    args = ["--data", folder, "--out", out, *argv_of(options)]
     show_pack(run_verb("pack", args, expects="path", process="packing", hint="Run it again."), output)
     return 0
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from msggan.commands.options import (
     AZURE,
     COMMON,
-    SWEEP,
-    Hardware,
-    Number,
     collecting,
     data_argument,
-    hardware_options,
     option,
+    options_of,
     output_option,
+    pop_fields,
     refuse,
     train_options,
 )
-from msggan.config import Range, TrainConfig, explicit_values, flag, parse, problems_of
+from msggan.config import TrainConfig, explicit_values, flag, parse, problems_of
 from msggan.errors import UsageError
 from orchestration.commands.terminal import (
     CommandsOrData,
@@ -43,17 +41,10 @@ from orchestration.commands.terminal import (
 from orchestration.copies import forget_download, is_copy
 from orchestration.settings import JOB_SETTINGS, Flags, Settings
 from orchestration.spec import name_of_trial, trial_named
-from orchestration.sweeps.spec import (
-    DEFAULT_TRIALS,
-    DIRECTIONS,
-    SAMPLINGS,
-)
+from orchestration.sweeps.spec import SweepSpec
 from orchestration.sweeps.status import SweepStatus, sweep_lines
-from orchestration.sweeps.trials import POLICIES, EarlyStopping, Trial
+from orchestration.sweeps.trials import Trial
 from orchestration.targets import SweepTarget, build_sweep_spec, build_target, choose, target_of
-
-WHOLE, FRACTION = (Number(kind, Range(-math.inf)) for kind in (int, float))  # SweepSpec checks their ranges
-sweep_option = partial(option, section=SWEEP)
 
 
 @click.group(
@@ -70,63 +61,7 @@ sweep_option = partial(option, section=SWEEP)
     metavar="NAME[=VALUES]",
     help="An option to search: NAME (its default range), NAME=LOW..HIGH or NAME=a,b,c. May be repeated.",
 )
-@option(
-    "--trials",
-    section=COMMON,
-    type=WHOLE,
-    help=f"Number of trials.  [default: {DEFAULT_TRIALS}, at most all combinations; grid: all]",
-)
-@sweep_option(
-    "--concurrent", default=1, type=WHOLE, help="How many trials run at once, sharing the cores.  [default: 1]"
-)
-@sweep_option(
-    "--sampling",
-    default=SAMPLINGS[0],
-    metavar="|".join(SAMPLINGS),
-    help="How the settings are drawn.  [default: random]",
-)
-@sweep_option("--sampling-seed", default=0, type=WHOLE, help="Seed of the drawn settings.  [default: 0]")
-@sweep_option("--timeout", metavar="HOURS", type=FRACTION, help="Limit of the whole sweep.  [default: none]")
-@sweep_option("--objective", default="swd", metavar="METRIC", help="The metric to compare trials by.  [default: swd]")
-@sweep_option(
-    "--direction",
-    metavar="|".join(DIRECTIONS),
-    help="Whether a lower or a higher value is better.  [default: the metric's own]",
-)
-@sweep_option(
-    "--stop-early",
-    default="none",
-    metavar="|".join(POLICIES),
-    help="Policy that stops bad trials early.  [default: none]",
-)
-@sweep_option(
-    "--stop-interval",
-    default=1,
-    metavar="N",
-    type=WHOLE,
-    help="Apply the policy at every N-th measurement.  [default: 1]",
-)
-@sweep_option(
-    "--stop-delay",
-    default=0,
-    metavar="N",
-    type=WHOLE,
-    help="Apply the policy from the N-th measurement on.  [default: 0]",
-)
-@sweep_option(
-    "--slack", metavar="RATIO", type=FRACTION, help="bandit: allowed distance from the best trial, as 0.2 for 20 %."
-)
-@sweep_option("--slack-amount", metavar="DIFFERENCE", type=FRACTION, help="bandit: the same, as a difference.")
-@sweep_option(
-    "--truncate", metavar="PERCENT", type=WHOLE, help="truncation: the share of trials to stop each time, 1 to 99."
-)
-@sweep_option(
-    "--max-failed-fraction",
-    default=0.5,
-    metavar="FRACTION",
-    type=FRACTION,
-    help="Give up when more than this fraction of the trials fails.  [default: 0.5]",
-)
+@options_of(SweepSpec)
 @target_option("Where to train.  [default: auto]")
 @option(
     "--name",
@@ -139,7 +74,6 @@ sweep_option = partial(option, section=SWEEP)
 @option("--detach", section=COMMON, is_flag=True, help="On Azure: return when the job is submitted.")
 @option("--yes", section=AZURE, is_flag=True, help="Do not ask for confirmation of costs.")
 @train_options
-@hardware_options
 @output_option
 @click.pass_context
 def sweep(
@@ -148,31 +82,15 @@ def sweep(
     *,
     data: str | None,
     over: tuple[str, ...],
-    trials: int | None,
-    concurrent: int,
-    sampling: str,
-    sampling_seed: int,
-    timeout: float | None,
-    objective: str,
-    direction: str | None,
-    stop_early: str,
-    stop_interval: int,
-    stop_delay: int,
-    slack: float | None,
-    slack_amount: float | None,
-    truncate: int | None,
-    max_failed_fraction: float,
     target: str,
     name: str | None,
     flags: Flags,
     dry_run: bool,
     detach: bool,
     yes: bool,
-    device: str,
-    workers: int,
     output: str,
     problems: list[str],
-    **texts: str | bool | None,
+    **values: Any,
 ) -> int:
     """Search for good settings: train many short trials on the images at PATH and report the best.
 
@@ -185,31 +103,10 @@ def sweep(
     with collecting(problems):
         settings = read_settings_here(flags)
     with collecting(problems):
-        config = parse(texts)
+        options = pop_fields(SweepSpec, values)
+        config = parse(values)
     with collecting(problems):
-        spec = build_sweep_spec(
-            config,
-            data=data or "",
-            over=over,
-            name=name,
-            trials=trials,
-            concurrent=concurrent,
-            sampling=sampling,
-            sampling_seed=sampling_seed,
-            timeout_hours=timeout,
-            objective=objective,
-            direction=direction,
-            early_stopping=EarlyStopping(
-                policy=stop_early,
-                interval=stop_interval,
-                delay=stop_delay,
-                slack_factor=slack,
-                slack_amount=slack_amount,
-                percentage=truncate,
-            ),
-            max_failed_fraction=max_failed_fraction,
-            hardware=Hardware(device, workers),
-        )
+        spec = build_sweep_spec(config, data=data or "", over=over, name=name, **options)
     refuse(problems)
 
     chosen, reason = choose(target, settings.workspace)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from msggan.commands.options import Hardware, must_be_one_of, nearest, to_argv
+from msggan.commands.options import COMMON, Hardware, argv_of, must_be_one_of, nearest, option_field, to_argv
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.spec import default_name, name_problems
 from orchestration.sweeps.space import MAX_TRIALS, Interval, SearchSpace, format_value
-from orchestration.sweeps.trials import POLICY_OPTIONS, EarlyStopping, Objective, early_stopping_problems
+from orchestration.sweeps.trials import (
+    DIRECTIONS,
+    FRACTION,
+    KNOWN_METRICS,
+    WHOLE,
+    EarlyStopping,
+    Objective,
+    early_stopping_problems,
+    sweep_field,
+)
 
 SAMPLINGS = ("random", "grid", "bayesian", "sobol")
-DIRECTIONS = ("minimize", "maximize")
-# The metrics in metrics.jsonl and their better direction; besides swd_16, swd_32 …
-KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
 DEFAULT_TRIALS = 20
 
 
@@ -32,14 +38,24 @@ class SweepSpec:
     data: str | Path
     name: str
     space: SearchSpace
+    trials: int = option_field(
+        DEFAULT_TRIALS,
+        f"Number of trials.  [default: {DEFAULT_TRIALS}, at most all combinations; grid: all]",
+        default=None,
+        section=COMMON,
+        type=WHOLE,
+    )
+    concurrent: int = sweep_field(1, "How many trials run at once, sharing the cores.", type=WHOLE)
+    sampling: str = sweep_field("random", "How the settings are drawn.", metavar="|".join(SAMPLINGS))
+    sampling_seed: int = sweep_field(0, "Seed of the drawn settings.  [default: 0]", type=WHOLE)
+    timeout_hours: float | None = sweep_field(
+        None, "Limit of the whole sweep.  [default: none]", flag="--timeout", metavar="HOURS", type=FRACTION
+    )
     objective: Objective = field(default_factory=Objective)
-    sampling: str = "random"
-    sampling_seed: int = 0
-    trials: int = DEFAULT_TRIALS
-    concurrent: int = 1
-    timeout_hours: float | None = None
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
-    max_failed_fraction: float = 0.5
+    max_failed_fraction: float = sweep_field(
+        0.5, "Give up when more than this fraction of the trials fails.", metavar="FRACTION", type=FRACTION
+    )
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
@@ -49,33 +65,12 @@ class SweepSpec:
 
     def to_argv(self) -> list[str]:
         """The options of `msggan-aml sweep` that give this sweep; defaults are left out."""
-        defaults = {spec.name: spec.default for spec in fields(SweepSpec)}
-        stopping, unset = self.early_stopping, EarlyStopping()
-        values = [
-            ("--data", self.data, None),
-            *(("--over", text, None) for text in self.space.as_texts()),
-            ("--trials", self.trials, None),
-            ("--concurrent", self.concurrent, defaults["concurrent"]),
-            ("--sampling", self.sampling, defaults["sampling"]),
-            ("--sampling-seed", self.sampling_seed, defaults["sampling_seed"]),
-            ("--timeout", self.timeout_hours, None),
-            ("--objective", self.objective.metric, Objective().metric),
-            ("--direction", self.objective.direction, objective_of(self.objective.metric, None).direction),
-            ("--stop-early", stopping.policy, unset.policy),
-            ("--stop-interval", stopping.interval, unset.interval),
-            ("--stop-delay", stopping.delay, unset.delay),
-            *((option, getattr(stopping, name), None) for name, (option, _) in POLICY_OPTIONS.items()),
-            ("--max-failed-fraction", self.max_failed_fraction, defaults["max_failed_fraction"]),
-            ("--name", self.name, None),
-        ]
-        set_values = [(option, value) for option, value, default in values if value not in (None, default)]
-        args = [arg for option, value in set_values for arg in (option, format_value(value))]
-        return [*args, *to_argv(self.config), *self.hardware.to_argv()]
-
-
-def objective_of(metric: str, direction: str | None) -> Objective:
-    """The objective; without a direction, the metric's own."""
-    return Objective(metric, direction or KNOWN_METRICS.get(metric, "minimize"))
+        over = [arg for text in self.space.as_texts() for arg in ("--over", text)]
+        left_out = ["config", "data", "name", "space", "trials", "hardware"]
+        if self.objective == Objective(self.objective.metric):
+            left_out.append("direction")
+        options = ["--data", str(self.data), *over, "--trials", str(self.trials), *argv_of(self, left_out=left_out)]
+        return [*options, "--name", self.name, *to_argv(self.config), *argv_of(self.hardware)]
 
 
 def default_trials(space: SearchSpace, sampling: str) -> int:

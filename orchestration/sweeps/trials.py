@@ -14,18 +14,35 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
-from msggan.commands.options import must_be_one_of
+from msggan.commands.options import SWEEP, Number, must_be_one_of, option_field
+from msggan.config import Range
 
 ENDED = ("completed", "stopped", "failed")  # a trial in one of these states is not started again
+# The metrics in metrics.jsonl and their better direction; besides swd_16, swd_32 …
+KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
+DIRECTIONS = ("minimize", "maximize")
+WHOLE, FRACTION = (Number(kind, Range(-math.inf)) for kind in (int, float))  # SweepSpec checks their ranges
 CANCELLED = "Cancelled by the user."  # the reason of a trial that was cancelled without its sweep
+
+
+def sweep_field(default: Any, help: str, /, **attributes: Any) -> Any:  # noqa: A002 - click's own word for it
+    """A field of a sweep's specification that is an option of `sweep`."""
+    return option_field(default, help, section=SWEEP, **attributes)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The metric that trials are compared by. direction: minimize or maximize."""
+    """The metric that trials are compared by. direction: minimize or maximize, by default the metric's own."""
 
-    metric: str = "swd"
-    direction: str = "minimize"
+    metric: str = sweep_field("swd", "The metric to compare trials by.", flag="--objective", metavar="METRIC")
+    direction: str = sweep_field(
+        "",
+        "Whether a lower or a higher value is better.  [default: the metric's own]",
+        metavar="|".join(DIRECTIONS),
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "direction", self.direction or KNOWN_METRICS.get(self.metric, "minimize"))
 
     def is_better(self, value: float, other: float) -> bool:
         return value < other if self.direction == "minimize" else value > other
@@ -119,12 +136,6 @@ def failures_reason(reasons: Sequence[str], planned: int) -> str:
 # --- Early stopping ---------------------------------------------------------------------------------------------------
 
 POLICIES = ("none", "median", "bandit", "truncation")
-# The option that sets a field of `EarlyStopping`, and the policy that it belongs to.
-POLICY_OPTIONS = {
-    "slack_factor": ("--slack", "bandit"),
-    "slack_amount": ("--slack-amount", "bandit"),
-    "percentage": ("--truncate", "truncation"),
-}
 
 
 @dataclass(frozen=True)
@@ -136,12 +147,36 @@ class EarlyStopping:
     or a difference. percentage: the share of the trials to stop at each decision (truncation), 1 to 99.
     """
 
-    policy: str = "none"
-    interval: int = 1
-    delay: int = 0
-    slack_factor: float | None = None
-    slack_amount: float | None = None
-    percentage: int | None = None
+    policy: str = sweep_field(
+        "none", "Policy that stops bad trials early.", flag="--stop-early", metavar="|".join(POLICIES)
+    )
+    interval: int = sweep_field(
+        1, "Apply the policy at every N-th measurement.", flag="--stop-interval", metavar="N", type=WHOLE
+    )
+    delay: int = sweep_field(
+        0,
+        "Apply the policy from the N-th measurement on.  [default: 0]",
+        flag="--stop-delay",
+        metavar="N",
+        type=WHOLE,
+    )
+    slack_factor: float | None = sweep_field(
+        None,
+        "bandit: allowed distance from the best trial, as 0.2 for 20 %.",
+        flag="--slack",
+        metavar="RATIO",
+        type=FRACTION,
+    )
+    slack_amount: float | None = sweep_field(
+        None, "bandit: the same, as a difference.", metavar="DIFFERENCE", type=FRACTION
+    )
+    percentage: int | None = sweep_field(
+        None,
+        "truncation: the share of trials to stop each time, 1 to 99.",
+        flag="--truncate",
+        metavar="PERCENT",
+        type=WHOLE,
+    )
 
 
 def early_stopping_problems(stopping: EarlyStopping) -> list[str]:
@@ -155,8 +190,12 @@ def early_stopping_problems(stopping: EarlyStopping) -> list[str]:
         problems.append(f"--stop-delay {stopping.delay}: must be 0 or more.")
     problems += [
         f"{option}: requires --stop-early {policy}."
-        for name, (option, policy) in POLICY_OPTIONS.items()
-        if getattr(stopping, name) is not None and policy != stopping.policy
+        for option, policy, value in (
+            ("--slack", "bandit", stopping.slack_factor),
+            ("--slack-amount", "bandit", stopping.slack_amount),
+            ("--truncate", "truncation", stopping.percentage),
+        )
+        if value is not None and policy != stopping.policy
     ]
     if stopping.policy == "bandit":
         slacks = [slack for slack in (stopping.slack_factor, stopping.slack_amount) if slack is not None]

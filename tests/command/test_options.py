@@ -17,10 +17,11 @@ from msggan.commands.options import (
     Hardware,
     Number,
     OneOf,
+    argv_of,
     data_problems,
     from_argv,
-    hardware_options,
     option,
+    options_of,
     parse_with,
     to_argv,
     train_options,
@@ -38,7 +39,7 @@ def command(**texts: Any) -> None:
 
 
 @click.command(cls=CollectingCommand)
-@hardware_options
+@options_of(Hardware)
 def hardware_command(**values: Any) -> None:
     """Only parsed."""
 
@@ -150,7 +151,7 @@ def test_wrong_hardware_is_named(device: str, workers: str, complaint: str) -> N
     ],
 )
 def test_hardware_is_written_without_its_defaults(hardware: Hardware, argv: list[str]) -> None:
-    assert hardware.to_argv() == argv
+    assert argv_of(hardware) == argv
 
 
 def test_wrong_hardware_cannot_be_made() -> None:

@@ -27,6 +27,7 @@ from support.images import draw_tiny_images
 from support.programs import Ended, command_line, environment
 
 from msggan import TrainConfig, Trainer
+from msggan.commands.options import argv_of
 from msggan.commands.verbs import PackOptions, existing_problems, pack_file, parse_pack
 from msggan.data.dataset import Dataset
 from msggan.data.pack_file import CHUNK_BYTES, HEADER_START, Contents, Pack, PackedDataset, is_pack, write_pack
@@ -554,8 +555,8 @@ def test_pack_options_are_passed_on_as_they_were_given() -> None:
     values: dict[str, Any] = {"resolution": "16", "background": "#010203", "workers": 3, "force": True}
     options = parse_pack([], "x.safetensors", **values)
     assert options == PackOptions(resolution=16, background="#010203", workers=3, force=True)
-    assert options.to_argv() == ["--resolution", "16", "--background", "#010203", "--workers", "3", "--force"]
-    assert PackOptions().to_argv() == []
+    assert argv_of(options) == ["--resolution", "16", "--background", "#010203", "--workers", "3", "--force"]
+    assert argv_of(PackOptions()) == []
     with pytest.raises(UsageError):
         parse_pack(["Something else."], "x.safetensors", **values)
 

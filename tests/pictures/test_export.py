@@ -21,7 +21,7 @@ from support.builders import save_run
 from support.programs import REPOSITORY, Ended
 
 from msggan import load_generator
-from msggan.commands.options import CollectingCommand
+from msggan.commands.options import CollectingCommand, argv_of
 from msggan.commands.verbs import ExportOptions, export_options, parse_export
 from msggan.errors import CheckpointError, ExportError, UsageError
 from msggan.export import write_exports
@@ -282,7 +282,7 @@ def test_options_written_are_the_options_read(
 ) -> None:
     options = ExportOptions(onnx=onnx, pth=pth, scale=scale if onnx else None, force=force)
     if onnx or pth:
-        assert read(*options.to_argv()) == options
+        assert read(*argv_of(options)) == options
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msggan.commands.options import CollectingCommand
+from msggan.commands.options import CollectingCommand, argv_of
 from msggan.commands.verbs import (
     MAX_PICTURES,
     MAX_SEED,
@@ -96,7 +96,7 @@ def test_a_seed_and_a_number_are_the_seeds_that_follow() -> None:
 )
 def test_options_written_are_the_options_read(args: list[str]) -> None:
     options = read(*args)
-    assert read(*options.to_argv()) == options
+    assert read(*argv_of(options)) == options
 
 
 def test_all_wrong_options_are_reported_at_once() -> None:

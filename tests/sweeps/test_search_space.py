@@ -13,7 +13,7 @@ from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from msggan.metrics import sliced_wasserstein
 from orchestration.sweeps.space import SWEEPABLE, Choice, Interval, SearchSpace, read_space
-from orchestration.sweeps.spec import SAMPLINGS, SweepSpec, default_trials, objective_of, objective_problems
+from orchestration.sweeps.spec import SAMPLINGS, SweepSpec, default_trials, objective_problems
 from orchestration.sweeps.trials import Objective
 
 ANY = TrainConfig()
@@ -221,9 +221,7 @@ def test_the_default_number_of_trials_is_limited_except_for_a_grid() -> None:
 )
 def test_an_objective_above_the_resolution_is_refused(metric: str, resolution: int | None, available: str) -> None:
     message = f"--objective {metric}: is not logged at --resolution {resolution}. Available: {available}."
-    assert objective_problems(objective_of(metric, None), TrainConfig(resolution=resolution)) == (
-        [message] if available else []
-    )
+    assert objective_problems(Objective(metric), TrainConfig(resolution=resolution)) == ([message] if available else [])
 
 
 def test_the_accepted_scales_are_those_that_are_measured() -> None:
@@ -231,9 +229,7 @@ def test_the_accepted_scales_are_those_that_are_measured() -> None:
         images = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
         measured = set(sliced_wasserstein(images, images))
         assert {
-            metric
-            for metric in SCALES
-            if not objective_problems(objective_of(metric, None), TrainConfig(resolution=resolution))
+            metric for metric in SCALES if not objective_problems(Objective(metric), TrainConfig(resolution=resolution))
         } == measured
 
 
