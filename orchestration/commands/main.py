@@ -59,6 +59,7 @@ from orchestration.commands.terminal import (
     location_options,
     read_settings_here,
     reporter,
+    run_options,
     settings_options,
     settings_or_refuse,
     show,
@@ -87,9 +88,6 @@ DOCTOR_SETTINGS = (
 MAX_LISTED = 2000  # jobs that are read on Azure
 LIMIT_HELP = "List only the N newest runs and the N newest sweeps.  [default: all, on Azure the newest 50]"
 Dated = TypeVar("Dated", RunStatus, SweepStatus)
-
-
-run_argument = click.argument("run", metavar="NAME|FOLDER|SWEEP/NUMBER")
 
 
 @click.group(cls=Commands, context_settings=HELP_SETTINGS)
@@ -241,16 +239,12 @@ def status(*, run: str | None, target: str, flags: Flags, output: str, problems:
 
 
 @msggan_aml.command(short_help="Show a run's log.")
-@run_argument
 @option("--follow", is_flag=True, help="Follow until the run ends. Ctrl-C leaves it running.")
 @option("--tail", metavar="N", type=Number(int, Range(1)), help="Show only the last N lines.  [default: all]")
-@location_options
+@run_options
 @output_option
-def logs(
-    *, run: str, follow: bool, tail: int | None, target: str, flags: Flags, output: str, problems: Sequence[str]
-) -> int:
+def logs(*, serving: Target, name: str, follow: bool, tail: int | None, output: str) -> int:
     """Show the log of a run, or of a trial of a sweep."""
-    serving, name = find_target(run, target, flags, problems)
     lines: list[str] = []
     exit_code = 0
     try:
@@ -270,20 +264,17 @@ def logs(
 
 
 @msggan_aml.command(short_help="Stop a run that is training.")
-@run_argument
-@location_options
+@run_options
 @output_option
-def cancel(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str]) -> None:
+def cancel(*, serving: Target, name: str, output: str) -> None:
     """Stop a run or a sweep after the current step, with a checkpoint. The same `submit` or `sweep` resumes it.
 
     A single trial can be cancelled too: the sweep continues with the others.
     """
-    serving, name = find_target(run, target, flags, problems)
     show_status(output, serving.sweeps.cancel_sweep(name) if serving.sweeps.is_sweep(name) else serving.cancel(name))
 
 
 @msggan_aml.command(short_help="Copy a run's result to a folder.")
-@run_argument
 @option(
     "--out",
     metavar="FOLDER",
@@ -292,42 +283,27 @@ def cancel(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
 )
 @option("--weights", is_flag=True, help="Copy only generator.safetensors.")
 @option("--force", is_flag=True, help="Overwrite files that were changed since an earlier download.")
-@location_options
+@run_options
 @output_option
-def download(
-    *,
-    run: str,
-    out: str | None,
-    weights: bool,
-    force: bool,
-    target: str,
-    flags: Flags,
-    output: str,
-    problems: Sequence[str],
-) -> None:
+def download(*, serving: Target, name: str, out: str | None, weights: bool, force: bool, output: str) -> None:
     """Copy a run folder, or only its weights, to another folder.
 
     A repeated download copies only what has changed. A folder with other content is never written to.
     """
-    serving, name = find_target(run, target, flags, problems)
     copied = serving.download(name, out, weights=weights, force=force)
     show(output, asdict(copied), [f"{copied.path}: {copied.files} files, {copied.bytes / 2**20:.1f} MiB."])
 
 
 @msggan_aml.command(short_help="Generate images and films with a trained run.")
-@run_argument
-@location_options
+@run_options
 @sample_options
 @output_option
-def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any) -> int:
+def sample(*, serving: Target, name: str, output: str, **values: Any) -> int:
     """Generate images and films with the generator of a run, given by name or folder.
 
     Each image has a seed: the same seed gives the same image, however many are generated.
     """
-    run_problems: list[str] = []
-    with collecting(run_problems):
-        serving, name = find_target(run, target, flags, ())
-    options = parse_sample([*run_problems, *problems], **values)
+    options = parse_sample((), **values)
     args = ["--run-dir", serving.weights(name), *argv_of(options)]
     result = run_verb("sample", args, expects="files", process="sampling", hint="Run it again with --force.")
     show_files(result["files"], output)
@@ -335,29 +311,21 @@ def sample(*, run: str, target: str, flags: Flags, output: str, problems: Sequen
 
 
 @msggan_aml.command(short_help="Export a trained run for other programs.")
-@run_argument
-@location_options
+@run_options
 @export_options
 @option("--yaml", is_flag=True, help="Print the run's newest job on Azure as `az ml job create --file` takes it.")
 @output_option
-def export(
-    *, run: str, yaml: bool, target: str, flags: Flags, output: str, problems: Sequence[str], **values: Any
-) -> int:
+def export(*, serving: Target, name: str, yaml: bool, output: str, **values: Any) -> int:
     """Export the generator of a run, given by name or folder, for other programs.
 
     The ONNX model takes `latents` (N, L), each of norm √L, and returns `images_4px`, `images_8px`, … with values in
     about [-1, 1].
     """
-    run_problems: list[str] = []
-    with collecting(run_problems):
-        serving, name = find_target(run, target, flags, ())
     if yaml and not (values["onnx"] or values["pth"]):
-        refuse([*run_problems, *problems])
         text = serving.job_yaml(name)
         show(output, {"yaml": text}, text.splitlines())
         return 0
-    run_problems += ["--yaml: cannot be combined with --onnx or --pth."] if yaml else []
-    options = parse_export([*run_problems, *problems], **values)
+    options = parse_export(["--yaml: cannot be combined with --onnx or --pth."] if yaml else [], **values)
     args = ["--run-dir", serving.weights(name), *argv_of(options)]
     result = run_verb("export", args, expects="files", process="exporting", hint="Run it again.")
     show_files(result["files"], output)

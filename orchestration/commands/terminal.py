@@ -69,10 +69,10 @@ def find_target(name: str, target: str, flags: Flags, problems: Iterable[str]) -
     """The target of a run, a sweep or a trial, and its name there. Raises UsageError with every problem."""
     from orchestration.targets import target_of
 
-    found = list(problems)
+    found: list[str] = []
     with collecting(found):
         target_and_name = target_of(name, target, read_settings_here(flags), reporter())
-    refuse(found)
+    refuse([*found, *problems])
     return target_and_name
 
 
@@ -130,6 +130,21 @@ def location_options(command: AnyCommand) -> AnyCommand:
     """Adds --target, --runs-dir and the workspace, which locate runs. The command gets `target` and `flags`."""
     text = "Where the run is.  [default: auto: this machine if it has the run, else Azure]"
     return target_option(text, section="")(settings_options("runs_dir", WORKSPACE_TABLE)(debug_option(command)))
+
+
+def run_options(command: AnyCommand) -> AnyCommand:
+    """Adds the argument RUN, the name or the folder of a run, and `location_options`.
+
+    The command gets its target, `serving`, and its `name` there; wrong options are reported together with a wrong RUN.
+    """
+
+    @wraps(command)
+    def with_run(*, run: str, target: str, flags: Flags, problems: Iterable[str], **values: Any) -> Any:
+        serving, name = find_target(run, target, flags, problems)
+        return command(serving=serving, name=name, **values)
+
+    del with_run.__wrapped__  # its parameters are those of `with_run`
+    return click.argument("run", metavar="NAME|FOLDER|SWEEP/NUMBER")(location_options(with_run))
 
 
 def disable_logging(context: click.Context) -> None:
