@@ -5,22 +5,23 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from msggan.errors import MsgganError, RunFolderError
+from msggan.errors import MsgganError
 from orchestration.azure.client import Client, is_provisioned
 from orchestration.azure.compute import Size, sizes_by_name
 from orchestration.azure.estimates import read_stored
 from orchestration.azure.history import (
     MAX_RUNS,
     Details,
+    Machine,
     RunJobs,
-    find_jobs,
     list_runs,
     read_children,
     read_details,
+    require_jobs,
     state_of,
 )
 from orchestration.azure.prices import as_region, price_currency, read_price
@@ -48,11 +49,7 @@ def report_costs(client: Client, name: str | None = None) -> CostReport:
 def _runs(client: Client, name: str | None) -> list[RunJobs]:
     if name is None:
         return [*list_runs(client, MAX_RUNS)[0], *list_runs(client, MAX_RUNS, sweeps=True)[0]]
-    run = find_jobs(client, name)
-    if run.newest is None:
-        where = client.workspace.workspace_name
-        raise RunFolderError(f"No run {name!r} in workspace {where}.", "List the runs: msggan-aml list")
-    return [run]
+    return [require_jobs(client, name)]
 
 
 def _details(client: Client, run: RunJobs) -> list[Details]:
@@ -107,31 +104,32 @@ class Account:
 
     # --- Runs ---------------------------------------------------------------------------------------------------------
 
+    def machines(self, jobs: Iterable[Details]) -> list[Machine]:
+        """The machines of jobs that have started; of a job whose history does not tell, those of its cluster."""
+        return [self._known(job.machine) for job in jobs if job.machine is not None]
+
+    def _known(self, machine: Machine) -> Machine:
+        if machine.size:
+            return machine
+        cluster = self.clusters.get(machine.cluster, {})
+        return replace(machine, size=str(cluster.get("vmSize") or ""), low_priority=is_low_priority(cluster))
+
+    def _rates(self, machines: Iterable[Machine]) -> list[Amount | None]:
+        return [self.per_hour(machine.size, low_priority=machine.low_priority) for machine in machines]
+
     def run_cost(self, run: RunJobs, jobs: Sequence[Details]) -> RunCost:
-        machines = [job.machine for job in jobs if job.machine is not None]
-        costs = [self._cost(size, low, hours) for size, low, hours in map(self._machine, machines)]
-        size, low_priority, _ = self._machine(machines[-1]) if machines else ("", False, 0.0)
-        known = [cost.value for cost in costs if cost is not None]
+        machines = self.machines(jobs)
+        newest = machines[-1] if machines else Machine("", "", low_priority=False, hours=0.0)
+        paid = zip(self._rates(machines), machines, strict=True)
+        costs = [None if rate is None else rate.value * machine.hours for rate, machine in paid]
+        total = None if None in costs else Amount(sum(filter(None, costs)), self.currency)
         state = jobs[-1].state if jobs and not run.is_sweep else state_of(run.jobs[-1].status)
         hours = sum(machine.hours for machine in machines)
-        total = Amount(sum(known), self.currency) if len(known) == len(costs) else None
-        return RunCost(run.run, state, size, low_priority, hours, total)
-
-    def _machine(self, machine: Any) -> tuple[str, bool, float]:
-        """The size, the tier and the hours of a job's machines; of those of its cluster where the history has none."""
-        if machine.size:
-            return machine.size, machine.low_priority, machine.hours
-        cluster = self.clusters.get(machine.cluster, {})
-        return str(cluster.get("vmSize") or ""), is_low_priority(cluster), machine.hours
-
-    def _cost(self, size: str, low_priority: bool, hours: float) -> Amount | None:
-        rate = self.per_hour(size, low_priority=low_priority)
-        return None if rate is None else rate * hours
+        return RunCost(run.run, state, newest.size, newest.low_priority, hours, total)
 
     def running(self, run: RunJobs, jobs: Sequence[Details]) -> OngoingCost:
         """A run that is training."""
-        active = [job.machine for job in jobs if is_running([job]) and job.machine is not None]
-        rates = [self.per_hour(size, low_priority=low) for size, low, _ in map(self._machine, active)]
+        rates = self._rates(self.machines(job for job in jobs if is_running([job])))
         known = [rate.value for rate in rates if rate is not None]
         total = Amount(sum(known), self.currency) if known else None
         kind = "sweep" if run.is_sweep else "run"

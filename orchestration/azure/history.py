@@ -114,6 +114,15 @@ def find_jobs(client: Client, run: str) -> RunJobs:
     return RunJobs(run, tuple(found), job_name(run, number))
 
 
+def require_jobs(client: Client, run: str) -> RunJobs:
+    """The jobs of a run or a sweep. Raises RunFolderError if there are none."""
+    jobs = find_jobs(client, run)
+    if jobs.newest is None:
+        where = client.workspace.workspace_name
+        raise RunFolderError(f"No run {run!r} in workspace {where}.", "List the runs: msggan-aml list")
+    return jobs
+
+
 def get_job(client: Client, name: str) -> Any | None:
     """The job of that name, None if it does not exist."""
     return client.find(f"Looking for the job {name}", lambda: client.ml.jobs.get(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from msggan.errors import MsgganError, RunFolderError, UsageError
+from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import WAIT_FACTOR_S, Client, Session
 from orchestration.azure.consent import consent_question
 from orchestration.azure.downloads import GENERATOR, copied_etag, download_run, record_copy, upload_run
@@ -28,6 +27,7 @@ from orchestration.azure.history import (
     list_runs,
     read_details,
     read_progress,
+    require_jobs,
 )
 from orchestration.azure.jobs import (
     DATA_PLACEHOLDER,
@@ -43,7 +43,7 @@ from orchestration.azure.submission import as_plan, planned_job, read_what_jobs_
 from orchestration.copies import is_copy
 from orchestration.costs import CostReport
 from orchestration.data_source import StoragePath, read_address
-from orchestration.runs import next_of_trial, runs_dir_args
+from orchestration.runs import next_command, next_of_trial
 from orchestration.settings import Settings, with_keyword
 from orchestration.spec import RunSpec, name_of_trial, sweep_hint, trial_named
 from orchestration.status import ACTIVE_STATES, Download, ProvisionPlan, Question, Reporter, RunStatus
@@ -251,9 +251,7 @@ class AzureTarget(Target):
         return str(to)
 
     def job_yaml(self, name: str) -> str:
-        run = self._jobs(name) if trial_named(name) else find_jobs(self.client, name)
-        if run.newest is None:
-            raise self._no_run(name)
+        run = self._jobs(name) if trial_named(name) else require_jobs(self.client, name)
         return as_yaml(run.newest)
 
     def costs(self, name: str | None = None) -> CostReport:
@@ -282,15 +280,9 @@ class AzureTarget(Target):
     def _jobs(self, name: str) -> RunJobs:
         if trial := trial_named(name):
             return self.sweeps.trial_jobs(*trial)
-        run = find_jobs(self.client, name)
-        if run.newest is None:
-            raise self._no_run(name)
+        run = require_jobs(self.client, name)
         refuse_sweep(run)
         return run
-
-    def _no_run(self, name: str) -> RunFolderError:
-        where = self.client.workspace.workspace_name
-        return RunFolderError(f"No run {name!r} in workspace {where}.", "List the runs: msggan-aml list")
 
     def _status(self, run: RunJobs, *, details: Details | None = None, with_progress: bool = True) -> RunStatus:
         """The status of a run, which has at least one job. details: of the newest."""
@@ -346,7 +338,7 @@ def next_commands(run: str, data: str, state: str, runs_dir: str) -> list[str]:
         verbs = (["sample", run], ["download", run])
     else:
         verbs = (["logs", run, "--tail", "40"], ["submit", "--data", data, "--name", run])
-    return [shlex.join(["msggan-aml", *verb, *runs_dir_args(runs_dir)]) for verb in verbs]
+    return [next_command(runs_dir, *verb) for verb in verbs]
 
 
 def refuse_sweep(run: RunJobs) -> None:

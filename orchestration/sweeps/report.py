@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import re
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from msggan.commands.options import to_argv
 from msggan.config import TrainConfig
+from msggan.display.html import embedded
 from msggan.errors import MsgganError
 from msggan.runs.files import write_whole
 from orchestration.sweeps.space import Dimension, Interval, format_value, read_space
@@ -90,17 +90,13 @@ def report(status: SweepStatus, grids: Mapping[int, bytes]) -> str:
         failures=Counter(t.reason for t in trials if t.state == "failed" and t.reason).most_common(5),
         trials=[(trial, *_picture(trial, grids.get(trial.number))) for trial in trials],
         latents_differ=" and ".join(name for name in LATENT_OPTIONS if name in space.names),
-        curves=curves and _data_url(curves, SVG),
-        narrow_curves=narrow_curves and _data_url(narrow_curves, SVG),
-        scatters={name: _data_url(svg, SVG) for name, svg in scatters.items() if svg},
+        curves=curves and embedded(curves, SVG),
+        narrow_curves=narrow_curves and embedded(narrow_curves, SVG),
+        scatters={name: embedded(svg, SVG) for name, svg in scatters.items() if svg},
         not_drawn=sum(not drawable(trial.objective) for trial in trials),
         headings=headings,
         rows=list(zip(trials, rows, strict=True)),
     )
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _facts(status: SweepStatus) -> dict[str, str]:
@@ -122,7 +118,7 @@ def _picture(trial: Trial, grid: bytes | None) -> tuple[str, list[str]]:
         return "", [line for line in (NO_SAMPLES.get(trial.state, "It has no samples."), trial.reason) if line]
     if not grid.startswith(PNG_SIGNATURE):
         return "", ["The samples are not a PNG file."]
-    return _data_url(grid, PNG), []
+    return embedded(grid, PNG), []
 
 
 def _table(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from msggan.commands.program import EXIT_CODES
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
-from orchestration.runs import runs_dir_args
+from orchestration.runs import next_command
 from orchestration.status import ACTIVE_STATES, columns, format_time
 from orchestration.sweeps.space import format_value
 from orchestration.sweeps.trials import Objective, Trial, best_of, count_ended, ranked_trials
@@ -239,4 +238,4 @@ def next_of_sweep(status: SweepStatus, args: Sequence[str], runs_dir: str) -> li
             can_resume = status.target == "local"
         commands = [["sweep", *args]] if can_resume else []
         commands += [["submit", "--from-trial", status.name]] if status.best is not None else []
-    return [shlex.join(["msggan-aml", *command, *runs_dir_args(runs_dir)]) for command in commands]
+    return [next_command(runs_dir, *command) for command in commands]
