@@ -96,9 +96,9 @@ class Target(ABC):
     def problems(self, data: str | None, name: str | None) -> list[str]:
         """The reasons why this target cannot train on this data under this name, found without making requests."""
 
-    @abstractmethod
     def question(self, spec: RunSpec) -> Question | None:
-        """The question to confirm before the run is started, None if there is none. Raises RefusedError."""
+        """The question to confirm before the run is started, by default none. Raises RefusedError."""
+        return None
 
     @abstractmethod
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:
@@ -272,11 +272,12 @@ class SweepTarget(Protocol):
         """What `submit_sweep` would do, as plain values. Makes no requests and changes nothing."""
 
     def priced_sweep(self, spec: SweepSpec) -> dict[str, Any]:
-        """`plan_sweep` with what it costs, as the key `cost`. Only reads."""
-        ...
+        """`plan_sweep` with what it costs, as the key `cost`, where it costs money. Only reads."""
+        return self.plan_sweep(spec)
 
     def sweep_question(self, spec: SweepSpec) -> Question | None:
-        """The question to confirm before `submit_sweep`, None if there is none."""
+        """The question to confirm before `submit_sweep`, by default none."""
+        return None
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
         """Starts the sweep, or resumes the one of that name, and follows it to its end, unless `detach`."""

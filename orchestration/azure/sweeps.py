@@ -73,6 +73,7 @@ from orchestration.sweeps.trials import (
     sorted_trials,
     time_limit_reason,
 )
+from orchestration.targets import SweepTarget
 
 CONCURRENT_SWEEPS = 4
 CONCURRENT_READS = 8
@@ -82,7 +83,7 @@ ERROR = "Error: "
 
 
 @dataclass(frozen=True)
-class AzureSweeps:
+class AzureSweeps(SweepTarget):
     """The sweeps in the client's workspace."""
 
     client: Client

@@ -30,7 +30,7 @@ from orchestration.copies import Progress, copy_run
 from orchestration.local.process import POLL_SECONDS, STOP_TIMEOUT_SECONDS, BackgroundProcess, ExitResult, stop_owner
 from orchestration.runs import names_in
 from orchestration.spec import SWEEP_FILE, RunSpec
-from orchestration.status import Download, Question
+from orchestration.status import Download
 from orchestration.sweeps.record import SweepFolder, SweepRecord, TrialRecord, refuse_another_sweep
 from orchestration.sweeps.report import newest_grid, report_result, write_report
 from orchestration.sweeps.space import draw, format_value, propose
@@ -45,6 +45,7 @@ from orchestration.sweeps.trials import (
     sorted_trials,
     time_limit_reason,
 )
+from orchestration.targets import SweepTarget
 
 if TYPE_CHECKING:
     from orchestration.local.target import LocalTarget
@@ -55,7 +56,7 @@ STATE_AFTER = {signal.SIGINT: "interrupted", signal.SIGTERM: "cancelled"}  # of 
 
 
 @dataclass(frozen=True)
-class LocalSweeps:
+class LocalSweeps(SweepTarget):
     """Sweeps on this machine, in the same folder as the runs of `target`."""
 
     target: LocalTarget
@@ -76,13 +77,6 @@ class LocalSweeps:
             "run_dir": str(self._folder(spec.name)),
             "trials": drawn or [unknown],
         }
-
-    def priced_sweep(self, spec: SweepSpec) -> dict[str, Any]:
-        return self.plan_sweep(spec)
-
-    def sweep_question(self, spec: SweepSpec) -> Question | None:
-        """None: trials on this machine cost nothing."""
-        return None
 
     def submit_sweep(self, spec: SweepSpec, *, detach: bool = False) -> SweepStatus:
         if detach:

@@ -36,7 +36,7 @@ from orchestration.local.process import (
 from orchestration.runs import DEFAULT_RUNS_DIR, folder_of, next_commands, read_status, run_names
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec, sweep_hint
-from orchestration.status import Download, Item, ProvisionPlan, Question, Reporter, RunStatus, Step
+from orchestration.status import Download, Item, ProvisionPlan, Reporter, RunStatus, Step
 from orchestration.targets import Target
 
 if TYPE_CHECKING:
@@ -95,9 +95,6 @@ class LocalTarget(Target):
                 f"--name {name}: is a sweep. Use another name, or train its best trial further: --from-trial {name}."
             )
         return problems
-
-    def question(self, spec: RunSpec) -> Question | None:
-        return None  # local runs cost nothing
 
     def plan_run(self, spec: RunSpec) -> dict[str, Any]:
         run_dir = str(self._folder(spec.name))
