@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["azure_local.fixtures", "support.azure_commands", "support.browser", "support.disks"]
 
+# Files with a fixture for all their tests that trains, executes a notebook, sends every request or starts a browser.
+SHARED = {"test_azure_openapi", "test_cli", "test_local_sweep", "test_notebook", "test_readme", "test_sweep_report"}
+
 # One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when
 # it is imported, which comes later.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -51,6 +54,18 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         for spec in specs:
             spec.python = shlex.quote(fast_python())
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file whose tests share a long set-up runs on one of xdist's workers, and starts early; other tests, on any."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if Path(file).stem in SHARED else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from azure_local import AzureLocal
 from support.azure_commands import sdk_warnings
-from support.programs import Ended, command_line, environment, run_in, wait_for
+from support.programs import Ended, command_line, environment, fast_python, run_in, wait_for
 
 from msggan.commands.program import run_program
 from msggan.errors import MsgganError
@@ -210,7 +210,7 @@ def test_on_a_terminal_provision_asks_for_confirmation(
     here, there = pty.openpty()
     try:
         with subprocess.Popen(
-            command_line("msggan-aml", "provision", *IMAGE),
+            command_line("msggan-aml", "provision", *IMAGE, python=fast_python()),
             cwd=tmp_path,
             env=environment(**azure.variables),
             stdin=there,
@@ -782,7 +782,7 @@ def test_a_cluster_whose_progress_cannot_be_read_is_possibly_created(
 def test_ctrl_c_reports_what_is_done(azure: AzureLocal, tmp_path: Path) -> None:
     azure.fault("GET", "/computeOperationsStatus/", delay=3)
     with subprocess.Popen(
-        command_line("msggan-aml", "provision", "--yes", "-o", "json", *IMAGE),
+        command_line("msggan-aml", "provision", "--yes", "-o", "json", *IMAGE, python=fast_python()),
         cwd=tmp_path,
         env=environment(**azure.variables),
         stdin=subprocess.DEVNULL,

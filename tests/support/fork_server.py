@@ -34,7 +34,8 @@ SERVICES = (
     *("mlflow", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store", "sqlalchemy"),
     *("azure.ai.ml", "azure.identity", "azure.storage.blob"),
 )
-PYTEST = ("pytest", "hypothesis", "xdist.remote", "nbclient", "optuna", "onnx")
+PYTEST = ("pytest", "hypothesis", "xdist.remote", "nbclient", "onnx", "pillow_heif")
+SWEEPS = ("optuna", "matplotlib.figure", "scipy.stats", "jinja2")
 WORKER = ["-u", "-c"]  # xdist's arguments
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
 FORKED_MODULES = ("msggan.", "orchestration.", "ipykernel_launcher")
@@ -195,7 +196,7 @@ def preload(request: dict[str, Any]) -> None:
     environ = request["environ"]
     worker = is_worker(request["args"])
     services = worker or environ.get("MSGGAN_TRACKING_URI", "") != "none" or "AZUREML_ARM_WORKSPACE_NAME" in environ
-    for name in (*TORCH, *(SERVICES if services else ()), *(PYTEST if worker else ())):
+    for name in (*TORCH, *(SERVICES if services else ()), *(PYTEST + SWEEPS if worker else ())):
         if name not in sys.modules:
             importlib.import_module(name)
     import torch
