@@ -275,6 +275,7 @@ class Trainer:
             "dropped_in_a_row": int(self.training_state.dropped_in_a_row),
         }
         self._ensure_ours()
+        self.tracker.write()  # resuming from this checkpoint keeps all reports up to it
         self.writer.save(self.images_seen, self.training_state.tensors(), state, config=asdict(self.config))
         self.saved_images = self.images_seen
 
@@ -405,6 +406,7 @@ class Trainer:
             if reason:
                 self.progress.record(f"{state.capitalize()}: {reason}")
             record_end(self.folder, self.state, state, images_seen=self.images_seen, reason=reason)
+            self.tracker.write()
 
     def _kimg(self) -> str:
         return f"{self.images_seen / 1000:g} kimg"

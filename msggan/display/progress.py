@@ -14,10 +14,12 @@ import unicodedata
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from msggan.display.html import bar, escaped
+from msggan.runs.files import write_whole
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -42,6 +44,7 @@ class Progress:
         self.swd: float | None = None
         self.line_is_open = False
         self.log: TextIO | None = None
+        self.log_path = Path()
         self.unlogged: deque[str] = deque(maxlen=MAX_LINES_BEFORE_LOG)
 
     def info(self, text: str) -> None:
@@ -57,14 +60,21 @@ class Progress:
             self._write_log(self.log)
 
     def open_log(self, path: Path) -> None:
-        """Writes all lines to a file too, including the earlier ones."""
-        self.log = path.open("a", encoding="utf-8", buffering=1)
+        """Writes all lines to a file too, including the earlier ones; all at the end on a mount that cannot append."""
+        self.log_path = path
+        try:
+            self.log = path.open("a", encoding="utf-8", buffering=1)
+        except OSError:
+            self.log = StringIO()
         self._write_log(self.log)
 
     def close_log(self) -> None:
         log, self.log = self.log, None
         if log is not None:
             with suppress(OSError):
+                if isinstance(log, StringIO):
+                    before = self.log_path.read_bytes() if self.log_path.exists() else b""
+                    write_whole(self.log_path, before + log.getvalue().encode())
                 log.close()
 
     def report(self, metrics: Mapping[str, float], *, seconds_left: float) -> None:

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from msggan.device import choose_device, is_out_of_memory
 from msggan.errors import CheckpointError, UsageError
 from msggan.networks import Generator
-from msggan.runs.files import replacing, sha256_of, write_whole
+from msggan.runs.files import CANNOT_REPLACE, replacing, sha256_of, write_whole
 from msggan.runs.folder import RunFolder, stored_fields
 
 FORMAT_VERSION = 1
@@ -267,13 +267,16 @@ def _load(path: Path) -> Checkpoint:
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, whole or not at all. Raises the `OSError` that safetensors reports as text."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format_version": str(FORMAT_VERSION), **metadata}
     with replacing(path) as temporary:
         try:
-            save_file(plain, temporary, {"format_version": str(FORMAT_VERSION), **metadata})
+            save_file(plain, temporary, metadata)
         except safetensors.SafetensorError as error:
-            if number := re.search(r"(?:os error |code: )(\d+)", str(error)):
-                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-            raise
+            if not (found := re.search(r"(?:os error |code: )(\d+)", str(error))):
+                raise
+            if (number := int(found[1])) not in CANNOT_REPLACE:
+                raise OSError(number, os.strerror(number)) from error
+            temporary.write_bytes(save(plain, metadata))  # save_file renames a file of its own
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

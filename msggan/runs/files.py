@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Errors of mounts that cannot replace a file: blob storage, and shares of other systems.
+# Errors of mounts that cannot replace or rename a file: blob storage, and shares of other systems.
 CANNOT_REPLACE = (errno.EEXIST, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
 # Errors of mounts whose files are written to the disk only when they are closed.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -45,20 +46,33 @@ def atomic_replace(temporary: Path, path: Path) -> None:
     try:
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno not in CANNOT_REPLACE or not path.exists():
+        if error.errno not in CANNOT_REPLACE:
             raise
         old = _old_of(path)
         old.unlink(missing_ok=True)
-        os.rename(path, old)
-        os.rename(temporary, path)
-        old.unlink()
+        if path.exists():
+            _move(path, old)
+        _move(temporary, path)
+        old.unlink(missing_ok=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Renames a file, or copies it on a mount that cannot rename."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in CANNOT_REPLACE:
+            raise
+        shutil.copyfile(source, target)
+        source.unlink()
 
 
 def recover(path: Path) -> None:
-    """Restores the old file if a process died between renaming it and renaming the new one."""
+    """Restores the old file if a process died before the new one had replaced it."""
     old = _old_of(path)
-    if old.exists() and not path.exists():
-        old.rename(path)
+    if old.exists():  # removed last: the new file may be incomplete
+        path.unlink(missing_ok=True)
+        _move(old, path)
 
 
 def _old_of(path: Path) -> Path:

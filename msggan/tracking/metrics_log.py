@@ -21,6 +21,8 @@ from typing import Any
 from msggan.commands.program import absolute_uri, view_command, without_password
 from msggan.runs.files import naming, write_whole
 
+WRITES_PER_SIZE = 100  # of metrics.jsonl: as many bytes are uploaded, in terms of its size, where a write uploads all
+
 FINISH_SECONDS = 60.0  # after its last line of input, the process exits by then, whatever the server does
 # How long the end of a run waits for MLflow: a run that was stopped, one whose MLflow is unavailable, any other.
 STOPPED_WAIT_SECONDS = 5.0
@@ -32,7 +34,12 @@ DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT
 
 
 class Tracker:
-    """Appends reports to `metrics.jsonl`; each is on the disk when `report` returns.
+    """Adds reports to `metrics.jsonl`, and logs them to MLflow.
+
+    A mount of blob storage may upload the whole file after each write, or refuse to append to it. So the longer the
+    file is, the more rarely it is written: all uploads together are about a hundred times its size, not half its
+    square. Where appending is refused it is written anew. This is right everywhere; no mount has to be detected.
+    `write` comes before each checkpoint: what a killed process had not written comes after, and is repeated.
 
     tracking_uri: the MLflow to log to, from `start` to `close`. It can neither stop nor slow the run.
     """
@@ -41,10 +48,27 @@ class Tracker:
         self.path = path
         self.tracking_uri = absolute_uri(tracking_uri) if tracking_uri else ""
         self._mlflow: MlflowProcess | None = None
+        self._written, self._unwritten = 0, list[Mapping[str, float]]()
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        """Adds a report; with those before it, it is written once they are a hundredth of the file."""
+        self._unwritten.append(metrics)
+        if WRITES_PER_SIZE * len(self._unwritten) >= self._written:
+            self.write()
+
+    def write(self) -> None:
+        """Writes the reports that are not in the file yet."""
+        reports, self._unwritten = self._unwritten, []
+        if not reports:
+            return
+        try:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(as_lines(reports))
+        except OSError:  # it may have written a part of them
+            first = reports[0]["images"]
+            before = [report for report in read_metrics(self.path) if report["images"] < first]
+            write_whole(self.path, as_lines([*before, *reports]).encode())
+        self._written += len(reports)
 
     def newest(self) -> dict[str, float]:
         """The last report, empty if there is none yet."""
@@ -53,7 +77,8 @@ class Tracker:
     def forget_after(self, images_seen: int) -> None:
         """Drops the reports of steps that will be repeated, and a last line that is incomplete."""
         kept = [report for report in read_metrics(self.path) if report["images"] <= images_seen]
-        content = "".join(json.dumps(report) + "\n" for report in kept).encode()
+        self._written, self._unwritten = len(kept), []
+        content = as_lines(kept).encode()
         # An unchanged file keeps its modification time, which dates the reports in MLflow.
         if not self.path.exists() or self.path.read_bytes() != content:
             write_whole(self.path, content)
@@ -102,6 +127,10 @@ class Tracker:
         cursor = MlflowCursor.load(self.path.parent, self.tracking_uri)
         sent = cursor.delivered_images if cursor else -1
         return sum(report["images"] > sent for report in read_metrics(self.path))
+
+
+def as_lines(reports: Iterable[Mapping[str, float]]) -> str:
+    return "".join(json.dumps(report) + "\n" for report in reports)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

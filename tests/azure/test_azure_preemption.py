@@ -38,6 +38,7 @@ def checkpoints(azure: AzureLocal) -> list[int]:
 @pytest.mark.parametrize("preemptions", [1, 3])
 def test_a_preempted_job_ends_like_an_uninterrupted_one(azure: AzureLocal, workdir: Path, preemptions: int) -> None:
     azure.cloud.logs_by_attempt = preemptions > 1
+    azure.cloud.mounts_refuse = ("append", "rename") if preemptions > 1 else ()
     azure.cloud.python = sys.executable  # its process is stopped and killed here, which must be the trainer itself
     args = ["submit", "--data", "tiny", *TRAINING]
     printed = workdir / "stderr.txt"

@@ -8,13 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from . import entra
+from . import entra, refusals
 from .blobs import BlobLocation
 from .cloud import ARTIFACT_CONTAINER, Cloud, now
 from .folders import Mirror, fetch
@@ -182,8 +183,9 @@ class Attempt:
             r"\$\{\{(.*?)\}\}", lambda found: self.placeholders[found[1].strip()], self.job.properties["command"]
         )
         with self.log.open("ab") as log:
+            refusing = [sys.executable, refusals.__file__, ",".join(self.cloud.mounts_refuse)]
             self.job.process = subprocess.Popen(
-                ["/bin/bash", "-c", command],
+                [*(refusing if self.cloud.mounts_refuse else []), "/bin/bash", "-c", command],
                 cwd=self.work,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,

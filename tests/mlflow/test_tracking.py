@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -30,11 +33,35 @@ def test_reports_are_json_lines_in_order(tmp_path: Path) -> None:
     assert read_metrics(tracker.path) == [line_at(8), line_at(16), line_at(24)]
 
 
-def test_a_report_is_on_the_disk_when_it_returns(tmp_path: Path) -> None:
-    tracker = tracked(tmp_path)
-    for count in (8, 16):
+def test_the_file_is_written_more_rarely_the_longer_it_is(tmp_path: Path) -> None:
+    tracker, sizes = tracked(tmp_path), [0]
+    for count in range(1, 3001):
         tracker.report(line_at(count))
-        assert read_metrics(tracker.path)[-1] == line_at(count)
+        if count in (1, 50, 100, 500, 2999):
+            assert 100 * (count - len(read_metrics(tracker.path))) < count
+        if tracker.path.stat().st_size != sizes[-1]:
+            sizes.append(tracker.path.stat().st_size)
+    tracker.write()
+    assert read_metrics(tracker.path) == [line_at(count) for count in range(1, 3001)]
+    # The bytes that a mount uploads if each write uploads the whole file. A write for each report: 1500 times its size.
+    assert sum(sizes) < 101 * tracker.path.stat().st_size
+
+
+def test_a_file_that_cannot_be_appended_to_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, opened = tracked(tmp_path, 8, 16), Path.open
+    torn = json.dumps(line_at(24)) + "\n" + '{"images": 32, "d_lo'
+
+    def refuse(path: Path, mode: str = "r", **options: Any) -> Any:  # as a disk that is full after a part
+        if mode != "a":
+            return opened(path, mode, **options)
+        with opened(path, mode, **options) as file:
+            file.write(torn)
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    tracker.report(line_at(24))
+    assert tracker.path.read_text() == "".join(json.dumps(line_at(count)) + "\n" for count in (8, 16, 24))
+    assert list(tmp_path.iterdir()) == [tracker.path]
 
 
 def test_another_process_appends_to_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from azure_local import refusals
 from support.disks import MOUNT, UMOUNT, Disk
 from support.images import draw_tiny_images
 from support.kills import OPTIONS, everything
@@ -171,6 +172,23 @@ def test_a_permission_that_is_lost_ends_training_with_the_folders_name(tiny_imag
     finally:
         run_dir.chmod(0o700)
     assert newest_checkpoint(run_dir / "checkpoints")[0] is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can refuse this to a process")
+def test_a_run_on_a_mount_that_neither_appends_nor_renames_equals_one_on_a_disk(
+    tiny_images: Path, whole: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    for kimg in ("0.3", "0.6"):
+        train = command_line("msggan.train", "--data", tiny_images, *WORDS, "--kimg", kimg, "--run-dir", run_dir)
+        refusing = [sys.executable, refusals.__file__, "append,rename"]
+        ended = subprocess.run(
+            [*refusing, *train], env=environment(), capture_output=True, encoding="utf-8", check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+    assert everything(run_dir)[:2] == everything(whole)[:2]
+    assert (run_dir / "log.txt").read_text().count("\nDone: ") == 2
+    assert {path.suffix for path in run_dir.rglob("*.*")} == {path.suffix for path in whole.rglob("*.*")}
 
 
 def test_every_line_of_the_metrics_is_whole_again_after_a_fault(tiny_images: Path, whole: Path, tmp_path: Path) -> None:

@@ -19,15 +19,26 @@ def refusing(number: int):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("number", CANNOT_REPLACE)
+@pytest.mark.parametrize("calls", [("os.replace",), ("os.replace", "os.rename")])
 def test_a_file_is_replaced_on_a_mount_without_atomic_replacement(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: tuple[str, ...], number: int
 ) -> None:
     # No such mount can be had in a test: the answer is given at the system call.
-    monkeypatch.setattr("os.replace", refusing(number))
+    for call in calls:
+        monkeypatch.setattr(call, refusing(number))
     path = tmp_path / "file"
-    path.write_bytes(b"before")
+    write_whole(path, b"before")
     write_whole(path, b"after")
     assert path.read_bytes() == b"after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_copy_that_a_process_did_not_finish_is_undone(tmp_path: Path) -> None:
+    path, old = tmp_path / "file", tmp_path / "file.old"
+    path.write_bytes(b"aft")
+    old.write_bytes(b"before")
+    recover(path)
+    assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
 
