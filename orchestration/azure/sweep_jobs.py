@@ -75,6 +75,20 @@ def trial_run(sweep: SweepSpec) -> RunSpec:
     return RunSpec(sweep.config, sweep.data, sweep.name, sweep.hardware)
 
 
+class TrialSweepJob(SweepJob):
+    """A sweep job whose resources are those of its trial, where the service's description has them.
+
+    The SDK copies them to the sweep. Only a serverless sweep keeps the copy, as the size of its machines: nothing
+    describes where the service reads that, and this is what all users of the SDK send.
+    """
+
+    def _to_rest_object(self) -> Any:
+        body = super()._to_rest_object()
+        if self.compute:
+            body.properties.pop("resources", None)
+        return body
+
+
 def build_sweep(plan: JobPlan, sweep: SweepSpec, remaining: RemainingTrials | None = None) -> SweepJob:
     """The sweep as the SDK's job. plan: the job of a trial. Raises `UsageError` for what the service refuses.
 
@@ -95,7 +109,7 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec, remaining: RemainingTrials | No
         sampling = sdk.RandomSamplingAlgorithm(rule=sweep.sampling.title(), seed=remaining.sampling_seed)
     else:
         sampling = {"grid": sdk.GridSamplingAlgorithm, "bayesian": sdk.BayesianSamplingAlgorithm}[sweep.sampling]()
-    return SweepJob(
+    return TrialSweepJob(
         name=plan.name,
         display_name=plan.name,
         description=plan.settings.description or _description(sweep),
@@ -108,7 +122,6 @@ def build_sweep(plan: JobPlan, sweep: SweepSpec, remaining: RemainingTrials | No
         outputs=trial.outputs,
         identity=build_identity(plan.identity),
         queue_settings=trial.queue_settings,
-        resources=trial.resources,
         sampling_algorithm=sampling,
         search_space=space,
         objective=sdk.Objective(goal=sweep.objective.direction, primary_metric=sweep.objective.metric),

@@ -274,6 +274,7 @@ def test_a_running_sweep_is_detached_from_listed_cancelled_and_resumed(
 
 @pytest.mark.usefixtures("_no_mlflow")
 def test_a_failed_trial_has_a_reason_and_the_sweep_continues(azure: AzureLocal, msggan_aml: Command) -> None:
+    azure.cloud.sweep_resources = "refuse"
     ended = msggan_aml(*sweep("--over", "stddev_group=3,0", "--sampling", "grid", *PLAIN, "--kimg", "0.04"))
     assert ended.exit_code == 0, ended.stderr
     bad, good = by_number(ended.json)

@@ -80,7 +80,6 @@ SWEEP: dict[str, Any] = {
     "inputs": BODY["inputs"],
     "outputs": BODY["outputs"],
     "jobType": "Sweep",
-    "resources": BODY["resources"],
 }
 
 

@@ -132,6 +132,8 @@ class Cloud:
     image_build_compute: str | None = None  # the cluster that builds images
     builds_fail: bool = False  # image builds of custom environments fail
     logs_by_attempt: bool = False  # a restarted job writes user_logs/retry_001/…; False: it appends to its first log
+    # What happens to the `resources` of a sweep, which its description has in the trial only: accept, drop or refuse.
+    sweep_resources: str = "accept"
     # What the mounts of outputs refuse: append, rename (refusals.py); each change of a file uploads the whole file.
     mounts_refuse: tuple[str, ...] = ()
     vm_priority: str = "dedicated"

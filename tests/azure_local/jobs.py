@@ -52,6 +52,10 @@ def put_job(cloud: Cloud, request: Request, name: str, **where: str) -> Reply:
     sent = request.json
     bodies.check(bodies.JOBS, sent)
     properties = {key: value for key, value in sent["properties"].items() if value is not None}
+    if properties["jobType"] == "Sweep" and cloud.sweep_resources != "accept":
+        sent_resources = properties.pop("resources", None)
+        if sent_resources and cloud.sweep_resources == "refuse":
+            raise ServiceError(400, "ValidationError", "body.properties.resources: is unknown")
     with cloud.lock:
         if name in cloud.jobs:
             return change_job(cloud, cloud.jobs[name], properties)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -868,6 +868,24 @@ def test_a_sweep_past_its_time_limit_is_cancelled(
     assert azure.job("two").wait_for(*ENDED) == "Completed"
     assert azure.job("two_0").status == "Canceled"
     assert "time limit of 1 seconds" in azure.job("two_0").error["message"]
+
+
+def test_the_resources_of_a_sweep_are_accepted_dropped_or_refused(azure: AzureLocal, sweep: Submit) -> None:
+    from azure.ai.ml.entities import JobResourceConfiguration
+    from azure.ai.ml.sweep import Choice
+    from azure.core.exceptions import HttpResponseError
+
+    azure.hold_jobs()
+    given: dict[str, Any] = {"resources": JobResourceConfiguration(shm_size="1g"), "max_total_trials": 1}
+    for answer in ("accept", "drop", "refuse"):
+        azure.cloud.sweep_resources = answer
+        with pytest.raises(HttpResponseError, match="resources: is unknown") if answer == "refuse" else nullcontext():
+            sweep(answer, {"code": Choice([0])}, f"sys.exit({of('code')})", **given)
+    assert {name: "resources" in azure.job(name).properties for name in ("accept", "drop")} == {
+        "accept": True,
+        "drop": False,
+    }
+    assert "refuse" not in azure.cloud.jobs
 
 
 def test_a_sweep_fails_only_if_all_trials_fail(azure: AzureLocal, sweep: Submit) -> None:
