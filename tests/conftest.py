@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 pytest_plugins = ["azure_local.fixtures", "support.azure_commands", "support.browser", "support.disks"]
 
 # Files with a fixture for all their tests that trains, executes a notebook, sends every request or starts a browser.
-SHARED = {"test_azure_openapi", "test_cli", "test_local_sweep", "test_notebook", "test_readme", "test_sweep_report"}
+SHARED = {
+    f"test_{name}" for name in ("azure_openapi", "cli", "local_sweep", "notebook", "readme", "sweep_report", "verbs")
+}
 
 # One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when
 # it is imported, which comes later.

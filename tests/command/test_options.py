@@ -9,7 +9,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from support.configurations import configs
 
 from msggan.commands.options import (
@@ -49,11 +49,13 @@ def read_hardware(*args: str) -> Hardware:
         return Hardware(**context.params)
 
 
+@settings(max_examples=30, deadline=None)
 @given(configs())
 def test_a_configuration_survives_its_argument_vector(config: TrainConfig) -> None:
     assert from_argv(to_argv(config)) == config
 
 
+@settings(max_examples=30, deadline=None)
 @given(configs())
 def test_only_explicit_values_are_written_in_the_order_of_the_fields(config: TrainConfig) -> None:
     names = [spec.name for spec in fields(TrainConfig) if getattr(config, spec.name) is not None]

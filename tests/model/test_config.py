@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.configurations import configs
 
@@ -57,17 +57,20 @@ def test_a_configuration_may_have_no_values() -> None:
     assert explicit_values(TrainConfig()) == {}
 
 
+@settings(max_examples=30, deadline=None)
 @given(configs())
 def test_the_texts_of_a_configuration_parse_to_it(config: TrainConfig) -> None:
     texts = {name: value if isinstance(value, bool) else str(value) for name, value in explicit_values(config).items()}
     assert parse(texts) == config
 
 
+@settings(max_examples=30, deadline=None)
 @given(configs())
 def test_a_good_configuration_has_no_problems(config: TrainConfig) -> None:
     assert problems_of(asdict(config)) == []
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), st.text() | st.integers().map(str) | st.floats().map(str)))
 def test_any_text_is_parsed_or_rejected_with_its_flag(texts: dict[str, str]) -> None:
     taken, problems = attempt(lambda: parse(texts))
@@ -146,6 +149,7 @@ def test_the_smallest_latent_leaves_the_finest_level_a_channel(resolution: int, 
     assert smallest_latent_size(resolution) == size
 
 
+@settings(max_examples=30, deadline=None)
 @given(configs(), st.integers(1, 5000), st.sampled_from(["cpu", "cuda", "mps"]), st.booleans())
 def test_resolve_fills_every_field_keeps_explicit_values_and_is_idempotent(
     config: TrainConfig, side: int, device: str, fast: bool
@@ -199,6 +203,7 @@ def test_a_recipe_fills_only_unset_fields(recipe: str) -> None:
     assert asdict(config).items() >= wanted.items()
 
 
+@settings(max_examples=30, deadline=None)
 @given(configs())
 def test_resuming_applies_fields_that_may_change_and_names_the_others(requested: TrainConfig) -> None:
     stored = resolved(TrainConfig(kimg=30, sample_kimg=7, metric_kimg=8, checkpoint_kimg=9))
@@ -210,6 +215,7 @@ def test_resuming_applies_fields_that_may_change_and_names_the_others(requested:
         assert getattr(config, name) == (new if differs and name in RESUMABLE else old)
 
 
+@settings(max_examples=30, deadline=None)
 @given(configs(), st.floats(0.001, 10_000))
 def test_the_intervals_of_a_resumed_run_follow_kimg_unless_they_were_given(requested: TrainConfig, kimg: float) -> None:
     """One that was given the default value by name is taken for the default: only the values are stored."""
@@ -228,6 +234,7 @@ def test_the_intervals_of_a_short_run_that_is_extended_grow_with_kimg() -> None:
     assert (long.sample_kimg, long.metric_kimg, long.checkpoint_kimg) == (0.01, 50, 20)
 
 
+@settings(max_examples=30, deadline=None)
 @given(configs())
 def test_resuming_with_the_same_configuration_changes_nothing(requested: TrainConfig) -> None:
     stored, _ = attempt(lambda: resolved(requested))

@@ -68,7 +68,9 @@ def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
     ("program", "args", "message"),
     [
         ("msggan.sample", ["--num", "2"], "Out of memory while making pictures"),
-        ("msggan.export", ["--onnx", "out.onnx"], "Out of memory while exporting"),
+        pytest.param(
+            *("msggan.export", ["--onnx", "out.onnx"], "Out of memory while exporting"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_using_a_network_with_too_little_memory_is_explained(

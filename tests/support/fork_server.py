@@ -1,14 +1,13 @@
 """A Python interpreter that starts quickly: a server imports the large packages, and each program is a fork of it.
 
 Importing PyTorch, MLflow and the Azure SDK takes seconds, training a test's network a fraction of one. The server
-imports none of our own packages: programs import them as usual, from the working directory or the path.
+imports our own packages too, for programs that would find this checkout's; others import theirs as usual.
 
 The program runs in a different process from the one that was started: `ForkServer.python` waits for it, forwards
 signals and exits with its status; if it is killed, the server kills the program. Only SIGSTOP does not reach it, nor
 what the starting process inherits, such as limits: tests of these start `sys.executable` instead.
 
-    fork_server.py serve SOCKET     the server; it exits when its stdin is closed
-    fork_server.py run SOCKET …     the client, with the arguments of a Python interpreter
+`fork_server.py SOCKET` is the server, which exits when its stdin is closed; fork_client.py starts a program.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ SERVICES = (
 )
 PYTEST = ("pytest", "hypothesis", "xdist.remote", "nbclient", "onnx", "pillow_heif")
 SWEEPS = ("optuna", "matplotlib.figure", "scipy.stats", "jinja2")
-WORKER = ["-u", "-c"]  # xdist's arguments
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
-FORKED_MODULES = ("msggan.", "orchestration.", "ipykernel_launcher")
+OURS = ("orchestration.commands.main", "orchestration.local.target", "msggan.trainer")
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class ForkServer:
@@ -48,58 +47,18 @@ class ForkServer:
         """folder: for its socket and the executable; its path must be short."""
         address = folder / "socket"
         self.python = str(folder / "python")
-        code = f'#!/bin/sh\nexec {sys.executable} -IS {__file__} run {address} "$@"\n'
+        client = Path(__file__).with_name("fork_client.py")
+        code = f'#!/bin/sh\nexec {sys.executable} -IS {client} {address} "$@"\n'
         Path(self.python).write_text(code)
         Path(self.python).chmod(0o755)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", __file__, "serve", str(address)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-I", __file__, str(address)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._process.stdout is not None
         self._process.stdout.readline()  # it is listening
 
     def close(self) -> None:
         self._process.communicate()
-
-
-# The client: imports little, as it is started once per program
-
-
-def run(address: str, args: list[str]) -> None:
-    """Runs a program in a fork of the server, or in this interpreter, and exits with the program's status."""
-    if not can_be_forked(args, os.environ):
-        os.execv(sys.executable, [sys.executable, *args])  # noqa: S606 - the arguments of a Python interpreter
-    ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
-    request = {"args": args, "cwd": os.getcwd(), "environ": dict(os.environ), "ignored": ignored}
-    received: list[int] = []
-    for number in set(PASSED_ON) - set(ignored):
-        signal.signal(number, lambda number, frame: received.append(number))
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(address)
-        body = json.dumps(request).encode()
-        socket.send_fds(server, [len(body).to_bytes(8, "big")], [0, 1, 2])
-        server.sendall(body)
-        replies = server.makefile()
-        child = int(replies.readline())
-        for number in set(PASSED_ON) - set(ignored):
-            signal.signal(number, lambda number, frame: _send(child, number))
-        for number in received:
-            _send(child, number)
-        status = int(replies.readline())
-    if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
-        os.kill(os.getpid(), -status)
-    os._exit(status)
-
-
-def _send(process: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, number)
-
-
-def can_be_forked(args: list[str], environ: Any) -> bool:
-    """Whether a fork of the server behaves the same: our own programs, and code; with one thread, as the server has."""
-    ours = args[:1] == ["-c"] or is_worker(args) or (args[:1] == ["-m"] and args[1].startswith(FORKED_MODULES))
-    return ours and environ.get("OMP_NUM_THREADS") == "1"
 
 
 # The server
@@ -133,7 +92,8 @@ def serve(address: str) -> dict[str, Any]:
                     return request
             elif event == "gone":  # the client was killed
                 selector.unregister(key.fileobj)
-                _send(child, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             else:
                 selector.unregister(key.fd)
                 os.close(key.fd)
@@ -186,15 +146,16 @@ def receive(client: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     return (json.loads(body) if body else None), streams
 
 
-def is_worker(args: list[str]) -> bool:
-    """Whether this is one of xdist's workers, which run tests like a real interpreter: its child processes are real."""
-    return args[:2] == WORKER
+def finds_ours(request: dict[str, Any]) -> bool:
+    """Whether a program would import this checkout's packages. A worker's have its own `sys.executable`."""
+    path = request["environ"].get("PYTHONPATH", "").split(os.pathsep)[0]
+    return path == str(REPOSITORY) and not Path(request["cwd"], "msggan").exists() and not request["is_worker"]
 
 
 def preload(request: dict[str, Any]) -> None:
     """Imports the packages that the program probably needs, once."""
     environ = request["environ"]
-    worker = is_worker(request["args"])
+    worker = request["is_worker"]
     services = worker or environ.get("MSGGAN_TRACKING_URI", "") != "none" or "AZUREML_ARM_WORKSPACE_NAME" in environ
     for name in (*TORCH, *(SERVICES if services else ()), *(PYTEST + SWEEPS if worker else ())):
         if name not in sys.modules:
@@ -202,6 +163,13 @@ def preload(request: dict[str, Any]) -> None:
     import torch
 
     torch.optim.SGD([torch.zeros(1)]).zero_grad()  # which imports more
+    if finds_ours(request) and OURS[0] not in sys.modules:
+        real, sys.executable = sys.executable, FORKING  # it is the default of the targets' `python`
+        sys.path.insert(0, str(REPOSITORY))
+        for name in OURS:
+            importlib.import_module(name)
+        sys.executable = real
+        del sys.path[0]
 
 
 def become(request: dict[str, Any], streams: list[int]) -> None:
@@ -221,6 +189,11 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
         signal.signal(number, signal.SIG_IGN if number in request["ignored"] else signal.SIG_DFL)
     if signal.SIGINT not in request["ignored"]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not finds_ours(request):
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("msggan", "orchestration")]:
+            del sys.modules[name]
+    else:
+        importlib.reload(sys.modules["msggan"])  # which sets environment variables
     first = "" if request["args"][0] == "-c" else request["cwd"]
     sys.path[:0] = [first, *filter(None, request["environ"].get("PYTHONPATH", "").split(os.pathsep))]
 
@@ -255,11 +228,10 @@ def _run_main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "run":
-        run(sys.argv[2], sys.argv[3:])
-    asked = serve(sys.argv[2])
-    if is_worker(asked["args"]):
+    FORKING = str(Path(sys.argv[1]).with_name("python"))
+    asked = serve(sys.argv[1])
+    if asked["is_worker"]:
         del asked["args"][0]
     else:
-        sys.executable = str(Path(sys.argv[2]).parent / "python")  # its child processes are forked too
+        sys.executable = FORKING  # its child processes are forked too
     execute(asked["args"])
