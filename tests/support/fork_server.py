@@ -25,6 +25,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,8 @@ def preload(request: dict[str, Any]) -> None:
             importlib.import_module(name)
         sys.executable = real
         del sys.path[0]
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # at its end each program would remove PyTorch's operators one by one
 
 
 def become(request: dict[str, Any], streams: list[int]) -> None:
