@@ -61,9 +61,9 @@ def test_a_run_on_adls_gen2_reads_and_writes_as_the_submitter(
     "form",
     [
         "https://{account}.blob.core.windows.net/pictures/garden/",
-        "https://{account}.dfs.core.windows.net/pictures/garden",
-        "wasbs://pictures@{account}.blob.core.windows.net/garden/",
-        "abfss://pictures@{account}.dfs.core.windows.net/garden",
+        pytest.param("https://{account}.dfs.core.windows.net/pictures/garden", marks=pytest.mark.slow),
+        pytest.param("wasbs://pictures@{account}.blob.core.windows.net/garden/", marks=pytest.mark.slow),
+        pytest.param("abfss://pictures@{account}.dfs.core.windows.net/garden", marks=pytest.mark.slow),
         "azureml://datastores/theirs/paths/garden/",
     ],
 )

@@ -439,7 +439,8 @@ def test_a_dry_run_shows_what_would_be_sent_and_only_reads(azure: AzureLocal, ms
 
 @pytest.mark.usefixtures("_no_mlflow")
 def test_the_name_of_a_run_is_refused(azure: AzureLocal, msggan_aml: Command) -> None:
-    assert msggan_aml("submit", "--data", "tiny", "--name", "find", *SHORT, "--yes").exit_code == 0
+    azure.hold_jobs()
+    assert msggan_aml("submit", "--data", "tiny", "--name", "find", *SHORT, "--detach", "--yes").exit_code == 0
     refused = msggan_aml(*sweep("--over", "g_lr", "--trials", "2", *SHORT))
     assert refused.exit_code == 2
     assert "--name find: is a run, not a sweep." in refused.stderr

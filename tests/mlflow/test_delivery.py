@@ -201,17 +201,21 @@ def web_page(tmp_path: Path) -> Iterator[str]:
 # What is logged
 
 
-def test_a_server_gets_the_whole_run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["database", pytest.param("server", marks=pytest.mark.slow)])
+def test_mlflow_gets_the_whole_run(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    uri = request.getfixturevalue(where) if where == "database" else request.getfixturevalue("server").uri
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "whole")
     run = a_run(tmp_path / "flowers", *range(8, 1608, 8))
     Tracker(run.metrics).report(report_at(1608, d_loss=math.nan))
     sampled(run, 8)
     sampled(run, 1608)
-    assert logged(run, server.uri) == []
+    assert logged(run, uri) == []
 
-    logged_run = the_run(server.uri, "whole")
+    logged_run = the_run(uri, "whole")
     assert (logged_run.info.run_name, logged_run.info.status) == ("flowers", "FINISHED")
-    assert curves_at(server.uri, logged_run) == curves_in(run)
+    assert curves_at(uri, logged_run) == curves_in(run)
     fields = {name: str(value) for name, value in asdict(CONFIG).items()}
     may_change = {"kimg", "sample_kimg", "metric_kimg", "checkpoint_kimg", "num_samples"}
     fields["loss_function"] = fields.pop("loss")
@@ -219,14 +223,14 @@ def test_a_server_gets_the_whole_run(server: Server, tmp_path: Path, monkeypatch
     assert {name: logged_run.data.tags[name] for name in may_change} == {name: fields[name] for name in may_change}
     assert logged_run.data.tags["msggan.version"]
     assert logged_run.data.tags["msggan.run_dir"] == str(run.path)
-    assert files_at(server.uri, logged_run) == {
+    assert files_at(uri, logged_run) == {
         "config.json",
         "generator_config.txt",
         "discriminator_config.txt",
         "metrics.jsonl",
         *(f"samples/{images:09d}_{kind}.png" for images in (8, 1608) for kind in ("8px", "scales")),
     }
-    copy = MlflowClient(server.uri).download_artifacts(logged_run.info.run_id, "metrics.jsonl", str(tmp_path))
+    copy = MlflowClient(uri).download_artifacts(logged_run.info.run_id, "metrics.jsonl", str(tmp_path))
     assert Path(copy).read_bytes() == run.metrics.read_bytes()
 
 

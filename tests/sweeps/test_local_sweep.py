@@ -553,12 +553,12 @@ def two_rates(space: SearchSpace | None = None, **more: Any) -> SweepSpec:
 def test_a_bad_trial_is_stopped_early(run_program: Run) -> None:
     """At the start a generator of 8 px moves away from these images, the more so the faster it learns."""
     args = ["--over", "g_lr=1e-9,0.01", "--sampling", "grid", "--stop-early", "bandit", "--slack", "0.1"]
-    ended = run_program(*sweep(*args, *SMALL, "--kimg", "0.6", "--metric-kimg", "0.1"))
+    ended = run_program(*sweep(*args, *SMALL, "--precision", "float32", "--kimg", "0.3", "--metric-kimg", "0.1"))
     assert ended.exit_code == 0, ended.stderr
     good, bad = by_number(ended.json)
     assert (good["state"], bad["state"]) == ("completed", "stopped")
     assert bad["reason"].startswith("bandit: ")
-    assert bad["images_seen"] < good["images_seen"] == 600
+    assert bad["images_seen"] < good["images_seen"] == 300
 
 
 @pytest.mark.usefixtures("tiny_images")

@@ -352,7 +352,7 @@ def test_a_browser_shows_the_pictures_and_sorts_by_headings(browser: Browser, tm
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_every_chart_fits_a_phone_and_is_legible(
     browser: Browser,
     tmp_path: Path,
