@@ -43,8 +43,10 @@ from orchestration.azure.errors import (
     HOW_TO_SIGN_IN,
     KEYS_REFUSED,
     azure_errors,
+    cause_of,
     error_code,
     first_sentence,
+    unreachable,
 )
 from orchestration.data_source import WorkspaceName
 from orchestration.errors import AuthError, AzureServiceError, WorkspaceError
@@ -146,6 +148,8 @@ def sign_in(candidates: list[Candidate], scope: str) -> tuple[TokenCredential, I
         except (CredentialUnavailableError, ClientAuthenticationError) as error:
             refusals.append(f"{candidate.how}: {first_sentence(error.message)}")
             if not isinstance(error, CredentialUnavailableError):
+                if cause := cause_of(error.message):
+                    raise unreachable("Signing in", cause) from error
                 break  # it is configured but was rejected: do not try others
             continue
         return credential, identity_of(token, candidate.how)

@@ -40,6 +40,7 @@ from orchestration.azure.client import WAIT_FACTOR_S, Client
 from orchestration.azure.datastore import check_access
 from orchestration.azure.environment import read_environment, resolve_recipe
 from orchestration.azure.errors import (
+    PRIVATE_HINT,
     SAS_HINT,
     azure_errors,
     quota_error,
@@ -317,12 +318,6 @@ def check_network(client: Client) -> Finding:
             raise AzureServiceError(error.message, PRIVATE_HINT) from error
         raise
     return found
-
-
-PRIVATE_HINT = (
-    "The workspace is closed to public networks. Connect to the network that has its private endpoint, such as by "
-    "VPN, and use that network's DNS."
-)
 
 
 def describe_network(host: str, addresses: Sequence[str], proxy: str | None, *, is_closed: bool) -> Finding:

@@ -72,6 +72,10 @@ FIREWALL_HINT = (
     "az storage account network-rule add --account-name {account} --ip-address ADDRESS\n"
     "Or run the command in the private network of the account."
 )
+PRIVATE_HINT = (
+    "The workspace is closed to public networks. Connect to the network that has its private endpoint, such as by "
+    "VPN, and use that network's DNS."
+)
 KEY_HINT = "List the keys: az storage account keys list --account-name {account}"
 SAS_HINT = "Set MSGGAN_STORAGE_SAS to a SAS with the permissions racwl, and run: msggan-aml provision"
 SECRET_REFUSED = ("AuthenticationFailed", "InvalidAuthenticationInfo")
@@ -159,11 +163,9 @@ def translate_error(
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError | OSError):
         text = str(error)
         is_cut = re.search(CUT, text, re.IGNORECASE) is not None
-        causes = (cause for pattern, cause in CAUSES.items() if re.search(pattern, text, re.IGNORECASE))
-        cause = next(causes, first_sentence(text).removesuffix("."))
-        return UnreachableError(
-            f"{operation}: no response from Azure ({cause}).",
-            f"Check the network, and HTTPS_PROXY if there is a proxy. {TRY_AGAIN}",
+        return unreachable(
+            operation,
+            cause_of(text) or first_sentence(text).removesuffix("."),
             may_have_happened=not isinstance(error, ServiceRequestError) or is_cut,
         )
     text = ANSI.sub("", str(error))
@@ -171,6 +173,18 @@ def translate_error(
     is_missing = re.search(r"does not exist in (?:workspace|registry)", text) is not None
     return AzureServiceError(
         f"{operation}: {first_sentence(text)}", "" if is_missing else TRY_AGAIN, is_missing=is_missing
+    )
+
+
+def cause_of(text: str) -> str | None:
+    """Why a request had no response, as far as the text of an error tells."""
+    return next((cause for pattern, cause in CAUSES.items() if re.search(pattern, text, re.IGNORECASE)), None)
+
+
+def unreachable(operation: str, cause: str, *, may_have_happened: bool = False) -> UnreachableError:
+    hint = f"Check the network, and HTTPS_PROXY if there is a proxy. {TRY_AGAIN}"
+    return UnreachableError(
+        f"{operation}: no response from Azure ({cause}).", hint, may_have_happened=may_have_happened
     )
 
 
@@ -194,6 +208,8 @@ def _refused(
     if status == 401:
         tenant = re.search(r"tenants? '?(?:https://sts\.windows\.net/)?([0-9a-f-]{36})", text)
         return AuthError(message, "Run: az login" + (f" --tenant {tenant[1]}" if tenant else ""))
+    if re.search(r"public ?network|private ?(?:endpoint|link)", f"{code} {text}", re.IGNORECASE):
+        return AuthError(message, PRIVATE_HINT)
     if status == 403 or FORBIDDEN in inner_codes(error):
         return AuthError(message, _role_hint(text, workspace, identity))
     if status == 404 and workspace is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -25,6 +26,17 @@ from orchestration.data_source import DatastorePath, in_datastore
 MAX_JOBS = 2000  # read for a list of runs
 MAX_RUNS = 50  # listed without a limit
 # The last few hundred reports: the newest value of every metric is among them, also of those measured now and then.
+# What to do about errors that only a job has.
+HINTS = {
+    r"StreamAccess\.Authentication|Failed to mount": (
+        "The identity of the job needs the role Storage Blob Data Contributor at the accounts of its run folder and "
+        "images: that of the cluster, shown by `az ml compute show --name CLUSTER --query identity`, else your own."
+    ),
+    r"Failed to pull Docker image": (
+        "The identity of the cluster, shown by `az ml compute show --name CLUSTER --query identity`, needs the role "
+        "AcrPull at the workspace's container registry."
+    ),
+}
 LAST_BYTES = 256 << 10
 
 # A duration as .NET writes it: days, hours, minutes and seconds.
@@ -166,6 +178,12 @@ def data_of(job: Any) -> str:
     return f"azureml:{path}" if re.fullmatch(r"[\w.-]+:[\w.-]+", path) else path  # the SDK's form of a data asset
 
 
+def options_of(job: Any) -> list[str]:
+    """The training options of a job, which its command has after the run folder."""
+    words = shlex.split(getattr(job, "command", None) or "")
+    return words[words.index("--run-dir") + 2 :] if "--run-dir" in words else []
+
+
 def environment_of(job: Any) -> str:
     """The ID of a job's environment, of a sweep that of its trials; empty if the job records none."""
     return str((job.trial if is_sweep(job) else job).environment or "")
@@ -248,7 +266,8 @@ class Details:
         if self.state != "failed":
             return ""
         exited = f"The process ended with exit code {self.exit_code}." if self.exit_code is not None else ""
-        hint = "Increase --timeout-hours." if self.timed_out else ""
+        hints = (hint for pattern, hint in HINTS.items() if re.search(pattern, self.error))
+        hint = "Increase --timeout-hours." if self.timed_out else next(hints, "")
         return "\n".join(filter(None, [exited, self.error.strip(), hint]))
 
 

@@ -25,6 +25,7 @@ from orchestration.azure.history import (
     data_of,
     find_jobs,
     list_runs,
+    options_of,
     read_details,
     read_progress,
     require_jobs,
@@ -291,7 +292,7 @@ class AzureTarget(Target):
         if trial_named(run.run):
             next_lines = next_of_trial(run.run, runs_dir, details.state)
         else:
-            next_lines = next_commands(run.run, data_of(job), details.state, runs_dir)
+            next_lines = next_commands(run.run, data_of(job), details.state, runs_dir, options_of(job))
             if "ssh" in own_services(job) and details.state == "running":
                 next_lines.append(connect_command(job.name, self.settings))
         images_total, metrics = self._progress(run) if with_progress else (None, {})
@@ -330,14 +331,17 @@ def raise_all(errors: Sequence[MsgganError]) -> None:
         raise errors[0]
 
 
-def next_commands(run: str, data: str, state: str, runs_dir: str) -> list[str]:
-    """The commands to run next: follow or cancel an active run, use a completed one, inspect and resume another."""
+def next_commands(run: str, data: str, state: str, runs_dir: str, options: Sequence[str]) -> list[str]:
+    """The commands to run next: follow or cancel an active run, use a completed one, inspect and resume another.
+
+    options: those of its training, which a run that has not started needs again.
+    """
     if state in ACTIVE_STATES:
         verbs = (["logs", run, "--follow"], ["cancel", run])
     elif state == "completed":
         verbs = (["sample", run], ["download", run])
     else:
-        verbs = (["logs", run, "--tail", "40"], ["submit", "--data", data, "--name", run])
+        verbs = (["logs", run, "--tail", "40"], ["submit", "--data", data, "--name", run, *options])
     return [next_command(runs_dir, *verb) for verb in verbs]
 
 

@@ -136,6 +136,11 @@ def test_a_rejected_credential_is_not_replaced_by_another() -> None:
         sign_in([refused, Candidate("Azure CLI", Opening)], PUBLIC.management_scope)
     assert error.value.message == "Not signed in to Azure.\nenvironment variables: wrong secret."
     assert error.value.exit_code == 4
+    behind = Candidate(
+        "environment variables", lambda: Refusing(ClientAuthenticationError("[SSL: CERTIFICATE_VERIFY_F"))
+    )
+    with pytest.raises(UnreachableError, match="Signing in: no response from Azure "):
+        sign_in([behind], PUBLIC.management_scope)
     assert error.value.hint.startswith("Correct AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or unset ")
 
 
@@ -355,6 +360,12 @@ def test_a_storage_account_is_helped_by_what_concerns_it(status: int, code: str,
     assert "AzureML Data Scientist" not in result.hint
     assert "s3cr3t" not in str(result) + result.hint
     assert getattr(result, "is_missing", False) is (status == 404)
+
+
+def test_a_workspace_behind_a_private_endpoint_is_no_missing_role() -> None:
+    error = translated(service_error(403, "PublicNetworkAccessDenied", "Public access is not allowed."))
+    assert error.exit_code == 4
+    assert error.hint.startswith("The workspace is closed to public networks.")
 
 
 def test_what_the_sdk_wraps_in_a_page_of_advice_is_one_sentence() -> None:

@@ -169,6 +169,8 @@ def test_following_an_active_run_shows_its_earlier_jobs_too_without_tail(
         ),
         ("Canceled", "Somebody did.", "cancelled", "", "logs"),
         ("Failed", "Execution failed. User process exited with status code 7.", "failed", "exit code 7", "logs"),
+        ("Failed", "AggregatedUnauthorizedAccessError: Failed to pull Docker image x.", "failed", "AcrPull", "logs"),
+        ("Failed", "ScriptExecution.StreamAccess.Authentication: no", "failed", "Storage Blob Data Contr", "logs"),
         ("NotResponding", "", "interrupted", "", "logs"),
         ("Completed", "", "completed", "", "sample"),
         ("CancelRequested", "", "running", "", "logs"),

@@ -137,6 +137,7 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
     assert (status["state"], status["reason"]) == ("queued", "no node is free")
     cancelled = msggan_aml("cancel", "tiny", "-o", "json")
     assert (cancelled.exit_code, cancelled.json["state"]) == (0, "cancelled")
+    assert " --name tiny --resolution 8 " in cancelled.json["next"][1]  # nothing else knows it: no run folder was made
 
 
 def test_debug_logs_the_requests_with_their_ids_and_no_secrets(
