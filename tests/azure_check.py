@@ -3,11 +3,13 @@
     make azure-check WORKSPACE=config.json      # as Azure ML Studio offers it, or the workspace's resource ID
 
 A cluster of one small machine is created; a run of five minutes is cancelled and resumed, and its log and files are
-read; a sweep has two trials; the cluster is deleted. The report says which step failed, and which of the guesses about
-the service held that the local Azure of the tests makes. What was uploaded stays in the datastore, below `msggan/`.
+read; a sweep has two trials; the cluster is deleted. The report says which step failed, what it cost, and which of the
+guesses about the service held that tests/azure_local/README.md lists. What was uploaded stays in the datastore, below
+`msggan/`.
 
-It costs one euro at most: it refuses a machine whose price for the whole time limit is more, each job has a time limit,
-and at its end, however it comes, jobs are cancelled and the cluster is deleted.
+It costs one euro at most: each command that costs has its share of `--max-cost`, which refuses machines that are too
+expensive or of unknown price before anything is created. At its end, however it comes, jobs are cancelled and the
+cluster is deleted.
 """
 
 from __future__ import annotations
@@ -28,16 +30,19 @@ from typing import Any
 
 import click
 
+from orchestration.money import Amount
+
 ROOT = Path(__file__).resolve().parent.parent
 SCOPE = re.compile(r"/subscriptions/([^/]+)/resource[Gg]roups/([^/]+)/providers/[^/]+/workspaces/([^/]+)")
 VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 KEYS = ("subscription_id", "resource_group", "workspace_name")
-CEILING = 1.0  # euros; a price in US dollars counts as one in euros
+SHARES = {"run": 0.3, "resume": 0.3, "sweep": 0.4}  # of the ceiling
 LIMIT_HOURS = 1.5  # of everything, most of it for building the image
 CLEANING_UP_S = 600
 CLUSTER = "msggan-check"
 OPTIONS = ("--resolution", 16, "--latent-size", 32, "--batch-size", 8, "--num-samples", 4, "--device", "cpu")
 OFTEN = ("--checkpoint-kimg", 0.1, "--metric-kimg", 0.1, "--sample-kimg", 10)
+TRAIN = ("submit", "--data", "flowers", *OPTIONS, *OFTEN)
 
 
 class CheckError(click.ClickException):
@@ -48,10 +53,14 @@ class CheckError(click.ClickException):
 class Report:
     """The steps and the guesses so far. A guess held (True), did not (False) or could not be tested (None)."""
 
-    price: float
+    ceiling: Amount
     ends_at: float  # by time.monotonic()
     steps: list[tuple[str, float, str]] = field(default_factory=list)
     guesses: list[tuple[str, bool | None, str]] = field(default_factory=list)
+    cost: str = "unknown"
+
+    def max_cost(self, what: str) -> tuple[str, str]:
+        return "--max-cost", (self.ceiling * SHARES[what]).as_setting().replace(" ", "")
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
@@ -105,14 +114,14 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        return not any(problem for *_, problem in self.steps) and not any(held is False for _, held, _ in self.guesses)
+        """Whether all steps did what they should, whichever guesses held."""
+        return not any(problem for *_, problem in self.steps)
 
     def as_markdown(self, workspace: str) -> str:
         minutes = sum(seconds for _, seconds, _ in self.steps) / 60
-        at_most = self.price * minutes / 60
         lines = [
             f"# msggan in workspace {workspace}, {time.strftime('%Y-%m-%d %H:%M')}",
-            f"{minutes:.0f} minutes; at most {at_most:.2f} for one machine at {self.price:g} an hour all the time.",
+            f"{minutes:.0f} minutes. Cost of the jobs: {self.cost}, of {self.ceiling} at most.",
             "| step | seconds | problem |\n|---|---|---|",
             *(f"| {name} | {seconds:.0f} | {problem or 'none'} |" for name, seconds, problem in self.steps),
             "| guess | held | observed |\n|---|---|---|",
@@ -127,7 +136,7 @@ HELD = {True: "yes", False: "NO", None: "not tested"}
 @click.command()
 @click.option("--workspace", required=True, help="A config.json, its folder, or the workspace's resource ID.")
 @click.option("--vm-size", default="Standard_DS3_v2", show_default=True, help="The size of the machine.")
-@click.option("--hourly-price", type=float, help="Its price, where the service lists none.")
+@click.option("--max-cost", default="1EUR", show_default=True, help="What everything may cost.")
 @click.option("--environment", default="curated", show_default=True, help="The environment of the jobs.")
 @click.option("--minutes", default=5.0, show_default=True, help="How long the run trains before it is cancelled.")
 @click.option("--report", "path", default="azure-check.md", show_default=True, help="The report to write.")
@@ -136,7 +145,7 @@ def main(
     *,
     workspace: str,
     vm_size: str,
-    hourly_price: float | None,
+    max_cost: str,
     environment: str,
     minutes: float,
     path: str,
@@ -144,17 +153,14 @@ def main(
 ) -> None:
     """Go through provisioning, a run, its preemption, logs, download and a sweep in a real workspace."""
     name = use(workspace, MSGGAN_COMPUTE=CLUSTER, MSGGAN_VM_SIZE=vm_size, MSGGAN_ENVIRONMENT=environment)
-    price = hourly_price or price_of(vm_size)
-    if price is None:
-        raise click.ClickException(f"Azure lists no price for {vm_size}. Give it: --hourly-price PRICE")
-    if price * LIMIT_HOURS > CEILING:
-        raise click.ClickException(f"{vm_size} costs {price:g} an hour, {LIMIT_HOURS:g} hours more than {CEILING:g}.")
-    click.echo(
-        f"Costs at most {price * LIMIT_HOURS:.2f}, and creates and deletes cluster {CLUSTER} in {name}.", err=True
-    )
+    try:
+        ceiling = Amount.parse(max_cost)
+    except ValueError as error:
+        raise click.ClickException(f"--max-cost {error}") from error
+    click.echo(f"Costs {ceiling} at most, and creates and deletes cluster {CLUSTER} in {name}.", err=True)
     if not yes:
         click.confirm("Continue?", abort=True, err=True)
-    report, to = Report(price, time.monotonic() + LIMIT_HOURS * 3600), Path(path).absolute()
+    report, to = Report(ceiling, time.monotonic() + LIMIT_HOURS * 3600), Path(path).absolute()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which still cleans up
     with tempfile.TemporaryDirectory(prefix="azure-check-") as folder:
         os.chdir(folder)
@@ -193,6 +199,13 @@ def go_through(report: Report, minutes: float) -> None:
     run = time.strftime("check-%m%d-%H%M%S")
     is_new = False
     try:
+        with report.step("draw images"):
+            report.call([sys.executable, ROOT / "examples" / "draw_flowers.py", "flowers", "200"])
+        with report.step("price"):
+            alone = ("--instance-type", os.environ["MSGGAN_VM_SIZE"])  # there is no cluster yet
+            dry = report.aml(*TRAIN, "--name", run, "--dry-run", *alone, *report.max_cost("run"))
+            price = dry["cost"]["price"]
+            listed = report.aml("provision", "--dry-run")["cost"]["price"]
         with report.step("doctor, before"):
             before = report.aml("doctor", may_fail=True)
         with report.step("provision"):
@@ -202,12 +215,18 @@ def go_through(report: Report, minutes: float) -> None:
         with report.step("doctor"):
             after = report.aml("doctor")
         guesses_of_doctor(report, before, could_provision=is_new)
-        with report.step("draw images"):
-            report.call([sys.executable, ROOT / "examples" / "draw_flowers.py", "flowers", "200"])
+        guesses_of_lists(report, price, listed)
         train(report, run, minutes)
         storage = next(check["detail"] for check in after["checks"] if check["name"] == "storage")
         report.guess("A job mounts its output by what the datastore holds, else as who submitted it.", True, storage)
+        has_secret = True if "account key" in storage or "the SAS" in storage else None
+        report.guess("`listSecrets` takes a request without a body.", has_secret, storage)
         sweep_of_two(report, f"{run}-sweep")
+        with report.step("cost"):
+            costs = report.aml("cost")
+        report.cost = f"{costs['total']} {costs['currency']}"
+        known = [row for row in costs["runs"] if row["name"] == run and row["machine"] and row["machine_hours"]]
+        report.guess("The run history has the machine and the duration of a job.", bool(known), known or costs["runs"])
     finally:
         report.ends_at = max(report.ends_at, time.monotonic() + CLEANING_UP_S)
         with report.step("cancel and delete"):
@@ -219,9 +238,9 @@ def go_through(report: Report, minutes: float) -> None:
 
 def train(report: Report, run: str, minutes: float) -> None:
     """A run that is cancelled while it trains, and resumed by the same command; then its log and its files."""
-    submit = ("submit", "--data", "flowers", "--name", run, "--yes", *OPTIONS, *OFTEN)
+    submit = (*TRAIN, "--name", run, "--yes")
     with report.step("submit, and train until the first report"):
-        report.aml(*submit, "--kimg", 100_000, "--detach")
+        report.aml(*submit, "--kimg", 100_000, "--detach", *report.max_cost("run"))
         report.wait(run, lambda status: status["images_seen"])
         time.sleep(60 * minutes)
     with report.step("cancel, as a preemption"):
@@ -229,11 +248,10 @@ def train(report: Report, run: str, minutes: float) -> None:
         expect(cancelled["state"] == "cancelled", f"the run is {cancelled['state']}")
         status = report.aml("status", run)
         seen, rate = status["images_seen"], status["metrics"].get("images_per_second") or 10
-    report.guess(
-        "A mounted output is written while the job runs, metrics.jsonl by appending.", seen > 0, f"{seen} images"
-    )
+    report.guess("A mounted output is written while the job runs.", seen > 0, f"{seen} images")
     with report.step("resume by the same command"):
-        resumed = report.aml(*submit, "--kimg", (seen + max(400, 12 * minutes * rate)) / 1000)
+        kimg = (seen + max(400, 12 * minutes * rate)) / 1000
+        resumed = report.aml(*submit, "--kimg", kimg, *report.max_cost("resume"))
         expect(resumed["state"] == "completed", f"the resumed run ended {resumed['state']}")
     with report.step("logs"):
         lines = report.aml("logs", run)["lines"]
@@ -261,10 +279,12 @@ def sweep_of_two(report: Report, name: str) -> None:
     """A sweep whose two trials run one after the other."""
     options = f"--over g_lr=0.001..0.01 --trials 2 --concurrent 1 --kimg 0.2 --name {name} --yes"
     with report.step("sweep of two trials"):
-        sweep = report.aml("sweep", "--data", "flowers", *options.split(), *OPTIONS, *OFTEN)
+        sweep = report.aml("sweep", "--data", "flowers", *options.split(), *OPTIONS, *OFTEN, *report.max_cost("sweep"))
         expect(sweep["state"] == "completed", f"the sweep ended {sweep['state']}")
     numbers = [trial["number"] for trial in sweep["trials"] if trial["objective"] is not None]
     report.guess("Trials are named SWEEP_0, SWEEP_1, and their metrics are found.", len(numbers) == 2, numbers)
+    limits = client().ml.jobs.get(name).limits
+    report.guess("A sweep keeps the time limit of its trials.", bool(limits.trial_timeout), limits.trial_timeout)
 
 
 def guesses_of_doctor(report: Report, doctor: dict[str, Any], *, could_provision: bool) -> None:
@@ -273,11 +293,35 @@ def guesses_of_doctor(report: Report, doctor: dict[str, Any], *, could_provision
     roles, quota, network = (checks[name] for name in ("roles", "quota", "network"))
     listed = "may not list" not in roles["detail"]
     report.guess("An identity may list its permissions at the workspace.", listed, roles["detail"])
+    may_poll = True if could_provision and "may not read" in quota["detail"] else None
     agrees = roles["status"] == "ok" if could_provision else None
     report.guess("`a/*/write` in a role also matches `a/write`.", agrees if listed else None, roles["detail"])
+    report.guess("Polling an operation needs no role at the subscription.", may_poll, quota["detail"])
     known = "no quota is listed" not in quota["detail"] if quota["status"] != "warning" else None
     report.guess("The quota of a VM size is found by its family's name.", known, quota["detail"])
     report.guess("The discovery address responds without sign-in.", network["status"] != "failed", network["detail"])
+
+
+def guesses_of_lists(report: Report, price: dict[str, Any], listed: dict[str, Any] | None) -> None:
+    """What the service's lists have. price: of the machine in the ceiling's currency. listed: in the service's own."""
+    from orchestration.azure.compute import read_quotas
+    from orchestration.azure.environment import CURATED_NAME, REGISTRY
+    from orchestration.errors import AuthError
+
+    report.guess("The list of VM sizes has prices.", bool(listed and "VM sizes" in listed["source"]), listed)
+    report.guess("The public list has the price of a VM size, in euros too.", "retail" in price["source"], price)
+    curated = client().registry(REGISTRY).environments.get(CURATED_NAME, label="latest")
+    report.guess("A version of the curated environment names its image.", bool(curated.image), curated.image)
+    try:
+        families = [quota.family for quota in read_quotas(client())]
+    except AuthError:
+        families = []
+    low_priority = [family for family in families if family.startswith("TotalLowPriorityCores")]
+    report.guess(
+        "The quota of low priority is listed as `TotalLowPriorityCores`.",
+        bool(low_priority) if families else None,
+        low_priority,
+    )
 
 
 def client() -> Any:
@@ -285,17 +329,6 @@ def client() -> Any:
     from orchestration import AzureTarget
 
     return AzureTarget.from_config().client
-
-
-def price_of(vm_size: str) -> float | None:
-    """The price of a machine per hour, None if the service lists none."""
-    from msggan.errors import MsgganError
-    from orchestration.azure.compute import read_sizes
-
-    try:
-        return next((size.prices.get("Standard") for size in read_sizes(client()) if size.name == vm_size), None)
-    except MsgganError as error:
-        raise click.ClickException(f"{error.message}\n{error.hint}") from error
 
 
 def delete_cluster() -> None:

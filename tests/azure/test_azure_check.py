@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,12 @@ from azure_local import AzureLocal
 from support.programs import REPOSITORY
 
 SCRIPT = REPOSITORY / "tests" / "azure_check.py"
+GUESSES = [
+    str(call.args[0].value)
+    for call in ast.walk(ast.parse(SCRIPT.read_text(encoding="utf-8")))
+    if isinstance(call, ast.Call)
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "guess" and isinstance(call.args[0], ast.Constant)
+]
 QUICK = ("--minutes", "0.01", "--environment", "python:3.11-slim", "--yes")
 
 
@@ -26,12 +34,14 @@ def check(azure: AzureLocal, folder: Path, *words: str) -> tuple[int, str, str]:
 
 @pytest.mark.slow
 def test_every_step_passes_every_guess_holds_and_the_cluster_is_deleted(azure: AzureLocal, tmp_path: Path) -> None:
-    exit_code, stderr, report = check(azure, tmp_path, "--hourly-price", "0.25")
+    exit_code, stderr, report = check(azure, tmp_path)
     assert exit_code == 0, stderr + report
     assert azure.cloud.computes == {}
     steps = [line for line in report.splitlines() if line.endswith("| none |")]
-    assert len(steps) == 11, report
-    assert report.count("| yes |") == 10, report
+    assert len(steps) == 13, report
+    assert (report.count("| yes |"), report.count("| NO |"), report.count("| not tested |")) == (len(GUESSES) - 1, 0, 1)
+    assert [guess for guess in GUESSES if f"| {guess} |" not in report] == []
+    assert re.search(r"Cost of the jobs: 0\.\d+ USD, of 1\.00 EUR at most\.", report)
     run, resumed, sweep = (job for job in azure.cloud.jobs.values() if job.parent is None)
     assert (run.status, resumed.status, sweep.status) == ("Canceled", "Completed", "Completed")
 
@@ -39,7 +49,7 @@ def test_every_step_passes_every_guess_holds_and_the_cluster_is_deleted(azure: A
 @pytest.mark.slow
 def test_a_step_that_fails_is_reported_and_the_cluster_is_deleted(azure: AzureLocal, tmp_path: Path) -> None:
     azure.fault("PUT", "/jobs/check-", times=99, status=403, code="RequestDisallowedByPolicy")
-    exit_code, stderr, report = check(azure, tmp_path, "--hourly-price", "0.25")
+    exit_code, stderr, report = check(azure, tmp_path)
     assert exit_code == 1
     assert "| submit, and train until the first report |" in report
     assert "RequestDisallowedByPolicy" in stderr
@@ -48,7 +58,12 @@ def test_a_step_that_fails_is_reported_and_the_cluster_is_deleted(azure: AzureLo
 
 @pytest.mark.slow
 def test_what_may_cost_more_than_the_ceiling_is_refused(azure: AzureLocal, tmp_path: Path) -> None:
-    exit_code, stderr, report = check(azure, tmp_path, "--hourly-price", "0.7")
-    assert (exit_code, report) == (1, "")
-    assert "costs 0.7 an hour, 1.5 hours more than 1." in stderr
+    exit_code, _, report = check(azure, tmp_path, "--max-cost", "0.1EUR")
+    assert exit_code == 1
+    assert "--max-cost 0.03 EUR: even the shortest useful job costs" in report
     assert azure.made("PUT", "/computes/") == []
+
+
+def test_each_guess_of_the_report_is_in_the_list_of_guesses() -> None:
+    readme = (REPOSITORY / "tests" / "azure_local" / "README.md").read_text(encoding="utf-8")
+    assert [guess for guess in GUESSES if guess not in " ".join(readme.split())] == []

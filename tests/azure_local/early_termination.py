@@ -2,7 +2,7 @@
 
 Implemented after Microsoft's "Specify early termination policy". The i-th measurement of the primary metric is interval
 i. A trial is judged once, when it reaches an interval, against what all other trials have measured up to the same
-interval; what the service does when others reach it later is not documented.
+interval; what the service does when others reach it later is not documented (see "Guesses" in README.md).
 """
 
 from __future__ import annotations

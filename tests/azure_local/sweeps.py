@@ -1,7 +1,7 @@
 """Runs a sweep: starts its trials as child jobs, monitors them, and ends them.
 
 The service's behaviour is documented in "Tune hyperparameters for your model with Azure Machine Learning"; its names
-are those of the SDK and of HyperDriveRun in azureml-train-core. The rest are guesses.
+are those of the SDK and of HyperDriveRun in azureml-train-core. The rest are guesses: see README.md.
 """
 
 from __future__ import annotations
