@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import os
 import re
@@ -101,6 +102,27 @@ def test_the_sweep_of_the_guide_runs_on_azure(azure: AzureLocal, workdir: Path) 
     azure.add_cluster("msggan-gpu")
     assert run_program(msggan_aml, name="msggan-aml", argv=as_typed(command)) == 0
     assert azure.job("photos-sweep").status == "Completed"
+
+
+def literals(folder: str) -> list[str]:
+    """The texts in the sources below a folder; those of an f-string end where its values begin."""
+    return [
+        node.value
+        for path in sorted((REPOSITORY / folder).glob("**/*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+
+def test_the_messages_of_the_page_of_troubles_are_those_of_the_commands() -> None:
+    page = (REPOSITORY / "docs" / "azure-troubles.md").read_text(encoding="utf-8")
+    first_columns = re.findall(r"^\| (?!message|---)(.*?) \| .* \| .* \|$", page, re.MULTILINE)
+    messages = [found.strip("`") for column in first_columns for found in re.findall(r"``.+?``|`[^`]+`", column)]
+    sources = "\0".join([*literals("orchestration"), *literals("msggan"), *literals("tests/azure_local")])
+    sources = re.sub(r"\{\w*\}", "\0", sources)  # the values of a template
+    parts = [part.strip() for message in messages for part in re.split(r"…|[()]", message)]
+    assert len(parts) > 60
+    assert [part for part in parts if part not in sources] == []
 
 
 def test_the_readme_shows_commands_of_the_page() -> None:
