@@ -37,7 +37,7 @@ from support.mlflow import (
 from support.programs import command_line, environment, fast_python, run_in
 
 from msggan.runs.folder import RunFolder, RunState, read_state
-from msggan.tracking.metrics_log import MlflowCursor, Tracker, read_metrics
+from msggan.tracking.metrics_log import MlflowCursor, MlflowProcess, Tracker, read_metrics
 from msggan.tracking.mlflow_worker import RunLogger
 
 with warnings.catch_warnings():
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy"
 
 METRICS = ("d_loss", "g_loss", "swd", "images_per_second")
 OPTIONS = ["--resolution", 8, "--latent-size", 8, "--batch-size", 4, "--num-samples", 4, "--precision", "float32"]
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 240
 
 
 def wait_for(event: Callable[[], Any]) -> Any:
@@ -198,9 +198,22 @@ def web_page(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
+@pytest.fixture
+def patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds on waiting for the process at the end of a run do not apply: it has a low priority beside others."""
+    for name in ("STOPPED_WAIT_SECONDS", "UNAVAILABLE_WAIT_SECONDS", "MAX_WAIT_SECONDS"):
+        monkeypatch.setattr(f"msggan.tracking.metrics_log.{name}", PATIENCE_SECONDS)
+    python = tmp_path / "patient"
+    code = f"from msggan.tracking import mlflow_worker as it; it.FINISH_SECONDS = {PATIENCE_SECONDS}; it.main()"
+    python.write_text(f"#!/bin/sh\nshift 2\nexec {fast_python()} -c '{code}' \"$@\"\n")
+    python.chmod(0o755)
+    monkeypatch.setitem(MlflowProcess.__init__.__kwdefaults__, "python", str(python))
+
+
 # What is logged
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("where", ["database", pytest.param("server", marks=pytest.mark.slow)])
 def test_mlflow_gets_the_whole_run(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -450,6 +463,7 @@ def test_a_deleted_experiment_is_named(database: str, tmp_path: Path) -> None:
 # The process
 
 
+@pytest.mark.usefixtures("patience")
 def test_two_runs_at_once_create_one_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/not there yet/mlflow.db"
     runs = [a_run(tmp_path / name, 8, 16) for name in ("one", "two")]
@@ -461,6 +475,7 @@ def test_two_runs_at_once_create_one_database(tmp_path: Path) -> None:
     assert curves == {run.path.name: curves_in(run) for run in runs}
 
 
+@pytest.mark.usefixtures("patience")
 def test_ctrl_c_does_not_stop_the_process(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8)
     tracker = Tracker(run.metrics, tracking_uri=database)
@@ -480,6 +495,7 @@ def process_of(tracker: Tracker) -> subprocess.Popen[str]:
     return tracker._mlflow._process
 
 
+@pytest.mark.usefixtures("patience")
 def test_a_killed_process_is_reported_and_the_next_start_logs_the_rest(database: str, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 8)
     tracker = Tracker(run.metrics, tracking_uri=database)
@@ -534,6 +550,7 @@ def nobody() -> str:
     return f"http://127.0.0.1:{free_port()}"
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize(
     ("who", "reason", "advice"),
     [
@@ -564,6 +581,7 @@ def test_what_is_missing_is_counted_and_logged_the_next_time(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patience")
 def test_a_server_that_was_killed_and_restarted_gets_everything(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
