@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -180,6 +180,49 @@ def cluster_costs(estimate: Estimate, machine: str, min_nodes: int) -> tuple[str
     )
 
 
+@dataclass(frozen=True)
+class Monthly:
+    """What is paid for beside machines, a month of one of each: `disk`, `load_balancer`, `public_ip`, `gigabyte` and
+    `registry`. source: the list of prices, and when it was read.
+    """
+
+    amounts: Mapping[str, Amount]
+    source: str = ""
+
+    def of(self, *names: str) -> Amount | None:
+        """The sum of these, None if one of them is unknown."""
+        found = [self.amounts[name] for name in names if name in self.amounts]
+        return Amount(sum(one.value for one in found), found[0].currency) if len(found) == len(names) else None
+
+    def per_hour(self, *names: str) -> Amount | None:
+        month = self.of(*names)
+        return month and month * (1 / HOURS_PER_MONTH)
+
+    def as_line(self) -> str:
+        """What machines of a cluster cost beside their own price."""
+        disk, network = self.per_hour("disk"), self.per_hour("load_balancer", "public_ip")
+        source = f" ({self.source})" if self.source else ""
+        return (
+            f"In addition each machine has a disk: {_rate(disk)}; a cluster with machines, and until about two hours "
+            f"later, a load balancer and a public IP address: {_rate(network)}{source}."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Prices per hour, in the currency of the machines' price; None: unknown."""
+        disk, network = self.per_hour("disk"), self.per_hour("load_balancer", "public_ip")
+        return {
+            "disk_per_hour": disk and round(disk.value, 6),
+            "network_per_hour": network and round(network.value, 6),
+        }
+
+
+def _rate(per_hour: Amount | None) -> str:
+    """A price per hour, or per month where that is a fraction of a cent."""
+    if per_hour is None:
+        return "price unknown"
+    return format_rate(per_hour) if per_hour.value >= 0.01 else f"{per_hour * HOURS_PER_MONTH} per month"
+
+
 def monthly(per_hour: Amount, machines: int) -> Amount:
     """What machines cost around the clock."""
     return per_hour * (machines * HOURS_PER_MONTH)
@@ -198,9 +241,12 @@ def cluster_refusal(estimate: Estimate, min_nodes: int) -> str:
 
 
 def storage_line(stored_bytes: int) -> str:
-    gib = stored_bytes / 2**30
-    size = f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.1f} MiB"
-    return f"In storage: {size} so far, paid by the gigabyte and month until you delete it."
+    return f"In storage: {format_bytes(stored_bytes)} so far, paid by the gigabyte and month until you delete it."
+
+
+def format_bytes(size: int) -> str:
+    gib = size / 2**30
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.1f} MiB"
 
 
 def format_hours(hours: float) -> str:
@@ -254,8 +300,7 @@ class OngoingCost:
         return {"kind": self.kind, "name": self.name, "reason": self.reason, "per_hour": per_hour, "end": self.end}
 
     def as_line(self) -> str:
-        per_hour = "price unknown" if self.per_hour is None else format_rate(self.per_hour)
-        return f"{self.kind} {self.name}: {self.reason}; {per_hour}. End it: {self.end}"
+        return f"{self.kind} {self.name}: {self.reason}; {_rate(self.per_hour)}. End it: {self.end}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from msggan.errors import MsgganError
+from orchestration.azure.blobs import PROJECT_FOLDER
 from orchestration.azure.client import Client, is_provisioned
 from orchestration.azure.compute import Size, sizes_by_name
 from orchestration.azure.estimates import read_stored
@@ -24,8 +25,8 @@ from orchestration.azure.history import (
     require_jobs,
     state_of,
 )
-from orchestration.azure.prices import as_region, price_currency, read_price
-from orchestration.costs import CostReport, OngoingCost, RunCost, storage_line
+from orchestration.azure.prices import METERS, as_region, price_currency, read_monthly, read_price
+from orchestration.costs import CostReport, Monthly, OngoingCost, RunCost, format_bytes
 from orchestration.money import Amount, Price
 
 CONCURRENT_READS = 8
@@ -41,8 +42,8 @@ def report_costs(client: Client, name: str | None = None) -> CostReport:
     ongoing = [account.running(run, found) for run, found in zip(runs, details, strict=True) if is_running(found)]
     if name is None:
         ongoing += [*account.computes(details), *account.endpoints()]
-        stored = read_stored(client)
-        account.notes += [] if stored is None else [storage_line(stored)]
+        ongoing += account.storage()
+        account.notes += [*account.registry(), account.beside.as_line()]
     return CostReport(costs, ongoing, account.currency, tuple(account.notes))
 
 
@@ -184,15 +185,44 @@ class Account:
         name, values = compute["name"], compute["properties"].get("properties") or {}
         state = str(values.get("state") or "")
         if state in ("Stopped", "Stopping"):
-            return OngoingCost(
-                "compute instance", name, "is stopped; its disk remains", None, az(self.client, "compute delete", name)
-            )
+            reason, delete = "is stopped; its disk and load balancer remain", az(self.client, "compute delete", name)
+            return OngoingCost("compute instance", name, reason, self.beside.per_hour("disk", "load_balancer"), delete)
         rate, stop = self._rate_of(compute, values), az(self.client, "compute stop", name)
         return OngoingCost("compute instance", name, f"is {state.lower() or 'there'}", rate, stop)
 
     def _rate_of(self, compute: Mapping[str, Any], values: Mapping[str, Any]) -> Amount | None:
         location = str(compute["properties"].get("computeLocation") or compute.get("location") or "")
         return self.per_hour(str(values.get("vmSize") or ""), low_priority=is_low_priority(values), location=location)
+
+    def storage(self) -> Iterator[OngoingCost]:
+        """The images and runs in the datastore."""
+        stored = read_stored(self.client)
+        if not stored:
+            self.notes += ["Not read: what is in storage."] if stored is None else []
+            return
+        store = self.client.store(self.client.settings.datastore)
+        container = store.container.container_name
+        args = ["--account-name", store.account, "--source", container, "--pattern", f"{PROJECT_FOLDER}/*"]
+        gigabyte = self.beside.per_hour("gigabyte")
+        yield OngoingCost(
+            "storage",
+            f"{store.account}/{container}/{PROJECT_FOLDER}",
+            f"{format_bytes(stored)} of images and runs, all of which the command deletes",
+            gigabyte and gigabyte * (stored / 2**30),
+            f"az storage blob delete-batch --auth-mode login {shlex.join(args)}",
+        )
+
+    def registry(self) -> Iterator[str]:
+        """A note on the container registry, whose price does not depend on the images in it."""
+        if registry := self.client.about.get("containerRegistry"):
+            price = self.beside.of("registry")
+            cost = f"{price} per month in the tier Basic, Azure ML's own choice" if price else "price unknown"
+            name = str(registry).rpartition("/")[2]
+            yield f"Container registry {name}: {cost}, until it or the resource group is deleted."
+
+    @cached_property
+    def beside(self) -> Monthly:
+        return read_monthly(self.client, str(self.client.about["location"]), tuple(METERS))
 
     def endpoints(self) -> Iterator[OngoingCost]:
         """Deployments, which are paid for at rest too."""

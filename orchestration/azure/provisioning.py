@@ -18,7 +18,7 @@ from msggan.errors import MsgganError
 from orchestration.azure import compute, datastore, environment
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
-from orchestration.azure.prices import estimate_cluster
+from orchestration.azure.prices import estimate_cluster, read_monthly
 from orchestration.costs import cluster_costs, cluster_refusal
 from orchestration.errors import AuthError, AzureServiceError
 from orchestration.status import Item, ProvisionPlan, Step
@@ -55,8 +55,10 @@ def _compute_step(client: Client) -> Step:
     estimate = estimate_cluster(client, size, location, values)
     if refusal := cluster_refusal(estimate, values["min_nodes"]):
         return Step(Item(compute.KIND, item.name, "refuse", reason=refusal, hint="Use --min-nodes 0."))
-    costs = cluster_costs(estimate, size.description, values["min_nodes"])
-    item = replace(item, costs=costs, cost=estimate.as_json() | {"around_the_clock": values["min_nodes"]})
+    beside = read_monthly(client, location, ("disk", "load_balancer", "public_ip"))
+    costs = (*cluster_costs(estimate, size.description, values["min_nodes"]), beside.as_line())
+    cost = {**estimate.as_json(), **beside.as_json(), "around_the_clock": values["min_nodes"]}
+    item = replace(item, costs=costs, cost=cost)
     return Step(item, lambda report: compute.ensure_cluster(client, report))
 
 

@@ -143,6 +143,11 @@ def test_cost_adds_up_machine_hours_and_names_what_still_costs(
         add_ended_job(azure, f"find_{number}", "find", 0.5).parent = "find"
     azure.cloud.idle_nodes["msggan-gpu"] = 2
     azure.add_compute_instance("notebook")
+    azure.add_compute_instance("stopped")
+    azure.cloud.computes["stopped"]["properties"]["properties"]["state"] = "Stopped"
+    azure.put_blob("msggan/runs/photos/a", bytes(3 << 20))
+    registry = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ContainerRegistry/registries/images"
+    azure.cloud.container_registry = registry
     azure.add_endpoint("flowers", "Standard_DS3_v2", 3)
     for tells in (True, False):
         azure.cloud.tells_compute = tells
@@ -158,8 +163,27 @@ def test_cost_adds_up_machine_hours_and_names_what_still_costs(
     assert {(cost["kind"], cost["name"]): (cost["per_hour"], cost["end"]) for cost in costs.json["ongoing"]} == {
         ("cluster", "msggan-gpu"): (1.052, f"az ml compute delete --name msggan-gpu {where}"),
         ("compute instance", "notebook"): (0.229, f"az ml compute stop --name notebook {where}"),
+        ("compute instance", "stopped"): (
+            pytest.approx(19.71 / 730 + 0.025),
+            f"az ml compute delete --name stopped {where}",
+        ),
+        ("storage", f"msgganstore/{azure.container}/msggan"): (
+            pytest.approx(0.0208 * 3 / 1024 / 730),
+            "az storage blob delete-batch --auth-mode login --account-name msgganstore "
+            f"--source {azure.container} --pattern 'msggan/*'",
+        ),
         ("endpoint", "flowers"): (pytest.approx(0.687), f"az ml online-endpoint delete --name flowers {where} --yes"),
     }
+    text = msggan_aml("cost").stdout
+    assert (
+        "3.0 MiB of images and runs, all of which the command deletes; 0.00 USD per month. End it: az storage" in text
+    )
+    assert "Container registry images: 5.07 USD per month in the tier Basic" in text
+    assert "In addition each machine has a disk: 0.027 USD per hour" in text
+    azure.cloud.metered.clear()
+    text = msggan_aml("cost").stdout
+    assert "its disk and load balancer remain; price unknown" in text
+    assert "In addition each machine has a disk: price unknown" in text
     assert all(
         request.method == "GET"
         for request in azure.requests

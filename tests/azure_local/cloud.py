@@ -124,6 +124,12 @@ class Cloud:
     retail_prices: dict[str, float] = field(  # US dollars per hour by VM size, in the public list
         default_factory=lambda: {size.name: size.price for size in SIZES if size.price is not None}
     )
+    metered: set[str] = field(  # the meters of the public list that are not of VM sizes
+        default_factory=lambda: {
+            *("P10 LRS Disk", "Hot LRS Data Stored", "Standard Included LB Rules and Outbound Rules"),
+            *("Standard IPv4 Static Public IP", "Basic Registry Unit"),
+        }
+    )
     idle_nodes: dict[str, int] = field(default_factory=dict)  # by cluster: those that have not been released yet
     tells_compute: bool = True  # False: the run history has no machines and durations of jobs
     queue_reason: str | None = None  # if set, the reason why jobs stay queued

@@ -14,8 +14,18 @@ from .routing import Routes
 routes = Routes()
 PATH = "/api/retail/prices"
 PER_US_DOLLAR = {"USD": 1.0, "EUR": 0.9}
+LOAD_BALANCER = "Standard Included LB Rules and Outbound Rules"
 LARGEST_PAGE = 1000
 NAMES = {"priceType": "type"}  # of a filter → of an item
+# Service, product, SKU, meter, unit, US dollars per unit, region; "Global": the same everywhere.
+METERS = (
+    ("Storage", "Premium SSD Managed Disks", "P10 LRS", "P10 LRS Disk", "1/Month", 19.71, REGION),
+    ("Storage", "Blob Storage", "Hot LRS", "Hot LRS Data Stored", "1 GB/Month", 0.0208, REGION),
+    ("Storage", "Files v2", "Hot LRS", "Hot LRS Data Stored", "1 GB/Month", 0.0287, REGION),
+    ("Load Balancer", "Load Balancer", "Standard", LOAD_BALANCER, "1 Hour", 0.025, "Global"),
+    ("Virtual Network", "IP Addresses", "Standard", "Standard IPv4 Static Public IP", "1 Hour", 0.005, ""),
+    ("Container Registry", "Container Registry", "Basic", "Basic Registry Unit", "1/Day", 0.1666, REGION),
+)
 FILTER = re.compile(r"(\w+) eq '([^']*)'")
 
 
@@ -25,11 +35,10 @@ def retail_prices(cloud: Cloud, request: Request) -> Reply:
     currency = request.query.get("currencyCode", "USD").strip("'")
     if currency not in PER_US_DOLLAR:
         raise ServiceError(400, "BadRequest", f"Invalid currency code {currency}.")
-    clauses = request.query.get("$filter", "").split(" and ")
-    matches = [FILTER.fullmatch(clause) for clause in clauses if clause]
-    if None in matches:
-        raise ServiceError(400, "BadRequest", f"Invalid OData parameters supplied: {clauses}")
-    wanted = [match.groups() for match in matches if match]
+    conditions = request.query.get("$filter", "")
+    wanted = FILTER.findall(conditions)
+    if " and ".join(f"{name} eq '{value}'" for name, value in wanted) != conditions:
+        raise ServiceError(400, "BadRequest", f"Invalid OData parameters supplied: {conditions}")
     found = [
         item
         for item in items(cloud, currency)
@@ -51,12 +60,24 @@ def retail_prices(cloud: Cloud, request: Request) -> Reply:
 
 
 def items(cloud: Cloud, currency: str) -> list[dict[str, Any]]:
-    """Four rows for each size that has a price: Windows, spot, low priority and the plain one, in this order."""
-    return [
-        item(size, currency, price, sku, product)
+    """The rows of `METERS` that have a price, and four for each size that has one: Windows, spot, low priority and the
+    plain one, in this order.
+    """
+    of_sizes = [
+        item(currency, price, product, sku, sku, armSkuName=size.name)
         for size in cloud.sizes
         if size.name in cloud.retail_prices
         for price, sku, product in rows(size, cloud.retail_prices[size.name])
+    ]
+    return of_sizes + [
+        item(currency, price * factor, product, sku, meter, serviceName=service, unitOfMeasure=unit, **other)
+        for service, product, sku, meter, unit, price, region in METERS
+        if meter in cloud.metered
+        for factor, other in (
+            (1, {"armRegionName": region}),
+            (0.5, {"armRegionName": region, "tierMinimumUnits": 51200.0}),
+            (3, {"armRegionName": "brazilsouth"}),
+        )
     ]
 
 
@@ -66,7 +87,7 @@ def rows(size: Size, price: float) -> list[tuple[float, str, str]]:
     return [*yours, (price / 5, f"{sku} Low Priority", product)] if size.low_priority else yours
 
 
-def item(size: Size, currency: str, price: float, sku: str, product: str) -> dict[str, Any]:
+def item(currency: str, price: float, product: str, sku: str, meter: str, **other: Any) -> dict[str, Any]:
     converted = round(price * PER_US_DOLLAR[currency], 6)
     return {
         "currencyCode": currency,
@@ -77,7 +98,7 @@ def item(size: Size, currency: str, price: float, sku: str, product: str) -> dic
         "location": "US East",
         "effectiveStartDate": "2024-03-01T00:00:00Z",
         "meterId": "0001b1c0-0000-4000-8000-000000000000",
-        "meterName": sku,
+        "meterName": meter,
         "productId": "DZH318Z08M8B",
         "skuId": "DZH318Z08M8B/000G",
         "productName": product,
@@ -88,5 +109,6 @@ def item(size: Size, currency: str, price: float, sku: str, product: str) -> dic
         "unitOfMeasure": "1 Hour",
         "type": "Consumption",
         "isPrimaryMeterRegion": True,
-        "armSkuName": size.name,
+        "armSkuName": "",
+        **other,
     }
