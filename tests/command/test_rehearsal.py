@@ -57,7 +57,7 @@ def records_below(folder: str) -> list[Path]:
 def test_a_run_killed_three_times_equals_the_uninterrupted_one_and_each_loss_is_reported(
     folder: Path, python: str | None
 ) -> None:
-    args = [*REHEARSE, "--target", "azure", "-o", "json"]
+    args = [*REHEARSE, "--batch-size", "20", "--target", "azure", "-o", "json"]
     ended = run_in(folder, "msggan-aml", *args, python=python, TMPDIR=temp_folder(folder))
     assert ended.exit_code == 0, ended.stderr
     response = ended.json

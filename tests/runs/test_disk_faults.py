@@ -20,8 +20,9 @@ from msggan.tracking.metrics_log import read_metrics
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other ways to limit a disk")
 
-WORDS = [*OPTIONS, "--kimg", 0.6, "--checkpoint-kimg", 0.1, "--sample-kimg", 0.2, "--metric-kimg", 0.3]
-LONG = [*OPTIONS, "--kimg", 1000, "--checkpoint-kimg", 0.1]
+FEW_STEPS = [*OPTIONS, "--batch-size", 20]
+WORDS = [*FEW_STEPS, "--kimg", 0.6, "--checkpoint-kimg", 0.1, "--sample-kimg", 0.2, "--metric-kimg", 0.3]
+LONG = [*FEW_STEPS, "--kimg", 1000, "--checkpoint-kimg", 0.1]
 
 
 @pytest.fixture(scope="module")
