@@ -23,28 +23,11 @@ DIRECTIONS_PER_PART = 64  # sorting along all of them at once would take gigabyt
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
-def sliced_wasserstein(
-    reals: Tensor, fakes: Tensor, *, seed: int = 0, device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """The distance at each level and their mean: {"swd": …, "swd_16": …, "swd_32": …}.
-
-    reals, fakes: (N, 3, R, R) uint8; as many of each are used as both have. Levels go from 16 pixels to R; below 16
-    there is one, R itself, with patches of at most its size. device: computes it, in the memory that `Patches`
-    and `distances` document.
-    """
-    count = min(len(reals), len(fakes))
-    both = []
-    for images in (reals, fakes):
-        patches = Patches(count, images.shape[-1], seed=seed, device=device)
-        patches.add(images[:count])
-        both.append(patches)
-    return distances(*both, seed=seed)
-
-
 def distances(reals: Patches, fakes: Patches, *, seed: int = 0) -> dict[str, float]:
-    """The distance between two equally large sets of images at each level, preceded by their mean.
+    """The distance between two equally large sets of images at each level: {"swd": their mean, "swd_16": …, …}.
 
-    Besides the patches it needs less than 100 MiB for sets of up to 16,384 images.
+    Levels go from 16 pixels to R; below 16 there is one, R itself, with patches of at most its size. Besides the
+    patches it needs less than 100 MiB for sets of up to 16,384 images.
     """
     found = {
         f"swd_{side}": _distance(reals.normalised(side), fakes.normalised(side), seed=seed, side=side)
