@@ -128,7 +128,7 @@ class Target(ABC):
 
     @abstractmethod
     def status(self, name: str) -> RunStatus:
-        """The status of a run."""
+        """The status of a run. Raises RunFolderError if there is none."""
 
     @abstractmethod
     def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
@@ -136,7 +136,7 @@ class Target(ABC):
 
     @abstractmethod
     def cancel(self, name: str) -> RunStatus:
-        """Stops a run with a checkpoint and waits until it has ended."""
+        """Stops a run with a checkpoint and waits until it has ended. Raises UsageError if it is not running."""
 
     def download(
         self, name: str, to: str | Path | None = None, *, weights: bool = False, force: bool = False
@@ -283,16 +283,19 @@ class SweepTarget(Protocol):
         """Starts the sweep, or resumes the one of that name, and follows it to its end, unless `detach`."""
 
     def sweeps(self, limit: int | None = None) -> list[SweepStatus]:
-        """The sweeps, or the `limit` newest, the newest first. On Azure without a limit the newest 50."""
+        """The sweeps, or the `limit` newest, the newest first; reports those that cannot be read.
+
+        On Azure without a limit the newest 50.
+        """
 
     def is_sweep(self, name: str) -> bool:
         """Whether there is a sweep of this name."""
 
     def sweep_status(self, name: str) -> SweepStatus:
-        """The status of a sweep and its trials."""
+        """The status of a sweep and its trials. Raises RunFolderError if there is none."""
 
     def cancel_sweep(self, name: str) -> SweepStatus:
-        """Stops a sweep and its trials, and waits until they have ended."""
+        """Stops a sweep and its trials, and waits for their end. Raises UsageError if it is not running."""
 
     def report(self, status: SweepStatus) -> SweepStatus:
         """Writes the report of a sweep and returns the status with its path."""

@@ -93,7 +93,6 @@ class AzureSweeps(SweepTarget):
     # --- Submit -------------------------------------------------------------------------------------------------------
 
     def plan_sweep(self, spec: SweepSpec) -> dict[str, Any]:
-        """What `submit_sweep` would send for a new sweep. Makes no requests. Raises `UsageError`."""
         return self._plan(spec, self.client.settings)
 
     def priced_sweep(self, spec: SweepSpec) -> dict[str, Any]:
@@ -207,7 +206,6 @@ class AzureSweeps(SweepTarget):
     # --- Its sweeps ---------------------------------------------------------------------------------------------------
 
     def sweeps(self, limit: int | None = None) -> list[SweepStatus]:
-        """The newest sweeps, the newest first; reports those that cannot be read."""
         found, are_more = list_runs(self.client, limit or MAX_RUNS, sweeps=True)
         if are_more and limit is None:
             info = self.client.reporter.info
@@ -227,11 +225,9 @@ class AzureSweeps(SweepTarget):
         return job is not None and is_sweep(job)
 
     def sweep_status(self, name: str) -> SweepStatus:
-        """The status of a sweep and its trials. Raises `RunFolderError` if there is none."""
         return self._status(self._jobs(name))
 
     def cancel_sweep(self, name: str) -> SweepStatus:
-        """Stops a sweep and its trials, and waits for its end. Raises `UsageError` if it is not running."""
         jobs = self._jobs(name)
         if not jobs.is_active:
             raise not_running(name, self._status(jobs).state)
@@ -248,7 +244,6 @@ class AzureSweeps(SweepTarget):
         return RunJobs(f"{name}/{number}", (job,), trial_folder=reader.trial_folder(job.name))
 
     def download_trial(self, trial: Trial, to: Path, *, force: bool, progress: OnProgress) -> Download:
-        """Downloads a trial's run folder. Raises MsgganError if it cannot."""
         store, folder = self._open_trial(trial)
         return download_run(self.client, store, folder, to, weights=False, force=force, on_progress=progress)
 

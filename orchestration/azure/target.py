@@ -175,7 +175,6 @@ class AzureTarget(Target):
     # --- Its runs -----------------------------------------------------------------------------------------------------
 
     def runs(self, limit: int | None = None) -> list[RunStatus]:
-        """The newest runs, the newest first."""
         found, are_more = list_runs(self.client, limit or MAX_RUNS)
         if are_more and limit is None:
             self.reporter.info(f"Only the newest {len(found)} runs on Azure are listed. Use --limit N for more.")
@@ -183,7 +182,6 @@ class AzureTarget(Target):
             return list(threads.map(self._status, found))
 
     def status(self, name: str) -> RunStatus:
-        """The status of a run. Raises `RunFolderError` if there is none."""
         return self._status(self._jobs(name))
 
     def logs(self, name: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
@@ -219,7 +217,6 @@ class AzureTarget(Target):
                 unread.append(error)
 
     def cancel(self, name: str) -> RunStatus:
-        """Stops a run and waits until it has ended. Raises `UsageError` if it is not running."""
         run = self._jobs(name)
         if not run.is_active:
             raise not_running(name, self._status(run, with_progress=False).state)

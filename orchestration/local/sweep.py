@@ -102,7 +102,6 @@ class LocalSweeps(SweepTarget):
         return status
 
     def sweeps(self, limit: int | None = None) -> list[SweepStatus]:
-        """The sweeps, or the `limit` newest, the newest first; reports those that cannot be read."""
         found = []
         for name in names_in(str(self.target.runs_dir), SWEEP_FILE):
             try:

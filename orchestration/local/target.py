@@ -142,7 +142,6 @@ class LocalTarget(Target):
     # --- Its runs -----------------------------------------------------------------------------------------------------
 
     def runs(self, limit: int | None = None) -> list[RunStatus]:
-        """The runs, or the `limit` newest, the newest first; reports those that cannot be read."""
         found = []
         for name in run_names(str(self.runs_dir)):
             try:
