@@ -45,7 +45,6 @@ from msggan.commands.verbs import (
 )
 from msggan.config import Range
 from msggan.errors import UsageError
-from orchestration.commands.cost import cost
 from orchestration.commands.sweep import find_source_trial, sweep
 from orchestration.commands.terminal import (
     Commands,
@@ -199,7 +198,22 @@ def rehearse(spec: RunSpec, output: str) -> int:
 
 
 msggan_aml.add_command(sweep)
-msggan_aml.add_command(cost)
+
+
+@msggan_aml.command(short_help="Show what runs on Azure have cost, and what costs now.")
+@click.argument("run", metavar="[NAME]", required=False)
+@settings_options("workspace", "runs_dir", "max_cost")
+@debug_option
+@output_option
+def cost(*, run: str | None, flags: Flags, output: str, problems: Sequence[str]) -> None:
+    """Show what each run and sweep on Azure has cost by its machine hours, and what could be costing money now.
+
+    Costs are estimated from the time that jobs ran, at today's prices; the bill is in the Azure portal. With NAME,
+    shows one run or sweep.
+    """
+    settings = settings_or_refuse(flags, problems)
+    report = build_target("azure", settings, reporter()).costs(run)
+    show(output, report.as_json(), [*(columns(report.as_rows()) if report.runs else []), *report.as_lines()])
 
 
 @msggan_aml.command(name="list", short_help="List the runs.")

@@ -52,7 +52,6 @@ LIGHT_MODULES = [
     "msggan.train",
     "orchestration",
     "orchestration.local.process",
-    "orchestration.commands.cost",
     "orchestration.commands.main",
     "orchestration.costs",
     "orchestration.money",
