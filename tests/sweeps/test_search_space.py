@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
-from msggan.metrics import sliced_wasserstein
+from msggan.metrics import Patches, distances
 from orchestration.sweeps.space import SWEEPABLE, Choice, Interval, SearchSpace, read_space
 from orchestration.sweeps.spec import SAMPLINGS, SweepSpec, default_trials, objective_problems
 from orchestration.sweeps.trials import Objective
@@ -226,8 +226,9 @@ def test_an_objective_above_the_resolution_is_refused(metric: str, resolution: i
 
 def test_the_accepted_scales_are_those_that_are_measured() -> None:
     for resolution in (4, 8, 16, 64):
-        images = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
-        measured = set(sliced_wasserstein(images, images))
+        patches = Patches(2, resolution)
+        patches.add(torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8))
+        measured = set(distances(patches, patches))
         assert {
             metric for metric in SCALES if not objective_problems(Objective(metric), TrainConfig(resolution=resolution))
         } == measured
