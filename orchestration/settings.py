@@ -150,6 +150,12 @@ class Settings:
     datastore: str | None = _setting(
         "The datastore of images and runs. Default: msggan if storage_account is set, else the workspace's own.", **NAME
     )
+    data_mode: str = _setting(
+        "How jobs get the images: `download` to the machine, `mount`, or `auto`: download what is small.",
+        "auto",
+        pattern="auto|download|mount",
+        required="auto, download or mount",
+    )
     environment: str = _setting(
         "Environment of jobs: `curated`, an image, a requirements or conda file, IMAGE+FILE or Dockerfile's folder.",
         "curated",
@@ -266,7 +272,7 @@ def format_value(value: Any) -> str:
 JOB_SETTINGS = (
     *("runs_dir", "tracking_uri", WORKSPACE_TABLE, "compute", "instance_type", "low_priority", "timeout_hours"),
     "max_cost",
-    *("environment", "datastore", "experiment", "description", "tags", "env"),
+    *("environment", "datastore", "data_mode", "experiment", "description", "tags", "env"),
 )
 
 

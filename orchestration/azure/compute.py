@@ -58,7 +58,10 @@ RETIRED = {
 
 @dataclass(frozen=True)
 class Size:
-    """A VM size. cores: 0 if only its name is known. prices: US dollars per hour by tier, where known."""
+    """A VM size. cores: 0 if only its name is known. prices: US dollars per hour by tier, where known.
+
+    disk_bytes: of the machine's temporary disk; 0: not known, or there is none.
+    """
 
     name: str
     family: str = ""
@@ -67,6 +70,7 @@ class Size:
     memory_gb: float = 0
     has_low_priority: bool = True
     prices: Mapping[str, float] = field(default_factory=dict)
+    disk_bytes: int = 0
 
     @property
     def is_known(self) -> bool:
@@ -152,7 +156,14 @@ def _size(values: Mapping[str, Any]) -> Size:
         values.get("memoryGB") or values.get("memory_gb") or 0,
         bool(values.get("lowPriorityCapable") or values.get("low_priority_capable")),
         {price["vmTier"]: price["retailPrice"] for price in prices.get("values", ()) if price.get("osType") == "Linux"},
+        (values.get("maxResourceVolumeMB") or values.get("max_resource_volume_mb") or 0) << 20,
     )
+
+
+def disk_of(client: Client, cluster: AmlCompute) -> int:
+    """The bytes of the temporary disk of a cluster's machines, 0 if not known."""
+    sizes = sizes_by_name(client, str(cluster.location).lower().replace(" ", ""))
+    return sizes.get(str(cluster.size).lower(), Size("")).disk_bytes
 
 
 def read_quotas(client: Client) -> list[Quota]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,20 +12,29 @@ from msggan.commands.options import PACK_SUFFIX
 from msggan.errors import DataError
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
-from orchestration.azure.jobs import TO_RESOLVE, JobData, Kind
+from orchestration.azure.jobs import MODE_TO_RESOLVE, TO_RESOLVE, JobData, Kind
 from orchestration.azure.packs import ensure_pack, pack_path
 from orchestration.data_source import DataAsset, DatastorePath, StoragePath, is_remote, read_address
 from orchestration.errors import AuthError, AzureServiceError, UnreachableError
+from orchestration.settings import Settings
 from orchestration.spec import RunSpec, is_file
 
 # What msggan.data reads in a job. Not HEIC: the environments do not have its plug-in.
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 IMAGE_SUFFIXES = (*IMAGES, ".zip", PACK_SUFFIX)
-MAX_LISTED = 20_000  # files among which an image is looked for: four requests
+MAX_LISTED = 100_000  # files of a folder: twenty requests
+SMALL_BYTES = 4 << 30  # downloaded to any machine
 
 
-def plan_data(data: str, datastore: str, scope: str) -> JobData:
-    """The images that the job will read, as far as they are known without a request. scope: the workspace's ID."""
+def plan_data(data: str, datastore: str, scope: str, mode: str) -> JobData:
+    """The images that the job will read, as far as they are known without a request. scope: the workspace's ID.
+
+    mode: the setting `data_mode`.
+    """
+    return replace(_planned(data, datastore, scope), mode=MODE_TO_RESOLVE if mode == "auto" else mode)
+
+
+def _planned(data: str, datastore: str, scope: str) -> JobData:
     if not is_remote(data):
         return JobData(pack_path(TO_RESOLVE.format("SHA-256 of the packed images"), datastore).uri, "uri_file")
     address = read_address(data)
@@ -39,14 +49,44 @@ def ensure_data(spec: RunSpec, store: Store, client: Client) -> JobData:
     """The images that the job will read: packed and uploaded to `store`, or found in Azure. Raises MsgganError."""
     data = str(spec.data)
     if not is_remote(data):
-        uploaded = ensure_pack(data, spec, store, client).path(store.datastore)
-        return JobData(uploaded.uri, "uri_file", has_credential=not store.identity_based)
+        pack = ensure_pack(data, spec, store, client)
+        uri, has_credential = pack.path(store.datastore).uri, not store.identity_based
+        return JobData(uri, "uri_file", has_credential=has_credential, size=pack.size)
     address = read_address(data)
     if isinstance(address, DataAsset):
         return _check_asset(data, address, client)
     if address is None:
         raise DataError(f"--data {data}: is not an address that a job can read.")
     return _check_path(data, address, client)
+
+
+# --- Download or mount ------------------------------------------------------------------------------------------------
+
+
+def with_mode(data: JobData, client: Client, disk_bytes: Callable[[], int]) -> JobData:
+    """The images with how the job gets them, which is reported. disk_bytes: of the machine, 0 if not known.
+
+    What fits into half of the disk is downloaded, at least 4 GiB. A folder of 100,000 files or more is mounted: a job
+    that starts again after a preemption would download them all before its first step.
+    """
+    settings = client.settings
+    if settings.data_mode != "auto":
+        mode, reason = settings.data_mode, settings.source("data_mode")
+    elif data.size is None:
+        mode, reason = "mount", data.unsized
+    else:
+        limit = SMALL_BYTES if data.size <= SMALL_BYTES else max(SMALL_BYTES, disk_bytes() // 2)
+        mode = "download" if data.size <= limit else "mount"
+        reason = f"{data.size / 2**30:.2f} GiB; up to {limit / 2**30:.3g} GiB are downloaded to this machine"
+    client.reporter.info(f"The job {mode}s the images ({reason}).")
+    return replace(data, mode=mode)
+
+
+def planned_mode(settings: Settings) -> str:
+    """What a plan says of how the job gets the images."""
+    if settings.data_mode == "auto":
+        return "The job downloads the images, or mounts them if they are many or large (--data-mode auto)."
+    return f"The job {settings.data_mode}s the images ({settings.source('data_mode')})."
 
 
 # --- Data assets ------------------------------------------------------------------------------------------------------
@@ -80,7 +120,8 @@ def _check_asset(data: str, asset: DataAsset, client: Client) -> JobData:
         path = DatastorePath(path.datastore, path.path, asset.workspace)
     if not isinstance(path, DatastorePath | StoragePath):
         return replace(images, has_credential=False)
-    return replace(images, has_credential=_check_path(str(found.path), path, client).has_credential)
+    checked = _check_path(str(found.path), path, client)
+    return replace(images, has_credential=checked.has_credential, size=checked.size, unsized=checked.unsized)
 
 
 def _read_asset(data: str, asset: DataAsset, client: Client) -> Any:
@@ -110,7 +151,7 @@ def _check_path(data: str, path: DatastorePath | StoragePath, client: Client) ->
     try:
         store = _open(path, client)
         has_credential = not store.identity_based
-        return JobData(data, _kind_of(data, store, path.path, client), has_credential)
+        return replace(_measured(data, store, path.path, client), has_credential=has_credential)
     except (AuthError, UnreachableError) as error:  # the job may be in another network, or have another identity
         return _unchecked(data, error, client, has_credential=has_credential)
 
@@ -121,27 +162,35 @@ def _open(path: DatastorePath | StoragePath, client: Client) -> Store:
     return Store("", path.account, client.container(path.account, path.container, None), identity_based=True)
 
 
-def _kind_of(data: str, store: Store, path: str, client: Client) -> Kind:
+def _measured(data: str, store: Store, path: str, client: Client) -> JobData:
+    """Whether a path is of a file or a folder, and its size if that decides how the job gets the images."""
     hint = "See what is there in Azure ML Studio: Data, Datastores, Browse."
     nothing = DataError(f"--data {data}: there is nothing at this path.", hint)
-    count = 0
+    count, size, has_images = 0, 0, False
     try:
         with client.errors(f"Listing {data}"):
-            if not path.endswith("/") and store.size_of(path) is not None:
-                return "uri_file"
-            for count, blob in enumerate(itertools.islice(store.list_blobs(path), MAX_LISTED), start=1):  # noqa: B007
-                if blob.name.lower().endswith(IMAGE_SUFFIXES):
-                    return "uri_folder"
+            if not path.endswith("/") and (found := store.size_of(path)) is not None:
+                return JobData(data, "uri_file", size=found)
+            for blob in itertools.islice(store.list_blobs(path), MAX_LISTED):
+                count += 1
+                size += blob.size
+                has_images = has_images or blob.name.lower().endswith(IMAGE_SUFFIXES)
+                if has_images and client.settings.data_mode != "auto":
+                    return JobData(data, "uri_folder")
     except AzureServiceError as error:
         if error.is_missing:  # there is no such container
             raise nothing from error
         raise
     if count == 0:
         raise nothing
-    if count < MAX_LISTED:
+    if count == MAX_LISTED:
+        if not has_images:
+            first = f"None of the first {count} files at {data} is an image."
+            client.reporter.info(f"{first} The job looks at the others too.")
+        return JobData(data, "uri_folder", unsized=f"they are {MAX_LISTED:,} files or more")
+    if not has_images:
         raise DataError(f"--data {data}: none of the files there is an image.", hint)
-    client.reporter.info(f"None of the first {count} files at {data} is an image. The job looks at the others too.")
-    return "uri_folder"
+    return JobData(data, "uri_folder", size=size)
 
 
 def _unchecked(

@@ -50,11 +50,14 @@ RUN_PLACEHOLDER = f"${{{{outputs.{RUN_OUTPUT}}}}}"
 SHARED_MEMORY = "8g"
 VAULT_READER = "key_vault.py"  # in the snapshot
 ENVIRONMENT_VARIABLES = {"PYTHONUNBUFFERED": "1"}  # each line of the log is visible as soon as it is written
+# Keeps what was read of a mounted input; Microsoft's page on data in jobs advises it for images read more than once.
+MOUNT_VARIABLES = {"DATASET_MOUNT_BLOCK_BASED_CACHE_ENABLED": "true"}
 
 GIT_PROPERTIES = {"msggan.git_commit": "mlflow.source.git.commit", "msggan.git_dirty": "azureml.git.dirty"}
 MAX_HOURS_AT_LOW_PRIORITY = 168  # on dedicated machines 504, the range of the setting
 # Stands for what only the service knows, in what --dry-run prints.
 TO_RESOLVE = "<resolved-at-submit: {}>"
+MODE_TO_RESOLVE = TO_RESOLVE.format("Download, or ReadOnlyMount if there are many images or large ones")
 GIT_TIMEOUT_S = 5
 
 Kind = Literal["uri_file", "uri_folder"]
@@ -65,13 +68,17 @@ class JobData:
     """The images that the job reads: their URI, and whether it is of a file or a folder.
 
     has_credential: whether their datastore holds a credential, so that no identity is needed; None: not known yet.
-    asset_id: the resource ID of a data asset, which a job's body has in place of its URI.
+    asset_id: the resource ID of a data asset, which a job's body has in place of its URI. size: in bytes; None: not
+    known, for the reason `unsized`. mode: download, mount or `MODE_TO_RESOLVE`.
     """
 
     uri: str
     kind: Kind
     has_credential: bool | None = None
     asset_id: str | None = None
+    size: int | None = None
+    unsized: str = "their size is not known"
+    mode: str = "download"
 
 
 @dataclass(frozen=True)
@@ -118,13 +125,13 @@ def build_job(plan: JobPlan) -> Command:
         code=plan.code,
         command=command_line(plan),
         environment=plan.environment,
-        environment_variables=environment_variables(settings),
+        environment_variables=environment_variables(plan),
         compute=plan.compute,
         instance_type=settings.instance_type,
         instance_count=1 if serverless else None,
         shm_size=SHARED_MEMORY,
         timeout=seconds(settings.timeout_hours),
-        inputs={DATA_INPUT: Input(type=plan.data.kind, path=plan.data.asset_id or plan.data.uri, mode="download")},
+        inputs={DATA_INPUT: build_input(plan.data)},
         outputs={RUN_OUTPUT: Output(type="uri_folder", path=plan.run_folder.uri, mode="rw_mount")},
         tags={**settings.tags, **plan.tags},
         # The commit under the names that the portal shows; without them the SDK would add the repository's URL.
@@ -140,6 +147,11 @@ def build_body(plan: JobPlan, scope: str) -> dict[str, Any]:
     return rest_body(build_job(plan)._to_job(), plan, scope)
 
 
+def build_input(data: JobData) -> Input:
+    mode = "ro_mount" if data.mode == "mount" else "download"
+    return Input(type=data.kind, path=data.asset_id or data.uri, mode=mode)
+
+
 def rest_body(job: Any, plan: JobPlan, scope: str) -> dict[str, Any]:
     """The request body for a job of the SDK."""
     if plan.compute is not None:
@@ -147,12 +159,14 @@ def rest_body(job: Any, plan: JobPlan, scope: str) -> dict[str, Any]:
     body: dict[str, Any] = job._to_rest_object().as_dict()
     if plan.identity == IDENTITY_TO_RESOLVE:
         body["properties"]["identity"] = {"identityType": IDENTITY_TO_RESOLVE}
+    if plan.data.mode == MODE_TO_RESOLVE:
+        body["properties"]["inputs"][DATA_INPUT]["mode"] = MODE_TO_RESOLVE
     return {"properties": body["properties"]}
 
 
-def environment_variables(settings: Settings) -> dict[str, str]:
+def environment_variables(plan: JobPlan) -> dict[str, str]:
     """The variables of a job, without those that Azure ML sets."""
-    return {**ENVIRONMENT_VARIABLES, **settings.env}
+    return {**ENVIRONMENT_VARIABLES, **(MOUNT_VARIABLES if plan.data.mode == "mount" else {}), **plan.settings.env}
 
 
 def reads_secrets(settings: Settings) -> bool:

@@ -23,8 +23,16 @@ from msggan.errors import MsgganError, UsageError
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
 from orchestration.azure.client import Client
-from orchestration.azure.compute import NOT_CHECKED, identity_of, other_sizes, read_size, require_cluster, values_of
-from orchestration.azure.data import ensure_data, plan_data
+from orchestration.azure.compute import (
+    NOT_CHECKED,
+    disk_of,
+    identity_of,
+    other_sizes,
+    read_size,
+    require_cluster,
+    values_of,
+)
+from orchestration.azure.data import ensure_data, plan_data, with_mode
 from orchestration.azure.environment import NAME, ensure_job_environment, read_recipe
 from orchestration.azure.history import RunJobs, environment_of, get_job, run_of
 from orchestration.azure.jobs import (
@@ -57,7 +65,7 @@ def planned_job(settings: Settings, scope: str, spec: RunSpec, extra: Sequence[s
     scope: the workspace's resource ID.
     """
     datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
-    data = plan_data(str(spec.data), datastore, scope)
+    data = plan_data(str(spec.data), datastore, scope, settings.data_mode)
     code = TO_RESOLVE.format("the snapshot of the msggan package")
     recipe = read_recipe(settings.environment)  # raises UsageError if it is not valid
     environment = TO_RESOLVE.format(f"the environment {settings.environment}, or that of the run's last job")
@@ -75,7 +83,7 @@ def as_plan(job: JobPlan, command: list[str], body: dict[str, Any], scope: str) 
     return {
         "target": "azure",
         "command": command,
-        "env": environment_variables(job.settings),
+        "env": environment_variables(job),
         "run_dir": job.run_folder.uri,
         "requests": [{"method": "PUT", "path": f"{scope}/jobs/{job.name}", "body": body}],
     }
@@ -110,11 +118,13 @@ def submit(
         return run
     serverless = settings.instance_type is not None
     if not serverless:
-        machines = identity_of(_checked_cluster(client))
+        cluster = _checked_cluster(client)
+        machines, disk_bytes = identity_of(cluster), partial(disk_of, client, cluster)
     else:
         machines, size = settings.identity, read_size(client)  # raises UsageError if it is not offered
         if not size.is_known:
             client.reporter.info(f"{NOT_CHECKED.format(f'The VM size {size.name} was', 'it')}.")
+        disk_bytes = partial(int, size.disk_bytes)
     # The environment may be refused: create it before a hundred thousand images are packed.
     is_resumed = newest is not None and (started is not None or run.is_sweep)
     environment = ensure_job_environment(client, environment_of(newest) if is_resumed else "")
@@ -123,7 +133,7 @@ def submit(
         stored, _ = started
         config = replace(spec.config, resolution=stored.resolution, background=stored.background)
         packed = replace(spec, config=config)
-    data = ensure_data(packed, store, client)
+    data = with_mode(ensure_data(packed, store, client), client, disk_bytes)
     tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
     if newest and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == tags[CONFIGURATION_TAG]:
         return run

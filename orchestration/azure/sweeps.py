@@ -24,6 +24,7 @@ from msggan.tracking.metrics_log import reports_in
 from orchestration.azure.blobs import OnProgress, Store
 from orchestration.azure.client import Client
 from orchestration.azure.consent import consent_question
+from orchestration.azure.data import planned_mode
 from orchestration.azure.downloads import download_run, record_copy
 from orchestration.azure.estimates import estimate_sweep, estimated, hours_of_sweep, with_price
 from orchestration.azure.following import cancel, detaching, is_transient, not_running, read_log, watch
@@ -101,6 +102,7 @@ class AzureSweeps(SweepTarget):
         estimate = estimated(self.client, lambda: estimate_sweep(self.client, spec), spec)
         settings = replace(self.client.settings, timeout_hours=estimate.job_hours)
         plan = self._plan(replace(spec, timeout_hours=estimate.total_hours), settings)
+        self.client.reporter.info(planned_mode(settings))
         return plan | {"cost": estimate.as_json()}
 
     def _plan(self, spec: SweepSpec, settings: Settings) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import WAIT_FACTOR_S, Client, Session
 from orchestration.azure.consent import consent_question
+from orchestration.azure.data import planned_mode
 from orchestration.azure.downloads import GENERATOR, copied_etag, download_run, record_copy, upload_run
 from orchestration.azure.estimates import estimate_hours, estimate_run, estimated, with_price
 from orchestration.azure.following import cancel, detaching, not_running, read_log, unread_error, watch
@@ -107,6 +108,7 @@ class AzureTarget(Target):
         """`plan_run` with what it costs, and with the time limit that --max-cost sets. Only reads."""
         estimate = estimated(self.client, lambda: estimate_run(self.client, spec))
         plan = self._plan(spec, replace(self.settings, timeout_hours=estimate.job_hours))
+        self.reporter.info(planned_mode(self.settings))
         return plan | {"cost": estimate.as_json()}
 
     def _plan(self, spec: RunSpec, settings: Settings) -> dict[str, Any]:

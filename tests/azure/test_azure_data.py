@@ -48,12 +48,16 @@ def test_a_run_on_adls_gen2_reads_and_writes_as_the_submitter(
 ) -> None:
     azure.add_datastore("lake", images, CONTAINER, kind="AzureDataLakeGen2")
     args = ["--data", "azureml://datastores/lake/paths/garden/", "--datastore", "lake", "--name", "garden"]
+    args += ["--data-mode", "mount"]
     ended = msggan_aml("submit", *args, *SMALL, "--yes", "-o", "json")
     assert (ended.exit_code, ended.json["state"]) == (0, "completed"), ended.stderr
     assert ended.json["run_dir"] == "azureml://datastores/lake/paths/msggan/runs/garden/"
     (sent,) = azure.made("PUT", "/jobs/garden")
     assert sent.body["properties"]["identity"] == {"identityType": "UserIdentity"}
     assert "x-azureml-token" in sent.headers
+    assert sent.body["properties"]["inputs"]["data"]["mode"] == "ReadOnlyMount"
+    assert sent.body["properties"]["environmentVariables"]["DATASET_MOUNT_BLOCK_BASED_CACHE_ENABLED"] == "true"
+    assert "The job mounts the images (flag --data-mode)." in ended.stderr
     assert msggan_aml("download", "garden", "--weights", "--out", "got").exit_code == 0
 
 
@@ -98,11 +102,17 @@ def test_a_dry_run_shows_the_identity_of_a_serverless_job(
     if assigned:
         monkeypatch.setenv("MSGGAN_IDENTITY", assigned)
     dry = msggan_aml("submit", "--data", data, *SMALL, *serverless, "--dry-run", "-o", "json")
+    assert "The job downloads the images, or mounts them if they are many or large (--data-mode auto)." in dry.stderr
     properties, _ = submit(azure, msggan_aml, data, *serverless)
     managed = {"identityType": "Managed", "resourceId": assigned}
     assert properties["identity"] == (managed if assigned else {"identityType": "UserIdentity"})
     assert dry.json["requests"][0]["body"]["properties"]["identity"] == properties["identity"]
     assert is_readable(azure, properties)
+    mounted = msggan_aml("submit", "--data", data, *SMALL, "--data-mode", "mount", "--dry-run", "-o", "json")
+    assert "The job mounts the images (flag --data-mode)." in mounted.stderr
+    modes = [plan.json["requests"][0]["body"]["properties"]["inputs"]["data"]["mode"] for plan in (dry, mounted)]
+    later = "<resolved-at-submit: Download, or ReadOnlyMount if there are many images or large ones>"
+    assert modes == [later, "ReadOnlyMount"]
 
 
 def test_the_latest_version_of_an_asset_is_pinned(azure: AzureLocal, msggan_aml: Command, images: str) -> None:
@@ -163,6 +173,37 @@ def test_a_store_behind_a_firewall_is_left_to_the_job(azure: AzureLocal, msggan_
     assert is_readable(azure, properties)
 
 
+@pytest.mark.parametrize(
+    ("gib", "disk_gib", "mode", "reason"),
+    [
+        (1, 0, "download", "1.00 GiB; up to 4 GiB are downloaded to this machine"),
+        (4, 0, "download", "4.00 GiB; up to 4 GiB are downloaded to this machine"),
+        (4.5, 0, "mount", "4.50 GiB; up to 4 GiB are downloaded to this machine"),
+        (4.5, 8, "mount", "4.50 GiB; up to 4 GiB are downloaded to this machine"),
+        (90, 180, "download", "90.00 GiB; up to 90 GiB are downloaded to this machine"),
+        (91, 180, "mount", "91.00 GiB; up to 90 GiB are downloaded to this machine"),
+        (None, 180, "mount", "their size is not known"),
+    ],
+)
+def test_images_are_downloaded_where_they_fit(
+    tmp_path: Path, gib: float | None, disk_gib: int, mode: str, reason: str
+) -> None:
+    from orchestration.azure.client import Client
+    from orchestration.azure.data import with_mode
+    from orchestration.azure.jobs import JobData
+    from orchestration.settings import read_settings
+    from orchestration.status import Reporter
+
+    printed: list[str] = []
+    images = JobData("azureml:flowers:1", "uri_folder", size=None if gib is None else int(gib * 2**30))
+    for setting, expected in (("auto", mode), ("mount", "mount"), ("download", "download")):
+        client = Client(
+            read_settings({"data_mode": setting}, folder=tmp_path, environ={}), Reporter(info=printed.append), 0
+        )
+        assert with_mode(images, client, lambda: disk_gib << 30).mode == expected
+    assert printed[0] == f"The job {mode}s the images ({reason})."
+
+
 def test_images_are_looked_for_beyond_the_first_files(
     azure: AzureLocal, msggan_aml: Command, images: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +214,9 @@ def test_images_are_looked_for_beyond_the_first_files(
     place = f"abfss://pictures@{images}.dfs.core.windows.net"
     refused = msggan_aml("submit", "--data", f"{place}/few/", *SMALL, "--yes")
     assert (refused.exit_code, "none of the files there is an image" in refused.stderr) == (2, True), refused.stderr
-    _, printed = submit(azure, msggan_aml, f"{place}/many/")
+    properties, printed = submit(azure, msggan_aml, f"{place}/many/")
+    assert properties["inputs"]["data"]["mode"] == "ReadOnlyMount"
+    assert "The job mounts the images (they are 6 files or more)." in printed
     assert f"None of the first 6 files at {place}/many/ is an image." in printed
     assert msggan_aml("cancel", "there").exit_code == 0
     _, printed = submit(azure, msggan_aml, f"{place}/last/")

@@ -14,6 +14,7 @@ from msggan.commands.options import from_argv
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.azure.history import Details
+from orchestration.azure.jobs import MODE_TO_RESOLVE, JobData
 from orchestration.azure.sweep_jobs import (
     RemainingTrials,
     all_trials,
@@ -102,6 +103,15 @@ def test_a_serverless_sweep_has_its_size_its_tier_and_its_identity() -> None:
     assert sent["queueSettings"] == {"jobTier": "Spot"}
     assert sent["identity"] == {"identityType": "UserIdentity"}
     assert sent["resources"] == sent["trial"]["resources"] == SERVERLESS["resources"]
+
+
+def test_the_trials_of_a_sweep_get_the_images_as_a_run_does() -> None:
+    images = JobData("azureml://datastores/store/paths/a b/", "uri_folder", mode="mount")
+    sent = build_sweep_body(job_plan(data=images), sweep_spec(), SCOPE)["properties"]
+    assert sent["inputs"]["data"]["mode"] == "ReadOnlyMount"
+    assert sent["trial"]["environmentVariables"]["DATASET_MOUNT_BLOCK_BASED_CACHE_ENABLED"] == "true"
+    later = build_sweep_body(job_plan(data=replace(images, mode=MODE_TO_RESOLVE)), sweep_spec(), SCOPE)["properties"]
+    assert later["inputs"]["data"]["mode"] == MODE_TO_RESOLVE
 
 
 def test_a_sweep_without_a_time_limit_has_only_that_of_its_trials() -> None:

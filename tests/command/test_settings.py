@@ -61,6 +61,8 @@ def values_of(spec: Setting) -> st.SearchStrategy[Any]:
         )
     if spec.name == "services":
         return st.sampled_from(["ssh", "vscode,ssh"])
+    if spec.name == "data_mode":
+        return st.sampled_from(["download", "mount"])
     if spec.name == "identity":
         return st.sampled_from(["none", "system"])
     if spec.name == "max_cost":
@@ -125,6 +127,7 @@ def test_without_settings_everything_has_its_default(tmp_path: Path) -> None:
         "storage_account": None,
         "storage_container": None,
         "datastore": None,
+        "data_mode": "auto",
         "environment": "curated",
         "experiment": "msggan",
         "description": None,
