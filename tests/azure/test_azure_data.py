@@ -144,7 +144,7 @@ def test_an_asset_of_a_registry_is_passed_unchanged(azure: AzureLocal, msggan_am
     assert (properties["inputs"]["data"]["uri"], properties.get("identity")) == (data, None)
     assert is_readable(azure, properties)
     missing = msggan_aml("submit", "--data", data.replace("/1", "/9"), *SMALL, "--name", "no", "--yes")
-    assert (missing.exit_code, "no" in azure.cloud.jobs) == (1, False), missing.stderr
+    assert (missing.exit_code, "no" in azure.cloud.jobs) == (2, False), missing.stderr
 
 
 def test_an_address_in_another_workspace_is_read_there(azure: AzureLocal, msggan_aml: Command, images: str) -> None:
