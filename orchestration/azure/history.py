@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -38,6 +39,7 @@ HINTS = {
     ),
 }
 LAST_BYTES = 256 << 10
+READ_CLUSTER_EVERY_S = 60  # while a job waits for its machines
 
 # A duration as .NET writes it: days, hours, minutes and seconds.
 DURATION = re.compile(r"(?:(\d+)\.)?(\d+):(\d+):(\d+(?:\.\d+)?)")
@@ -175,7 +177,8 @@ def data_of(job: Any) -> str:
     """The images of a job, as --data takes them."""
     images = (job.inputs or {}).get(DATA_INPUT)
     path = str(getattr(images, "path", None) or "PATH")
-    return f"azureml:{path}" if re.fullmatch(r"[\w.-]+:[\w.-]+", path) else path  # the SDK's form of a data asset
+    is_asset = re.fullmatch(r"[\w.-]+:[\w.-]+|/subscriptions/.+", path)  # as the SDK writes it
+    return f"azureml:{path}" if is_asset else path
 
 
 def options_of(job: Any) -> list[str]:
@@ -278,11 +281,17 @@ def read_details(client: Client, job: str) -> Details:
     details, cluster = build_details(response), response.get("target")
     if details.state != "queued" or not cluster:
         return details
-    try:
-        errors = [message for _, message in client.cluster_errors(cluster)]
-    except MsgganError:  # such as that of a serverless job, which has no cluster
-        return details
+    now = int(time.monotonic() // READ_CLUSTER_EVERY_S)
+    errors = client.once(("errors of cluster", cluster, now), lambda: _cluster_errors(client, cluster))
     return replace(details, warnings=tuple(dict.fromkeys([*details.warnings, *filter(None, errors)])))
+
+
+def _cluster_errors(client: Client, cluster: str) -> list[str]:
+    """The errors of a cluster, none of what is not a cluster, such as the target of a serverless job."""
+    try:
+        return [message for _, message in client.cluster_errors(cluster)]
+    except MsgganError:
+        return []
 
 
 def read_children(client: Client, job: str) -> list[Details]:

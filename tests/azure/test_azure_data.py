@@ -165,6 +165,22 @@ def test_an_address_in_another_workspace_is_read_there(azure: AzureLocal, msggan
     assert (unread.exit_code, "was not checked" in unread.stderr) == (0, True), unread.stderr
 
 
+def test_a_sweep_on_a_data_asset_of_another_workspace_resumes(
+    azure: AzureLocal, msggan_aml: Command, images: str
+) -> None:
+    from azure_local.cloud import Version, now
+
+    other = azure.add_workspace("their-ws")
+    asset = {"dataType": "uri_folder", "dataUri": f"https://{images}.blob.{BLOBS}/{CONTAINER}/garden/"}
+    other.data["garden", "1"] = Version("garden", "1", asset, now())
+    azure.hold_jobs()
+    words = ["sweep", "--data", f"azureml:{other.scope}/data/garden/versions/1", "--over", "g_lr=0.001,0.002", *SMALL]
+    for job in ("there", "there-2"):
+        ended = msggan_aml(*words, "--name", "there", "--detach", "--yes")
+        assert (ended.exit_code, job in azure.cloud.jobs) == (0, True), ended.stderr
+        assert msggan_aml("cancel", "there").exit_code == 0
+
+
 def test_a_store_behind_a_firewall_is_left_to_the_job(azure: AzureLocal, msggan_aml: Command, images: str) -> None:
     azure.cloud.firewalled[images] = (403, "AuthorizationFailure")
     data = f"abfss://pictures@{images}.dfs.core.windows.net/garden/"

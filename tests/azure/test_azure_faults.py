@@ -274,6 +274,17 @@ def test_a_second_submit_uploads_nothing_and_makes_few_requests(azure: AzureLoca
     assert requests.index(sent) < 10, requests  # the bare SDK makes 9 requests, which read neither jobs nor cluster
 
 
+def test_the_cluster_of_a_queued_job_is_not_read_at_each_poll(
+    azure: AzureLocal, submit: Submit, build_target: Callable[[], AzureTarget]
+) -> None:
+    submit("one")
+    azure.cloud.cluster_errors["msggan-gpu"] = ("OutOfCapacity", "No machines are free.")
+    target, before = build_target(), len(azure.made("GET", "/computes/msggan-gpu"))
+    for _ in range(5):
+        assert "No machines are free." in str(target.status("one"))
+    assert len(azure.made("GET", "/computes/msggan-gpu")) - before <= 2  # once a minute
+
+
 def test_what_was_deleted_since_it_was_found_is_created_by_the_next_submit(azure: AzureLocal, submit: Submit) -> None:
     submit("one")
     azure.cloud.environments.clear()
