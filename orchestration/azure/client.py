@@ -383,18 +383,17 @@ class Client:
             page = self.send(HttpRequest("GET", link)).json()
             yield from page.get("value") or []
 
-    def read_public(self, request: HttpRequest) -> Any:
-        """The JSON of a public page, requested without the credential. Raises the SDK's errors."""
+    def send_public(self, request: HttpRequest) -> Any:
+        """The response of a public page, requested without the credential. Raises the SDK's errors."""
         retries = RetryPolicy(retry_total=1, retry_backoff_factor=self.wait_factor_s, timeout=PUBLIC_TIMEOUT_S)
-        with PipelineClient[HttpRequest, Any](
-            self.cloud.management, policies=[retries, HttpLoggingPolicy()]
-        ) as pipeline:
+        policies = [RequestIdPolicy(), retries, HttpLoggingPolicy()]
+        with PipelineClient[HttpRequest, Any](self.cloud.management, policies=policies) as pipeline:
             response = pipeline.send_request(
                 request, connection_timeout=PUBLIC_TIMEOUT_S, read_timeout=PUBLIC_TIMEOUT_S
             )
             if response.status_code >= 400:
                 raise HttpResponseError(response=response)
-            return response.json()
+            return response
 
     @cached_property
     def _pipeline(self) -> PipelineClient[HttpRequest, Any]:

@@ -28,8 +28,6 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from azure.ai.ml.entities import AmlCompute
-from azure.core import PipelineClient
-from azure.core.pipeline.policies import RequestIdPolicy, RetryPolicy
 from azure.core.rest import HttpRequest
 from requests.utils import get_environ_proxies, select_proxy
 
@@ -64,20 +62,9 @@ RECENT_JOBS = 100
 
 # By command and built-in role, the actions that the command needs at the workspace.
 WORKSPACES = "Microsoft.MachineLearningServices/workspaces"
+READS = ("read", "computes/read", "datastores/read", "environments/read", "jobs/read")
 NEEDS = (
-    (
-        "submit",
-        "AzureML Data Scientist",
-        (
-            "read",
-            "computes/read",
-            "datastores/read",
-            "environments/read",
-            "environments/write",
-            "jobs/read",
-            "jobs/write",
-        ),
-    ),
+    ("submit", "AzureML Data Scientist", (*READS, "environments/write", "jobs/write")),
     ("provision", "AzureML Data Scientist", ("datastores/write",)),
     ("provision", "AzureML Compute Operator", ("computes/write", "computes/delete")),
 )
@@ -279,13 +266,11 @@ def describe_skew(seconds: float) -> Finding:
 
 def _ask_azure(client: Client) -> Mapping[str, str]:
     """The headers of a response for which no sign-in is needed. A certificate that is not trusted is named."""
-    policies = [RequestIdPolicy(), RetryPolicy(retry_total=1, retry_backoff_factor=client.wait_factor_s)]
-    host = urlsplit(client.cloud.management).hostname
-    azure: PipelineClient[HttpRequest, Any] = PipelineClient(client.cloud.management, policies=policies)
+    url = f"{client.cloud.management}/metadata/endpoints?api-version=2022-09-01"
+    host = urlsplit(url).hostname
     try:
-        with azure_errors(f"Reaching {host}"), azure:
-            request = HttpRequest("GET", f"{client.cloud.management}/metadata/endpoints?api-version=2022-09-01")
-            headers: Mapping[str, str] = azure.send_request(request).headers
+        with azure_errors(f"Reaching {host}"):
+            headers: Mapping[str, str] = client.send_public(HttpRequest("GET", url)).headers
             return headers
     except UnreachableError as error:
         if untrusted := re.search(r"certificate verify failed: ([^(\"']+)", str(error.__cause__)):
@@ -311,8 +296,7 @@ def check_network(client: Client) -> Finding:
     host, proxy = str(urlsplit(url).hostname), _proxy_for(url)
     found = describe_network(host, [] if proxy else _addresses_of(host), proxy, is_closed=client.is_closed)
     try:
-        with client.errors(f"Reaching {host}"):
-            client.send(HttpRequest("GET", url))
+        _ = client.api_url
     except MsgganError as error:
         if client.is_closed:
             raise AzureServiceError(error.message, PRIVATE_HINT) from error
@@ -412,19 +396,17 @@ def check_compute(client: Client) -> Finding:
 
 def check_quota(client: Client) -> Finding:
     """Whether the quota allows one machine: of the cluster's size, or else of the size in the settings."""
-    settings = client.settings
-    name, setting, low_priority = settings.vm_size, "vm_size", settings.low_priority
-    if settings.instance_type is not None:
-        name, setting = settings.instance_type, "instance_type"
-    elif isinstance(cluster := compute.read_cluster(client), AmlCompute):
-        values = compute.values_of(cluster)
-        name, low_priority = values["vm_size"], values["low_priority"]
+    cluster = None if client.settings.instance_type else compute.read_cluster(client)
+    size, low_priority = compute.read_size(client, cluster), client.settings.low_priority
+    if isinstance(cluster, AmlCompute):
+        low_priority = compute.values_of(cluster)["low_priority"]
     try:
-        sizes, quotas = compute.read_sizes(client), compute.read_quotas(client)
+        quotas = compute.read_quotas(client)
     except AuthError:
         return _sizes_unknown(client)
-    location, source = compute.location_of(client), settings.source(setting)
-    size = compute.find_size(name, sizes, location=location, setting=setting, source=source)
+    if not size.is_known:
+        location = compute.location_of(client)
+        raise UsageError([f"VM size {size.name}: is no longer offered in {location}."], "Use another --compute.")
     hint = quota_hint(client.workspace, low_priority=low_priority)
     return describe_quota(size, compute.quotas_of(size, quotas, low_priority=low_priority), hint)
 

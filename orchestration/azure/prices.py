@@ -81,13 +81,13 @@ def _retail_rows(client: Client, currency: str, conditions: Mapping[str, str]) -
         "currencyCode": f"'{currency}'",
         "$filter": " and ".join(f"{name} eq '{value}'" for name, value in filters.items()),
     }
-    page = client.read_public(HttpRequest("GET", RETAIL_URL, params=query))
+    page = client.send_public(HttpRequest("GET", RETAIL_URL, params=query)).json()
     for _ in range(MAX_PAGES):
         yield from page.get("Items") or []
         link = page.get("NextPageLink")
         if not link or urlsplit(link).hostname != urlsplit(RETAIL_URL).hostname:
             return
-        page = client.read_public(HttpRequest("GET", link))
+        page = client.send_public(HttpRequest("GET", link)).json()
 
 
 # --- What is paid for beside machines ---------------------------------------------------------------------------------
