@@ -46,6 +46,9 @@ POLICY_HINT = (
 TRY_AGAIN = "Try again: completed steps are kept."
 
 REQUEST_IDS = ("x-ms-request-id", "x-ms-correlation-request-id")  # headers of a response
+CORRELATION = re.compile(
+    r'"correlation"\s*:\s*\{\s*"operation"\s*:\s*"(?P<operation>[^"]*)"\s*,\s*"request"\s*:\s*"(?P<request>[^"]*)"'
+)
 
 FORBIDDEN = "ForbiddenError"  # the inner code of a job or datastore that was refused
 KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"  # the code of a storage account's error
@@ -276,9 +279,17 @@ def _storage_of(error: HttpResponseError) -> tuple[str, str, bool]:
 
 
 def _request_ids(error: HttpResponseError) -> str:
-    """What Microsoft's support asks for: the IDs of the request that was refused, empty if the response has none."""
+    """What Microsoft's support asks for: the IDs of the request that was refused.
+
+    They are headers of the response, or in the body of one of the workspace's own host; else there is the ID that the
+    SDK sent.
+    """
     headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
     ids = dict.fromkeys(filter(None, map(headers.get, REQUEST_IDS)))
+    if not ids and (correlation := CORRELATION.search(_body(error))):
+        ids = dict.fromkeys(filter(None, correlation.group("request", "operation")))
+    sent: Mapping[str, str] = getattr(getattr(error.response, "request", None), "headers", None) or {}
+    ids = ids or dict.fromkeys(filter(None, [sent.get("x-ms-client-request-id")]))
     return f"Request ID: {', correlation ID: '.join(ids)}" if ids else ""
 
 
@@ -290,10 +301,14 @@ def error_code(error: HttpResponseError) -> str:
 
 def inner_codes(error: HttpResponseError) -> list[str]:
     """The codes in the body of an error, the outer one first. azure-core reads the outer one only."""
+    return re.findall(r'"code"\s*:\s*"(\w+)"', _body(error))
+
+
+def _body(error: HttpResponseError) -> str:
     try:
-        return re.findall(r'"code"\s*:\s*"(\w+)"', error.response.text() if error.response is not None else "")
-    except (AttributeError, AzureError):  # a body that was not read
-        return []
+        return str(error.response.text()) if error.response is not None else ""
+    except (AttributeError, AzureError):  # it was not read
+        return ""
 
 
 def _role_hint(text: str, workspace: Workspace | None, identity: Identity | None) -> str:

@@ -420,6 +420,12 @@ def test_an_error_of_the_service_ends_with_the_ids_that_support_asks_for() -> No
     assert translated(refused).hint.splitlines()[-1] == "Request ID: r-1, correlation ID: c-1"
     refused.response = SimpleNamespace(headers={"x-ms-request-id": "r-1", "x-ms-correlation-request-id": "r-1"})
     assert translated(refused).hint.splitlines()[-1] == "Request ID: r-1"
+    body = '{"error": {"code": "UserError"}, "correlation": {"operation": "o-1", "request": "r-1"}}'
+    request = SimpleNamespace(headers={"x-ms-client-request-id": "sent-1"}, url="https://here")
+    refused.response = SimpleNamespace(headers={}, text=lambda: body, request=request)
+    assert translated(refused).hint.splitlines()[-1] == "Request ID: r-1, correlation ID: o-1"
+    refused.response.text = lambda: "Bad gateway"
+    assert translated(refused).hint.splitlines()[-1] == "Request ID: sent-1"
 
 
 @pytest.mark.parametrize(

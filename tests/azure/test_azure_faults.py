@@ -245,6 +245,24 @@ def test_throttling_that_lasts_is_an_error_that_claims_no_more_than_was_done(azu
     assert list(azure.cloud.jobs) == []
 
 
+def test_an_error_of_each_service_ends_with_the_request_s_id(
+    azure: AzureLocal, submit: Submit, build_target: Callable[[], AzureTarget]
+) -> None:
+    submit()
+    services: dict[str, Callable[[AzureTarget], object]] = {
+        "management.azure.com/.*/jobs/one": lambda target: target.status("one"),
+        "/history/": lambda target: target.status("one"),
+        r"\.blob\.core\.": lambda target: target.weights("one"),
+    }
+    for pattern, read in services.items():
+        azure.faults.clear()
+        azure.fault("GET|HEAD", pattern, times=10**6, status=400)
+        with pytest.raises(MsgganError, match="This answer was asked for by a test") as error:
+            read(build_target())
+        ids = r"Request ID: [0-9a-f-]{16,}(, correlation ID: [0-9a-f-]{32,})?"
+        assert re.fullmatch(ids, error.value.hint.splitlines()[-1]), pattern
+
+
 @pytest.mark.parametrize("drop", ["before", "after"])
 def test_a_post_that_may_be_repeated_is_repeated_after_a_cut_connection(
     azure: AzureLocal, submit: Submit, build_target: Callable[[], AzureTarget], drop: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import threading
@@ -161,7 +162,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def add_request_ids(reply: Reply, host: str) -> None:
-    """Adds what every response of Azure has, where Azurite has not: the request's ID, and Resource Manager's own."""
+    """Adds the ID of the request, and Resource Manager's own: as headers, in the data plane's errors in the body."""
+    if reply.status >= 400 and host.endswith(tuple(f".{hosts.api}" for hosts in CLOUDS.values())):
+        with suppress(ValueError):
+            correlation = {"operation": uuid.uuid4().hex, "request": uuid.uuid4().hex[:16]}
+            reply.body = json.dumps({**json.loads(reply.body), "correlation": correlation}).encode()
+            return
     names = {name.lower() for name in reply.headers}
     if "x-ms-request-id" not in names:
         reply.headers["x-ms-request-id"] = str(uuid.uuid4())
