@@ -172,9 +172,9 @@ class Settings:
         flag="--env",
     )
     services: str | None = _setting(
-        "How to enter the running job, separated by commas: `ssh`, `vscode`, `jupyter`. Not for sweeps.",
-        pattern=r"(ssh|vscode|jupyter)(,(ssh|vscode|jupyter))*",
-        required="ssh, vscode or jupyter, or several of them separated by commas",
+        "How to enter the running job, separated by commas: `ssh`, `vscode`, `jupyter`, `tensorboard`. Not for sweeps.",
+        pattern=r"(ssh|vscode|jupyter|tensorboard)(,(ssh|vscode|jupyter|tensorboard))*",
+        required="ssh, vscode, jupyter or tensorboard, or several of them separated by commas",
         flag="--service",
     )
     ssh_key: str | None = _setting("The file of the public key that may enter by `ssh`, such as ~/.ssh/id_ed25519.pub.")

@@ -1,4 +1,4 @@
-"""A run's metrics: `metrics.jsonl`, one JSON object per line, and the MLflow that they are also logged to.
+"""A run's metrics: `metrics.jsonl`, one JSON object per line, and the MLflow and TensorBoard that they are logged to.
 
 `metrics.jsonl` is the queue and `mlflow.json` the cursor in it. A process of its own, `msggan.tracking.mlflow_worker`,
 logs to MLflow; it prints JSON lines with a `message` for the user and the current `problem`, both possibly empty.
@@ -33,8 +33,12 @@ MAX_WAIT_SECONDS = FINISH_SECONDS + 5
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
+EVENTS_VARIABLE = "MSGGAN_TENSORBOARD"  # the folder to write event files of TensorBoard to; none without it
+COUNTERS = ("images", "kimg", "seconds")  # of a report, which are no metrics
+
+
 class Tracker:
-    """Adds reports to `metrics.jsonl`, and logs them to MLflow.
+    """Adds reports to `metrics.jsonl`, and logs them to MLflow and to event files of TensorBoard.
 
     A mount of blob storage may upload the whole file after each write, or refuse to append to it. So the longer the
     file is, the more rarely it is written: all uploads together are about a hundred times its size, not half its
@@ -48,11 +52,13 @@ class Tracker:
         self.path = path
         self.tracking_uri = absolute_uri(tracking_uri) if tracking_uri else ""
         self._mlflow: MlflowProcess | None = None
+        self._events: Any = None
         self._written, self._unwritten = 0, list[Mapping[str, float]]()
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Adds a report; with those before it, it is written once they are a hundredth of the file."""
         self._unwritten.append(metrics)
+        self._write_events([metrics])
         if WRITES_PER_SIZE * len(self._unwritten) >= self._written:
             self.write()
 
@@ -84,12 +90,37 @@ class Tracker:
             write_whole(self.path, content)
 
     def start(self) -> list[str]:
-        """Starts logging the run folder to MLflow, after `forget_after`. → messages for the user."""
+        """Starts logging the run folder to MLflow and TensorBoard, after `forget_after`. → messages for the user."""
+        events = self._start_events()
         if not self.tracking_uri:
-            return []
+            return events
         self._mlflow = MlflowProcess([str(self.path.parent)], self.tracking_uri)
         view = view_command(self.tracking_uri)
-        return [f"Logging to MLflow at {without_password(self.tracking_uri)}." + (f" View it: {view}" if view else "")]
+        logging = f"Logging to MLflow at {without_password(self.tracking_uri)}."
+        return [*events, f"{logging} View it: {view}" if view else logging]
+
+    def _start_events(self) -> list[str]:
+        """Writes all reports so far to a new event file, which replaces earlier ones of its folder."""
+        folder = os.environ.get(EVENTS_VARIABLE)
+        if not folder:
+            return []
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # TensorBoard drops what earlier files have from this step on.
+            self._events = SummaryWriter(folder, purge_step=0, flush_secs=10)
+        except (ImportError, OSError) as error:
+            return [f"Cannot write event files for TensorBoard to {folder}: {error}. Training continues."]
+        self._write_events(read_metrics(self.path))
+        return [f"Writing event files for TensorBoard to {folder}."]
+
+    def _write_events(self, reports: Iterable[Mapping[str, float]]) -> None:
+        try:
+            for report in reports if self._events else ():
+                for name in report.keys() - COUNTERS:
+                    self._events.add_scalar(name, report[name], int(report["images"]))
+        except Exception:  # such as a full disk, which the writer's thread has found: metrics.jsonl has every report
+            self._events = None
 
     def messages(self) -> list[str]:
         """Messages about MLflow since the last call; mostly none."""
@@ -100,6 +131,10 @@ class Tracker:
 
         state: completed, failed, cancelled or interrupted.
         """
+        if self._events:
+            with suppress(Exception):
+                self._events.close()
+            self._events = None
         process, self._mlflow = self._mlflow, None
         if process is None:
             return []

@@ -21,11 +21,13 @@ from azure.ai.ml.entities import (
     ManagedIdentityConfiguration,
     QueueSettings,
     SshJobService,
+    TensorBoardJobService,
     UserIdentityConfiguration,
     VsCodeJobService,
 )
 
 from msggan.errors import UsageError
+from msggan.tracking.metrics_log import EVENTS_VARIABLE
 from orchestration.azure.blobs import PROJECT_FOLDER
 from orchestration.data_source import DatastorePath
 from orchestration.pairs import KEY_VAULT, MAX_TAGS, SERVICE_TAGS
@@ -166,7 +168,9 @@ def rest_body(job: Any, plan: JobPlan, scope: str) -> dict[str, Any]:
 
 def environment_variables(plan: JobPlan) -> dict[str, str]:
     """The variables of a job, without those that Azure ML sets."""
-    return {**ENVIRONMENT_VARIABLES, **(MOUNT_VARIABLES if plan.data.mode == "mount" else {}), **plan.settings.env}
+    events = {EVENTS_VARIABLE: EVENTS_FOLDER} if "tensorboard" in (plan.settings.services or "").split(",") else {}
+    mount = MOUNT_VARIABLES if plan.data.mode == "mount" else {}
+    return {**ENVIRONMENT_VARIABLES, **events, **mount, **plan.settings.env}
 
 
 def reads_secrets(settings: Settings) -> bool:
@@ -269,15 +273,23 @@ def build_identity(identity: str | None) -> UserIdentityConfiguration | ManagedI
 
 # --- Services ---------------------------------------------------------------------------------------------------------
 
-SERVICES = {"ssh": SshJobService, "vscode": VsCodeJobService, "jupyter": JupyterLabJobService}
+SERVICES = {
+    "ssh": SshJobService,
+    "vscode": VsCodeJobService,
+    "jupyter": JupyterLabJobService,
+    "tensorboard": TensorBoardJobService,
+}
+EVENTS_FOLDER = "tensorboard"  # in the job's working folder: it ends with the machine, and is written anew on the next
 PUBLIC_KEY = re.compile(r"(ssh-(rsa|ed25519)|ecdsa-sha2-\S+) [A-Za-z0-9+/=]+( .*)?")
 
 
 def build_services(settings: Settings) -> dict[str, Any]:
     """How to enter the job, by name."""
     names = settings.services.split(",") if settings.services else []
-    key = {"ssh_public_keys": read_public_key(str(settings.ssh_key))} if "ssh" in names else {}
-    return {name: SERVICES[name](**(key if name == "ssh" else {})) for name in names}
+    options = {"tensorboard": {"log_dir": EVENTS_FOLDER}}
+    if "ssh" in names:
+        options["ssh"] = {"ssh_public_keys": read_public_key(str(settings.ssh_key))}
+    return {name: SERVICES[name](**options.get(name, {})) for name in names}
 
 
 def read_public_key(path: str) -> str:
@@ -332,6 +344,8 @@ def as_yaml(job: Any) -> str:
         for name, service in services.items():
             if isinstance(service, SshJobService):
                 sent[name]["ssh_public_keys"] = service.ssh_public_keys
+            if isinstance(service, TensorBoardJobService):
+                sent[name]["log_dir"] = service.log_dir
         content["services"] = sent
     text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True, width=110)
     return f"# Submit it again under another name: az ml job create --file FILE --set name=NAME\n{text}"

@@ -149,7 +149,12 @@ PLANS = {
     "a data asset": ("azureml:flowers:3", {"datastore": "other", "experiment": "flowers"}),
     "with tags, variables and services": (
         FOLDER_IN_STORE,
-        {"tags": ("team=vision",), "env": ("NCCL_DEBUG=INFO",), "services": "ssh,vscode,jupyter", "ssh_key": "id.pub"},
+        {
+            "tags": ("team=vision",),
+            "env": ("NCCL_DEBUG=INFO",),
+            "services": "ssh,vscode,jupyter,tensorboard",
+            "ssh_key": "id.pub",
+        },
     ),
     "a blob": ("https://account.blob.core.windows.net/photos/all.zip", {"timeout_hours": "0.5"}),
 }

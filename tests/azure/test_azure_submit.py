@@ -93,7 +93,7 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
         "--env",
         "NCCL_DEBUG=INFO",
         "--service",
-        "ssh,vscode",
+        "ssh,vscode,tensorboard",
         "--ssh-key",
         "id.pub",
     ]
@@ -113,10 +113,15 @@ def test_a_dry_run_prints_what_is_sent_and_makes_no_requests(
     assert sent.body["properties"]["limits"]["timeout"] == "PT2H"
     assert sent.body["properties"]["tags"]["msggan.run"] == "tiny"
     assert sent.body["properties"]["tags"]["team"] == "vision"
-    assert sent.body["properties"]["environmentVariables"] == {"PYTHONUNBUFFERED": "1", "NCCL_DEBUG": "INFO"}
+    assert sent.body["properties"]["environmentVariables"] == {
+        "PYTHONUNBUFFERED": "1",
+        "NCCL_DEBUG": "INFO",
+        "MSGGAN_TENSORBOARD": "tensorboard",
+    }
     assert sent.body["properties"]["services"] == {
         "ssh": {"jobServiceType": "SSH", "properties": {"sshPublicKeys": PUBLIC_KEY}},
         "vscode": {"jobServiceType": "VSCode"},
+        "tensorboard": {"jobServiceType": "TensorBoard", "properties": {"logDir": "tensorboard"}},
     }
     assert planned["body"]["properties"]["services"] == sent.body["properties"]["services"]
     assert detached.json["portal_url"].startswith("https://ml.azure.com/runs/tiny?")
