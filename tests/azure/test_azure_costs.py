@@ -133,7 +133,19 @@ def test_cost_adds_up_machine_hours_and_names_what_still_costs(
     for name, hours in (("photos", 2), ("photos-2", 1)):
         add_ended_job(azure, name, "photos", hours)
     planned = msggan_aml(
-        "sweep", "--data", "tiny", "--over", "g_lr", *WHAT, "--name", "find", "--dry-run", "-o", "json"
+        "sweep",
+        "--data",
+        "tiny",
+        "--over",
+        "g_lr",
+        *WHAT,
+        "--name",
+        "find",
+        "--data-mode",
+        "mount",
+        "--dry-run",
+        "-o",
+        "json",
     )
     properties = planned.json["requests"][0]["body"]["properties"]
     properties.pop("identity", None)  # which is resolved at submit
