@@ -85,13 +85,23 @@ def _setting(help: str, default: Any = None, range: Range | None = None, **metad
     return field(metadata={"setting": Setting(help, default, range, **metadata)})
 
 
+def _in_order(pattern: str, value: Any) -> str:
+    """Values in order of preference, separated by commas; msggan.toml and Python may have a list. Raises ValueError."""
+    names = [name.strip() for name in (value.split(",") if isinstance(value, str) else value)]
+    if len({name.lower() for name in names}) < max(1, len(names)):
+        raise ValueError(value)
+    if not all(re.fullmatch(pattern, name) for name in names):
+        raise ValueError(value)
+    return ",".join(names)
+
+
 NAME: dict[str, Any] = {
     "pattern": r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}",
     "required": "letters, digits, - and _, and start with a letter or digit",
 }
-SIZE: dict[str, Any] = {
-    "pattern": r"[A-Za-z0-9_]+",
-    "required": "a size such as Standard_NC4as_T4_v3: letters, digits and _",
+SIZES: dict[str, Any] = {
+    "normalize": partial(_in_order, r"[A-Za-z]+_[A-Za-z0-9_]+"),
+    "required": "a size such as Standard_NC4as_T4_v3, or several different ones separated by commas",
 }
 
 
@@ -110,7 +120,11 @@ class Settings:
         pattern=r"[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9]",
         required="3 to 24 letters, digits and -, start with a letter and not end with -",
     )
-    vm_size: str = _setting("The size of the cluster's machines.", "Standard_NC4as_T4_v3", **SIZE)
+    vm_size: str = _setting(
+        "The size of the cluster's machines. Several, separated by commas: the first that is offered and has quota.",
+        "Standard_NC4as_T4_v3",
+        **SIZES,
+    )
     min_nodes: int = _setting(
         "The number of machines that the cluster keeps when idle. More than 0 costs money around the clock.",
         0,
@@ -126,9 +140,9 @@ class Settings:
         required="none, system or /subscriptions/…/userAssignedIdentities/NAME",
     )
     location: str | None = _setting(
-        "The region of the cluster. Default: the workspace's.",
-        pattern=r"[a-z0-9]+",
-        required="a region as Azure writes it, such as westeurope",
+        "The region of the cluster, or several as for --vm-size. Default: the workspace's.",
+        normalize=partial(_in_order, r"[a-z0-9]+"),
+        required="a region as Azure writes it, such as westeurope, or several different ones separated by commas",
     )
     subnet: str | None = _setting(
         "The subnet of the cluster's machines, by its resource ID: az network vnet subnet show --query id.",
@@ -136,7 +150,9 @@ class Settings:
         required="/subscriptions/…/virtualNetworks/NETWORK/subnets/SUBNET",
     )
     public_ip: bool = _setting("Give the cluster's machines public IP addresses.", True)
-    instance_type: str | None = _setting("Train on serverless compute of this size instead of the cluster.", **SIZE)
+    instance_type: str | None = _setting(
+        "Train on serverless compute of this size, or of several the first with quota, instead of the cluster.", **SIZES
+    )
     storage_account: str | None = _setting(
         "The storage account of the datastore. Default: the workspace's own.",
         pattern=r"[a-z0-9]{3,24}",
@@ -265,6 +281,8 @@ def format_value(value: Any) -> str:
         return f"{value:.12g}"
     if isinstance(value, Mapping):
         return ",".join(f"{name}={text}" for name, text in value.items())
+    if isinstance(value, list):
+        return ",".join(map(format_value, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -390,7 +408,7 @@ def _checked(spec: Setting, layer: Layer, problems: list[str]) -> Any:
     try:
         if spec.normalize is not None:
             return spec.normalize(value)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError):
         problems.append(f"{label} {without_secrets(format_value(value))}: must be {spec.required}.")
         return None
     try:

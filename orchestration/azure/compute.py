@@ -1,10 +1,8 @@
-"""The cluster: VM sizes and quota, its plan, and how it is created, changed and deleted."""
+"""The cluster: its plan, and how it is created, changed and deleted."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any
 
@@ -16,11 +14,11 @@ from azure.ai.ml.entities import (
     NetworkSettings,
 )
 
-from msggan.commands.options import nearest
 from msggan.config import flag
 from msggan.errors import MsgganError, UsageError
 from orchestration.azure.client import PROVISIONED_TAG, Client, is_provisioned
-from orchestration.azure.errors import quota_error, quota_hint
+from orchestration.azure.errors import quota_error
+from orchestration.azure.sizes import NOT_CHECKED, Choice, Size, check_quota, plain, read_quotas
 from orchestration.errors import AuthError, QuotaError
 from orchestration.settings import Settings, format_value
 from orchestration.status import Change, Item, changes_between
@@ -41,231 +39,6 @@ ATTRIBUTES = {
     "idle_minutes": "idle_time_before_scale_down",
     "identity": "identity",
 }
-NOT_CHECKED = "{} not checked, because your roles do not permit reading {} in the subscription"
-
-# VM sizes that Azure has retired, and when.
-RETIRED = {
-    r"Standard_NC(6|12|24|24r)(_Promo)?": "August 2023",
-    r"Standard_NC\d+r?s_v2": "August 2023",
-    r"Standard_ND(6|12|24|24r)s": "August 2023",
-    r"Standard_NV(6|12|24)(_Promo)?": "August 2023",
-    r"Standard_NC(6|12|24)s_v3": "September 2025",
-}
-
-
-# --- Sizes and quota --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Size:
-    """A VM size. cores: 0 if only its name is known. prices: US dollars per hour by tier, where known.
-
-    disk_bytes: of the machine's temporary disk; 0: not known, or there is none.
-    """
-
-    name: str
-    family: str = ""
-    cores: int = 0
-    gpus: int = 0
-    memory_gb: float = 0
-    has_low_priority: bool = True
-    prices: Mapping[str, float] = field(default_factory=dict)
-    disk_bytes: int = 0
-
-    @property
-    def is_known(self) -> bool:
-        return self.cores > 0
-
-    @property
-    def description(self) -> str:
-        if not self.is_known:
-            return self.name
-        gpus = f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else "no GPU"
-        return f"{self.name} ({gpus}, {self.cores} cores, {self.memory_gb:g} GB)"
-
-
-@dataclass(frozen=True)
-class Quota:
-    """The quota of a family of VM sizes in cores, and how many are used. family: its ID|its name."""
-
-    family: str
-    used: int
-    limit: int
-
-    @property
-    def description(self) -> str:
-        family, _, text = self.family.partition("|")
-        if self.limit < 0:
-            return f"{family or text}, {self.used} cores used, without a limit"
-        return f"{family or text}, {self.used} of {self.limit} cores used, {max(0, self.limit - self.used)} left"
-
-
-def location_of(client: Client) -> str:
-    """The region of the cluster."""
-    return client.settings.location or str(client.about["location"])
-
-
-def read_size(client: Client, cluster: Compute | None = None) -> Size:
-    """The VM size that the settings name; if they do not, that of the existing cluster.
-
-    Raises UsageError where the region does not offer it. Only its name is known if the sizes cannot be listed.
-    """
-    settings = client.settings
-    setting = "vm_size" if settings.instance_type is None else "instance_type"
-    name, low_priority = getattr(settings, setting), settings.low_priority
-    try:
-        sizes = read_sizes(client)
-    except AuthError:
-        sizes = None
-    if isinstance(cluster, AmlCompute) and settings.source(setting) == "default":
-        same = (size for size in sizes or () if size.name.lower() == str(cluster.size).lower())
-        return next(same, Size(str(cluster.size)))
-    if sizes is None:
-        return Size(name)
-    location, source = location_of(client), settings.source(setting)
-    return find_size(name, sizes, location=location, setting=setting, source=source, low_priority=low_priority)
-
-
-def read_sizes(client: Client, location: str | None = None) -> list[Size]:
-    """The VM sizes that a region offers, by default that of the cluster.
-
-    Raises AuthError: a role at the workspace does not permit it.
-    """
-    location = location or location_of(client)
-    with client.errors(f"Listing the VM sizes in {location}"):
-        listed = client.ml.compute.list_sizes(location=location, compute_type="AmlCompute")
-        return [_size(vars(size)) for size in listed]
-
-
-def sizes_by_name(client: Client, location: str) -> Mapping[str, Size]:
-    """The VM sizes of a region by their name in lower case, none if the signed-in identity may not list them."""
-    try:
-        return {size.name.lower(): size for size in read_sizes(client, location)}
-    except AuthError:
-        return {}
-
-
-def _size(values: Mapping[str, Any]) -> Size:
-    """The SDK keeps some values under the service's names, others under its own."""
-    prices = values.get("estimatedVMPrices") or values.get("estimated_vm_prices") or {}
-    return Size(
-        values["name"],
-        values.get("family") or "",
-        values.get("vCPUs") or values.get("v_cp_us") or 0,
-        values.get("gpus") or 0,
-        values.get("memoryGB") or values.get("memory_gb") or 0,
-        bool(values.get("lowPriorityCapable") or values.get("low_priority_capable")),
-        {price["vmTier"]: price["retailPrice"] for price in prices.get("values", ()) if price.get("osType") == "Linux"},
-        (values.get("maxResourceVolumeMB") or values.get("max_resource_volume_mb") or 0) << 20,
-    )
-
-
-def disk_of(client: Client, cluster: AmlCompute) -> int:
-    """The bytes of the temporary disk of a cluster's machines, 0 if not known."""
-    sizes = sizes_by_name(client, str(cluster.location).lower().replace(" ", ""))
-    return sizes.get(str(cluster.size).lower(), Size("")).disk_bytes
-
-
-def read_quotas(client: Client) -> list[Quota]:
-    """The quotas there. Raises AuthError: a role at the workspace does not permit it."""
-    location = location_of(client)
-    with client.errors(f"Reading the quota in {location}"):
-        usages = [vars(usage) for usage in client.ml.compute.list_usage(location=location)]
-    quotas = []
-    for values in usages:
-        name = values.get("name") or {}
-        family = f"{name.get('value') or ''}|{name.get('localizedValue') or name.get('localized_value') or ''}"
-        used = values.get("currentValue") or values.get("current_value") or 0
-        quotas.append(Quota(family, used, values.get("limit") or 0))
-    return quotas
-
-
-def find_size(
-    name: str, sizes: Iterable[Size], *, location: str, setting: str, source: str, low_priority: bool = False
-) -> Size:
-    """The size of that name. Raises UsageError, with similar names, where the location does not offer it.
-
-    setting, source: which setting names it, and where that was set.
-    """
-    by_name = {size.name.lower(): size for size in sizes}
-    found = by_name.get(name.lower())
-    if found is None:
-        retired = next((when for pattern, when in RETIRED.items() if re.fullmatch(pattern, name, re.IGNORECASE)), None)
-        problem = f"was retired by Azure in {retired}." if retired else f"is not offered in {location}."
-        similar = [] if retired else [by_name[near] for near in nearest(name, by_name, cutoff=0.75)]
-        with_gpu = sorted((size for size in by_name.values() if size.gpus), key=lambda size: (size.gpus, size.cores))
-        others = ", ".join(size.description for size in similar or with_gpu[:3])
-        which = "Similar sizes" if similar else "Sizes with a GPU"
-        hint = f"{which}: {others}. Set it with {flag(setting)}." if others else ""
-        raise UsageError([f"VM size {name} ({source}): {problem}"], hint)
-    if low_priority and not found.has_low_priority:
-        problem = f"VM size {found.name}: is not available at low priority in {location}."
-        raise UsageError([problem], "Add --no-low-priority.")
-    return found
-
-
-def check_quota(size: Size, nodes: int, quotas: Iterable[Quota], *, low_priority: bool, existing: int = 0) -> None:
-    """Raises QuotaError where this many more machines of a size would exceed a quota of the subscription.
-
-    existing: how many machines the cluster may have already.
-    """
-    needed = size.cores * nodes
-    for quota in quotas_of(size, quotas, low_priority=low_priority):
-        if quota.limit < 0 or quota.used + needed <= quota.limit:
-            continue
-        fitting = max(0, quota.limit - quota.used) // size.cores if size.cores else 0
-        fewer = f"\n--max-nodes {existing + fitting} would fit." if fitting else ""
-        machines = f"{nodes} machine{'s' if nodes > 1 else ''} {size.name}"
-        family, _, description = quota.family.partition("|")
-        raise QuotaError(
-            f"{machines} would need {needed} cores of the quota {family or description}, "
-            f"of which {quota.used} of {quota.limit} are used.",
-            quota_hint(low_priority=low_priority) + fewer,
-        )
-
-
-def check_growth(client: Client, existing: Compute | None, item: Item, size: Size) -> str:
-    """Raises QuotaError where the machines that a plan's item adds would exceed a quota.
-
-    Returns what could not be checked, else an empty text.
-    """
-    nodes = item.changes.get("max_nodes") or {"from": 0, "to": 0}
-    before, low_priority = nodes["from"] or 0, client.settings.low_priority
-    if nodes["to"] <= before:
-        return ""
-    if not size.is_known:
-        return NOT_CHECKED.format("VM size and quota were", "them")
-    if isinstance(existing, AmlCompute):
-        low_priority = values_of(existing)["low_priority"]
-    try:
-        quotas = read_quotas(client)
-    except AuthError:
-        return NOT_CHECKED.format("the quota was", "it")
-    check_quota(size, nodes["to"] - before, quotas, low_priority=low_priority, existing=before)
-    return ""
-
-
-def quotas_of(size: Size, quotas: Iterable[Quota], *, low_priority: bool) -> list[Quota]:
-    """The quotas that machines of a size count toward."""
-    return [quota for quota in quotas if _counts(quota, size, low_priority=low_priority)]
-
-
-def _counts(quota: Quota, size: Size, *, low_priority: bool) -> bool:
-    """Whether machines of the size count toward a quota: its family's, or the total of all families."""
-    family, _, description = quota.family.lower().partition("|")
-    is_low = "lowpriority" in _plain(quota.family)
-    if low_priority:
-        return is_low
-    is_total = "total" in description and "dedicated" in description
-    return not is_low and (is_total or _plain(family) == _plain(size.family))
-
-
-def _plain(text: str) -> str:
-    """A name for comparison: the service varies case, spaces and underscores."""
-    return re.sub(r"[^a-z0-9]", "", text.lower())
-
-
-# --- The cluster ------------------------------------------------------------------------------------------------------
 
 
 def build_cluster(settings: Settings, location: str) -> AmlCompute:
@@ -307,7 +80,7 @@ def values_of(cluster: AmlCompute) -> dict[str, Any]:
     idle_minutes = (cluster.idle_time_before_scale_down or 0) / 60
     return {
         "vm_size": cluster.size,
-        "low_priority": _plain(str(cluster.tier)) == "lowpriority",
+        "low_priority": plain(str(cluster.tier)) == "lowpriority",
         "min_nodes": cluster.min_instances,
         "max_nodes": cluster.max_instances,
         "idle_minutes": int(idle_minutes) if idle_minutes == int(idle_minutes) else idle_minutes,
@@ -343,7 +116,7 @@ def differences(settings: Settings, existing: AmlCompute) -> dict[str, Change]:
     """What is set and differs from the existing cluster."""
     desired, values = set_values(settings), values_of(existing)
     for key in ("vm_size", "location", "identity", "subnet"):  # of which the service varies case and spaces
-        if key in desired and _plain(desired[key]) == _plain(str(values[key])):
+        if key in desired and plain(str(values[key])) in map(plain, desired[key].split(",")):
             desired[key] = values[key]
     return changes_between(values, desired)
 
@@ -468,19 +241,68 @@ def name_hint(client: Client) -> str:
     return f"Use another name: --compute {free_name(client.settings.compute, used)}"
 
 
-def ensure_cluster(client: Client, report: Callable[[str], None]) -> None:
-    """Creates the cluster, or changes what can be changed. Returns when that is done."""
-    settings = client.settings
-    operation = f"Creating the cluster {settings.compute}"
-    existing, cluster = read_cluster(client), build_cluster(settings, location_of(client))
-    before: list[tuple[str, str]] = []
+def check_growth(client: Client, cluster: AmlCompute, item: Item, size: Size) -> str:
+    """Raises QuotaError where the machines that a plan's item adds to a cluster would exceed a quota.
+
+    Returns what could not be checked, else an empty text.
+    """
+    nodes = item.changes.get("max_nodes")
+    before = (nodes["from"] or 0) if nodes else 0
+    if not nodes or nodes["to"] <= before:
+        return ""
+    if not size.is_known:
+        return NOT_CHECKED.format("VM size and quota were", "them")
+    location, low_priority = str(cluster.location), values_of(cluster)["low_priority"]
+    try:
+        quotas = read_quotas(client, location)
+    except AuthError:
+        return NOT_CHECKED.format("the quota was", "it")
+    added = nodes["to"] - before
+    check_quota(size, added, quotas, location=location, low_priority=low_priority, existing=before)
+    return ""
+
+
+def ensure_cluster(client: Client, choices: Sequence[Choice], report: Callable[[str], None]) -> Choice | None:
+    """Creates the cluster, or changes what can be changed. Returns when that is done, with the size of a new one.
+
+    choices: the sizes of a new one; the first for which Azure has quota and capacity. Raises QuotaError without any.
+    """
+    settings, name = client.settings, client.settings.compute
+    existing = read_cluster(client)
     if isinstance(existing, AmlCompute):
-        before = client.cluster_errors(settings.compute)
-        operation = f"Changing the cluster {settings.compute}"
-        cluster = with_changes(existing, cluster, set_values(settings))
+        changed = with_changes(existing, build_cluster(settings, str(existing.location)), set_values(settings))
+        _put(client, f"Changing the cluster {name}", changed, client.cluster_errors(name), report)
+        return None
+    operation = f"Creating the cluster {name}"
+    refusals: list[str] = []
+    for choice, following in zip(choices, [*choices[1:], None], strict=False):
+        try:
+            _put(client, operation, build_cluster(choice.applied_to(settings), choice.location), [], report)
+            return choice._replace(refusals=(*choice.refusals, *refusals))
+        except QuotaError as error:
+            refusals.append(f"{choice.size.name} in {choice.location}: {error.message}")
+            if following is None:
+                error.message = "\n".join(refusals) if len(refusals) > 1 else error.message
+                raise
+            report(f"{refusals[-1]} Trying {following.size.name} in {following.location} …")
+        made = read_cluster(client)
+        if made is not None and plan_cluster_deletion(name, made).is_to_do:  # it is new, and its size cannot be changed
+            delete_cluster(client, report)
+    return None
+
+
+def _put(
+    client: Client,
+    operation: str,
+    cluster: AmlCompute,
+    before: Sequence[tuple[str, str]],
+    report: Callable[[str], None],
+) -> None:
+    """Sends the cluster. Raises QuotaError also for an error that it did not have before, although it exists then."""
     _run(client, operation, lambda: client.ml.compute.begin_create_or_update(cluster), report)
-    for code, message in client.cluster_errors(settings.compute):
+    for code, message in client.cluster_errors(str(cluster.name)):
         if (code, message) not in before and (error := quota_error(operation, code, message, client.workspace)):
+            error.may_have_happened = True
             raise error
 
 

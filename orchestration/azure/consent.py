@@ -33,10 +33,9 @@ def consent_question(client: Client, what: str, hours: Estimate, price: Callable
     estimate = price()
     if any(covers_amount(consent, estimate) for consent in consents):
         return None
-    size, cluster = settings.instance_type, settings.compute
-    machine = f"a machine of size {size}" if size else f"a machine of cluster {cluster}"
+    machine = f"size {estimate.size}" if settings.instance_type else f"cluster {settings.compute}"
     lines = (
-        f"{what} on {machine} in workspace {client.workspace.workspace_name}, which costs money.",
+        f"{what} on a machine of {machine} in workspace {client.workspace.workspace_name}, which costs money.",
         *estimate.as_lines(),
         f"{_agreed(consents)}This is asked in {settings.runs_dir} before whatever may cost more than you agreed to.",
     )

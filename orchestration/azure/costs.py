@@ -12,7 +12,6 @@ from typing import Any
 from msggan.errors import MsgganError
 from orchestration.azure.blobs import PROJECT_FOLDER
 from orchestration.azure.client import Client, is_provisioned
-from orchestration.azure.compute import Size, sizes_by_name
 from orchestration.azure.estimates import read_stored
 from orchestration.azure.history import (
     MAX_RUNS,
@@ -25,7 +24,8 @@ from orchestration.azure.history import (
     require_jobs,
     state_of,
 )
-from orchestration.azure.prices import METERS, as_region, price_currency, read_monthly, read_price
+from orchestration.azure.prices import METERS, price_currency, read_monthly, read_price
+from orchestration.azure.sizes import Size, as_region, sizes_by_name
 from orchestration.costs import CostReport, Monthly, OngoingCost, RunCost, format_bytes
 from orchestration.money import Amount, Price
 

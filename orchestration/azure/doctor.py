@@ -47,6 +47,17 @@ from orchestration.azure.errors import (
     storage_role_hint,
     workspace_command,
 )
+from orchestration.azure.sizes import (
+    Quota,
+    Size,
+    locations_of,
+    quotas_of,
+    read_quotas,
+    read_usable,
+    serverless_size,
+    size_named,
+    size_setting,
+)
 from orchestration.errors import AuthError, AzureServiceError, QuotaError, UnreachableError
 from orchestration.settings import Settings, without_secrets
 from orchestration.status import Reporter
@@ -376,9 +387,9 @@ def _matches(patterns: Iterable[str] | None, action: str) -> bool:
 
 
 def check_compute(client: Client) -> Finding:
-    """Whether the cluster exists; serverless, whether the region offers the VM size."""
+    """Whether the cluster exists and reports no errors; serverless, whether the region offers the VM size."""
     if client.settings.instance_type is not None:
-        size = compute.read_size(client)
+        size = serverless_size(client)
         return Finding(f"Serverless, {size.description}.") if size.is_known else _sizes_unknown(client)
     cluster = compute.require_cluster(client)
     values = compute.values_of(cluster)
@@ -390,28 +401,36 @@ def check_compute(client: Client) -> Finding:
         raise AzureServiceError(f"{detail} machines, in state {state}.", hint)
     for code, text in client.cluster_errors(str(cluster.name)):
         known = quota_error("", code, text, client.workspace)
-        return Finding(f"{detail} machines; it reports {code}: {text}", known.hint if known else "", WARNING)
+        detail, hint = f"{detail} machines; it reports {code}: {text}", known.hint if known else ""
+        if code == "UnsupportedVMSizeForLowPriority":  # it never gets a machine; others may be of some time ago
+            raise QuotaError(detail, hint)
+        return Finding(detail, hint, WARNING)
     return Finding(f"{detail} machines.")
 
 
 def check_quota(client: Client) -> Finding:
-    """Whether the quota allows one machine: of the cluster's size, or else of the size in the settings."""
-    cluster = None if client.settings.instance_type else compute.read_cluster(client)
-    size, low_priority = compute.read_size(client, cluster), client.settings.low_priority
+    """Whether the quota allows one machine: of the cluster's size, or else of the first in the settings that can be."""
+    settings, low_priority = client.settings, client.settings.low_priority
+    cluster = None if settings.instance_type else compute.read_cluster(client)
     if isinstance(cluster, AmlCompute):
-        low_priority = compute.values_of(cluster)["low_priority"]
+        location, low_priority = str(cluster.location), compute.values_of(cluster)["low_priority"]
+        size, reason = size_named(client, str(cluster.size), location), ""
+    else:
+        several = len(locations_of(client)) > 1 or "," in getattr(settings, size_setting(settings))
+        choice = read_usable(client, nodes=1 if several else 0)[0]
+        size, location, reason = choice.size, choice.location, choice.reason
     try:
-        quotas = compute.read_quotas(client)
+        quotas = read_quotas(client, location)
     except AuthError:
         return _sizes_unknown(client)
     if not size.is_known:
-        location = compute.location_of(client)
         raise UsageError([f"VM size {size.name}: is no longer offered in {location}."], "Use another --compute.")
     hint = quota_hint(client.workspace, low_priority=low_priority)
-    return describe_quota(size, compute.quotas_of(size, quotas, low_priority=low_priority), hint)
+    found = describe_quota(size, quotas_of(size, quotas, low_priority=low_priority), hint)
+    return found._replace(detail=" ".join(filter(None, [found.detail, reason and f"{reason}."])))
 
 
-def describe_quota(size: compute.Size, quotas: Sequence[compute.Quota], hint: str) -> Finding:
+def describe_quota(size: Size, quotas: Sequence[Quota], hint: str) -> Finding:
     """quotas: those that a machine of the size counts toward. Raises QuotaError if one allows no machine at all."""
     texts = [quota.description for quota in quotas]
     detail = f"{size.name} has {size.cores} cores; {'; '.join(texts) or 'no quota is listed for it'}."

@@ -10,11 +10,13 @@ from msggan.config import TrainConfig
 from msggan.errors import MsgganError
 from orchestration.azure.blobs import PROJECT_FOLDER
 from orchestration.azure.client import Client
-from orchestration.azure.compute import Size, location_of, read_size, require_cluster, sizes_by_name, values_of
+from orchestration.azure.compute import require_cluster, values_of
 from orchestration.azure.history import RunJobs, find_jobs, read_progress
-from orchestration.azure.prices import as_region, read_max_cost, read_price
+from orchestration.azure.prices import read_max_cost, read_price
+from orchestration.azure.sizes import as_region, serverless_size, size_named
 from orchestration.costs import Estimate
 from orchestration.errors import RefusedError
+from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 from orchestration.sweeps.spec import SweepSpec
 
@@ -25,7 +27,7 @@ def estimate_hours(client: Client) -> Estimate:
     """The machine and the hours of one job, without a price. Raises UsageError if there is no such machine."""
     settings = client.settings
     if settings.instance_type is not None:
-        size, low_priority, idle_hours = settings.instance_type, settings.low_priority, 0.0
+        size, low_priority, idle_hours = serverless_size(client).name, settings.low_priority, 0.0
     else:
         values = values_of(require_cluster(client))
         size, low_priority, idle_hours = values["vm_size"], values["low_priority"], values["idle_minutes"] / 60
@@ -35,10 +37,10 @@ def estimate_hours(client: Client) -> Estimate:
 def with_price(client: Client, estimate: Estimate) -> Estimate:
     """The estimate with its price, in the currency of --max-cost, and within that. Raises RefusedError."""
     if client.settings.instance_type is not None:
-        location, size = location_of(client), read_size(client)  # raises UsageError if it is not offered
+        location, size = str(client.about["location"]), serverless_size(client)
     else:
         location = str(require_cluster(client).location)
-        size = sizes_by_name(client, as_region(location)).get(estimate.size.lower(), Size(estimate.size))
+        size = size_named(client, estimate.size, location)
     price, no_price = read_price(client, size, as_region(location))
     return replace(estimate, price=price, no_price=no_price).within(read_max_cost(client))
 
@@ -84,6 +86,12 @@ def estimated(client: Client, estimate: Callable[[], Estimate], sweep: SweepSpec
     for line in result.as_lines():
         client.reporter.info(line)
     return result
+
+
+def estimated_settings(settings: Settings, estimate: Estimate) -> Settings:
+    """The settings with the time limit and the serverless size of an estimate."""
+    size = settings.instance_type and estimate.size
+    return replace(settings, timeout_hours=estimate.job_hours, instance_type=size)
 
 
 def _likely_hours(client: Client, config: TrainConfig, run: RunJobs) -> float | None:

@@ -118,7 +118,7 @@ def build_job(plan: JobPlan) -> Command:
     problems = plan_problems(plan)
     if problems:
         raise UsageError(problems)
-    settings, serverless = plan.settings, plan.compute is None
+    settings, serverless, size = plan.settings, plan.compute is None, plan.settings.instance_type
     return command(
         name=plan.name,
         display_name=plan.name,
@@ -129,7 +129,7 @@ def build_job(plan: JobPlan) -> Command:
         environment=plan.environment,
         environment_variables=environment_variables(plan),
         compute=plan.compute,
-        instance_type=settings.instance_type,
+        instance_type=TO_RESOLVE.format(f"the first of {size} with quota") if size and "," in size else size,
         instance_count=1 if serverless else None,
         shm_size=SHARED_MEMORY,
         timeout=seconds(settings.timeout_hours),
@@ -199,9 +199,6 @@ def plan_problems(plan: JobPlan) -> list[str]:
     """What the SDK does not check, and the service checks only after everything is uploaded."""
     settings = plan.settings
     problems = time_limit_problems(settings, low_priority=settings.low_priority)
-    size = settings.instance_type
-    if size is not None and not re.fullmatch(r"[A-Za-z]+_[A-Za-z0-9_]+", size):
-        problems.append(f"--instance-type {size}: is not a VM size such as Standard_NC4as_T4_v3.")
     own, others = len(plan.tags) + 1, len(plan.settings.tags)  # a sweep has one more
     if own + others > MAX_TAGS:
         problems.append(f"--tag: there are {others} tags; a job may have {MAX_TAGS}, of which {own} are msggan's own.")

@@ -12,12 +12,12 @@ from azure.core.rest import HttpRequest
 from msggan.errors import MsgganError
 from orchestration.azure.clouds import PUBLIC_CLOUD
 from orchestration.azure.records import today
+from orchestration.azure.sizes import Size, as_region
 from orchestration.costs import HOURS_PER_MONTH, Estimate, Monthly
 from orchestration.money import Amount, Price
 
 if TYPE_CHECKING:
     from orchestration.azure.client import Client
-    from orchestration.azure.compute import Size
 
 RETAIL = "Azure's list of retail prices"
 RETAIL_URL = "https://prices.azure.com/api/retail/prices"
@@ -53,11 +53,6 @@ def price_currency(client: Client) -> str:
     """The currency of --max-cost, US dollars without it."""
     max_cost = read_max_cost(client)
     return max_cost.currency if max_cost else "USD"
-
-
-def as_region(location: str) -> str:
-    """A region as lists of prices write it, such as westeurope for West Europe."""
-    return location.lower().replace(" ", "")
 
 
 def retail_price(rows: list[Mapping[str, Any]], currency: str) -> Price | None:

@@ -7,8 +7,9 @@ anything is left to do.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from azure.ai.ml.entities import AmlCompute
 
@@ -19,6 +20,7 @@ from orchestration.azure import compute, datastore, environment
 from orchestration.azure.blobs import Store
 from orchestration.azure.client import Client
 from orchestration.azure.prices import estimate_cluster, read_monthly
+from orchestration.azure.sizes import Choice, Size, read_usable, size_named
 from orchestration.costs import cluster_costs, cluster_refusal
 from orchestration.errors import AuthError, AzureServiceError
 from orchestration.status import Item, ProvisionPlan, Step
@@ -40,26 +42,68 @@ def plan_provisioning(client: Client) -> ProvisionPlan:
 def _compute_step(client: Client) -> Step:
     settings = client.settings
     if settings.instance_type is not None:
-        size = compute.read_size(client)
-        unchecked = "" if size.is_known else f"; {compute.NOT_CHECKED.format('its VM size was', 'it')}"
-        return Step(Item(compute.KIND, size.name, "keep", reason=f"is serverless: no cluster is needed{unchecked}"))
+        choice = read_usable(client, nodes=1 if "," in settings.instance_type else 0)[0]
+        reason = "; ".join(filter(None, ["is serverless: no cluster is needed", choice.reason]))
+        return Step(Item(compute.KIND, choice.size.name, "keep", reason=reason))
     existing = compute.read_cluster(client)
-    size = compute.read_size(client, existing)
+    if existing is None:
+        return _new_cluster(client, read_usable(client, settings.max_nodes))
     item = compute.plan_cluster(settings, existing)
+    if not isinstance(existing, AmlCompute):
+        return Step(replace(item, hint=compute.name_hint(client)))
+    errors = [f"it reports {code}: {text}" for code, text in client.cluster_errors(settings.compute)]
     if item.action == "refuse":
-        return Step(item if item.hint else replace(item, hint=compute.name_hint(client)))
-    if unchecked := compute.check_growth(client, existing, item, size):
-        item = replace(item, reason="; ".join(filter(None, [item.reason, unchecked])))
-    values = compute.planned_values(settings, existing if isinstance(existing, AmlCompute) else None)
-    location = str(values.get("location") or compute.location_of(client))
+        if "vm_size" in item.changes:
+            read_usable(client, nodes=0)  # raises UsageError if no region offers it
+        item = replace(item, hint=item.hint or compute.name_hint(client))
+        return Step(_with_reasons(item, *errors))
+    location = str(existing.location)
+    size = size_named(client, str(existing.size), location)
+    item = _with_reasons(item, compute.check_growth(client, existing, item, size), *errors)
+    item = _with_costs(client, item, size, location, compute.planned_values(settings, existing))
+    return Step(item, lambda report: compute.ensure_cluster(client, [], report))
+
+
+def _new_cluster(client: Client, choices: Sequence[Choice]) -> Step:
+    """The step that creates the cluster. choices: its VM size, then those to try if Azure refuses that for quota."""
+    item, *others = (_creation(client, choice) for choice in choices)
+    if item.action == "refuse":
+        return Step(item)
+    allowed = [choices[0]]
+    for choice, other in zip(choices[1:], others, strict=True):
+        if other.action == "create":
+            allowed.append(choice)
+            costs = f"If Azure refuses it for lack of quota or capacity: {other.costs[0]} {other.costs[3]}"
+            item = replace(item, costs=(*item.costs, costs))
+
+    def create(report: Callable[[str], None]) -> Item | None:
+        done = compute.ensure_cluster(client, allowed, report)
+        return _creation(client, done) if done else None
+
+    return Step(item, create)
+
+
+def _creation(client: Client, choice: Choice) -> Item:
+    """The item that creates the cluster with this VM size."""
+    settings = choice.applied_to(client.settings)
+    item = _with_reasons(compute.plan_cluster(settings, None), choice.reason)
+    return _with_costs(client, item, choice.size, choice.location, compute.planned_values(settings, None))
+
+
+def _with_reasons(item: Item, *reasons: str) -> Item:
+    return replace(item, reason="; ".join(filter(None, [item.reason, *reasons])))
+
+
+def _with_costs(client: Client, item: Item, size: Size, location: str, values: Mapping[str, Any]) -> Item:
+    """The item with what the cluster costs, refused above --max-cost. values: as `planned_values` returns them."""
     estimate = estimate_cluster(client, size, location, values)
     if refusal := cluster_refusal(estimate, values["min_nodes"]):
-        return Step(Item(compute.KIND, item.name, "refuse", reason=refusal, hint="Use --min-nodes 0."))
-    beside = read_monthly(client, location, ("disk", "load_balancer", "public_ip"))
+        return Item(compute.KIND, item.name, "refuse", reason=refusal, hint="Use --min-nodes 0.")
+    names = ("disk", "load_balancer", "public_ip")
+    beside = client.once(("monthly", location), lambda: read_monthly(client, location, names))
     costs = (*cluster_costs(estimate, size.description, values["min_nodes"]), beside.as_line())
     cost = {**estimate.as_json(), **beside.as_json(), "around_the_clock": values["min_nodes"]}
-    item = replace(item, costs=costs, cost=cost)
-    return Step(item, lambda report: compute.ensure_cluster(client, report))
+    return replace(item, costs=costs, cost=cost)
 
 
 def _datastore_steps(client: Client, secret: datastore.Secret | None) -> list[Step]:
@@ -126,14 +170,18 @@ def plan_deletion(client: Client) -> ProvisionPlan:
 # --- Applying ---------------------------------------------------------------------------------------------------------
 
 
-def apply(plan: ProvisionPlan, report: Callable[[str], None]) -> None:
-    """Applies a plan item by item. The hint of an error lists what is done, what may be done and what is not."""
+def apply(plan: ProvisionPlan, report: Callable[[str], None]) -> ProvisionPlan:
+    """Applies a plan item by item, and returns what was done.
+
+    The hint of an error lists what is done, what may be done and what is not.
+    """
+    done: dict[str, Item] = {}
     names = [_name(step) for step in plan.to_do]
     for number, step in enumerate(plan.to_do):
         report(f"{step.item.action.capitalize()} {step.item.kind} {step.item.name} …")
         try:
-            if step.apply is not None:
-                step.apply(report)
+            result = step.apply(report) if step.apply else None
+            done[step.item.kind] = result if isinstance(result, Item) else step.item
         except MsgganError as error:
             # Whether Azure may have carried out the step that failed.
             is_open = error.may_have_happened or type(error) is AzureServiceError
@@ -142,6 +190,7 @@ def apply(plan: ProvisionPlan, report: Callable[[str], None]) -> None:
         except (KeyboardInterrupt, Terminated) as stop:
             hint = "\n".join(progress_lines(names, number, is_open=True))
             raise stopped(type(stop), "Stopped. Azure completes the operation in progress.", hint) from None
+    return ProvisionPlan(tuple(replace(step, item=done.get(step.item.kind, step.item)) for step in plan.steps))
 
 
 def _name(step: Step) -> str:

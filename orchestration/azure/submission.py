@@ -23,15 +23,7 @@ from msggan.errors import MsgganError, UsageError
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
 from orchestration.azure.client import Client
-from orchestration.azure.compute import (
-    NOT_CHECKED,
-    disk_of,
-    identity_of,
-    other_sizes,
-    read_size,
-    require_cluster,
-    values_of,
-)
+from orchestration.azure.compute import identity_of, other_sizes, require_cluster, values_of
 from orchestration.azure.data import ensure_data, plan_data, with_mode
 from orchestration.azure.environment import NAME, ensure_job_environment, read_recipe
 from orchestration.azure.history import RunJobs, environment_of, get_job, run_of
@@ -50,6 +42,7 @@ from orchestration.azure.jobs import (
     time_limit_problems,
 )
 from orchestration.azure.records import forget_today, once_a_day
+from orchestration.azure.sizes import disk_of, serverless_size
 from orchestration.errors import UncertainError
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
@@ -119,11 +112,10 @@ def submit(
     serverless = settings.instance_type is not None
     if not serverless:
         cluster = _checked_cluster(client)
-        machines, disk_bytes = identity_of(cluster), partial(disk_of, client, cluster)
+        machines, disk_bytes = identity_of(cluster), partial(disk_of, client, str(cluster.size), str(cluster.location))
     else:
-        machines, size = settings.identity, read_size(client)  # raises UsageError if it is not offered
-        if not size.is_known:
-            client.reporter.info(f"{NOT_CHECKED.format(f'The VM size {size.name} was', 'it')}.")
+        size = serverless_size(client)
+        machines, settings = settings.identity, replace(settings, instance_type=size.name)
         disk_bytes = partial(int, size.disk_bytes)
     # The environment may be refused: create it before a hundred thousand images are packed.
     is_resumed = newest is not None and (started is not None or run.is_sweep)

@@ -26,7 +26,7 @@ from orchestration.azure.client import Client
 from orchestration.azure.consent import consent_question
 from orchestration.azure.data import planned_mode
 from orchestration.azure.downloads import download_run, record_copy
-from orchestration.azure.estimates import estimate_sweep, estimated, hours_of_sweep, with_price
+from orchestration.azure.estimates import estimate_sweep, estimated, estimated_settings, hours_of_sweep, with_price
 from orchestration.azure.following import cancel, detaching, is_transient, not_running, read_log, watch
 from orchestration.azure.history import (
     MAX_RUNS,
@@ -100,7 +100,7 @@ class AzureSweeps(SweepTarget):
         """`plan_sweep` with what it costs, and with the time limits that --max-cost sets. Only reads."""
         refuse_on_azure(spec)
         estimate = estimated(self.client, lambda: estimate_sweep(self.client, spec), spec)
-        settings = replace(self.client.settings, timeout_hours=estimate.job_hours)
+        settings = estimated_settings(self.client.settings, estimate)
         plan = self._plan(replace(spec, timeout_hours=estimate.total_hours), settings)
         self.client.reporter.info(planned_mode(settings))
         return plan | {"cost": estimate.as_json()}

@@ -16,7 +16,13 @@ from orchestration.azure.client import WAIT_FACTOR_S, Client, Session
 from orchestration.azure.consent import consent_question
 from orchestration.azure.data import planned_mode
 from orchestration.azure.downloads import GENERATOR, copied_etag, download_run, record_copy, upload_run
-from orchestration.azure.estimates import estimate_hours, estimate_run, estimated, with_price
+from orchestration.azure.estimates import (
+    estimate_hours,
+    estimate_run,
+    estimated,
+    estimated_settings,
+    with_price,
+)
 from orchestration.azure.following import cancel, detaching, not_running, read_log, unread_error, watch
 from orchestration.azure.history import (
     MAX_RUNS,
@@ -107,7 +113,7 @@ class AzureTarget(Target):
     def priced_plan(self, spec: RunSpec) -> dict[str, Any]:
         """`plan_run` with what it costs, and with the time limit that --max-cost sets. Only reads."""
         estimate = estimated(self.client, lambda: estimate_run(self.client, spec))
-        plan = self._plan(spec, replace(self.settings, timeout_hours=estimate.job_hours))
+        plan = self._plan(spec, estimated_settings(self.settings, estimate))
         self.reporter.info(planned_mode(self.settings))
         return plan | {"cost": estimate.as_json()}
 
@@ -270,7 +276,7 @@ class AzureTarget(Target):
         if plan.refusal:
             raise plan.refusal
         if plan.to_do:
-            apply(plan, self.reporter.info)
+            plan = apply(plan, self.reporter.info)
             verify(plan, lambda: self.plan_provision(delete=delete))
             self.reporter.info("Done and verified.")
         return plan

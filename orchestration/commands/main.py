@@ -388,7 +388,7 @@ def provision(*, flags: Flags, dry_run: bool, yes: bool, delete: bool, output: s
         report(refusal, as_json=False)
     elif not dry_run and plan.to_do:
         confirm("Apply this plan?", yes=yes)
-        serving.provision(plan, delete=delete)
+        plan = serving.provision(plan, delete=delete)
     if output == "json":
         print_json(plan.as_json(applied=not dry_run and not refusal) | (refusal.as_json() if refusal else {}))
     return refusal.exit_code if refusal else 0

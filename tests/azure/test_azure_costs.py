@@ -15,6 +15,7 @@ from msggan import TrainConfig
 from orchestration import AzureTarget
 
 WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--device", "cpu", "--kimg", "0.04"]
+T4 = "Standard_NC4as_T4_v3"
 SUBMIT = ["submit", "--data", "tiny", *WHAT, "--detach", "-o", "json"]
 
 pytestmark = [posix, sdk_warnings]
@@ -76,6 +77,22 @@ def test_a_ceiling_sets_the_time_limit_or_refuses(azure: AzureLocal, workdir: Pa
     ]
     (sent,) = azure.made("PUT", "/jobs/python")
     assert sent.body["properties"]["limits"]["timeout"] == "PT43M"
+
+
+def test_of_several_serverless_sizes_the_first_with_quota_is_priced_and_sent(
+    azure: AzureLocal, workdir: Path, msggan_aml: Command
+) -> None:
+    azure.cloud.quotas["StandardNCADSA100v4Family"] = 0
+    args = (*SUBMIT, "--instance-type", "Standard_NC24ads_A100_v4,Standard_NC4as_T4_v3")
+    planned = msggan_aml(*args, "--dry-run")
+    assert (planned.json["cost"]["machine"], planned.json["cost"]["price"]["per_hour"]) == (T4, 0.526)
+    assert planned.json["requests"][0]["body"]["properties"]["resources"]["instanceType"] == T4
+    submitted = msggan_aml(*args, "--yes")
+    assert submitted.exit_code == 0, submitted.stderr
+    assert f"{T4} in eastus is the first that can be used; 1 machine Standard_NC24ads_A100_v4" in submitted.stderr
+    assert f"tiny trains on a machine of size {T4} in workspace" in submitted.stderr
+    (sent,) = azure.made("PUT", "/jobs/tiny")
+    assert sent.body["properties"]["resources"]["instanceType"] == T4
 
 
 def test_a_ceiling_of_a_sweep_covers_all_its_trials(azure: AzureLocal, workdir: Path, msggan_aml: Command) -> None:

@@ -14,11 +14,7 @@ from support.programs import REPOSITORY
 
 from msggan.errors import UsageError
 from orchestration.azure.compute import (
-    Quota,
-    Size,
     build_cluster,
-    check_quota,
-    find_size,
     free_name,
     other_sizes,
     plan_cluster,
@@ -37,6 +33,7 @@ from orchestration.azure.environment import (
     read_recipe,
 )
 from orchestration.azure.jobs import time_limit_problems
+from orchestration.azure.sizes import Quota, Region, Size, check_quota, find_size, judge, usable
 from orchestration.errors import QuotaError
 from orchestration.settings import Settings, read_settings, tomllib
 from orchestration.status import Item, ProvisionPlan, Step
@@ -135,6 +132,13 @@ def test_an_explicit_location_precedes_that_of_the_workspace() -> None:
             {"max_nodes": {"from": 1, "to": 2}, "min_nodes": {"from": 0, "to": 1}},
         ),
         ({"location": "westeurope"}, {}, "refuse", {"location": {"from": "eastus", "to": "westeurope"}}),
+        ({"vm_size": f"{A100.name},{T4.name.lower()}", "location": "westus2,eastus"}, {}, "keep", {}),
+        (
+            {"vm_size": f"{A100.name},{CPU.name}"},
+            {},
+            "refuse",
+            {"vm_size": {"from": T4.name, "to": f"{A100.name},{CPU.name}"}},
+        ),
         ({}, {"network_settings": NetworkSettings(subnet=SUBNET), "enable_node_public_ip": False}, "keep", {}),
         (
             {"subnet": SUBNET.lower().replace("resourceg", "resourceG").replace("virtualn", "virtualN")},
@@ -263,31 +267,100 @@ def test_retired_vm_sizes_are_known(size: str) -> None:
     assert error.value.hint.startswith("Sizes with a GPU: Standard_NC4as_T4_v3 (1 GPU, 4 cores, 28 GB)")
 
 
-FAMILY = Quota("Standard NCASv3_T4 Family|Standard NCASv3_T4 Family Cluster Dedicated vCPUs", 4, 8)
-TOTAL = Quota("TotalCores|Total Cluster Dedicated Regional vCPUs", 0, 100)
-LOW = Quota("LowPriorityCores|Total Cluster LowPriority Regional vCPUs", 0, 4)
+FAMILY = Quota("Standard NCASv3_T4 Family", 4, 8, "Standard NCASv3_T4 Family Cluster Dedicated vCPUs")
+TOTAL = Quota("TotalCores", 0, 100, "Total Cluster Dedicated Regional vCPUs")
+LOW = Quota("LowPriorityCores", 0, 4, "Total Cluster LowPriority Regional vCPUs")
 
 
 @pytest.mark.parametrize(
     ("nodes", "low_priority", "quotas", "result"),
     [
         (1, False, [FAMILY, TOTAL, LOW], None),
-        (2, False, [FAMILY, TOTAL, LOW], "Standard NCASv3_T4 Family, of which 4 of 8 are used"),
-        (26, False, [TOTAL], "TotalCores, of which 0 of 100 are used"),
+        (2, False, [FAMILY, TOTAL, LOW], "Standard NCASv3_T4 Family in eastus, of which 4 of 8 are used"),
+        (26, False, [TOTAL], "TotalCores in eastus, of which 0 of 100 are used"),
         (1, True, [FAMILY, TOTAL, LOW], None),
-        (2, True, [FAMILY, TOTAL, LOW], "LowPriorityCores, of which 0 of 4 are used"),
+        (2, True, [FAMILY, TOTAL, LOW], "LowPriorityCores in eastus, of which 0 of 4 are used"),
         (1000, False, [Quota(FAMILY.family, 0, -1)], None),  # no limit
         (1000, False, [], None),  # nothing is known
     ],
 )
 def test_quota_is_counted_in_cores(nodes: int, low_priority: bool, quotas: list[Quota], result: str | None) -> None:
     if result is None:
-        check_quota(T4, nodes, quotas, low_priority=low_priority)
+        check_quota(T4, nodes, quotas, location="eastus", low_priority=low_priority)
         return
     with pytest.raises(QuotaError) as error:
-        check_quota(T4, nodes, quotas, low_priority=low_priority)
+        check_quota(T4, nodes, quotas, location="eastus", low_priority=low_priority)
     assert result in error.value.message
     assert ("--no-low-priority" in error.value.hint) is low_priority
+
+
+NO_QUOTA = Region("westus2", [A100, T4], [Quota(A100.family, 0, 0), Quota(T4.family, 8, 8)])
+QUOTA = Region("eastus", [T4, CPU], [FAMILY])
+UNKNOWN = Region("eastus", None, None)
+OTHER = f"VM size {A100.name} (flag --vm-size): is not offered in eastus."
+
+
+@pytest.mark.parametrize(
+    ("values", "regions", "sizes", "reasons"),
+    [
+        ({"vm_size": f"{T4.name},{CPU.name}"}, [QUOTA], [T4, CPU], []),
+        ({"vm_size": f"{T4.name},{A100.name}"}, [QUOTA], [T4], [f"{T4.name} in eastus is the first", OTHER[:-1]]),
+        ({"vm_size": f"{A100.name},{T4.name}"}, [QUOTA], [T4], [f"{T4.name} in eastus is", OTHER[:-1]]),
+        (
+            {"vm_size": f"{A100.name},{T4.name}"},
+            [UNKNOWN],
+            [Size(A100.name), Size(T4.name)],
+            ["VM size and quota were not checked"],
+        ),
+        (
+            {"vm_size": f"{A100.name},{CPU.name}", "low_priority": True},
+            [Region("x", [A100, CPU], None)],
+            [CPU],
+            [
+                f"{CPU.name} in x is the first that can be used",
+                f"VM size {A100.name}: is not available at low priority in x",
+                "the quota was not checked",
+            ],
+        ),
+        (
+            {"vm_size": f"{A100.name},{T4.name}", "location": "westus2,eastus"},
+            [NO_QUOTA, QUOTA],
+            [T4],
+            [
+                f"{T4.name} in eastus is the first",
+                f"1 machine {A100.name} would need 24 cores of the quota {A100.family} in westus2, of which 0 of 0",
+                f"1 machine {T4.name} would need 4 cores of the quota {T4.family} in westus2, of which 8 of 8 are used",
+                OTHER[:-1],
+            ],
+        ),
+    ],
+)
+def test_the_first_size_that_is_offered_and_has_quota_is_taken(
+    values: dict[str, Any], regions: list[Region], sizes: list[Size], reasons: list[str]
+) -> None:
+    set_values = settings(**values)
+    found = usable([judge(name, region, 1, set_values) for region in regions for name in set_values.vm_size.split(",")])
+    assert [choice.size for choice in found] == sizes
+    parts = found[0].reason.split("; ") if found[0].reason else []
+    assert all(part.startswith(reason) for part, reason in zip(parts, reasons, strict=True)), parts
+
+
+def test_if_no_size_can_be_taken_the_error_names_each() -> None:
+    several = settings(vm_size=f"{A100.name},{T4.name}")
+    with pytest.raises(QuotaError) as no_quota:
+        usable([judge(name, NO_QUOTA, 1, several) for name in (A100.name, T4.name, "Standard_NC6")])
+    assert [line.partition(" would need")[0] for line in no_quota.value.message.splitlines()] == [
+        f"1 machine {A100.name}",
+        f"1 machine {T4.name}",
+        "VM size Standard_NC6 (flag --vm-size): was retired by Azure in August 2023.",
+    ]
+    assert no_quota.value.hint.count("Request more cores") == 1
+    with pytest.raises(UsageError) as not_offered:
+        usable([judge(name, QUOTA, 1, several) for name in ("Standard_NC4as_T4_v2", A100.name)])
+    similar = f"Similar sizes: {T4.description}."
+    first = f"VM size Standard_NC4as_T4_v2 (flag --vm-size): is not offered in eastus. {similar}"
+    assert not_offered.value.problems[0] == first
+    assert not_offered.value.problems[1].startswith(OTHER)
 
 
 # --- Datastores -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from support.azure_commands import Command, sdk_warnings
 from support.programs import Ended
 
 from msggan.errors import MsgganError
-from orchestration.azure.compute import Quota, Size
 from orchestration.azure.doctor import (
     PRIVATE_HINT,
     Finding,
@@ -25,6 +24,7 @@ from orchestration.azure.doctor import (
     describe_skew,
     permits,
 )
+from orchestration.azure.sizes import Quota, Size
 
 pytestmark = sdk_warnings
 
@@ -120,6 +120,8 @@ def test_what_a_submit_does_not_need_is_a_warning(azure: AzureLocal, msggan_aml:
     assert closed["roles"]["detail"] == "The identity may not list its permissions."
     assert (closed["registry"]["status"], closed["network"]["status"]) == ("warning", "ok")
     assert closed["registry"]["hint"].startswith("az ml workspace update --name msggan-ws --resource-group msggan-rg ")
+    azure.cloud.cluster_errors["msggan-gpu"] = ("UnsupportedVMSizeForLowPriority", "It is not allowed for LowPriority.")
+    assert msggan_aml("doctor").exit_code == 5
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_a_workspace_is_reached_by_public_or_private_addresses(
     [(0, 4, "ok"), (0, -1, "ok"), (5, 8, "warning"), (0, 3, "failed"), (0, 0, "failed")],
 )
 def test_a_job_waits_for_cores_in_use_and_fails_without_quota(used: int, limit: int, status: str) -> None:
-    quotas = [Quota("family|Family Cluster Dedicated vCPUs", used, limit)]
+    quotas = [Quota("family", used, limit, "Family Cluster Dedicated vCPUs")]
     found = conclusion(lambda: describe_quota(SIZE, quotas, "Request more."))
     assert found.status == status
     assert found.hint == ("" if status == "ok" else "Request more.")

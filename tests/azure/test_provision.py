@@ -288,7 +288,7 @@ def test_without_a_role_in_the_subscription_size_and_quota_are_not_checked(
         "VM size and quota were not checked, because your roles do not permit reading them in the subscription"
     )
     serverless = provision("--dry-run", "-o", "json", *IMAGE, "--instance-type", CLUSTER).json["plan"][0]["reason"]
-    assert serverless.startswith("is serverless: no cluster is needed; its VM size was not checked")
+    assert serverless.startswith("is serverless: no cluster is needed; VM size and quota were not checked")
     azure.cloud.role = "AzureML Data Scientist"
     kept = provision("--yes", "-o", "json", *IMAGE)
     assert (kept.exit_code, set(actions(kept).values())) == (0, {"keep"})
@@ -448,14 +448,14 @@ def test_an_insufficient_quota_is_reported_before_anything_is_created(azure: Azu
     assert none.exit_code == 5
     assert none.json["error"]["code"] == "quota"
     assert none.json["error"]["message"] == (
-        "1 machine Standard_NC4as_T4_v3 would need 4 cores of the quota Standard NCASv3_T4 Family, of which 0 of 0 are "
-        "used."
+        "1 machine Standard_NC4as_T4_v3 would need 4 cores of the quota Standard NCASv3_T4 Family in eastus, of which "
+        "0 of 0 are used."
     )
     assert "Request more cores in Azure ML Studio" in none.json["error"]["hint"]
     azure.cloud.quotas["Standard NCASv3_T4 Family"] = 9
     few = provision("--yes", "--max-nodes", "3")
     assert few.exit_code == 5
-    assert "--max-nodes 2 would fit." in few.stderr
+    assert "--max-nodes 2 would fit with Standard_NC4as_T4_v3 in eastus." in few.stderr
     assert changing(azure) == []
 
 
@@ -471,7 +471,71 @@ def test_a_cluster_that_grows_needs_quota_for_the_machines_that_are_added(
     assert ended.exit_code == exit_code, ended.stderr
     if exit_code:
         assert ended.json["error"]["message"].startswith("3 machines Standard_NC4as_T4_v3 would need 12 cores of the ")
-        assert "--max-nodes 3 would fit." in ended.json["error"]["hint"]
+        assert "--max-nodes 3 would fit with Standard_NC4as_T4_v3 in eastus." in ended.json["error"]["hint"]
+
+
+A100, H100 = "Standard_NC24ads_A100_v4", "Standard_NC40ads_H100_v5"
+
+
+def test_of_several_sizes_the_first_with_quota_is_taken(azure: AzureLocal, provision: Provision) -> None:
+    azure.cloud.quotas |= {"StandardNCADSA100v4Family": 0, "eastus/Standard NCASv3_T4 Family": 3}
+    args = ("--vm-size", f"{A100},{CLUSTER}", "--location", "eastus,westus2", *IMAGE, "-o", "json")
+    none = provision("--yes", *args[:2], *args[4:])
+    assert (none.exit_code, changing(azure)) == (5, [])
+    assert none.json["error"]["message"].splitlines() == [
+        f"1 machine {A100} would need 24 cores of the quota StandardNCADSA100v4Family in eastus, of which 0 of 0 are "
+        "used.",
+        f"1 machine {CLUSTER} would need 4 cores of the quota Standard NCASv3_T4 Family in eastus, of which 0 of 3 are "
+        "used.",
+    ]
+    created = provision("--yes", *args)
+    assert created.exit_code == 0, created.stderr
+    (item, *_) = created.json["plan"]
+    assert (item["changes"]["vm_size"]["to"], item["changes"]["location"]["to"]) == (CLUSTER, "westus2")
+    assert item["reason"].startswith(f"{CLUSTER} in westus2 is the first that can be used; 1 machine {A100} would need")
+    assert created.json["cost"]["price"]["per_hour"] == 0.526
+    (sent,) = azure.made("PUT", "/computes/msggan-gpu")
+    assert (sent.body["location"], sent.body["properties"]["properties"]["vmSize"]) == ("westus2", CLUSTER)
+    azure.cloud.quotas.clear()
+    assert actions(provision("--yes", *args))["compute"] == "keep"
+    other = provision("--yes", "--vm-size", f"{A100},{H100}", *IMAGE, "-o", "json")
+    assert (other.exit_code, actions(other)["compute"]) == (3, "refuse")
+
+
+def test_if_azure_refuses_a_size_for_quota_or_capacity_the_next_is_tried(
+    azure: AzureLocal, provision: Provision
+) -> None:
+    azure.cloud.subscription_role, azure.cloud.quota_by_node = None, True
+    azure.cloud.quotas["StandardNCADSA100v4Family"], azure.cloud.out_of_capacity = 0, {H100}
+    args = ("--min-nodes", "1", *IMAGE, "-o", "json")
+    created = provision("--yes", "--vm-size", f"{A100},{H100},{CLUSTER}", *args)
+    assert created.exit_code == 0, created.stderr
+    assert "If Azure refuses it for lack of quota or capacity: Each machine, Standard_NC40ads_H100_v5" in created.stderr
+    (item, *_) = created.json["plan"]
+    assert item["changes"]["vm_size"]["to"] == CLUSTER
+    refused_a100, refused_h100, unchecked = item["reason"].split("; ")[1:]
+    assert refused_a100.startswith(f"{A100} in eastus: Creating the cluster msggan-gpu: ClusterMinNodesExceedCoreQuota")
+    assert refused_h100.startswith(f"{H100} in eastus: Creating the cluster msggan-gpu: OutOfCapacity")
+    assert unchecked.startswith("VM size and quota were not checked")
+    assert f"{refused_a100}. Trying {H100} in eastus …" in created.stderr
+    assert azure.cloud.computes["msggan-gpu"]["properties"]["properties"]["vmSize"] == CLUSTER
+
+    none = provision("--yes", "--compute", "other", "--vm-size", f"{A100},{H100}", *args)
+    assert (none.exit_code, none.json["error"]["code"]) == (5, "quota")
+    assert [line.split(" ")[0] for line in none.json["error"]["message"].splitlines()] == [A100, H100]
+
+
+def test_the_errors_of_an_existing_cluster_are_in_the_plan(azure: AzureLocal, provision: Provision) -> None:
+    azure.add_cluster("msggan-gpu")
+    azure.cloud.cluster_errors["msggan-gpu"] = ("OutOfCapacity", "There is no capacity.")
+    kept = provision("--yes", "-o", "json", *IMAGE).json["plan"][0]
+    assert (kept["action"], kept["reason"]) == (
+        "keep",
+        "is up to date; it reports OutOfCapacity: There is no capacity.",
+    )
+    changed = provision("--yes", "-o", "json", "--max-nodes", "2", *IMAGE)
+    assert (changed.exit_code, actions(changed)["compute"]) == (0, "change")
+    assert changed.json["plan"][0]["reason"].endswith("; it reports OutOfCapacity: There is no capacity.")
 
 
 def test_a_name_taken_by_another_kind_of_compute_is_refused(azure: AzureLocal, provision: Provision) -> None:

@@ -109,10 +109,11 @@ class Cloud:
     hosts: Hosts = PUBLIC
     private_link: bool = False  # True: the data plane serves the workspace only at its own host
     shared_keys: bool = True  # False: the storage account rejects account keys and SAS signed with them
-    quotas: dict[str, int] = field(default_factory=dict)  # cores by VM family; the default is 10,000
+    quotas: dict[str, int] = field(default_factory=dict)  # cores by VM family or REGION/family; else 10,000
     cores_used: dict[str, int] = field(default_factory=dict)  # cores in use by VM family
     quota_by_node: bool = False  # True: a missing quota has the code ClusterMinNodesExceedCoreQuota
     checks_low_priority: bool = True  # False: a size without low priority is accepted, and an error of the cluster
+    out_of_capacity: set[str] = field(default_factory=set)  # VM sizes of which no machine is free
     cluster_errors: dict[str, tuple[str, str]] = field(default_factory=dict)  # by cluster, its code and message
     # By storage account that only jobs can reach, the status and code of other responses.
     firewalled: dict[str, tuple[int, str]] = field(default_factory=dict)

@@ -36,7 +36,7 @@ def put_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Repl
     bodies.refuse(wrong_cluster(cloud, name, wanted))
     check_policy(cloud, name, sent.get("tags") or {})
     there = cloud.computes.get(name)
-    check_quota(cloud, wanted, there)
+    check_quota(cloud, wanted, there, sent.get("location") or REGION)
     if there is not None and there["properties"]["computeType"] != "AmlCompute":
         raise ServiceError(
             400,
@@ -53,6 +53,8 @@ def put_compute(cloud: Cloud, request: Request, name: str, **where: str) -> Repl
     if wanted.get("vmPriority") == "LowPriority" and size is not None and not size.low_priority:
         message = f"The VM size {size.name} is not allowed for LowPriority. Please convert to Dedicated."
         cloud.cluster_errors[name] = ("UnsupportedVMSizeForLowPriority", message)
+    if wanted["vmSize"] in cloud.out_of_capacity and made["properties"]["properties"]["scaleSettings"]["minNodeCount"]:
+        cloud.cluster_errors[name] = ("OutOfCapacity", f"There is no capacity for {wanted['vmSize']}.")
     return accepted(cloud, made, 201 if there is None else 200)
 
 
@@ -62,6 +64,7 @@ def delete_compute(cloud: Cloud, request: Request, name: str, **where: str) -> R
         raise ServiceError(400, "MissingUnderlyingResourceAction", "underlyingResourceAction must be Delete or Detach.")
     find_compute(cloud, name)
     del cloud.computes[name]
+    cloud.cluster_errors.pop(name, None)
     return accepted(cloud, status=202)
 
 
@@ -98,13 +101,13 @@ def check_policy(cloud: Cloud, name: str, tags: dict[str, str]) -> None:
         raise ServiceError(403, "RequestDisallowedByPolicy", message)
 
 
-def check_quota(cloud: Cloud, wanted: dict[str, Any], there: dict[str, Any] | None) -> None:
+def check_quota(cloud: Cloud, wanted: dict[str, Any], there: dict[str, Any] | None, location: str) -> None:
     """A new cluster needs quota for all its nodes, one that grows for those that are added."""
     size = cloud.size(wanted["vmSize"])
     assert size is not None
     existing = there["properties"]["properties"]["scaleSettings"]["maxNodeCount"] if there else 0
     needed = size.cores * (wanted["scaleSettings"]["maxNodeCount"] - existing)
-    used, limit = cloud.cores_used.get(size.family, 0), quota(cloud, size.family)
+    used, limit = cloud.cores_used.get(size.family, 0), quota(cloud, size.family, location)
     if needed > 0 and used + needed > limit:
         if cloud.quota_by_node:
             raise ServiceError(

@@ -121,7 +121,7 @@ def usages(cloud: Cloud, request: Request, subscription: str, location: str) -> 
             "type": "Microsoft.MachineLearningServices/usages",
             "unit": "Count",
             "currentValue": cloud.cores_used.get(family, 0),
-            "limit": quota(cloud, family),
+            "limit": quota(cloud, family, location),
             "name": {"value": family, "localizedValue": text},
         }
         for family, text in families.items()
@@ -129,8 +129,8 @@ def usages(cloud: Cloud, request: Request, subscription: str, location: str) -> 
     return json_reply({"value": value})
 
 
-def quota(cloud: Cloud, family: str) -> int:
-    return cloud.quotas.get(family, 10_000)
+def quota(cloud: Cloud, family: str, location: str) -> int:
+    return cloud.quotas.get(f"{location}/{family}", cloud.quotas.get(family, 10_000))
 
 
 def check_workspace(cloud: Cloud, parts: dict[str, str]) -> None:

@@ -67,6 +67,8 @@ def values_of(spec: Setting) -> st.SearchStrategy[Any]:
         return st.sampled_from(["none", "system"])
     if spec.name == "max_cost":
         return st.integers(1, 500).map("{} EUR".format)
+    if spec.name in ("vm_size", "instance_type"):
+        return st.sampled_from(["Standard_A", "Standard_B,Standard_A"])
     names = st.text("abcdefghij", min_size=3, max_size=8)  # which every other pattern allows
     return names.map("http://{}".format) if spec.name == "tracking_uri" else names
 
@@ -208,6 +210,25 @@ def test_uris_and_images_in_a_parent_file_are_unchanged(tmp_path: Path) -> None:
     ]:
         (tmp_path / "msggan.toml").write_text(f"[azure]\n{name} = '{value}'\n")
         assert getattr(read(tmp_path / "inner"), name) == value
+
+
+def test_sizes_and_regions_may_be_several_in_order_of_preference(tmp_path: Path) -> None:
+    found = read(tmp_path, "[azure]\nvm_size = ['Standard_B', 'Standard_A']\n", MSGGAN_LOCATION="westeurope, eastus")
+    assert (found.vm_size, found.location) == ("Standard_B,Standard_A", "westeurope,eastus")
+    several = "or several different ones separated by commas."
+    for sizes in (
+        "a100",
+        "Standard_A,,Standard_B",
+        "Standard_A,",
+        ",",
+        "Standard_A,STANDARD_A",
+        "Standard_A;Standard_B",
+    ):
+        (problem,) = complaints(tmp_path, "", flags={"vm_size": sizes})
+        assert problem == f"--vm-size {sizes}: must be a size such as Standard_NC4as_T4_v3, {several}"
+    for value, shown in (("['Standard_A', '']", "Standard_A,"), ("[]", ""), ("[4]", "4"), ("4", "4")):
+        (problem,) = complaints(tmp_path, f"[azure]\nvm_size = {value}\n")
+        assert problem.startswith(f"{tmp_path / 'msggan.toml'}: vm_size {shown}: must be a size")
 
 
 def test_only_the_nearest_file_counts(tmp_path: Path) -> None:
