@@ -26,11 +26,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestration.money import Amount
+
+if TYPE_CHECKING:
+    from orchestration.azure.client import Client
 
 ROOT = Path(__file__).resolve().parent.parent
 SCOPE = re.compile(r"/subscriptions/([^/]+)/resource[Gg]roups/([^/]+)/providers/[^/]+/workspaces/([^/]+)")
@@ -67,7 +70,8 @@ class Report:
     def aml(self, *words: object, may_fail: bool = False) -> dict[str, Any]:
         """What a command of msggan-aml prints with `-o json`. Its messages are shown."""
         program = Path(sys.executable).with_name("msggan-aml")
-        return json.loads(self.call([program, *words, "-o", "json"], may_fail=may_fail) or "{}")
+        printed: dict[str, Any] = json.loads(self.call([program, *words, "-o", "json"], may_fail=may_fail) or "{}")
+        return printed
 
     def call(self, words: Sequence[object], *, may_fail: bool = False) -> str:
         """What a command prints. Raises CheckError if it fails, or if the time for everything is over."""
@@ -304,8 +308,8 @@ def guesses_of_doctor(report: Report, doctor: dict[str, Any], *, could_provision
 
 def guesses_of_lists(report: Report, price: dict[str, Any], listed: dict[str, Any] | None) -> None:
     """What the service's lists have. price: of the machine in the ceiling's currency. listed: in the service's own."""
-    from orchestration.azure.compute import read_quotas
     from orchestration.azure.environment import CURATED_NAME, REGISTRY
+    from orchestration.azure.sizes import locations_of, read_quotas
     from orchestration.errors import AuthError
 
     report.guess("The list of VM sizes has prices.", bool(listed and "VM sizes" in listed["source"]), listed)
@@ -313,7 +317,8 @@ def guesses_of_lists(report: Report, price: dict[str, Any], listed: dict[str, An
     curated = client().registry(REGISTRY).environments.get(CURATED_NAME, label="latest")
     report.guess("A version of the curated environment names its image.", bool(curated.image), curated.image)
     try:
-        families = [quota.family for quota in read_quotas(client())]
+        reader = client()
+        families = [quota.family for quota in read_quotas(reader, locations_of(reader)[0])]
     except AuthError:
         families = []
     low_priority = [family for family in families if family.startswith("TotalLowPriorityCores")]
@@ -324,7 +329,7 @@ def guesses_of_lists(report: Report, price: dict[str, Any], listed: dict[str, An
     )
 
 
-def client() -> Any:
+def client() -> Client:
     """The client of the workspace that the variables name."""
     from orchestration import AzureTarget
 

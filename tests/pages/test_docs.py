@@ -7,6 +7,7 @@ import runpy
 
 from support.programs import REPOSITORY
 
+from msggan.tracking.metrics_log import EVENTS_VARIABLE
 from orchestration.settings import SECRETS
 
 
@@ -24,4 +25,4 @@ def test_the_page_on_azure_names_only_existing_options_and_variables() -> None:
     flags = set(re.findall(r"--[a-z][a-z-]+", ours))
     assert len(flags) > 10
     assert {flag for flag in flags if not re.search(rf"{flag}\b", options)} == set()
-    assert set(re.findall(r"MSGGAN_\w+", page)) == set(SECRETS)
+    assert set(re.findall(r"MSGGAN_\w+", page)) == {*SECRETS, EVENTS_VARIABLE}
