@@ -77,7 +77,7 @@ def test_a_run_killed_three_times_equals_the_uninterrupted_one_and_each_loss_is_
 
 def test_a_stopped_rehearsal_leaves_no_process_and_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", temp_folder(folder))
-    with started(folder, "msggan-aml", *REHEARSE) as rehearsing:
+    with started(folder, "msggan-aml", *REHEARSE, forks=False) as rehearsing:
         wait_for(lambda: records_below(temp_folder(folder)), rehearsing)
         (record,) = records_below(temp_folder(folder))
         trainer = json.loads(record.read_bytes())["process"]

@@ -78,15 +78,22 @@ def run_in(folder: Path, program: str, *args: object, python: str | None = None,
 
 @contextmanager
 def started(
-    folder: Path, program: str, *args: object, background: bool = False, python: str = sys.executable, **variables: str
+    folder: Path,
+    program: str,
+    *args: object,
+    background: bool = False,
+    forks: bool = True,
+    python: str = sys.executable,
+    **variables: str,
 ) -> Iterator[subprocess.Popen[str]]:
     """A running program in a folder, in a process group of its own like a terminal's, killed at the end of the test.
 
-    background: it starts with SIGINT ignored, like a script's `command &`.
+    background: it starts with SIGINT ignored, like a script's `command &`. forks: whether what `msggan-aml` starts are
+    forks of the server.
     """
     deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"] if background else []
     command = command_line(program, *args, python=python)
-    if program == "msggan-aml":  # the process itself is real, so that it gets the group's Ctrl-C; what it starts is not
+    if program == "msggan-aml" and forks:  # the process itself is real, so that it gets the group's Ctrl-C
         command[2] = f"import sys; sys.executable = {fast_python()!r}; {command[2]}"
     with subprocess.Popen(
         [*deaf, *command],
