@@ -11,6 +11,7 @@ benchmarks/results.json and prints them.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,7 @@ def submissions(azure: AzureLocal, folder: Path, who: str, code: str) -> dict[st
     """The first submission into a workspace that has just been provisioned, and one of the same under another name."""
     azure.reset()
     azure.hold_jobs()
+    shutil.rmtree(folder / "runs", ignore_errors=True)  # and with it the records of what the workspace has
     subprocess.run(  # noqa: S603 - our own command
         msggan_aml("provision", "--yes"), cwd=folder, env=variables(azure), check=True, capture_output=True
     )

@@ -239,6 +239,8 @@ def _send(client: Client, plan: JobPlan, build: Callable[[JobPlan], Any]) -> Any
             raise UncertainError(message, status_hint(run)) from error
         if job is None:
             forget_today(client)  # its code or environment may have been deleted
+            if "not found" in error.message:
+                error.hint = "If it was deleted today, run the same command again, which creates it."
             error.message += " No job was submitted."
             raise
         if run_of(job) != run or job.tags.get(CONFIGURATION_TAG) != plan.tags[CONFIGURATION_TAG]:

@@ -307,7 +307,9 @@ def test_what_was_deleted_since_it_was_found_is_created_by_the_next_submit(azure
     submit("one")
     azure.cloud.environments.clear()
     azure.cloud.codes.clear()
-    assert "was not found" in outcome_of(lambda: submit("two"))
+    with pytest.raises(MsgganError, match="was not found") as missing:
+        submit("two")
+    assert "run the same command again" in missing.value.hint
     assert list(azure.cloud.jobs) == ["one"]
     submit("two")
     assert list(azure.cloud.jobs) == ["one", "two"]
