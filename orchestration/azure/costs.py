@@ -25,7 +25,7 @@ from orchestration.azure.history import (
     state_of,
 )
 from orchestration.azure.prices import METERS, price_currency, read_monthly, read_price
-from orchestration.azure.sizes import Size, as_region, sizes_by_name
+from orchestration.azure.sizes import as_region, size_named
 from orchestration.costs import CostReport, Monthly, OngoingCost, RunCost, format_bytes
 from orchestration.money import Amount, Price
 
@@ -78,7 +78,6 @@ class Account:
     client: Client
     notes: list[str] = field(default_factory=list)
     _prices: dict[tuple[str, str], Price | None] = field(default_factory=dict)
-    _sizes: dict[str, Mapping[str, Size]] = field(default_factory=dict)
 
     @property
     def currency(self) -> str:
@@ -91,9 +90,7 @@ class Account:
         location = as_region(location or str(self.client.about["location"]))
         key = (size.lower(), location)
         if size and key not in self._prices:
-            if location not in self._sizes:
-                self._sizes[location] = sizes_by_name(self.client, location)
-            price, reason = read_price(self.client, self._sizes[location].get(size.lower(), Size(size)), location)
+            price, reason = read_price(self.client, size_named(self.client, size, location), location)
             self._prices[key] = price
             note = f"Prices: {price.source}, {price.date}." if price else f"The price of {size} is unknown. {reason}"
             self._note(note)

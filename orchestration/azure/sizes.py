@@ -247,7 +247,14 @@ def read_region(client: Client, location: str, *, quota: bool) -> Region:
 
 
 def read_sizes(client: Client, location: str) -> list[Size]:
-    """The VM sizes that a region offers. Raises AuthError: a role at the workspace does not permit it."""
+    """The VM sizes that a region offers, read once by this client.
+
+    Raises AuthError: a role at the workspace does not permit it.
+    """
+    return client.once(("sizes", as_region(location)), lambda: _read_sizes(client, location))
+
+
+def _read_sizes(client: Client, location: str) -> list[Size]:
     path = LOCATIONS.format(client.workspace.subscription_id, as_region(location))
     with client.errors(f"Listing the VM sizes in {location}"):
         listed = list(client.list_all(f"{path}/vmSizes"))
@@ -287,11 +294,6 @@ def read_quotas(client: Client, location: str) -> list[Quota]:
 def size_named(client: Client, name: str, location: str) -> Size:
     """The size of that name; only its name is known if it cannot be listed."""
     return sizes_by_name(client, location).get(name.lower(), Size(name))
-
-
-def disk_of(client: Client, name: str, location: str) -> int:
-    """The bytes of the temporary disk of machines of that size, 0 if not known."""
-    return size_named(client, name, location).disk_bytes
 
 
 def sizes_by_name(client: Client, location: str) -> Mapping[str, Size]:

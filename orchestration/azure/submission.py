@@ -42,7 +42,7 @@ from orchestration.azure.jobs import (
     time_limit_problems,
 )
 from orchestration.azure.records import forget_today, once_a_day
-from orchestration.azure.sizes import disk_of, serverless_size
+from orchestration.azure.sizes import serverless_size, size_named
 from orchestration.errors import UncertainError
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
@@ -112,11 +112,10 @@ def submit(
     serverless = settings.instance_type is not None
     if not serverless:
         cluster = _checked_cluster(client)
-        machines, disk_bytes = identity_of(cluster), partial(disk_of, client, str(cluster.size), str(cluster.location))
+        machines, machine = identity_of(cluster), (str(cluster.size), str(cluster.location))
     else:
-        size = serverless_size(client)
-        machines, settings = settings.identity, replace(settings, instance_type=size.name)
-        disk_bytes = partial(int, size.disk_bytes)
+        machine = (serverless_size(client).name, str(client.about["location"]))
+        machines, settings = settings.identity, replace(settings, instance_type=machine[0])
     # The environment may be refused: create it before a hundred thousand images are packed.
     is_resumed = newest is not None and (started is not None or run.is_sweep)
     environment = ensure_job_environment(client, environment_of(newest) if is_resumed else "")
@@ -125,7 +124,7 @@ def submit(
         stored, _ = started
         config = replace(spec.config, resolution=stored.resolution, background=stored.background)
         packed = replace(spec, config=config)
-    data = with_mode(ensure_data(packed, store, client), client, disk_bytes)
+    data = with_mode(ensure_data(packed, store, client), client, lambda: size_named(client, *machine).disk_bytes)
     tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
     if newest and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == tags[CONFIGURATION_TAG]:
         return run
