@@ -22,6 +22,8 @@ from msggan.commands.program import absolute_uri, view_command, without_password
 from msggan.runs.files import naming, write_whole
 
 WRITES_PER_SIZE = 100  # of metrics.jsonl: as many bytes are uploaded, in terms of its size, where a write uploads all
+EVENTS_VARIABLE = "MSGGAN_TENSORBOARD"  # the folder to write event files of TensorBoard to; none without it
+COUNTERS = ("images", "kimg", "seconds")  # of a report, which are no metrics
 
 FINISH_SECONDS = 60.0  # after its last line of input, the process exits by then, whatever the server does
 # How long the end of a run waits for MLflow: a run that was stopped, one whose MLflow is unavailable, any other.
@@ -31,10 +33,6 @@ MAX_WAIT_SECONDS = FINISH_SECONDS + 5
 
 # The client gives up early: what failed is logged later. These yield to what the user has set.
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-
-
-EVENTS_VARIABLE = "MSGGAN_TENSORBOARD"  # the folder to write event files of TensorBoard to; none without it
-COUNTERS = ("images", "kimg", "seconds")  # of a report, which are no metrics
 
 
 class Tracker:

@@ -26,7 +26,6 @@ from orchestration.data_source import DatastorePath, in_datastore
 
 MAX_JOBS = 2000  # read for a list of runs
 MAX_RUNS = 50  # listed without a limit
-# The last few hundred reports: the newest value of every metric is among them, also of those measured now and then.
 # What to do about errors that only a job has.
 HINTS = {
     r"StreamAccess\.Authentication|Failed to mount": (
@@ -38,6 +37,7 @@ HINTS = {
         "AcrPull at the workspace's container registry."
     ),
 }
+# The last few hundred reports: the newest value of every metric is among them, also of those measured now and then.
 LAST_BYTES = 256 << 10
 READ_CLUSTER_EVERY_S = 60  # while a job waits for its machines
 

@@ -79,8 +79,7 @@ class AzureTarget(Target):
         return cls(settings, reporter)
 
     def with_max_cost(self, max_cost: str | float) -> AzureTarget:
-        settings = with_keyword(self.settings, "max_cost", max_cost)
-        return replace(self, settings=settings)
+        return replace(self, settings=with_keyword(self.settings, "max_cost", max_cost))
 
     @cached_property
     def client(self) -> Client:
