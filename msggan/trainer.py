@@ -447,12 +447,12 @@ class Trainer:
         except BaseException as error:
             explained = self._explained(error)
             self.progress.close()
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._record_end(state, reason=str(explained))  # the last reports too, which MLflow is to have
             if not isinstance(error, Exception) or isinstance(error, SupersededError):
                 self.tracker.close("interrupted", wait=False)  # it must stop at once
             else:
                 self._info(self.tracker.close("failed"))
-            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self._record_end(state, reason=str(explained))
             if explained is error:
                 raise
             raise explained from error

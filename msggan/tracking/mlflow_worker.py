@@ -96,7 +96,7 @@ class RunLogger:
                 run.log_file(self.folder.metrics)
         finally:
             if state:  # also where the store takes no files
-                # A run that fails or dies has not recorded its end in run.json: it ends now.
+                # A run that dies has not recorded its end in run.json: it ends now.
                 record = read_state(self.folder)
                 ended_ms = milliseconds(record.ended) if record is not None and record.state == state else None
                 run.end(state, ended_ms and max(ended_ms, self.newest_ms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -36,6 +37,8 @@ from support.mlflow import (
 )
 from support.programs import command_line, environment, fast_python, run_in
 
+from msggan import TrainConfig, Trainer
+from msggan.errors import TrainingError
 from msggan.runs.folder import RunFolder, RunState, read_state
 from msggan.tracking.metrics_log import MlflowCursor, MlflowProcess, Tracker, read_metrics
 from msggan.tracking.mlflow_worker import RunLogger
@@ -713,6 +716,26 @@ def test_a_killed_training_resumes_with_each_step_once(database: str, tiny_image
     assert utc_ms(record.ended) <= logged_run.info.end_time < utc_ms(record.ended) + 1000
     for name in ("d_loss", "g_loss", "swd"):
         assert curves_at(database, logged_run)[name] == curves_in(run)[name]
+
+
+def test_a_run_that_failed_is_logged_to_its_last_report(
+    database: str, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msggan.tracking.metrics_log.WRITES_PER_SIZE", 0)  # only the first report is written at once
+    config = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=1, metric_kimg=0.004, checkpoint_kimg=1)
+    run_dir = tmp_path / "run"
+    ours = Trainer(config, data=tiny_images, run_dir=run_dir, tracking_uri=database, messages=io.StringIO())
+
+    def step(reals: Any, latents: Any) -> Any:
+        if ours.images_seen == 40:
+            raise OSError("The disk is gone.")
+        return ours.training_state.step(reals, latents)
+
+    monkeypatch.setattr(ours, "step", step)
+    with pytest.raises(TrainingError, match="The disk is gone"):
+        ours.run()
+    assert the_run(database).info.status == "FAILED"
+    assert [images for images, _ in curves_at(database, the_run(database))["d_loss"]] == [*range(4, 41, 4)]
 
 
 def test_training_continues_beside_an_mlflow_that_never_answers(silent: str, tiny_images: Path, tmp_path: Path) -> None:
