@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property, wraps
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Concatenate, ParamSpec, TextIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from msggan.config import TrainConfig, explicit_values, resolve
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
 from msggan.device import choose_device, has_fast_bfloat16, memory_errors
-from msggan.display.progress import choose_progress
+from msggan.display.progress import choose_progress, duration
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
@@ -38,15 +40,35 @@ from msggan.runs.folder import (
     read_state,
     record_end,
     record_start,
+    version_of,
 )
 from msggan.runs.run import Run
 from msggan.steps import TrainingState
 from msggan.tracking.metrics_log import Tracker
 
-REPORT_IMAGES = 250
+REPORT_IMAGES = 250  # an interval has so many images, so that its losses do not depend on the speed
+REPORT_SECONDS = 5.0  # between two reports; an evaluation or the end is always reported
 MAX_MEASURED_IMAGES = 512
 RECOMMENDED_IMAGES = 200  # with fewer, training works and its results are poor
 MAX_DROPPED_IN_A_ROW = 10
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+TrainerMethod = Callable[Concatenate["Trainer", Arguments], Result]
+
+
+def timed(activity: str) -> Callable[[TrainerMethod[Arguments, Result]], TrainerMethod[Arguments, Result]]:
+    """Adds the time that a method of the trainer takes to what it has spent on an activity."""
+
+    def decorate(method: TrainerMethod[Arguments, Result]) -> TrainerMethod[Arguments, Result]:
+        @wraps(method)
+        def with_clock(trainer: Trainer, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            with trainer.spent.on(activity):
+                return method(trainer, *args, **kwargs)
+
+        return with_clock
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -123,12 +145,14 @@ class Trainer:
         self.tracker = Tracker(self.folder.metrics, tracking_uri=tracking_uri)
         self.writer = CheckpointWriter(self.folder, may_write=self._ensure_ours)
         self.state: RunState | None = None  # None until this process has started the run
+        self.state_version: tuple[int, ...] = ()
         self.stop_state: str | None = None  # how the run ends if a signal has requested a stop
         self.samples_fail = False
         self.interval = Interval()
         self.seconds = 0.0  # spent on steps, by all the processes that have worked on this run
         self.saved_images = 0
-        self.started, self.started_images = 0.0, 0  # when this process took its first step, and at which image
+        self.spent, self.started_images = TimeSpent(), 0  # since this process took its first step, at that image
+        self.reported_at = -math.inf  # by time.perf_counter
         self.metrics: dict[str, float] = {}
 
     @property
@@ -155,7 +179,7 @@ class Trainer:
             self._start()
             with closing(self.samples.batches(self.images_seen)) as batches:
                 try:
-                    self._train(batches)
+                    self._train(self.spent.waiting_for(batches))
                 finally:
                     self.writer.wait()  # before another process may take over the run
             return self._finish("completed" if self._is_finished() else self.stop_state or "completed")
@@ -186,8 +210,7 @@ class Trainer:
                 self._save()
             self.interval.start_clock()
         self.interval.stop_clock()
-        self._save()
-        self.writer.finish()
+        self._save(wait=True)
 
     def _is_due(self, interval_images: float) -> bool:
         """Whether the last step reached or passed a multiple of the interval, or was the last of all."""
@@ -214,6 +237,7 @@ class Trainer:
 
     # What is due
 
+    @timed("samples")
     def _sample(self) -> None:
         fixed = latents(self.config.seed, range(self.config.num_samples), self.config.latent_size, Purpose.SAMPLE)
         pictures = generate(self.ema, fixed)
@@ -225,23 +249,33 @@ class Trainer:
                 self.progress.info(f"{self.folder.samples}: samples cannot be written ({error.strerror or error}).")
             self.samples_fail = True
 
+    @timed("evaluation")
     def _measure(self) -> dict[str, float]:
-        """swd against the hold-out images, or against training images if there are none.
+        """swd against the real images. The generated images and their pyramids are in memory only in part."""
+        count = self.real_patches.count
+        fixed = latents(self.config.seed, range(count), self.config.latent_size, Purpose.METRIC)
+        generated = Patches(count, self.config.resolution, device=self.device)
+        for pyramid in generate_parts(self.ema, fixed):
+            generated.add(pyramid[-1])
+        return distances(self.real_patches, generated)
 
-        The generated images and the pyramids of both are in memory only in part at any time.
-        """
+    @cached_property
+    def real_patches(self) -> Patches:
+        """Of the hold-out images, or of training images if there are none. About 10 MiB for each scale."""
         if self.dataset.held_out:
             reals = self.dataset.held_out_images(MAX_MEASURED_IMAGES)
         else:
             reals = self.dataset.images(range(min(self.dataset.training, MAX_MEASURED_IMAGES)))
-        fixed = latents(self.config.seed, range(len(reals)), self.config.latent_size, Purpose.METRIC)
-        real, fake = (Patches(len(reals), self.config.resolution, device=self.device) for _ in range(2))
-        real.add(reals)
-        for pyramid in generate_parts(self.ema, fixed):
-            fake.add(pyramid[-1])
-        return distances(real, fake)
+        patches = Patches(len(reals), self.config.resolution, device=self.device)
+        patches.add(reals)
+        return patches
 
+    @timed("reports")
     def _report(self, measured: dict[str, float]) -> None:
+        """Ends an interval. Reports it if an evaluation, the end, or enough time since the last report requires that.
+
+        What a report says of an interval does not depend on which others are reported.
+        """
         self.seconds += self.interval.seconds
         dropped = int(self.training_state.dropped)
         self.metrics = {
@@ -253,18 +287,27 @@ class Trainer:
             **({"dropped_updates": dropped} if dropped else {}),
             **measured,
         }
-        self._ensure_ours()
+        self.interval = Interval()
+        now = time.perf_counter()
+        if now - self.reported_at < REPORT_SECONDS and not (measured or self._is_finished()):
+            return
+        self.reported_at = now
+        self._ensure_ours(reread=False)
         self.tracker.report(self.metrics)
         self._info(self.tracker.messages())
-        self.interval = Interval()
         # At the average speed of this process, which includes sampling, measuring and saving.
-        speed = (self.images_seen - self.started_images) / (time.perf_counter() - self.started)
+        speed = (self.images_seen - self.started_images) / (now - self.spent.began)
         self.progress.report(self.metrics, seconds_left=max(0, self.total_images - self.images_seen) / speed)
 
-    def _save(self) -> None:
-        """Writes a checkpoint of this step, unless there is one."""
-        if self.images_seen == self.saved_images:
-            return
+    @timed("checkpoints")
+    def _save(self, *, wait: bool = False) -> None:
+        """Starts writing a checkpoint of this step, unless there is one. wait: until it is written."""
+        if self.images_seen != self.saved_images:
+            self._start_saving()
+        if wait:
+            self.writer.finish()
+
+    def _start_saving(self) -> None:
         state = {
             "data_fingerprint": self.dataset.fingerprint,
             "data_images": self.dataset.training + self.dataset.held_out,
@@ -279,9 +322,12 @@ class Trainer:
         self.writer.save(self.images_seen, self.training_state.tensors(), state, config=asdict(self.config))
         self.saved_images = self.images_seen
 
-    def _ensure_ours(self) -> None:
-        """Before each write: without working locks, another process may have taken over the run."""
-        if self.state is not None:
+    def _ensure_ours(self, *, reread: bool = True) -> None:
+        """Before each write: without working locks, another process may have taken over the run.
+
+        reread: also read a `run.json` whose file is the same as before, as a network drive may show it for a while.
+        """
+        if self.state is not None and (version_of(self.folder.state) != self.state_version or reread):
             ensure_ours(self.folder, self.state)
 
     # Before the first step
@@ -350,11 +396,12 @@ class Trainer:
         checkpoint_bytes = sum(tensor.nbytes for tensor in self.training_state.tensors().values())
         self.folder.prepare(self.config, networks, checkpoint_bytes=checkpoint_bytes)
         self.state = record_start(self.folder, data=str(self.data), images_seen=self.images_seen)
+        self.state_version = version_of(self.folder.state)
         self.tracker.forget_after(self.images_seen)
         self.metrics = self.tracker.newest()
         self.progress.open_log(self.folder.log)
         self._info(self.tracker.start())
-        self.started, self.started_images = time.perf_counter(), self.images_seen
+        self.spent, self.started_images, self.reported_at = TimeSpent(), self.images_seen, -math.inf
         self.progress.info(
             f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
             f"{self.config.precision}: {self.images_seen / 1000:g} of {self.config.kimg:g} kimg done."
@@ -366,6 +413,7 @@ class Trainer:
         self.progress.close()
         self._record_end(state)
         self._info([*self.tracker.close(state), *describe_skipped(self.dataset.skipped)])
+        self.progress.info(self.spent.line())
         result, following = f"Stopped at {self._kimg()}.", "Run the same command to resume."
         if state == "completed":
             result, following = f"Done: {self._kimg()}.", "Use a larger --kimg to train further."
@@ -520,3 +568,33 @@ class Interval:
         """The mean of each loss; one that was finite in no step is omitted."""
         counted = {"d_loss": self.steps - int(self.d_missing), "g_loss": self.steps - int(self.g_missing)}
         return {name: float(getattr(self, name)) / steps for name, steps in counted.items() if steps}
+
+
+class TimeSpent:
+    """The time since the first step, and how much of it was not spent on steps."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.seconds = dict.fromkeys(("data", "evaluation", "samples", "checkpoints", "reports"), 0.0)
+
+    @contextmanager
+    def on(self, activity: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[activity] += time.perf_counter() - began
+
+    def waiting_for(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The same batches; the time until each is there is spent on data."""
+        while True:
+            with self.on("data"):
+                batch = next(batches)
+            yield batch
+
+    def line(self) -> str:
+        """The share of each activity, as `Time: 52 s, of which 95.8 % steps, 0.4 % data, …, 0.3 % reports.`"""
+        total = time.perf_counter() - self.began
+        seconds = {"steps": total - sum(self.seconds.values()), **self.seconds}
+        shares = ", ".join(f"{100 * spent / total:.1f} % {activity}" for activity, spent in seconds.items())
+        return f"Time: {duration(total)}, of which {shares}."

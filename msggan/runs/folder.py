@@ -325,6 +325,15 @@ def _acquire(lock: FileLock, *, patience_seconds: float) -> None:
             raise
 
 
+def version_of(path: Path) -> tuple[int, ...]:
+    """What changes when the file is replaced; empty if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def ensure_ours(folder: RunFolder, started: RunState) -> None:
     """Raises `SupersededError` if another process has started this run since, `OSError` if its folder is gone."""
     if not folder.state.exists():

@@ -26,7 +26,7 @@ from orchestration.local.process import BackgroundProcess
 from orchestration.spec import RunSpec
 
 LOSSES = 3
-REPORT_IMAGES = 250  # images between two reports of a run
+REPORT_IMAGES = 250  # the fewest images between two reports of a run
 STEPS_BETWEEN_LOSSES = 5  # the minimum; fewer would leave no step between a checkpoint and a loss
 CHECKPOINTS_PER_LOSS = 1.25  # not a whole number, so that losses come at different distances from the last checkpoint
 TIMINGS = ("seconds", "images_per_second")
@@ -160,13 +160,15 @@ def rehearse(spec: RunSpec, info: Callable[[str], None]) -> Rehearsal:
 
 
 def short_run(spec: RunSpec, batch_size: int) -> tuple[RunSpec, int]:
-    """The run, shortened to one interval more than there are losses, sampled and measured once; and the interval.
+    """The run, shortened to one interval more than there are losses, and sampled once; and the interval.
 
-    The interval, in images, is long enough for a report and several steps.
+    The interval, in images, is long enough for a report and several steps. It is measured whenever it may be reported,
+    so that the number of its reports does not depend on its speed.
     """
     step = REPORT_IMAGES * math.ceil(STEPS_BETWEEN_LOSSES * batch_size / REPORT_IMAGES)
     kimg, checkpoint_kimg = (LOSSES + 1) * step / 1000, step / CHECKPOINTS_PER_LOSS / 1000
-    config = replace(spec.config, kimg=kimg, sample_kimg=kimg, metric_kimg=kimg, checkpoint_kimg=checkpoint_kimg)
+    measured = REPORT_IMAGES / 1000
+    config = replace(spec.config, metric_kimg=measured, kimg=kimg, sample_kimg=kimg, checkpoint_kimg=checkpoint_kimg)
     return replace(spec, config=config), step
 
 

@@ -116,6 +116,7 @@ def test_the_short_run_outlasts_the_last_loss_and_saves_a_checkpoint_before_each
     assert short.kimg is not None
     assert short.checkpoint_kimg is not None
     assert step >= 5 * batch_size
+    assert short.metric_kimg == 0.25
     assert round(short.kimg * 1000) == (LOSSES + 1) * step
     assert 4 * batch_size <= short.checkpoint_kimg * 1000 < step
     assert short.batch_size == batch_size

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -68,12 +70,25 @@ def test_a_run_writes_the_documented_files(tiny_images: Path, tmp_path: Path) ->
     assert not list(run_dir.rglob("*.part"))
 
 
-def test_every_report_has_the_keys_that_scripts_read(tiny_images: Path, tmp_path: Path) -> None:
-    trainer(tiny_images, tmp_path / "run", batch_size=20, kimg=0.5, metric_kimg=0.3).run()
-    reports = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [report["images"] for report in reports] == [260, 300, 500]
+def test_the_time_decides_which_intervals_are_reported_and_not_what_their_reports_have(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: dict[float, list[dict[str, float]]] = {}
+    for seconds in (0.0, math.inf):
+        monkeypatch.setattr("msggan.trainer.REPORT_SECONDS", seconds)
+        run_dir = tmp_path / str(seconds)
+        ours = trainer(tiny_images, run_dir, batch_size=20, kimg=0.8, metric_kimg=0.3, precision="float32")
+        ours.run()
+        reports[seconds] = read_metrics(run_dir / "metrics.jsonl")
+    every, few = reports.values()
+    assert [report["images"] for report in every] == [260, 300, 500, 600, 760, 800]
+    assert [report["images"] for report in few] == [260, 300, 600, 800]  # the first, the evaluations and the end
+    losses = {report["images"]: (report["d_loss"], report["g_loss"]) for report in every}
+    assert [(report["d_loss"], report["g_loss"]) for report in few] == [losses[report["images"]] for report in few]
     keys = ["images", "kimg", "d_loss", "g_loss", "images_per_second", "seconds"]
-    assert [list(report) for report in reports] == [keys, [*keys, "swd", "swd_8"], [*keys, "swd", "swd_8"]]
+    assert [list(report) for report in few] == [keys, *3 * [[*keys, "swd", "swd_8"]]]
+    shares = r", of which [\d.]+ % steps, [\d.]+ % data, .* % evaluation, .* % samples, .* % checkpoints, .* % reports"
+    assert re.search(rf"\nTime: \d+ s{shares}\.\nDone", messages_of(ours))
 
 
 def test_generator_safetensors_has_the_average(tiny_images: Path, tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ class Loss:
 OPTIONS = ["--resolution", 8, "--latent-size", 8, "--batch-size", 4, "--penalty-interval", 2, "--num-samples", 4]
 
 
-def without_timings(path: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(path)]
+def without_timings(reports: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """The reports of evaluations, which do not depend on the speed; of the others, there is one every few seconds."""
+    return [{key: line[key] for key in line if key not in TIMINGS} for line in reports if "swd" in line]
 
 
 def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, bytes]]:
@@ -44,7 +45,7 @@ def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]],
     samples = {path.name: path.read_bytes() for path in sorted((run_dir / "samples").iterdir())}
     weights = load_generator(run_dir).state_dict()  # the order of the file's metadata varies
     tensors |= {f"generator.safetensors {name}": tensor.numpy().tobytes() for name, tensor in weights.items()}
-    return tensors, without_timings(run_dir / "metrics.jsonl"), samples
+    return tensors, without_timings(read_metrics(run_dir / "metrics.jsonl")), samples
 
 
 def kill_and_start_again(
