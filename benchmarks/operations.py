@@ -1,7 +1,7 @@
 """How many operations does a training step launch on its device, and how often does it wait for the device?
 
-The figures are exact on any machine and need no GPU: a mode of PyTorch sees every operation that reaches a device, those
-of the backward pass included. On a GPU each is at least one kernel, which takes some microseconds to launch.
+The figures are exact on any machine and need no GPU: a mode of PyTorch sees every operation that reaches a device, also
+in the backward pass. On a GPU each is at least one kernel, which takes some microseconds to launch.
 """
 
 from __future__ import annotations

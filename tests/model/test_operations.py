@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from benchmarks.operations import operations_of, step_operations
 from support.builders import latents_at, reals_at
 
+from benchmarks.operations import operations_of, step_operations
 from msggan.config import TrainConfig, resolve
 from msggan.steps import TrainingState
 
@@ -35,16 +35,16 @@ def test_a_step_needs_no_value_from_its_device() -> None:
 @pytest.mark.parametrize(
     "wait",
     [
-        lambda: NUMBERS[0].item(),
+        NUMBERS[0].item,
         lambda: float(NUMBERS[0]),
         lambda: bool(NUMBERS[0] > 0),
         lambda: NUMBERS[: NUMBERS[2].long()],
-        lambda: NUMBERS.nonzero(),
+        NUMBERS.nonzero,
         lambda: torch.where(NUMBERS > 1),
         lambda: NUMBERS[NUMBERS > 1],
         lambda: NUMBERS.masked_select(NUMBERS > 1),
         lambda: NUMBERS.repeat_interleave(NUMBERS.long()),
-        lambda: NUMBERS.unique(),
+        NUMBERS.unique,
         lambda: torch.equal(NUMBERS, NUMBERS),
         lambda: torch.allclose(NUMBERS, NUMBERS),
     ],
@@ -61,4 +61,4 @@ def test_views_and_memory_without_contents_are_not_counted_as_operations() -> No
         torch.empty_like(image).chunk(2)
 
     assert operations_of(look).launched == {}
-    assert operations_of(lambda: (NUMBERS * 2 + 1).sum()).launched == {"mul": 1, "add": 1, "sum": 1}
+    assert operations_of(lambda: torch.sum(NUMBERS * 2 + 1)).launched == {"mul": 1, "add": 1, "sum": 1}
