@@ -150,6 +150,15 @@ class TrainConfig:
         sweep=Sweep(4, 32, log=True),
         section="Common options",
     )
+    micro_batch: int = option(
+        "Compute each batch in parts of at most N images, to need less memory. The numbers stay those of the whole "
+        "batch (0: the whole batch at once).",
+        default=0,
+        range=Range(0, 65536),
+        may_change=True,
+        absent=0,
+        section="How long and how often",
+    )
     kimg: float = option(
         "Length of training, in thousands of images shown to the discriminator.",
         default=100.0,

@@ -6,8 +6,8 @@ LOSSES and a case in each of the first two functions. torch is imported inside f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +25,6 @@ LOSSES = (
 
 DRIFT = 0.001  # keeps WGAN scores near zero (ProGAN, appendix A.1)
 WGAN_GP_WEIGHT = 10.0  # Gulrajani et al., "Improved Training of Wasserstein GANs", algorithm 1
-
-Discriminate: TypeAlias = "Callable[[Sequence[Tensor]], Tensor]"
-"""pyramid → scores (N,)"""
 
 
 def discriminator_loss(name: str, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -87,37 +84,28 @@ def compares(name: str) -> bool:
     return name.startswith("relativistic-")
 
 
-def squared_gradient_norms(discriminate: Discriminate, pyramid: Sequence[Tensor]) -> Tensor:
-    """(N, scales): squared norm of the gradient of each sample's score with respect to its image at each scale.
-
-    Differentiable once more. pyramid: coarse to fine, (N, 3, r, r).
-    """
-    import torch
-
-    images = [image.detach().requires_grad_() for image in pyramid]
-    gradients = torch.autograd.grad(discriminate(images).sum(), images, create_graph=True)
-    return torch.stack([gradient.square().sum(dim=(1, 2, 3)) for gradient in gradients], dim=1)
-
-
-def zero_centred_penalty(discriminate: Discriminate, pyramid: Sequence[Tensor], strength: Tensor | float) -> Tensor:
+def zero_centred_penalty(squared_norms: Tensor, strength: float) -> Tensor:
     """R1 on real images, R2 on generated ones: γ/2 · mean over samples and scales of the squared gradient norm.
 
     Mescheder et al., "Which Training Methods for GANs do actually Converge?", eq. 9 and 10, averaged over MSG-GAN's
-    scales. strength: γ, one number or one for each sample (N,).
+    scales. squared_norms: (N, scales), of the gradient of each sample's score by its image at each scale. strength: γ.
     """
-    return (0.5 * strength * squared_gradient_norms(discriminate, pyramid).mean(dim=1)).mean()
+    return 0.5 * strength * squared_norms.mean()
 
 
-def wgan_gradient_penalty(
-    discriminate: Discriminate, reals: Sequence[Tensor], fakes: Sequence[Tensor], epsilon: Tensor
-) -> Tensor:
-    """10 · mean over samples and scales of (gradient norm − 1)², between real and generated images.
+def wgan_gradient_penalty(squared_norms: Tensor) -> Tensor:
+    """10 · mean over samples and scales of (gradient norm − 1)², at images between real and generated ones.
 
-    epsilon: (N,) in [0, 1), the share of the real image; a sample's scales share it.
+    squared_norms: (N, scales).
     """
-    import torch
-
-    share = epsilon.view(-1, 1, 1, 1)
-    between = [share * real + (1 - share) * fake for real, fake in zip(reals, fakes, strict=True)]
-    norms = torch.sqrt(squared_gradient_norms(discriminate, between) + 1e-12)  # √0 has no derivative
+    norms = (squared_norms + 1e-12).sqrt()  # √0 has no derivative
     return WGAN_GP_WEIGHT * (norms - 1).square().mean()
+
+
+def between(reals: Sequence[Tensor], fakes: Sequence[Tensor], epsilon: Tensor) -> list[Tensor]:
+    """The images at which WGAN-GP's penalty is applied. epsilon: (N,) in [0, 1), the share of the real image.
+
+    A sample's scales share it.
+    """
+    share = epsilon.view(-1, 1, 1, 1)
+    return [share * real + (1 - share) * fake for real, fake in zip(reals, fakes, strict=True)]

@@ -10,12 +10,15 @@ the network is bfloat16, with full-precision master weights.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 LEAK = 0.2
@@ -78,12 +81,36 @@ class Discriminator(nn.Module):
 
         batches: the N samples are this many batches, concatenated; minibatch statistics stay within each.
         """
-        features = self.from_rgb[-1](pyramid[-1])
+        return self.score(self.features(pyramid), batches=batches)
+
+    def features(self, pyramid: Sequence[Tensor], activations: list[Tensor] | None = None) -> Tensor:
+        """pyramid → features (N, L, 4, 4), of each sample alone; the blocks' activations are appended to the list."""
+        features: Tensor = self.from_rgb[-1](pyramid[-1])
         for level in reversed(range(self.depth - 1)):
-            features = self.blocks[level](features)
+            features = self.blocks[level](features, activations)
             features = torch.cat((self.from_rgb[level](pyramid[level]), features), dim=1)
+        return features
+
+    def score(self, features: Tensor, *, batches: int = 1) -> Tensor:
+        """features: (N, L, 4, 4) → scores (N,). batches: as for `forward`."""
         scores: Tensor = self.last(features, group=self.stddev_group or len(features) // batches)
         return scores
+
+    def image_gradients(self, gradient: Tensor, activations: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of something with respect to the features → that with respect to the images, at every scale.
+
+        gradient: (N, L, 4, 4). activations: those that `features` appended for these N samples. Returns (N, 3, r, r),
+        coarse to fine. Below the features, the discriminator is piecewise linear, so this is a linear network itself:
+        unlike `torch.autograd.grad`, it needs no double backward to be differentiated by its weights and `gradient`.
+        """
+        images = []
+        coarse_to_fine = iter(reversed(activations))
+        *converters, finest = cast("Iterable[Convolution]", self.from_rgb)
+        for converter, block in zip(converters, cast("Iterable[DownBlock]", self.blocks), strict=True):
+            images.append(converter.input_gradient(gradient[:, : converter.out_channels]))
+            second, first = next(coarse_to_fine), next(coarse_to_fine)
+            gradient = block.input_gradient(gradient[:, converter.out_channels :], first, second)
+        return [*images, finest.input_gradient(gradient)]
 
 
 class FirstBlock(nn.Module):
@@ -95,7 +122,7 @@ class FirstBlock(nn.Module):
         self.conv_2 = Convolution(channels, channels, 3, padding=1, equalized=equalized)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return pixel_norm(activate(self.conv_2(activate(self.conv_1(latents)))))
+        return activate_and_normalize(self.conv_2(activate(self.conv_1(latents))))
 
 
 class UpBlock(nn.Module):
@@ -108,8 +135,8 @@ class UpBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         features = functional.interpolate(features, scale_factor=2)
-        features = pixel_norm(activate(self.conv_1(features)))
-        return pixel_norm(activate(self.conv_2(features)))
+        features = activate_and_normalize(self.conv_1(features))
+        return activate_and_normalize(self.conv_2(features))
 
 
 class DownBlock(nn.Module):
@@ -120,9 +147,19 @@ class DownBlock(nn.Module):
         self.conv_1 = Convolution(inputs, inputs, 3, padding=1, equalized=equalized)
         self.conv_2 = Convolution(inputs, outputs, 3, padding=1, equalized=equalized)
 
-    def forward(self, features: Tensor) -> Tensor:
-        features = activate(self.conv_2(activate(self.conv_1(features))))
+    def forward(self, features: Tensor, activations: list[Tensor] | None = None) -> Tensor:
+        """Also appends both activations to the list."""
+        for convolution in (self.conv_1, self.conv_2):
+            features = activate(convolution(features))
+            if activations is not None:
+                activations.append(features.detach())
         return functional.avg_pool2d(features, 2)
+
+    def input_gradient(self, gradient: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Gradients (N, outputs, r, r) → (N, inputs, 2r, 2r), at these two activations."""
+        gradient = functional.interpolate(gradient * 0.25, scale_factor=2)
+        gradient = self.conv_2.input_gradient(_leaky_relu_gradient(gradient, second))
+        return self.conv_1.input_gradient(_leaky_relu_gradient(gradient, first))
 
 
 class LastBlock(nn.Module):
@@ -139,6 +176,48 @@ class LastBlock(nn.Module):
         features = activate(self.conv_2(activate(self.conv_1(features))))
         scores: Tensor = self.conv_3(features)
         return scores.flatten()
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class ComputingCopy(Generic[Network]):
+    """A copy of a network that computes with its weights, scaled and cast once by `update` instead of in each pass.
+
+    network: the copy. weights: its parameters, of `dtype` but for the discriminator's last block.
+    """
+
+    def __init__(self, original: Network, dtype: torch.dtype) -> None:
+        self.network = copy.deepcopy(original)
+        for layer in self.network.modules():
+            if isinstance(layer, (Convolution, LatentConvolution)):
+                layer.scale = 1.0
+        for part in self.network.children():
+            if not isinstance(part, LastBlock):
+                part.to(dtype)
+        self.weights: list[Tensor] = list(self.network.parameters())
+        self._originals = list(original.parameters())
+        self._scales = [
+            scale
+            for layer in original.modules()
+            if isinstance(layer, (Convolution, LatentConvolution))
+            for scale in (layer.scale, 1.0)
+        ]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes over the original's weights."""
+        torch._foreach_copy_(self.weights, torch._foreach_mul([*self._originals], self._scales))
+
+    @torch.no_grad()
+    def pass_back(self, gradients: Sequence[Tensor]) -> None:
+        """gradients: of something by `weights` → those by the original's parameters, in their `grad`."""
+        passed: list[Tensor] = []
+        for parameter in self._originals:
+            parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+            passed.append(parameter.grad)
+        torch._foreach_copy_(passed, [*gradients])
+        torch._foreach_mul_(passed, self._scales)
 
 
 def _halved(latent_size: int, times: int) -> int:
@@ -170,6 +249,11 @@ class Convolution(nn.Conv2d):
         weight, bias = _cast(self, x.dtype)
         return functional.conv2d(x, weight, bias, padding=self.padding)
 
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient of something with respect to the output → that with respect to the input, in its dtype."""
+        weight, _ = _cast(self, gradient.dtype)
+        return functional.conv_transpose2d(gradient, weight, padding=self.padding)  # type: ignore[arg-type]  # not a text
+
 
 class LatentConvolution(nn.ConvTranspose2d):
     """The generator's first layer: a transposed convolution that turns a 1×1 latent image into 4×4 features."""
@@ -197,12 +281,56 @@ def _cast(layer: Convolution | LatentConvolution, dtype: torch.dtype) -> tuple[T
 
 
 def activate(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, LEAK)
+    """Leaky ReLU, in place: neither the convolution before it nor its own gradient needs its input."""
+    return functional.leaky_relu_(x, LEAK)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
     """x: (N, C, H, W) → the same, each pixel's vector of channels with a mean square of 1 (ProGAN, section 4.2)."""
-    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + EPSILON)
+    return x * _inverse_norm(x)
+
+
+def _inverse_norm(x: Tensor) -> Tensor:
+    """x: (N, C, H, W) → (N, 1, H, W): 1 / √(mean over channels of x² + 1e-8)."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return torch.rsqrt(norm.square() / x.shape[1] + EPSILON)
+
+
+def activate_and_normalize(x: Tensor) -> Tensor:
+    """The pixel norm of the leaky ReLU of x, which may be changed. Where a gradient is needed, it keeps one tensor."""
+    if x.requires_grad and torch.is_grad_enabled():
+        normalized: Tensor = _ActivateAndNormalize.apply(x)
+        return normalized
+    return pixel_norm(activate(x))
+
+
+class _ActivateAndNormalize(torch.autograd.Function):
+    """y = a·r with a the leaky ReLU of x and r its inverse norm: dy/da gives r·(g − y·mean(g·y)) for a gradient g.
+
+    The sign of y is that of x, so that y and r are all that the gradient needs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        activated = functional.leaky_relu(x, LEAK)
+        inverse_norm = _inverse_norm(activated)
+        normalized = activated.mul_(inverse_norm)
+        ctx.save_for_backward(normalized, inverse_norm)
+        return normalized
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        normalized, inverse_norm = ctx.saved_tensors
+        mean = (gradient * normalized).mean(dim=1, keepdim=True)
+        gradient = torch.addcmul(gradient, normalized, mean, value=-1).mul_(inverse_norm)
+        return _leaky_relu_gradient(gradient, normalized)
+
+
+def _leaky_relu_gradient(gradient: Tensor, activation: Tensor) -> Tensor:
+    """The gradient with respect to a leaky ReLU's output → that with respect to its input, from its output's signs."""
+    result: Tensor = torch.ops.aten.leaky_relu_backward(gradient, activation, LEAK, True)
+    return result
 
 
 def append_minibatch_stddev(x: Tensor, group: int) -> Tensor:

@@ -8,23 +8,24 @@ images go through the discriminator together, and no unused gradient is computed
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from msggan.config import TrainConfig
 from msggan.data.stream import pyramid
 from msggan.losses import (
+    between,
     compares,
     discriminator_loss,
     generator_loss,
     wgan_gradient_penalty,
     zero_centred_penalty,
 )
-from msggan.networks import Discriminator, Generator
+from msggan.networks import ComputingCopy, Discriminator, Generator, Network
 from msggan.randomness import interpolation
 from msggan.runs.checkpoint import check_shapes
 
@@ -32,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 ADAM_EPSILON = 1e-8
 
 Pyramid = Sequence[Tensor]
-Network = TypeVar("Network", bound=nn.Module)
+Result = TypeVar("Result")
 
 
 class TrainingState:
@@ -42,7 +43,7 @@ class TrainingState:
         self.config = config
         self.device = device
         self.compute_dtype = DTYPES[config.precision]
-        # Weights stay float32 under bfloat16; penalties, whose double backward is delicate, are computed in theirs.
+        # Weights, optimizers and scores stay float32 under bfloat16.
         self.weight_dtype = torch.float64 if config.precision == "float64" else torch.float32
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -55,6 +56,8 @@ class TrainingState:
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.generator_optimizer = self._adam(self.generator, config.g_lr)
         self.discriminator_optimizer = self._adam(self.discriminator, config.d_lr)
+        self.generator_copy = ComputingCopy(self.generator, self.compute_dtype)
+        self.discriminator_copy = ComputingCopy(self.discriminator, self.compute_dtype)
         self.images_seen = 0
         self.dropped = torch.zeros((), dtype=torch.int64, device=device)
         self.dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
@@ -71,9 +74,10 @@ class TrainingState:
         An exception in between leaves the step incomplete: `load` or `reset` makes these networks usable again.
         """
         self._is_initial = False
-        reals = reals.to(self.device, self.weight_dtype, memory_format=torch.channels_last)
-        real_pyramid = pyramid(reals)
-        fake_pyramid = self.generator(latents.to(self.device, self.compute_dtype))
+        self.generator_copy.update()
+        self.discriminator_copy.update()
+        real_pyramid = pyramid(reals.to(self.device, self.compute_dtype, memory_format=torch.channels_last))
+        fake_pyramid = self._generate(latents.to(self.device, self.compute_dtype))
         d_loss = self._discriminator_step(real_pyramid, [fake.detach() for fake in fake_pyramid])
         g_loss = self._generator_step(real_pyramid, fake_pyramid)
         self._count_dropped()
@@ -108,7 +112,6 @@ class TrainingState:
             tensor.copy_(tensors[name])
         self._is_initial = False
         self.images_seen = images_seen
-        self.discriminator.requires_grad_(True)
         for count in (self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row):
             count.zero_()
 
@@ -122,30 +125,60 @@ class TrainingState:
         yield "generator", self.generator, self.generator_optimizer
         yield "discriminator", self.discriminator, self.discriminator_optimizer
 
+    def _generate(self, latents: Tensor) -> Pyramid:
+        generator, part = self.generator_copy.network, self.config.micro_batch or self.config.batch_size
+        if len(latents) <= part:
+            images: Pyramid = generator(latents)
+            return images
+        parts = [_recomputed(generator, each) for each in latents.split(part)]
+        return [torch.cat(scale) for scale in zip(*parts, strict=True)]
+
     def _discriminator_step(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
-        self.discriminator_optimizer.zero_grad()
-        both = [torch.cat((real.to(fake.dtype), fake)) for real, fake in zip(reals, fakes, strict=True)]
-        real_scores, fake_scores = self.discriminator(both, batches=2).chunk(2)
-        loss = discriminator_loss(self.config.loss, real_scores, fake_scores)
-        loss.backward()
-        penalized = self.config.loss == "wgan-gp" or self.config.r1_gamma > 0 or self.config.r2_gamma > 0
-        interval = self.config.penalty_interval
-        if penalized and self.images_seen // self.config.batch_size % interval == 0:
-            (interval * self._penalty(reals, fakes)).backward()
-        self.discriminator_optimizer.step_if_finite(loss)
+        config, count = self.config, len(reals[0])
+        is_due = self.images_seen // config.batch_size % config.penalty_interval == 0
+        strengths = [gamma for gamma in (config.r1_gamma, config.r2_gamma) if gamma > 0 and is_due]
+        penalized = slice(0 if config.r1_gamma > 0 else count, 2 * count if config.r2_gamma > 0 else count)
+
+        both = [torch.cat(scale) for scale in zip(reals, fakes, strict=True)]
+        scores, squared_norms = self._judge(both, batches=2, penalized=penalized if strengths else None)
+        loss = discriminator_loss(config.loss, *scores.chunk(2))
+        penalty = torch.zeros_like(loss)
+        if squared_norms is not None:
+            for norms, gamma in zip(squared_norms.split(count), strengths, strict=True):
+                penalty = penalty + zero_centred_penalty(norms, gamma)
+        if config.loss == "wgan-gp" and is_due:
+            penalty = penalty + self._wgan_penalty(reals, fakes)
+        self._update(self.discriminator_copy, self.discriminator_optimizer, loss + config.penalty_interval * penalty)
         return loss.detach()
 
     def _generator_step(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
-        self.generator_optimizer.zero_grad()
-        with _frozen(self.discriminator):
-            real_scores = None
-            if compares(self.config.loss):
-                with torch.no_grad():
-                    real_scores = self.discriminator([real.to(self.compute_dtype) for real in reals])
-            loss = generator_loss(self.config.loss, real_scores, self.discriminator(fakes))
-            loss.backward()
-        self.generator_optimizer.step_if_finite(loss)
+        real_scores = None
+        if compares(self.config.loss):
+            with torch.no_grad():
+                real_scores, _ = self._judge(reals)
+        fake_scores, _ = self._judge(fakes)
+        loss = generator_loss(self.config.loss, real_scores, fake_scores)
+        self._update(self.generator_copy, self.generator_optimizer, loss)
         return loss.detach()
+
+    def _judge(
+        self, pyramid: Pyramid, *, batches: int = 1, penalized: slice | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        part = batches * (self.config.micro_batch or self.config.batch_size)
+        return judge(self.discriminator_copy.network, pyramid, batches=batches, part=part, penalized=penalized)
+
+    def _wgan_penalty(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+        positions = range(self.images_seen, self.images_seen + len(reals[0]))
+        epsilon = interpolation(self.config.seed, positions).to(reals[0])
+        _, squared_norms = self._judge(between(reals, fakes, epsilon), penalized=slice(None))
+        assert squared_norms is not None  # noqa: S101 - they are asked for
+        return wgan_gradient_penalty(squared_norms)
+
+    def _update(self, network: ComputingCopy[Any], optimizer: SkipNonFiniteAdam, loss: Tensor) -> None:
+        """One step of the optimizer along the gradient of the loss."""
+        network.pass_back(torch.autograd.grad(loss, network.weights))
+        optimizer.step_if_finite(loss)
+        network.update()
 
     def dropped_networks(self) -> list[str]:
         """The networks whose update was dropped in the last step."""
@@ -156,20 +189,6 @@ class TrainingState:
         self.dropped += dropped
         self.dropped_in_a_row = (self.dropped_in_a_row + 1) * dropped
         self.most_dropped_in_a_row = torch.maximum(self.most_dropped_in_a_row, self.dropped_in_a_row)
-
-    def _penalty(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
-        """The gradient penalties of this configuration, a scalar in the weights' dtype."""
-        fakes = [fake.to(self.weight_dtype) for fake in fakes]
-        penalty = torch.zeros((), dtype=self.weight_dtype, device=self.device)
-        if self.config.loss == "wgan-gp":
-            positions = range(self.images_seen, self.images_seen + len(reals[0]))
-            epsilon = interpolation(self.config.seed, positions).to(self.device, self.weight_dtype)
-            penalty = penalty + wgan_gradient_penalty(self.discriminator, reals, fakes, epsilon)
-        if self.config.r1_gamma > 0:
-            penalty = penalty + zero_centred_penalty(self.discriminator, reals, self.config.r1_gamma)
-        if self.config.r2_gamma > 0:
-            penalty = penalty + zero_centred_penalty(self.discriminator, fakes, self.config.r2_gamma)
-        return penalty
 
     def _to_device(self, network: Network) -> Network:
         network.to(device=self.device, dtype=self.weight_dtype)
@@ -228,11 +247,53 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
 
 
-@contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """Within, gradients flow through the network and none are computed for its weights."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)
+def judge(
+    discriminator: Discriminator, pyramid: Pyramid, *, batches: int = 1, part: int = 0, penalized: slice | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The scores (N,) of `batches` concatenated batches, and the squared gradient norms of the samples `penalized`.
+
+    Those norms are (M, scales), of the gradient of the scores' sum by each sample's image at each scale, in the scores'
+    dtype, and can be differentiated once more. part: the samples computed at once (0: all); what the gradient needs of
+    the others is then computed again. Minibatch statistics are of whole batches all the same.
+    """
+    activations: list[Tensor] | None = None
+    if part in (0, len(pyramid[0])):
+        activations = [] if penalized else None
+        features = discriminator.features(pyramid, activations)
+    else:
+        features = torch.cat([_recomputed(discriminator.features, each) for each in _parts(pyramid, part)])
+    scores = discriminator.score(features, batches=batches)
+    if penalized is None:
+        return scores, None
+    (gradient,) = torch.autograd.grad(scores.sum(), features, create_graph=True)
+    if activations is not None:
+        return scores, _squared_norms(discriminator, gradient[penalized], [a[penalized] for a in activations])
+    gradients = gradient[penalized].split(part)
+    parts = _parts([image[penalized] for image in pyramid], part)
+    norms = [_recomputed(_squared_norms_of_part, discriminator, *each) for each in zip(parts, gradients, strict=True)]
+    return scores, torch.cat(norms)
+
+
+def _parts(pyramid: Pyramid, size: int) -> list[Pyramid]:
+    """The pyramids of at most `size` samples each."""
+    return list(zip(*(image.split(size) for image in pyramid), strict=True))
+
+
+def _recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
+    """function(*inputs), which the gradient computes again instead of keeping what it computed."""
+    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _squared_norms(discriminator: Discriminator, gradient: Tensor, activations: Sequence[Tensor]) -> Tensor:
+    """(N, scales), in the scores' dtype, from the scores' gradient by the features."""
+    gradients = discriminator.image_gradients(gradient, activations)
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    return torch.stack([image.square().sum(dim=(1, 2, 3), dtype=dtype) for image in gradients], dim=1)
+
+
+def _squared_norms_of_part(discriminator: Discriminator, pyramid: Pyramid, gradient: Tensor) -> Tensor:
+    activations: list[Tensor] = []
+    with torch.no_grad():
+        discriminator.features(pyramid, activations)
+    return _squared_norms(discriminator, gradient, activations)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.builders import assert_close, random_pyramid
+from support.builders import random_pyramid
 from torch import Tensor
 
 from msggan.losses import (
     LOSSES,
+    between,
     compares,
     discriminator_loss,
     generator_loss,
-    squared_gradient_norms,
     wgan_gradient_penalty,
     zero_centred_penalty,
 )
 from msggan.networks import Discriminator
+from msggan.steps import judge
 
 RELATIVISTIC = ("relativistic-hinge", "relativistic-logistic", "relativistic-average-logistic")
 REAL, FAKE = (1.0, 3.0), (0.0, 1.0)
@@ -161,9 +162,15 @@ def test_unknown_losses_are_refused_by_name(name: str) -> None:
 # Gradient penalties
 
 
-def linear(*slopes: float) -> Callable[[Sequence[Tensor]], Tensor]:
-    """Scores whose gradient is slopes[i] in each number of scale i: a squared norm of slope² · 3 · r²."""
-    return lambda pyramid: sum(slope * image.sum(dim=(1, 2, 3)) for slope, image in zip(slopes, pyramid, strict=True))
+def norms_of_slopes(*slopes: float) -> Tensor:
+    """(3, scales): squared norms of gradients that are slopes[i] in each number of scale i: slope² · 3 · r²."""
+    return torch.tensor([[slope**2 * 3 * (4 << level) ** 2 for level, slope in enumerate(slopes)]] * 3).double()
+
+
+def norms_at(discriminator: Discriminator, pyramid: Sequence[Tensor]) -> Tensor:
+    norms = judge(discriminator, pyramid, penalized=slice(None))[1]
+    assert norms is not None
+    return norms
 
 
 def tiny_discriminator(seed: int = 0, *, group: int = 0) -> Discriminator:
@@ -195,49 +202,40 @@ def squared_norms(gradients: Sequence[Tensor]) -> Tensor:
 
 def test_penalties_of_a_linear_score_equal_numbers_worked_out_manually() -> None:
     """Slopes ½ and ¼ over 48 and 192 numbers: squared norms 12 and 12, whose mean is 12; γ/2 · 12."""
-    pyramid = random_pyramid(2, 3)
-    assert_close(squared_gradient_norms(linear(0.5, 0.25), pyramid), torch.full((3, 2), 12.0), within=1e-12)
-    assert zero_centred_penalty(linear(0.5, 0.25), pyramid, 10).item() == pytest.approx(60)
+    assert zero_centred_penalty(norms_of_slopes(0.5, 0.25), 10).item() == pytest.approx(60)
 
 
 def test_penalties_are_means_over_scales_and_not_sums() -> None:
     """Slopes ½ and 0: squared norms 12 and 0, whose mean is 6. γ/2 · 6 = 3 for γ = 1."""
-    assert zero_centred_penalty(linear(0.5, 0), random_pyramid(2, 3), 1).item() == pytest.approx(3)
+    assert zero_centred_penalty(norms_of_slopes(0.5, 0), 1).item() == pytest.approx(3)
 
 
 def test_wgan_penalty_of_a_linear_score_equals_numbers_worked_out_manually() -> None:
     """Norms √12 and 0: 10 · ((√12 − 1)² + 1)/2 = 5 · (14 − 2√12) = 35.3589838."""
-    reals, fakes = random_pyramid(2, 3, seed=1), random_pyramid(2, 3, seed=2)
-    penalty = wgan_gradient_penalty(linear(0.5, 0), reals, fakes, column(0.1, 0.5, 0.9))
+    penalty = wgan_gradient_penalty(norms_of_slopes(0.5, 0))
     assert penalty.item() == pytest.approx(70 - 10 * math.sqrt(12), rel=1e-5)  # √(0 + 1e-12) is not quite 0
-
-
-def test_a_strength_for_each_sample_weighs_each_sample() -> None:
-    """Squared norms of 12: ½ · (1 · 12 + 3 · 12)/2 = 12."""
-    assert zero_centred_penalty(linear(0.5, 0.25), random_pyramid(2, 2), column(1, 3)).item() == pytest.approx(12)
 
 
 def test_squared_norms_agree_with_finite_differences() -> None:
     discriminator, pyramid = tiny_discriminator(group=2), random_pyramid(2, 2)
     expected = squared_norms(score_gradient(discriminator, pyramid))
-    torch.testing.assert_close(squared_gradient_norms(discriminator, pyramid).detach(), expected, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(norms_at(discriminator, pyramid).detach(), expected, rtol=1e-6, atol=1e-12)
 
 
 def test_r1_and_r2_agree_with_finite_differences() -> None:
     discriminator, pyramid = tiny_discriminator(1, group=2), random_pyramid(2, 2, seed=1)
     norms = squared_norms(score_gradient(discriminator, pyramid))
     expected = 7.0 / 2 * norms.sum().item() / (2 * 2)  # two samples, two scales
-    assert zero_centred_penalty(discriminator, pyramid, 7.0).item() == pytest.approx(expected, rel=1e-6)
+    assert zero_centred_penalty(norms_at(discriminator, pyramid), 7.0).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_wgan_penalty_agrees_with_finite_differences() -> None:
     discriminator = tiny_discriminator(2, group=2)
     reals, fakes, epsilon = random_pyramid(2, 2, seed=3), random_pyramid(2, 2, seed=4), column(0.25, 0.75)
-    share = epsilon.view(-1, 1, 1, 1)
-    between = [share * real + (1 - share) * fake for real, fake in zip(reals, fakes, strict=True)]
-    norms = squared_norms(score_gradient(discriminator, between)).sqrt()
+    pyramid = between(reals, fakes, epsilon)
+    norms = squared_norms(score_gradient(discriminator, pyramid)).sqrt()
     expected = 10 * ((norms - 1) ** 2).sum().item() / (2 * 2)
-    assert wgan_gradient_penalty(discriminator, reals, fakes, epsilon).item() == pytest.approx(expected, rel=1e-6)
+    assert wgan_gradient_penalty(norms_at(discriminator, pyramid)).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["zero-centred", "wgan"])
@@ -251,8 +249,8 @@ def test_the_penaltys_gradient_by_a_weight_agrees_with_finite_differences(kind: 
 
     def penalty() -> Tensor:
         if kind == "wgan":
-            return wgan_gradient_penalty(discriminator, reals, fakes, epsilon)
-        return zero_centred_penalty(discriminator, reals, 2.0)
+            return wgan_gradient_penalty(norms_at(discriminator, between(reals, fakes, epsilon)))
+        return zero_centred_penalty(norms_at(discriminator, reals), 2.0)
 
     parameter = discriminator.get_parameter(weight)
     (gradient,) = torch.autograd.grad(penalty(), parameter)
@@ -271,22 +269,16 @@ def test_the_penaltys_gradient_by_a_weight_agrees_with_finite_differences(kind: 
 def test_penalties_do_not_change_the_images() -> None:
     pyramid = random_pyramid(2, 2)
     before = [image.clone() for image in pyramid]
-    zero_centred_penalty(tiny_discriminator(), pyramid, 1.0).backward()
+    zero_centred_penalty(norms_at(tiny_discriminator(), pyramid), 1.0).backward()
     assert all(torch.equal(image, copy) for image, copy in zip(pyramid, before, strict=True))
     assert all(image.grad is None and not image.requires_grad for image in pyramid)
 
 
 def test_a_samples_scales_share_one_epsilon() -> None:
     """Between reals of 1 and fakes of 0 lies ε itself, at every scale of the sample."""
-    seen: list[Tensor] = []
-
-    def discriminate(pyramid: Sequence[Tensor]) -> Tensor:
-        seen.extend(image.detach() for image in pyramid)
-        return linear(1, 1, 1)(pyramid)
-
     ones = [torch.ones(3, 3, side, side, dtype=torch.float64) for side in (4, 8, 16)]
-    wgan_gradient_penalty(discriminate, ones, [torch.zeros_like(image) for image in ones], column(0.0, 0.3, 0.9))
-    for image in seen:
+    zeros = [torch.zeros_like(image) for image in ones]
+    for image in between(ones, zeros, column(0.0, 0.3, 0.9)):
         assert torch.equal(image, column(0.0, 0.3, 0.9).view(-1, 1, 1, 1).expand_as(image))
 
 
@@ -295,7 +287,8 @@ def test_a_flat_discriminator_has_penalties_with_finite_gradients() -> None:
     discriminator = tiny_discriminator()
     torch.nn.init.zeros_(discriminator.last.conv_3.weight)
     pyramid = random_pyramid(2, 2)
-    wgan = wgan_gradient_penalty(discriminator, pyramid, pyramid, column(0.5, 0.5))
+    norms = norms_at(discriminator, pyramid)
+    wgan = wgan_gradient_penalty(norms)
     assert wgan.item() == pytest.approx(10, rel=1e-5)
-    (wgan + zero_centred_penalty(discriminator, pyramid, 1.0)).backward()
+    (wgan + zero_centred_penalty(norms, 1.0)).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in discriminator.parameters())

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from support.builders import assert_close, latents_at, reals_at, small_config, training_state
+from support.builders import assert_close, latents_at, reals_at, training_state
 from torch import Tensor, nn
 
 from msggan.config import TrainConfig
+from msggan.data.stream import pyramid
 from msggan.errors import CheckpointError
-from msggan.losses import LOSSES, discriminator_loss, generator_loss
-from msggan.networks import Discriminator, Generator
+from msggan.losses import LOSSES, discriminator_loss, generator_loss, zero_centred_penalty
+from msggan.networks import ComputingCopy, Discriminator, Generator
 from msggan.randomness import interpolation
-from msggan.steps import TrainingState
+from msggan.steps import DTYPES, TrainingState, judge
 
 Pyramid = Sequence[Tensor]
 STILL = 1e-300  # a learning rate that no weight can feel
@@ -62,7 +63,7 @@ def test_a_step_that_is_not_finite_changes_no_network_and_no_optimizer(bad: floa
 def test_a_gradient_that_is_not_finite_drops_the_update_of_its_network_only() -> None:
     ours = training_state(loss="relativistic-logistic")
     take_steps(ours, range(1))
-    weight = next(ours.discriminator.parameters())
+    weight = ours.discriminator_copy.weights[0]
     hook = weight.register_hook(lambda gradient: gradient * float("nan"))
     before = saved(ours)
     take_steps(ours, range(1, 2))
@@ -278,19 +279,31 @@ def test_a_lazy_penalty_is_due_at_the_first_step_and_then_every_interval() -> No
     assert sizes == pytest.approx([penalized, plain, plain, penalized, plain, plain, penalized])
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_penalties_are_computed_in_the_weights_precision(precision: str) -> None:
-    """In bfloat16 a squared gradient norm would be off by parts in a hundred."""
-    exact, ours = training_state(), training_state(precision=precision)
-    reals, latents = reals_at(exact.config, 0), latents_at(exact.config, 0)
-    pyramid = [nn.functional.avg_pool2d(reals, 2), reals]
-    fakes = [image.detach().to(ours.compute_dtype) for image in exact.generator(latents.double())]
-    penalties = []
-    for one in (exact, ours):
-        one.config = small_config(r1_gamma=1.0, r2_gamma=1.0)
-        penalties.append(one._penalty([r.to(one.weight_dtype) for r in pyramid], fakes))
-    assert penalties[1].dtype == torch.float32
-    assert penalties[1].item() == pytest.approx(penalties[0].item(), rel=1e-4)
+@pytest.mark.parametrize(("precision", "within"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 0.1)])
+def test_a_trained_discriminators_penalties_equal_autograds(precision: str, within: float) -> None:
+    """Against a double backward in float64: the value, and its gradient by all weights, relative to its norm."""
+    options = {"resolution": 32, "loss": "relativistic-logistic", "r1_gamma": 1.0, "r2_gamma": 1.0, "stddev_group": 2}
+    trained = training_state(precision="float32", **options)
+    take_steps(trained, range(40))
+    exact = copy.deepcopy(trained.discriminator).double()
+    reals = [image.double() for image in pyramid(reals_at(trained.config, 40))]
+    images = [image.clone().requires_grad_() for image in reals]
+    gradients = torch.autograd.grad(exact(images).sum(), images, create_graph=True)
+    expected = zero_centred_penalty(torch.stack([g.square().sum(dim=(1, 2, 3)) for g in gradients], dim=1), 10.0)
+    expected_gradients = torch.autograd.grad(expected, list(exact.parameters())[:-1])
+
+    original = exact if precision == "float64" else trained.discriminator
+    ours = ComputingCopy(original, DTYPES[precision])
+    ours.update()
+    _, norms = judge(ours.network, [image.to(DTYPES[precision]) for image in reals], penalized=slice(None))
+    assert norms is not None
+    penalty = zero_centred_penalty(norms, 10.0)
+    assert penalty.item() == pytest.approx(expected.item(), rel=within)
+    gradients = torch.autograd.grad(penalty, ours.weights[:-1])  # the last bias has none
+    ours.pass_back([*gradients, torch.zeros_like(ours.weights[-1])])
+    passed = torch.cat([parameter.grad.flatten() for parameter in [*original.parameters()][:-1]])
+    exactly = torch.cat([gradient.flatten() for gradient in expected_gradients])
+    assert (passed - exactly).norm() <= within * exactly.norm()
 
 
 def test_bfloat16_steps_stay_near_the_exact_ones() -> None:
@@ -401,6 +414,25 @@ def test_a_loaded_step_counter_continues() -> None:
     second.load(saved(first), images_seen=12)
     counters = [tensor.item() for name, tensor in second.tensors().items() if name.endswith(".step")]
     assert set(counters) == {3.0}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "relativistic-hinge"},
+        {"loss": "relativistic-logistic", "r1_gamma": 2.0, "r2_gamma": 1.0, "penalty_interval": 2},
+        {"loss": "hinge", "r2_gamma": 1.0, "stddev_group": 2},
+        {"loss": "wgan-gp", "r1_gamma": 1.0},
+    ],
+)
+def test_a_batch_in_parts_gives_the_numbers_of_the_whole(options: dict[str, object], micro_batch: int) -> None:
+    whole, parts = (training_state(resolution=16, micro_batch=size, **options) for size in (0, micro_batch))
+    for expected, losses in zip(take_steps(whole, range(3)), take_steps(parts, range(3)), strict=True):
+        for name in losses:
+            assert_close(losses[name], expected[name], within=1e-10, what=name)
+    for name, expected_tensor in whole.tensors().items():
+        assert_close(parts.tensors()[name], expected_tensor, within=1e-8, what=name)
 
 
 def test_configurations_with_a_deviation_group_step_too() -> None:
