@@ -13,7 +13,6 @@ from msggan.commands.options import Hardware, collecting, refuse
 from msggan.config import TrainConfig
 from msggan.errors import UsageError
 from orchestration.copies import Progress, is_copy
-from orchestration.costs import CostReport
 from orchestration.runs import find_run
 from orchestration.settings import Settings, Workspace, read_settings
 from orchestration.spec import RunSpec, default_name, name_of_trial, name_problems, source_problems, trial_named
@@ -24,6 +23,7 @@ from orchestration.sweeps.trials import Objective
 
 if TYPE_CHECKING:
     from msggan.networks import Generator
+    from orchestration.costs import CostReport
     from orchestration.sweeps.status import SweepStatus
     from orchestration.sweeps.trials import Trial
 

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from filelock import FileLock, SoftFileLock, Timeout
-
 from msggan.config import TrainConfig, changed_for_resume, flag, resolve
 from msggan.errors import DataError, RunFolderError, SupersededError, UsageError
 from msggan.runs.files import recover, write_whole
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from torch import nn
 
     from msggan.networks import Generator
@@ -265,6 +264,8 @@ def _killed(folder: RunFolder, state: RunState) -> RunState:
 @contextmanager
 def owned(folder: RunFolder) -> Iterator[None]:
     """Within, the run belongs to this process. Raises `RunFolderError` if it belongs to another."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder.lock)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -300,6 +301,8 @@ def is_held(path: Path) -> bool:
     """Whether a process, this one or another, holds the lock at `path`."""
     if not path.exists():
         return False
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)
     try:
         _acquire(lock, patience_seconds=0)
@@ -313,6 +316,8 @@ def is_held(path: Path) -> bool:
 
 def _acquire(lock: FileLock, *, patience_seconds: float) -> None:
     """Raises `Timeout` if another process has it. Without locks no process has: see `ensure_ours`."""
+    from filelock import SoftFileLock, Timeout
+
     try:
         lock.acquire(timeout=patience_seconds)
     except Timeout:

@@ -23,8 +23,8 @@ from msggan.commands.options import (
 )
 from msggan.config import TrainConfig, explicit_values, flag, parse, problems_of
 from msggan.errors import UsageError
+from orchestration.commands.groups import CommandsOrData
 from orchestration.commands.terminal import (
-    CommandsOrData,
     answer,
     debug_option,
     ignored_here,
@@ -50,7 +50,6 @@ from orchestration.targets import SweepTarget, build_sweep_spec, build_target, c
 @click.group(
     name="sweep",
     cls=CommandsOrData,
-    short_help="Search for good settings with many short trials.",
     invoke_without_command=True,
 )
 @data_argument

@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from msggan.commands.options import to_argv
 from msggan.config import explicit_values
 from msggan.errors import RunFolderError, UsageError
@@ -214,6 +212,8 @@ class SweepFolder:
     @contextmanager
     def owned(self) -> Iterator[None]:
         """Within, the sweep belongs to this process. Raises `RunFolderError` if it belongs to another."""
+        from filelock import FileLock, Timeout
+
         lock = FileLock(self.lock)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,9 @@ LIGHT_MODULES = [
     "orchestration.sweeps.spec",
     "orchestration.sweeps.record",
     "orchestration.sweeps.status",
+    "orchestration.commands.submit",
     "orchestration.commands.sweep",
+    "orchestration.commands.runs",
     "orchestration.sweeps.report",
     "orchestration.targets",
     "orchestration.commands.terminal",
@@ -155,6 +157,16 @@ def test_a_light_module_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & sys.modules.keys()))"
     loaded = subprocess.check_output([sys.executable, "-c", code], env=environment(), encoding="utf-8")
     assert loaded.split() == []
+
+
+def test_help_loads_no_command() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from orchestration.commands.main import msggan_aml\n"
+        "assert 'Train on a folder' in CliRunner().invoke(msggan_aml, ['--help']).output\n"
+        "print(*[name for name in sys.modules if name.startswith('orchestration.')])"
+    )
+    loaded = subprocess.check_output([sys.executable, "-c", code], env=environment(), encoding="utf-8")
+    assert loaded.split() == [f"orchestration.commands{name}" for name in ("", ".groups", ".main")]
 
 
 def test_help_loads_nothing_heavy() -> None:

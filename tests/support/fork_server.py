@@ -37,7 +37,13 @@ SERVICES = (
 PYTEST = ("pytest", "hypothesis", "xdist.remote", "nbclient", "onnx", "pillow_heif")
 SWEEPS = ("optuna", "matplotlib.figure", "scipy.stats", "jinja2")
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
-OURS = ("orchestration.commands.main", "orchestration.local.target", "msggan.trainer")
+OURS = (
+    "orchestration.commands.main",
+    "orchestration.commands.submit",
+    "orchestration.commands.runs",
+    "orchestration.local.target",
+    "msggan.trainer",
+)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
