@@ -20,6 +20,7 @@ from torch import Tensor
 
 from msggan.commands.program import signal_handlers
 from msggan.config import TrainConfig, explicit_values, resolve
+from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
 from msggan.device import choose_device, has_fast_bfloat16, memory_errors
@@ -132,6 +133,7 @@ class Trainer:
                 resolution=self.config.resolution,
                 background=self.config.background,
                 workers=workers,
+                index=index_path(self.folder.path.parent, data),
                 progress=self.progress.decoding,
             )
             self._check_images()

@@ -7,6 +7,7 @@ images are requested as tensors.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 HOLDOUT_ONE_IN = 10
+IMAGES_PER_PART = 16  # read by one thread at a time
 MIN_HOLDOUT = 32  # fewer say nothing about a distribution, and a small dataset needs every image
 
 Progress = Callable[[int, int], None]
@@ -42,48 +44,50 @@ class Dataset:
 
     training, held_out: the number of each. fingerprint: a hex digest of the contents and of nothing else.
     skipped: the files and run folders that are not used, by name. notes: sentences on how the images were decoded,
-    where that needs one. enlarged: how many images are smaller than the resolution. in_memory: whether all images are
-    decoded in memory, so that showing one costs only a copy.
+    where that needs one. enlarged: how many images are smaller than the resolution. workers: in how many threads to
+    read images.
     """
 
     def __init__(
         self,
-        digests: Sequence[bytes],
+        digests: np.ndarray,
         *,
         resolution: int,
         enlarged: int,
-        in_memory: bool,
+        workers: int = 0,
         skipped: Sequence[Skipped] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        """digests: SHA-256 of each image's file, in ascending order."""
+        """digests: (N, 32) uint8, SHA-256 of each image's file, in ascending order. workers: 0 for one per core."""
         self.digests = digests
         self.resolution = resolution
         self.enlarged = enlarged
-        self.in_memory = in_memory
+        self.workers = workers or cores()
         self.skipped = skipped
         self.notes = notes
         self._training, self._held_out = _split_holdout(digests)
         self.training = len(self._training)
         self.held_out = len(self._held_out)
-        self.fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()
+        self.fingerprint = hashlib.sha256(digests.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return self.training
 
     def images(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
         """(N, 3, R, R) uint8: the training images of these indices. Raises `DataError` if one cannot be read again."""
-        return _as_tensor(self.rows([self._training[index] for index in indices]))
+        return _as_tensor(self.rows(self._training[np.asarray(indices, np.intp)]))
 
     def held_out_images(self, at_most: int | None = None) -> torch.Tensor:
         """(M, 3, R, R) uint8: the hold-out images, or the first `at_most` of them. No other image is decoded.
 
         Raises `DataError` if one cannot be read again.
         """
-        return _as_tensor(self.rows(self._held_out[:at_most]))
+        numbers = self._held_out[:at_most]
+        parts = np.array_split(numbers, max(1, len(numbers) // IMAGES_PER_PART))
+        return _as_tensor(np.concatenate(list(in_threads(self.rows, parts, workers=self.workers))))
 
-    def rows(self, numbers: Sequence[int]) -> np.ndarray:
-        """(N, 3, R, R) uint8: the images of these digests, by their numbers."""
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """(N, 3, R, R) uint8: the images of these digests, by their numbers (N,). Several threads may call it."""
         raise NotImplementedError
 
 
@@ -93,14 +97,17 @@ def _as_tensor(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images)
 
 
-def _split_holdout(digests: Sequence[bytes]) -> tuple[Sequence[int], Sequence[int]]:
+def _split_holdout(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of the training and of the hold-out images, by content, so that copies are never divided."""
-    sides: tuple[list[int], list[int]] = ([], [])
-    for number, digest in enumerate(digests):
-        sides[int.from_bytes(digest[:8], "big") % HOLDOUT_ONE_IN == 0].append(number)
-    if len(sides[1]) < MIN_HOLDOUT or not sides[0]:
-        return range(len(digests)), ()
-    return sides
+    is_held_out = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0] % HOLDOUT_ONE_IN == 0
+    if is_held_out.sum() < MIN_HOLDOUT or is_held_out.all():
+        is_held_out[:] = False
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(

@@ -16,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ImageColor
 
-from msggan.data.dataset import Dataset, Progress
+from msggan.data.dataset import Dataset, Progress, in_threads
 from msggan.errors import DataError
 
 FORMAT = "msggan-pack"
@@ -132,14 +132,15 @@ def _temporary(path: Path, hint: str) -> Iterator[Path]:
 
 def _write(file: BinaryIO, contents: Contents, dataset: Dataset, progress: Progress | None) -> None:
     file.seek(len(contents.header(BLANK)) + contents.index_bytes)
-    checksums = []
-    for chunk in _chunks(contents):
-        images = dataset.rows(chunk)
-        file.write(images.data)
-        checksums += [sha256(image.data).digest() for image in images]
-        if progress is not None:
-            progress(chunk.stop, contents.images)
-    index = b"".join([*dataset.digests, *checksums])
+    chunks = (np.arange(chunk.start, chunk.stop) for chunk in _chunks(contents))
+    index, done = bytearray(dataset.digests.tobytes()), 0
+    with closing(in_threads(dataset.rows, chunks, workers=dataset.workers, ahead=dataset.workers)) as results:
+        for images in results:
+            file.write(images.data)
+            index += b"".join(sha256(image.data).digest() for image in images)
+            done += len(images)
+            if progress is not None:
+                progress(done, contents.images)
     file.seek(0)
     file.write(contents.header(sha256(contents.header(BLANK) + index).hexdigest()) + index)
 
@@ -187,12 +188,18 @@ class Pack:
         return self.contents.resolution
 
     def dataset(
-        self, *, resolution: int, background: str, workers: int = 0, progress: Progress | None = None
+        self,
+        *,
+        resolution: int,
+        background: str,
+        workers: int = 0,
+        index: Path | None = None,
+        progress: Progress | None = None,
     ) -> PackedDataset:
         """Its images, each of which is verified when it is first shown. Reads the header and the index only.
 
-        workers: not needed. progress(done, total) is called while a pack of version 1 is verified. Raises `DataError`
-        if the pack has other options or is damaged.
+        workers: threads that read them. index: not needed. progress(done, total) is called while a pack of version 1
+        is verified. Raises `DataError` if the pack has other options or is damaged.
         """
         contents = self.contents
         differences = []
@@ -207,7 +214,7 @@ class Pack:
                 f"--background '{background}'. Or omit these options to start another run with those of the pack.",
             )
         with self._read_errors():
-            return self._open(progress)
+            return self._open(progress, workers)
 
     def verify(self, progress: Progress | None = None) -> None:
         """Reads and verifies the whole file. Raises `DataError` that names the damaged images."""
@@ -215,13 +222,13 @@ class Pack:
         with self._read_errors():
             dataset = self._open(progress)
             for chunk in _chunks(self.contents) if self.contents.has_checksums else ():
-                damaged += dataset.damaged(chunk, dataset.mapped[chunk.start : chunk.stop])
+                damaged += dataset.damaged(np.arange(chunk.start, chunk.stop), dataset.mapped[chunk.start : chunk.stop])
                 if progress is not None:
                     progress(chunk.stop, self.contents.images)
         if damaged:
             raise _damaged_images(self.path, damaged, self.contents.images)
 
-    def _open(self, progress: Progress | None) -> PackedDataset:
+    def _open(self, progress: Progress | None, workers: int = 0) -> PackedDataset:
         """Its images, after verifying the checksum in the header. progress: of reading the images too, in version 1."""
         contents = self.contents
         checksum = sha256(contents.header(BLANK))
@@ -235,9 +242,8 @@ class Pack:
                     progress(chunk.stop, contents.images)
         if contents.header(checksum.hexdigest()) != self._header:
             raise _damaged(self.path, "the checksum in its header does not match")
-        values = [index[start : start + 32] for start in range(0, len(index), 32)]
-        digests, checksums = values[: contents.images], values[contents.images :]
-        return PackedDataset(self.path, contents, len(self._header), digests, checksums)
+        values = np.frombuffer(index, np.uint8).reshape(-1, 32)
+        return PackedDataset(self.path, contents, len(self._header), values, workers)
 
     @contextmanager
     def _read_errors(self) -> Iterator[None]:
@@ -250,41 +256,36 @@ class Pack:
 class PackedDataset(Dataset):
     """The images of a pack. The system reads a page of the file into memory when it is shown, and may drop it."""
 
-    def __init__(
-        self, path: Path, contents: Contents, header_bytes: int, digests: Sequence[bytes], checksums: Sequence[bytes]
-    ) -> None:
-        """checksums: SHA-256 of each image's pixels; none where the whole file has been verified."""
+    def __init__(self, path: Path, contents: Contents, header_bytes: int, index: np.ndarray, workers: int) -> None:
+        """index: (N or 2 N, 32) uint8, the digests, and the checksums unless the whole file has been verified."""
         self.path = path
-        self.checksums = checksums
+        self.checksums = index[contents.images :]
         side = contents.resolution
         self.mapped = np.memmap(
             path, np.uint8, "r", header_bytes + contents.index_bytes, (contents.images, 3, side, side)
         )
-        self._is_verified = np.full(contents.images, not checksums)
+        self._is_verified = np.full(contents.images, not len(self.checksums))
         super().__init__(
-            digests,
+            index[: contents.images],
             resolution=side,
             enlarged=contents.enlarged,
-            in_memory=False,
+            workers=workers,
             notes=contents.notes.splitlines(),
         )
 
-    def rows(self, numbers: Sequence[int]) -> np.ndarray:
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
         """(N, 3, R, R) uint8. Raises `DataError` if one of them is damaged."""
-        images = np.asarray(self.mapped[np.asarray(numbers, np.intp)])  # a copy, which is what is verified and shown
+        images = np.asarray(self.mapped[numbers])  # a copy, which is what is verified and shown
         if damaged := self.damaged(numbers, images):
             raise _damaged_images(self.path, damaged, len(self.digests))
         return images
 
-    def damaged(self, numbers: Sequence[int], images: np.ndarray) -> list[int]:
+    def damaged(self, numbers: np.ndarray, images: np.ndarray) -> list[int]:
         """The numbers of the images (N, 3, R, R) whose checksum does not match; verified ones are not read again."""
-        found = []
-        for number, image in zip(numbers, images, strict=True):
-            if not self._is_verified[number]:
-                self._is_verified[number] = sha256(image.data).digest() == self.checksums[number]
-            if not self._is_verified[number]:
-                found.append(number)
-        return found
+        for at in np.flatnonzero(~self._is_verified[numbers]):
+            number = numbers[at]
+            self._is_verified[number] = sha256(images[at].data).digest() == self.checksums[number].tobytes()
+        return [int(number) for number in numbers if not self._is_verified[number]]
 
 
 def _read_header(path: Path) -> tuple[bytes, Contents]:

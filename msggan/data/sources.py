@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import statistics
 import threading
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from msggan.data.dataset import Dataset, Item, Progress, Result, Skipped, in_threads
+from msggan.data.dataset import Dataset, Progress, Skipped, cores, in_threads
 from msggan.data.decoding import (
-    Brightness,
     Decoder,
     choose_white,
     decoding_errors,
@@ -27,6 +28,7 @@ from msggan.data.decoding import (
     plural,
     readable_formats,
 )
+from msggan.data.index import pack_brightness, read_index, unpack_brightness, write_index
 from msggan.data.pack_file import Pack, is_pack
 from msggan.errors import DataError
 from msggan.runs.files import walk_visible
@@ -57,11 +59,15 @@ def open_source(path: str | Path) -> ImageFiles | Pack:
     return Pack(path) if is_pack(path) else find_images(path)
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """A file that may hold an image: `name` is its path in the folder or zip. Safe to read from several threads."""
+class ImageFile(NamedTuple):
+    """A file that may hold an image. Safe to read from several threads.
+
+    name: its path in the folder or zip. size: in bytes. mtime_ns: when it was modified; in a zip, when that was.
+    """
 
     name: str
+    size: int
+    mtime_ns: int
     archive: _Folder | _Zip
 
     def __str__(self) -> str:
@@ -121,9 +127,11 @@ def find_images(path: str | Path) -> ImageFiles:
     else:
         problem = "is not a folder, zip or pack" if os.path.lexists(path) else "no such folder, zip or pack"
         raise DataError(f"--data {path}: {problem}.", DATA_HINT)
-    names = sorted(name for name in archive.names() if not _is_system_file(name))
+    found = sorted(file for file in archive.files() if not _is_system_file(file.name))
     # The outermost folders that hold a run, "." for the top.
-    marked = {_path_in(name).parent for name in names if marks_run(_path_in(name).name, ImageFile(name, archive).read)}
+    marked = {
+        PurePosixPath(folder) for file in found for folder, name in (_split(file.name),) if marks_run(name, file.read)
+    }
     runs = {str(folder) for folder in marked if not marked.intersection(folder.parents)}
     if "." in runs:
         raise DataError(
@@ -132,15 +140,15 @@ def find_images(path: str | Path) -> ImageFiles:
         )
     skipped = [Skipped(run, RUN_FOLDER) for run in sorted(runs)]
     files = []
-    for name in names:
-        path_in = _path_in(name)
-        if runs and any(str(parent) in runs for parent in path_in.parents):
+    for file in found:
+        folder, name = _split(file.name)
+        if runs and not runs.isdisjoint(_with_parents(folder)):
             continue
-        suffix = path_in.suffix.lower()
+        suffix = os.path.splitext(name)[1].lower()
         if FORMAT_OF_SUFFIX.get(suffix) in readable_formats():
-            files.append(ImageFile(name, archive))
+            files.append(file)
         else:
-            skipped.append(Skipped(name, HOW_TO_READ.get(FORMAT_OF_SUFFIX.get(suffix, ""), ""), suffix))
+            skipped.append(Skipped(file.name, HOW_TO_READ.get(FORMAT_OF_SUFFIX.get(suffix, ""), ""), suffix))
     if not files:
         raise DataError(
             " ".join([f"--data {path}: has no images.", *describe_skipped(skipped)]),
@@ -181,20 +189,8 @@ def _no_readable_image(files: Sequence[ImageFile], skipped: Sequence[Skipped]) -
     )
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """An image of the dataset. pixels: (3, R, R) uint8, None past the memory budget."""
-
-    file: ImageFile
-    digest: bytes
-    shorter_side: int
-    brightness: Brightness | None
-    is_converted: bool
-    pixels: np.ndarray | None
-
-
 class ImageDataset(Dataset):
-    """The images of files, each read and decoded once and kept up to the memory budget."""
+    """The images of files, each decoded when it is first shown and kept up to the memory budget."""
 
     def __init__(
         self,
@@ -204,113 +200,128 @@ class ImageDataset(Dataset):
         background: str = "white",
         workers: int = 0,
         memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
+        index: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Reads and decodes every file once, in `workers` threads (0: one per core, at most 8).
+        """Reads and decodes, in `workers` threads (0: one per core), every file that `index` does not know.
 
-        Files of more than 8 bits per channel are decoded again if their white, which is known when all have been read,
-        is not the largest value of their type. progress(done, total) is called after each file, from the calling
-        thread. Raises `DataError` if no image is readable.
+        The index is then brought up to date; without one, every file is read. Files of more than 8 bits per channel
+        are decoded again if their white, which is known when all have been read, is not the largest value of their
+        type. progress(done, total) is called after each file, from the calling thread. Raises `DataError` if no image
+        is readable.
         """
-        self.resolution = resolution
+        self._files, self._index = found.files, index
         self._decoder = Decoder(resolution, background)
-        self._workers = workers or min(8, os.cpu_count() or 1)
-        self._kept = memory_budget_bytes // (3 * resolution**2)
-
-        entries: list[_Entry] = []
-        skipped: list[Skipped] = []
-        for outcome in self._each(self._scan_file, list(enumerate(found.files)), progress):
-            if isinstance(outcome, Skipped):
-                skipped.append(outcome)
-            else:
-                entries.append(outcome)
-        skipped.sort()
-        if not entries:
+        kept = min(len(found.files), memory_budget_bytes // (3 * resolution**2))
+        self._pixels = np.empty((kept, 3, resolution, resolution), np.uint8)  # of the first files, in their order
+        self._is_decoded = np.zeros(len(found.files), bool)  # whether they are there
+        self._records = read_index(index, found.files)
+        skipped = self._read_files(workers or cores(), progress)
+        records = self._records[self._records["is_read"]]
+        if not len(records):
             raise _no_readable_image(found.files, skipped)
 
-        measured = [entry.brightness for entry in entries if entry.brightness is not None]
+        measured = unpack_brightness(records)
         white = choose_white(measured)
         notes = describe_white(measured, white)
-        if converted := sum(entry.is_converted for entry in entries):
+        if converted := int(records["is_converted"].sum()):
             notes.append(f"{plural(converted, 'image')} converted to sRGB from another ICC profile.")
         if white != self._decoder.white:
             self._decoder = replace(self._decoder, white=white)
-            entries = self._decode_again(entries, progress, total=len(found.files))
-        self._entries = sorted(entries, key=lambda entry: (entry.digest, entry.file.name))
+            self._is_decoded &= self._records["brightness"][:, 0] == 0
+        order = np.argsort(np.ascontiguousarray(records["digest"]).view("S32")[:, 0], kind="stable")
+        self._file_of = np.flatnonzero(self._records["is_read"])[order]
         super().__init__(
-            [entry.digest for entry in self._entries],
+            records["digest"][order],
             resolution=resolution,
-            enlarged=sum(entry.shorter_side < resolution for entry in entries),
-            in_memory=all(entry.pixels is not None for entry in entries),
+            enlarged=int((records["shorter_side"] < resolution).sum()),
+            workers=workers,
             skipped=[*found.skipped, *skipped],
             notes=notes,
         )
 
-    def _each(
-        self, work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None, *, total: int = 0
-    ) -> Iterator[Result]:
-        """work(item) for each item, in threads. progress counts these items as the last of `total`."""
-        total = total or len(items)
-        with closing(in_threads(work, items, workers=self._workers)) as results:
-            for done, result in enumerate(results, start=1 + total - len(items)):
-                yield result
-                if progress is not None:
-                    progress(done, total)
+    def _read_files(self, workers: int, progress: Progress | None) -> list[Skipped]:
+        """Reads the files that are not known; returns those that are no images. Writes the index if more are known."""
+        unknown = np.flatnonzero(~self._records["is_read"]).tolist()
+        skipped: list[Skipped] = []
+        try:
+            with closing(in_threads(self._read_file, unknown, workers=workers)) as results:
+                for done, outcome in enumerate(results, start=1):
+                    skipped += [outcome] if outcome else []
+                    if progress is not None:
+                        progress(done, len(unknown))
+        finally:  # whoever stops reading a hundred thousand images does not lose what has been read
+            if self._index is not None and self._records["is_read"][unknown].any():
+                write_index(self._index, self._files, self._records)
+        return sorted(skipped)
 
-    def _decode_again(self, entries: Sequence[_Entry], progress: Progress | None, *, total: int) -> list[_Entry]:
-        """The same entries, with those of more than 8 bits per channel decoded with the chosen white."""
-        outdated: list[_Entry] = []
-        good: list[_Entry] = []
-        for entry in entries:
-            is_outdated = entry.brightness is not None and entry.pixels is not None
-            (outdated if is_outdated else good).append(entry)
-        unread = [replace(entry, pixels=None) for entry in outdated]
-        decoded = self._each(self._pixels, unread, progress, total=total)
-        return good + [replace(entry, pixels=pixels) for entry, pixels in zip(unread, decoded, strict=True)]
-
-    def rows(self, numbers: Sequence[int]) -> np.ndarray:
-        entries = [self._entries[number] for number in numbers]
-        images = np.empty((len(entries), 3, self.resolution, self.resolution), np.uint8)
-        pixels: Iterable[np.ndarray] = map(self._pixels, entries)
-        if any(entry.pixels is None for entry in entries):
-            pixels = in_threads(self._pixels, entries, workers=self._workers)
-        for image, values in zip(images, pixels, strict=True):
-            image[:] = values
-        return images
-
-    def _scan_file(self, numbered: tuple[int, ImageFile]) -> _Entry | Skipped:
-        number, file = numbered
+    def _read_file(self, number: int) -> Skipped | None:
+        file = self._files[number]
         try:
             content = file.read()
             decoded = self._decoder.decode(content)
         except DataError as error:
             return Skipped(file.name, error.message)
-        pixels = decoded.pixels if number < self._kept else None
-        digest = hashlib.sha256(content).digest()
-        return _Entry(file, digest, decoded.shorter_side, decoded.brightness, decoded.is_converted, pixels)
+        self._keep(number, decoded.pixels)
+        record = self._records[number]
+        record["is_converted"] = decoded.is_converted
+        record["shorter_side"] = decoded.shorter_side
+        record["digest"] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        record["brightness"] = pack_brightness(decoded.brightness)
+        record["is_read"] = True
+        return None
 
-    def _pixels(self, entry: _Entry) -> np.ndarray:
-        """(3, R, R) uint8."""
-        if entry.pixels is not None:
-            return entry.pixels
+    def _keep(self, number: int, pixels: np.ndarray) -> None:
+        """Keeps the pixels of a file, by its number, within the budget."""
+        if number < len(self._pixels):
+            self._pixels[number] = pixels
+            self._is_decoded[number] = True
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        images = np.empty((len(numbers), *self._pixels.shape[1:]), np.uint8)
+        for image, number in zip(images, self._file_of[numbers], strict=True):
+            image[:] = self._pixels[number] if self._is_decoded[number] else self._decoded(number)
+        return images
+
+    def _decoded(self, number: int) -> np.ndarray:
+        """(3, R, R) uint8: the pixels of a file, by its number, decoded and kept."""
+        file = self._files[number]
         hint = "The images must not change until the run ends. Put the file back and run the same command again."
         try:
-            content = entry.file.read()
+            content = file.read()
+            is_same = hashlib.sha256(content).digest() == self._records[number]["digest"].tobytes()
+            pixels = self._decoder.decode(content).pixels if is_same else None
         except DataError as error:
-            raise DataError(f"{entry.file} can no longer be read: {error.message}.", hint) from error
-        if hashlib.sha256(content).digest() != entry.digest:
-            raise DataError(f"{entry.file} has changed since it was first read.", hint)
-        return self._decoder.decode(content).pixels
+            raise DataError(f"{file} can no longer be read: {error.message}.", hint) from error
+        if pixels is None:
+            if self._index is not None:  # the size and the time may still be those of the index
+                with suppress(OSError):
+                    self._index.unlink()
+            raise DataError(f"{file} has changed since it was first read.", hint)
+        self._keep(number, pixels)
+        return pixels
 
 
-def _path_in(name: str) -> PurePosixPath:
-    return PurePosixPath(name.replace("\\", "/"))  # zips made on Windows may have backslashes
+def _split(name: str) -> tuple[str, str]:
+    """The folder and the name in it; zips made on Windows may have backslashes."""
+    folder, _, base = name.replace("\\", "/").rpartition("/")
+    return folder, base
 
 
-def _is_system_file(name: str) -> bool:
-    path = _path_in(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return hidden or path.name.lower() in SYSTEM_FILES
+@lru_cache(maxsize=4096)  # names are sorted: those of a folder follow one another
+def _with_parents(folder: str) -> frozenset[str]:
+    path = PurePosixPath(folder)
+    return frozenset(map(str, (path, *path.parents)))
+
+
+@lru_cache(maxsize=4096)
+def _is_hidden(folder: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(folder).parts)
+
+
+def _is_system_file(path: str) -> bool:
+    folder, name = _split(path)
+    return name.startswith(".") or _is_hidden(folder) or name.lower() in SYSTEM_FILES
 
 
 class _Folder:
@@ -319,10 +330,14 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def names(self) -> Iterator[str]:
-        for folder, files in walk_visible(self.path, on_error=self._refuse_unreadable):
-            inside = Path(folder).relative_to(self.path)
-            yield from ((inside / name).as_posix() for name in files if os.path.isfile(os.path.join(folder, name)))
+    def files(self) -> Iterator[ImageFile]:
+        for folder, names in walk_visible(self.path, on_error=self._refuse_unreadable):
+            inside = "" if folder == str(self.path) else f"{Path(folder).relative_to(self.path).as_posix()}/"
+            for name in names:
+                with suppress(OSError):  # a broken link
+                    about = os.stat(f"{folder}/{name}")
+                    if stat.S_ISREG(about.st_mode):
+                        yield ImageFile(inside + name, about.st_size, about.st_mtime_ns, self)
 
     def _refuse_unreadable(self, error: OSError) -> None:
         raise DataError(
@@ -359,9 +374,11 @@ class _Zip:
                 problem, hint = "is a damaged zip", "Copy, download or create it again."
             raise DataError(f"--data {path}: {problem}.", hint) from error
 
-    def names(self) -> list[str]:
+    def files(self) -> list[ImageFile]:
+        modified = self.path.stat().st_mtime_ns
         # A zip may hold a name twice; the last one counts, as it does when unpacking.
-        return [name for name in dict.fromkeys(self._archive.namelist()) if not name.endswith("/")]
+        members = {member.filename: member for member in self._archive.infolist() if not member.is_dir()}
+        return [ImageFile(name, member.file_size, modified, self) for name, member in members.items()]
 
     def refuse_encrypted(self, names: Iterable[str]) -> None:
         for name in names:
@@ -375,8 +392,13 @@ class _Zip:
     def open(self, name: str) -> Iterator[IO[bytes]]:
         try:
             _refuse_larger(self._archive.getinfo(name).file_size)
-            with self._lock, self._archive.open(name) as stream:
+            with self._lock:
+                stream = self._archive.open(name)
+            try:
                 yield stream
+            finally:
+                with self._lock:
+                    stream.close()
         except DataError:
             raise
         except NotImplementedError as error:

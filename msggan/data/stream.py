@@ -16,6 +16,7 @@ from msggan.data.dataset import Dataset, in_threads
 from msggan.randomness import epoch_permutation, mirrored
 
 BATCHES_AHEAD = 3
+BYTES_AHEAD = 2**28  # of more batches than these
 
 
 class SampleStream:
@@ -32,19 +33,22 @@ class SampleStream:
         """(N, 3, R, R) uint8: the images at `position` and the N - 1 positions after it."""
         positions = range(position, position + self.batch_size)
         epochs = [divmod(each, len(self.dataset)) for each in positions]
-        images = self.dataset.images([int(self._permutation(epoch)[index]) for epoch, index in epochs])
+        images = self.dataset.images([self._permutation(epoch)[index] for epoch, index in epochs])
         if self.mirror:
             flipped = torch.from_numpy(mirrored(self.seed, positions))
             images[flipped] = images[flipped].flip(-1)
         return images
 
     def batches(self, position: int) -> Generator[torch.Tensor, None, None]:
-        """Batches of (N, 3, R, R) uint8 from `position` on, endlessly. Closing the iterator ends its threads."""
+        """Batches of (N, 3, R, R) uint8 from `position` on, endlessly. Closing the iterator ends its threads.
+
+        As many are read in advance as there are threads, so that all of them decode, while their memory allows it.
+        """
         positions = itertools.count(position, self.batch_size)
-        if self.dataset.in_memory:
-            yield from map(self.batch, positions)
-        else:
-            yield from in_threads(self.batch, positions, workers=1, ahead=BATCHES_AHEAD)
+        workers = self.dataset.workers
+        fitting = BYTES_AHEAD // (self.batch_size * 3 * self.dataset.resolution**2)
+        ahead = max(BATCHES_AHEAD, min(workers, fitting))
+        yield from in_threads(self.batch, positions, workers=workers, ahead=ahead)
 
 
 def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
