@@ -96,8 +96,8 @@ class Trainer:
     device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0: one per core.
     tracking_uri: an MLflow server or database to log to as well; the run does not depend on it.
     messages: where progress is printed; by default stderr, and in a notebook a display that is updated in place.
-    Raises `UsageError`, `DataError`, `RunFolderError` or `OutOfMemoryError` before anything is written; `run` may also
-    raise `CheckpointError` and `TrainingError`.
+    Raises `UsageError`, `DataError`, `RunFolderError` or `OutOfMemoryError` before anything is written in `run_dir`;
+    `run` may also raise `CheckpointError` and `TrainingError`.
     """
 
     def __init__(
