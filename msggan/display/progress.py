@@ -217,6 +217,7 @@ class NotebookProgress(Progress):
         self.share = 0.0
         self.display: Any = None
         self.updated_at = 0.0
+        self.reports: list[Mapping[str, float]] = []  # all of the run: the file is read once
 
     def info(self, text: str) -> None:
         self.sentences.append(text)
@@ -225,7 +226,10 @@ class NotebookProgress(Progress):
 
     def open_log(self, path: Path) -> None:
         """A run starts: it gets a display in the cell that called `run`, not in the one that made the trainer."""
+        from msggan.tracking.metrics_log import read_metrics
+
         self._end_display()
+        self.reports = [*read_metrics(self.folder.metrics)]
         super().open_log(path)
 
     def close_log(self) -> None:
@@ -236,6 +240,7 @@ class NotebookProgress(Progress):
         self.line = "  ".join(self._parts(metrics, seconds_left).values())
         self.record(self.line)
         self.share = metrics["images"] / self.total_images
+        self.reports.append(metrics)
         self._show_if_due()
 
     def decoding(self, done: int, total: int) -> None:
@@ -269,7 +274,7 @@ class NotebookProgress(Progress):
         if not self.line:
             return f"<div>{sentences}</div>"
         line = f'<div style="white-space:pre-wrap">{escaped(self.line)}</div>'
-        seen = overview(self.folder) if self.log is not None else ""
+        seen = overview(self.folder, self.reports) if self.log is not None else ""
         return f"<div>{sentences}{bar(self.share)}{line}{seen}</div>"
 
     def _end_display(self) -> None:

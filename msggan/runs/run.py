@@ -83,7 +83,7 @@ class Run:
         reason = f"<div>{escaped(state.reason)}</div>" if state and state.reason else ""
         heading = f"<div><b>{escaped(self.path)}</b>: {escaped(self._status())}</div>{reason}"
         following = f'<div style="{FAINT}">{escaped(self._next_step())}</div>'
-        return f"<div>{heading}{overview(self.folder)}{following}</div>"
+        return f"<div>{heading}{overview(self.folder, self.metrics)}{following}</div>"
 
     def _status(self) -> str:
         """State, progress, and the last distance."""
@@ -106,9 +106,8 @@ class Run:
         return "Trainer(…).run() with the same configuration, data and run_dir resumes it."
 
 
-def overview(folder: RunFolder) -> str:
-    """HTML: the newest samples beside the curves, where there are any."""
-    metrics = read_metrics(folder.metrics)
+def overview(folder: RunFolder, metrics: Sequence[Mapping[str, float]]) -> str:
+    """HTML: the newest samples beside the curves of the reports, where there are any."""
     losses = chart({name: curve(metrics, name) for name in ("d_loss", "g_loss")})
     distance = chart({"swd": curve(metrics, "swd")})
     curves = f"<div>{losses}</div><div>{distance}</div>" if losses or distance else ""

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from support.builders import save_run
 from support.programs import command_line, environment
 
-from msggan.display.progress import Progress, duration, fitting, width_of
+from msggan.display.progress import NotebookProgress, Progress, duration, fitting, width_of
+from msggan.runs.folder import RunFolder
 
 METRICS = {"kimg": 1.5, "images_per_second": 123.4, "d_loss": 0.25, "g_loss": 1.75}
 LINE = "1.50/20 kimg  123 images/s  2 min left  d_loss 0.250  g_loss 1.750"
@@ -226,6 +227,19 @@ def test_the_bar_of_sample_fits_its_terminal(tmp_path: Path, columns: int) -> No
         assert process.wait() == 0
     assert any("100%" in line for line in shown), shown
     assert max(len(line.replace("\x1b[?25l", "").replace("\x1b[?25h", "")) for line in shown) < columns
+
+
+def test_a_notebook_reads_the_reports_of_its_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text('{"images": 1000, "kimg": 1.0, "d_loss": 0.75, "images_per_second": 5.0}\n')
+    notebook = NotebookProgress(folder, total_images=4000)
+    shown: list[str] = []
+    monkeypatch.setattr(notebook, "_show", lambda: shown.append(notebook._content()))
+    notebook.open_log(folder.log)
+    folder.metrics.unlink()
+    notebook.report({"images": 3000, "kimg": 3.0, "d_loss": 0.25, "images_per_second": 5.0}, seconds_left=1.0)
+    notebook.close_log()
+    assert all(f">{number}</text>" in shown[-1] for number in ("0.75", "0.25", "1", "3 kimg"))
 
 
 @pytest.mark.parametrize(
