@@ -87,6 +87,7 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.checkpoints
+	$(BIN)/python -m benchmarks.overheads
 	$(BIN)/python -m benchmarks.data
 
 bench-azure: $(INSTALLED) $(AZURITE)
