@@ -17,7 +17,7 @@ AZURITE := tests/azure_local/node_modules/installed-$(shell cksum < tests/azure_
 # Most tests wait for a process or a service: two workers for each core.
 PARALLEL := --numprocesses $(shell expr 2 '*' $$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2))
 
-.PHONY: help setup demo test test-slow torture azure-local azure-check check format docs bench bench-azure constraints clean
+.PHONY: help setup demo test test-slow torture azure-local azure-check check format docs bench check-gpu bench-azure constraints clean
 
 help:
 	@echo "make demo    set up, and train on 400 drawn flowers (runs/demo)"
@@ -29,7 +29,8 @@ help:
 	@echo "make check   formatter, linter and type checker alone"
 	@echo "make format  let the formatter and the linter repair what they can"
 	@echo "make docs    write docs/options.md from the commands"
-	@echo "make bench   time training steps against plain order, and checkpoints (benchmarks/results.json)"
+	@echo "make bench   time training against an earlier version and plain order, and checkpoints (benchmarks/results.json)"
+	@echo "make check-gpu  on a machine with a GPU: checks what tests only there can show (gpu-check.json)"
 	@echo "make bench-azure  time submit against the bare SDK (the same file)"
 	@echo "make clean   remove .venv, runs/demo and Azurite"
 
@@ -85,10 +86,13 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/write_options.py
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.bench $(if $(DEVICE),--device $(DEVICE))
 	$(BIN)/python -m benchmarks.checkpoints
 	$(BIN)/python -m benchmarks.overheads
 	$(BIN)/python -m benchmarks.data
+
+check-gpu: $(INSTALLED)
+	$(BIN)/python tests/gpu_check.py $(ARGS)
 
 bench-azure: $(INSTALLED) $(AZURITE)
 	$(BIN)/python -m benchmarks.azure_submit
