@@ -36,7 +36,7 @@ from benchmarks.results import write_rows
 from msggan.config import TrainConfig, resolve
 from msggan.data.stream import pyramid
 from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory
-from msggan.losses import discriminator_loss, generator_loss, zero_centred_penalty
+from msggan.losses import discriminator_loss, generator_loss
 from msggan.networks import Discriminator, Generator
 from msggan.randomness import latents
 from msggan.steps import TrainingState, update_ema
@@ -304,7 +304,7 @@ def plain_steps(config: TrainConfig, device: torch.device) -> Callable[[], None]
         d_loss = discriminator_loss(loss, discriminator(real_pyramid), discriminator(fakes))
         for images, gamma in zip((real_pyramid, fakes), gammas, strict=True):
             if penalized and gamma > 0:
-                d_loss = d_loss + config.penalty_interval * zero_centred_penalty(discriminator, images, gamma)
+                d_loss = d_loss + config.penalty_interval * plain_penalty(discriminator, images, gamma)
         d_loss.backward()
         d_optimizer.step()
         g_optimizer.zero_grad()
@@ -317,6 +317,13 @@ def plain_steps(config: TrainConfig, device: torch.device) -> Callable[[], None]
             step(penalized=index == 0)
 
     return take
+
+
+def plain_penalty(discriminator: Discriminator, images: Sequence[Tensor], strength: float) -> Tensor:
+    """γ/2 · mean over samples and scales of the squared gradient norm, differentiable once more."""
+    leaves = [image.detach().requires_grad_() for image in images]
+    gradients = torch.autograd.grad(discriminator(leaves).sum(), leaves, create_graph=True)
+    return strength / 2 * torch.stack([each.square().sum() for each in gradients]).mean() / len(images[0])
 
 
 def batch_of(config: TrainConfig, device: torch.device) -> tuple[Tensor, Tensor]:

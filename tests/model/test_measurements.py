@@ -30,7 +30,7 @@ def test_the_checks_of_a_gpu_pass_on_a_cpu_where_they_apply(tmp_path: Path) -> N
     subprocess.run(command, env=environment(), check=True)
     results = {each["check"]: each["result"] for each in json.loads((tmp_path / "out.json").read_text())["checks"]}
     assert "failed" not in results.values()
-    assert list(results.values()).count("ok") >= 7
+    assert list(results.values()).count("ok") >= 6
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
