@@ -292,8 +292,8 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 def _inverse_norm(x: Tensor) -> Tensor:
     """x: (N, C, H, W) → (N, 1, H, W): 1 / √(mean over channels of x² + 1e-8)."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.rsqrt(norm.square() / x.shape[1] + EPSILON)
+    squared_norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).square()
+    return torch.rsqrt(torch.rsub(squared_norm, EPSILON, alpha=-1 / x.shape[1]))  # 1e-8 + norm² / C in one operation
 
 
 def activate_and_normalize(x: Tensor) -> Tensor:
@@ -341,7 +341,7 @@ def append_minibatch_stddev(x: Tensor, group: int) -> Tensor:
     """
     count, channels, height, width = x.shape
     grouped = x.view(count // group, group, channels, height, width)
-    variance = (grouped - grouped.mean(dim=1, keepdim=True)).square().mean(dim=1)
+    variance = grouped.var(dim=1, unbiased=False)
     deviation = torch.sqrt(variance + EPSILON).mean(dim=(1, 2, 3))
     channel = deviation.repeat_interleave(group).view(count, 1, 1, 1).expand(count, 1, height, width)
     return torch.cat((x, channel), dim=1)
