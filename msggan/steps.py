@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from msggan.config import TrainConfig
 from msggan.data.stream import pyramid
+from msggan.device import is_out_of_memory
 from msggan.losses import (
     between,
     compares,
@@ -58,6 +59,7 @@ class TrainingState:
         self.discriminator_optimizer = self._adam(self.discriminator, config.d_lr)
         self.generator_copy = ComputingCopy(self.generator, self.compute_dtype)
         self.discriminator_copy = ComputingCopy(self.discriminator, self.compute_dtype)
+        self.part = min(config.micro_batch or config.batch_size, config.batch_size)
         self.images_seen = 0
         self.dropped = torch.zeros((), dtype=torch.int64, device=device)
         self.dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
@@ -68,6 +70,8 @@ class TrainingState:
         """One step on one batch; returns the two losses as scalars on the device, without their penalties.
 
         reals: (N, 3, R, R) float in [-1, 1]. latents: (N, L) float, each of norm √L.
+        Where memory does not suffice for the whole batch, it is computed in parts, with the same numbers; `part` is
+        their size from then on.
         A network whose loss or gradient is not finite is not updated, nor is its optimizer. `dropped` counts these,
         `dropped_in_a_row` those since the last complete one, `most_dropped_in_a_row` the longest such sequence; all
         stay on the device. The average is updated all the same.
@@ -77,9 +81,19 @@ class TrainingState:
         self.generator_copy.update()
         self.discriminator_copy.update()
         real_pyramid = pyramid(reals.to(self.device, self.compute_dtype, memory_format=torch.channels_last))
-        fake_pyramid = self._generate(latents.to(self.device, self.compute_dtype))
-        d_loss = self._discriminator_step(real_pyramid, [fake.detach() for fake in fake_pyramid])
-        g_loss = self._generator_step(real_pyramid, fake_pyramid)
+        latents = latents.to(self.device, self.compute_dtype)
+        generated: dict[int, Pyramid] = {}  # by the size of the parts
+
+        def fakes() -> Pyramid:
+            if self.part not in generated:
+                generated.clear()
+                generated[self.part] = self._generate(latents)
+            return generated[self.part]
+
+        d_loss = self._halving(lambda: self._discriminator_gradients(real_pyramid, [f.detach() for f in fakes()]))
+        self._update(self.discriminator_copy, self.discriminator_optimizer, d_loss)
+        g_loss = self._halving(lambda: self._generator_gradients(real_pyramid, fakes()))
+        self._update(self.generator_copy, self.generator_optimizer, g_loss)
         self._count_dropped()
         self.images_seen += len(reals)
         decay = ema_decay(
@@ -126,14 +140,14 @@ class TrainingState:
         yield "discriminator", self.discriminator, self.discriminator_optimizer
 
     def _generate(self, latents: Tensor) -> Pyramid:
-        generator, part = self.generator_copy.network, self.config.micro_batch or self.config.batch_size
+        generator, part = self.generator_copy.network, self.part
         if len(latents) <= part:
             images: Pyramid = generator(latents)
             return images
         parts = [_recomputed(generator, each) for each in latents.split(part)]
         return [torch.cat(scale) for scale in zip(*parts, strict=True)]
 
-    def _discriminator_step(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+    def _discriminator_gradients(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
         config, count = self.config, len(reals[0])
         is_due = self.images_seen // config.batch_size % config.penalty_interval == 0
         strengths = [gamma for gamma in (config.r1_gamma, config.r2_gamma) if gamma > 0 and is_due]
@@ -148,24 +162,25 @@ class TrainingState:
                 penalty = penalty + zero_centred_penalty(norms, gamma)
         if config.loss == "wgan-gp" and is_due:
             penalty = penalty + self._wgan_penalty(reals, fakes)
-        self._update(self.discriminator_copy, self.discriminator_optimizer, loss + config.penalty_interval * penalty)
+        total = loss + config.penalty_interval * penalty
+        self.discriminator_copy.pass_back(torch.autograd.grad(total, self.discriminator_copy.weights))
         return loss.detach()
 
-    def _generator_step(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+    def _generator_gradients(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
         real_scores = None
         if compares(self.config.loss):
             with torch.no_grad():
                 real_scores, _ = self._judge(reals)
         fake_scores, _ = self._judge(fakes)
         loss = generator_loss(self.config.loss, real_scores, fake_scores)
-        self._update(self.generator_copy, self.generator_optimizer, loss)
+        self.generator_copy.pass_back(torch.autograd.grad(loss, self.generator_copy.weights))
         return loss.detach()
 
     def _judge(
         self, pyramid: Pyramid, *, batches: int = 1, penalized: slice | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        part = batches * (self.config.micro_batch or self.config.batch_size)
-        return judge(self.discriminator_copy.network, pyramid, batches=batches, part=part, penalized=penalized)
+        network = self.discriminator_copy.network
+        return judge(network, pyramid, batches=batches, part=batches * self.part, penalized=penalized)
 
     def _wgan_penalty(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
         positions = range(self.images_seen, self.images_seen + len(reals[0]))
@@ -175,10 +190,21 @@ class TrainingState:
         return wgan_gradient_penalty(squared_norms)
 
     def _update(self, network: ComputingCopy[Any], optimizer: SkipNonFiniteAdam, loss: Tensor) -> None:
-        """One step of the optimizer along the gradient of the loss."""
-        network.pass_back(torch.autograd.grad(loss, network.weights))
+        """One step of the optimizer along the gradients that were passed back to the weights."""
         optimizer.step_if_finite(loss)
         network.update()
+
+    def _halving(self, compute: Callable[[], Tensor]) -> Tensor:
+        """compute(), which changes no weight, again with parts of half the size whenever memory does not suffice."""
+        while True:
+            try:
+                return compute()
+            except Exception as error:
+                if not is_out_of_memory(error) or self.part == 1:
+                    raise
+            self.part = (self.part + 1) // 2  # out of the handler, so that the error's frames hold no tensors
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def dropped_networks(self) -> list[str]:
         """The networks whose update was dropped in the last step."""
@@ -257,7 +283,7 @@ def judge(
     the others is then computed again. Minibatch statistics are of whole batches all the same.
     """
     activations: list[Tensor] | None = None
-    if part in (0, len(pyramid[0])):
+    if part == 0 or part >= len(pyramid[0]):
         activations = [] if penalized else None
         features = discriminator.features(pyramid, activations)
     else:

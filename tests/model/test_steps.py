@@ -435,6 +435,31 @@ def test_a_batch_in_parts_gives_the_numbers_of_the_whole(options: dict[str, obje
         assert_close(parts.tensors()[name], expected_tensor, within=1e-8, what=name)
 
 
+@pytest.mark.parametrize("passes", range(1, 4))
+def test_out_of_memory_halves_the_parts_and_updates_nothing_twice(passes: int) -> None:
+    """The `passes`-th pass of the step's discriminator fails: of both sets, of real or of generated images."""
+    options = {"loss": "relativistic-logistic", "r1_gamma": 1.0, "r2_gamma": 1.0, "batch_size": 6}
+    whole, ours = training_state(**options), training_state(**options)
+    calls: list[int] = []
+
+    def fail_once(*_: object) -> None:
+        calls.append(len(calls))
+        if len(calls) == passes:
+            raise torch.OutOfMemoryError
+
+    hook = ours.discriminator_copy.network.last.register_forward_hook(fail_once)
+    (losses,), (expected,) = take_steps(ours, range(1)), take_steps(whole, range(1))
+    hook.remove()
+    assert ours.part == 3
+    assert len(calls) > passes
+    take_steps(ours, range(1, 2))
+    take_steps(whole, range(1, 2))
+    for name in losses:
+        assert_close(losses[name], expected[name], within=1e-10, what=name)
+    for name, expected_tensor in whole.tensors().items():
+        assert_close(ours.tensors()[name], expected_tensor, within=1e-8, what=name)
+
+
 def test_configurations_with_a_deviation_group_step_too() -> None:
     """Groups that divide the batch: of real and of generated images, never of both."""
     ours = training_state(stddev_group=2)
