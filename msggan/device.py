@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -41,6 +41,16 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         features = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         return any(getattr(torch.cpu, feature, bool)() for feature in features)
     return False
+
+
+def convolution_settings(device: torch.device) -> AbstractContextManager[object]:
+    """Within, cuDNN tries out its convolutions and uses the fastest, and float32 is float32 and not TF32.
+
+    No effect on other devices than CUDA.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from msggan.config import TrainConfig
 from msggan.data.stream import pyramid
-from msggan.device import is_out_of_memory
+from msggan.device import convolution_settings, is_out_of_memory
 from msggan.losses import (
     between,
     compares,
@@ -90,10 +90,11 @@ class TrainingState:
                 generated[self.part] = self._generate(latents)
             return generated[self.part]
 
-        d_loss = self._halving(lambda: self._discriminator_gradients(real_pyramid, [f.detach() for f in fakes()]))
-        self._update(self.discriminator_copy, self.discriminator_optimizer, d_loss)
-        g_loss = self._halving(lambda: self._generator_gradients(real_pyramid, fakes()))
-        self._update(self.generator_copy, self.generator_optimizer, g_loss)
+        with convolution_settings(self.device):
+            d_loss = self._halving(lambda: self._discriminator_gradients(real_pyramid, [f.detach() for f in fakes()]))
+            self._update(self.discriminator_copy, self.discriminator_optimizer, d_loss)
+            g_loss = self._halving(lambda: self._generator_gradients(real_pyramid, fakes()))
+            self._update(self.generator_copy, self.generator_optimizer, g_loss)
         self._count_dropped()
         self.images_seen += len(reals)
         decay = ema_decay(

@@ -179,7 +179,7 @@ class Trainer:
             if recorded := self._recorded_end():
                 return self._nothing_to_do(recorded)
             self._start()
-            with closing(self.samples.batches(self.images_seen)) as batches:
+            with closing(self.samples.batches(self.images_seen, pinned=self.device.type == "cuda")) as batches:
                 try:
                     self._train(self.spent.waiting_for(batches))
                 finally:
@@ -190,7 +190,7 @@ class Trainer:
         """The loop: a step, then what is due after it; at the end, or when stopped, a checkpoint."""
         self.interval.start_clock()
         while not self._is_finished() and self.stop_state is None:
-            reals = to_float(next(batches).to(self.device))
+            reals = to_float(next(batches).to(self.device, non_blocking=True))
             positions = range(self.images_seen, self.images_seen + self.config.batch_size)
             drawn = latents(self.config.seed, positions, self.config.latent_size)
             self.interval.add(self.step(reals, drawn))

@@ -39,16 +39,17 @@ class SampleStream:
             images[flipped] = images[flipped].flip(-1)
         return images
 
-    def batches(self, position: int) -> Generator[torch.Tensor, None, None]:
+    def batches(self, position: int, *, pinned: bool = False) -> Generator[torch.Tensor, None, None]:
         """Batches of (N, 3, R, R) uint8 from `position` on, endlessly. Closing the iterator ends its threads.
 
-        As many are read in advance as there are threads, so that all of them decode, while their memory allows it.
+        pinned: in memory that a CUDA device copies from while it computes. As many are read in advance as there are threads, so that all of them decode, while their memory allows it.
         """
         positions = itertools.count(position, self.batch_size)
         workers = self.dataset.workers
         fitting = BYTES_AHEAD // (self.batch_size * 3 * self.dataset.resolution**2)
         ahead = max(BATCHES_AHEAD, min(workers, fitting))
-        yield from in_threads(self.batch, positions, workers=workers, ahead=ahead)
+        read = (lambda position: self.batch(position).pin_memory()) if pinned else self.batch
+        yield from in_threads(read, positions, workers=workers, ahead=ahead)
 
 
 def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
