@@ -42,7 +42,8 @@ class SampleStream:
     def batches(self, position: int, *, pinned: bool = False) -> Generator[torch.Tensor, None, None]:
         """Batches of (N, 3, R, R) uint8 from `position` on, endlessly. Closing the iterator ends its threads.
 
-        pinned: in memory that a CUDA device copies from while it computes. As many are read in advance as there are threads, so that all of them decode, while their memory allows it.
+        pinned: in memory that a CUDA device copies from while it computes. As many are read in advance as there are
+        threads, so that all of them decode, while their memory allows it.
         """
         positions = itertools.count(position, self.batch_size)
         workers = self.dataset.workers
