@@ -10,6 +10,7 @@ to benchmarks/results.json.
 
 from __future__ import annotations
 
+import itertools
 import resource
 import statistics
 import tempfile
@@ -36,7 +37,7 @@ from msggan.steps import TrainingState
 
 PHOTOGRAPHS, LARGE, RESOLUTION, SMALL = 96, 1024, 64, 128
 ROUNDS = 3
-SECONDS_TRAINED = 15.0
+STEPS_BEFORE, STEPS_TRAINED = 5, 30  # not counted: the first step, and the batches that are ready then
 BARS = {"files": 2.0, "pack": 30.0}
 WAITING_BAR = 0.02  # of the time that training takes, from the second epoch on
 BEGIN_BAR_SECONDS = 3.0
@@ -107,17 +108,23 @@ def waiting_row(folder: Path, device: torch.device) -> dict[str, Any]:
     dataset = open_source(folder / "photographs").dataset(resolution=RESOLUTION, background="white")
     networks, batch_size = TrainingState(config, device), config.batch_size
     samples = SampleStream(dataset, seed=0, batch_size=batch_size, mirror=True)
-    waited, began, position = 0.0, time.perf_counter(), len(dataset)  # which begins the second epoch
+    position = len(dataset)  # which begins the second epoch
+    taken: list[tuple[float, float]] = []  # until the images were there, and until the step was done
     with closing(samples.batches(position)) as batches:
-        next(batches)
-        while (spent := time.perf_counter() - began) < SECONDS_TRAINED:
-            images: list[torch.Tensor] = []
-            waited += seconds(lambda images=images: images.append(next(batches)))  # type: ignore[misc]
+        for images in batches:
+            came = time.perf_counter()
             drawn = latents(0, range(position, position + batch_size), config.latent_size).to(device)
-            networks.step(to_float(images[0].to(device)), drawn)
+            networks.step(to_float(images.to(device)), drawn)
+            taken.append((came, time.perf_counter()))
             position += batch_size
+            if len(taken) > STEPS_TRAINED + STEPS_BEFORE:
+                break
+    counted = taken[STEPS_BEFORE:]
+    waited = sum(came - before for (_, before), (came, _) in itertools.pairwise(counted))
+    spent = counted[-1][1] - counted[0][1]
     setting = f"{RESOLUTION} px, latent {config.latent_size}, batch {batch_size}, {config.precision}"
     ratio = waited / spent
+    setting += f", {STEPS_TRAINED} steps"
     return row("data: training waits", setting, waited, spent, ratio=ratio, unit="s", bar=WAITING_BAR, most=True)
 
 
