@@ -14,8 +14,9 @@ from msggan.errors import OutOfMemoryError, UsageError
 # torch raises a plain RuntimeError if the CPU, Apple's GPU or a CUDA library cannot allocate memory.
 NO_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|out of memory|bad_?\s?alloc"
+    r"|could not create a primitive$"  # oneDNN has chosen an implementation, and has no memory for its code
     r"|CU(DNN|BLAS|SOLVER|FFT)_STATUS_(INTERNAL_ERROR_\w*)?ALLOC(ATION)?_FAILED",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 
 

@@ -112,7 +112,7 @@ class TrainingState:
         named = {f"{part}.{name}": t for part, network in networks.items() for name, t in network.state_dict().items()}
         for part, network, optimizer in self._optimized():
             for name, parameter in network.named_parameters():
-                for moment, tensor in optimizer.state[parameter].items():
+                for moment, tensor in optimizer.moments[parameter].items():
                     named[f"{part}_optimizer.{name}.{moment}"] = tensor
         return named
 
@@ -225,35 +225,59 @@ class TrainingState:
         return network
 
     def _adam(self, network: nn.Module, learning_rate: float) -> SkipNonFiniteAdam:
-        betas = (self.config.beta1, self.config.beta2)
-        optimizer = SkipNonFiniteAdam(network.parameters(), lr=learning_rate, betas=betas, eps=ADAM_EPSILON, fused=True)
-        for parameter in network.parameters():  # what Adam does in its first step, so that `tensors` is always complete
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=self.device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
-        return optimizer
+        return SkipNonFiniteAdam(network, learning_rate, self.config.beta1, self.config.beta2)
 
 
-class SkipNonFiniteAdam(torch.optim.Adam):
-    """Adam that skips a step if the loss or a gradient is not finite.
+class SkipNonFiniteAdam:
+    """Adam (Kingma and Ba, algorithm 1) that skips a step if the loss or a gradient is not finite.
 
-    found_inf: 1 if the last step was dropped, else 0. The fused step reads it, as with torch.amp.GradScaler, and then
-    changes nothing; no synchronization with the device is needed.
+    found_inf: 1 if the last step was dropped, else 0. The fused operation reads it, as with torch.amp.GradScaler, and
+    then changes nothing; no synchronization with the device is needed. moments: the tensors of each parameter that a
+    checkpoint holds, under PyTorch's names. It is PyTorch's operation without its optimizer, whose constructor imports
+    the compiler.
     """
 
     found_inf: Tensor
 
+    def __init__(self, network: nn.Module, learning_rate: float, beta1: float, beta2: float) -> None:
+        self.learning_rate, self.beta1, self.beta2 = learning_rate, beta1, beta2
+        self.parameters: list[Tensor] = list(network.parameters())
+        self.moments = {
+            parameter: {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+            for parameter in self.parameters
+        }
+
+    @torch.no_grad()
     def step_if_finite(self, loss: Tensor) -> None:
         """loss: the scalar whose gradients are applied."""
-        gradients = [
-            weight.grad for group in self.param_groups for weight in group["params"] if weight.grad is not None
-        ]
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         # The norm is not finite if one of them is not, or if its square is too large for Adam's second average.
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.found_inf = (~torch.isfinite(norm + loss.detach())).float()
-        self.step()
+        self.found_inf = (~torch.isfinite(norm + loss)).float()
+        steps, averages, squares = (
+            [moments[name] for moments in self.moments.values()] for name in ("step", "exp_avg", "exp_avg_sq")
+        )
+        torch._foreach_add_(steps, 1 - self.found_inf)
+        torch._fused_adam_(
+            self.parameters,
+            gradients,
+            averages,
+            squares,
+            [],
+            steps,
+            lr=self.learning_rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=ADAM_EPSILON,
+            weight_decay=0.0,
+            amsgrad=False,
+            maximize=False,
+            found_inf=self.found_inf,
+        )
 
 
 def ema_decay(*, batch_size: int, images_seen: int, half_life_kimg: float, ramp: float) -> float:

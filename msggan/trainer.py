@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, wraps
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from msggan.commands.program import signal_handlers
 from msggan.config import TrainConfig, explicit_values, resolve
+from msggan.data.decoding import plural
 from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
@@ -194,6 +195,7 @@ class Trainer:
             positions = range(self.images_seen, self.images_seen + self.config.batch_size)
             drawn = latents(self.config.seed, positions, self.config.latent_size)
             self.interval.add(self.step(reals, drawn))
+            self._check_memory()
             self._check_dropped_updates()
 
             sample, measure, save = (
@@ -221,6 +223,18 @@ class Trainer:
 
     def _is_finished(self) -> bool:
         return self.images_seen >= self.total_images
+
+    def _check_memory(self) -> None:
+        """Keeps the size of the parts in the run folder if the last step had to compute its batch in smaller ones."""
+        part = self.training_state.part
+        if part < min(self.config.micro_batch or self.config.batch_size, self.config.batch_size):
+            self.config = replace(self.config, micro_batch=part)
+            self._ensure_ours()
+            self.folder.change_config(self.config)
+            self.progress.info(
+                f"Out of memory on {self.device}: from now on, each batch is computed in parts of "
+                f"{plural(part, 'image')} (--micro-batch {part}), with the same results."
+            )
 
     def _check_dropped_updates(self) -> None:
         """Raises `TrainingError` after ten dropped updates in a row. Checked every ten steps on a GPU, to wait less."""

@@ -111,7 +111,7 @@ class RunFolder:
         Files that have this content already are not written again, so that nothing can happen to them.
         Raises `RunFolderError` if the folder cannot be written, or has no space for two checkpoints.
         """
-        contents = {self.config: json.dumps({"format_version": FORMAT_VERSION, **asdict(config)}, indent=2)}
+        contents = {self.config: _stored(config)}
         for name, network in networks.items():
             contents[self.path / f"{name}_config.txt"] = printout(network)
         try:
@@ -128,6 +128,10 @@ class RunFolder:
                     write_whole(path, content.encode())
         except OSError as error:
             raise self.unwritable(error) from error
+
+    def change_config(self, config: TrainConfig) -> None:
+        """Stores another configuration of the same run."""
+        write_whole(self.config, _stored(config).encode())
 
     def prepare_imported(self, generator: Generator) -> dict[str, Any]:
         """Creates the folder for a generator that BMSG-GAN trained; returns the configuration stored in it."""
@@ -160,6 +164,10 @@ def marks_run(name: str, read: Callable[[], bytes]) -> bool:
     except (DataError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and keys[name] <= content.keys()
+
+
+def _stored(config: TrainConfig) -> str:
+    return json.dumps({"format_version": FORMAT_VERSION, **asdict(config)}, indent=2)
 
 
 def stored_fields(values: Mapping[str, Any], *, needed: Collection[str] = ()) -> dict[str, Any]:

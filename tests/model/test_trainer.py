@@ -544,6 +544,24 @@ def test_updates_that_are_not_finite_end_the_run_with_a_diagnosis_and_touch_no_c
     assert checkpoint.images_seen == reached - 10 * 4  # a checkpoint each step, and none of the last ten
 
 
+def test_a_step_without_enough_memory_is_computed_in_parts_from_then_on(tiny_images: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    ours = trainer(tiny_images, run_dir, kimg=0.02)
+    judged: list[int] = []
+
+    def fail_at_the_fifth(*_: object) -> None:
+        judged.append(len(judged))
+        if len(judged) == 5:
+            raise torch.OutOfMemoryError
+
+    ours.training_state.discriminator_copy.network.last.register_forward_hook(fail_at_the_fifth)
+    assert ours.run().state == "completed"
+    assert "each batch is computed in parts of 2 images (--micro-batch 2)" in messages_of(ours)
+    assert json.loads((run_dir / "config.json").read_text())["micro_batch"] == 2
+    again = trainer(tiny_images, run_dir, kimg=0.04)
+    assert (again.training_state.part, again.run().images_seen) == (2, 40)
+
+
 def test_a_dropped_update_is_counted_and_its_loss_is_in_no_mean(tiny_images: Path, tmp_path: Path) -> None:
     ours = trainer(tiny_images, tmp_path / "run", kimg=0.08, metric_kimg=0.02)
     losses: list[float] = []
