@@ -41,19 +41,19 @@ def train_limited(mib: int, data: Path, run_dir: Path) -> Ended:
     return run_limited(mib, "msggan.train", "--data", data, "--run-dir", run_dir, "--device", "cpu", *args)
 
 
-# Two steps of 16 images, which may use as many MiB beyond the networks as the first argument says.
+# Two steps of 64 images, which may use as many MiB beyond the networks as the first argument says.
 LIMITED_STEPS = """
 import re, resource, sys, torch
 from msggan.config import TrainConfig, resolve
 from msggan.randomness import latents
 from msggan.steps import TrainingState
-asked = TrainConfig(resolution=64, latent_size=128, batch_size=16, precision="float32")
+asked = TrainConfig(resolution=64, latent_size=32, batch_size=64, precision="float32")
 config = resolve(asked, shorter_side_px=64, device="cpu", has_fast_bfloat16=False)
 state = TrainingState(config, torch.device("cpu"))
 used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
 for step in range(2):
-    state.step(torch.zeros(16, 3, 64, 64), latents(0, range(16), 128))
+    state.step(torch.zeros(64, 3, 64, 64), latents(0, range(64), 32))
 updates = {int(value) for name, value in state.tensors().items() if name.endswith(".step")}
 print(state.part, state.images_seen, *updates)
 """
@@ -70,8 +70,8 @@ def test_a_step_is_computed_in_parts_where_memory_does_not_suffice_for_its_batch
         if ended.returncode == 0:
             break
     part, images, *updates = map(int, ended.stdout.split())
-    assert (images, updates) == (32, [2])
-    assert part < 16
+    assert (images, updates) == (128, [2])
+    assert part < 64
 
 
 @limitable
