@@ -261,7 +261,7 @@ class SkipNonFiniteAdam:
         steps, averages, squares = (
             [moments[name] for moments in self.moments.values()] for name in ("step", "exp_avg", "exp_avg_sq")
         )
-        torch._foreach_add_(steps, 1 - self.found_inf)
+        torch._foreach_add_(steps, [1 - self.found_inf] * len(steps))  # a scalar would be read from the device
         torch._fused_adam_(
             self.parameters,
             gradients,

@@ -171,7 +171,7 @@ def test_a_finished_run_can_be_made_longer(tiny_images: Path, tmp_path: Path) ->
 
 MOMENTS = {
     "before the discriminator's update": "discriminator_optimizer.step_if_finite",
-    "between the two networks": "_generator_step",
+    "between the two networks": "_generator_gradients",
     "before the images are counted": "_count_dropped",
     "before the average": "update_ema",
 }
@@ -201,7 +201,7 @@ def interrupt_once(
         *[("float32", moment, 7, KeyboardInterrupt) for moment in MOMENTS],
         *[pytest.param("float64", moment, 7, KeyboardInterrupt, marks=pytest.mark.slow) for moment in MOMENTS],
         ("float32", "between the two networks", 0, KeyboardInterrupt),
-        ("float32", "between the two networks", 7, MemoryError),
+        ("float32", "before the discriminator's update", 7, MemoryError),
     ],
 )
 def test_run_after_a_step_that_was_interrupted_equals_never_stopping(
