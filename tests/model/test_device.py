@@ -17,7 +17,7 @@ from msggan.errors import ExportError
 
 # What a process may use beyond its modules, in MiB, is its first argument; the second is the program that it runs.
 LIMITED = """
-import importlib, re, resource, sys
+import importlib, numpy.random, re, resource, sys
 import msggan.pictures.onnx_model, msggan.pictures.sampler, msggan.trainer
 mib, program = int(sys.argv.pop(1)), importlib.import_module(sys.argv.pop(1))
 used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
