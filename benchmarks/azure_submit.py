@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.results import write_rows
+from benchmarks.results import row, write_rows
 from orchestration.azure.submission import build_snapshot
 from tests.azure_local import azurite
 from tests.azure_local.local import AzureLocal
@@ -69,10 +69,10 @@ def main(images: int, rounds: int) -> None:
                 sent.append(submissions(azure, folder, who, str(folder / "code")))
     rows = rows_of(measured, f"{images:,} images of {SIDE_PX} px")
     click.echo(f"{write_rows(rows, torch.device('cpu'))}\n")
-    for row in rows:
+    for each in rows:
         click.echo(
-            f"{row['name']}  {row['setting']}: {row['value']:.1f} {row['unit']}, bare SDK {row['baseline']:.1f}: "
-            f"{row['ratio']:.2f} times less (bar {row['bar']:.2f}, {'met' if row['met'] else 'not met'})"
+            f"{each['name']}  {each['setting']}: {each['value']:.1f} {each['unit']}, bare SDK {each['baseline']:.1f}: "
+            f"{each['ratio']:.2f} times less (bar {each['bar']:.2f}, {'met' if each['met'] else 'not met'})"
         )
 
 
@@ -152,22 +152,9 @@ def rows_of(measured: dict[str, list[dict[str, Sent]]], setting: str) -> list[di
             ("submit: requests to job accepted", "requests", lambda sent: sent.requests),
         ):
             found = {who: min(value(sent[when]) for sent in all_sent) for who, all_sent in measured.items()}
-            rows.append(row(name, f"{setting}, {in_words}", found["ours"], found["bare"], unit))
+            ours, bare = found["ours"], found["bare"]
+            rows.append(row(name, f"{setting}, {in_words}", ours, unit, baseline=bare, ratio=bare / ours, bar=BAR))
     return rows
-
-
-def row(name: str, setting: str, value: float, baseline: float, unit: str) -> dict[str, Any]:
-    ratio = baseline / value
-    return {
-        "name": name,
-        "setting": setting,
-        "value": value,
-        "unit": unit,
-        "baseline": baseline,
-        "ratio": ratio,
-        "bar": BAR,
-        "met": ratio >= BAR,
-    }
 
 
 if __name__ == "__main__":

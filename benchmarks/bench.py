@@ -32,7 +32,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.results import write_rows
+from benchmarks.results import row, write_rows
 from msggan.config import TrainConfig, resolve
 from msggan.data.stream import pyramid
 from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory
@@ -355,21 +355,6 @@ def timed(call: Callable[[], object], device: torch.device | None) -> float:
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     return measured if isinstance(measured, float) else time.perf_counter() - began
-
-
-def row(
-    name: str,
-    setting: str,
-    value: float,
-    unit: str,
-    *,
-    baseline: float | None = None,
-    ratio: float | None = None,
-    bar: float | None = None,
-) -> Row:
-    met = None if bar is None or ratio is None else ratio >= bar
-    about = {"name": name, "setting": setting, "value": value, "unit": unit}
-    return {**about, "baseline": baseline, "ratio": ratio, "bar": bar, "met": met}
 
 
 def described(each: Row) -> str:

@@ -19,7 +19,7 @@ import click
 import torch
 
 from benchmarks.bench import SIZES, timed
-from benchmarks.results import write_rows
+from benchmarks.results import row, write_rows
 from msggan.config import TrainConfig, resolve
 from msggan.device import choose_device
 from msggan.randomness import latents
@@ -35,11 +35,11 @@ BAR = 0.02  # of the time that training takes
 def main(device: str) -> None:
     """Measure checkpoints at three sizes."""
     place = choose_device(device)
-    rows = [row for size in SIZES for row in rows_of(*size, device=place)]
+    rows = [each for size in SIZES for each in rows_of(*size, device=place)]
     click.echo(f"{write_rows(rows, place)}\n")
-    for row in rows:
-        bar = f", {row['ratio']:.2%} of training (bar {row['bar']:.0%})" if row["bar"] else ""
-        click.echo(f"{row['name']}  {row['setting']}: {row['value']:.3g} {row['unit']}{bar}")
+    for each in rows:
+        bar = f", {each['ratio']:.2%} of training (bar {each['bar']:.0%})" if each["bar"] else ""
+        click.echo(f"{each['name']}  {each['setting']}: {each['value']:.3g} {each['unit']}{bar}")
 
 
 def rows_of(resolution: int, latent_size: int, batch_size: int, *, device: torch.device) -> list[dict[str, Any]]:
@@ -61,7 +61,16 @@ def rows_of(resolution: int, latent_size: int, batch_size: int, *, device: torch
         resumed = seconds(lambda: resume(folder.checkpoints, networks))
     return [
         row("checkpoint: size", setting, size / 2**20, "MiB"),
-        row("checkpoint: training held up", setting, held_up, "s", interval),
+        row(
+            "checkpoint: training held up",
+            setting,
+            held_up,
+            "s",
+            baseline=interval,
+            ratio=held_up / interval,
+            bar=BAR,
+            most=True,
+        ),
         row("checkpoint: written after", setting, written, "s"),
         row("checkpoint: resumed after", setting, resumed, "s"),
     ]
@@ -71,21 +80,6 @@ def resume(checkpoints: Path, networks: TrainingState) -> None:
     checkpoint, _ = newest_checkpoint(checkpoints)
     assert checkpoint is not None  # noqa: S101 - it has just been written
     networks.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
-
-
-def row(name: str, setting: str, value: float, unit: str, baseline: float | None = None) -> dict[str, Any]:
-    ratio = value / baseline if baseline else None
-    bar = BAR if baseline else None
-    return {
-        "name": name,
-        "setting": setting,
-        "value": value,
-        "unit": unit,
-        "baseline": baseline,
-        "ratio": ratio,
-        "bar": bar,
-        "met": None if ratio is None else ratio < BAR,
-    }
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.results import write_rows
+from benchmarks.results import row, write_rows
 from msggan.config import TrainConfig, resolve
 from msggan.data.dataset import cores, in_threads
 from msggan.data.pack_file import Pack, write_pack
@@ -81,13 +81,15 @@ def reading_rows(folder: Path) -> list[dict[str, Any]]:
     passes["ImageFolder"]()  # starts its workers
     taken = [{name: seconds(read) for name, read in passes.items()} for _ in range(ROUNDS)]
     setting = f"{PHOTOGRAPHS} JPEGs of {LARGE} px at {RESOLUTION} px, {cores()} workers"
+    speed = {name: PHOTOGRAPHS / statistics.median(each[name] for each in taken) for name in passes}
     return [
         row(
             f"data: first pass over {name}",
             setting,
-            *(PHOTOGRAPHS / statistics.median(each[which] for each in taken) for which in (name, "ImageFolder")),
+            speed[name],
+            "images/s",
+            baseline=speed["ImageFolder"],
             ratio=statistics.median(each["ImageFolder"] / each[name] for each in taken),
-            unit="images/s",
             bar=bar,
         )
         for name, bar in BARS.items()
@@ -125,7 +127,7 @@ def waiting_row(folder: Path, device: torch.device) -> dict[str, Any]:
     setting = f"{RESOLUTION} px, latent {config.latent_size}, batch {batch_size}, {config.precision}"
     ratio = waited / spent
     setting += f", {STEPS_TRAINED} steps"
-    return row("data: training waits", setting, waited, spent, ratio=ratio, unit="s", bar=WAITING_BAR, most=True)
+    return row("data: training waits", setting, waited, "s", baseline=spent, ratio=ratio, bar=WAITING_BAR, most=True)
 
 
 def beginning_rows(folder: Path, count: int) -> list[dict[str, Any]]:
@@ -140,17 +142,11 @@ def beginning_rows(folder: Path, count: int) -> list[dict[str, Any]]:
     packed = seconds(lambda: open_source(pack).dataset(**options).images(range(64)))
     setting = f"{count} JPEGs of {SMALL} px, {cores()} workers"
     return [
-        row("data: begins the first time", setting, first, None, unit="s"),
-        row("data: begins again", setting, again, first, ratio=first / again, unit="s"),
-        row("data: pack written", setting, packing, None, unit="s"),
-        row("data: begins with a pack", setting, packed, None, unit="s", bar=BEGIN_BAR_SECONDS, most=True),
-        row(
-            "data: memory at most",
-            setting,
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-            None,
-            unit="MiB",
-        ),
+        row("data: begins the first time", setting, first, "s"),
+        row("data: begins again", setting, again, "s", baseline=first, ratio=first / again),
+        row("data: pack written", setting, packing, "s"),
+        row("data: begins with a pack", setting, packed, "s", bar=BEGIN_BAR_SECONDS, most=True),
+        row("data: memory at most", setting, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, "MiB"),
     ]
 
 
@@ -172,32 +168,6 @@ def draw(folder: Path, count: int, side: int, *, quality: int) -> None:
 
     for _ in in_threads(save, range(count), workers=cores()):
         pass
-
-
-def row(
-    name: str,
-    setting: str,
-    value: float,
-    baseline: float | None,
-    *,
-    unit: str,
-    ratio: float | None = None,
-    bar: float | None = None,
-    most: bool = False,
-) -> dict[str, Any]:
-    """most: the bar is the most that is good, of the ratio or, where there is none, of the value."""
-    judged = value if ratio is None else ratio
-    met = None if bar is None else judged <= bar if most else judged >= bar
-    return {
-        "name": name,
-        "setting": setting,
-        "value": value,
-        "unit": unit,
-        "baseline": baseline,
-        "ratio": ratio,
-        "bar": bar,
-        "met": met,
-    }
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -31,6 +31,27 @@ def write_rows(rows: Sequence[dict[str, Any]], device: torch.device, path: Path 
     return about
 
 
+def row(
+    name: str,
+    setting: str,
+    value: float,
+    unit: str,
+    *,
+    baseline: float | None = None,
+    ratio: float | None = None,
+    bar: float | None = None,
+    most: bool = False,
+) -> dict[str, Any]:
+    """A row of results.json. bar: of the ratio or, where there is none, of the value.
+
+    It is the least that is good; with `most`, what is good is less than it.
+    """
+    judged = value if ratio is None else ratio
+    met = None if bar is None else judged < bar if most else judged >= bar
+    about = {"name": name, "setting": setting, "value": value, "unit": unit}
+    return {**about, "baseline": baseline, "ratio": ratio, "bar": bar, "met": met}
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     return {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
