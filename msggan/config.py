@@ -261,6 +261,11 @@ class TrainConfig:
         """Number of scales: log2(resolution) - 1. Needs a resolved configuration."""
         return depth_of(self.resolution)
 
+    @property
+    def part(self) -> int:
+        """The images that are computed at once. Needs a resolved configuration."""
+        return min(self.micro_batch or self.batch_size, self.batch_size)
+
     def __repr__(self) -> str:
         return f"TrainConfig({', '.join(f'{name}={value!r}' for name, value in explicit_values(self).items())})"
 

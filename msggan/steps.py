@@ -59,7 +59,7 @@ class TrainingState:
         self.discriminator_optimizer = self._adam(self.discriminator, config.d_lr)
         self.generator_copy = ComputingCopy(self.generator, self.compute_dtype)
         self.discriminator_copy = ComputingCopy(self.discriminator, self.compute_dtype)
-        self.part = min(config.micro_batch or config.batch_size, config.batch_size)
+        self.part = config.part
         self.images_seen = 0
         self.dropped = torch.zeros((), dtype=torch.int64, device=device)
         self.dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
@@ -92,9 +92,10 @@ class TrainingState:
 
         with convolution_settings(self.device):
             d_loss = self._halving(lambda: self._discriminator_gradients(real_pyramid, [f.detach() for f in fakes()]))
-            self._update(self.discriminator_copy, self.discriminator_optimizer, d_loss)
+            self.discriminator_optimizer.step_if_finite(d_loss)
+            self.discriminator_copy.update()
             g_loss = self._halving(lambda: self._generator_gradients(real_pyramid, fakes()))
-            self._update(self.generator_copy, self.generator_optimizer, g_loss)
+            self.generator_optimizer.step_if_finite(g_loss)
         self._count_dropped()
         self.images_seen += len(reals)
         decay = ema_decay(
@@ -190,11 +191,6 @@ class TrainingState:
         assert squared_norms is not None  # noqa: S101 - they are asked for
         return wgan_gradient_penalty(squared_norms)
 
-    def _update(self, network: ComputingCopy[Any], optimizer: SkipNonFiniteAdam, loss: Tensor) -> None:
-        """One step of the optimizer along the gradients that were passed back to the weights."""
-        optimizer.step_if_finite(loss)
-        network.update()
-
     def _halving(self, compute: Callable[[], Tensor]) -> Tensor:
         """compute(), which changes no weight, again with parts of half the size whenever memory does not suffice."""
         while True:
@@ -253,7 +249,7 @@ class SkipNonFiniteAdam:
 
     @torch.no_grad()
     def step_if_finite(self, loss: Tensor) -> None:
-        """loss: the scalar whose gradients are applied."""
+        """loss: the scalar whose gradients the parameters have."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         # The norm is not finite if one of them is not, or if its square is too large for Adam's second average.
         norm = torch.nn.utils.get_total_norm(gradients)

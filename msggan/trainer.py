@@ -227,7 +227,7 @@ class Trainer:
     def _check_memory(self) -> None:
         """Keeps the size of the parts in the run folder if the last step had to compute its batch in smaller ones."""
         part = self.training_state.part
-        if part < min(self.config.micro_batch or self.config.batch_size, self.config.batch_size):
+        if part < self.config.part:
             self.config = replace(self.config, micro_batch=part)
             self._ensure_ours()
             self.folder.change_config(self.config)

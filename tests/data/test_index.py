@@ -88,7 +88,7 @@ def test_only_files_that_have_changed_are_read_again(
     started(folder, index)
     change(folder)
     ours, actually_read = started(folder, index)
-    assert actually_read == read + 1  # and the file that is no image
+    assert actually_read == read + 1  # the file that is not an image is read again
     assert_as_without_index(ours, folder)
     assert started(folder, index)[1] == 1
 
