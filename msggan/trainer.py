@@ -126,6 +126,7 @@ class Trainer:
             shorter_side_px=config.resolution or source.median_shorter_side(),  # reads headers only if needed
             device=self.device.type,
             has_fast_bfloat16=has_fast_bfloat16(self.device),
+            images=source.images,
         )
         self.total_images = self.config.kimg * 1000
         self.progress = choose_progress(self.folder, total_images=round(self.total_images), stream=messages)
@@ -420,7 +421,8 @@ class Trainer:
         self.spent, self.started_images, self.reported_at = TimeSpent(), self.images_seen, -math.inf
         self.progress.info(
             f"{'Resuming' if self.images_seen else 'Training'} {self.folder} on {self.device} in "
-            f"{self.config.precision}: {self.images_seen / 1000:g} of {self.config.kimg:g} kimg done."
+            f"{self.config.precision}, {self.config.batch_size} images a step: {self.images_seen / 1000:g} of "
+            f"{self.config.kimg:g} kimg done."
         )
 
     # After the last step

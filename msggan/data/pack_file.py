@@ -184,6 +184,10 @@ class Pack:
         """The options that are fixed already, by name: how the images were decoded."""
         return {"resolution": self.contents.resolution, "background": self.contents.background}
 
+    @property
+    def images(self) -> int:
+        return self.contents.images
+
     def median_shorter_side(self) -> int:
         return self.contents.resolution
 

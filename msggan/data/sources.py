@@ -94,6 +94,11 @@ class ImageFiles(NamedTuple):
         """The options that are fixed already, by name: none, since nothing is decoded yet."""
         return {}
 
+    @property
+    def images(self) -> int:
+        """The number of files; some may prove unreadable."""
+        return len(self.files)
+
     def median_shorter_side(self) -> int:
         """The median of the images' shorter sides in pixels, from the headers of at most 256 files, evenly spaced."""
         read = self.files[:: max(1, -(-len(self.files) // HEADERS_READ))]

@@ -141,8 +141,8 @@ def rehearse(spec: RunSpec, info: Callable[[str], None]) -> Rehearsal:
 
     info(line): prints progress. Raises the error of a run that cannot train.
     """
-    # The length, the interval and the batch size, whose defaults are the same for all images and devices.
-    requested = resolve(spec.config, shorter_side_px=32, device="cpu", has_fast_bfloat16=False)
+    # The length and the interval, whose defaults are the same everywhere, and the largest batch of any device.
+    requested = resolve(spec.config, shorter_side_px=32, device="cuda", has_fast_bfloat16=False)
     short, step = short_run(spec, requested.batch_size)
     with tempfile.TemporaryDirectory(prefix="msggan-rehearsal-") as folder:
         whole, killed = RunFolder(Path(folder) / "uninterrupted"), RunFolder(Path(folder) / "killed")

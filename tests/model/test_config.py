@@ -175,6 +175,36 @@ def test_the_resolution_follows_the_images_and_the_device(side: int, device: str
     assert resolved(TrainConfig(), shorter_side_px=side, device=device).resolution == resolution
 
 
+@pytest.mark.parametrize(
+    ("device", "resolution", "images", "batch_size"),
+    [
+        ("cpu", 32, 100_000, 4),
+        ("cuda", 32, 100_000, 32),
+        ("cuda", 128, 256, 32),
+        ("cuda", 128, 255, 16),
+        ("cuda", 256, 100_000, 16),
+        ("mps", 64, 24, 4),
+        ("cuda", 64, 1, 4),
+    ],
+)
+def test_the_batch_fills_a_gpu_and_is_an_eighth_of_the_images_at_most(
+    device: str, resolution: int, images: int, batch_size: int
+) -> None:
+    config = resolved(TrainConfig(resolution=resolution), device=device, images=images)
+    assert config.batch_size == batch_size
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "rate", "beta2"),
+    [(1, 0.001, 0.99**0.25), (4, 0.002, 0.99), (16, 0.004, 0.99**4), (64, 0.008, 0.99**16)],
+)
+def test_rates_of_auto_grow_with_the_square_root_of_its_batch(batch_size: int, rate: float, beta2: float) -> None:
+    config = resolved(TrainConfig(batch_size=batch_size))
+    assert (config.g_lr, config.d_lr, config.beta2) == (rate, rate, pytest.approx(beta2, rel=1e-15))
+    assert resolved(TrainConfig(recipe="bmsg", batch_size=batch_size)).g_lr == RECIPES["bmsg"]["g_lr"]
+    assert resolved(TrainConfig(batch_size=batch_size, d_lr=0.5, beta2=0.5)).beta2 == 0.5
+
+
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bfloat16"), (False, "float32")])
 def test_auto_precision_follows_the_processor(fast: bool, precision: str) -> None:
     assert resolved(TrainConfig(precision="auto"), has_fast_bfloat16=fast).precision == precision
