@@ -11,9 +11,11 @@ import torch
 
 from msggan.errors import OutOfMemoryError, UsageError
 
-# torch raises a plain RuntimeError if the CPU, Apple's GPU or a CUDA library cannot allocate memory.
+# torch raises a plain RuntimeError if the CPU, Apple's GPU or a CUDA library cannot allocate memory, Python if a thread
+# has no memory for its stack, and an ImportError if a library has none for its code.
 NO_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|out of memory|bad_?\s?alloc"
+    r"|can't start new thread|failed to map segment|cannot allocate memory"
     r"|could not create a primitive$"  # oneDNN has chosen an implementation, and has no memory for its code
     r"|CU(DNN|BLAS|SOLVER|FFT)_STATUS_(INTERNAL_ERROR_\w*)?ALLOC(ATION)?_FAILED",
     re.IGNORECASE | re.MULTILINE,
@@ -60,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    if isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
+    if isinstance(error, RuntimeError | ImportError) and NO_MEMORY.search(str(error)):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 

@@ -8,12 +8,13 @@ images go through the discriminator together, and no unused gradient is computed
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.graph import saved_tensors_hooks
 
 from msggan.config import TrainConfig
 from msggan.data.stream import pyramid
@@ -327,9 +328,24 @@ def _parts(pyramid: Pyramid, size: int) -> list[Pyramid]:
 
 
 def _recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
-    """function(*inputs), which the gradient computes again instead of keeping what it computed."""
-    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return result
+    """function(*inputs), which the gradient computes again instead of keeping what it computed.
+
+    As `torch.utils.checkpoint`, which imports the compiler, of a hundred MiB, at the moment when memory is short.
+    """
+    numbers, again = itertools.count(), dict[int, Tensor]()
+
+    def unpack(number: int) -> Tensor:
+        if number not in again:
+            counted = itertools.count()
+            with (
+                torch.enable_grad(),
+                saved_tensors_hooks(lambda tensor: again.update({next(counted): tensor.detach()}), again.pop),
+            ):
+                function(*inputs)
+        return again.pop(number)
+
+    with saved_tensors_hooks(lambda _: next(numbers), unpack):
+        return function(*inputs)
 
 
 def _squared_norms(discriminator: Discriminator, gradient: Tensor, activations: Sequence[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from msggan.data.decoding import plural
 from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
-from msggan.device import choose_device, has_fast_bfloat16, memory_errors
+from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, memory_errors
 from msggan.display.progress import choose_progress, duration
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import Patches, distances
@@ -119,18 +119,18 @@ class Trainer:
         if self.folder.path.resolve() == Path(data).resolve():
             raise DataError(f"--run-dir {run_dir}: is the folder of the images.", "Use another --name or --run-dir.")
         self.device = choose_device(device)
-        self.data = data
-        source = open_source(data)
-        self.config = self.folder.continued(config) or resolve(
-            TrainConfig(**{**source.fixed_options, **explicit_values(config)}),
-            shorter_side_px=config.resolution or source.median_shorter_side(),  # reads headers only if needed
-            device=self.device.type,
-            has_fast_bfloat16=has_fast_bfloat16(self.device),
-            images=source.images,
-        )
-        self.total_images = self.config.kimg * 1000
-        self.progress = choose_progress(self.folder, total_images=round(self.total_images), stream=messages)
+        self.data, self.config = data, config
         with memory_errors(self._out_of_memory):
+            source = open_source(data)
+            self.config = self.folder.continued(config) or resolve(
+                TrainConfig(**{**source.fixed_options, **explicit_values(config)}),
+                shorter_side_px=config.resolution or source.median_shorter_side(),  # reads headers only if needed
+                device=self.device.type,
+                has_fast_bfloat16=has_fast_bfloat16(self.device),
+                images=source.images,
+            )
+            self.total_images = self.config.kimg * 1000
+            self.progress = choose_progress(self.folder, total_images=round(self.total_images), stream=messages)
             self.dataset = source.dataset(
                 resolution=self.config.resolution,
                 background=self.config.background,
@@ -176,7 +176,7 @@ class Trainer:
         It always starts from the newest checkpoint in the run folder, however an earlier call ended. If that has
         reached --kimg already, it writes nothing and returns the recorded state with a `notice`.
         """
-        with self._graceful_stop(), owned(self.folder), self._failures(), memory_errors(self._out_of_memory):
+        with memory_errors(self._out_of_memory), self._graceful_stop(), owned(self.folder), self._failures():
             self._resume()
             if recorded := self._recorded_end():
                 return self._nothing_to_do(recorded)
@@ -526,7 +526,9 @@ class Trainer:
             self.progress.close_log()
 
     def _explained(self, error: BaseException) -> BaseException:
-        """What a person can do about an error of the disk or of an image, once the run has started."""
+        """What a person can do about too little memory, and about the disk or an image once the run has started."""
+        if is_out_of_memory(error):
+            return self._out_of_memory()
         if self.state is not None and isinstance(error, OSError):
             where = f"{error.filename or self.folder}: {error.strerror or error}"
             return TrainingError(
@@ -541,11 +543,12 @@ class Trainer:
         hint = "Use a smaller --batch-size, --resolution or --latent-size"
         if self.folder.config.exists():
             hint += ", and another name: a run that has started keeps its own"
-        return OutOfMemoryError(
-            f"Out of memory on {self.device} at --resolution {self.config.resolution}, --latent-size "
-            f"{self.config.latent_size}, --batch-size {self.config.batch_size}.",
-            f"{hint}.",
-        )
+        sizes = [
+            f"--{name.replace('_', '-')} {value}"
+            for name in ("resolution", "latent_size", "batch_size")
+            if (value := getattr(self.config, name)) is not None
+        ]
+        return OutOfMemoryError(f"Out of memory on {self.device} at {', '.join(sizes) or 'the start'}.", f"{hint}.")
 
 
 @dataclass

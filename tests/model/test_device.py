@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def run_limited(mib: int, program: str, *args: object) -> Ended:
 
 
 def train_limited(mib: int, data: Path, run_dir: Path) -> Ended:
-    """The networks take 200 MiB, and with their gradients and Adam's averages 700."""
+    """The networks take 200 MiB, and with Adam's averages and the average of the weights 700."""
     args = ["--resolution", 8, "--latent-size", 512, "--batch-size", 8, "--kimg", 0.1, "--workers", 1]
     return run_limited(mib, "msggan.train", "--data", data, "--run-dir", run_dir, "--device", "cpu", *args)
 
@@ -76,25 +77,45 @@ def test_a_step_is_computed_in_parts_where_memory_does_not_suffice_for_its_batch
 
 
 @limitable
-@pytest.mark.parametrize("started", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(
-    tiny_images: Path, tmp_path: Path, started: bool
-) -> None:
-    """In the constructor, where nothing has been written, and in the first step."""
-    mib = 100
-    ended = train_limited(mib, tiny_images, tmp_path / "run")
-    while started and not (tmp_path / "run").exists():  # the first limit that the networks fit into, and no step does
-        mib += 150
-        ended = train_limited(mib, tiny_images, tmp_path / "run")
+def test_training_with_too_little_memory_names_the_sizes_and_what_to_change(tiny_images: Path, tmp_path: Path) -> None:
+    """In the constructor, where nothing has been written."""
+    ended = train_limited(100, tiny_images, tmp_path / "run")
     error = ended.json["error"]
     assert (ended.exit_code, error["code"]) == (1, "memory"), ended.stderr
     assert error["message"] == "Out of memory on cpu at --resolution 8, --latent-size 512, --batch-size 8."
-    another_name = ", and another name: a run that has started keeps its own" if started else ""
-    assert error["hint"] == f"Use a smaller --batch-size, --resolution or --latent-size{another_name}."
+    assert error["hint"] == "Use a smaller --batch-size, --resolution or --latent-size."
     assert "Traceback" not in ended.stderr
-    assert (tmp_path / "run").exists() == started
-    if started:
-        assert "Failed: Out of memory on cpu" in (tmp_path / "run" / "log.txt").read_text()
+    assert not (tmp_path / "run").exists()
+
+
+# A run that may use as many MiB beyond what its constructor has taken as its third argument says.
+LIMITED_RUN = """
+import json, re, resource, sys
+from msggan import TrainConfig, Trainer
+from msggan.errors import OutOfMemoryError
+config = TrainConfig(resolution=8, latent_size=512, batch_size=8, kimg=0.1)
+trainer = Trainer(config, data=sys.argv[1], run_dir=sys.argv[2], device="cpu", workers=1)
+used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]) * 2**20,) * 2)
+try:
+    trainer.run()
+except OutOfMemoryError as error:
+    print(json.dumps(error.as_json()))
+"""
+
+
+@limitable
+@pytest.mark.slow
+@pytest.mark.parametrize("mib", [2, 60])  # a thread's stack takes 8, the gradients 200
+def test_a_run_that_has_started_fails_for_too_little_memory(tiny_images: Path, tmp_path: Path, mib: int) -> None:
+    command = [sys.executable, "-c", LIMITED_RUN, str(tiny_images), str(tmp_path / "run"), str(mib)]
+    variables = environment(MALLOC_ARENA_MAX="1")
+    ended = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", check=False)
+    assert ended.returncode == 0, ended.stderr
+    error = json.loads(ended.stdout)["error"]
+    assert error["message"] == "Out of memory on cpu at --resolution 8, --latent-size 512, --batch-size 8."
+    assert error["hint"].endswith("and another name: a run that has started keeps its own.")
+    assert "Failed: Out of memory on cpu" in (tmp_path / "run" / "log.txt").read_text()
 
 
 @limitable
@@ -130,6 +151,7 @@ def test_using_a_network_with_too_little_memory_is_explained(
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "MPS backend out of memory (MPS allocated: 9.05 GB, other allocations: 1.2 MB, max allowed: 9.07 GB).",
         "std::bad_alloc",
+        "can't start new thread",
     ],
 )
 def test_the_messages_of_torch_for_too_little_memory_are_recognized(message: str) -> None:
@@ -140,6 +162,7 @@ def test_memory_errors_are_recognized_by_type_or_cause() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert is_out_of_memory(ImportError("libx265.so.217: failed to map segment from shared object"))
     wrapped = ExportError("torch could not make an ONNX model.")
     wrapped.__cause__ = MemoryError()
     assert is_out_of_memory(wrapped)
