@@ -39,9 +39,9 @@ def discriminator_loss(name: str, real_scores: Tensor, fake_scores: Tensor) -> T
         case "relativistic-hinge":  # Jolicoeur-Martineau, "The relativistic discriminator", appendix: RaHingeGAN
             return relu(1 - (real - fake.mean())).mean() + relu(1 + (fake - real.mean())).mean()
         case "relativistic-logistic":  # RpGAN; Huang et al., "The GAN is dead; long live the GAN!" (R3GAN), eq. 2
-            return softplus(-(real - fake)).mean()
+            return softplus(fake - real).mean()
         case "relativistic-average-logistic":  # Jolicoeur-Martineau, appendix: RaSGAN
-            return softplus(-(real - fake.mean())).mean() + softplus(fake - real.mean()).mean()
+            return softplus(fake.mean() - real).mean() + softplus(fake - real.mean()).mean()
         case "hinge":  # Miyato et al., "Spectral Normalization for GANs", eq. 16
             return relu(1 - real).mean() + relu(1 + fake).mean()
         case "standard":  # Goodfellow et al., "Generative Adversarial Networks", eq. 1

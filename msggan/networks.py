@@ -14,6 +14,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -265,8 +266,8 @@ class LatentConvolution(nn.ConvTranspose2d):
     def forward(self, latents: Tensor, output_size: list[int] | None = None) -> Tensor:
         """latents: (N, channels) → (N, channels, 4, 4). On one pixel, the convolution is a matrix product."""
         weight, bias = _cast(self, latents.dtype)
-        features = latents @ weight.flatten(1)
-        return features.view(latents.shape[0], self.out_channels, 4, 4) + bias.view(1, -1, 1, 1)
+        features = latents @ weight.permute(0, 2, 3, 1).flatten(1)  # channels_last, as the weight in training
+        return features.view(-1, 4, 4, self.out_channels).permute(0, 3, 1, 2) + bias.view(1, -1, 1, 1)
 
 
 def _equalize(layer: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: int) -> float:
@@ -287,13 +288,8 @@ def activate(x: Tensor) -> Tensor:
 
 def pixel_norm(x: Tensor) -> Tensor:
     """x: (N, C, H, W) → the same, each pixel's vector of channels with a mean square of 1 (ProGAN, section 4.2)."""
-    return x * _inverse_norm(x)
-
-
-def _inverse_norm(x: Tensor) -> Tensor:
-    """x: (N, C, H, W) → (N, 1, H, W): 1 / √(mean over channels of x² + 1e-8)."""
     squared_norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).square()
-    return torch.rsqrt(torch.rsub(squared_norm, EPSILON, alpha=-1 / x.shape[1]))  # 1e-8 + norm² / C in one operation
+    return x * torch.rsqrt(squared_norm / x.shape[1] + EPSILON)
 
 
 def activate_and_normalize(x: Tensor) -> Tensor:
@@ -302,6 +298,12 @@ def activate_and_normalize(x: Tensor) -> Tensor:
         normalized: Tensor = _ActivateAndNormalize.apply(x)
         return normalized
     return pixel_norm(activate(x))
+
+
+@cache
+def _epsilon(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A scalar on the device, so that adding it is part of another operation."""
+    return torch.full((), EPSILON, device=device, dtype=dtype)
 
 
 class _ActivateAndNormalize(torch.autograd.Function):
@@ -313,7 +315,8 @@ class _ActivateAndNormalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         activated = functional.leaky_relu(x, LEAK)
-        inverse_norm = _inverse_norm(activated)
+        norm = torch.linalg.vector_norm(activated, dim=1, keepdim=True)
+        inverse_norm = torch.rsqrt(torch.addcmul(_epsilon(x.device, x.dtype), norm, norm, value=1 / x.shape[1]))
         normalized = activated.mul_(inverse_norm)
         ctx.save_for_backward(normalized, inverse_norm)
         return normalized
@@ -342,6 +345,5 @@ def append_minibatch_stddev(x: Tensor, group: int) -> Tensor:
     count, channels, height, width = x.shape
     grouped = x.view(count // group, group, channels, height, width)
     variance = grouped.var(dim=1, unbiased=False)
-    deviation = torch.sqrt(variance + EPSILON).mean(dim=(1, 2, 3))
-    channel = deviation.repeat_interleave(group).view(count, 1, 1, 1).expand(count, 1, height, width)
-    return torch.cat((x, channel), dim=1)
+    deviation = torch.sqrt(variance + EPSILON).mean(dim=(1, 2, 3)).view(-1, 1, 1, 1, 1)
+    return torch.cat((grouped, deviation.expand(-1, group, 1, height, width)), dim=2).flatten(0, 1)

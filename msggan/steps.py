@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -62,9 +63,7 @@ class TrainingState:
         self.discriminator_copy = ComputingCopy(self.discriminator, self.compute_dtype)
         self.part = config.part
         self.images_seen = 0
-        self.dropped = torch.zeros((), dtype=torch.int64, device=device)
-        self.dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
-        self.most_dropped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row = torch.zeros(3, device=device).unbind()
         self._is_initial = True
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
@@ -156,16 +155,13 @@ class TrainingState:
         strengths = [gamma for gamma in (config.r1_gamma, config.r2_gamma) if gamma > 0 and is_due]
         penalized = slice(0 if config.r1_gamma > 0 else count, 2 * count if config.r2_gamma > 0 else count)
 
-        both = [torch.cat(scale) for scale in zip(reals, fakes, strict=True)]
-        scores, squared_norms = self._judge(both, batches=2, penalized=penalized if strengths else None)
-        loss = discriminator_loss(config.loss, *scores.chunk(2))
-        penalty = torch.zeros_like(loss)
+        scores, squared_norms = self._judge(joined(reals, fakes), batches=2, penalized=penalized if strengths else None)
+        loss = total = discriminator_loss(config.loss, *scores.chunk(2))
         if squared_norms is not None:
             for norms, gamma in zip(squared_norms.split(count), strengths, strict=True):
-                penalty = penalty + zero_centred_penalty(norms, gamma)
+                total = total + config.penalty_interval * zero_centred_penalty(norms, gamma)
         if config.loss == "wgan-gp" and is_due:
-            penalty = penalty + self._wgan_penalty(reals, fakes)
-        total = loss + config.penalty_interval * penalty
+            total = total + config.penalty_interval * self._wgan_penalty(reals, fakes)
         self.discriminator_copy.pass_back(torch.autograd.grad(total, self.discriminator_copy.weights))
         return loss.detach()
 
@@ -209,10 +205,11 @@ class TrainingState:
         return [name for name, _, optimizer in self._optimized() if optimizer.found_inf]
 
     def _count_dropped(self) -> None:
-        dropped = sum(optimizer.found_inf for _, _, optimizer in self._optimized()) > 0
+        dropped = torch.maximum(self.generator_optimizer.found_inf, self.discriminator_optimizer.found_inf)
         self.dropped += dropped
-        self.dropped_in_a_row = (self.dropped_in_a_row + 1) * dropped
-        self.most_dropped_in_a_row = torch.maximum(self.most_dropped_in_a_row, self.dropped_in_a_row)
+        in_a_row, most = self.dropped_in_a_row, self.most_dropped_in_a_row
+        torch.addcmul(dropped, in_a_row, dropped, out=in_a_row)  # (in_a_row + 1) · dropped
+        torch.maximum(most, in_a_row, out=most)
 
     def _to_device(self, network: Network) -> Network:
         network.to(device=self.device, dtype=self.weight_dtype)
@@ -234,18 +231,19 @@ class SkipNonFiniteAdam:
     the compiler.
     """
 
-    found_inf: Tensor
-
     def __init__(self, network: nn.Module, learning_rate: float, beta1: float, beta2: float) -> None:
         self.learning_rate, self.beta1, self.beta2 = learning_rate, beta1, beta2
         self.parameters: list[Tensor] = list(network.parameters())
+        device = self.parameters[0].device
+        self.found_inf, self._is_finite = torch.zeros(2, dtype=torch.float32, device=device).unbind()
+        self._steps = torch.zeros(len(self.parameters), dtype=torch.float32, device=device)
         self.moments = {
             parameter: {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "step": step,
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }
-            for parameter in self.parameters
+            for parameter, step in zip(self.parameters, self._steps.unbind(), strict=True)
         }
 
     @torch.no_grad()
@@ -253,12 +251,13 @@ class SkipNonFiniteAdam:
         """loss: the scalar whose gradients the parameters have."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         # The norm is not finite if one of them is not, or if its square is too large for Adam's second average.
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.found_inf = (~torch.isfinite(norm + loss)).float()
+        norm = torch.nn.utils.get_total_norm([*gradients, loss])
+        torch.lt(norm, math.inf, out=self._is_finite)
+        torch.logical_not(self._is_finite, out=self.found_inf)
+        self._steps += self._is_finite
         steps, averages, squares = (
             [moments[name] for moments in self.moments.values()] for name in ("step", "exp_avg", "exp_avg_sq")
         )
-        torch._foreach_add_(steps, [1 - self.found_inf] * len(steps))  # a scalar would be read from the device
         torch._fused_adam_(
             self.parameters,
             gradients,
@@ -293,6 +292,23 @@ def ema_decay(*, batch_size: int, images_seen: int, half_life_kimg: float, ramp:
 def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
     """average ← decay · average + (1 − decay) · network, in place, for every parameter."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+
+@torch.no_grad()
+def joined(first: Pyramid, second: Pyramid) -> Pyramid:
+    """The samples of two pyramids of as many, in one and without a gradient: one operation instead of one per scale."""
+    both = [
+        torch.empty(
+            (2 * len(image), *image.shape[1:]),
+            dtype=image.dtype,
+            device=image.device,
+            memory_format=torch.channels_last,
+        )
+        for image in first
+    ]
+    first_halves, second_halves = zip(*(image.chunk(2) for image in both), strict=True)
+    torch._foreach_copy_([*first_halves, *second_halves], [*first, *second])
+    return both
 
 
 def judge(
