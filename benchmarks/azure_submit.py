@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.results import row, write_rows
+from benchmarks.results import report_rows, row
 from orchestration.azure.submission import build_snapshot
 from tests.azure_local import azurite
 from tests.azure_local.local import AzureLocal
@@ -68,12 +68,7 @@ def main(images: int, rounds: int) -> None:
             for who, sent in measured.items():
                 sent.append(submissions(azure, folder, who, str(folder / "code")))
     rows = rows_of(measured, f"{images:,} images of {SIDE_PX} px")
-    click.echo(f"{write_rows(rows, torch.device('cpu'))}\n")
-    for each in rows:
-        click.echo(
-            f"{each['name']}  {each['setting']}: {each['value']:.1f} {each['unit']}, bare SDK {each['baseline']:.1f}: "
-            f"{each['ratio']:.2f} times less (bar {each['bar']:.2f}, {'met' if each['met'] else 'not met'})"
-        )
+    report_rows(rows, torch.device("cpu"))
 
 
 def draw_images(folder: Path, number: int) -> None:

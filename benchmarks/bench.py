@@ -3,9 +3,9 @@
     python -m benchmarks.bench [--seconds S] [--device D] [--table 64,128]
 
 Whatever is compared takes turns, so that a machine whose speed drifts treats all alike. An earlier version is a
-commit of this repository, checked out for the time of the measurement. Plain order is BMSG-GAN's: float32, a generator
+commit of this repository, unpacked for the time of the measurement. Plain order is BMSG-GAN's: float32, a generator
 pass for each of the two steps, a discriminator pass for each set of images, gradients for everything. The rate is that
-of large square products in bfloat16. Writes its rows into benchmarks/results.json and prints the same table. On a GPU,
+of large square products in bfloat16. Adds its rows to benchmarks/results.json and prints them. On a GPU,
 or with --table, the rows are those of the default recipe at each resolution instead.
 """
 
@@ -32,7 +32,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.results import row, write_rows
+from benchmarks.results import report_rows, row
+from msggan.commands.program import run_program
 from msggan.config import TrainConfig, resolve
 from msggan.data.stream import pyramid
 from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory
@@ -74,9 +75,7 @@ def main(seconds: float, device: str, table: str | None) -> None:
             else:
                 rows += operation_rows(checkout)
                 rows += [earlier_row(checkout, *size[:2], device=place, seconds=2 * seconds) for size in SIZES]
-    click.echo(f"{write_rows(rows, place)}\n")
-    for each in rows:
-        click.echo(described(each))
+    report_rows(rows, place)
 
 
 # Recipe `auto` as it runs, against an earlier version
@@ -84,22 +83,15 @@ def main(seconds: float, device: str, table: str | None) -> None:
 
 @contextmanager
 def earlier_version() -> Iterator[Path | None]:
-    """A checkout of EARLIER, removed afterwards; None without git or the commit, as in a shallow clone."""
-    git = shutil.which("git")
+    """A folder with the package of EARLIER; None without git or the commit, as in a shallow clone."""
     with tempfile.TemporaryDirectory() as place:
-        tree = Path(place) / "earlier"
-        if git is None or git_worktree(git, "add", "--detach", str(tree), EARLIER):
+        archive = Path(place) / "earlier.zip"
+        command = [shutil.which("git") or "", "-C", str(ROOT), "archive", f"--output={archive}", EARLIER, "msggan"]
+        if not command[0] or subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603 - ours
             yield None
             return
-        try:
-            yield tree
-        finally:
-            git_worktree(git, "remove", "--force", str(tree))
-
-
-def git_worktree(git: str, *args: str) -> int:
-    command = [git, "-C", str(ROOT), "worktree", *args]
-    return subprocess.run(command, capture_output=True, check=False).returncode  # noqa: S603 - our own command
+        shutil.unpack_archive(archive, place)
+        yield Path(place)
 
 
 def earlier_row(checkout: Path, resolution: int, latent_size: int, *, device: torch.device, seconds: float) -> Row:
@@ -115,6 +107,7 @@ def earlier_row(checkout: Path, resolution: int, latent_size: int, *, device: to
             timings = in_turns([lambda side=side: seconds_per_image(side) for side in sides], seconds=seconds)
         finally:
             for side in sides:
+                side.kill()
                 side.communicate()
     ours, theirs = (statistics.median(each) for each in timings)
     setting = f"{resolution} px, latent {latent_size}"
@@ -144,10 +137,18 @@ def operation_rows(checkout: Path) -> list[Row]:
         rows.append(
             row("operations", setting, launched, "operations", baseline=earlier, ratio=earlier / launched, bar=bar)
         )
-        waits = row(
-            "waits for the device", setting, now["synchronizing"], "operations", baseline=before["synchronizing"]
+        waits = now["synchronizing"]
+        rows.append(
+            row(
+                "waits for the device",
+                setting,
+                waits,
+                "operations",
+                baseline=before["synchronizing"],
+                bar=1,
+                most=True,
+            )
         )
-        rows.append({**waits, "bar": 0, "met": now["synchronizing"] == 0})
     return rows
 
 
@@ -357,14 +358,5 @@ def timed(call: Callable[[], object], device: torch.device | None) -> float:
     return measured if isinstance(measured, float) else time.perf_counter() - began
 
 
-def described(each: Row) -> str:
-    text = f"{each['name']}  {each['setting']}: {each['value']:.4g} {each['unit']}"
-    if each["baseline"] is not None:
-        text += f", baseline {each['baseline']:.4g}"
-    if each["ratio"] is not None:
-        text += f", ratio {each['ratio']:.2f}"
-    return text + ("" if each["bar"] is None else f" (bar {each['bar']}, {'met' if each['met'] else 'not met'})")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main, name="bench"))  # SIGTERM is an exception there: what is temporary is removed

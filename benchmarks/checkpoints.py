@@ -19,7 +19,7 @@ import click
 import torch
 
 from benchmarks.bench import SIZES, timed
-from benchmarks.results import row, write_rows
+from benchmarks.results import report_rows, row
 from msggan.config import TrainConfig, resolve
 from msggan.device import choose_device
 from msggan.randomness import latents
@@ -36,10 +36,7 @@ def main(device: str) -> None:
     """Measure checkpoints at three sizes."""
     place = choose_device(device)
     rows = [each for size in SIZES for each in rows_of(*size, device=place)]
-    click.echo(f"{write_rows(rows, place)}\n")
-    for each in rows:
-        bar = f", {each['ratio']:.2%} of training (bar {each['bar']:.0%})" if each["bar"] else ""
-        click.echo(f"{each['name']}  {each['setting']}: {each['value']:.3g} {each['unit']}{bar}")
+    report_rows(rows, place)
 
 
 def rows_of(resolution: int, latent_size: int, batch_size: int, *, device: torch.device) -> list[dict[str, Any]]:

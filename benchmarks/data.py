@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.results import row, write_rows
+from benchmarks.results import report_rows, row
 from msggan.config import TrainConfig, resolve
 from msggan.data.dataset import cores, in_threads
 from msggan.data.pack_file import Pack, write_pack
@@ -53,11 +53,7 @@ def main(device: str, images: int) -> None:
         rows = [*reading_rows(Path(folder)), waiting_row(Path(folder), place)]
     with tempfile.TemporaryDirectory() as folder:
         rows += beginning_rows(Path(folder), images) if images else []
-    click.echo(f"{write_rows(rows, place)}\n")
-    for each in rows:
-        bar = f" (bar {each['bar']}, {'met' if each['met'] else 'not met'})" if each["bar"] else ""
-        ratio = f", ratio {each['ratio']:.3g}" if each["ratio"] is not None else ""
-        click.echo(f"{each['name']}  {each['setting']}: {each['value']:.4g} {each['unit']}{ratio}{bar}")
+    report_rows(rows, place)
 
 
 def reading_rows(folder: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.results import row, write_rows
+from benchmarks.results import report_rows, row
 from msggan.commands.program import NO_TRACKING, TRACKING_VARIABLES
 
 PROGRAM = [sys.executable, "-c", "from orchestration.commands.main import main; main()"]
@@ -45,9 +45,7 @@ def main() -> None:
         row("msggan-aml --help", "this machine", shown, "s", bar=0.12, most=True),
         row("msggan-aml status NAME", "this machine", status, "s", bar=0.15, most=True),
     ]
-    click.echo(f"{write_rows(rows, torch.device('cpu'))}\n")
-    for each in rows:
-        click.echo(f"{each['name']}: {each['value']:.3f} s (bar {each['bar']}, {'met' if each['met'] else 'not met'})")
+    report_rows(rows, torch.device("cpu"))
 
 
 def draw_images(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What was measured, and on what? The rows of results.json, which every benchmark here adds to."""
+"""What was measured, on what, and is it good enough? Each benchmark's rows, in results.json and as text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from msggan.device import has_fast_bfloat16
@@ -16,8 +17,8 @@ from msggan.device import has_fast_bfloat16
 RESULTS = Path(__file__).parent / "results.json"
 
 
-def write_rows(rows: Sequence[dict[str, Any]], device: torch.device, path: Path = RESULTS) -> dict[str, Any]:
-    """Writes rows in place of those of the same names, and keeps all others. Returns the machine.
+def report_rows(rows: Sequence[dict[str, Any]], device: torch.device, path: Path = RESULTS) -> None:
+    """Writes rows in place of those of the same names, keeps all others, and prints the machine and the rows.
 
     Each row says on which processor it was measured: others may be older than the machine that stands above them.
     """
@@ -28,7 +29,25 @@ def write_rows(rows: Sequence[dict[str, Any]], device: torch.device, path: Path 
     about = machine(device)
     measured = [{"processor": about["processor"], **row} for row in rows]
     path.write_text(json.dumps({"machine": about, "rows": [*kept, *measured]}, indent=1) + "\n")
-    return about
+    click.echo(f"{about}\n")
+    for each in rows:
+        click.echo(line_of(each))
+    judged = [each["met"] for each in rows if each["bar"] is not None]
+    click.echo(f"\n{sum(judged)} of {len(judged)} bars met.\n")
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """As `operations, auto, 256 px, step: 497 operations, baseline 1043, ratio 2.1: at least 2: met`."""
+    text = f"{row['name']}, {row['setting']}: {row['value']:.4g} {row['unit']}"
+    if row["baseline"] is not None:
+        text += f", baseline {row['baseline']:.4g}"
+    if row["ratio"] is not None:
+        text += f", ratio {row['ratio']:.3g}"
+    if row["bar"] is None:
+        return text
+    judged = row["value"] if row["ratio"] is None else row["ratio"]
+    is_most = (judged < row["bar"]) == row["met"]  # what is good is less than the bar
+    return f"{text}: {'less than' if is_most else 'at least'} {row['bar']:.3g}: {'met' if row['met'] else 'NOT MET'}"
 
 
 def row(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import unicodedata
@@ -61,8 +60,12 @@ def default_name(data: str | Path) -> str:
     name = path.stem if path.suffix.lower() in FILE_SUFFIXES else path.name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).lstrip("-_")[:LONGEST_NAME].rstrip("-_")
+    if slug:
+        return slug
+    from hashlib import sha256
+
     # Nothing is left of a name without Latin letters; a few digits of its hash distinguish such names.
-    return slug or f"run-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+    return f"run-{sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
 
 
 def trial_named(text: str) -> tuple[str, int] | None:

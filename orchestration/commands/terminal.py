@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, wraps
 from pathlib import Path
@@ -150,6 +149,8 @@ def _debug(context: click.Context, param: click.Parameter, value: bool) -> None:
     """
     if not value:
         return
+    import tempfile
+
     descriptor, path = tempfile.mkstemp(prefix="msggan-aml-debug-", suffix=".log")  # only its owner may read it
     file = context.with_resource(os.fdopen(descriptor, "w", encoding="utf-8"))
     logger = logging.getLogger("azure")

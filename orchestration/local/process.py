@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -134,8 +133,10 @@ class BackgroundProcess:
     """A training in its own session, which Ctrl-C does not reach. log: the file that receives its stderr."""
 
     def __init__(self, command: list[str], environ: dict[str, str], log: Path | None = None) -> None:
+        from tempfile import TemporaryFile
+
         self._result: ExitResult | None = None
-        self._stdout: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the process
+        self._stdout: IO[str] = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the process
         with open(log or os.devnull, "a") as stderr:
             self.process = start(
                 command,

@@ -32,7 +32,6 @@ from orchestration.runs import names_in
 from orchestration.spec import SWEEP_FILE, RunSpec
 from orchestration.status import Download
 from orchestration.sweeps.record import SweepFolder, SweepRecord, TrialRecord, refuse_another_sweep
-from orchestration.sweeps.report import newest_grid, report_result, write_report
 from orchestration.sweeps.space import draw, format_value, propose
 from orchestration.sweeps.spec import SweepSpec
 from orchestration.sweeps.status import SweepStatus, next_of_sweep, trial_line
@@ -137,6 +136,8 @@ class LocalSweeps(SweepTarget):
         return replace(status, next=next_of_sweep(status, record.args, str(self.target.runs_dir)))
 
     def report(self, status: SweepStatus) -> SweepStatus:
+        from orchestration.sweeps.report import newest_grid, report_result, write_report
+
         folder = self._folder(status.name)
         grids = {}
         for trial in status.trials:

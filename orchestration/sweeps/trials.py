@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, median
 from typing import Any
 
 from msggan.commands.options import SWEEP, Number, must_be_one_of, option_field
@@ -244,6 +243,8 @@ def _reason(
     if stopping.policy == "bandit":  # its best value is farther from the best trial's than the slack allows
         limit = bandit_limit(stopping, objective, objective.best([best, *map(objective.best, others)]))
     elif stopping.policy == "median" and others:  # its best value is worse than the median of the running averages
+        from statistics import mean, median
+
         limit = median(map(mean, others))
     else:
         return ""
