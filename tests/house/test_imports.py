@@ -37,6 +37,7 @@ LIGHT_MODULES = [
     "msggan.config",
     "msggan.errors",
     "msggan.losses",
+    "msggan.resources",
     "msggan.export",
     "msggan.runs.files",
     "msggan.display.html",
@@ -81,7 +82,7 @@ LIGHT_MODULES = [
 
 # The floors as CONTRIBUTING draws them: a module is on the floor of the longest of these names that it is in.
 FLOORS = (
-    "msggan msggan.config msggan.errors msggan.losses msggan.commands orchestration environments",
+    "msggan msggan.config msggan.errors msggan.losses msggan.resources msggan.commands orchestration environments",
     "msggan.networks msggan.metrics msggan.randomness msggan.device "
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display",
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",
@@ -94,7 +95,15 @@ FLOORS = (
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 # The rooms of msggan that orchestration may enter: none of their modules that it imports loads torch.
-LIGHT_ROOMS = ("msggan.config", "msggan.errors", "msggan.commands", "msggan.runs", "msggan.tracking", "msggan.display")
+LIGHT_ROOMS = (
+    "msggan.config",
+    "msggan.errors",
+    "msggan.resources",
+    "msggan.commands",
+    "msggan.runs",
+    "msggan.tracking",
+    "msggan.display",
+)
 KNOWS_MLFLOW = ("msggan.tracking", "orchestration.azure")
 
 
