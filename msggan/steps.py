@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from msggan.config import TrainConfig
 from msggan.data.stream import pyramid
 from msggan.device import convolution_settings, is_out_of_memory
+from msggan.graphs import Graphs
 from msggan.losses import (
     between,
     compares,
@@ -40,9 +41,20 @@ Result = TypeVar("Result")
 
 
 class TrainingState:
-    """The two networks, the average and the optimisers: everything that a step changes. Needs a resolved config."""
+    """The two networks, the average and the optimisers: everything that a step changes. Needs a resolved config.
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    graphs: whether steps of whole batches are replayed as CUDA graphs; by default on CUDA. inform: is called with a
+    sentence if that fails; they are then launched operation by operation, with the same results.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        graphs: bool | None = None,
+        inform: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.config = config
         self.device = device
         self.compute_dtype = DTYPES[config.precision]
@@ -65,6 +77,10 @@ class TrainingState:
         self.images_seen = 0
         self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row = torch.zeros(3, device=device).unbind()
         self._is_initial = True
+        self.graphs: Graphs | None = None
+        if device.type == "cuda" if graphs is None else graphs:
+            kinds = {self._is_penalized(step) for step in range(config.penalty_interval)}
+            self.graphs = Graphs(self.update, kinds, device, inform)
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """One step on one batch; returns the two losses as scalars on the device, without their penalties.
@@ -78,25 +94,18 @@ class TrainingState:
         An exception in between leaves the step incomplete: `load` or `reset` makes these networks usable again.
         """
         self._is_initial = False
-        self.generator_copy.update()
-        self.discriminator_copy.update()
-        real_pyramid = pyramid(reals.to(self.device, self.compute_dtype, memory_format=torch.channels_last))
-        latents = latents.to(self.device, self.compute_dtype)
-        generated: dict[int, Pyramid] = {}  # by the size of the parts
-
-        def fakes() -> Pyramid:
-            if self.part not in generated:
-                generated.clear()
-                generated[self.part] = self._generate(latents)
-            return generated[self.part]
-
+        inputs = [
+            reals.to(self.device, self.compute_dtype, memory_format=torch.channels_last),
+            latents.to(self.device, self.compute_dtype),
+        ]
+        if self.config.loss == "wgan-gp":
+            drawn = interpolation(self.config.seed, range(self.images_seen, self.images_seen + len(reals)))
+            inputs.append(drawn.to(self.device, self.compute_dtype, non_blocking=self.device.type == "cuda"))
+        is_penalized = self._is_penalized(self.images_seen // self.config.batch_size)
+        is_whole = self.part >= len(reals) == self.config.batch_size
         with convolution_settings(self.device):
-            d_loss = self._halving(lambda: self._discriminator_gradients(real_pyramid, [f.detach() for f in fakes()]))
-            self.discriminator_optimizer.step_if_finite(d_loss)
-            self.discriminator_copy.update()
-            g_loss = self._halving(lambda: self._generator_gradients(real_pyramid, fakes()))
-            self.generator_optimizer.step_if_finite(g_loss)
-        self._count_dropped()
+            update = self.graphs if self.graphs and is_whole else self.update
+            d_loss, g_loss = update(is_penalized, *inputs)
         self.images_seen += len(reals)
         decay = ema_decay(
             batch_size=self.config.batch_size,
@@ -106,6 +115,34 @@ class TrainingState:
         )
         update_ema(self.ema, self.generator, decay)
         return {"d_loss": d_loss, "g_loss": g_loss}
+
+    def update(self, is_penalized: bool, reals: Tensor, latents: Tensor, *epsilon: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of a step that its inputs on the device determine: all but the average. Returns the two losses.
+
+        reals, latents: as in `step`, in the dtype to compute in. epsilon: WGAN-GP's, (N,).
+        It can be recorded and replayed: nothing in it depends on a value of the device, nor on what the host counts.
+        """
+        self.generator_copy.update()
+        self.discriminator_copy.update()
+        real_pyramid = pyramid(reals)
+        generated: dict[int, Pyramid] = {}  # by the size of the parts
+
+        def fakes() -> Pyramid:
+            if self.part not in generated:
+                generated.clear()
+                generated[self.part] = self._generate(latents)
+            return generated[self.part]
+
+        def discriminator_gradients() -> Tensor:
+            return self._discriminator_gradients(real_pyramid, [f.detach() for f in fakes()], is_penalized, *epsilon)
+
+        d_loss = self._halving(discriminator_gradients)
+        self.discriminator_optimizer.step_if_finite(d_loss)
+        self.discriminator_copy.update()
+        g_loss = self._halving(lambda: self._generator_gradients(real_pyramid, fakes()))
+        self.generator_optimizer.step_if_finite(g_loss)
+        self._count_dropped()
+        return d_loss, g_loss
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a step changes, under unique names: the three networks and Adam's averages. Not copies."""
@@ -133,7 +170,7 @@ class TrainingState:
 
     def reset(self) -> None:
         """Restores the state before the first step, in the same modules."""
-        initial = self if self._is_initial else TrainingState(self.config, self.device)
+        initial = self if self._is_initial else TrainingState(self.config, self.device, graphs=False)
         self.load(initial.tensors(), images_seen=0)
         self._is_initial = True
 
@@ -149,10 +186,14 @@ class TrainingState:
         parts = [_recomputed(generator, each) for each in latents.split(part)]
         return [torch.cat(scale) for scale in zip(*parts, strict=True)]
 
-    def _discriminator_gradients(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+    def _is_penalized(self, step: int) -> bool:
+        config = self.config
+        has_penalties = config.r1_gamma > 0 or config.r2_gamma > 0 or config.loss == "wgan-gp"
+        return has_penalties and step % config.penalty_interval == 0
+
+    def _discriminator_gradients(self, reals: Pyramid, fakes: Pyramid, is_penalized: bool, *epsilon: Tensor) -> Tensor:
         config, count = self.config, len(reals[0])
-        is_due = self.images_seen // config.batch_size % config.penalty_interval == 0
-        strengths = [gamma for gamma in (config.r1_gamma, config.r2_gamma) if gamma > 0 and is_due]
+        strengths = [gamma for gamma in (config.r1_gamma, config.r2_gamma) if gamma > 0 and is_penalized]
         penalized = slice(0 if config.r1_gamma > 0 else count, 2 * count if config.r2_gamma > 0 else count)
 
         scores, squared_norms = self._judge(joined(reals, fakes), batches=2, penalized=penalized if strengths else None)
@@ -160,8 +201,8 @@ class TrainingState:
         if squared_norms is not None:
             for norms, gamma in zip(squared_norms.split(count), strengths, strict=True):
                 total = total + config.penalty_interval * zero_centred_penalty(norms, gamma)
-        if config.loss == "wgan-gp" and is_due:
-            total = total + config.penalty_interval * self._wgan_penalty(reals, fakes)
+        if config.loss == "wgan-gp" and is_penalized:
+            total = total + config.penalty_interval * self._wgan_penalty(reals, fakes, *epsilon)
         self.discriminator_copy.pass_back(torch.autograd.grad(total, self.discriminator_copy.weights))
         return loss.detach()
 
@@ -181,9 +222,7 @@ class TrainingState:
         network = self.discriminator_copy.network
         return judge(network, pyramid, batches=batches, part=batches * self.part, penalized=penalized)
 
-    def _wgan_penalty(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
-        positions = range(self.images_seen, self.images_seen + len(reals[0]))
-        epsilon = interpolation(self.config.seed, positions).to(reals[0])
+    def _wgan_penalty(self, reals: Pyramid, fakes: Pyramid, epsilon: Tensor) -> Tensor:
         _, squared_norms = self._judge(between(reals, fakes, epsilon), penalized=slice(None))
         assert squared_norms is not None  # noqa: S101 - they are asked for
         return wgan_gradient_penalty(squared_norms)
@@ -194,7 +233,8 @@ class TrainingState:
             try:
                 return compute()
             except Exception as error:
-                if not is_out_of_memory(error) or self.part == 1:
+                is_recording = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+                if not is_out_of_memory(error) or self.part == 1 or is_recording:
                     raise
             self.part = (self.part + 1) // 2  # out of the handler, so that the error's frames hold no tensors
             if self.device.type == "cuda":

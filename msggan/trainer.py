@@ -142,7 +142,7 @@ class Trainer:
             self.samples = SampleStream(
                 self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
             )
-            self.training_state = TrainingState(self.config, self.device)
+            self.training_state = TrainingState(self.config, self.device, inform=self.progress.info)
         self.generator: Generator = self.training_state.generator
         self.discriminator: Discriminator = self.training_state.discriminator
         self.ema: Generator = self.training_state.ema  # the moving average, of which samples and weights are made

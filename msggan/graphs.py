@@ -1,0 +1,75 @@
+"""CUDA graphs: the operations of a step, recorded once and then launched together.
+
+A step launches hundreds of small operations. One by one, launching them may take the host longer than computing them
+takes the device. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3
+"""Calls of each kind before it is recorded: in the first, libraries choose algorithms and allocate what they keep."""
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+class Graphs:
+    """function(kind, *inputs) on a CUDA device, for a few kinds; recorded for each, and then replayed.
+
+    The function launches the same operations at each call of a kind, does not wait for the device, copies nothing from
+    or to the host, and may change only tensors that stay where they are. Its inputs always have the same shapes.
+    inform: if it cannot be recorded, is called with a sentence; the function then runs as usual.
+    """
+
+    def __init__(
+        self, function: Function, kinds: Iterable[bool], device: torch.device, inform: Callable[[str], None]
+    ) -> None:
+        self.function, self.device, self.inform = function, device, inform
+        self.calls = dict.fromkeys(kinds, 0)
+        self.stream = torch.cuda.Stream(device)
+        self.inputs: list[Tensor] = []
+        self.recorded: dict[bool, tuple[torch.cuda.CUDAGraph, Sequence[Tensor]]] = {}
+        self.can_record = True
+
+    def __call__(self, kind: bool, *inputs: Tensor) -> Sequence[Tensor]:
+        """The function's results, which later calls do not change."""
+        if self.can_record and not self.recorded and min(self.calls.values()) >= WARM_UP:
+            self._record(inputs)
+        if not self.recorded:
+            self.calls[kind] += 1
+            return self._run(kind, *inputs)
+        torch._foreach_copy_(self.inputs, list(inputs))
+        graph, outputs = self.recorded[kind]
+        graph.replay()
+        return [output.clone() for output in outputs]
+
+    def _run(self, kind: bool, *inputs: Tensor) -> Sequence[Tensor]:
+        """As usual, but on the stream of the recordings, because some of what PyTorch keeps belongs to a stream."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            outputs = self.function(kind, *inputs)
+        current.wait_stream(self.stream)
+        return outputs
+
+    def _record(self, inputs: Sequence[Tensor]) -> None:
+        """Records all kinds, which computes nothing. They share memory, because only one runs at a time."""
+        self.inputs = [torch.empty_like(each) for each in inputs]
+        pool = torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream(self.device)):  # restores it, also if recording fails
+                for kind in self.calls:
+                    graph = torch.cuda.CUDAGraph()
+                    # thread_local: other threads may allocate pinned memory for batches meanwhile.
+                    with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                        outputs = self.function(kind, *self.inputs)
+                    self.recorded[kind] = graph, outputs
+        except RuntimeError as error:  # out of memory, or something that cannot be recorded
+            self.recorded.clear()
+            self.can_record = False
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            self.inform(f"CUDA graphs are not used ({reason}): steps may be slower, with the same results.")
