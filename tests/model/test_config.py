@@ -178,7 +178,10 @@ def test_the_resolution_follows_the_images_and_the_device(side: int, device: str
 @pytest.mark.parametrize(
     ("device", "resolution", "images", "batch_size"),
     [
-        ("cpu", 32, 100_000, 4),
+        ("cpu", 32, 100_000, 16),
+        ("cpu", 64, 1000, 16),
+        ("cpu", 128, 1000, 8),
+        ("cpu", 1024, 1000, 4),
         ("cuda", 32, 100_000, 32),
         ("cuda", 128, 256, 32),
         ("cuda", 128, 255, 16),
@@ -187,7 +190,7 @@ def test_the_resolution_follows_the_images_and_the_device(side: int, device: str
         ("cuda", 64, 1, 4),
     ],
 )
-def test_the_batch_fills_a_gpu_and_is_an_eighth_of_the_images_at_most(
+def test_the_batch_follows_the_device_and_is_an_eighth_of_the_images_at_most(
     device: str, resolution: int, images: int, batch_size: int
 ) -> None:
     config = resolved(TrainConfig(resolution=resolution), device=device, images=images)
