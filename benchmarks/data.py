@@ -32,7 +32,6 @@ from msggan.data.pack_file import Pack, write_pack
 from msggan.data.sources import find_images, open_source
 from msggan.data.stream import SampleStream, to_float
 from msggan.device import choose_device, has_fast_bfloat16
-from msggan.randomness import latents
 from msggan.steps import TrainingState
 
 PHOTOGRAPHS, LARGE, RESOLUTION, SMALL = 96, 1024, 64, 128
@@ -108,13 +107,11 @@ def waiting_row(folder: Path, device: torch.device) -> dict[str, Any]:
     samples = SampleStream(dataset, seed=0, batch_size=batch_size, mirror=True)
     position = len(dataset)  # which begins the second epoch
     taken: list[tuple[float, float]] = []  # until the images were there, and until the step was done
-    with closing(samples.batches(position)) as batches:
-        for images in batches:
+    with closing(samples.batches(position, latent_size=config.latent_size)) as batches:
+        for images, drawn in batches:
             came = time.perf_counter()
-            drawn = latents(0, range(position, position + batch_size), config.latent_size).to(device)
             networks.step(to_float(images.to(device)), drawn)
             taken.append((came, time.perf_counter()))
-            position += batch_size
             if len(taken) > STEPS_TRAINED + STEPS_BEFORE:
                 break
     counted = taken[STEPS_BEFORE:]

@@ -181,21 +181,21 @@ class Trainer:
             if recorded := self._recorded_end():
                 return self._nothing_to_do(recorded)
             self._start()
-            with closing(self.samples.batches(self.images_seen, pinned=self.device.type == "cuda")) as batches:
+            latent_size, pinned = self.config.latent_size, self.device.type == "cuda"
+            with closing(self.samples.batches(self.images_seen, latent_size=latent_size, pinned=pinned)) as batches:
                 try:
                     self._train(self.spent.waiting_for(batches))
                 finally:
                     self.writer.wait()  # before another process may take over the run
             return self._finish("completed" if self._is_finished() else self.stop_state or "completed")
 
-    def _train(self, batches: Iterator[Tensor]) -> None:
+    def _train(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """The loop: a step, then what is due after it; at the end, or when stopped, a checkpoint."""
         self.interval.start_clock()
         while not self._is_finished() and self.stop_state is None:
-            reals = to_float(next(batches).to(self.device, non_blocking=True))
-            positions = range(self.images_seen, self.images_seen + self.config.batch_size)
-            drawn = latents(self.config.seed, positions, self.config.latent_size)
-            self.interval.add(self.step(reals, drawn))
+            pinned = self.device.type == "cuda"
+            images, drawn = (each.to(self.device, non_blocking=pinned) for each in next(batches))
+            self.interval.add(self.step(to_float(images), drawn))
             self._check_memory()
             self._check_dropped_updates()
 
@@ -606,7 +606,7 @@ class TimeSpent:
         finally:
             self.seconds[activity] += time.perf_counter() - began
 
-    def waiting_for(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    def waiting_for(self, batches: Iterator[Result]) -> Iterator[Result]:
         """The same batches; the time until each is there is spent on data."""
         while True:
             with self.on("data"):

@@ -1,4 +1,4 @@
-"""The stream of training images: batches of a dataset, and the pyramids of scales that training shows.
+"""The stream of training: batches of a dataset with their latents, and the pyramids of scales that training shows.
 
 Everything is counted in positions: the image at position p of the stream depends on the content of the images, the seed
 and p alone, never on file names, threads or batch sizes.
@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from msggan.data.dataset import Dataset, in_threads
-from msggan.randomness import epoch_permutation, mirrored
+from msggan.randomness import epoch_permutation, latents, mirrored
 
 BATCHES_AHEAD = 3
 BYTES_AHEAD = 2**28  # of more batches than these
@@ -39,17 +39,24 @@ class SampleStream:
             images[flipped] = images[flipped].flip(-1)
         return images
 
-    def batches(self, position: int, *, pinned: bool = False) -> Generator[torch.Tensor, None, None]:
-        """Batches of (N, 3, R, R) uint8 from `position` on, endlessly. Closing the iterator ends its threads.
+    def batches(
+        self, position: int, *, latent_size: int, pinned: bool = False
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """Batches from `position` on, endlessly: images (N, 3, R, R) uint8 and the latents (N, L) float32 beside them.
 
-        pinned: in memory that a CUDA device copies from while it computes. As many are read in advance as there are
-        threads, so that all of them decode, while their memory allows it.
+        Closing the iterator ends its threads. pinned: in memory that a CUDA device copies from while it computes. As
+        many are read and drawn in advance as there are threads, so that all of them decode, while memory allows it.
         """
         positions = itertools.count(position, self.batch_size)
         workers = self.dataset.workers
         fitting = BYTES_AHEAD // (self.batch_size * 3 * self.dataset.resolution**2)
         ahead = max(BATCHES_AHEAD, min(workers, fitting))
-        read = (lambda position: self.batch(position).pin_memory()) if pinned else self.batch
+
+        def read(position: int) -> tuple[torch.Tensor, torch.Tensor]:
+            images = self.batch(position)
+            drawn = latents(self.seed, range(position, position + self.batch_size), latent_size)
+            return (images.pin_memory(), drawn.pin_memory()) if pinned else (images, drawn)
+
         yield from in_threads(read, positions, workers=workers, ahead=ahead)
 
 

@@ -28,7 +28,7 @@ from msggan.data.decoding import INTEGER_WHITES, Decoder, MemoryBudget, choose_w
 from msggan.data.sources import ImageDataset, ImageFiles, describe_skipped, find_images
 from msggan.data.stream import SampleStream, pyramid, to_float
 from msggan.errors import DataError
-from msggan.randomness import epoch_permutation, mirrored
+from msggan.randomness import epoch_permutation, latents, mirrored
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -1045,9 +1045,14 @@ def test_past_the_memory_budget_batches_are_the_same(tmp_path: Path, workers: in
     path = zipped(tmp_path / "x.zip", numbered(10))
     inside, past = loaded(path), loaded(path, workers=workers, memory_budget_bytes=kept * 3 * 4 * 4)
     streams = [SampleStream(dataset, seed=1, batch_size=3, mirror=True) for dataset in (inside, past)]
-    with closing(streams[0].batches(5)) as expected, closing(streams[1].batches(5)) as actual:
-        for _ in range(8):
-            assert torch.equal(next(actual), next(expected))
+    with (
+        closing(streams[0].batches(5, latent_size=2)) as expected,
+        closing(streams[1].batches(5, latent_size=2)) as ours,
+    ):
+        for index in range(8):
+            (images, drawn), (expected_images, _) = next(ours), next(expected)
+            assert torch.equal(images, expected_images)
+            assert torch.equal(drawn, latents(1, range(5 + 3 * index, 8 + 3 * index), 2))
         assert image_threads()
     assert not image_threads()
 
@@ -1057,7 +1062,7 @@ def test_past_the_memory_budget_batches_are_the_same(tmp_path: Path, workers: in
 )
 def test_a_changed_file_past_the_budget_is_named(tmp_path: Path, change: str, complaint: str) -> None:
     dataset = loaded(fill(tmp_path, numbered(3)), memory_budget_bytes=0)
-    batches = SampleStream(dataset, seed=0, batch_size=3, mirror=False).batches(0)
+    batches = SampleStream(dataset, seed=0, batch_size=3, mirror=False).batches(0, latent_size=2)
     if change == "changed":
         (tmp_path / "0001.png").write_bytes(saved(plain()))
     else:
@@ -1110,15 +1115,17 @@ def test_batches_continue_at_any_position(seven: ImageDataset, position: int, cu
     whole = SampleStream(seven, seed=3, batch_size=sum(cuts), mirror=True).batch(position)
     parts = []
     for size in cuts:
-        parts.append(next(iter(SampleStream(seven, seed=3, batch_size=size, mirror=True).batches(position))))
+        stream = SampleStream(seven, seed=3, batch_size=size, mirror=True)
+        parts.append(next(stream.batches(position, latent_size=2))[0])
         position += size
     assert torch.equal(whole, torch.cat(parts))
 
 
 def test_showing_images_does_not_change_them(seven: ImageDataset) -> None:
     before = every_image(seven)
-    for batch in islice(SampleStream(seven, seed=0, batch_size=5, mirror=True).batches(0), 5):
-        batch.zero_()
+    stream = SampleStream(seven, seed=0, batch_size=5, mirror=True)
+    for images, _ in islice(stream.batches(0, latent_size=2), 5):
+        images.zero_()
     assert torch.equal(every_image(seven), before)
 
 
