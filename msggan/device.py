@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 
@@ -20,6 +22,8 @@ NO_MEMORY = re.compile(
     r"|CU(DNN|BLAS|SOLVER|FFT)_STATUS_(INTERNAL_ERROR_\w*)?ALLOC(ATION)?_FAILED",
     re.IGNORECASE | re.MULTILINE,
 )
+
+M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -65,6 +69,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError | ImportError) and NO_MEMORY.search(str(error)):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
+def release_memory(device: torch.device) -> None:
+    """Returns freed memory, so that what does not fit now may fit in smaller parts.
+
+    glibc keeps what is freed, and its holes do not fit what differs in size, or another library's code. Afterwards, it
+    returns each freed tensor at once, which makes training on the CPU a third slower, in less memory.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_THRESHOLD, 2**16)
+            libc.malloc_trim(0)
 
 
 @contextmanager

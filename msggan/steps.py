@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from msggan.config import TrainConfig
 from msggan.data.stream import pyramid
-from msggan.device import convolution_settings, is_out_of_memory
+from msggan.device import convolution_settings, is_out_of_memory, release_memory
 from msggan.graphs import Graphs
 from msggan.losses import (
     between,
@@ -237,8 +237,7 @@ class TrainingState:
                 if not is_out_of_memory(error) or self.part == 1 or is_recording:
                     raise
             self.part = (self.part + 1) // 2  # out of the handler, so that the error's frames hold no tensors
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_memory(self.device)
 
     def dropped_networks(self) -> list[str]:
         """The networks whose update was dropped in the last step."""
