@@ -18,45 +18,43 @@ Function = Callable[..., Sequence[Tensor]]
 
 
 class Graphs:
-    """function(kind, *inputs) on a CUDA device, for a few kinds; recorded for each, and then replayed.
+    """A function(kind, *inputs) on a CUDA device, recorded for each of a few kinds and then replayed.
 
     The function launches the same operations at each call of a kind, does not wait for the device, copies nothing from
     or to the host, and may change only tensors that stay where they are. Its inputs always have the same shapes.
     inform: if it cannot be recorded, is called with a sentence; the function then runs as usual.
     """
 
-    def __init__(
-        self, function: Function, kinds: Iterable[bool], device: torch.device, inform: Callable[[str], None]
-    ) -> None:
-        self.function, self.device, self.inform = function, device, inform
+    def __init__(self, kinds: Iterable[bool], device: torch.device, inform: Callable[[str], None]) -> None:
+        self.device, self.inform = device, inform
         self.calls = dict.fromkeys(kinds, 0)
         self.stream = torch.cuda.Stream(device)
         self.inputs: list[Tensor] = []
         self.recorded: dict[bool, tuple[torch.cuda.CUDAGraph, Sequence[Tensor]]] = {}
         self.can_record = True
 
-    def __call__(self, kind: bool, *inputs: Tensor) -> Sequence[Tensor]:
-        """The function's results, which later calls do not change."""
+    def __call__(self, function: Function, kind: bool, *inputs: Tensor) -> Sequence[Tensor]:
+        """function(kind, *inputs), the same function at each call. Later calls do not change the results."""
         if self.can_record and not self.recorded and min(self.calls.values()) >= WARM_UP:
-            self._record(inputs)
+            self._record(function, inputs)
         if not self.recorded:
             self.calls[kind] += 1
-            return self._run(kind, *inputs)
+            return self._run(function, kind, *inputs)
         torch._foreach_copy_(self.inputs, list(inputs))
         graph, outputs = self.recorded[kind]
         graph.replay()
         return [output.clone() for output in outputs]
 
-    def _run(self, kind: bool, *inputs: Tensor) -> Sequence[Tensor]:
+    def _run(self, function: Function, kind: bool, *inputs: Tensor) -> Sequence[Tensor]:
         """As usual, but on the stream of the recordings, because some of what PyTorch keeps belongs to a stream."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            outputs = self.function(kind, *inputs)
+            outputs = function(kind, *inputs)
         current.wait_stream(self.stream)
         return outputs
 
-    def _record(self, inputs: Sequence[Tensor]) -> None:
+    def _record(self, function: Function, inputs: Sequence[Tensor]) -> None:
         """Records all kinds, which computes nothing. They share memory, because only one runs at a time."""
         self.inputs = [torch.empty_like(each) for each in inputs]
         pool = torch.cuda.graph_pool_handle()
@@ -66,7 +64,7 @@ class Graphs:
                     graph = torch.cuda.CUDAGraph()
                     # thread_local: other threads may allocate pinned memory for batches meanwhile.
                     with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                        outputs = self.function(kind, *self.inputs)
+                        outputs = function(kind, *self.inputs)
                     self.recorded[kind] = graph, outputs
         except RuntimeError as error:  # out of memory, or something that cannot be recorded
             self.recorded.clear()

@@ -80,7 +80,7 @@ class TrainingState:
         self.graphs: Graphs | None = None
         if device.type == "cuda" if graphs is None else graphs:
             kinds = {self._is_penalized(step) for step in range(config.penalty_interval)}
-            self.graphs = Graphs(self.update, kinds, device, inform)
+            self.graphs = Graphs(kinds, device, inform)
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """One step on one batch; returns the two losses as scalars on the device, without their penalties.
@@ -104,8 +104,10 @@ class TrainingState:
         is_penalized = self._is_penalized(self.images_seen // self.config.batch_size)
         is_whole = self.part >= len(reals) == self.config.batch_size
         with convolution_settings(self.device):
-            update = self.graphs if self.graphs and is_whole else self.update
-            d_loss, g_loss = update(is_penalized, *inputs)
+            if self.graphs and is_whole:
+                d_loss, g_loss = self.graphs(self.update, is_penalized, *inputs)
+            else:
+                d_loss, g_loss = self.update(is_penalized, *inputs)
         self.images_seen += len(reals)
         decay = ema_decay(
             batch_size=self.config.batch_size,
