@@ -224,7 +224,7 @@ def table_rows(resolution: int, *, device: torch.device, seconds: float) -> Iter
     for _ in range(WARM_UP + 1):  # on a GPU, then come the recorded steps
         ours()
     if on_gpu:
-        yield row("auto: peak memory", setting, torch.cuda.max_memory_allocated(device) / 2**20, "MiB")
+        yield row("auto: peak memory", setting, torch.cuda.max_memory_reserved(device) / 2**20, "MiB")
     product = matrix_product(device)
     try:
         timings = in_turns([ours, product, plain_steps(config, device)], seconds=seconds, device=device)

@@ -40,7 +40,9 @@ def plan(config: TrainConfig, *, device: str = "cpu", image_bytes: int = 0) -> P
     gradients = weight * (generator + discriminator) + number * max(generator, discriminator)
     kept = PROGRAM_BYTES[device] + checkpoint + number * (generator + discriminator)
     between_steps = _pictures(config) + (checkpoint if on_cpu else 0)  # a copy while it is written
-    memory = kept + gradients + max(_step(config), between_steps) + (image_bytes if on_cpu else 0)
+    # A CUDA graph keeps the memory of its step between steps, too.
+    at_once = sum if device == "cuda" and config.part == config.batch_size else max
+    memory = kept + gradients + at_once((_step(config), between_steps)) + (image_bytes if on_cpu else 0)
 
     grids = config.kimg / config.sample_kimg * PNG_SHARE * config.num_samples * 3 * config.resolution**2 * 4 / 3
     reports = config.kimg * 1000 / max(250, config.batch_size) * REPORT_BYTES
