@@ -276,7 +276,7 @@ class SkipNonFiniteAdam:
         self.learning_rate, self.beta1, self.beta2 = learning_rate, beta1, beta2
         self.parameters: list[Tensor] = list(network.parameters())
         device = self.parameters[0].device
-        self.found_inf, self._is_finite = torch.zeros(2, dtype=torch.float32, device=device).unbind()
+        self.found_inf = torch.zeros((), dtype=torch.float32, device=device)
         self._steps = torch.zeros(len(self.parameters), dtype=torch.float32, device=device)
         self.moments = {
             parameter: {
@@ -293,9 +293,9 @@ class SkipNonFiniteAdam:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         # The norm is not finite if one of them is not, or if its square is too large for Adam's second average.
         norm = torch.nn.utils.get_total_norm([*gradients, loss])
-        torch.lt(norm, math.inf, out=self._is_finite)
-        torch.logical_not(self._is_finite, out=self.found_inf)
-        self._steps += self._is_finite
+        is_finite = norm < math.inf
+        self.found_inf.copy_(~is_finite)
+        self._steps += is_finite
         steps, averages, squares = (
             [moments[name] for moments in self.moments.values()] for name in ("step", "exp_avg", "exp_avg_sq")
         )
