@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["azure_local.fixtures", "support.azure_commands", "support.browser", "support.disks"]
 
-# Files with a fixture for all their tests that trains, executes a notebook, sends every request or starts a browser.
+# Files with a fixture for all their tests that trains, exports, executes a notebook, sends every request or starts a
+# browser.
 SHARED = {
-    f"test_{name}" for name in ("azure_openapi", "cli", "local_sweep", "notebook", "readme", "sweep_report", "verbs")
+    f"test_{name}"
+    for name in ("azure_openapi", "cli", "export", "local_sweep", "notebook", "readme", "sweep_report", "verbs")
 }
 
 # One thread: networks this small gain nothing by more, and processes beside each other lose much. torch reads this when

@@ -40,7 +40,8 @@ class Tracker:
 
     A mount of blob storage may upload the whole file after each write, or refuse to append to it. So the longer the
     file is, the more rarely it is written: all uploads together are about a hundred times its size, not half its
-    square. Where appending is refused it is written anew. This is right everywhere; no mount has to be detected.
+    square. Where appending is refused it is written anew. This is right everywhere; no mount has to be detected. It is
+    opened for each write: such a mount may show what was written only once the file is closed.
     `write` comes before each checkpoint: what a killed process had not written comes after, and is repeated.
 
     tracking_uri: the MLflow to log to, from `start` to `close`. It can neither stop nor slow the run.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from azure_local import AzureLocal
-from support.programs import REPOSITORY
+from support.programs import REPOSITORY, environment, fast_python
 
 SCRIPT = REPOSITORY / "tests" / "azure_check.py"
 GUESSES = [
@@ -20,13 +18,15 @@ GUESSES = [
     if isinstance(call, ast.Call)
     if isinstance(call.func, ast.Attribute) and call.func.attr == "guess" and isinstance(call.args[0], ast.Constant)
 ]
+# The commands that it runs are found beside its interpreter.
+RUN = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 QUICK = ("--minutes", "0.01", "--environment", "python:3.11-slim", "--yes")
 
 
 def check(azure: AzureLocal, folder: Path, *words: str) -> tuple[int, str, str]:
     """The exit code, what is on stderr, and the report."""
-    variables = {**os.environ, **azure.variables}
-    command = [sys.executable, str(SCRIPT), "--workspace", azure.cloud.scope, *QUICK, *words]
+    variables = environment(**azure.variables)
+    command = [fast_python(), "-c", RUN, str(SCRIPT), "--workspace", azure.cloud.scope, *QUICK, *words]
     ended = subprocess.run(command, cwd=folder, env=variables, stderr=subprocess.PIPE, encoding="utf-8", check=False)
     report = folder / "azure-check.md"
     return ended.returncode, ended.stderr, report.read_text(encoding="utf-8") if report.is_file() else ""

@@ -242,9 +242,8 @@ def test_images_are_looked_for_beyond_the_first_files(
 # --- Other clouds and private links -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("cloud", "private_link"), [("AzureUSGovernment", False), pytest.param("AzureCloud", True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("cloud", "private_link"), [("AzureUSGovernment", False), ("AzureCloud", True)])
 def test_a_run_trains_in_another_cloud_and_behind_a_private_link(
     azure: AzureLocal, workdir: Path, msggan_aml: Command, cloud: str, private_link: bool
 ) -> None:

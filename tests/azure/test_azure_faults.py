@@ -144,6 +144,8 @@ def test_a_connection_cut_at_any_request_of_a_first_submit_leaves_one_job_or_an_
     for part in ("msggan/code*", "msggan/environments*", "msggan/data/*", "/codes/", "/environments/msggan/", "/jobs/"):
         assert any(kind.startswith("PUT") and part in kind for kind in numbers), part
     for kind, number in numbers.items():
+        if drop == "after" and kind.startswith("GET"):  # the same as before, for the service
+            continue
         forget(azure)
         fault = azure.fault(".*", ".", nth=number, drop=drop)
         outcome = outcome_of(submit)

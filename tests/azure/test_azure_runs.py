@@ -91,13 +91,9 @@ def test_a_long_list_is_read_page_by_page_up_to_a_limit(azure: AzureLocal, msgga
     assert "Only the newest 50 runs on Azure are listed. Use --limit N for more." in listed.stderr
     requests = [request for request in azure.made("GET", "/jobs") if request.path.endswith("/jobs")]
     assert [request.query["tag"] for request in requests] == ["msggan.run"] * 9 + ["msggan.sweep"]
-    for limit, names, has_more in (
-        (2, ["old-59", "old-58"], True),
-        (60, [f"old-{n}" for n in range(59, -1, -1)], False),
-    ):
-        some = msggan_aml("list", "--limit", str(limit), "-o", "json")
-        assert [run["name"] for run in some.json["runs"]] == names
-        assert (f"--limit {2 * limit}" in some.stderr) == has_more
+    some = msggan_aml("list", "--limit", "2", "-o", "json")
+    assert [run["name"] for run in some.json["runs"]] == ["old-59", "old-58"]
+    assert "--limit 4" in some.stderr
     before = len(azure.requests)
     assert msggan_aml("status", "-o", "json").json["name"] == "old-59"
     details = [request.path for request in azure.requests[before:] if request.path.endswith("/details")]

@@ -34,7 +34,7 @@ def _collected() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.fixture(params=["local", "azure"])
+@pytest.fixture(params=["local", pytest.param("azure", marks=pytest.mark.slow)])
 def build_target(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> BuildTarget:

@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("spec", ONE_VALUE, ids=lambda spec: spec.name)
-@hypothesis.settings(deadline=None)  # on a busy machine reading the file takes longer
+@hypothesis.settings(deadline=None, max_examples=20)  # on a busy machine reading the file takes longer
 @given(data=st.data())
 def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(
     folder: Path, spec: Setting, data: st.DataObject

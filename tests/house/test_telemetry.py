@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.programs import REPOSITORY, command_line
+from support.programs import REPOSITORY, command_line, fast_python
 
 from msggan import TELEMETRY_SWITCHES
 from orchestration.settings import WORKSPACE_VARIABLES
@@ -54,6 +54,7 @@ def test_the_tests_themselves_turn_it_off() -> None:
     assert TELEMETRY_SWITCHES.items() <= os.environ.items()
 
 
+@pytest.mark.slow
 def test_mlflow_and_onnxruntime_send_no_telemetry_and_store_no_identity(tmp_path: Path) -> None:
     code = (
         "import msggan, mlflow, onnxruntime\n"
@@ -74,7 +75,10 @@ def test_the_azure_cli_sends_no_telemetry(tmp_path: Path) -> None:
     environ = login(tmp_path / "home", **dict.fromkeys(WORKSPACE_VARIABLES.values(), "w"))
     environ |= {"AZURE_TOKEN_CREDENTIALS": "AzureCliCredential", "PATH": f"{az.parent}{os.pathsep}{environ['PATH']}"}
     ended = subprocess.run(
-        command_line("msggan-aml", "list", "--target", "azure"), cwd=tmp_path, env=environ, check=False
+        command_line("msggan-aml", "list", "--target", "azure", python=fast_python()),
+        cwd=tmp_path,
+        env=environ,
+        check=False,
     )
     assert ended.returncode == 4
     assert (tmp_path / "result").read_text() == "false\n"

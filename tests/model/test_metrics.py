@@ -105,6 +105,7 @@ def test_patches_do_not_depend_on_the_parts_that_images_arrive_in(cuts: set[int]
     assert all(torch.equal(in_parts.normalised(side), whole.normalised(side)) for side in (16, 32, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="where a process can read its largest size")
 def test_memory_does_not_grow_with_the_number_of_images() -> None:
     """In MiB, beside the images themselves: all pyramids of these 64 would take 800."""
@@ -142,7 +143,7 @@ def test_there_is_a_distance_for_each_level_and_their_mean_before_them(side: int
 
 
 def test_the_distance_grows_with_noise() -> None:
-    reals = smooth(64, 32)
+    reals = smooth(24, 32)
     distances = [sliced_wasserstein(reals, with_noise(reals, deviation)) for deviation in (0, 4, 16, 64)]
     for level in ("swd", "swd_16", "swd_32"):
         values = [distance[level] for distance in distances]

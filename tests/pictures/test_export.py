@@ -62,8 +62,8 @@ def drawn_generator(depth: int, *, equalized: bool) -> Generator:
 @pytest.mark.parametrize(
     ("depth", "equalized", "scale"),
     [
-        (1, False, None),
         (4, True, 8),
+        pytest.param(1, False, None, marks=pytest.mark.slow),
         *(pytest.param(*shape, marks=pytest.mark.slow) for shape in [(2, True, None), (2, True, 8), (3, False, 4)]),
         *(pytest.param(depth, depth == 4, None, marks=pytest.mark.slow) for depth in (3, 4)),
     ],
@@ -87,7 +87,8 @@ def test_onnxruntime_makes_the_same_images_for_a_batch_of_any_size(
     assert all(torch.equal(tensor, before[name]) for name, tensor in generator.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["bmsg_gan_32px", pytest.param("bmsg_gan_32px_plain", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bmsg_gan_32px", "bmsg_gan_32px_plain"])
 def test_weights_of_the_original_make_its_own_images_in_onnxruntime(name: str) -> None:
     recorded = load_file(REPOSITORY / "tests" / "model" / "golden" / f"{name}.safetensors")
     prefix = "before.generator."

@@ -21,7 +21,7 @@ from msggan.tracking.metrics_log import read_metrics
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other ways to limit a disk")
 
 FEW_STEPS = [*OPTIONS, "--batch-size", 20]
-WORDS = [*FEW_STEPS, "--kimg", 0.6, "--checkpoint-kimg", 0.1, "--sample-kimg", 0.2, "--metric-kimg", 0.3]
+WORDS = [*FEW_STEPS, "--kimg", 0.4, "--checkpoint-kimg", 0.1, "--sample-kimg", 0.2, "--metric-kimg", 0.2]
 LONG = [*FEW_STEPS, "--kimg", 1000, "--checkpoint-kimg", 0.1]
 
 
@@ -180,7 +180,7 @@ def test_a_run_on_a_mount_that_neither_appends_nor_renames_equals_one_on_a_disk(
     tiny_images: Path, whole: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    for kimg in ("0.3", "0.6"):
+    for kimg in ("0.2", "0.4"):
         train = command_line("msggan.train", "--data", tiny_images, *WORDS, "--kimg", kimg, "--run-dir", run_dir)
         refusing = [sys.executable, refusals.__file__, "append,rename"]
         ended = subprocess.run(

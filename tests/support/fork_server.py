@@ -48,16 +48,21 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class ForkServer:
-    """The server, started as a process. `python`: an executable that takes the arguments of a Python interpreter."""
+    """The server, started as a process. `python`: an executable that takes the arguments of a Python interpreter.
+
+    The program `msggan-aml` is beside it, as it is beside the interpreter of an environment.
+    """
 
     def __init__(self, folder: Path) -> None:
         """folder: for its socket and the executable; its path must be short."""
         address = folder / "socket"
         self.python = str(folder / "python")
         client = Path(__file__).with_name("fork_client.py")
-        code = f'#!/bin/sh\nexec {sys.executable} -IS {client} {address} "$@"\n'
-        Path(self.python).write_text(code)
-        Path(self.python).chmod(0o755)
+        program = '-c "from orchestration.commands.main import main; main()" '
+        for name, first in (("python", ""), ("msggan-aml", program)):
+            path = folder / name
+            path.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {client} {address} {first}"$@"\n')
+            path.chmod(0o755)
         self._process = subprocess.Popen(
             [sys.executable, "-I", __file__, str(address)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

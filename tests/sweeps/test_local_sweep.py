@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from support.disks import Disk
 from support.images import draw_tiny_images
-from support.programs import Ended, run_in, started, stopped, wait_for
+from support.programs import Ended, fast_python, run_in, started, stopped, wait_for
 
 from msggan.config import TrainConfig
 from msggan.errors import RunFolderError
@@ -37,7 +37,7 @@ from orchestration.sweeps.trials import CANCELLED, Objective, measured
 SMALL = ["--resolution", "8", "--latent-size", "8", "--seed", "1"]
 SHORT = [*SMALL, "--kimg", "0.02"]
 TWO_RATES = ["--over", "g_lr=0.001,0.01", "--sampling", "grid", *SHORT]
-MEASURED = [*SMALL, "--precision", "float32", "--kimg", "0.6", "--metric-kimg", "0.1"]
+MEASURED = [*SMALL, "--precision", "float32", "--kimg", "0.3", "--metric-kimg", "0.05"]
 LONGER = [*SMALL, "--kimg", "3", "--metric-kimg", "1"]
 Run = Callable[..., Ended]
 
@@ -333,7 +333,7 @@ def test_a_resumed_sweep_equals_an_uninterrupted_one(tmp_path: Path, run_program
     whole = run_program(*[word if word != "s" else "whole" for word in args])
     assert continued.exit_code == whole.exit_code == 0, continued.stderr
     assert values(continued.json) == values(whole.json)
-    assert [(trial["state"], trial["images_seen"]) for trial in whole.json["trials"]] == [("completed", 600)] * 2
+    assert [(trial["state"], trial["images_seen"]) for trial in whole.json["trials"]] == [("completed", 300)] * 2
     assert "\nResuming runs/s/trials/000 " in (first / "log.txt").read_text(), "it resumed from a checkpoint"
 
 
@@ -528,7 +528,7 @@ def test_concurrent_trials_share_the_cores(tmp_path: Path, monkeypatch: pytest.M
     python.write_text(
         f"#!/bin/sh\n"
         f'echo "starts $OMP_NUM_THREADS $MKL_NUM_THREADS" >> {diary}\n'
-        f'{sys.executable} "$@"; code=$?; echo ends >> {diary}; exit $code\n'
+        f'OMP_NUM_THREADS=1 {fast_python()} "$@"; code=$?; echo ends >> {diary}; exit $code\n'
     )
     python.chmod(0o755)
     monkeypatch.chdir(tmp_path)
