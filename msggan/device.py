@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 import torch
 
 from msggan.errors import OutOfMemoryError, UsageError
+from msggan.resources import machine_memory
 
 # torch raises a plain RuntimeError if the CPU, Apple's GPU or a CUDA library cannot allocate memory, Python if a thread
 # has no memory for its stack, and an ImportError if a library has none for its code.
@@ -48,6 +49,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         features = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         return any(getattr(torch.cpu, feature, bool)() for feature in features)
     return False
+
+
+def device_memory(device: torch.device) -> int | None:
+    """The bytes of memory that the device has, None if that is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return machine_memory()  # Apple's GPUs share it
 
 
 def convolution_settings(device: torch.device) -> AbstractContextManager[object]:

@@ -9,8 +9,8 @@ class MsgganError(Exception):
     """An error that a user can fix.
 
     `message`: what failed, and on what. `hint`: what to type or change next. `code`: a stable identifier for scripts.
-    `exit_code`: that of the process (2: nothing had started, 1: the run had). `may_have_happened`: what failed may have
-    been carried out nevertheless.
+    `exit_code`: that of the process (2: nothing had started, 3: the plan is refused, 1: the run had started).
+    `may_have_happened`: what failed may have been carried out nevertheless.
     """
 
     code = "error"
@@ -37,6 +37,13 @@ class UsageError(MsgganError):
     def __init__(self, problems: Sequence[str], hint: str = "") -> None:
         super().__init__("\n".join(problems), hint)
         self.problems = tuple(problems)
+
+
+class RefusedError(MsgganError):
+    """The plan contains something that cannot or must not be done. Nothing was changed."""
+
+    code = "refused"
+    exit_code = 3
 
 
 class DataError(MsgganError):

@@ -24,13 +24,14 @@ from msggan.data.decoding import plural
 from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
-from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, memory_errors
+from msggan.device import choose_device, device_memory, has_fast_bfloat16, is_out_of_memory, memory_errors
 from msggan.display.progress import choose_progress, duration
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
 from msggan.pictures.grids import find_samples, generate, generate_parts, write_samples
 from msggan.randomness import Purpose, latents
+from msggan.resources import check
 from msggan.runs.checkpoint import CheckpointWriter, newest_checkpoint
 from msggan.runs.folder import (
     RunFolder,
@@ -53,6 +54,7 @@ REPORT_SECONDS = 5.0  # between two reports; an evaluation or the end is always 
 MAX_MEASURED_IMAGES = 512
 RECOMMENDED_IMAGES = 200  # with fewer, training works and its results are poor
 MAX_DROPPED_IN_A_ROW = 10
+STEPS_TIMED = 100  # before a run says how long it will take
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -97,8 +99,8 @@ class Trainer:
     device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0: one per core.
     tracking_uri: an MLflow server or database to log to as well; the run does not depend on it.
     messages: where progress is printed; by default stderr, and in a notebook a display that is updated in place.
-    Raises `UsageError`, `DataError`, `RunFolderError` or `OutOfMemoryError` before anything is written in `run_dir`;
-    `run` may also raise `CheckpointError` and `TrainingError`.
+    Raises `UsageError`, `DataError`, `RunFolderError`, `RefusedError` or `OutOfMemoryError` before anything is written
+    in `run_dir`; `run` may also raise `CheckpointError` and `TrainingError`.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Trainer:
             )
             self.total_images = self.config.kimg * 1000
             self.progress = choose_progress(self.folder, total_images=round(self.total_images), stream=messages)
+            self._check_resources(source.memory_bytes(self.config.resolution))
             self.dataset = source.dataset(
                 resolution=self.config.resolution,
                 background=self.config.background,
@@ -157,6 +160,7 @@ class Trainer:
         self.saved_images = 0
         self.spent, self.started_images = TimeSpent(), 0  # since this process took its first step, at that image
         self.reported_at = -math.inf  # by time.perf_counter
+        self.is_timed = False  # whether this process has said how long the run will take
         self.metrics: dict[str, float] = {}
 
     @property
@@ -314,7 +318,12 @@ class Trainer:
         self._info(self.tracker.messages())
         # At the average speed of this process, which includes sampling, measuring and saving.
         speed = (self.images_seen - self.started_images) / (now - self.spent.began)
-        self.progress.report(self.metrics, seconds_left=max(0, self.total_images - self.images_seen) / speed)
+        seconds_left = max(0, self.total_images - self.images_seen) / speed
+        steps = (self.images_seen - self.started_images) // self.config.batch_size
+        if steps >= STEPS_TIMED and seconds_left and not self.is_timed:
+            self.is_timed = True
+            self.progress.info(f"At this speed, the rest of the run takes about {duration(seconds_left)}.")
+        self.progress.report(self.metrics, seconds_left=seconds_left)
 
     @timed("checkpoints")
     def _save(self, *, wait: bool = False) -> None:
@@ -348,6 +357,12 @@ class Trainer:
             ensure_ours(self.folder, self.state)
 
     # Before the first step
+
+    def _check_resources(self, image_bytes: int) -> None:
+        recorded = read_state(self.folder)
+        if recorded is None or recorded.images_seen < self.total_images:
+            device, available = self.device.type, device_memory(self.device)
+            self.progress.info(check(self.config, self.folder.path, device, available, image_bytes=image_bytes))
 
     def _check_images(self) -> None:
         training, held_out, batch_size = self.dataset.training, self.dataset.held_out, self.config.batch_size
@@ -410,8 +425,7 @@ class Trainer:
 
     def _start(self) -> None:
         networks = {"generator": self.generator, "discriminator": self.discriminator}
-        checkpoint_bytes = sum(tensor.nbytes for tensor in self.training_state.tensors().values())
-        self.folder.prepare(self.config, networks, checkpoint_bytes=checkpoint_bytes)
+        self.folder.prepare(self.config, networks)
         self.state = record_start(self.folder, data=str(self.data), images_seen=self.images_seen)
         self.state_version = version_of(self.folder.state)
         self.tracker.forget_after(self.images_seen)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestration.errors import RefusedError
+from msggan.errors import RefusedError
 from orchestration.money import Amount, Price, format_rate
 
 # A machine is paid for from its allocation: it starts and pulls the image of the environment before the job runs.

@@ -26,13 +26,6 @@ class WorkspaceError(MsgganError):
     exit_code = 2
 
 
-class RefusedError(MsgganError):
-    """The plan contains something that cannot or must not be done. Nothing was changed."""
-
-    code = "refused"
-    exit_code = 3
-
-
 class AuthError(MsgganError):
     """Not signed in, or the identity lacks a role that the request requires."""
 

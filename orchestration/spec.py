@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
 from msggan.commands.options import PACK_SUFFIX, Hardware, argv_of, data_problems, to_argv
-from msggan.config import TrainConfig
+from msggan.config import TrainConfig, resolve
 from msggan.errors import UsageError
+from msggan.resources import Plan, plan
 from orchestration.data_source import CONTAINER_BEFORE_HOST, FORMS, DataAsset, is_remote, read_address
 
 TARGETS = ("auto", "local", "azure")
@@ -39,6 +41,14 @@ class RunSpec:
         """The command line of the run, with the target's locations of the images and of the run folder."""
         program = [python, "-m", "msggan.train", "--data", data, "--run-dir", run_dir]
         return [*program, *to_argv(self.config), *argv_of(self.hardware)]
+
+    def needs(self, *, device: str) -> Plan | None:
+        """What the run needs if its images are large, None if that depends on them. device: what `auto` chooses."""
+        device = {"auto": device}.get(self.hardware.device, self.hardware.device).split(":")[0]
+        with suppress(UsageError):
+            resolved = resolve(self.config, shorter_side_px=1024, device=device, has_fast_bfloat16=False)
+            return plan(resolved, device=device)
+        return None
 
 
 # --- Names ------------------------------------------------------------------------------------------------------------

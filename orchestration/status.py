@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from msggan.commands.program import EXIT_CODES
-from orchestration.errors import RefusedError
+from msggan.errors import RefusedError
 
 ACTIVE_STATES = ("queued", "preparing", "running")  # the states of a run before its end
 

@@ -188,6 +188,10 @@ class Pack:
     def images(self) -> int:
         return self.contents.images
 
+    def memory_bytes(self, resolution: int) -> int:
+        """What its images take in memory: nothing, since they are mapped from the file."""
+        return 0
+
     def median_shorter_side(self) -> int:
         return self.contents.resolution
 

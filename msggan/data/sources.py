@@ -113,6 +113,10 @@ class ImageFiles(NamedTuple):
             raise _no_readable_image(read, skipped)
         return statistics.median_low(sides)
 
+    def memory_bytes(self, resolution: int) -> int:
+        """What the decoded images take in memory."""
+        return min(MEMORY_BUDGET_BYTES, self.images * 3 * resolution**2)
+
     def dataset(self, *, resolution: int, **options: Any) -> ImageDataset:
         """Decodes every file; options: of `ImageDataset`. Raises `DataError` if no image is readable."""
         return ImageDataset(self, resolution=resolution, **options)

@@ -105,24 +105,17 @@ class RunFolder:
             )
         return config
 
-    def prepare(self, config: TrainConfig, networks: dict[str, nn.Module], *, checkpoint_bytes: int) -> None:
-        """Creates the folder with its configuration and the networks' printouts, and checks that checkpoints will fit.
+    def prepare(self, config: TrainConfig, networks: dict[str, nn.Module]) -> None:
+        """Creates the folder with its configuration and the networks' printouts.
 
         Files that have this content already are not written again, so that nothing can happen to them.
-        Raises `RunFolderError` if the folder cannot be written, or has no space for two checkpoints.
+        Raises `RunFolderError` if the folder cannot be written.
         """
         contents = {self.config: _stored(config)}
         for name, network in networks.items():
             contents[self.path / f"{name}_config.txt"] = printout(network)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            free, needed = shutil.disk_usage(self.path).free, 2 * checkpoint_bytes
-            if free < needed:
-                raise RunFolderError(
-                    f"{self}: the disk has {free / 2**20:.0f} MiB free, and two checkpoints take "
-                    f"{needed / 2**20:.0f} MiB.",
-                    "Free some space or use a folder on another disk.",
-                )
             for path, content in contents.items():
                 if not path.exists() or path.read_bytes() != content.encode():
                     write_whole(path, content.encode())
@@ -142,7 +135,7 @@ class RunFolder:
             equalized=generator.equalized,
         )
         config = resolve(config, shorter_side_px=config.resolution, device="cpu", has_fast_bfloat16=False)
-        self.prepare(config, {"generator": generator}, checkpoint_bytes=0)
+        self.prepare(config, {"generator": generator})
         return asdict(config)
 
     def unwritable(self, error: OSError) -> RunFolderError:

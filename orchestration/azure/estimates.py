@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from msggan.config import TrainConfig
-from msggan.errors import MsgganError
+from msggan.errors import MsgganError, RefusedError
 from orchestration.azure.blobs import PROJECT_FOLDER
 from orchestration.azure.client import Client
 from orchestration.azure.compute import require_cluster, values_of
@@ -15,7 +15,6 @@ from orchestration.azure.history import RunJobs, find_jobs, read_progress
 from orchestration.azure.prices import read_max_cost, read_price
 from orchestration.azure.sizes import as_region, serverless_size, size_named
 from orchestration.costs import Estimate
-from orchestration.errors import RefusedError
 from orchestration.settings import Settings
 from orchestration.spec import RunSpec
 from orchestration.sweeps.spec import SweepSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 
 from msggan.commands.options import (
@@ -120,7 +121,10 @@ def submit(
     serving.plan_run(spec)  # raises UsageError
     info(f"Target: {chosen} ({reason}).")
     if dry_run:
-        show_plan(output, serving.priced_plan(spec))
+        needs = spec.needs(device="cuda" if chosen == "azure" or shutil.which("nvidia-smi") else "cpu")
+        if needs is not None:
+            info(f"Besides its images, the run needs about {needs}.")
+        show_plan(output, {**serving.priced_plan(spec), "plan": needs and needs._asdict()})
         return 0
     answer(serving.question(spec), yes=yes)
     if source is not None and not from_scratch:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msggan.errors import RefusedError
 from orchestration.costs import START_HOURS, Estimate, cluster_costs, cluster_refusal
-from orchestration.errors import RefusedError
 from orchestration.money import Amount, Price
 
 PRICE = Price(0.5, 0.1, "USD", "Azure ML", "2026-11-26")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -386,7 +387,10 @@ def test_a_dry_run_prints_the_command_and_starts_nothing(run_program: RunProgram
     args = ["submit", "--data", "tiny", "--target", "local", *SMALL, "--no-mirror"]
     run_dir = str(Path("runs/tiny"))
     args += ["--dry-run", "-o", "json"]
-    assert run_program("msggan-aml", *args, python=sys.executable, **TRACKED).json == {
+    plan = run_program("msggan-aml", *args, python=sys.executable, **TRACKED).json
+    needed = plan.pop("plan")
+    assert needed["memory_bytes"] > needed["disk_bytes"] > 0
+    assert plan == {
         "target": "local",
         "command": [
             *[sys.executable, "-m", "msggan.train", "--data", "tiny", "--run-dir", run_dir],
@@ -401,7 +405,9 @@ def test_a_dry_run_prints_the_command_and_starts_nothing(run_program: RunProgram
 @pytest.mark.usefixtures("tiny_images")
 def test_a_dry_run_in_text_is_a_line_that_a_shell_can_run(run_program: RunProgram) -> None:
     args = ["submit", "--data", "tiny", "--dry-run"]
-    (line,) = run_program("msggan-aml", *args, python=sys.executable, **TRACKED).stdout.splitlines()
+    ended = run_program("msggan-aml", *args, python=sys.executable, **TRACKED)
+    (line,) = ended.stdout.splitlines()
+    assert re.search(r"Besides its images, the run needs about \d.* MiB of memory and \d+ MiB of disk", ended.stderr)
     args = shlex.split(line)
     variables, command = args[:2], args[2:]
     assert variables == ["MSGGAN_OUTPUT=json", "MSGGAN_TRACKING_URI=sqlite:///runs/mlflow.db"]

@@ -77,6 +77,7 @@ def test_the_time_decides_which_intervals_are_reported_and_not_what_their_report
     monkeypatch.setattr("msggan.trainer.REPORT_IMAGES", 50)
     for seconds in (0.0, math.inf):
         monkeypatch.setattr("msggan.trainer.REPORT_SECONDS", seconds)
+        monkeypatch.setattr("msggan.trainer.STEPS_TIMED", 8)
         run_dir = tmp_path / str(seconds)
         ours = trainer(tiny_images, run_dir, batch_size=20, kimg=0.24, metric_kimg=0.1, precision="float32")
         ours.run()
@@ -90,6 +91,7 @@ def test_the_time_decides_which_intervals_are_reported_and_not_what_their_report
     assert [list(report) for report in few] == [keys, *3 * [[*keys, "swd", "swd_8"]]]
     shares = r", of which [\d.]+ % steps, [\d.]+ % data, .* % evaluation, .* % samples, .* % checkpoints, .* % reports"
     assert re.search(rf"\nTime: \d+ s{shares}\.\nDone", messages_of(ours))
+    assert len(re.findall(r"\nAt this speed, the rest of the run takes about \d+ s\.\n", messages_of(ours))) == 1
 
 
 def test_generator_safetensors_has_the_average(tiny_images: Path, tmp_path: Path) -> None:
@@ -461,7 +463,7 @@ def test_files_of_other_kinds_are_named_before_training_and_before_a_complaint(
     for number in range(3):
         (tiny_images / f"{number}.mp4").touch()
     ours = trainer(tiny_images, tmp_path / "run")
-    assert messages_of(ours).splitlines()[0] == "Skipped 3 files: 3 .mp4."
+    assert messages_of(ours).splitlines()[1] == "Skipped 3 files: 3 .mp4."
     messages = io.StringIO()
     with pytest.raises(DataError, match="fewer than --batch-size 32"):
         Trainer(TrainConfig(batch_size=32), data=tiny_images, run_dir=tmp_path / "other", messages=messages)

@@ -34,7 +34,7 @@ METRICS = """\
 def folder(tmp_path: Path) -> RunFolder:
     """A run of 1 kimg that has just started."""
     folder = RunFolder(tmp_path / "one")
-    folder.prepare(small_config(), {}, checkpoint_bytes=1)
+    folder.prepare(small_config(), {})
     return folder
 
 
@@ -62,7 +62,7 @@ def test_a_run_without_reports_is_shown_as_such(folder: RunFolder) -> None:
 
 def test_a_run_shows_its_state_newest_finest_samples_and_curves(tmp_path: Path) -> None:
     folder = RunFolder(save_run(tmp_path / "one", samples=2))
-    folder.prepare(small_config(), {}, checkpoint_bytes=1)
+    folder.prepare(small_config(), {})
     folder.metrics.write_text(METRICS)
     run = ended(folder, "completed", images_seen=1000)
     html = run._repr_html_()
