@@ -467,7 +467,7 @@ def test_files_of_other_kinds_are_named_before_training_and_before_a_complaint(
     messages = io.StringIO()
     with pytest.raises(DataError, match="fewer than --batch-size 32"):
         Trainer(TrainConfig(batch_size=32), data=tiny_images, run_dir=tmp_path / "other", messages=messages)
-    assert messages.getvalue().startswith("Skipped 3 files: 3 .mp4.\n")
+    assert messages.getvalue().splitlines()[1] == "Skipped 3 files: 3 .mp4."
 
 
 def test_a_run_folder_that_cannot_be_made_is_refused(tiny_images: Path, tmp_path: Path) -> None:
