@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from support.fork_server import ForkServer
 from support.images import draw_tiny_images
 from support.programs import FAST_PYTHON, Ended, environment, fast_python, run_in
@@ -37,6 +38,9 @@ SHARED = {
 # it is imported, which comes later.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.update(TELEMETRY_SWITCHES)
+
+settings.register_profile("suite", deadline=None, max_examples=30)
+settings.load_profile("suite")
 
 # A script's `make test &` starts with Ctrl-C ignored, which all that the tests start would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -93,7 +93,13 @@ def test_a_cluster_s_identity_reads_where_it_has_one(azure: AzureLocal, msggan_a
         is_readable(azure, properties)
 
 
-@pytest.mark.parametrize("assigned", [None, "/subscriptions/s/resourceGroups/g/providers/M.I/userAssignedIdentities/i"])
+@pytest.mark.parametrize(
+    "assigned",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        "/subscriptions/s/resourceGroups/g/providers/M.I/userAssignedIdentities/i",
+    ],
+)
 def test_a_dry_run_shows_the_identity_of_a_serverless_job(
     azure: AzureLocal, msggan_aml: Command, images: str, monkeypatch: pytest.MonkeyPatch, assigned: str | None
 ) -> None:

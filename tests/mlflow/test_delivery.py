@@ -466,6 +466,7 @@ def test_a_deleted_experiment_is_named(database: str, tmp_path: Path) -> None:
 # The process
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patience")
 def test_two_runs_at_once_create_one_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/not there yet/mlflow.db"
