@@ -1,6 +1,6 @@
 """The memory and the disk space that a run needs, from the shapes of its networks, against what the machine has.
 
-It loads no torch. `tests/model/test_resources.py` and `make bench` hold it against the peaks of real processes.
+It loads no torch. `tests/model/test_resources.py` holds it against the peaks of real processes.
 """
 
 from __future__ import annotations
