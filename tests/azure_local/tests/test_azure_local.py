@@ -947,7 +947,8 @@ def test_a_trial_s_mlflow_run_has_its_sweep_as_parent(
 
     azure.add_ended_job("one_0").parent = "one"
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
-    runs = mlflow.MlflowClient(azure.cloud.tracking_uri)
+    # azureml-mlflow signs in by what an earlier test has read this workspace with, unless it is read again.
+    runs = mlflow.MlflowClient(client.workspaces.get(azure.cloud.workspace).mlflow_tracking_uri)
     assert runs.get_run("one_0").data.tags["mlflow.parentRunId"] == "one"
 
 
