@@ -117,7 +117,9 @@ def start_with_secrets(azure: AzureLocal, **variables: str) -> subprocess.Comple
             ADDRESS + "s",
             ["hf-tokens of the key vault my-vault cannot be read: (SecretNotFound)", "az keyvault secret"],
         ),
-        ({}, ADDRESS.replace("my-vault", "none"), ["the key vault none cannot be read: "]),
+        pytest.param(
+            {}, ADDRESS.replace("my-vault", "none"), ["the key vault none cannot be read: "], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_job_reads_a_secret_into_its_memory_or_ends_with_the_reason(

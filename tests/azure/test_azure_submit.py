@@ -205,6 +205,7 @@ def test_an_unchanged_folder_is_packed_once(azure: AzureLocal, workdir: Path, ms
     assert (packed, uploaded, other != pack) == (True, True, True)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_environment_unless_another_one_is_set(
     azure: AzureLocal, workdir: Path, msggan_aml: Command
 ) -> None:

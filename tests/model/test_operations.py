@@ -60,6 +60,7 @@ def epsilon_at(config: TrainConfig, step: int) -> Tensor:
     return interpolation(config.seed, range(step * config.batch_size, (step + 1) * config.batch_size))
 
 
+@pytest.mark.slow
 def test_updates_that_are_recorded_and_replayed_equal_those_computed_anew() -> None:
     """Recorded as in a CUDA graph, once for each kind: nothing in them depends on what the host counts or draws.
 

@@ -157,6 +157,7 @@ def flowers(tmp_path: Path) -> Path:
     return save_run(tmp_path / "runs" / "flowers")
 
 
+@pytest.mark.slow
 def test_both_programs_write_the_same_files_and_nothing_but_them(
     run_program: RunProgram, tmp_path: Path, flowers: Path
 ) -> None:

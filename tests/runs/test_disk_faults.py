@@ -175,6 +175,7 @@ def test_a_permission_that_is_lost_ends_training_with_the_folders_name(tiny_imag
     assert newest_checkpoint(run_dir / "checkpoints")[0] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can refuse this to a process")
 def test_a_run_on_a_mount_that_neither_appends_nor_renames_equals_one_on_a_disk(
     tiny_images: Path, whole: Path, tmp_path: Path

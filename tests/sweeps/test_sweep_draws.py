@@ -50,6 +50,7 @@ def test_combinations_that_were_not_drawn_come_last(monkeypatch: pytest.MonkeyPa
     assert sorted(map(str, drawn)) == sorted(map(str, CHOICES.combinations()))
 
 
+@pytest.mark.slow
 def test_all_of_a_thousand_combinations_are_drawn() -> None:
     space = read_space(["seed=0..99", "penalty_interval=1,2,3,4,5,6,7,8,9,10"], TrainConfig())
     for sampling in ("random", "sobol"):
