@@ -109,8 +109,10 @@ def machine_memory() -> int | None:
 
 
 def as_size(count: float) -> str:
-    """A number of bytes for people: 820 MiB, 1.3 GiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 1000 * MIB else f"{max(1, round(count / MIB))} MiB"
+    """A number of bytes for people: 56 KiB, 820 MiB, 1.3 GiB."""
+    if count >= 1000 * MIB:
+        return f"{count / 2**30:.1f} GiB"
+    return f"{round(count / MIB)} MiB" if count >= MIB else f"{round(count / 1024)} KiB"
 
 
 class _Level(NamedTuple):
