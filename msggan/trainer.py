@@ -188,16 +188,15 @@ class Trainer:
             latent_size, pinned = self.config.latent_size, self.device.type == "cuda"
             with closing(self.samples.batches(self.images_seen, latent_size=latent_size, pinned=pinned)) as batches:
                 try:
-                    self._train(self.spent.waiting_for(batches))
+                    self._train(self.spent.waiting_for(batches), pinned=pinned)
                 finally:
                     self.writer.wait()  # before another process may take over the run
             return self._finish("completed" if self._is_finished() else self.stop_state or "completed")
 
-    def _train(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    def _train(self, batches: Iterator[tuple[Tensor, Tensor]], *, pinned: bool) -> None:
         """The loop: a step, then what is due after it; at the end, or when stopped, a checkpoint."""
         self.interval.start_clock()
         while not self._is_finished() and self.stop_state is None:
-            pinned = self.device.type == "cuda"
             images, drawn = (each.to(self.device, non_blocking=pinned) for each in next(batches))
             self.interval.add(self.step(to_float(images), drawn))
             self._check_memory()
