@@ -36,7 +36,7 @@ from benchmarks.results import report_rows, row
 from msggan.commands.program import run_program
 from msggan.config import TrainConfig, resolve
 from msggan.data.stream import pyramid
-from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory
+from msggan.device import choose_device, has_fast_bfloat16, is_out_of_memory, reusing_memory
 from msggan.graphs import WARM_UP
 from msggan.losses import discriminator_loss, generator_loss
 from msggan.networks import Discriminator, Generator
@@ -67,9 +67,11 @@ def main(seconds: float, device: str, table: str | None) -> None:
     place = choose_device(device)
     if table or place.type == "cuda":
         resolutions = [int(resolution) for resolution in (table or GPU_TABLE).split(",")]
-        rows = [row for resolution in resolutions for row in table_rows(resolution, device=place, seconds=seconds)]
+        with reusing_memory(place):
+            rows = [row for resolution in resolutions for row in table_rows(resolution, device=place, seconds=seconds)]
     else:
-        rows = [row for size in SIZES for row in step_rows(*size, device=place, seconds=seconds)]
+        with reusing_memory(place):
+            rows = [row for size in SIZES for row in step_rows(*size, device=place, seconds=seconds)]
         with earlier_version() as checkout:
             if checkout is None:
                 click.echo(f"Left out: the comparison with {EARLIER}, which is not in this checkout of the repository.")

@@ -24,7 +24,14 @@ from msggan.data.decoding import plural
 from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
-from msggan.device import choose_device, device_memory, has_fast_bfloat16, is_out_of_memory, memory_errors
+from msggan.device import (
+    choose_device,
+    device_memory,
+    has_fast_bfloat16,
+    is_out_of_memory,
+    memory_errors,
+    reusing_memory,
+)
 from msggan.display.progress import choose_progress, duration
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
 from msggan.metrics import Patches, distances
@@ -186,7 +193,8 @@ class Trainer:
                 return self._nothing_to_do(recorded)
             self._start()
             latent_size, pinned = self.config.latent_size, self.device.type == "cuda"
-            with closing(self.samples.batches(self.images_seen, latent_size=latent_size, pinned=pinned)) as batches:
+            batches = self.samples.batches(self.images_seen, latent_size=latent_size, pinned=pinned)
+            with closing(batches), reusing_memory(self.device):
                 try:
                     self._train(self.spent.waiting_for(batches), pinned=pinned)
                 finally:
