@@ -212,6 +212,14 @@ class TrainConfig:
     equalized: bool = option(
         "Scale weights at run time (equalized learning rate).", default=True, sweep=Sweep(choices=(True, False))
     )
+    resampling: str = option(
+        "How the networks resize features. `nearest`: nearest neighbour up, average pooling down. `filtered`: with a "
+        "low-pass filter, against weaves of two pixels.",
+        default="nearest",
+        choices=("nearest", "filtered"),
+        absent="nearest",
+        sweep=Sweep(choices=("nearest", "filtered")),
+    )
     mirror: bool = option(
         "Mirror training images at random.", default=True, sweep=Sweep(choices=(True, False)), section="What to train"
     )

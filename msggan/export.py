@@ -12,7 +12,7 @@ import click
 from msggan.commands.options import command, output_option, refuse, run_dir_option
 from msggan.commands.program import run_program
 from msggan.commands.verbs import ExportOptions, export_options, parse_export, scale_problems, show_files
-from msggan.errors import OutOfMemoryError
+from msggan.errors import ExportError, OutOfMemoryError
 from msggan.runs.files import write_whole
 
 
@@ -43,6 +43,11 @@ def write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
     with memory_errors(lambda: error):
         generator = load_generator(source)
         refuse(scale_problems(options.scale, [4 << level for level in range(generator.depth)]))
+        if options.pth is not None and generator.resampling != "nearest":
+            raise ExportError(
+                f"{source}: --resampling {generator.resampling} is not in BMSG-GAN, which would make other images.",
+                "Use --onnx, or train with --resampling nearest.",
+            )
         paths = [Path(name) for name in (options.onnx, options.pth) if name is not None]
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,24 @@ def distances(reals: Patches, fakes: Patches, *, seed: int = 0) -> dict[str, flo
     return {"swd": sum(found.values()) / len(found), **found}
 
 
+def spectrum_ratio(reals: Tensor, fakes: Tensor) -> Tensor:
+    """The power of fakes' brightness over that of reals', for 0, 1, … R/2 cycles per side in any direction: (R/2 + 1,).
+
+    reals, fakes: (N, 3, R, R), uint8 or float. The last value is of R/2 and more; far above 1, it is a weave of pixels.
+    """
+    side = reals.shape[-1]
+    frequencies = torch.fft.fftfreq(side, 1 / side, device=reals.device)
+    cycles = torch.hypot(frequencies[:, None], frequencies).round().long().clamp(max=side // 2).flatten()
+    window = torch.hann_window(side, device=reals.device)  # the borders of an image are no edges in it
+    powers = []
+    for images in (fakes, reals):
+        brightness = images.float().mean(dim=1)
+        centred = (brightness - brightness.mean(dim=(1, 2), keepdim=True)) * torch.outer(window, window)
+        power = torch.fft.fft2(centred).abs().square().mean(dim=0).flatten()
+        powers.append(torch.zeros(side // 2 + 1, device=reals.device).index_add_(0, cycles, power))
+    return powers[0] / powers[1]
+
+
 class Patches:
     """Small patches at random positions of each of `count` images, at every level of their Laplacian pyramids.
 

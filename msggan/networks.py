@@ -30,17 +30,18 @@ class Generator(nn.Module):
     """Latent vectors → the same images at every scale.
 
     depth: number of scales, 1 or more. latent_size: length of a latent vector L and width of the coarse levels, a
-    power of two of at least max(2, 2^(depth - 4)). Raises `ValueError` for other numbers.
+    power of two of at least max(2, 2^(depth - 4)). resampling: `nearest` as BMSG-GAN, or `filtered`, see `enlarge`.
+    Raises `ValueError` for other numbers.
     """
 
-    def __init__(self, depth: int, latent_size: int, *, equalized: bool = True) -> None:
+    def __init__(self, depth: int, latent_size: int, *, equalized: bool = True, resampling: str = "nearest") -> None:
         super().__init__()
         _check(depth, latent_size)
-        self.depth, self.latent_size, self.equalized = depth, latent_size, equalized
+        self.depth, self.latent_size, self.equalized, self.resampling = depth, latent_size, equalized, resampling
         widths = [latent_size, *(_halved(latent_size, index - 2) for index in range(depth - 1))]
         self.first = FirstBlock(latent_size, equalized)
         self.blocks = nn.ModuleList(
-            UpBlock(inputs, outputs, equalized) for inputs, outputs in itertools.pairwise(widths)
+            UpBlock(inputs, outputs, equalized, resampling) for inputs, outputs in itertools.pairwise(widths)
         )
         self.to_rgb = nn.ModuleList(Convolution(width, 3, 1, equalized=equalized) for width in widths)
 
@@ -60,10 +61,19 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images at every scale → one score for each sample, higher for real ones.
 
-    stddev_group: images that share one minibatch standard deviation; 0 is the whole batch.
+    stddev_group: images that share one minibatch standard deviation; 0 is the whole batch. The others: as the
+    generator's.
     """
 
-    def __init__(self, depth: int, latent_size: int, *, equalized: bool = True, stddev_group: int = 0) -> None:
+    def __init__(
+        self,
+        depth: int,
+        latent_size: int,
+        *,
+        equalized: bool = True,
+        stddev_group: int = 0,
+        resampling: str = "nearest",
+    ) -> None:
         super().__init__()
         _check(depth, latent_size)
         self.depth, self.latent_size, self.equalized = depth, latent_size, equalized
@@ -74,7 +84,9 @@ class Discriminator(nn.Module):
         outputs = [_halved(latent_size, max(1, index - 2)) for index in range(depth - 1)]
         features = [width - finer for width, finer in zip([latent_size, *inputs], [*outputs, 0], strict=True)]
         self.from_rgb = nn.ModuleList(Convolution(3, width, 1, equalized=equalized) for width in features)
-        self.blocks = nn.ModuleList(DownBlock(a, b, equalized) for a, b in zip(inputs, outputs, strict=True))
+        self.blocks = nn.ModuleList(
+            DownBlock(a, b, equalized, resampling) for a, b in zip(inputs, outputs, strict=True)
+        )
         self.last = LastBlock(latent_size, equalized)
 
     def forward(self, pyramid: Sequence[Tensor], *, batches: int = 1) -> Tensor:
@@ -126,25 +138,43 @@ class FirstBlock(nn.Module):
         return activate_and_normalize(self.conv_2(activate(self.conv_1(latents))))
 
 
-class UpBlock(nn.Module):
+class Block(nn.Module):
+    """A block that changes the side of its features. Of the two ways, the printout mentions the filtered one."""
+
+    def __init__(self, resampling: str) -> None:
+        super().__init__()
+        self.is_filtered = resampling == "filtered"
+
+    def extra_repr(self) -> str:
+        return "resampling=filtered" if self.is_filtered else ""
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """x: (N, C, r, r) → (N, C, 2r, 2r)."""
+        return enlarge(x) if self.is_filtered else functional.interpolate(x, scale_factor=2)
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """x: (N, C, 2r, 2r) → (N, C, r, r)."""
+        return reduce(x) if self.is_filtered else functional.avg_pool2d(x, 2)
+
+
+class UpBlock(Block):
     """Features (N, inputs, r, r) → (N, outputs, 2r, 2r)."""
 
-    def __init__(self, inputs: int, outputs: int, equalized: bool) -> None:
-        super().__init__()
+    def __init__(self, inputs: int, outputs: int, equalized: bool, resampling: str) -> None:
+        super().__init__(resampling)
         self.conv_1 = Convolution(inputs, outputs, 3, padding=1, equalized=equalized)
         self.conv_2 = Convolution(outputs, outputs, 3, padding=1, equalized=equalized)
 
     def forward(self, features: Tensor) -> Tensor:
-        features = functional.interpolate(features, scale_factor=2)
-        features = activate_and_normalize(self.conv_1(features))
+        features = activate_and_normalize(self.conv_1(self.enlarge(features)))
         return activate_and_normalize(self.conv_2(features))
 
 
-class DownBlock(nn.Module):
+class DownBlock(Block):
     """Features (N, inputs, 2r, 2r) → (N, outputs, r, r)."""
 
-    def __init__(self, inputs: int, outputs: int, equalized: bool) -> None:
-        super().__init__()
+    def __init__(self, inputs: int, outputs: int, equalized: bool, resampling: str) -> None:
+        super().__init__(resampling)
         self.conv_1 = Convolution(inputs, inputs, 3, padding=1, equalized=equalized)
         self.conv_2 = Convolution(inputs, outputs, 3, padding=1, equalized=equalized)
 
@@ -154,11 +184,11 @@ class DownBlock(nn.Module):
             features = activate(convolution(features))
             if activations is not None:
                 activations.append(features.detach())
-        return functional.avg_pool2d(features, 2)
+        return self.reduce(features)
 
     def input_gradient(self, gradient: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Gradients (N, outputs, r, r) → (N, inputs, 2r, 2r), at these two activations."""
-        gradient = functional.interpolate(gradient * 0.25, scale_factor=2)
+        gradient = self.enlarge(gradient * 0.25)
         gradient = self.conv_2.input_gradient(_leaky_relu_gradient(gradient, second))
         return self.conv_1.input_gradient(_leaky_relu_gradient(gradient, first))
 
@@ -304,6 +334,58 @@ def activate_and_normalize(x: Tensor) -> Tensor:
 def _epsilon(device: torch.device, dtype: torch.dtype) -> Tensor:
     """A scalar on the device, so that adding it is part of another operation."""
     return torch.full((), EPSILON, device=device, dtype=dtype)
+
+
+def enlarge(x: Tensor) -> Tensor:
+    """x: (N, C, r, r) → (N, C, 2r, 2r), bilinear: nearest neighbour, then [1, 2, 1] / 4 along each axis.
+
+    A frequency of f cycles per new pixel passes as |cos³ πf|, instead of as |cos πf| with nearest neighbour. What
+    passes near ½ is an image of the low frequencies, and is seen as a weave of two pixels (Karras et al., StyleGAN3).
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        enlarged: Tensor = _Enlarge.apply(x)
+        return enlarged
+    return functional.interpolate(x, scale_factor=2, mode="bilinear")
+
+
+def reduce(x: Tensor) -> Tensor:
+    """x: (N, C, 2r, 2r) → (N, C, r, r): [1, 3, 3, 1] / 8 along each axis at every second pixel.
+
+    Pixels repeat beyond the borders. It is a quarter of the transpose of `enlarge`, as average pooling is of nearest
+    neighbour.
+    """
+    reduced: Tensor = _Reduce.apply(x)
+    return reduced
+
+
+class _Enlarge(torch.autograd.Function):
+    """PyTorch's own gradient adds in no fixed order on CUDA, and that of the convolution is very slow in bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return functional.interpolate(x, scale_factor=2, mode="bilinear")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 4 * reduce(gradient)
+
+
+class _Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        padded = functional.pad(x, (1, 1, 1, 1), mode="replicate")
+        return functional.conv2d(padded, _low_pass(x.shape[1], x.device, x.dtype), stride=2, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return enlarge(gradient * 0.25)
+
+
+@cache
+def _low_pass(channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(channels, 1, 4, 4), one for each channel."""
+    kernel = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype) / 8
+    return torch.outer(kernel, kernel).expand(channels, 1, 4, 4).contiguous()
 
 
 class _ActivateAndNormalize(torch.autograd.Function):

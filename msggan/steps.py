@@ -62,9 +62,10 @@ class TrainingState:
         self.weight_dtype = torch.float64 if config.precision == "float64" else torch.float32
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            generator = Generator(config.depth, config.latent_size, equalized=config.equalized)
+            sizes, resampling = (config.depth, config.latent_size), config.resampling
+            generator = Generator(*sizes, equalized=config.equalized, resampling=resampling)
             discriminator = Discriminator(
-                config.depth, config.latent_size, equalized=config.equalized, stddev_group=config.stddev_group
+                *sizes, equalized=config.equalized, stddev_group=config.stddev_group, resampling=resampling
             )
         self.generator = self._to_device(generator)
         self.discriminator = self._to_device(discriminator)

@@ -74,7 +74,7 @@ class Finest(nn.Module):
 def _bare_copy(generator: Generator, *, depth: int) -> Generator:
     """Its coarsest `depth` scales, on the CPU in float32, with the scales of equalized weights multiplied in."""
     with torch.device("meta"):  # no random weights: they are loaded below
-        bare = Generator(depth, generator.latent_size, equalized=generator.equalized)
+        bare = Generator(depth, generator.latent_size, equalized=generator.equalized, resampling=generator.resampling)
     weights = generator.state_dict()
     copies = {name: weights[name].to("cpu", torch.float32, copy=True).contiguous() for name in bare.state_dict()}
     bare.load_state_dict(copies, assign=True)

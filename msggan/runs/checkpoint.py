@@ -73,6 +73,7 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
             depth=int(config["resolution"]).bit_length() - 2,
             latent_size=config["latent_size"],
             equalized=config["equalized"],
+            resampling=config["resampling"],
         )
     except UsageError as error:
         raise CheckpointError(

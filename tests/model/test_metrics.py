@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.builders import peak_growth_mib
+from support.builders import assert_close, peak_growth_mib
 from torch import Tensor
 
 from msggan import metrics
-from msggan.metrics import DIRECTIONS, Patches, laplacian_pyramid
+from msggan.metrics import DIRECTIONS, Patches, laplacian_pyramid, spectrum_ratio
 from msggan.randomness import Purpose, rng
 
 
@@ -259,3 +259,13 @@ def test_small_images_are_their_own_only_level(side: int) -> None:
     images = noise(2, side).float()
     (level,) = laplacian_pyramid(images)
     assert torch.equal(level, images)
+
+
+def test_a_weave_of_two_pixels_is_seen_at_the_end_of_the_spectrum_alone() -> None:
+    """It multiplies the power there: noise of variance 1/3 in three channels, and a weave of ±1 in all of them."""
+    noise = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    woven = noise + torch.tensor([1.0, -1.0]).repeat(8)
+    assert torch.equal(spectrum_ratio(noise, noise), torch.ones(9))
+    ratio = spectrum_ratio(noise, woven)
+    assert_close(ratio[:7], torch.ones(7), within=1e-5)
+    assert ratio[8] > 10

@@ -19,7 +19,9 @@ from msggan.networks import (
     LatentConvolution,
     activate,
     append_minibatch_stddev,
+    enlarge,
     pixel_norm,
+    reduce,
 )
 
 # Worked by hand from the description of BMSG-GAN for latent size 64, coarse to fine.
@@ -183,6 +185,38 @@ def test_pixel_norm_leaves_a_mean_square_of_one_whatever_the_scale(scale: float,
 
 def test_leaky_relu_has_slope_a_fifth() -> None:
     assert activate(torch.tensor([-5.0, 0.0, 5.0])).tolist() == [-1.0, 0.0, 5.0]
+
+
+def test_filtered_enlargement_is_nearest_neighbour_and_then_a_binomial_filter() -> None:
+    """[1, 2, 1] / 4 of repeated pixels; at the borders, the outermost is repeated once more."""
+    row = torch.tensor([0.0, 4.0, 8.0], dtype=torch.float64).expand(1, 1, 3, 3)
+    assert enlarge(row)[0, 0, 0].tolist() == [0, 1, 3, 5, 7, 8]
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    kernel = torch.outer(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])).double().expand(3, 1, 3, 3) / 16
+    blurred = nn.functional.conv2d(nn.functional.interpolate(x, scale_factor=2), kernel, groups=3)
+    assert_close(enlarge(x)[..., 1:-1, 1:-1], blurred, within=1e-12)
+
+
+def test_filtered_reduction_is_a_binomial_filter_of_pairs_and_the_transpose_of_enlargement() -> None:
+    """[1, 3, 3, 1] / 8 of every second four pixels: 0·1 + 0·3 + 8·3 + 16·1 = 40, an eighth is 5."""
+    row = torch.tensor([0.0, 0.0, 0.0, 8.0, 16.0, 16.0], dtype=torch.float64).expand(1, 1, 6, 6)
+    assert reduce(row)[0, 0, 0].tolist() == [0, 5, 15]
+    small, large = (torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True) for side in (4, 8))
+    kernel = torch.outer(torch.tensor([1.0, 3.0, 3.0, 1.0]), torch.tensor([1.0, 3.0, 3.0, 1.0])).double() / 64
+    inside = nn.functional.conv2d(large, kernel.expand(3, 1, 4, 4), stride=2, padding=1, groups=3)[..., 1:-1, 1:-1]
+    assert_close(reduce(large)[..., 1:-1, 1:-1], inside, within=1e-12)
+    assert_close((enlarge(small) * large).sum(), 4 * (reduce(large) * small).sum(), within=1e-12)
+    for function, x in ((enlarge, small), (reduce, large)):
+        assert torch.autograd.gradgradcheck(function, x[:1, :1].detach().requires_grad_())
+
+
+def test_the_resampling_changes_what_is_computed_and_not_the_weights() -> None:
+    plain, filtered = Generator(3, 8).double(), Generator(3, 8, resampling="filtered").double()
+    filtered.load_state_dict(plain.state_dict())
+    latents = torch.randn(2, 8, dtype=torch.float64)
+    differ = [not torch.equal(*pair) for pair in zip(plain(latents), filtered(latents), strict=True)]
+    assert differ == [False, True, True]
+    assert ["resampling=filtered" in str(network) for network in (plain, filtered)] == [False, True]
 
 
 def test_minibatch_deviation_equals_numbers_worked_out_manually() -> None:

@@ -22,7 +22,9 @@ from msggan.steps import TrainingState
 NUMBERS = torch.arange(4.0)
 
 
-@pytest.mark.parametrize("options", [{}, {"recipe": "bmsg"}, {"loss": "wgan-gp", "stddev_group": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"recipe": "bmsg"}, {"loss": "wgan-gp", "stddev_group": 2, "resampling": "filtered"}]
+)
 def test_no_operation_of_a_step_makes_the_program_wait_for_the_device(options: dict[str, object]) -> None:
     for operations in step_operations(16, latent_size=8, **options).values():
         assert operations.launched.total() > 100

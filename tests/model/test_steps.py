@@ -181,7 +181,15 @@ def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[
             assert_close(getattr(ours, part).state_dict()[name], expected_weight, within=1e-9, what=f"{part}.{name}")
 
 
-@pytest.mark.parametrize("changes", [{"resolution": 4}, {"resolution": 32}, {"equalized": False}, {"beta1": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resolution": 4},
+        {"resolution": 32},
+        {"equalized": False},
+        {"resolution": 16, "resampling": "filtered", "beta1": 0.5},
+    ],
+)
 def test_steps_agree_with_the_plain_order_in_other_networks(changes: dict[str, object]) -> None:
     ours = training_state(loss="relativistic-logistic", r1_gamma=1.0, r2_gamma=1.0, **changes)
     plain = PlainOrder(ours)

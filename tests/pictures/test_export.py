@@ -45,10 +45,10 @@ def run(session: onnxruntime.InferenceSession, drawn: torch.Tensor) -> Arrays:
     return dict(zip(names, session.run(None, {"latents": drawn.numpy()}), strict=True))
 
 
-def drawn_generator(depth: int, *, equalized: bool) -> Generator:
+def drawn_generator(depth: int, *, equalized: bool, resampling: str = "nearest") -> Generator:
     """Not trained, and with biases that are not zero either."""
     torch.manual_seed(depth)
-    generator = Generator(depth, 8, equalized=equalized).eval()
+    generator = Generator(depth, 8, equalized=equalized, resampling=resampling).eval()
     with torch.no_grad():
         for name, parameter in generator.named_parameters():
             if name.endswith("bias"):
@@ -60,18 +60,22 @@ def drawn_generator(depth: int, *, equalized: bool) -> Generator:
 
 
 @pytest.mark.parametrize(
-    ("depth", "equalized", "scale"),
+    ("depth", "equalized", "scale", "resampling"),
     [
-        (4, True, 8),
-        pytest.param(1, False, None, marks=pytest.mark.slow),
-        *(pytest.param(*shape, marks=pytest.mark.slow) for shape in [(2, True, None), (2, True, 8), (3, False, 4)]),
-        *(pytest.param(depth, depth == 4, None, marks=pytest.mark.slow) for depth in (3, 4)),
+        (4, True, 8, "nearest"),
+        pytest.param(3, True, None, "filtered", marks=pytest.mark.slow),
+        pytest.param(1, False, None, "nearest", marks=pytest.mark.slow),
+        *(
+            pytest.param(*shape, "nearest", marks=pytest.mark.slow)
+            for shape in [(2, True, None), (2, True, 8), (3, False, 4)]
+        ),
+        *(pytest.param(depth, depth == 4, None, "nearest", marks=pytest.mark.slow) for depth in (3, 4)),
     ],
 )
 def test_onnxruntime_makes_the_same_images_for_a_batch_of_any_size(
-    depth: int, equalized: bool, scale: int | None
+    depth: int, equalized: bool, scale: int | None, resampling: str
 ) -> None:
-    generator = drawn_generator(depth, equalized=equalized)
+    generator = drawn_generator(depth, equalized=equalized, resampling=resampling)
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
     session = session_of(build_onnx(generator, scale=scale).SerializeToString())
     for count in (1, 3, 17):
@@ -241,6 +245,13 @@ def test_a_run_that_is_not_equalized_says_what_the_original_needs(
     path = save_run(tmp_path / "run", equalized=False)
     write_exports(path, ExportOptions(pth=str(tmp_path / "a.pth")))
     assert "BMSG-GAN needs use_eql=False" in capsys.readouterr().err
+
+
+def test_what_the_original_would_make_other_images_of_is_not_written_for_it(tmp_path: Path) -> None:
+    path = save_run(tmp_path / "run", resampling="filtered")
+    with pytest.raises(ExportError, match="--resampling filtered is not in BMSG-GAN"):
+        write_exports(path, ExportOptions(pth=str(tmp_path / "a.pth")))
+    assert not (tmp_path / "a.pth").exists()
 
 
 def test_a_file_that_exists_stays_unless_force_is_given(run_program: RunProgram, tmp_path: Path, flowers: Path) -> None:

@@ -437,13 +437,15 @@ def test_a_generator_loads_from_its_run_folder_or_file(
 
 
 @pytest.mark.parametrize(("resolution", "depth"), [(4, 1), (8, 2), (32, 4), (64, 5)])
-@pytest.mark.parametrize("equalized", [True, False])
-def test_a_generator_of_any_shape_loads(tmp_path: Path, resolution: int, depth: int, equalized: bool) -> None:
+@pytest.mark.parametrize(("equalized", "resampling"), [(True, "filtered"), (False, "nearest")])
+def test_a_generator_of_any_shape_loads(
+    tmp_path: Path, resolution: int, depth: int, equalized: bool, resampling: str
+) -> None:
     path = tmp_path / "generator.safetensors"
-    config = small_config(resolution=resolution, equalized=equalized, precision="float32")
+    config = small_config(resolution=resolution, equalized=equalized, resampling=resampling, precision="float32")
     save_generator(path, Generator(depth, 8, equalized=equalized).state_dict(), asdict(config))
     ours = load_generator(path)
-    assert (ours.depth, ours.equalized) == (depth, equalized)
+    assert (ours.depth, ours.equalized, ours.resampling) == (depth, equalized, resampling)
 
 
 def test_the_error_for_a_run_without_weights_has_the_time_of_the_first_ones(tmp_path: Path) -> None:

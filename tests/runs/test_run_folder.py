@@ -118,6 +118,7 @@ OTHERS = {
     "ema_ramp": 0.5,
     "stddev_group": 2,
     "equalized": False,
+    "resampling": "filtered",
     "mirror": False,
     "background": "black",
     "precision": "float32",

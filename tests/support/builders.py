@@ -59,11 +59,20 @@ def save_images(folder: Path, count: int, side: int) -> Path:
     return folder
 
 
-def save_run(folder: Path, *, depth: int = 3, latent_size: int = 8, equalized: bool = True, samples: int = 0) -> Path:
+def save_run(
+    folder: Path,
+    *,
+    depth: int = 3,
+    latent_size: int = 8,
+    equalized: bool = True,
+    resampling: str = "nearest",
+    samples: int = 0,
+) -> Path:
     """Writes a run folder like training does: an untrained generator, and this many sample grids."""
     torch.manual_seed(1)
-    generator = Generator(depth, latent_size, equalized=equalized)
-    config = {"resolution": 2 << depth, "latent_size": latent_size, "equalized": equalized}
+    shape = {"latent_size": latent_size, "equalized": equalized, "resampling": resampling}
+    generator = Generator(depth, **shape)
+    config = {"resolution": 2 << depth, **shape}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     save_generator(folder / "generator.safetensors", generator.state_dict(), config)
