@@ -162,8 +162,9 @@ def test_tensors_take_the_memory_of_freed_ones_while_training() -> None:
 
     of_one_tensor = 2**24 // resource.getpagesize()
     with reusing_memory(torch.device("cpu")):
-        page_faults()
-        assert page_faults() < 2 * of_one_tensor
+        for _ in range(5):
+            page_faults()
+        assert page_faults() < of_one_tensor
     assert page_faults() > 4 * of_one_tensor  # what was kept has been returned
 
 
