@@ -16,7 +16,7 @@ import torch
 from support.builders import save_run
 from support.programs import Ended, environment
 
-from msggan.device import is_out_of_memory, reusing_memory
+from msggan.device import is_out_of_memory, release_memory, reusing_memory
 from msggan.errors import ExportError
 
 # What a process may use beyond its modules, in MiB, is its first argument; the second is the program that it runs.
@@ -161,6 +161,8 @@ def test_tensors_take_the_memory_of_freed_ones_while_training() -> None:
         return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
     of_one_tensor = 2**24 // resource.getpagesize()
+    release_memory(torch.device("cpu"))
+    assert page_faults() > 4 * of_one_tensor  # freed tensors are returned at once
     with reusing_memory(torch.device("cpu")):
         for _ in range(5):
             page_faults()
