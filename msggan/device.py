@@ -59,6 +59,21 @@ def device_memory(device: torch.device) -> int | None:
     return machine_memory()  # Apple's GPUs share it
 
 
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that this process has had so far: of a CUDA device's memory, else of the machine's.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    with suppress(ImportError):  # Windows
+        from resource import RUSAGE_SELF, getrusage
+
+        # In KiB, on macOS in bytes. It includes what a program had that became this one, as a shell that ran `exec`.
+        return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return None
+
+
 def convolution_settings(device: torch.device) -> AbstractContextManager[object]:
     """Within, cuDNN tries out its convolutions and uses the fastest, and float32 is float32 and not TF32.
 

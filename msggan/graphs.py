@@ -6,7 +6,7 @@ takes the device. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-grap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 WARM_UP = 3
 """Calls of each kind before it is recorded: in the first, libraries choose algorithms and allocate what they keep."""
 
-Function = Callable[..., Sequence[Tensor]]
+Function = Callable[..., Tensor]
 
 
 class Graphs:
@@ -30,31 +30,31 @@ class Graphs:
         self.calls = dict.fromkeys(kinds, 0)
         self.stream = torch.cuda.Stream(device)
         self.inputs: list[Tensor] = []
-        self.recorded: dict[bool, tuple[torch.cuda.CUDAGraph, Sequence[Tensor]]] = {}
+        self.recorded: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.can_record = True
 
-    def __call__(self, function: Function, kind: bool, *inputs: Tensor) -> Sequence[Tensor]:
-        """function(kind, *inputs), the same function at each call. Later calls do not change the results."""
+    def __call__(self, function: Function, kind: bool, *inputs: Tensor) -> Tensor:
+        """function(kind, *inputs), the same function at each call. Later calls do not change the result."""
         if self.can_record and not self.recorded and min(self.calls.values()) >= WARM_UP:
             self._record(function, inputs)
         if not self.recorded:
             self.calls[kind] += 1
             return self._run(function, kind, *inputs)
         torch._foreach_copy_(self.inputs, list(inputs))
-        graph, outputs = self.recorded[kind]
+        graph, output = self.recorded[kind]
         graph.replay()
-        return [output.clone() for output in outputs]
+        return output.clone()
 
-    def _run(self, function: Function, kind: bool, *inputs: Tensor) -> Sequence[Tensor]:
+    def _run(self, function: Function, kind: bool, *inputs: Tensor) -> Tensor:
         """As usual, but on the stream of the recordings, because some of what PyTorch keeps belongs to a stream."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            outputs = function(kind, *inputs)
+            output = function(kind, *inputs)
         current.wait_stream(self.stream)
-        return outputs
+        return output
 
-    def _record(self, function: Function, inputs: Sequence[Tensor]) -> None:
+    def _record(self, function: Function, inputs: tuple[Tensor, ...]) -> None:
         """Records all kinds, which computes nothing. They share memory, because only one runs at a time."""
         self.inputs = [torch.empty_like(each) for each in inputs]
         pool = torch.cuda.graph_pool_handle()
@@ -64,8 +64,8 @@ class Graphs:
                     graph = torch.cuda.CUDAGraph()
                     # thread_local: other threads may allocate pinned memory for batches meanwhile.
                     with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                        outputs = function(kind, *self.inputs)
-                    self.recorded[kind] = graph, outputs
+                        output = function(kind, *self.inputs)
+                    self.recorded[kind] = graph, output
         except RuntimeError as error:  # out of memory, or something that cannot be recorded
             self.recorded.clear()
             self.can_record = False

@@ -27,7 +27,7 @@ PIXELS_AT_ONCE = 2**18  # of samples, which are generated in parts
 PATCH_BYTES = 20 * MIB  # of a scale, in an evaluation: the patches of real and of generated images
 CHECKPOINTS_AT_ONCE = 4  # three are kept, and the next is written before the oldest is removed
 PNG_SHARE = 0.7  # of the size of the pixels in sample grids (measured)
-REPORT_BYTES = 300  # in metrics.jsonl and log.txt (measured), at most every 250 images
+REPORT_BYTES = 550  # in metrics.jsonl and log.txt (measured), at most every 250 images
 TOLERANCE = 1.25  # how much too large an estimate may be: what might fit is not refused
 
 

@@ -35,6 +35,9 @@ from msggan.runs.checkpoint import check_shapes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ADAM_EPSILON = 1e-8
+MEASURED = ("d_loss", "g_loss", "d_real", "d_fake", "d_gradient_norm", "g_gradient_norm", "penalty")
+"""What a step measures: the losses without penalties, the mean scores of real and of generated images in the
+discriminator's step, the norms of the gradients of both networks, and, last, what the penalties add to the loss."""
 
 Pyramid = Sequence[Tensor]
 Result = TypeVar("Result")
@@ -84,7 +87,9 @@ class TrainingState:
             self.graphs = Graphs(kinds, device, inform)
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
-        """One step on one batch; returns the two losses as scalars on the device, without their penalties.
+        """One step on one batch; returns what it measured as scalars on the device, by the names in MEASURED.
+
+        `penalty` is there only in steps that have one.
 
         reals: (N, 3, R, R) float in [-1, 1]. latents: (N, L) float, each of norm √L.
         Where memory does not suffice for the whole batch, it is computed in parts, with the same numbers; `part` is
@@ -106,9 +111,9 @@ class TrainingState:
         is_whole = self.part >= len(reals) == self.config.batch_size
         with convolution_settings(self.device):
             if self.graphs and is_whole:
-                d_loss, g_loss = self.graphs(self.update, is_penalized, *inputs)
+                measured = self.graphs(self.update, is_penalized, *inputs)
             else:
-                d_loss, g_loss = self.update(is_penalized, *inputs)
+                measured = self.update(is_penalized, *inputs)
         self.images_seen += len(reals)
         decay = ema_decay(
             batch_size=self.config.batch_size,
@@ -117,11 +122,12 @@ class TrainingState:
             ramp=self.config.ema_ramp,
         )
         update_ema(self.ema, self.generator, decay)
-        return {"d_loss": d_loss, "g_loss": g_loss}
+        return dict(zip(MEASURED, measured.unbind(), strict=False))
 
-    def update(self, is_penalized: bool, reals: Tensor, latents: Tensor, *epsilon: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of a step that its inputs on the device determine: all but the average. Returns the two losses.
+    def update(self, is_penalized: bool, reals: Tensor, latents: Tensor, *epsilon: Tensor) -> Tensor:
+        """The part of a step that its inputs on the device determine: all but the average.
 
+        Returns what it measured, (6,) or with penalties (7,), in the order of MEASURED and in the scores' dtype.
         reals, latents: as in `step`, in the dtype to compute in. epsilon: WGAN-GP's, (N,).
         It can be recorded and replayed: nothing in it depends on a value of the device, nor on what the host counts.
         """
@@ -136,16 +142,16 @@ class TrainingState:
                 generated[self.part] = self._generate(latents)
             return generated[self.part]
 
-        def discriminator_gradients() -> Tensor:
+        def discriminator_gradients() -> list[Tensor]:
             return self._discriminator_gradients(real_pyramid, [f.detach() for f in fakes()], is_penalized, *epsilon)
 
-        d_loss = self._halving(discriminator_gradients)
-        self.discriminator_optimizer.step_if_finite(d_loss)
+        d_loss, d_real, d_fake, *penalty = self._halving(discriminator_gradients)
+        d_norm = self.discriminator_optimizer.step_if_finite(d_loss)
         self.discriminator_copy.update()
         g_loss = self._halving(lambda: self._generator_gradients(real_pyramid, fakes()))
-        self.generator_optimizer.step_if_finite(g_loss)
+        g_norm = self.generator_optimizer.step_if_finite(g_loss)
         self._count_dropped()
-        return d_loss, g_loss
+        return torch.stack([d_loss, g_loss, d_real, d_fake, d_norm, g_norm, *penalty])
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a step changes, under unique names: the three networks and Adam's averages. Not copies."""
@@ -194,7 +200,10 @@ class TrainingState:
         has_penalties = config.r1_gamma > 0 or config.r2_gamma > 0 or config.loss == "wgan-gp"
         return has_penalties and step % config.penalty_interval == 0
 
-    def _discriminator_gradients(self, reals: Pyramid, fakes: Pyramid, is_penalized: bool, *epsilon: Tensor) -> Tensor:
+    def _discriminator_gradients(
+        self, reals: Pyramid, fakes: Pyramid, is_penalized: bool, *epsilon: Tensor
+    ) -> list[Tensor]:
+        """Returns the loss, the mean scores of both kinds, and, if there is one, the penalty."""
         config, count = self.config, len(reals[0])
         strengths = [gamma for gamma in (config.r1_gamma, config.r2_gamma) if gamma > 0 and is_penalized]
         penalized = slice(0 if config.r1_gamma > 0 else count, 2 * count if config.r2_gamma > 0 else count)
@@ -207,7 +216,8 @@ class TrainingState:
         if config.loss == "wgan-gp" and is_penalized:
             total = total + config.penalty_interval * self._wgan_penalty(reals, fakes, *epsilon)
         self.discriminator_copy.pass_back(torch.autograd.grad(total, self.discriminator_copy.weights))
-        return loss.detach()
+        penalty = [total.detach() - loss.detach()] if is_penalized else []
+        return [loss.detach(), *scores.detach().view(2, count).mean(dim=1).unbind(), *penalty]
 
     def _generator_gradients(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
         real_scores = None
@@ -230,7 +240,7 @@ class TrainingState:
         assert squared_norms is not None  # noqa: S101 - they are asked for
         return wgan_gradient_penalty(squared_norms)
 
-    def _halving(self, compute: Callable[[], Tensor]) -> Tensor:
+    def _halving(self, compute: Callable[[], Result]) -> Result:
         """compute(), which changes no weight, again with parts of half the size whenever memory does not suffice."""
         while True:
             try:
@@ -289,12 +299,12 @@ class SkipNonFiniteAdam:
         }
 
     @torch.no_grad()
-    def step_if_finite(self, loss: Tensor) -> None:
-        """loss: the scalar whose gradients the parameters have."""
+    def step_if_finite(self, loss: Tensor) -> Tensor:
+        """Returns the norm of the gradients. loss: the scalar whose gradients the parameters have."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         # The norm is not finite if one of them is not, or if its square is too large for Adam's second average.
-        norm = torch.nn.utils.get_total_norm([*gradients, loss])
-        is_finite = norm < math.inf
+        norm = torch.nn.utils.get_total_norm(gradients)
+        is_finite = norm.addcmul(loss, loss) < math.inf
         self.found_inf.copy_(~is_finite)
         self._steps += is_finite
         steps, averages, squares = (
@@ -316,6 +326,7 @@ class SkipNonFiniteAdam:
             maximize=False,
             found_inf=self.found_inf,
         )
+        return norm
 
 
 def ema_decay(*, batch_size: int, images_seen: int, half_life_kimg: float, ramp: float) -> float:

@@ -7,13 +7,13 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, wraps
 from pathlib import Path
 from types import FrameType
-from typing import Concatenate, ParamSpec, TextIO, TypeVar
+from typing import Any, Concatenate, ParamSpec, TextIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from msggan.device import (
     has_fast_bfloat16,
     is_out_of_memory,
     memory_errors,
+    peak_memory,
     reusing_memory,
 )
 from msggan.display.progress import choose_progress, duration
@@ -38,7 +39,7 @@ from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
 from msggan.pictures.grids import find_samples, generate, generate_parts, write_samples
 from msggan.randomness import Purpose, latents
-from msggan.resources import check
+from msggan.resources import MIB, check
 from msggan.runs.checkpoint import CheckpointWriter, newest_checkpoint
 from msggan.runs.folder import (
     RunFolder,
@@ -53,7 +54,7 @@ from msggan.runs.folder import (
     version_of,
 )
 from msggan.runs.run import Run
-from msggan.steps import TrainingState
+from msggan.steps import MEASURED, TrainingState
 from msggan.tracking.metrics_log import Tracker
 
 REPORT_IMAGES = 250  # an interval has so many images, so that its losses do not depend on the speed
@@ -305,14 +306,17 @@ class Trainer:
         What a report says of an interval does not depend on which others are reported.
         """
         self.seconds += self.interval.seconds
-        dropped = int(self.training_state.dropped)
+        speed = self.interval.steps * self.config.batch_size / self.interval.seconds
+        memory = peak_memory(self.device)
         self.metrics = {
             "images": self.images_seen,
             "kimg": self.images_seen / 1000,
-            **self.interval.losses(),
-            "images_per_second": self.interval.steps * self.config.batch_size / self.interval.seconds,
+            **self.interval.means(),
+            "dropped_updates": int(self.training_state.dropped),
+            "images_per_second": speed,
+            "seconds_per_kimg": 1000 / speed,
             "seconds": self.seconds,
-            **({"dropped_updates": dropped} if dropped else {}),
+            **({"peak_memory_mib": memory / MIB} if memory else {}),
             **measured,
         }
         self.interval = Interval()
@@ -424,7 +428,7 @@ class Trainer:
         if state.get("data_notes", []) != list(self.dataset.notes):
             self.progress.info("Until now, this run was trained on images that were decoded differently.")
         self.training_state.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
-        self.interval = Interval(**state["interval"])
+        self.interval = Interval.from_plain(state["interval"])
         self.seconds = state["seconds"]
         self.training_state.dropped.fill_(state.get("dropped_updates", 0))
         self.training_state.dropped_in_a_row.fill_(state.get("dropped_in_a_row", 0))
@@ -574,42 +578,62 @@ class Trainer:
 
 @dataclass
 class Interval:
-    """The steps since the last report. The losses are sums, kept on the device, so that no step waits for them.
+    """The steps since the last report. What they measured is summed on the device, so that no step waits for it.
 
-    d_missing, g_missing: the number of steps whose loss was not finite and is not in the sum.
+    sums, counts: of the finite values of each of MEASURED, and how many these are.
     """
 
     steps: int = 0
     seconds: float = 0.0
-    d_loss: Tensor | float = 0.0
-    g_loss: Tensor | float = 0.0
-    d_missing: Tensor | int = 0
-    g_missing: Tensor | int = 0
+    sums: Tensor | Sequence[float] = ()
+    counts: Tensor | Sequence[float] = ()
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        d_loss, g_loss = losses["d_loss"], losses["g_loss"]
+    def add(self, measured: dict[str, Tensor]) -> None:
+        """measured: what a step returned, the first few of MEASURED."""
+        values = torch.stack(tuple(measured.values()))
+        if not isinstance(self.sums, Tensor) or not isinstance(self.counts, Tensor):
+            self.sums, self.counts = (_as_tensor(numbers, values) for numbers in (self.sums, self.counts))
         self.steps += 1
-        self.d_loss = self.d_loss + torch.nan_to_num(d_loss, nan=0.0, posinf=0.0, neginf=0.0)
-        self.g_loss = self.g_loss + torch.nan_to_num(g_loss, nan=0.0, posinf=0.0, neginf=0.0)
-        self.d_missing = self.d_missing + ~torch.isfinite(d_loss)
-        self.g_missing = self.g_missing + ~torch.isfinite(g_loss)
+        self.sums[: len(values)] += torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        self.counts[: len(values)] += torch.isfinite(values)
 
     def start_clock(self) -> None:
         self._clock = time.perf_counter()
 
     def stop_clock(self) -> None:
         """Adds the time since the clock was started, once the device has computed what it was given."""
-        float(self.d_loss)
+        self._numbers()
         self.seconds += time.perf_counter() - self._clock
 
-    def plain(self) -> dict[str, float]:
-        """Its fields as plain numbers, for a checkpoint."""
-        return {name: value.item() if isinstance(value, Tensor) else value for name, value in asdict(self).items()}
+    def plain(self) -> dict[str, Any]:
+        """Its fields as plain values, for a checkpoint."""
+        sums, counts = self._numbers()
+        return {"steps": self.steps, "seconds": self.seconds, "sums": sums, "counts": counts}
 
-    def losses(self) -> dict[str, float]:
-        """The mean of each loss; one that was finite in no step is omitted."""
-        counted = {"d_loss": self.steps - int(self.d_missing), "g_loss": self.steps - int(self.g_missing)}
-        return {name: float(getattr(self, name)) / steps for name, steps in counted.items() if steps}
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Interval:
+        """What `plain` returned; checkpoints of earlier versions have the two losses only."""
+        if "sums" in plain:
+            return cls(**plain)
+        counts = [plain["steps"] - plain[f"{network}_missing"] for network in "dg"]
+        return cls(plain["steps"], plain["seconds"], [plain["d_loss"], plain["g_loss"]], counts)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each of MEASURED; what was finite in no step is omitted."""
+        means = zip(MEASURED, *self._numbers(), strict=False)
+        return {name: total / count for name, total, count in means if count}
+
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        sums, counts = (list(torch.as_tensor(each).tolist()) for each in (self.sums, self.counts))
+        return sums, counts
+
+
+def _as_tensor(numbers: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """As many numbers as MEASURED has, on the device and in the dtype of another tensor; those missing are 0."""
+    padded = like.new_zeros(len(MEASURED))
+    if len(numbers):
+        padded[: len(numbers)] = like.new_tensor(numbers)
+    return padded
 
 
 class TimeSpent:

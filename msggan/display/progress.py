@@ -107,7 +107,7 @@ class Progress:
             "left": f"{duration(seconds_left)} left",
             **{name: f"{name} {metrics[name]:.3f}" for name in ("d_loss", "g_loss") if name in metrics},
         }
-        if "dropped_updates" in metrics:
+        if metrics.get("dropped_updates"):
             parts["dropped_updates"] = f"{metrics['dropped_updates']} updates dropped"
         if self.swd is not None:
             parts["swd"] = f"swd {self.swd:.0f}"

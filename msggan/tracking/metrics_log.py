@@ -24,6 +24,7 @@ from msggan.runs.files import naming, write_whole
 WRITES_PER_SIZE = 100  # of metrics.jsonl: as many bytes are uploaded, in terms of its size, where a write uploads all
 EVENTS_VARIABLE = "MSGGAN_TENSORBOARD"  # the folder to write event files of TensorBoard to; none without it
 COUNTERS = ("images", "kimg", "seconds")  # of a report, which are no metrics
+TIMINGS = ("seconds", "images_per_second", "seconds_per_kimg", "peak_memory_mib")  # in which equal runs may differ
 
 FINISH_SECONDS = 60.0  # after its last line of input, the process exits by then, whatever the server does
 # How long the end of a run waits for MLflow: a run that was stopped, one whose MLflow is unavailable, any other.

@@ -29,15 +29,14 @@ from filelock import FileLock, Timeout
 
 from msggan.commands.program import PARENT_VARIABLE, is_database, sqlite_file, without_password
 from msggan.runs.folder import RunFolder, read_state
-from msggan.tracking.metrics_log import FINISH_SECONDS, MlflowCursor, reports_in
+from msggan.tracking.metrics_log import COUNTERS, FINISH_SECONDS, MlflowCursor, reports_in
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
 EXPERIMENT = "msggan"
-METRICS = ("d_loss", "g_loss", "swd", "images_per_second")
-MAX_REPORTS = 250 // len(METRICS)  # in one request: Azure takes 250 rows, MLflow itself 1000
+MAX_ROWS = 250  # in one request to Azure; MLflow itself takes 1000
 RUN_FILES = ("config.json", "generator_config.txt", "discriminator_config.txt")
 STATUSES = {"completed": "FINISHED", "cancelled": "KILLED", "interrupted": "KILLED"}  # any other is FAILED
 
@@ -119,7 +118,7 @@ class RunLogger:
             run = create_run(client, self.uri, run_name, started_ms=milliseconds(record.created) if record else None)
             logged = -1
         else:
-            history = client.get_metric_history(run.run_id, METRICS[0])
+            history = client.get_metric_history(run.run_id, "d_loss")
             logged = max((point.step for point in history), default=-1)
         self.cursor = MlflowCursor(without_password(self.uri), name, run.run_id)
         if known and known.run_id == run.run_id:
@@ -167,13 +166,14 @@ class RunLogger:
             self.newest_ms = round(1000 * modified)
             last_seconds = reports[-1].get("seconds", 0.0)
         new = [report for report in reports if report["images"] > self.cursor.delivered_images]
-        for start in range(0, len(new), MAX_REPORTS):
+        at_once = MAX_ROWS // max(map(len, new), default=1)
+        for start in range(0, len(new), at_once):
             rows = []
-            for report in new[start : start + MAX_REPORTS]:
+            for report in new[start : start + at_once]:
                 age = max(0.0, last_seconds - report.get("seconds", 0.0))
-                values = {name: report[name] for name in METRICS if type(report.get(name)) in (int, float)}
                 ms = round(1000 * (modified - age))
-                rows += [Metric(name, value, ms, report["images"]) for name, value in values.items()]
+                numbers = {name: value for name, value in report.items() if type(value) in (int, float)}
+                rows += [Metric(name, numbers[name], ms, report["images"]) for name in numbers.keys() - COUNTERS]
             run.log(rows)
             self._save(delivered_images=report["images"])
 

@@ -28,7 +28,7 @@ from orchestration.azure.jobs import (
 from orchestration.spec import RunSpec
 from orchestration.sweeps.space import Choice, Dimension, Interval
 from orchestration.sweeps.spec import SweepSpec
-from orchestration.sweeps.trials import ENDED, KNOWN_METRICS, EarlyStopping, Trial
+from orchestration.sweeps.trials import ENDED, EarlyStopping, Trial
 
 # A trial that starts again has the same AZUREML_RUN_ID, and finds its folder there.
 TRIAL_FOLDER = f"{RUN_PLACEHOLDER}/trials/$AZUREML_RUN_ID"
@@ -210,15 +210,9 @@ def azure_problems(sweep: SweepSpec) -> list[str]:
     """Every problem with a sweep that only Azure has, one sentence each.
 
     The rules are Microsoft's, of sweep jobs: Bayesian sampling takes choice, uniform and quniform only and no early
-    termination (azureml.train.hyperdrive.BayesianParameterSampling, whose service also runs sweep jobs); the objective
-    is one of the metrics that are logged to MLflow.
+    termination (azureml.train.hyperdrive.BayesianParameterSampling, whose service also runs sweep jobs).
     """
     problems = []
-    if sweep.objective.metric not in KNOWN_METRICS:
-        problems.append(
-            f"--objective {sweep.objective.metric}: on Azure it must be a metric that is logged to MLflow: "
-            f"{', '.join(KNOWN_METRICS)}."
-        )
     if sweep.sampling == "bayesian":
         for dimension in sweep.space.dimensions:
             if isinstance(dimension, Interval) and dimension.log:

@@ -19,7 +19,7 @@ from msggan.commands.program import EXIT_CODES, NO_TRACKING, OUTPUT_VARIABLE, TR
 from msggan.config import TrainConfig, resolve
 from msggan.display.progress import duration
 from msggan.runs.folder import RunFolder, attempt_of, read_state
-from msggan.tracking.metrics_log import read_metrics
+from msggan.tracking.metrics_log import TIMINGS, read_metrics
 from orchestration.data_source import is_remote
 from orchestration.errors import RehearsalError
 from orchestration.local.process import BackgroundProcess
@@ -29,7 +29,6 @@ LOSSES = 3
 REPORT_IMAGES = 250  # the fewest images between two reports of a run
 STEPS_BETWEEN_LOSSES = 5  # the minimum; fewer would leave no step between a checkpoint and a loss
 CHECKPOINTS_PER_LOSS = 1.25  # not a whole number, so that losses come at different distances from the last checkpoint
-TIMINGS = ("seconds", "images_per_second")
 POLL_SECONDS = 0.01
 SHOW_ERROR_HINT = "To see why, run the same command with --target local instead of --rehearse-preemption."
 MINUTES_WORTH_A_HINT = 10

@@ -40,6 +40,7 @@ from support.programs import command_line, environment, fast_python, run_in
 from msggan import TrainConfig, Trainer
 from msggan.errors import TrainingError
 from msggan.runs.folder import RunFolder, RunState, read_state
+from msggan.steps import MEASURED
 from msggan.tracking.metrics_log import MlflowCursor, MlflowProcess, Tracker, read_metrics
 from msggan.tracking.mlflow_worker import RunLogger
 
@@ -50,7 +51,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy")
 
-METRICS = ("d_loss", "g_loss", "swd", "images_per_second")
+METRICS = (*MEASURED, "swd", "swd_8", "images_per_second", "peak_memory_mib", "dropped_updates")
 OPTIONS = ["--resolution", 8, "--latent-size", 8, "--batch-size", 4, "--num-samples", 4, "--precision", "float32"]
 PATIENCE_SECONDS = 240
 

@@ -16,7 +16,7 @@ from msggan.errors import CheckpointError
 from msggan.losses import LOSSES, discriminator_loss, generator_loss, zero_centred_penalty
 from msggan.networks import ComputingCopy, Discriminator, Generator
 from msggan.randomness import interpolation
-from msggan.steps import DTYPES, TrainingState, judge
+from msggan.steps import DTYPES, MEASURED, TrainingState, judge
 
 Pyramid = Sequence[Tensor]
 STILL = 1e-300  # a learning rate that no weight can feel
@@ -98,21 +98,24 @@ class PlainOrder:
             )
         fakes = [image.detach() for image in self.generator(latents)]
 
-        d_loss = discriminator_loss(self.config.loss, self.discriminator(pyramid), self.discriminator(fakes))
-        due = self.steps % self.config.penalty_interval == 0
-        penalty = self.penalty(pyramid, fakes) * self.config.penalty_interval if due else 0.0
-        self.descend(self.discriminator, d_loss + penalty, self.config.d_lr)
+        real_scores, fake_scores = self.discriminator(pyramid), self.discriminator(fakes)
+        d_loss = discriminator_loss(self.config.loss, real_scores, fake_scores)
+        measured = {"d_loss": d_loss, "d_real": real_scores.mean(), "d_fake": fake_scores.mean()}
+        if self.steps % self.config.penalty_interval == 0 and (self.config.r1_gamma or self.config.loss == "wgan-gp"):
+            measured["penalty"] = self.penalty(pyramid, fakes) * self.config.penalty_interval
+        total = d_loss + measured.get("penalty", 0.0)
+        measured["d_gradient_norm"] = self.descend(self.discriminator, total, self.config.d_lr)
 
         g_loss = generator_loss(
             self.config.loss, self.discriminator(pyramid), self.discriminator(self.generator(latents))
         )
-        self.descend(self.generator, g_loss, self.config.g_lr)
+        measured |= {"g_loss": g_loss, "g_gradient_norm": self.descend(self.generator, g_loss, self.config.g_lr)}
 
         self.steps += 1
         decay = 0.5 ** (self.config.batch_size / (self.config.ema_half_life_kimg * 1000))
         for average, weight in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
             average.data = decay * average.data + (1 - decay) * weight.data
-        return {"d_loss": d_loss, "g_loss": g_loss}
+        return measured
 
     def penalty(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
         config = self.config
@@ -132,13 +135,12 @@ class PlainOrder:
         return sum(of(gradient.flatten(1).norm(dim=1)).mean() for gradient in gradients) / len(images)
 
     @torch.no_grad()
-    def descend(self, network: Generator | Discriminator, loss: Tensor, rate: float) -> None:
-        """Adam (Kingma and Ba, algorithm 1)."""
+    def descend(self, network: Generator | Discriminator, loss: Tensor, rate: float) -> Tensor:
+        """Adam (Kingma and Ba, algorithm 1). Returns the norm of the gradients."""
         parameters = list(network.parameters())
         beta1, beta2 = self.config.beta1, self.config.beta2
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-        ):
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is None:  # the last bias of a penalty alone
                 continue
             first, second = self.moments.get(parameter, (torch.zeros_like(parameter), torch.zeros_like(parameter)))
@@ -147,6 +149,7 @@ class PlainOrder:
             count = self.steps + 1
             unbiased = second / (1 - beta2**count)
             parameter.sub_(rate * (first / (1 - beta1**count)) / (unbiased.sqrt() + 1e-8))
+        return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]).norm()
 
 
 # What a step computes
@@ -172,9 +175,10 @@ def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[
     plain = PlainOrder(ours)
     for step in range(4):
         reals, latents = reals_at(ours.config, step), latents_at(ours.config, step)
-        losses, expected = ours.step(reals, latents), plain.step(reals, latents)
-        for name in ("d_loss", "g_loss"):
-            assert_close(losses[name], expected[name].detach(), within=1e-10, what=f"{name} of step {step}")
+        measured, expected = ours.step(reals, latents), plain.step(reals, latents)
+        assert measured.keys() == expected.keys() <= set(MEASURED)
+        for name, value in measured.items():
+            assert_close(value, expected[name].detach(), within=1e-9, what=f"{name} of step {step}")
     for part in ("generator", "discriminator", "ema"):
         for name, expected_weight in getattr(plain, part).state_dict().items():
             # A relativistic loss has no gradient on the last bias but rounding, which Adam scales by 1 / 1e-8.

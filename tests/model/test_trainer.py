@@ -28,7 +28,9 @@ from msggan import TrainConfig, Trainer, load_generator, steps
 from msggan.data.sources import ImageDataset
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, TrainingError
 from msggan.runs.checkpoint import newest_checkpoint
-from msggan.tracking.metrics_log import read_metrics
+from msggan.steps import MEASURED
+from msggan.tracking.metrics_log import TIMINGS, read_metrics
+from msggan.trainer import Interval
 
 SMALL: dict[str, Any] = {"resolution": 8, "latent_size": 8, "batch_size": 4, "penalty_interval": 2, "num_samples": 4}
 
@@ -87,8 +89,8 @@ def test_the_time_decides_which_intervals_are_reported_and_not_what_their_report
     assert [report["images"] for report in few] == [60, 100, 200, 240]  # the first, the evaluations and the end
     losses = {report["images"]: (report["d_loss"], report["g_loss"]) for report in every}
     assert [(report["d_loss"], report["g_loss"]) for report in few] == [losses[report["images"]] for report in few]
-    keys = ["images", "kimg", "d_loss", "g_loss", "images_per_second", "seconds"]
-    assert [list(report) for report in few] == [keys, *3 * [[*keys, "swd", "swd_8"]]]
+    keys = {"images", "kimg", *MEASURED, "dropped_updates", *TIMINGS}
+    assert [set(report) for report in few] == [keys, *3 * [{*keys, "swd", "swd_8"}]]
     shares = r", of which [\d.]+ % steps, [\d.]+ % data, .* % evaluation, .* % samples, .* % checkpoints, .* % reports"
     assert re.search(rf"\nTime: \d+ s{shares}\.\nDone", messages_of(ours))
     assert len(re.findall(r"\nAt this speed, the rest of the run takes about \d+ s\.\n", messages_of(ours))) == 1
@@ -114,12 +116,23 @@ def test_the_reported_losses_are_the_means_of_the_steps_since_the_last_report(
     ours.training_state.step = lambda reals, latents: steps.append(plain_step(reals, latents)) or steps[-1]  # type: ignore
     ours.run()
     (report,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert len(steps) == 3
-    for name in ("d_loss", "g_loss"):
-        assert report[name] == pytest.approx(sum(step[name].item() for step in steps) / 3, rel=1e-12)
+    assert [len(step) for step in steps] == [7, 6, 7]  # every other step is penalized
+    for name in steps[0]:
+        values = [step[name].item() for step in steps if name in step]
+        assert report[name] == pytest.approx(sum(values) / len(values), rel=1e-12)
+    assert report["seconds_per_kimg"] == pytest.approx(1000 / report["images_per_second"])
+    assert 50 < report["peak_memory_mib"] < 10_000
 
 
 # Resuming
+
+
+def test_the_interval_of_a_checkpoint_from_before_scores_were_measured_goes_on() -> None:
+    earlier = {"steps": 4, "seconds": 1.5, "d_loss": 6.0, "g_loss": 2.0, "d_missing": 1, "g_missing": 0}
+    interval = Interval.from_plain(earlier)
+    interval.add(dict(zip(MEASURED, torch.tensor([2.0, float("nan"), 3.0, 4.0, 5.0, 6.0]), strict=False)))
+    means = {"d_loss": 2.0, "g_loss": 0.5, "d_real": 3.0, "d_fake": 4.0, "d_gradient_norm": 5.0, "g_gradient_norm": 6.0}
+    assert interval.means() == Interval.from_plain(interval.plain()).means() == means
 
 
 def stop_at(ours: Trainer, images_seen: int) -> None:
@@ -575,8 +588,8 @@ def test_a_dropped_update_is_counted_and_its_loss_is_in_no_mean(tiny_images: Pat
     good = [losses[step] for step in (0, 1, 3, 4)]
     assert first["d_loss"] == pytest.approx(sum(good) / 4)
     assert (first["dropped_updates"], second["dropped_updates"], third["dropped_updates"]) == (1, 1, 6)
-    assert not {"d_loss", "g_loss"} & third.keys()
-    assert {"d_loss", "g_loss"} <= fourth.keys()
+    assert set(MEASURED) & third.keys() == {"d_fake"}  # the images were bad, not what was generated
+    assert set(MEASURED) <= fourth.keys()
     checkpoint, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.state["dropped_updates"] == 6

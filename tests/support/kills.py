@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msggan.runs.checkpoint import load_generator, newest_checkpoint
-from msggan.tracking.metrics_log import read_metrics
+from msggan.tracking.metrics_log import TIMINGS, read_metrics
 from support.programs import command_line, environment, fast_python, run_in
 
-TIMINGS = ("seconds", "images_per_second")
 SHARE_AT_START = 0.2  # the share of kills before the first step
 LOOK_SECONDS = 0.005
 
