@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     PROJECTION = 6
     PATCH = 7
     METRIC = 8
+    EVALUATION = 9
 
 
 def rng(seed: int, purpose: Purpose, position: int) -> np.random.Generator:

@@ -113,7 +113,7 @@ def grid_of(images: Iterable[Tensor], *, count: int, side: int) -> Image.Image:
         (image,) = images
         return picture(image)
     columns = max(1, round(count**0.5))
-    return _side_by_side(images, columns=columns, rows=-(-count // columns), side=side)
+    return side_by_side(images, columns=columns, rows=-(-count // columns), side=side)
 
 
 def all_scales_sheet(pyramid: Sequence[Tensor]) -> Image.Image:
@@ -121,10 +121,10 @@ def all_scales_sheet(pyramid: Sequence[Tensor]) -> Image.Image:
     side = max(64, pyramid[-1].shape[-1])
     rows = [level[:SHEET_COLUMNS] for level in pyramid]
     cells = (functional.interpolate(image[None], size=(side, side))[0] for level in rows for image in level)
-    return _side_by_side(cells, columns=len(rows[0]), rows=len(rows), side=side)
+    return side_by_side(cells, columns=len(rows[0]), rows=len(rows), side=side)
 
 
-def _side_by_side(images: Iterable[Tensor], *, columns: int, rows: int, side: int) -> Image.Image:
+def side_by_side(images: Iterable[Tensor], *, columns: int, rows: int, side: int) -> Image.Image:
     """images: each (3, side, side) uint8, row by row; on white, with a margin around each."""
     step = side + PADDING_PX
     shown = Image.new("RGB", (columns * step + PADDING_PX, rows * step + PADDING_PX), "white")

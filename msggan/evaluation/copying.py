@@ -1,0 +1,75 @@
+"""Whether generated images are copies of training images: each one's nearest, compared with that of held-out images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from msggan.evaluation.estimates import Estimate, Z, share_interval
+
+PIXEL_SIDE = 32  # images are compared pixel by pixel at this side at most: a shift by one pixel must not hide a copy
+RARE = 0.01  # the share of held-out images that are nearer to a training image than what counts as a copy
+
+
+def pixels_of(images: Tensor) -> Tensor:
+    """images: (N, 3, R, R) uint8 → (N, d) float32 in [0, 1]: the pixels at 32² at most."""
+    side = min(PIXEL_SIDE, images.shape[-1])
+    return functional.adaptive_avg_pool2d(images.float() / 255, side).flatten(1)
+
+
+class Nearest:
+    """For each query (Q, d) the nearest of many candidates, which are added part by part and not kept.
+
+    distances: (Q,), root mean square over the d values. numbers: (Q,) int64, of the candidates.
+    """
+
+    def __init__(self, queries: Tensor) -> None:
+        self.queries = queries
+        self.distances = torch.full((len(queries),), math.inf)
+        self.numbers = torch.zeros(len(queries), dtype=torch.int64)
+
+    def add(self, candidates: Tensor, numbers: Tensor) -> None:
+        """candidates: (N, d). numbers: (N,) int64."""
+        nearest = torch.cdist(self.queries, candidates).argmin(dim=1)  # fast, and inexact for equal rows
+        found = (self.queries - candidates[nearest]).square().mean(dim=1).sqrt()
+        nearer = found < self.distances
+        self.distances = torch.where(nearer, found, self.distances)
+        self.numbers = torch.where(nearer, numbers[nearest], self.numbers)
+
+
+def copying(fakes: Tensor, held_out: Tensor) -> tuple[Estimate, Estimate]:
+    """How often a fake is farther from its nearest training image than a held-out one, and the same if they are alike.
+
+    Distances (N,) and (M,) → the rank statistic U/NM: ½ if they are alike, less if training images are copied, more
+    if fakes are poor. Meehan et al., "A Non-Parametric Test to Detect Data-Copying in Generative Models", AISTATS 2020,
+    in one cell. The first interval is DeLong's (1988), the second that of the null hypothesis.
+    """
+    count, others = len(fakes), len(held_out)
+    farther = (fakes[:, None] > held_out).double() + (fakes[:, None] == held_out).double() / 2
+    value = float(farther.mean())
+    spread = Z * math.sqrt(float(farther.mean(dim=1).var()) / count + float(farther.mean(dim=0).var()) / others)
+    null = Z * math.sqrt((count + others + 1) / (12 * count * others))
+    return Estimate(value, value - spread, value + spread).of_share(), Estimate(0.5, 0.5 - null, 0.5 + null).of_share()
+
+
+def copy_threshold(held_out: Tensor) -> tuple[float, int]:
+    """Distances (M,) → the one below which a fake counts as a copy: the 1 % quantile, and its rank from 1."""
+    rank = max(1, round(RARE * len(held_out)))
+    return float(held_out.kthvalue(rank).values), rank
+
+
+def copies(fakes: Tensor, held_out: Tensor) -> tuple[Estimate, Estimate]:
+    """The share of fakes that count as copies, by distances (N,) and (M,), and what it is if they are alike.
+
+    The number of fakes below the r-th smallest of M is then beta-binomial with parameters r and M + 1 − r.
+    """
+    from scipy.stats import betabinom
+
+    threshold, rank = copy_threshold(held_out)
+    count, others = len(fakes), len(held_out)
+    low, high = betabinom.ppf([0.025, 0.975], count, rank, others + 1 - rank) / count
+    expected = Estimate(rank / (others + 1), float(low), float(high))
+    return share_interval(int((fakes < threshold).sum()), count), expected

@@ -1,0 +1,210 @@
+"""All measures of a generator against the images that it was trained on, each beside the same between real images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from msggan.data.dataset import HOLDOUT_ONE_IN, MIN_HOLDOUT, Dataset
+from msggan.evaluation.copying import Nearest, copies, copy_threshold, copying, pixels_of
+from msggan.evaluation.estimates import Estimate, Pairs, Z, with_interval
+from msggan.evaluation.features import RandomFeatures, Standardised
+from msggan.evaluation.neighbours import coverage, density, distances, precision, recall
+from msggan.evaluation.scales import disagreement
+from msggan.evaluation.two_samples import classifier_accuracy, kernel_distance, polynomial_kernel
+from msggan.networks import Generator
+from msggan.pictures.grids import enlarged, generate, generate_parts, side_by_side
+from msggan.randomness import Purpose, latents_of, rng
+
+MIN_COMPARED, MAX_COMPARED = 32, 512
+IMAGES_PER_PART = 128
+PAIRS_SHOWN, PAIRS_PER_ROW = 32, 4
+REAL_POSITION = 1 << 21  # of the random numbers that choose real images to compare
+OF_SETS = ("precision", "recall", "density", "coverage", "kernel_distance", "classifier_accuracy")
+OF_COPIES = ("copying", "copies_by_features", "copies_by_pixels")
+
+
+class Measure(NamedTuple):
+    """What a measure is of generated images, and of real ones in their place."""
+
+    generated: Estimate
+    real: Estimate
+
+
+@dataclass
+class Report:
+    """What was measured. images: counts. not_measured: by measure, why. scales: their disagreement, by side.
+
+    copied_seeds: of the samples that count as copies, by either measure, the nearest first. pairs: (seed, number) of a
+    sample and the nearest training image by features, the nearest first; held_out_pairs: with the number of a held-out
+    image instead.
+    """
+
+    images: dict[str, int]
+    reference: str
+    measures: dict[str, Measure] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
+    scales: dict[int, Estimate] = field(default_factory=dict)
+    copied_seeds: list[int] = field(default_factory=list)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    held_out_pairs: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def memorised(self) -> bool:
+        """Whether more samples count as copies than could be if they were like held-out images."""
+        found = [self.measures[name] for name in OF_COPIES[1:] if name in self.measures]
+        return any(measure.generated.value > measure.real.high for measure in found)
+
+    def as_json(self) -> dict[str, Any]:
+        def plain(estimate: Estimate) -> dict[str, Any]:
+            return {"value": estimate.value, "interval": [estimate.low, estimate.high]}
+
+        return {
+            "images": self.images,
+            "reference": self.reference,
+            "measures": {name: {**plain(m.generated), "real": plain(m.real)} for name, m in self.measures.items()},
+            "not_measured": self.not_measured,
+            "scale_disagreement": {str(side): plain(estimate) for side, estimate in self.scales.items()},
+            "memorised": self.memorised,
+            "copied_seeds": self.copied_seeds,
+        }
+
+
+class Represented(NamedTuple):
+    """What images are compared by: features (N, d) and pixels (N, p), float32."""
+
+    features: Tensor
+    pixels: Tensor
+
+
+class Evaluator:
+    """Compares samples of these seeds, which are those of `sample --seeds`, with the images of a dataset.
+
+    Held-out images are the reference, and training images are compared with it beside the samples. If none are held
+    out, each is half of the training images. advance: called with the number of images that are represented.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        dataset: Dataset,
+        *,
+        seeds: Sequence[int],
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        self.generator, self.dataset, self.seeds, self.advance = generator, dataset, seeds, advance
+        self.random_features = RandomFeatures(dataset.resolution, device=next(generator.parameters()).device)
+        self.standardised = Standardised(torch.zeros(2, self.random_features.size))
+
+    @property
+    def total(self) -> int:
+        """How many images `run` represents at most: the training images also mirrored."""
+        return len(self.seeds) + 2 * self.dataset.training + 2 * MAX_COMPARED
+
+    def run(self) -> Report:
+        """Memory: about 7 KiB for each sample at 32², 10 KiB at 256², the real images to compare, and one part."""
+        reference, real = self._real_images()
+        self.standardised = Standardised(self.random_features(reference))
+        compared, others = self._represent(reference), self._represent(real)
+        samples, scales = self._samples()
+        counts = {"training": self.dataset.training, "held_out": self.dataset.held_out, "samples": len(self.seeds)}
+        size = min(len(reference), len(real), len(self.seeds))
+        kind = "held-out images" if self.dataset.held_out else "half of the training images"
+        report = Report({**counts, "compared": size}, kind, scales=scales)
+        if size < MIN_COMPARED:
+            reason = f"{size} images to compare are too few: {MIN_COMPARED} or more are needed."
+            report.not_measured |= dict.fromkeys(OF_SETS, reason)
+        else:
+            report.measures |= compare(*(each.features[:size] for each in (compared, samples, others)))
+        self._find_nearest(report, samples, compared)
+        return report
+
+    def _real_images(self) -> tuple[Tensor, Tensor]:
+        """The reference, and other real images; each at most 512: (N, 3, R, R) uint8."""
+        shuffled = rng(self.seeds[0], Purpose.EVALUATION, REAL_POSITION).permutation(self.dataset.training)
+        if self.dataset.held_out:
+            return self.dataset.held_out_images(MAX_COMPARED), self.dataset.images(shuffled[:MAX_COMPARED])
+        half = min(len(shuffled) // 2, MAX_COMPARED)
+        return self.dataset.images(shuffled[:half]), self.dataset.images(shuffled[half : 2 * half])
+
+    def _represent(self, images: Tensor) -> Represented:
+        represented = Represented(self.standardised(self.random_features(images)), pixels_of(images))
+        self.advance(len(images))
+        return represented
+
+    def _samples(self) -> tuple[Represented, dict[int, Estimate]]:
+        """The samples, which are not kept, and how far their scales disagree."""
+        latents = latents_of(self.seeds, self.generator.latent_size)
+        parts, disagreements = [], []
+        for pyramid in generate_parts(self.generator, latents):
+            parts.append(self._represent(pyramid[-1]))
+            disagreements.append(disagreement(pyramid))
+        together = Represented(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        return together, {side: _mean(torch.cat([each[side] for each in disagreements])) for side in disagreements[0]}
+
+    def _find_nearest(self, report: Report, samples: Represented, held_out: Represented) -> None:
+        """Adds the nearest training image of each sample and, if there are any, of each held-out image."""
+        queries = [samples, held_out] if self.dataset.held_out else [samples]
+        by_features, by_pixels = (Nearest(torch.cat(each)) for each in zip(*queries, strict=True))
+        for numbers in torch.arange(self.dataset.training).split(IMAGES_PER_PART):
+            images = self.dataset.images(numbers.numpy())
+            for turned in (images, images.flip(-1)):
+                part = self._represent(turned)
+                by_features.add(part.features, numbers)
+                by_pixels.add(part.pixels, numbers)
+        count = len(self.seeds)
+        order = by_features.distances[:count].argsort(stable=True).tolist()
+        report.pairs = [(self.seeds[sample], int(by_features.numbers[sample])) for sample in order]
+        if not self.dataset.held_out:
+            reason = f"no images are held out of fewer than about {MIN_HOLDOUT * HOLDOUT_ONE_IN}."
+            report.not_measured |= dict.fromkeys(OF_COPIES, reason)
+            return
+        by_held_out = by_features.distances[count:].argsort(stable=True).tolist()
+        report.held_out_pairs = [(image, int(by_features.numbers[count + image])) for image in by_held_out]
+        both = [(each.distances[:count], each.distances[count:]) for each in (by_features, by_pixels)]
+        found = (copying(*both[0]), copies(*both[0]), copies(*both[1]))
+        report.measures |= {name: Measure(*estimates) for name, estimates in zip(OF_COPIES, found, strict=True)}
+        is_copy = torch.stack([fakes < copy_threshold(held_out)[0] for fakes, held_out in both]).any(dim=0)
+        report.copied_seeds = [self.seeds[sample] for sample in order if is_copy[sample]]
+
+
+def compare(reference: Tensor, fakes: Tensor, reals: Tensor) -> dict[str, Measure]:
+    """The measures of fakes, and of other real images, against the reference: features (N, d) of each."""
+    measures: dict[str, list[Estimate]] = {name: [] for name in OF_SETS}
+    for others in (fakes, reals):
+        near = Pairs.of(distances, reference, others)
+        found = (
+            with_interval(precision, near).of_share(),
+            with_interval(recall, near).of_share(),
+            with_interval(density, near),
+            with_interval(coverage, near).of_share(),
+            with_interval(kernel_distance, Pairs.of(polynomial_kernel, reference, others)),
+            classifier_accuracy(reference, others),
+        )
+        for name, estimate in zip(OF_SETS, found, strict=True):
+            measures[name].append(estimate)
+    return {name: Measure(*both) for name, both in measures.items()}
+
+
+def draw_pairs(report: Report, generator: Generator, dataset: Dataset, *, held_out: bool) -> Image.Image:
+    """The closest pairs, four in a row: on the left a sample or a held-out image, on the right a training image."""
+    pairs = (report.held_out_pairs if held_out else report.pairs)[:PAIRS_SHOWN]
+    if held_out:
+        left = dataset.held_out_images(MAX_COMPARED)[[image for image, _ in pairs]]
+    else:
+        left = generate(generator, latents_of((seed for seed, _ in pairs), generator.latent_size))[-1]
+    right = dataset.images([number for _, number in pairs])
+    shown = torch.stack([left, right], dim=1).flatten(0, 1)
+    columns = 2 * min(PAIRS_PER_ROW, len(pairs))
+    return enlarged(side_by_side(shown, columns=columns, rows=math.ceil(len(shown) / columns), side=dataset.resolution))
+
+
+def _mean(values: Tensor) -> Estimate:
+    mean, spread = float(values.mean()), Z * float(values.std()) / math.sqrt(len(values))
+    return Estimate(mean, mean - spread, mean + spread)

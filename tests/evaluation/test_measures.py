@@ -1,0 +1,261 @@
+"""The measures of quality: worked out by hand on few points, properties, and the order in which they put image sets."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import sys
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.programs import REPOSITORY
+from torch import Tensor
+from torch.nn import functional
+
+from msggan.data.sources import open_source
+from msggan.evaluation.copying import Nearest, copies, copy_threshold, copying, pixels_of
+from msggan.evaluation.estimates import Pairs, share_interval, with_interval
+from msggan.evaluation.features import RandomFeatures, Standardised
+from msggan.evaluation.neighbours import coverage, density, distances, precision, recall
+from msggan.evaluation.report import Measure, compare
+from msggan.evaluation.scales import disagreement
+from msggan.evaluation.two_samples import classifier_accuracy, kernel_distance, polynomial_kernel
+
+
+def column(*values: float) -> Tensor:
+    """(N, 1): images of one feature."""
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def near(reals: Tensor, fakes: Tensor) -> Pairs:
+    return Pairs.of(distances, reals, fakes)
+
+
+def normal(count: int, size: int = 4, *, seed: int = 0) -> Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
+# Worked out by hand
+
+
+def test_precision_and_recall_of_five_points() -> None:
+    reals = column(0, 1, 2, 3, 10)  # third neighbours at 3, 2, 2, 3, 9
+    assert precision(near(reals, column(-4, 1.5, 6, 20))) == 2 / 4  # 6 is 3 from the 3, 20 is 10 from the 10
+    assert recall(near(column(-4, 1.5, 6, 20), reals)) == 2 / 4
+    repeated = near(reals, column(1.5, 1.5, 1.5, 1.5, 1.5))
+    assert (precision(repeated), recall(repeated)) == (1, 0)
+
+
+def test_density_and_coverage_of_six_points() -> None:
+    reals = column(0, 1, 2, 3, 4, 5)  # fifth neighbours at 5, 4, 3, 3, 4, 5
+    pairs = near(reals, column(2.5, 9, 10))  # nearer to 6, 1 and 0 of them
+    assert density(pairs) == pytest.approx(7 / 15)
+    assert coverage(pairs) == 1
+    assert coverage(near(reals, column(9, 10))) == pytest.approx(1 / 6)
+
+
+def test_the_kernel_distance_of_two_pairs() -> None:
+    """k(0, 1) = 1, k(1, 2) = 27; between the sets 1, 1, 8 and 27."""
+    assert kernel_distance(Pairs.of(polynomial_kernel, column(0, 1), column(1, 2))) == 1 + 27 - 2 * 37 / 4
+
+
+def test_a_classifier_tells_apart_what_is_separated_and_nothing_in_equal_sets() -> None:
+    first = normal(20)
+    assert classifier_accuracy(first, first + 20).value == 1
+    assert classifier_accuracy(first, first).value == 0.5
+
+
+def test_intervals_of_shares_and_of_random_halves() -> None:
+    assert share_interval(8, 10) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert share_interval(0, 10)[:2] == (0, 0)
+    first, second = normal(200), normal(200, seed=1)
+    halves = with_interval(
+        lambda pairs: float(pairs.between.mean()), Pairs.of(lambda a, b: a[:, :1] - b[:, 0], first, second)
+    )
+    difference = first[:, 0].mean() - second[:, 0].mean()
+    error = 1.96 * math.sqrt(first[:, 0].var() / 200 + second[:, 0].var() / 200)
+    assert halves.value == pytest.approx(float(difference), abs=1e-6)
+    assert halves.high - halves.value == pytest.approx(float(error), rel=0.3)
+
+
+def test_the_rank_statistic_of_copying() -> None:
+    measured, null = copying(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0]))
+    assert measured.value == 1.5 / 6  # 3 > 2 counts 1, 2 = 2 counts ½
+    assert null == (0.5, 0, 1)
+    assert copying(torch.rand(1000), torch.rand(99))[1] == pytest.approx((0.5, 0.44, 0.56), abs=1e-3)
+
+
+def test_what_counts_as_a_copy_is_rare_among_held_out_images() -> None:
+    held_out = torch.arange(1.0, 100)
+    assert copy_threshold(held_out) == (1, 1)
+    assert copy_threshold(torch.arange(1.0, 301)) == (3, 3)
+    measured, expected = copies(torch.tensor([0.5, 0.9, 1.0, 7.0]), held_out)
+    assert (measured.value, expected.value) == (2 / 4, 1 / 100)
+    # One fake is below the smallest of three in one of four cases: none or all of it.
+    assert copies(torch.ones(1), torch.ones(3))[1] == (1 / 4, 0, 1)
+
+
+def test_the_disagreement_of_scales_is_relative_to_the_deviation() -> None:
+    finest = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    finest[:, 2] = 240  # mean 80, deviation 80·√2
+    same = functional.avg_pool2d(finest.float(), 2).to(torch.uint8)
+    assert disagreement([same, finest])[4].item() == 0
+    assert disagreement([same + 8, finest])[4].item() == pytest.approx(8 / (80 * math.sqrt(2)))
+
+
+def test_the_nearest_is_found_part_by_part() -> None:
+    nearest = Nearest(torch.tensor([[0.0, 0.0], [10.0, 10.0]]))
+    nearest.add(torch.tensor([[3.0, 3.0], [11.0, 9.0]]), torch.tensor([5, 6]))
+    nearest.add(torch.tensor([[0.0, 2.0], [50.0, 9.0]]), torch.tensor([7, 8]))
+    assert nearest.numbers.tolist() == [7, 6]
+    assert nearest.distances.tolist() == pytest.approx([math.sqrt(2), 1])
+    nearest.add(torch.tensor([[10.0, 10.0]]), torch.tensor([9]))
+    assert (nearest.distances[1].item(), nearest.numbers[1].item()) == (0, 9)
+
+
+# Properties
+
+sizes = st.integers(6, 24)
+seeds = st.integers(0, 100)
+
+
+@given(sizes, seeds)
+def test_equal_sets_have_the_best_values(count: int, seed: int) -> None:
+    points = normal(count, seed=seed)
+    pairs = near(points, points)
+    assert (precision(pairs), recall(pairs), coverage(pairs)) == (1, 1, 1)
+    assert density(pairs) >= 1  # each is nearer to itself than to its neighbours
+
+
+@given(sizes, seeds)
+def test_a_subset_has_precision_one(count: int, seed: int) -> None:
+    points = normal(count, seed=seed)
+    assert precision(near(points, points[: max(4, count // 2)])) == 1
+
+
+@given(sizes, seeds)
+def test_the_order_of_images_does_not_matter(count: int, seed: int) -> None:
+    reals, fakes = normal(count, seed=seed), 1.5 * normal(count, seed=seed + 1)
+    mixed = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    for measure in (precision, recall, density, coverage):
+        assert measure(near(reals, fakes)) == pytest.approx(measure(near(reals[mixed], fakes[mixed.flip(0)])))
+    kernel, others = (Pairs.of(polynomial_kernel, reals, each) for each in (fakes, fakes[mixed]))
+    assert kernel_distance(kernel) == pytest.approx(kernel_distance(others))
+
+
+@given(sizes, seeds)
+def test_a_copying_set_is_ranked_first_and_an_equal_one_in_the_middle(count: int, seed: int) -> None:
+    held_out = normal(count, 1, seed=seed).abs()[:, 0]
+    assert copying(torch.zeros(count), held_out)[0].value == 0
+    assert copying(held_out, held_out)[0].value == 0.5
+
+
+# Features
+
+
+@pytest.mark.parametrize(("side", "size"), [(4, 80), (8, 240), (32, 880)])
+def test_features_are_the_same_in_any_batch(side: int, size: int) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, side, side), np.uint8))
+    features = RandomFeatures(side)(images)
+    assert features.shape == (3, size)
+    assert torch.equal(features, RandomFeatures(side)(images))
+    assert torch.allclose(features[1:2], RandomFeatures(side)(images[1:2]), atol=1e-5)
+
+
+def test_features_stay_what_they_were() -> None:
+    """Values of earlier evaluations remain comparable."""
+    images = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(1, 3, 8, 8)
+    assert RandomFeatures(8)(images)[0, [0, 100, 239]].tolist() == pytest.approx([0.00236, -0.16487, 0.01225], abs=1e-4)
+
+
+def test_standardised_features_count_alike_and_constant_ones_do_not_explode() -> None:
+    reference = torch.cat([100 * normal(50, 3), torch.ones(50, 1)], dim=1)
+    standardised = Standardised(reference)(reference)
+    assert torch.allclose(standardised.std(dim=0), torch.tensor([1.0, 1, 1, 0]), atol=1e-4)
+
+
+# The order of image sets
+
+
+def flowers(count: int, side: int) -> tuple[Tensor, Tensor]:
+    """(N, 3, r, r) uint8 and (N,) bool: whether they are before a sky."""
+    sys.path.insert(0, str(REPOSITORY / "examples"))
+    try:
+        from draw_flowers import draw_flower
+    finally:
+        sys.path.pop(0)
+    chances = [random.Random(number) for number in range(count)]  # noqa: S311 - no secret
+    before_sky = [chance.random() < 0.4 for chance in map(copy, chances)]
+    drawn = [np.asarray(draw_flower(chance).resize((side, side))) for chance in chances]
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2), torch.tensor(before_sky)
+
+
+def photographs(folder: Path, side: int) -> tuple[Tensor, Tensor]:
+    """The same of photographs in ten folders, and whether they are of the first five."""
+    images, is_first = [], []
+    for number, of_class in enumerate(sorted(folder.iterdir())):
+        dataset = open_source(of_class).dataset(resolution=side)
+        images.append(dataset.images(range(dataset.training)))
+        is_first += [number < 5] * dataset.training
+    mixed = torch.randperm(len(is_first), generator=torch.Generator().manual_seed(0))
+    return torch.cat(images)[mixed], torch.tensor(is_first)[mixed]
+
+
+def blurred(images: Tensor) -> Tensor:
+    padded = functional.pad(images.float(), (1, 1, 1, 1), mode="replicate")
+    return functional.avg_pool2d(padded, 3, 1).round().to(torch.uint8)
+
+
+def assert_ordered(images: Tensor, is_of_class: Tensor) -> None:
+    """Real against real is best in every measure, and each fault is seen by those that are made for it."""
+    third = len(images) // 3
+    training, reals, reference = images.split(third)[:3]
+    chosen = reals[is_of_class[third : 2 * third]]
+    of_classes = torch.cat([chosen, chosen.flip(-1), chosen])[:third]
+    extract = RandomFeatures(images.shape[-1])
+    standardised = Standardised(extract(reference))
+
+    def measured(fakes: Tensor) -> dict[str, Measure]:
+        return compare(*(standardised(extract(each)) for each in (reference, fakes, training)))
+
+    real, blurry, few, one = map(measured, (reals, blurred(reals), of_classes, reals[:1].expand_as(reals)))
+    for name, measure in real.items():
+        assert abs(measure.generated.value - measure.real.value) < 0.15 or name == "density"
+        assert measure.generated.low <= measure.real.high
+        assert measure.real.low <= measure.generated.high
+    assert blurry["classifier_accuracy"].generated.low > real["classifier_accuracy"].generated.high
+    assert blurry["kernel_distance"].generated.value > real["kernel_distance"].generated.value
+    assert few["recall"].generated.value < real["recall"].generated.value - 0.05
+    assert few["coverage"].generated.value < real["coverage"].generated.value - 0.05
+    assert few["kernel_distance"].generated.value > real["kernel_distance"].generated.value
+    assert one["recall"].generated.value == 0
+    assert one["coverage"].generated.value < 0.05
+    assert one["classifier_accuracy"].generated.value > 0.95
+    assert one["kernel_distance"].generated.low > few["kernel_distance"].generated.high
+
+    for represent in (lambda images: standardised(extract(images)), pixels_of):
+        sets = training, torch.cat([training, blurred(training)]), reals, reference
+        nearest = Nearest(represent(torch.cat(sets)))
+        nearest.add(represent(training), torch.arange(third))
+        copied, altered, new, held_out = nearest.distances.split([len(each) for each in sets])
+        assert copies(copied, held_out)[0].value == 1
+        assert copies(altered, held_out)[0].low > copies(altered, held_out)[1].high
+        assert copies(new, held_out)[0].value <= copies(new, held_out)[1].high
+        assert copying(copied, held_out)[0].value < 0.01
+        assert copying(new, held_out)[1].low < copying(new, held_out)[0].high
+
+
+def test_drawn_images_are_ordered_as_they_should_be() -> None:
+    assert_ordered(*flowers(480, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MSGGAN_TEST_DATA" not in os.environ, reason="MSGGAN_TEST_DATA names no folder of photographs")
+def test_photographs_are_ordered_as_they_should_be() -> None:
+    assert_ordered(*photographs(Path(os.environ["MSGGAN_TEST_DATA"]) / "clothing", 32))
