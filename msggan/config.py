@@ -204,6 +204,48 @@ class TrainConfig:
         range=NOT_NEGATIVE,
         sweep=Sweep(0.0, 0.2),
     )
+    schedule_kimg: float = option(
+        "Length of the cosines from learning rates, gammas, beta2 and EMA half-life to their final values, in "
+        "thousands of images. Default: --kimg when the run starts.",
+        range=POSITIVE,
+        absent=100.0,
+        sweep=Sweep(5.0, 100.0, log=True),
+    )
+    warm_up_kimg: float = option(
+        "Increase the learning rates linearly from 0 during the first N thousand images (0: no warm-up).",
+        default=0.0,
+        range=NOT_NEGATIVE,
+        absent=0.0,
+        sweep=Sweep(0.0, 5.0),
+    )
+    lr_final: float = option(
+        "Final learning rates, as a factor of --g-lr and --d-lr (1: constant).",
+        default=1.0,
+        range=POSITIVE,
+        absent=1.0,
+        sweep=Sweep(0.05, 1.0, log=True),
+    )
+    gamma_final: float = option(
+        "Final gradient penalties, as a factor of --r1-gamma and --r2-gamma (1: constant).",
+        default=1.0,
+        range=NOT_NEGATIVE,
+        absent=1.0,
+        sweep=Sweep(0.05, 1.0, log=True),
+    )
+    beta2_final: float = option(
+        "Final beta2 (0: constant). Another one than --beta2 needs steps without CUDA graphs.",
+        default=0.0,
+        range=Range(0, 0.999999),
+        absent=0.0,
+        sweep=Sweep(0.9, 0.999),
+    )
+    ema_half_life_final_kimg: float = option(
+        "Final half-life of the EMA, in thousands of images (0: constant).",
+        default=0.0,
+        range=NOT_NEGATIVE,
+        absent=0.0,
+        sweep=Sweep(0.5, 20.0, log=True),
+    )
     stddev_group: int = option(
         "Group size of the minibatch standard deviation (0: the whole batch).",
         range=Range(0, 65536),
@@ -404,6 +446,8 @@ def resolve(
         filled["latent_size"] = min(512, max(64, 2 * filled["resolution"]))
     if filled["ema_half_life_kimg"] is None:
         filled["ema_half_life_kimg"] = filled["batch_size"] * math.log(0.5) / math.log(BMSG_EMA_DECAY) / 1000
+    if filled["schedule_kimg"] is None:
+        filled["schedule_kimg"] = filled["kimg"]
     if filled["precision"] == "auto":
         filled["precision"] = "bfloat16" if has_fast_bfloat16 else "float32"
     for name in INTERVALS:

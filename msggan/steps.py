@@ -32,6 +32,7 @@ from msggan.losses import (
 from msggan.networks import ComputingCopy, Discriminator, Generator, Network
 from msggan.randomness import interpolation
 from msggan.runs.checkpoint import check_shapes
+from msggan.schedules import is_scheduled, settings_at
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ADAM_EPSILON = 1e-8
@@ -73,8 +74,14 @@ class TrainingState:
         self.generator = self._to_device(generator)
         self.discriminator = self._to_device(discriminator)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
-        self.generator_optimizer = self._adam(self.generator, config.g_lr)
-        self.discriminator_optimizer = self._adam(self.discriminator, config.d_lr)
+        self.generator_optimizer = SkipNonFiniteAdam(self.generator, config.beta1)
+        self.discriminator_optimizer = SkipNonFiniteAdam(self.discriminator, config.beta1)
+        self.gamma: float | Tensor = 1.0
+        if is_scheduled(config):  # on the device, where a recorded step reads them
+            rate_dtype = torch.float64 if device.type == "cpu" else torch.float32  # those that the operation takes
+            rates = torch.zeros(2, dtype=rate_dtype, device=device).unbind()
+            self.generator_optimizer.learning_rate, self.discriminator_optimizer.learning_rate = rates
+            self.gamma = torch.zeros((), dtype=self.weight_dtype, device=device)
         self.generator_copy = ComputingCopy(self.generator, self.compute_dtype)
         self.discriminator_copy = ComputingCopy(self.discriminator, self.compute_dtype)
         self.part = config.part
@@ -82,7 +89,8 @@ class TrainingState:
         self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row = torch.zeros(3, device=device).unbind()
         self._is_initial = True
         self.graphs: Graphs | None = None
-        if device.type == "cuda" if graphs is None else graphs:
+        has_constant_beta2 = config.beta2_final in (0, config.beta2)  # the operation takes it as a number
+        if (device.type == "cuda" if graphs is None else graphs) and has_constant_beta2:
             kinds = {self._is_penalized(step) for step in range(config.penalty_interval)}
             self.graphs = Graphs(kinds, device, inform)
 
@@ -108,6 +116,7 @@ class TrainingState:
             drawn = interpolation(self.config.seed, range(self.images_seen, self.images_seen + len(reals)))
             inputs.append(drawn.to(self.device, self.compute_dtype, non_blocking=self.device.type == "cuda"))
         is_penalized = self._is_penalized(self.images_seen // self.config.batch_size)
+        half_life_kimg = self._take_settings(self.images_seen + len(reals))
         is_whole = self.part >= len(reals) == self.config.batch_size
         with convolution_settings(self.device):
             if self.graphs and is_whole:
@@ -118,7 +127,7 @@ class TrainingState:
         decay = ema_decay(
             batch_size=self.config.batch_size,
             images_seen=self.images_seen,
-            half_life_kimg=self.config.ema_half_life_kimg,
+            half_life_kimg=half_life_kimg,
             ramp=self.config.ema_ramp,
         )
         update_ema(self.ema, self.generator, decay)
@@ -187,6 +196,16 @@ class TrainingState:
         yield "generator", self.generator, self.generator_optimizer
         yield "discriminator", self.discriminator, self.discriminator_optimizer
 
+    def _take_settings(self, images: int) -> float:
+        """Those of the step that brings the count to `images`, without waiting for the device; its EMA's half-life."""
+        settings = settings_at(self.config, images)
+        rates = settings.g_lr, settings.d_lr
+        for (_, _, optimizer), rate in zip(self._optimized(), rates, strict=True):
+            optimizer.learning_rate = _replaced(optimizer.learning_rate, rate)
+            optimizer.beta2 = settings.beta2
+        self.gamma = _replaced(self.gamma, settings.gamma)
+        return settings.ema_half_life_kimg
+
     def _generate(self, latents: Tensor) -> Pyramid:
         generator, part = self.generator_copy.network, self.part
         if len(latents) <= part:
@@ -212,7 +231,7 @@ class TrainingState:
         loss = total = discriminator_loss(config.loss, *scores.chunk(2))
         if squared_norms is not None:
             for norms, gamma in zip(squared_norms.split(count), strengths, strict=True):
-                total = total + config.penalty_interval * zero_centred_penalty(norms, gamma)
+                total = total + config.penalty_interval * self.gamma * zero_centred_penalty(norms, gamma)
         if config.loss == "wgan-gp" and is_penalized:
             total = total + config.penalty_interval * self._wgan_penalty(reals, fakes, *epsilon)
         self.discriminator_copy.pass_back(torch.autograd.grad(total, self.discriminator_copy.weights))
@@ -270,21 +289,24 @@ class TrainingState:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return network
 
-    def _adam(self, network: nn.Module, learning_rate: float) -> SkipNonFiniteAdam:
-        return SkipNonFiniteAdam(network, learning_rate, self.config.beta1, self.config.beta2)
+
+def _replaced(setting: float | Tensor, value: float) -> float | Tensor:
+    """The value, in the same tensor if it is in one."""
+    return setting.fill_(value) if isinstance(setting, Tensor) else value
 
 
 class SkipNonFiniteAdam:
     """Adam (Kingma and Ba, algorithm 1) that skips a step if the loss or a gradient is not finite.
 
     found_inf: 1 if the last step was dropped, else 0. The fused operation reads it, as with torch.amp.GradScaler, and
-    then changes nothing; no synchronization with the device is needed. moments: the tensors of each parameter that a
-    checkpoint holds, under PyTorch's names. It is PyTorch's operation without its optimizer, whose constructor imports
-    the compiler.
+    then changes nothing; no synchronization with the device is needed. learning_rate, beta2: of the next step, the rate
+    a number or a scalar on the device. moments: the tensors of each parameter that a checkpoint holds, under PyTorch's
+    names. It is PyTorch's operation without its optimizer, whose constructor imports the compiler.
     """
 
-    def __init__(self, network: nn.Module, learning_rate: float, beta1: float, beta2: float) -> None:
-        self.learning_rate, self.beta1, self.beta2 = learning_rate, beta1, beta2
+    def __init__(self, network: nn.Module, beta1: float) -> None:
+        self.learning_rate: float | Tensor = 0.0
+        self.beta1, self.beta2 = beta1, 0.0
         self.parameters: list[Tensor] = list(network.parameters())
         device = self.parameters[0].device
         self.found_inf = torch.zeros((), dtype=torch.float32, device=device)

@@ -38,6 +38,7 @@ LIGHT_MODULES = [
     "msggan.errors",
     "msggan.losses",
     "msggan.resources",
+    "msggan.schedules",
     "msggan.export",
     "msggan.runs.files",
     "msggan.display.html",
@@ -82,7 +83,8 @@ LIGHT_MODULES = [
 
 # The floors as CONTRIBUTING draws them: a module is on the floor of the longest of these names that it is in.
 FLOORS = (
-    "msggan msggan.config msggan.errors msggan.losses msggan.resources msggan.commands orchestration environments",
+    "msggan msggan.config msggan.errors msggan.losses msggan.resources msggan.schedules msggan.commands orchestration "
+    "environments",
     "msggan.networks msggan.metrics msggan.randomness msggan.device msggan.graphs "
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display msggan.evaluation",
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",

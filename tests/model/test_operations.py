@@ -23,7 +23,8 @@ NUMBERS = torch.arange(4.0)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"recipe": "bmsg"}, {"loss": "wgan-gp", "stddev_group": 2, "resampling": "filtered"}]
+    "options",
+    [{"warm_up_kimg": 1.0}, {"recipe": "bmsg"}, {"loss": "wgan-gp", "stddev_group": 2, "resampling": "filtered"}],
 )
 def test_no_operation_of_a_step_makes_the_program_wait_for_the_device(options: dict[str, object]) -> None:
     for operations in step_operations(16, latent_size=8, **options).values():
@@ -68,8 +69,10 @@ def test_updates_that_are_recorded_and_replayed_equal_those_computed_anew() -> N
 
     The last batch is not finite.
     """
-    penalties = {"r1_gamma": 1.0, "r2_gamma": 1.0, "penalty_interval": 2}
-    ours, replayed = (training_state(loss="wgan-gp", precision="bfloat16", **penalties) for _ in range(2))
+    penalties = {"r1_gamma": 1.0, "r2_gamma": 1.0, "penalty_interval": 2, "lr_final": 0.1, "gamma_final": 0.1}
+    ours, replayed = (
+        training_state(loss="wgan-gp", precision="bfloat16", schedule_kimg=0.02, **penalties) for _ in range(2)
+    )
     recorded: dict[bool, Callable[..., Any]] = {}
 
     def replay(update: Callable[..., Any], kind: bool, *inputs: Tensor) -> Any:

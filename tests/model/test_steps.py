@@ -16,9 +16,19 @@ from msggan.errors import CheckpointError
 from msggan.losses import LOSSES, discriminator_loss, generator_loss, zero_centred_penalty
 from msggan.networks import ComputingCopy, Discriminator, Generator
 from msggan.randomness import interpolation
+from msggan.schedules import settings_at
 from msggan.steps import DTYPES, MEASURED, TrainingState, judge
 
 Pyramid = Sequence[Tensor]
+SCHEDULE = {
+    "schedule_kimg": 0.012,
+    "warm_up_kimg": 0.01,
+    "lr_final": 0.25,
+    "gamma_final": 0.1,
+    "beta2": 0.9,
+    "beta2_final": 0.99,
+    "ema_half_life_final_kimg": 0.5,
+}
 STILL = 1e-300  # a learning rate that no weight can feel
 
 
@@ -98,21 +108,23 @@ class PlainOrder:
             )
         fakes = [image.detach() for image in self.generator(latents)]
 
+        now = settings_at(self.config, (self.steps + 1) * self.config.batch_size)
         real_scores, fake_scores = self.discriminator(pyramid), self.discriminator(fakes)
         d_loss = discriminator_loss(self.config.loss, real_scores, fake_scores)
         measured = {"d_loss": d_loss, "d_real": real_scores.mean(), "d_fake": fake_scores.mean()}
         if self.steps % self.config.penalty_interval == 0 and (self.config.r1_gamma or self.config.loss == "wgan-gp"):
-            measured["penalty"] = self.penalty(pyramid, fakes) * self.config.penalty_interval
+            measured["penalty"] = now.gamma * self.penalty(pyramid, fakes) * self.config.penalty_interval
         total = d_loss + measured.get("penalty", 0.0)
-        measured["d_gradient_norm"] = self.descend(self.discriminator, total, self.config.d_lr)
+        measured["d_gradient_norm"] = self.descend(self.discriminator, total, now.d_lr, now.beta2)
 
         g_loss = generator_loss(
             self.config.loss, self.discriminator(pyramid), self.discriminator(self.generator(latents))
         )
-        measured |= {"g_loss": g_loss, "g_gradient_norm": self.descend(self.generator, g_loss, self.config.g_lr)}
+        norm = self.descend(self.generator, g_loss, now.g_lr, now.beta2)
+        measured |= {"g_loss": g_loss, "g_gradient_norm": norm}
 
         self.steps += 1
-        decay = 0.5 ** (self.config.batch_size / (self.config.ema_half_life_kimg * 1000))
+        decay = 0.5 ** (self.config.batch_size / (now.ema_half_life_kimg * 1000))
         for average, weight in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
             average.data = decay * average.data + (1 - decay) * weight.data
         return measured
@@ -135,10 +147,10 @@ class PlainOrder:
         return sum(of(gradient.flatten(1).norm(dim=1)).mean() for gradient in gradients) / len(images)
 
     @torch.no_grad()
-    def descend(self, network: Generator | Discriminator, loss: Tensor, rate: float) -> Tensor:
+    def descend(self, network: Generator | Discriminator, loss: Tensor, rate: float, beta2: float) -> Tensor:
         """Adam (Kingma and Ba, algorithm 1). Returns the norm of the gradients."""
         parameters = list(network.parameters())
-        beta1, beta2 = self.config.beta1, self.config.beta2
+        beta1 = self.config.beta1
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is None:  # the last bias of a penalty alone
@@ -192,6 +204,7 @@ def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[
         {"resolution": 32},
         {"equalized": False},
         {"resolution": 16, "resampling": "filtered", "beta1": 0.5},
+        SCHEDULE,
     ],
 )
 def test_steps_agree_with_the_plain_order_in_other_networks(changes: dict[str, object]) -> None:
@@ -332,7 +345,11 @@ def test_bfloat16_steps_stay_near_the_exact_ones() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize(
     "penalties",
-    [{}, {"loss": "wgan-gp", "penalty_interval": 2}, {"r1_gamma": 1.0, "r2_gamma": 1.0, "penalty_interval": 3}],
+    [
+        {},
+        {"loss": "wgan-gp", "penalty_interval": 2},
+        {"r1_gamma": 1.0, "r2_gamma": 1.0, "penalty_interval": 3, **SCHEDULE},
+    ],
 )
 def test_resuming_equals_never_stopping(precision: str, penalties: dict[str, object]) -> None:
     options = {"precision": precision, "resolution": 16, "ema_ramp": 0.05, "seed": 5, **penalties}
