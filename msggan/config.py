@@ -301,6 +301,14 @@ class TrainConfig:
         may_change=True,
         section="How long and how often",
     )
+    snapshot_kimg: float = option(
+        "Keep the generator of every N thousand images, for `sample --at` (0: none).",
+        default=0.0,
+        range=NOT_NEGATIVE,
+        may_change=True,
+        absent=0.0,
+        section="How long and how often",
+    )
     num_samples: int = option(
         "Number of images in a sample grid.",
         default=36,

@@ -41,7 +41,7 @@ def write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
 
     error = OutOfMemoryError(f"Out of memory while exporting {source}.", "Close other programs and try again.")
     with memory_errors(lambda: error):
-        generator = load_generator(source)
+        generator = load_generator(source, best=options.best, at_kimg=options.at)
         refuse(scale_problems(options.scale, [4 << level for level in range(generator.depth)]))
         if options.pth is not None and generator.resampling != "nearest":
             raise ExportError(

@@ -49,7 +49,9 @@ def plan(config: TrainConfig, *, device: str = "cpu", image_bytes: int = 0) -> P
     checkpoint = weight * (4 * generator + 3 * discriminator)  # both networks, two averages of Adam's for each, the EMA
     gradients = weight * (generator + discriminator) + number * max(generator, discriminator)
     kept = PROGRAM_BYTES[device] + checkpoint + number * (generator + discriminator)
-    between_steps = _pictures(config) + (checkpoint if on_cpu else 0)  # a copy while it is written
+    best = weight * generator  # which the memory of the CPU keeps
+    checkpoint += best
+    between_steps = _pictures(config) + (best + checkpoint if on_cpu else 0)  # a copy while it is written
     # A CUDA graph keeps the memory of its step between steps, too.
     at_once = sum if device == "cuda" and config.part == config.batch_size else max
     memory = kept + gradients + at_once((_step(config), between_steps)) + (image_bytes if on_cpu else 0)
@@ -57,7 +59,8 @@ def plan(config: TrainConfig, *, device: str = "cpu", image_bytes: int = 0) -> P
     grids = config.kimg / config.sample_kimg * PNG_SHARE * config.num_samples * 3 * config.resolution**2 * 4 / 3
     reports = config.kimg * 1000 / max(250, config.batch_size) * REPORT_BYTES
     checkpoints = min(CHECKPOINTS_AT_ONCE, math.ceil(config.kimg / config.checkpoint_kimg))
-    return Plan(round(memory), round(checkpoints * checkpoint + weight * generator + grids + reports))
+    generators = 2 + (config.kimg / config.snapshot_kimg if config.snapshot_kimg else 0)  # the newest and the best
+    return Plan(round(memory), round(checkpoints * checkpoint + generators * weight * generator + grids + reports))
 
 
 def check(config: TrainConfig, folder: Path, device: str, available_bytes: int | None, *, image_bytes: int = 0) -> str:

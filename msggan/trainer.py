@@ -40,7 +40,7 @@ from msggan.networks import Discriminator, Generator
 from msggan.pictures.grids import find_samples, generate, generate_parts, write_samples
 from msggan.randomness import Purpose, latents
 from msggan.resources import MIB, check
-from msggan.runs.checkpoint import CheckpointWriter, newest_checkpoint
+from msggan.runs.checkpoint import Best, CheckpointWriter, ensure_best, newest_checkpoint, save_generator
 from msggan.runs.folder import (
     RunFolder,
     RunState,
@@ -60,6 +60,7 @@ from msggan.tracking.metrics_log import Tracker
 REPORT_IMAGES = 250  # an interval has so many images, so that its losses do not depend on the speed
 REPORT_SECONDS = 5.0  # between two reports; an evaluation or the end is always reported
 MAX_MEASURED_IMAGES = 512
+BEST_BY = "swd"  # the measure whose lowest value makes weights the best
 RECOMMENDED_IMAGES = 200  # with fewer, training works and its results are poor
 MAX_DROPPED_IN_A_ROW = 10
 STEPS_TIMED = 100  # before a run says how long it will take
@@ -159,6 +160,7 @@ class Trainer:
         self.ema: Generator = self.training_state.ema  # the moving average, of which samples and weights are made
         self.tracker = Tracker(self.folder.metrics, tracking_uri=tracking_uri)
         self.writer = CheckpointWriter(self.folder, may_write=self._ensure_ours)
+        self.best: Best | None = None
         self.state: RunState | None = None  # None until this process has started the run
         self.state_version: tuple[int, ...] = ()
         self.stop_state: str | None = None  # how the run ends if a signal has requested a stop
@@ -211,18 +213,20 @@ class Trainer:
             self._check_memory()
             self._check_dropped_updates()
 
-            sample, measure, save = (
-                self._is_due(kimg * 1000)
-                for kimg in (self.config.sample_kimg, self.config.metric_kimg, self.config.checkpoint_kimg)
+            sample, measure, snapshot, save = (
+                self._is_due(getattr(self.config, name) * 1000)
+                for name in ("sample_kimg", "metric_kimg", "snapshot_kimg", "checkpoint_kimg")
             )
             report = measure or self._is_due(REPORT_IMAGES)
-            if not (sample or save or report):
+            if not (sample or snapshot or save or report):
                 continue
             self.interval.stop_clock()
             if sample:
                 self._sample()
             if report:
                 self._report(self._measure() if measure else {})
+            if snapshot:
+                self._keep_snapshot()
             if save and not self.training_state.dropped_in_a_row:  # the networks may never recover
                 self._save()
             self.interval.start_clock()
@@ -230,9 +234,11 @@ class Trainer:
         self._save(wait=True)
 
     def _is_due(self, interval_images: float) -> bool:
-        """Whether the last step reached or passed a multiple of the interval, or was the last of all."""
+        """Whether the last step reached or passed a multiple of the interval, or was the last of all; 0: never."""
         before = self.images_seen - self.config.batch_size
-        return self._is_finished() or self.images_seen // interval_images > before // interval_images
+        return interval_images > 0 and (
+            self._is_finished() or self.images_seen // interval_images > before // interval_images
+        )
 
     def _is_finished(self) -> bool:
         return self.images_seen >= self.total_images
@@ -286,7 +292,12 @@ class Trainer:
         generated = Patches(count, self.config.resolution, device=self.device)
         for pyramid in generate_parts(self.ema, fixed):
             generated.add(pyramid[-1])
-        return distances(self.real_patches, generated)
+        measured = distances(self.real_patches, generated)
+        is_comparable = self.best is not None and self.best.measure == BEST_BY
+        if measured[BEST_BY] < (self.best.measured[BEST_BY] if self.best and is_comparable else math.inf):
+            weights = {name: weight.to("cpu", copy=True) for name, weight in self.ema.state_dict().items()}
+            self.best = Best(self.images_seen, BEST_BY, measured, weights)
+        return measured
 
     @cached_property
     def real_patches(self) -> Patches:
@@ -337,6 +348,13 @@ class Trainer:
         self.progress.report(self.metrics, seconds_left=seconds_left)
 
     @timed("checkpoints")
+    def _keep_snapshot(self) -> None:
+        self._ensure_ours()
+        self.folder.snapshots.mkdir(exist_ok=True)
+        path = self.folder.snapshots / f"{self.images_seen:09d}.safetensors"
+        save_generator(path, self.ema.state_dict(), asdict(self.config))
+
+    @timed("checkpoints")
     def _save(self, *, wait: bool = False) -> None:
         """Starts writing a checkpoint of this step, unless there is one. wait: until it is written."""
         if self.images_seen != self.saved_images:
@@ -353,10 +371,12 @@ class Trainer:
             "seconds": self.seconds,
             "dropped_updates": int(self.training_state.dropped),
             "dropped_in_a_row": int(self.training_state.dropped_in_a_row),
+            "best": self.best and self.best.about,
         }
+        tensors = self.training_state.tensors() | (self.best.to_checkpoint() if self.best else {})
         self._ensure_ours()
         self.tracker.write()  # resuming from this checkpoint keeps all reports up to it
-        self.writer.save(self.images_seen, self.training_state.tensors(), state, config=asdict(self.config))
+        self.writer.save(self.images_seen, tensors, state, config=asdict(self.config))
         self.saved_images = self.images_seen
 
     def _ensure_ours(self, *, reread: bool = True) -> None:
@@ -416,7 +436,7 @@ class Trainer:
                     "Use another name or run folder, or remove this one to train it from scratch.",
                 )
             self.training_state.reset()
-            self.interval, self.seconds, self.saved_images = Interval(), 0.0, 0
+            self.interval, self.seconds, self.saved_images, self.best = Interval(), 0.0, 0, None
             return
         state = checkpoint.state
         if state["data_fingerprint"] != self.dataset.fingerprint:
@@ -427,7 +447,9 @@ class Trainer:
             )
         if state.get("data_notes", []) != list(self.dataset.notes):
             self.progress.info("Until now, this run was trained on images that were decoded differently.")
-        self.training_state.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
+        self.best = Best.from_checkpoint(checkpoint.tensors, state)
+        trained = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith("best.")}
+        self.training_state.load(trained, images_seen=checkpoint.images_seen)
         self.interval = Interval.from_plain(state["interval"])
         self.seconds = state["seconds"]
         self.training_state.dropped.fill_(state.get("dropped_updates", 0))
@@ -440,6 +462,8 @@ class Trainer:
         self.state = record_start(self.folder, data=str(self.data), images_seen=self.images_seen)
         self.state_version = version_of(self.folder.state)
         self.tracker.forget_after(self.images_seen)
+        ensure_best(self.folder, self.best, asdict(self.config))
+        self.folder.forget_snapshots_after(self.images_seen)
         self.metrics = self.tracker.newest()
         self.progress.open_log(self.folder.log)
         self._info(self.tracker.start())

@@ -155,8 +155,11 @@ class Target(ABC):
         """`download` with every argument given."""
 
     @abstractmethod
-    def weights(self, name: str) -> str:
-        """The local folder or file with the run's generator, downloaded first if necessary."""
+    def weights(self, name: str, *, best: bool = False, at_kimg: float | None = None) -> str:
+        """The local folder with the run's generator, downloaded first if necessary.
+
+        best, at_kimg: the weights that the folder has to have, as in `msggan.load_generator`.
+        """
 
     def job_yaml(self, name: str) -> str:
         """The newest job of a run or a sweep in Azure ML's YAML."""
@@ -258,11 +261,12 @@ class Run:
         """Copies its run folder to `to`, by default NAME-run; see `Target.download`."""
         return self.target.download(self.name, to, weights=weights, force=force)
 
-    def generator(self, device: str = "cpu") -> Generator:
-        """Its generator with the EMA weights, in eval mode; downloaded first if the run is on Azure."""
+    def generator(self, device: str = "cpu", *, best: bool = False, at_kimg: float | None = None) -> Generator:
+        """Its generator, as `msggan.load_generator` returns it; downloaded first if the run is on Azure."""
         from msggan import load_generator
 
-        return load_generator(self.target.weights(self.name), device=device)
+        folder = self.target.weights(self.name, best=best, at_kimg=at_kimg)
+        return load_generator(folder, device=device, best=best, at_kimg=at_kimg)
 
 
 class SweepTarget(Protocol):

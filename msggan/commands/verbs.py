@@ -28,7 +28,7 @@ from msggan.commands.options import (
     refuse,
 )
 from msggan.commands.program import print_json
-from msggan.config import Range, TrainConfig, flag
+from msggan.config import POSITIVE, Range, TrainConfig, flag
 
 FILM_SUFFIXES = (".mp4", ".webp")
 MAX_SEED = 2**31 - 1
@@ -104,6 +104,21 @@ def force_field() -> bool:
     return option_field(False, "Overwrite existing files.")  # type: ignore[no-any-return]
 
 
+def best_field() -> bool:
+    """The field `best` of the options of a command that reads weights."""
+    return option_field(False, "Use the weights with the lowest swd instead of the newest.")  # type: ignore[no-any-return]
+
+
+def at_field() -> float | None:
+    """The field `at` of the options of a command that reads weights."""
+    text = "Use the weights of the snapshot nearest to KIMG, see --snapshot-kimg of submit."
+    return option_field(None, text, metavar="KIMG", type=Number(float, POSITIVE))  # type: ignore[no-any-return]
+
+
+def weights_problems(*, best: bool, at: float | None) -> list[str]:
+    return ["--best: cannot be combined with --at."] if best and at is not None else []
+
+
 def existing_problems(path: str | None, *, force: bool, option: str = "") -> list[str]:
     """A complaint if the file to write exists. option: what precedes it in the message."""
     if path is None or force or not os.path.exists(path):
@@ -134,6 +149,8 @@ class SampleOptions:
     scale: int | None = option_field(
         None, "The scale to show, such as 16.  [default: the finest]", metavar="PIXELS", type=SCALE
     )
+    best: bool = best_field()
+    at: float | None = at_field()
     truncation: float = option_field(
         1.0,
         "Truncation trick: from 1 (as trained) to 0 (all images alike).  [default: 1]",
@@ -196,7 +213,7 @@ def parse_sample(
 
 
 def _cross_field_errors(options: SampleOptions) -> list[str]:
-    problems = []
+    problems = weights_problems(best=options.best, at=options.at)
     if options.seeds[-1] > MAX_SEED:
         problems.append(f"--num {len(options.seeds)}: exceeds the largest seed, {MAX_SEED}.")
     if options.film is not None and options.film == options.progress_film:
@@ -258,6 +275,8 @@ class ExportOptions:
         metavar="OUT.pth",
         type=output_file("generator.pth"),
     )
+    best: bool = best_field()
+    at: float | None = at_field()
     scale: int | None = option_field(
         None, "Export only this scale to ONNX, such as 16.  [default: all]", metavar="PIXELS", type=SCALE
     )
@@ -271,7 +290,7 @@ def parse_export(problems: Sequence[str], **values: Any) -> ExportOptions:
     """Raises UsageError with the problems found so far, else with those of options that do not fit together."""
     refuse(problems)
     options = ExportOptions(**values)
-    errors = []
+    errors = weights_problems(best=options.best, at=options.at)
     for kind in ("onnx", "pth"):
         errors += existing_problems(values[kind], force=options.force, option=f"{flag(kind)} ")
     if options.onnx is None and options.pth is None:

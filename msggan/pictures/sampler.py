@@ -35,7 +35,7 @@ from msggan.pictures.grids import (
     picture,
 )
 from msggan.randomness import latents_of
-from msggan.runs.checkpoint import load_generator
+from msggan.runs.checkpoint import chosen_weights, load_generator
 from msggan.runs.folder import RunFolder
 
 # More pictures than fit go into a second grid, a third …: the memory needed does not grow with --num.
@@ -71,11 +71,15 @@ class Sampler:
         self.messages = messages or sys.stderr
         self.out = folder / "generated" if options.out is None else Path(options.out)
         self.size = ""  # of the network, once it is known
+        self.of = ""  # which weights, in the names of files
         self.outputs: list[Output] = []
         problems: list[str] = []
         if options.needs_weights:
             with memory_errors(self._out_of_memory):
-                generator = load_generator(path).to(choose_device(options.device))
+                weights = chosen_weights(path, best=options.best, at_kimg=options.at)
+                generator = load_generator(weights).to(choose_device(options.device))
+                if options.best or options.at:  # a snapshot by its own images
+                    self.of = "_best" if options.best else f"_at{int(weights.stem) / 1000:g}kimg"
                 network = generator if options.truncation == 1 else TruncatedGenerator(generator, options.truncation)
             self.size = f" of {2 << network.depth} px with --latent-size {network.latent_size}"
             problems += self._plan_pictures(network)
@@ -193,7 +197,7 @@ class Sampler:
             draw(generate(network, latent, chunk=1) for latent in latents).save(path, "PNG")
 
         truncation = "" if self.options.truncation == 1 else f"_trunc{self.options.truncation}"
-        self.outputs.append(Output(self.out / f"{name}{truncation}.png", len(seeds), write))
+        self.outputs.append(Output(self.out / f"{name}{self.of}{truncation}.png", len(seeds), write))
 
 
 def _pages(seeds: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -13,6 +13,7 @@ import re
 import shlex
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from msggan.device import choose_device, is_out_of_memory
 from msggan.errors import CheckpointError, UsageError
 from msggan.networks import Generator
 from msggan.runs.files import CANNOT_REPLACE, replacing, sha256_of, write_whole
-from msggan.runs.folder import RunFolder, stored_fields
+from msggan.runs.folder import RunFolder, stored_fields, weights_file
 
 FORMAT_VERSION = 1
 CHECKPOINTS_KEPT = 3
@@ -56,14 +57,61 @@ class Damaged(NamedTuple):
     reason: str
 
 
-def load_generator(path: str | Path, device: str = "cpu") -> Generator:
+@dataclass(frozen=True)
+class Best:
+    """The weights (EMA) that measured best so far, what they measured, and at which image.
+
+    measure: the name in `measured` by which they are the best, the lowest.
+    """
+
+    images_seen: int
+    measure: str
+    measured: Mapping[str, float]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All but the tensors, as plain values."""
+        return {"images_seen": self.images_seen, "measure": self.measure, "measured": dict(self.measured)}
+
+    def to_checkpoint(self) -> dict[str, Tensor]:
+        return {f"best.{name}": tensor for name, tensor in self.tensors.items()}
+
+    @classmethod
+    def from_checkpoint(cls, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Best | None:
+        """None where the checkpoint has none: it is of before the first evaluation, or of an earlier version."""
+        about = state.get("best")
+        return about and cls(**about, tensors=_part_of(tensors, "best"))
+
+
+def ensure_best(folder: RunFolder, best: Best | None, config: Mapping[str, Any]) -> None:
+    """Makes generator_best.safetensors that of a checkpoint, or removes it where the checkpoint has none.
+
+    Steps after the checkpoint are repeated, and what they measured may never be measured again.
+    """
+    if best is None:
+        folder.best.unlink(missing_ok=True)
+        return
+    about = json.dumps(best.about)
+    try:
+        with safetensors.safe_open(folder.best, framework="pt") as file:
+            is_there = (file.metadata() or {}).get("best") == about
+    except UNREADABLE:
+        is_there = False
+    if not is_there:
+        _save_tensors(folder.best, best.tensors, {"config": json.dumps(config), "best": about})
+
+
+def load_generator(
+    path: str | Path, device: str = "cpu", *, best: bool = False, at_kimg: float | None = None
+) -> Generator:
     """The EMA generator of a run folder, or of a `generator.safetensors`, in eval mode.
 
+    best: with the weights that measured best instead of the newest; at_kimg: with those of the nearest snapshot.
     device: auto, cpu, cuda, cuda:N or mps. Raises `CheckpointError` if there is none yet, or the file is damaged or of
     another kind; `UsageError` if the device is not available.
     """
-    path = Path(path)
-    path = _weights_of_run(path) if path.is_dir() else path
+    path = chosen_weights(path, best=best, at_kimg=at_kimg)
     if not path.exists():
         raise CheckpointError(f"No such file: {path}", "Specify a run folder, or the generator.safetensors in it.")
     try:
@@ -87,6 +135,17 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
     check_shapes(path, generator.state_dict(), tensors)
     generator.load_state_dict(tensors)
     return generator.eval().to(choose_device(device))
+
+
+def chosen_weights(path: str | Path, *, best: bool = False, at_kimg: float | None = None) -> Path:
+    """The file that `load_generator` reads. Raises as it does."""
+    path = Path(path)
+    if best or at_kimg is not None:
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: has one generator.", "Specify its run folder to choose among its weights.")
+        files = (file.relative_to(path).as_posix() for file in path.glob("**/*.safetensors"))
+        return path / weights_file([*files], best=best, at_kimg=at_kimg)
+    return _weights_of_run(path) if path.is_dir() else path
 
 
 def _weights_of_run(folder: Path) -> Path:
@@ -166,7 +225,8 @@ class CheckpointWriter:
     ) -> None:
         """Copies everything and starts writing it, after `finish` of the previous checkpoint.
 
-        tensors: named as by `TrainingState.tensors`; those of the EMA are also written to generator.safetensors.
+        tensors: named as by `TrainingState.tensors`, and the best weights; those of the EMA are also written to
+        generator.safetensors, and the best to generator_best.safetensors.
         """
         self.finish()
         # Contiguous: safetensors refuses channels_last tensors, and files have one layout on all devices.
@@ -193,9 +253,9 @@ class CheckpointWriter:
     ) -> None:
         """The weights come first: a process killed in between repeats this step and writes the same weights again."""
         try:
-            average = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
             self.may_write()
-            save_generator(self.folder.generator, average, config)
+            save_generator(self.folder.generator, _part_of(tensors, "ema"), config)
+            ensure_best(self.folder, Best.from_checkpoint(tensors, state), config)
             self.may_write()
             save_checkpoint(self.folder.checkpoints, images_seen, tensors, state)
             prune_checkpoints(self.folder.checkpoints, newest=images_seen)
@@ -278,6 +338,12 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             if (number := int(found[1])) not in CANNOT_REPLACE:
                 raise OSError(number, os.strerror(number)) from error
             temporary.write_bytes(save(plain, metadata))  # save_file renames a file of its own
+
+
+def _part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors named `part.NAME`, by NAME."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

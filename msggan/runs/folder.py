@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from msggan.config import TrainConfig, changed_for_resume, flag, resolve
-from msggan.errors import DataError, RunFolderError, SupersededError, UsageError
+from msggan.errors import CheckpointError, DataError, RunFolderError, SupersededError, UsageError
 from msggan.runs.files import recover, write_whole
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from msggan.networks import Generator
 
 FORMAT_VERSION = 1
+GENERATOR = "generator.safetensors"
+BEST_GENERATOR = "generator_best.safetensors"
 UNREADABLE_HINT = (
     "Use the msggan that started this run, restore the file from a copy, or use another name or run folder."
 )
@@ -55,14 +59,16 @@ class RunFolder:
         self.lock = self.path / "run.lock"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
-        self.generator = self.path / "generator.safetensors"
+        self.snapshots = self.path / "snapshots"
+        self.generator = self.path / GENERATOR
+        self.best = self.path / BEST_GENERATOR
 
     def __str__(self) -> str:
         return str(self.path)
 
     def recover(self) -> None:
         """Restores the files that a process was replacing when it died, on a mount that cannot replace a file."""
-        for path in (self.config, self.metrics, self.state, self.generator):
+        for path in (self.config, self.metrics, self.state, self.generator, self.best):
             recover(path)
 
     def load_config(self) -> TrainConfig | None:
@@ -138,6 +144,12 @@ class RunFolder:
         self.prepare(config, {"generator": generator})
         return asdict(config)
 
+    def forget_snapshots_after(self, images_seen: int) -> None:
+        """Removes the snapshots of steps that will be repeated."""
+        for path in self.snapshots.glob("*.safetensors"):
+            if (snapshot_images(f"snapshots/{path.name}") or 0) > images_seen:
+                path.unlink(missing_ok=True)
+
     def unwritable(self, error: OSError) -> RunFolderError:
         return RunFolderError(
             f"{self}: cannot be written ({error.strerror}).", "Use a folder that you may write to, or free some space."
@@ -151,12 +163,43 @@ def marks_run(name: str, read: Callable[[], bytes]) -> bool:
     """
     keys = {"config.json": {"format_version", "latent_size"}, "run.json": {"state", "images_seen"}}
     if name not in keys:
-        return name == "generator.safetensors"
+        return name == GENERATOR
     try:
         content = json.loads(read())
     except (DataError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and keys[name] <= content.keys()
+
+
+def weights_file(names: Iterable[str], *, best: bool = False, at_kimg: float | None = None) -> str:
+    """The file of a run that has its newest weights, the best, or those of the snapshot nearest to `at_kimg`.
+
+    names: the files of the run folder, as paths in it. A snapshot is of the first step that reached its interval, so it
+    may be a tenth away. Raises `CheckpointError` if there is none, and `UsageError` for both at once.
+    """
+    if best and at_kimg is not None:
+        raise UsageError(["--best: cannot be combined with --at."])
+    if at_kimg is None:
+        name = BEST_GENERATOR if best else GENERATOR
+        if best and name not in names:
+            raise CheckpointError(
+                "This run has no best weights yet.",
+                "The first evaluation finds them, and the next checkpoint writes them.",
+            )
+        return name
+    snapshots = {images / 1000: name for name in names if (images := snapshot_images(name)) is not None}
+    nearest = min(snapshots, key=lambda kimg: abs(kimg - at_kimg), default=math.inf)
+    if abs(nearest - at_kimg) <= at_kimg / 10:
+        return snapshots[nearest]
+    there = f"at {', '.join(f'{kimg:g}' for kimg in sorted(snapshots))} kimg" if snapshots else "none"
+    hint = "Use one of these." if snapshots else "Train with --snapshot-kimg N to keep the generator of every N kimg."
+    raise CheckpointError(f"--at {at_kimg:g}: there is no snapshot there. Snapshots of this run: {there}.", hint)
+
+
+def snapshot_images(name: str) -> int | None:
+    """The number of images of a snapshot, by its path in the run folder; None for another file."""
+    found = re.fullmatch(r"snapshots/(\d{9,})\.safetensors", name)
+    return int(found[1]) if found else None
 
 
 def _stored(config: TrainConfig) -> str:

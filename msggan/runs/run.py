@@ -63,15 +63,17 @@ class Run:
         """The EMA generator, loaded at the first access. Raises `CheckpointError` if there are no weights yet."""
         return load_generator(self.path)
 
-    def images(self, seeds: Iterable[int]) -> np.ndarray:
+    def images(self, seeds: Iterable[int], *, best: bool = False, at_kimg: float | None = None) -> np.ndarray:
         """(N, R, R, 3) uint8: the image of each seed, the same that `msggan-aml sample --seeds` writes.
 
-        Raises `CheckpointError` if there are no weights yet.
+        best, at_kimg: of which weights, as in `load_generator`. Raises `CheckpointError` if there are none yet.
         """
-        seeds, side = list(seeds), 2 << self.generator.depth
+        is_newest = not best and at_kimg is None
+        generator = self.generator if is_newest else load_generator(self.path, best=best, at_kimg=at_kimg)
+        seeds, side = list(seeds), 2 << generator.depth
         images = np.empty((len(seeds), side, side, 3), np.uint8)
         for image, seed in zip(images, seeds, strict=True):
-            finest = generate(self.generator, latents_of([seed], self.generator.latent_size), chunk=1)[-1]
+            finest = generate(generator, latents_of([seed], generator.latent_size), chunk=1)[-1]
             image[:] = finest[0].permute(1, 2, 0).numpy()
         return images
 

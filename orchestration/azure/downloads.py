@@ -25,7 +25,6 @@ from orchestration.copies import COPY_FILE, DOWNLOAD_FILE, CopyFolder
 from orchestration.errors import AzureServiceError
 from orchestration.status import Download
 
-GENERATOR = "generator.safetensors"
 CONCURRENT_FILES = 8
 PARTS = "*.0x*.part"  # their names end with the ETag, so that a part is completed from the same version only
 EXCLUDED = ("run.lock", DOWNLOAD_FILE)
@@ -33,18 +32,25 @@ MAX_VERSIONS = 5  # of a file that changes while it is downloaded
 
 
 def download_run(
-    client: Client, store: Store, folder: str, to: Path, *, weights: bool, force: bool, on_progress: OnProgress
+    client: Client,
+    store: Store,
+    folder: str,
+    to: Path,
+    *,
+    force: bool,
+    on_progress: OnProgress,
+    only: str | None = None,
 ) -> Download:
-    """Copies a run folder at a path of the datastore, or with `weights` just its generator. Raises MsgganError.
+    """Copies a run folder at a path of the datastore, or `only` one file of it. Raises MsgganError.
 
     The same download again keeps the files that are complete and resumes the rest. folder: with a slash at the end.
     """
     with client.errors(f"Listing {folder}"):
         blobs = [blob for blob in store.list_blobs(folder) if _is_result(blob.name)]
-    if weights:
-        blobs = [blob for blob in blobs if blob.name == GENERATOR]
+    if only:
+        blobs = [blob for blob in blobs if blob.name == only]
     if not blobs:
-        what = "no generator.safetensors" if weights else "no files"
+        what = f"no {only or 'files'}"
         hint = "A run has files once it has started, and its generator after its first checkpoint."
         raise CheckpointError(f"{folder} has {what} yet.", hint)
     copy = CopyFolder(to, f"{store.account}/{store.container.container_name}/{folder}")

@@ -247,7 +247,7 @@ class AzureSweeps(SweepTarget):
 
     def download_trial(self, trial: Trial, to: Path, *, force: bool, progress: OnProgress) -> Download:
         store, folder = self._open_trial(trial)
-        return download_run(self.client, store, folder, to, weights=False, force=force, on_progress=progress)
+        return download_run(self.client, store, folder, to, force=force, on_progress=progress)
 
     def _jobs(self, name: str) -> RunJobs:
         jobs = find_jobs(self.client, name)

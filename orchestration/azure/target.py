@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from msggan.errors import MsgganError, UsageError
+from msggan.runs.folder import GENERATOR, weights_file
 from orchestration.azure.client import WAIT_FACTOR_S, Client, Session
 from orchestration.azure.consent import consent_question
 from orchestration.azure.data import planned_mode
-from orchestration.azure.downloads import GENERATOR, copied_etag, download_run, record_copy, upload_run
+from orchestration.azure.downloads import copied_etag, download_run, record_copy, upload_run
 from orchestration.azure.estimates import (
     estimate_hours,
     estimate_run,
@@ -233,10 +234,12 @@ class AzureTarget(Target):
     def copy_run(self, name: str, to: Path, *, weights: bool, force: bool) -> Download:
         store, folder = self._jobs(name).open_folder(self.client)
         progress = partial(self.reporter.progress, "Copying")
-        return download_run(self.client, store, folder, to, weights=weights, force=force, on_progress=progress)
+        return download_run(
+            self.client, store, folder, to, only=GENERATOR if weights else None, force=force, on_progress=progress
+        )
 
-    def weights(self, name: str) -> str:
-        """The local folder with the run's newest generator, downloaded if necessary."""
+    def weights(self, name: str, *, best: bool = False, at_kimg: float | None = None) -> str:
+        """The local folder with these weights of the run, downloaded if necessary."""
         store, folder = self._jobs(name).open_folder(self.client)
         trial = trial_named(name)
         to = Path(self.settings.runs_dir) / (name_of_trial(*trial) if trial else name)
@@ -246,12 +249,14 @@ class AzureTarget(Target):
                 f"Download the run on Azure to another folder: msggan-aml download {name} --target azure --out OTHER",
             )
         with self.client.errors(f"Reading {folder}"):
-            newest = next((blob.etag for blob in store.list_blobs(folder) if blob.name == GENERATOR), None)
-        if newest is None or copied_etag(to) != newest or not (to / GENERATOR).is_file():
+            etags = {blob.name: blob.etag for blob in store.list_blobs(folder)}
+        chosen = weights_file(etags, best=best, at_kimg=at_kimg)
+        newest = etags.get(chosen)
+        if newest is None or copied_etag(to) != newest or not (to / chosen).is_file():
             if newest is not None:
                 record_copy(to, self.client, name, etag="")  # an interrupted copy must not look like a local run
             progress = partial(self.reporter.progress, "Downloading the weights")
-            download_run(self.client, store, folder, to, weights=True, force=True, on_progress=progress)
+            download_run(self.client, store, folder, to, only=chosen, force=True, on_progress=progress)
             record_copy(to, self.client, name, etag=newest)
         return str(to)
 

@@ -187,7 +187,7 @@ def sample(*, serving: Target, name: str, output: str, **values: Any) -> int:
     Each image has a seed: the same seed gives the same image, however many are generated.
     """
     options = parse_sample((), **values)
-    args = ["--run-dir", serving.weights(name), *argv_of(options)]
+    args = ["--run-dir", serving.weights(name, best=options.best, at_kimg=options.at), *argv_of(options)]
     result = run_verb("sample", args, expects="files", process="sampling", hint="Run it again with --force.")
     show_files(result["files"], output)
     return 0
@@ -209,7 +209,7 @@ def export(*, serving: Target, name: str, yaml: bool, output: str, **values: Any
         show(output, {"yaml": text}, text.splitlines())
         return 0
     options = parse_export(["--yaml: cannot be combined with --onnx or --pth."] if yaml else [], **values)
-    args = ["--run-dir", serving.weights(name), *argv_of(options)]
+    args = ["--run-dir", serving.weights(name, best=options.best, at_kimg=options.at), *argv_of(options)]
     result = run_verb("export", args, expects="files", process="exporting", hint="Run it again.")
     show_files(result["files"], output)
     return 0

@@ -178,7 +178,7 @@ class LocalTarget(Target):
         copying = partial(self.reporter.progress, "Copying")
         return copy_run(self._folder(name), to, weights=weights, force=force, progress=copying)
 
-    def weights(self, name: str) -> str:
+    def weights(self, name: str, *, best: bool = False, at_kimg: float | None = None) -> str:
         if self.sweeps.is_sweep(name):
             raise UsageError([f"{name}: is a sweep, not a run."], sweep_hint(name))
         return str(self._folder(name))

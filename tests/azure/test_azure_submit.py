@@ -64,7 +64,11 @@ def test_from_images_to_a_generator(azure: AzureLocal, workdir: Path, msggan_aml
 
     sampled = msggan_aml("sample", "tiny", "-o", "json")
     assert sampled.exit_code == 0, sampled.stderr
-    assert (workdir / "runs" / "tiny" / "generator.safetensors").is_file()
+    sampled = msggan_aml("sample", "tiny", "--best", "-o", "json")
+    assert [Path(path).name for path in sampled.json["files"]] == ["grid_seeds0-15_8px_best.png"]
+    copied = {path.name for path in (workdir / "runs" / "tiny").glob("*.safetensors")}
+    assert copied == {"generator.safetensors", "generator_best.safetensors"}
+    assert "Train with --snapshot-kimg N" in msggan_aml("sample", "tiny", "--at", "20").stderr
 
     downloaded = msggan_aml("download", "tiny", "--out", "result", "-o", "json")
     assert downloaded.exit_code == 0, downloaded.stderr

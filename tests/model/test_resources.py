@@ -47,7 +47,8 @@ def test_more_of_anything_needs_more() -> None:
         assert plan(larger).memory_bytes > memory
     for smaller in ({"r2_gamma": 0.0}, {"micro_batch": 4}, {"precision": "bfloat16"}):
         assert plan(resolved(64, 64, batch_size=32, **smaller)).memory_bytes < memory
-    assert plan(resolved(64, 64, kimg=200.0, sample_kimg=5.0)).disk_bytes > plan(base).disk_bytes
+    for more in ({"kimg": 200.0, "sample_kimg": 5.0}, {"snapshot_kimg": 10.0}):
+        assert plan(resolved(64, 64, **more)).disk_bytes > plan(base).disk_bytes
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from support.builders import save_images
 from support.kills import OPTIONS, everything, kill_and_start_again
 from support.programs import command_line, environment, fast_python, run_in
 
-from msggan import TrainConfig, Trainer, load_generator, steps
+from msggan import Run, TrainConfig, Trainer, load_generator, steps
 from msggan.data.sources import ImageDataset
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, TrainingError
 from msggan.runs.checkpoint import newest_checkpoint
@@ -152,6 +153,7 @@ def stop_at(ours: Trainer, images_seen: int) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", pytest.param("float64", marks=pytest.mark.slow)])
 def test_resuming_equals_never_stopping(tiny_images: Path, tmp_path: Path, precision: str) -> None:
     options = {"precision": precision, "kimg": 0.12, "checkpoint_kimg": 0.02, "sample_kimg": 0.04, "metric_kimg": 0.06}
+    options["snapshot_kimg"] = 0.04
     options["beta1"] = 0.5  # so that both averages of Adam matter
     trainer(tiny_images, tmp_path / "whole", **options).run()
 
@@ -160,6 +162,59 @@ def test_resuming_equals_never_stopping(tiny_images: Path, tmp_path: Path, preci
     trainer(tiny_images, tmp_path / "parts", workers=3, **options).run()
 
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
+def measured_best(run_dir: Path) -> dict[str, Any]:
+    with safe_open(run_dir / "generator_best.safetensors", framework="pt") as file:
+        best: dict[str, Any] = json.loads(file.metadata()["best"])
+    return best
+
+
+def test_the_best_weights_are_those_of_the_lowest_swd_and_never_of_steps_that_will_be_repeated(
+    tiny_images: Path, tmp_path: Path
+) -> None:
+    options = {
+        "kimg": 0.12,
+        "metric_kimg": 0.02,
+        "checkpoint_kimg": 0.04,
+        "snapshot_kimg": 0.03,
+        "seed": 4,
+        "precision": "float32",
+    }
+    run_dir, averages = tmp_path / "run", dict[int, dict[str, torch.Tensor]]()
+    ours = trainer(tiny_images, run_dir, **options)
+    plain_report = ours._report
+
+    def report(measured: dict[str, float]) -> None:
+        averages[ours.images_seen] = {name: tensor.clone() for name, tensor in ours.ema.state_dict().items()}
+        plain_report(measured)
+
+    ours._report = report  # type: ignore[method-assign]
+    ours.run()
+    reports = read_metrics(run_dir / "metrics.jsonl")
+    best = min(reports, key=lambda each: each["swd"])
+    assert measured_best(run_dir) == {
+        "images_seen": best["images"],
+        "measure": "swd",
+        "measured": {"swd": best["swd"], "swd_8": best["swd_8"]},
+    }
+    loaded = load_generator(run_dir, best=True).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in averages[best["images"]].items())
+    best_image, early = Run(run_dir).images([1], best=True), Run(run_dir).images([1], at_kimg=0.03)
+    assert (best_image != early).any()
+    assert sorted(path.name for path in (run_dir / "snapshots").iterdir()) == [
+        f"{images:09d}.safetensors" for images in (32, 60, 92, 120)
+    ]
+    whole = everything(run_dir)
+
+    for damaged in (80, 120):
+        (run_dir / "checkpoints" / f"{damaged:09d}.json").write_text("{")
+    stop_at(trainer(tiny_images, run_dir, **options), 48)
+    before = min((each for each in reports if each["images"] <= 40), key=lambda each: each["swd"])
+    assert measured_best(run_dir)["images_seen"] == before["images"] < best["images"]
+    assert [path.name for path in (run_dir / "snapshots").iterdir()] == ["000000032.safetensors"]
+    trainer(tiny_images, run_dir, **options).run()
+    assert everything(run_dir) == whole
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -92,6 +92,8 @@ def test_a_seed_and_a_number_are_the_seeds_that_follow() -> None:
         ["--all-scales", "--grid", "--force", "--out", "my pictures", "--device", "cpu"],
         ["--film", "loop.mp4", "--progress-film", "B.WEBP", "--seconds", "2.5", "--fps", "30"],
         ["--seed", "5", "--scale", "16", "--truncation", "0.7"],
+        ["--best"],
+        ["--at", "12.5"],
     ],
 )
 def test_options_written_are_the_options_read(args: list[str]) -> None:
@@ -111,6 +113,7 @@ def test_all_wrong_options_are_reported_at_once() -> None:
     [
         (["--seeds", "1-3", "--num", "5"], "--seeds: sets all seeds. Leave out --num and --seed."),
         (["--num", "0"], "--num 0: must be 1 or more"),
+        (["--best", "--at", "20"], "--best: cannot be combined with --at."),
         (["--num", "9" * 5000], "is not a whole number"),
         (["--seed", str(MAX_SEED), "--num", "2"], "exceeds the largest seed"),
         (["--film", "a.gif"], "--film a.gif: must end in .mp4 or .webp."),

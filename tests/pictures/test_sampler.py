@@ -25,6 +25,7 @@ from msggan.pictures.films import interpolation, loop
 from msggan.pictures.grids import PADDING_PX, TruncatedGenerator, all_scales_sheet, enlarged, generate, grid
 from msggan.pictures.sampler import Sampler
 from msggan.randomness import latents
+from msggan.runs.checkpoint import save_generator
 
 
 @pytest.fixture
@@ -145,6 +146,21 @@ def test_weights_without_other_files_are_sufficient(run: Path, tmp_path: Path) -
     (run / "generator.safetensors").rename(weights)
     (path,) = sample(weights, files=True, seeds=[3], out=str(tmp_path / "out"))
     assert pixels(path).shape == (16, 16, 3)
+
+
+def test_pictures_of_the_best_weights_and_of_a_snapshot_have_names_of_their_own(run: Path) -> None:
+    (run / "snapshots").mkdir()
+    for seed, name in enumerate(("generator_best", "snapshots/000010016")):
+        torch.manual_seed(2 + seed)
+        weights = Generator(3, 8).state_dict()
+        save_generator(run / f"{name}.safetensors", weights, {"resolution": 16, "latent_size": 8, "equalized": True})
+    (newest,), (best,), (early,) = (sample(run, seeds=[3], **which) for which in ({}, {"best": True}, {"at": 10.0}))
+    assert [path.name for path in (best, early)] == ["grid_seed3_16px_best.png", "grid_seed3_16px_at10.016kimg.png"]
+    assert len({path.read_bytes() for path in (newest, best, early)}) == 3
+    with pytest.raises(CheckpointError, match=r"Snapshots of this run: at 10\.016 kimg"):
+        sample(run, at=20.0)
+    with pytest.raises(CheckpointError, match="has one generator"):
+        sample(run / "generator.safetensors", best=True)
 
 
 # Films

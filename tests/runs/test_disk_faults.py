@@ -105,8 +105,8 @@ def test_a_limit_on_file_size_ends_training_with_the_name_of_the_file_and_the_ru
 ) -> None:
     run_dir = tmp_path / "run"
     largest = max(path.stat().st_size for path in (whole / "checkpoints").iterdir())
-    # So that weights, samples and metrics fit and no checkpoint does.
-    error = error_of(train(tiny_images, run_dir, *WORDS, limit_kib=largest // 1024))
+    # So that weights, samples and metrics fit and no checkpoint does, not even one from before the best weights.
+    error = error_of(train(tiny_images, run_dir, *WORDS, limit_kib=3 * largest // 4 // 1024))
     assert f"Error: {run_dir / 'checkpoints'}" in error
     assert "File too large" in error
     assert newest_checkpoint(run_dir / "checkpoints") == (None, [])

@@ -15,15 +15,32 @@ from support.builders import small_config
 from torch import nn
 
 from msggan.config import TrainConfig
-from msggan.errors import RunFolderError
+from msggan.errors import CheckpointError, RunFolderError
 from msggan.networks import Discriminator, Generator
-from msggan.runs.folder import RunFolder, printout
+from msggan.runs.folder import RunFolder, printout, weights_file
 
 
 def prepared(path: Path, config: TrainConfig | None = None) -> RunFolder:
     folder = RunFolder(path)
     folder.prepare(config or small_config(), {"generator": Generator(2, 8)})
     return folder
+
+
+NAMES = ["generator.safetensors", "snapshots/000010016.safetensors", "snapshots/000020000.safetensors", "x/1"]
+
+
+@pytest.mark.parametrize(("at_kimg", "name"), [(10, NAMES[1]), (10.9, NAMES[1]), (20, NAMES[2]), (18.2, NAMES[2])])
+def test_a_snapshot_is_found_by_its_thousands_of_images(at_kimg: float, name: str) -> None:
+    assert weights_file(NAMES, at_kimg=at_kimg) == name
+
+
+def test_weights_that_are_not_there_are_an_error_that_lists_what_is() -> None:
+    with pytest.raises(CheckpointError, match=r"--at 15: .* Snapshots of this run: at 10\.016, 20 kimg\."):
+        weights_file(NAMES, at_kimg=15)
+    with pytest.raises(CheckpointError, match=r"none\.\nTrain with --snapshot-kimg"):
+        weights_file(NAMES[:1], at_kimg=15)
+    with pytest.raises(CheckpointError, match="no best weights yet"):
+        weights_file(NAMES, best=True)
 
 
 def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
@@ -38,7 +55,9 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
         "one/run.lock",
         "one/samples",
         "one/checkpoints",
+        "one/snapshots",
         "one/generator.safetensors",
+        "one/generator_best.safetensors",
     ]
 
 

@@ -11,7 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from msggan.runs.checkpoint import load_generator, newest_checkpoint
+from safetensors import safe_open
+
+from msggan.runs.checkpoint import newest_checkpoint
 from msggan.tracking.metrics_log import TIMINGS, read_metrics
 from support.programs import command_line, environment, fast_python, run_in
 
@@ -42,8 +44,10 @@ def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]],
     assert not damaged
     tensors = {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()}
     samples = {path.name: path.read_bytes() for path in sorted((run_dir / "samples").iterdir())}
-    weights = load_generator(run_dir).state_dict()  # the order of the file's metadata varies
-    tensors |= {f"generator.safetensors {name}": tensor.numpy().tobytes() for name, tensor in weights.items()}
+    for path in sorted([*run_dir.glob("*.safetensors"), *run_dir.glob("snapshots/*")]):
+        with safe_open(path, framework="np") as file:  # the order of the metadata varies
+            tensors |= {f"{path.name} {name}": file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+            tensors[f"{path.name} measured"] = (file.metadata() or {}).get("best", "").encode()
     return tensors, without_timings(read_metrics(run_dir / "metrics.jsonl")), samples
 
 
