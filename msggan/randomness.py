@@ -26,6 +26,9 @@ class Purpose(IntEnum):
     PATCH = 7
     METRIC = 8
     EVALUATION = 9
+    AUGMENT_REAL = 10
+    AUGMENT_FAKE = 11
+    AUGMENT_HELD_OUT = 12
 
 
 def rng(seed: int, purpose: Purpose, position: int) -> np.random.Generator:

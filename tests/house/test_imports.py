@@ -85,7 +85,7 @@ LIGHT_MODULES = [
 FLOORS = (
     "msggan msggan.config msggan.errors msggan.losses msggan.resources msggan.schedules msggan.commands orchestration "
     "environments",
-    "msggan.networks msggan.metrics msggan.randomness msggan.device msggan.graphs "
+    "msggan.networks msggan.augmentation msggan.metrics msggan.randomness msggan.device msggan.graphs "
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display msggan.evaluation",
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",
     "orchestration.spec orchestration.settings orchestration.pairs orchestration.data_source "
