@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from msggan.commands.options import options_by_section
+from msggan.evaluate import evaluate
 from msggan.export import export
 from msggan.pack import pack
 from msggan.sample import sample
@@ -26,6 +27,7 @@ def page() -> str:
         "python -m msggan.sample": sample,
         "python -m msggan.pack": pack,
         "python -m msggan.export": export,
+        "python -m msggan.evaluate": evaluate,
     }
     sections = [BEGINNING, *_sections("msggan-aml", msggan_aml)]
     for name, command in programs.items():

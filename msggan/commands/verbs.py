@@ -1,4 +1,4 @@
-"""The options of sample, export and pack, shared by `python -m msggan.VERB` and `msggan-aml VERB`, and their output."""
+"""The options of the programs beside train, of `python -m msggan.VERB` and `msggan-aml VERB`, and their output."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from msggan.commands.options import (
     option_field,
     options_of,
     parse_with,
+    path_problems,
     refuse,
 )
 from msggan.commands.program import print_json
@@ -254,6 +255,91 @@ def show_files(files: Sequence[str], output: str) -> None:
         click.echo(name)
     if len(files) > MAX_FILES_LISTED:
         click.echo(f"and {len(files) - MAX_FILES_LISTED} more.")
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+MAX_EVALUATED = 10_000
+EVALUATED_DATA_HELP = "The images that the run was trained on.  [default: where they were then]"
+# By name in the JSON result: the name in the table, and what is best.
+MEASURES = {
+    "precision": ("precision", "as real"),
+    "recall": ("recall", "as real"),
+    "density": ("density", "as real"),
+    "coverage": ("coverage", "as real"),
+    "kernel_distance": ("kernel distance", "as real, lower"),
+    "classifier_accuracy": ("told apart by a classifier", "0.5"),
+    "copying": ("farther from training images", "0.5; less: copies"),
+    "copies_by_features": ("copies by features", "as real, lower"),
+    "copies_by_pixels": ("copies by pixels", "as real, lower"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Which samples to compare with which images. data: None for those recorded in the run folder."""
+
+    data: str | None = option_field(None, EVALUATED_DATA_HELP, metavar="PATH")
+    num: int = option_field(
+        1000, "Number of samples: seeds SEED, SEED + 1, …", type=Number(int, Range(2, MAX_EVALUATED))
+    )
+    seed: int = option_field(
+        0, "Seed of the first sample.  [default: 0]", type=Number(int, Range(0, MAX_SEED - MAX_EVALUATED))
+    )
+    best: bool = best_field()
+    at: float | None = at_field()
+    device: str = option_field("auto", DEVICE_HELP, type=DEVICE)
+
+
+evaluate_options = options_of(EvaluateOptions)
+
+
+def parse_evaluate(problems: Sequence[str], **values: Any) -> EvaluateOptions:
+    """Raises UsageError with the problems found so far and those about the data and the weights."""
+    options = EvaluateOptions(**values)
+    data_problems = path_problems(options.data, option="--data ") if options.data is not None else []
+    refuse([*problems, *data_problems, *weights_problems(best=options.best, at=options.at)])
+    return options
+
+
+def show_evaluation(result: Mapping[str, Any], output: str) -> None:
+    """Prints on stdout what was measured."""
+    if output == "json":
+        print_json(result)
+        return
+    rows = [("MEASURE", "GENERATED", "REAL", "BEST")]
+    for name, measure in result["measures"].items():
+        label, best = MEASURES[name]
+        rows.append((label, _estimate(measure), _estimate(measure["real"]), best))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if len(rows) > 1 else ():
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for reason in dict.fromkeys(result["not_measured"].values()):
+        names = [MEASURES[name][0] for name, why in result["not_measured"].items() if why == reason]
+        click.echo(f"Not measured: {', '.join(names)}: {reason}")
+    click.echo(_scales_line(result["scale_disagreement"]))
+    if "copies_by_features" in result["measures"]:
+        click.echo(_copies_line(result))
+    for path in result["files"]:
+        click.echo(path)
+
+
+def _estimate(measure: Mapping[str, Any]) -> str:
+    low, high = measure["interval"]
+    return f"{measure['value']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _scales_line(scales: Mapping[str, Any]) -> str:
+    values = ", ".join(f"{scale['value']:.2f} at {side} px" for side, scale in scales.items())
+    return f"Scales of a sample differ from the finest by (0: one picture at all scales): {values}."
+
+
+def _copies_line(result: Mapping[str, Any]) -> str:
+    copied, number = len(result["copied_seeds"]), result["images"]["samples"]
+    nearer = f"{copied} of {number} samples are nearer to a training image than 99 % of the held-out images"
+    if result["memorised"]:
+        return f"Memorised: {nearer}. Look at the closest pairs; train for less time or on more images."
+    return f"No sign of memorisation: {nearer}."
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

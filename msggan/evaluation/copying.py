@@ -62,14 +62,26 @@ def copy_threshold(held_out: Tensor) -> tuple[float, int]:
 
 
 def copies(fakes: Tensor, held_out: Tensor) -> tuple[Estimate, Estimate]:
-    """The share of fakes that count as copies, by distances (N,) and (M,), and what it is if they are alike.
-
-    The number of fakes below the r-th smallest of M is then beta-binomial with parameters r and M + 1 − r.
-    """
-    from scipy.stats import betabinom
-
+    """The share of fakes that count as copies, by distances (N,) and (M,), and what it is if they are alike."""
     threshold, rank = copy_threshold(held_out)
     count, others = len(fakes), len(held_out)
-    low, high = betabinom.ppf([0.025, 0.975], count, rank, others + 1 - rank) / count
-    expected = Estimate(rank / (others + 1), float(low), float(high))
+    low, high = _numbers_below(count, rank, others)
+    expected = Estimate(rank / (others + 1), low / count, high / count)
     return share_interval(int((fakes < threshold).sum()), count), expected
+
+
+def _numbers_below(count: int, rank: int, others: int) -> tuple[int, int]:
+    """How many of `count` are below the `rank`-th smallest of `others`, if all are alike: the ends of 95 %.
+
+    The number is beta-binomial with parameters `rank` and `others` + 1 − `rank`.
+    """
+    numbers, a, b = torch.arange(count + 1, dtype=torch.float64), torch.tensor(rank), torch.tensor(others + 1 - rank)
+
+    def log_beta(first: Tensor, second: Tensor) -> Tensor:
+        return torch.lgamma(first) + torch.lgamma(second) - torch.lgamma(first + second)
+
+    choices = -torch.log1p(numbers.new_tensor(count)) - log_beta(numbers + 1, count - numbers + 1)
+    below = (
+        (choices + log_beta(numbers + a, count - numbers + b) - log_beta(a.double(), b.double())).exp().cumsum(dim=0)
+    )
+    return int((below < 0.025).sum()), int((below < 0.975).sum())

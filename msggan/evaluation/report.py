@@ -14,7 +14,7 @@ from torch import Tensor
 from msggan.data.dataset import HOLDOUT_ONE_IN, MIN_HOLDOUT, Dataset
 from msggan.evaluation.copying import Nearest, copies, copy_threshold, copying, pixels_of
 from msggan.evaluation.estimates import Estimate, Pairs, Z, with_interval
-from msggan.evaluation.features import RandomFeatures, Standardised
+from msggan.evaluation.features import SEED, RandomFeatures, Standardised
 from msggan.evaluation.neighbours import coverage, density, distances, precision, recall
 from msggan.evaluation.scales import disagreement
 from msggan.evaluation.two_samples import classifier_accuracy, kernel_distance, polynomial_kernel
@@ -25,6 +25,7 @@ from msggan.randomness import Purpose, latents_of, rng
 MIN_COMPARED, MAX_COMPARED = 32, 512
 IMAGES_PER_PART = 128
 PAIRS_SHOWN, PAIRS_PER_ROW = 32, 4
+Advance = Callable[[int], object]
 REAL_POSITION = 1 << 21  # of the random numbers that choose real images to compare
 OF_SETS = ("precision", "recall", "density", "coverage", "kernel_distance", "classifier_accuracy")
 OF_COPIES = ("copying", "copies_by_features", "copies_by_pixels")
@@ -87,28 +88,30 @@ class Evaluator:
     """Compares samples of these seeds, which are those of `sample --seeds`, with the images of a dataset.
 
     Held-out images are the reference, and training images are compared with it beside the samples. If none are held
-    out, each is half of the training images. advance: called with the number of images that are represented.
+    out, each is half of the training images.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        dataset: Dataset,
-        *,
-        seeds: Sequence[int],
-        advance: Callable[[int], object] = lambda count: None,
-    ) -> None:
-        self.generator, self.dataset, self.seeds, self.advance = generator, dataset, seeds, advance
+    features_name = f"untrained convolutional network 1, seed {SEED}"  # 2 when they change
+
+    def __init__(self, generator: Generator, dataset: Dataset, *, seeds: Sequence[int]) -> None:
+        self.generator, self.dataset, self.seeds = generator, dataset, seeds
+        self.advance: Advance = lambda count: None
         self.random_features = RandomFeatures(dataset.resolution, device=next(generator.parameters()).device)
         self.standardised = Standardised(torch.zeros(2, self.random_features.size))
 
     @property
     def total(self) -> int:
-        """How many images `run` represents at most: the training images also mirrored."""
-        return len(self.seeds) + 2 * self.dataset.training + 2 * MAX_COMPARED
+        """How many images `run` compares; the training images are mirrored too."""
+        half = self.dataset.training // 2
+        reference, real = (self.dataset.held_out, self.dataset.training) if self.dataset.held_out else (half, half)
+        compared = min(reference, MAX_COMPARED) + min(real, MAX_COMPARED)
+        return len(self.seeds) + compared + 2 * self.dataset.training
 
-    def run(self) -> Report:
-        """Memory: about 7 KiB for each sample at 32², 10 KiB at 256², the real images to compare, and one part."""
+    def run(self, advance: Advance = lambda count: None) -> Report:
+        """advance: called with the number of images that were compared since the last call.
+
+        Memory: about 7 KiB for each sample at 32², 10 KiB at 256², the real images to compare, and one part."""
+        self.advance = advance
         reference, real = self._real_images()
         self.standardised = Standardised(self.random_features(reference))
         compared, others = self._represent(reference), self._represent(real)

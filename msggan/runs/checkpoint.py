@@ -115,7 +115,7 @@ def load_generator(
     if not path.exists():
         raise CheckpointError(f"No such file: {path}", "Specify a run folder, or the generator.safetensors in it.")
     try:
-        config = stored_fields(_config_of_generator(path), needed=("resolution", "latent_size", "equalized"))
+        config = stored_fields(generator_config(path), needed=("resolution", "latent_size", "equalized"))
         tensors = load_file(path)
         generator = Generator(
             depth=int(config["resolution"]).bit_length() - 2,
@@ -168,7 +168,7 @@ def _weights_of_run(folder: Path) -> Path:
     )
 
 
-def _config_of_generator(path: Path) -> dict[str, Any]:
+def generator_config(path: Path) -> dict[str, Any]:
     """The configuration in a generator.safetensors. Raises `CheckpointError` for another kind of file."""
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}

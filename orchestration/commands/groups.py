@@ -23,6 +23,7 @@ COMMAND_SYNONYMS = {
         **dict.fromkeys(("generate", "gen", "draw", "film", "video", "predict"), "sample"),
         **dict.fromkeys(("get", "fetch", "pull", "copy", "cp"), "download"),
         **dict.fromkeys(("onnx", "convert"), "export"),
+        **dict.fromkeys(("eval", "measure", "metrics", "score", "fid", "kid"), "evaluate"),
         **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
         **dict.fromkeys(("best",), "sweep best"),
         **dict.fromkeys(("setup", "init"), "provision"),

@@ -23,6 +23,7 @@ COMMANDS = {
     "cancel": ("runs:cancel", "Stop a run that is training."),
     "download": ("runs:download", "Copy a run's result to a folder."),
     "sample": ("runs:sample", "Generate images and films with a trained run."),
+    "evaluate": ("runs:evaluate", "Measure a trained run's images."),
     "export": ("runs:export", "Export a trained run for other programs."),
     "pack": ("runs:pack", "Pack images into one file to train on."),
     "provision": ("runs:provision", "Create what training on Azure needs."),

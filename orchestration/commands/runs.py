@@ -20,13 +20,16 @@ from msggan.commands.options import (
 )
 from msggan.commands.program import EXIT_CODES, print_json, report
 from msggan.commands.verbs import (
+    evaluate_options,
     export_options,
     pack_file,
     pack_options,
+    parse_evaluate,
     parse_export,
     parse_pack,
     parse_sample,
     sample_options,
+    show_evaluation,
     show_files,
     show_pack,
 )
@@ -190,6 +193,23 @@ def sample(*, serving: Target, name: str, output: str, **values: Any) -> int:
     args = ["--run-dir", serving.weights(name, best=options.best, at_kimg=options.at), *argv_of(options)]
     result = run_verb("sample", args, expects="files", process="sampling", hint="Run it again with --force.")
     show_files(result["files"], output)
+    return 0
+
+
+@command()
+@run_options
+@evaluate_options
+@output_option
+def evaluate(*, serving: Target, name: str, output: str, **values: Any) -> int:
+    """Measure how good the images of a run are, how varied, and whether they are copies of training images.
+
+    Samples are compared with images that training has held out, and beside them training images with the same. Writes
+    evaluation.json and pictures of the closest pairs into `evaluation` in the run folder.
+    """
+    options = parse_evaluate((), **values)
+    args = ["--run-dir", serving.weights(name, best=options.best, at_kimg=options.at), *argv_of(options)]
+    result = run_verb("evaluate", args, expects="measures", process="evaluating", hint="Run it again.")
+    show_evaluation(result, output)
     return 0
 
 

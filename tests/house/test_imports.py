@@ -40,6 +40,7 @@ LIGHT_MODULES = [
     "msggan.resources",
     "msggan.schedules",
     "msggan.export",
+    "msggan.evaluate",
     "msggan.runs.files",
     "msggan.display.html",
     "msggan.commands.options",
@@ -87,7 +88,7 @@ FLOORS = (
     "environments",
     "msggan.networks msggan.augmentation msggan.metrics msggan.randomness msggan.device msggan.graphs "
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display msggan.evaluation",
-    "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export",
+    "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.export msggan.evaluate",
     "orchestration.spec orchestration.settings orchestration.pairs orchestration.data_source "
     "orchestration.errors orchestration.status orchestration.runs "
     "orchestration.copies orchestration.costs orchestration.money",

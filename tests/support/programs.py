@@ -23,6 +23,7 @@ PROGRAMS = {
     "msggan.sample": ["-m", "msggan.sample"],
     "msggan.pack": ["-m", "msggan.pack"],
     "msggan.export": ["-m", "msggan.export"],
+    "msggan.evaluate": ["-m", "msggan.evaluate"],
 }
 
 

@@ -1,0 +1,129 @@
+"""`python -m msggan.evaluate --run-dir DIR`: how good a generator's images are, and whether they are copies."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from msggan.commands.options import command, output_option, run_dir_option
+from msggan.commands.program import run_program
+from msggan.commands.verbs import EvaluateOptions, evaluate_options, parse_evaluate, show_evaluation
+from msggan.display.progress import progress_bar
+from msggan.errors import DataError, OutOfMemoryError
+from msggan.runs.files import write_whole
+from msggan.runs.folder import RunFolder, read_state
+
+if TYPE_CHECKING:
+    from msggan.data.dataset import Dataset
+
+MIN_IMAGES = 4
+NAME_DATA = "Specify the images that the run was trained on: --data PATH"
+
+
+@command()
+@run_dir_option
+@evaluate_options
+@output_option
+def evaluate(*, run_dir: str, output: str, problems: Sequence[str], **values: Any) -> int:
+    """Measure how good the images of a trained generator are, how varied, and whether they are copies.
+
+    Samples are compared with images that training has held out, and beside them training images with the same. Writes
+    evaluation.json and pictures of the closest pairs into `evaluation` in the run folder.
+    """
+    options = parse_evaluate(problems, **values)
+    show_evaluation(evaluate_run(run_dir, options), output)
+    return 0
+
+
+def evaluate_run(source: str | Path, options: EvaluateOptions) -> dict[str, Any]:
+    """Evaluates a run folder or the weights in it, and writes the files; returns the JSON result.
+
+    Raises `CheckpointError`, `DataError`, `UsageError` or `OutOfMemoryError`; then nothing is written.
+    """
+    from msggan.device import memory_errors
+    from msggan.evaluation.report import Evaluator, draw_pairs
+    from msggan.pictures.grids import as_png
+    from msggan.runs.checkpoint import chosen_weights, load_generator
+
+    weights = chosen_weights(source, best=options.best, at_kimg=options.at)
+    folder = RunFolder(source if Path(source).is_dir() else Path(source).parent)
+    error = OutOfMemoryError(f"Out of memory while evaluating {source}.", "Try --device cpu, or a smaller --num.")
+    with memory_errors(lambda: error):
+        generator = load_generator(weights, options.device)
+        data = options.data or _recorded_data(folder)
+        dataset = open_images(weights, folder, data)
+        seeds = range(options.seed, options.seed + options.num)
+        evaluator = Evaluator(generator, dataset, seeds=seeds)
+        with progress_bar(f"Comparing {evaluator.total} images", evaluator.total) as bar:
+            report = evaluator.run(bar.update)
+        pictures = {"closest_samples.png": draw_pairs(report, generator, dataset, held_out=False)}
+        if report.held_out_pairs:
+            pictures["closest_held_out.png"] = draw_pairs(report, generator, dataset, held_out=True)
+    out = folder.path / "evaluation"
+    out.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        write_whole(out / name, as_png(picture))
+    files = [str(out / name) for name in ("evaluation.json", *pictures)]
+    about = {
+        "run_dir": str(folder),
+        "weights": weights.name,
+        "data": data,
+        "seed": options.seed,
+        "features": evaluator.features_name,
+    }
+    result = {**about, **report.as_json(), "files": files}
+    write_whole(out / "evaluation.json", json.dumps(result, indent=1).encode())
+    return result
+
+
+def _recorded_data(folder: RunFolder) -> str:
+    state = read_state(folder)
+    if state is None:
+        raise DataError(f"{folder}: does not record which images it was trained on.", NAME_DATA)
+    if not Path(state.data).exists():
+        raise DataError(f"{state.data}: not found. {folder} was trained on the images there.", NAME_DATA)
+    return state.data
+
+
+def open_images(weights: Path, folder: RunFolder, data: str) -> Dataset:
+    """The images as the run was trained on them. Raises `DataError` if they are others than those of its checkpoint."""
+    from msggan.data.index import index_path
+    from msggan.data.sources import open_source
+    from msggan.runs.checkpoint import generator_config, newest_checkpoint
+
+    config = generator_config(weights)
+    dataset = open_source(data).dataset(
+        resolution=config["resolution"],
+        background=config.get("background", "white"),
+        index=index_path(folder.path.parent, data),
+    )
+    checkpoint, _ = newest_checkpoint(folder.checkpoints)
+    images = dataset.training + dataset.held_out
+    if checkpoint is None:
+        click.echo(f"{folder}: has no checkpoint, so these may not be the images that it was trained on.", err=True)
+    elif checkpoint.state["data_fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"{data}: these are not the images that {folder} was trained on ({checkpoint.state['data_images']} then, "
+            f"{images} now).",
+            f"Restore them. {NAME_DATA}",
+        )
+    if dataset.training < MIN_IMAGES:
+        raise DataError(
+            f"{data}: {images} images are too few to compare with; at least {MIN_IMAGES} are needed.", NAME_DATA
+        )
+    return dataset
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", module="PIL")  # as for training
+    sys.exit(run_program(evaluate, name="python -m msggan.evaluate"))
+
+
+if __name__ == "__main__":
+    main()
