@@ -35,10 +35,11 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_evaluated_by_name(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    named = run_in(workdir, "msggan-aml", "evaluate", "noise", "--num", "64", "--device", "cpu", "-o", "json")
+    named = run_in(workdir, "msggan-aml", "evaluate", "noise", "--num", "64", "--best", "-o", "json")
     assert named.exit_code == 0, named.stderr
     result, out = named.json, workdir / "runs" / "noise" / "evaluation"
     assert json.loads((out / "evaluation.json").read_text()) == result
+    assert result["weights"] == "generator_best.safetensors"
     images = result["images"]
     assert images["training"] + images["held_out"] == 400
     assert images["samples"] == 64
@@ -171,8 +172,10 @@ def test_weights_without_a_run_are_evaluated_against_the_images_that_are_given(
 
 
 def test_wrong_options_are_reported_at_once(tmp_path: Path) -> None:
-    args = ["--run-dir", "none", "--data", "nowhere", "--num", "1", "--seed", "-1", "-o", "json"]
+    args = ["--run-dir", "none", "--data", "nowhere", "--num", "1", "--seed", "-1", "--best", "--at", "1", "-o", "json"]
     ended = run_in(tmp_path, "msggan.evaluate", *args)
     assert ended.exit_code == 2
     lines = ended.json["error"]["message"].splitlines()
-    assert [line.split(":")[0] for line in lines] == ["--run-dir none", "--num 1", "--seed -1", "--data nowhere"]
+    assert [line.split(":")[0] for line in lines] == [
+        *("--run-dir none", "--num 1", "--seed -1", "--data nowhere", "--best"),
+    ]
