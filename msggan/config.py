@@ -31,6 +31,23 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "stddev_group": 0,
         "precision": "auto",
     },
+    # R3GAN's loss, penalties and schedules; docs/recipes.md has how they were scaled. Batch and rates are as `auto`'s.
+    "r3": {
+        "loss": "relativistic-logistic",
+        "lr_final": 0.25,
+        "beta1": 0.0,
+        "beta2": 0.9,
+        "beta2_final": 0.99,
+        "r1_gamma": 10.0,
+        "r2_gamma": 10.0,
+        "gamma_final": 0.1,
+        "penalty_interval": 1,
+        "ema_half_life_kimg": 0.0,
+        "ema_half_life_final_kimg": 5.0,
+        "ema_ramp": 0.0,
+        "stddev_group": 0,
+        "precision": "auto",
+    },
     # BMSG-GAN's own procedure exactly, float32 included.
     "bmsg": {
         "loss": "relativistic-hinge",
@@ -123,7 +140,8 @@ class TrainConfig:
     """
 
     recipe: str = option(
-        "Preset for the options that are not set: `auto` trains stably on few images, `bmsg` is BMSG-GAN's own.",
+        "Preset for the options that are not set: `auto` trains stably on few images, `r3` has R3GAN's loss and "
+        "schedules, `bmsg` is BMSG-GAN's own.",
         default="auto",
         choices=tuple(RECIPES),
         sweep=Sweep(choices=tuple(RECIPES)),
@@ -142,7 +160,8 @@ class TrainConfig:
         sweep=Sweep(32, 256, log=True),
     )
     batch_size: int = option(
-        "Images per step, on all devices together. Recipe `auto`: 4 to 32, by device, resolution and number of images.",
+        "Images per step, on all devices together. Recipes `auto` and `r3`: 4 to 32, by device, resolution and number "
+        "of images.",
         range=Range(1, 65536),
         sweep=Sweep(4, 32, log=True),
         section="Common options",
@@ -165,12 +184,12 @@ class TrainConfig:
     )
     loss: str = option("Adversarial loss.", choices=LOSSES, sweep=Sweep(choices=LOSSES))
     g_lr: float = option(
-        "Generator learning rate (Adam). Recipe `auto`: 0.002 × √(batch size / 4).",
+        "Generator learning rate (Adam). Recipes `auto` and `r3`: 0.002 × √(batch size / 4).",
         range=POSITIVE,
         sweep=Sweep(0.0005, 0.01, log=True),
     )
     d_lr: float = option(
-        "Discriminator learning rate (Adam). Recipe `auto`: 0.002 × √(batch size / 4).",
+        "Discriminator learning rate (Adam). Recipes `auto` and `r3`: 0.002 × √(batch size / 4).",
         range=POSITIVE,
         sweep=Sweep(0.0005, 0.01, log=True),
     )
@@ -446,10 +465,10 @@ def resolve(
     if filled["resolution"] is None:
         largest = 32 if device == "cpu" else 256
         filled["resolution"] = max(4, min(largest, 1 << (shorter_side_px.bit_length() - 1)))
-    if filled["recipe"] == "auto":
+    if filled["recipe"] in ("auto", "r3"):
         if "batch_size" not in given:
             filled["batch_size"] = batch_for_device(device, filled["resolution"], images)
-        filled = {**filled, **adam_for_batch(filled["batch_size"]), **given}
+        filled = {**filled, **adam_for_batch(filled["batch_size"]), **RECIPES[filled["recipe"]], **given}
     if filled["latent_size"] is None:
         filled["latent_size"] = min(512, max(64, 2 * filled["resolution"]))
     if filled["ema_half_life_kimg"] is None:
@@ -465,13 +484,13 @@ def resolve(
 
 
 def batch_for_device(device: str, resolution: int, images: int) -> int:
-    """The batch of `auto`: as large as makes a step faster per image, and at most an eighth of the images."""
+    """The batch of `auto` and `r3`: as large as makes a step faster per image, and at most an eighth of the images."""
     largest = min(16, 1024 // resolution) if device == "cpu" else max(16, min(32, 4096 // resolution))
     return max(4, min(largest, 1 << max(0, (images // 8).bit_length() - 1)))
 
 
 def adam_for_batch(batch_size: int) -> dict[str, float]:
-    """`auto`'s learning rates and beta2 for a batch of this size.
+    """`auto`'s learning rates and beta2 for a batch of this size. `r3` takes the rates.
 
     The rates grow with the square root of the batch (Malladi et al. 2022, arXiv:2205.10287), and the second moment
     forgets at the same rate per image. γ and the EMA, whose half-life is in images, are the same for all.

@@ -204,6 +204,8 @@ def test_the_batch_follows_the_device_and_is_an_eighth_of_the_images_at_most(
 def test_rates_of_auto_grow_with_the_square_root_of_its_batch(batch_size: int, rate: float, beta2: float) -> None:
     config = resolved(TrainConfig(batch_size=batch_size))
     assert (config.g_lr, config.d_lr, config.beta2) == (rate, rate, pytest.approx(beta2, rel=1e-15))
+    r3 = resolved(TrainConfig(recipe="r3", batch_size=batch_size))
+    assert (r3.g_lr, r3.d_lr, r3.beta2, r3.beta2_final) == (rate, rate, 0.9, 0.99)
     assert resolved(TrainConfig(recipe="bmsg", batch_size=batch_size)).g_lr == RECIPES["bmsg"]["g_lr"]
     assert resolved(TrainConfig(batch_size=batch_size, d_lr=0.5, beta2=0.5)).beta2 == 0.5
 

@@ -154,7 +154,7 @@ def stop_at(ours: Trainer, images_seen: int) -> None:
 def test_resuming_equals_never_stopping(tiny_images: Path, tmp_path: Path, precision: str) -> None:
     options = {"precision": precision, "kimg": 0.12, "checkpoint_kimg": 0.02, "sample_kimg": 0.04, "metric_kimg": 0.06}
     options["snapshot_kimg"] = 0.04
-    options["beta1"] = 0.5  # so that both averages of Adam matter
+    options |= {"beta1": 0.5, "lr_final": 0.1}  # so that both averages of Adam matter, and the number of images
     trainer(tiny_images, tmp_path / "whole", **options).run()
 
     for stop_after in (44, 72):
