@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from msggan.commands.options import command, output_option, run_dir_option
-from msggan.commands.program import run_program
-from msggan.commands.verbs import EvaluateOptions, evaluate_options, parse_evaluate, show_evaluation
+from msggan.commands.program import require, run_program
+from msggan.commands.verbs import DOWNLOAD, EvaluateOptions, evaluate_options, parse_evaluate, show_evaluation
 from msggan.display.progress import progress_bar
 from msggan.errors import DataError, OutOfMemoryError
 from msggan.runs.files import write_whole
@@ -21,8 +21,10 @@ from msggan.runs.folder import RunFolder, read_state
 
 if TYPE_CHECKING:
     from msggan.data.dataset import Dataset
+    from msggan.evaluation.inception import Inception
 
 MIN_IMAGES = 4
+INCEPTION_PACKAGES = {"torch_fidelity": "torch-fidelity>=0.4,<0.5"}
 NAME_DATA = "Specify the images that the run was trained on: --data PATH"
 
 
@@ -56,10 +58,11 @@ def evaluate_run(source: str | Path, options: EvaluateOptions) -> dict[str, Any]
     error = OutOfMemoryError(f"Out of memory while evaluating {source}.", "Try --device cpu, or a smaller --num.")
     with memory_errors(lambda: error):
         generator = load_generator(weights, options.device)
+        inception = open_inception(options.inception, options.device) if options.inception else None
         data = options.data or _recorded_data(folder)
         dataset = open_images(weights, folder, data)
         seeds = range(options.seed, options.seed + options.num)
-        evaluator = Evaluator(generator, dataset, seeds=seeds)
+        evaluator = Evaluator(generator, dataset, seeds=seeds, inception=inception)
         with progress_bar(f"Comparing {evaluator.total} images", evaluator.total) as bar:
             report = evaluator.run(bar.update)
         pictures = {"closest_samples.png": draw_pairs(report, generator, dataset, held_out=False)}
@@ -77,9 +80,28 @@ def evaluate_run(source: str | Path, options: EvaluateOptions) -> dict[str, Any]
         "seed": options.seed,
         "features": evaluator.features_name,
     }
+    if inception is not None:
+        about["inception"] = {"sha256": inception.sha256, "published": inception.is_published}
     result = {**about, **report.as_json(), "files": files}
     write_whole(out / "evaluation.json", json.dumps(result, indent=1).encode())
     return result
+
+
+def open_inception(weights: str, device: str) -> Inception:
+    """The network for FID and KID. weights: a path, or `download`. Raises `CheckpointError` or `DataError`."""
+    require(INCEPTION_PACKAGES)
+    from msggan.device import choose_device
+    from msggan.evaluation.inception import Inception, download_inception
+
+    path = download_inception() if weights == DOWNLOAD else Path(weights)
+    inception = Inception(path, device=choose_device(device))
+    if not inception.is_published:
+        click.echo(
+            f"{path}: SHA-256 {inception.sha256[:8]}… is not that of the published weights, 6726825d…: KID and FID can "
+            "only be compared with those by the same file.",
+            err=True,
+        )
+    return inception
 
 
 def _recorded_data(folder: RunFolder) -> str:

@@ -261,6 +261,8 @@ def show_files(files: Sequence[str], output: str) -> None:
 
 MAX_EVALUATED = 10_000
 EVALUATED_DATA_HELP = "The images that the run was trained on.  [default: where they were then]"
+DOWNLOAD = "download"
+INCEPTION_HELP = "Also measure FID and KID, with the weights of Inception-v3 at PATH or downloaded from GitHub."
 # By name in the JSON result: the name in the table, and what is best.
 MEASURES = {
     "precision": ("precision", "as real"),
@@ -269,6 +271,8 @@ MEASURES = {
     "coverage": ("coverage", "as real"),
     "kernel_distance": ("kernel distance", "as real, lower"),
     "classifier_accuracy": ("told apart by a classifier", "0.5"),
+    "kid": ("KID", "as real, lower"),
+    "fid": ("FID", "as real, lower"),
     "copying": ("farther from training images", "0.5; less: copies"),
     "copies_by_features": ("copies by features", "as real, lower"),
     "copies_by_pixels": ("copies by pixels", "as real, lower"),
@@ -277,7 +281,10 @@ MEASURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Which samples to compare with which images. data: None for those recorded in the run folder."""
+    """Which samples to compare with which images. data: None for those recorded in the run folder.
+
+    inception: the file of its weights, or `download`; None: without FID and KID.
+    """
 
     data: str | None = option_field(None, EVALUATED_DATA_HELP, metavar="PATH")
     num: int = option_field(
@@ -286,6 +293,7 @@ class EvaluateOptions:
     seed: int = option_field(
         0, "Seed of the first sample.  [default: 0]", type=Number(int, Range(0, MAX_SEED - MAX_EVALUATED))
     )
+    inception: str | None = option_field(None, INCEPTION_HELP, metavar=f"PATH|{DOWNLOAD}")
     best: bool = best_field()
     at: float | None = at_field()
     device: str = option_field("auto", DEVICE_HELP, type=DEVICE)
@@ -297,8 +305,9 @@ evaluate_options = options_of(EvaluateOptions)
 def parse_evaluate(problems: Sequence[str], **values: Any) -> EvaluateOptions:
     """Raises UsageError with the problems found so far and those about the data and the weights."""
     options = EvaluateOptions(**values)
-    data_problems = path_problems(options.data, option="--data ") if options.data is not None else []
-    refuse([*problems, *data_problems, *weights_problems(best=options.best, at=options.at)])
+    paths = {"--data ": options.data, "--inception ": options.inception if options.inception != DOWNLOAD else None}
+    missing = [problem for name, path in paths.items() if path for problem in path_problems(path, option=name)]
+    refuse([*problems, *missing, *weights_problems(best=options.best, at=options.at)])
     return options
 
 
@@ -325,8 +334,8 @@ def show_evaluation(result: Mapping[str, Any], output: str) -> None:
 
 
 def _estimate(measure: Mapping[str, Any]) -> str:
-    low, high = measure["interval"]
-    return f"{measure['value']:.3f} ({low:.3f} to {high:.3f})"
+    interval = " ({:.3f} to {:.3f})".format(*measure["interval"]) if "interval" in measure else ""
+    return f"{measure['value']:.3f}{interval}"
 
 
 def _scales_line(scales: Mapping[str, Any]) -> str:

@@ -18,11 +18,11 @@ HALVES_POSITION = 1 << 20  # of their random numbers; features have the first on
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
+    """A value with its 95 % interval; not a number where there is none."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
     def of_share(self) -> Estimate:
         """With an interval that stays within 0 and 1."""

@@ -15,6 +15,7 @@ from msggan.data.dataset import HOLDOUT_ONE_IN, MIN_HOLDOUT, Dataset
 from msggan.evaluation.copying import Nearest, copies, copy_threshold, copying, pixels_of
 from msggan.evaluation.estimates import Estimate, Pairs, Z, with_interval
 from msggan.evaluation.features import SEED, RandomFeatures, Standardised
+from msggan.evaluation.inception import Inception, frechet_distance, kernel_inception_distance
 from msggan.evaluation.neighbours import coverage, density, distances, precision, recall
 from msggan.evaluation.scales import disagreement
 from msggan.evaluation.two_samples import classifier_accuracy, kernel_distance, polynomial_kernel
@@ -28,6 +29,7 @@ PAIRS_SHOWN, PAIRS_PER_ROW = 32, 4
 Advance = Callable[[int], object]
 REAL_POSITION = 1 << 21  # of the random numbers that choose real images to compare
 OF_SETS = ("precision", "recall", "density", "coverage", "kernel_distance", "classifier_accuracy")
+OF_INCEPTION = ("kid", "fid")
 OF_COPIES = ("copying", "copies_by_features", "copies_by_pixels")
 
 
@@ -64,7 +66,8 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         def plain(estimate: Estimate) -> dict[str, Any]:
-            return {"value": estimate.value, "interval": [estimate.low, estimate.high]}
+            interval = {} if math.isnan(estimate.low) else {"interval": [estimate.low, estimate.high]}
+            return {"value": estimate.value, **interval}
 
         return {
             "images": self.images,
@@ -93,8 +96,11 @@ class Evaluator:
 
     features_name = f"untrained convolutional network 1, seed {SEED}"  # 2 when they change
 
-    def __init__(self, generator: Generator, dataset: Dataset, *, seeds: Sequence[int]) -> None:
-        self.generator, self.dataset, self.seeds = generator, dataset, seeds
+    def __init__(
+        self, generator: Generator, dataset: Dataset, *, seeds: Sequence[int], inception: Inception | None = None
+    ) -> None:
+        """inception: for FID and KID, which are not measured without it."""
+        self.generator, self.dataset, self.seeds, self.inception = generator, dataset, seeds, inception
         self.advance: Advance = lambda count: None
         self.random_features = RandomFeatures(dataset.resolution, device=next(generator.parameters()).device)
         self.standardised = Standardised(torch.zeros(2, self.random_features.size))
@@ -122,9 +128,12 @@ class Evaluator:
         report = Report({**counts, "compared": size}, kind, scales=scales)
         if size < MIN_COMPARED:
             reason = f"{size} images to compare are too few: {MIN_COMPARED} or more are needed."
-            report.not_measured |= dict.fromkeys(OF_SETS, reason)
+            report.not_measured |= dict.fromkeys((*OF_SETS, *(OF_INCEPTION if self.inception else ())), reason)
         else:
             report.measures |= compare(*(each.features[:size] for each in (compared, samples, others)))
+            if self.inception is not None:
+                fakes = generate(self.generator, latents_of(self.seeds[:size], self.generator.latent_size))[-1]
+                report.measures |= compare_by_inception(self.inception, reference[:size], fakes, real[:size])
         self._find_nearest(report, samples, compared)
         return report
 
@@ -193,6 +202,16 @@ def compare(reference: Tensor, fakes: Tensor, reals: Tensor) -> dict[str, Measur
         for name, estimate in zip(OF_SETS, found, strict=True):
             measures[name].append(estimate)
     return {name: Measure(*both) for name, both in measures.items()}
+
+
+def compare_by_inception(inception: Inception, *images: Tensor) -> dict[str, Measure]:
+    """KID and FID of fakes, and of other real images, against a reference.
+
+    images: the reference, the fakes and the others, each (N, 3, R, R) uint8.
+    """
+    reference, fakes, reals = map(inception, images)
+    found = {"kid": kernel_inception_distance, "fid": frechet_distance}
+    return {name: Measure(measure(reference, fakes), measure(reference, reals)) for name, measure in found.items()}
 
 
 def draw_pairs(report: Report, generator: Generator, dataset: Dataset, *, held_out: bool) -> Image.Image:
