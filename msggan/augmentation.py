@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from msggan.randomness import Purpose, rng
 
-LARGEST_STRENGTH = 0.8  # with a higher probability, the generator may learn the transformations (ADA, section 2.2)
 OPERATIONS = (
     "flip",
     "turn",
@@ -228,7 +227,7 @@ class _WarpGradient(torch.autograd.Function):
         result: Tensor = torch.ops.aten.grid_sampler_2d_backward(
             gradient, image, places, BILINEAR, REFLECTION, False, [True, False]
         )[0]
-        return result
+        return result.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

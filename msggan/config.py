@@ -66,6 +66,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+AUGMENTATIONS = ("none", "fixed")
+FIXED_STRENGTH = 0.3  # as R3GAN at 64 and 256 pixels
+LARGEST_STRENGTH = 0.8  # with a higher probability, the generator may learn the transformations (ADA, section 2.2)
+
 # Intervals whose default is a twentieth of --kimg, at least 1, and their largest default in thousands of images.
 INTERVALS: Mapping[str, float] = {"sample_kimg": math.inf, "metric_kimg": math.inf, "checkpoint_kimg": 20.0}
 
@@ -281,6 +285,20 @@ class TrainConfig:
         absent="nearest",
         sweep=Sweep(choices=("nearest", "filtered")),
     )
+    augment: str = option(
+        "Transform what the discriminator sees at random, real and generated images alike, so that it cannot learn few "
+        "images by heart. `fixed`: with the probability of --augment-strength.",
+        default="none",
+        choices=AUGMENTATIONS,
+        absent="none",
+        sweep=Sweep(choices=AUGMENTATIONS),
+    )
+    augment_strength: float = option(
+        f"Probability of each transformation of --augment. Default: {FIXED_STRENGTH} for `fixed`.",
+        range=Range(0, LARGEST_STRENGTH),
+        absent=0.0,
+        sweep=Sweep(0.1, LARGEST_STRENGTH),
+    )
     mirror: bool = option(
         "Mirror training images at random.", default=True, sweep=Sweep(choices=(True, False)), section="What to train"
     )
@@ -433,6 +451,10 @@ def _cross_field_errors(values: Mapping[str, Any]) -> list[str]:
             f"--latent-size {latent_size}: too small for --resolution {resolution}, "
             f"which needs {smallest_latent_size(resolution)} or more."
         )
+    recipe = RECIPES[values.get("recipe") or "auto"]
+    augment, strength = values.get("augment") or recipe.get("augment", "none"), values.get("augment_strength")
+    if augment == "none" and strength:
+        problems.append(f"--augment-strength {strength:g}: needs --augment fixed.")
     batch_size, group = values.get("batch_size"), values.get("stddev_group")
     if batch_size is not None and group and batch_size % group:
         problems.append(f"--stddev-group {group}: must divide --batch-size {batch_size}.")
@@ -473,6 +495,8 @@ def resolve(
         filled["latent_size"] = min(512, max(64, 2 * filled["resolution"]))
     if filled["ema_half_life_kimg"] is None:
         filled["ema_half_life_kimg"] = filled["batch_size"] * math.log(0.5) / math.log(BMSG_EMA_DECAY) / 1000
+    if filled["augment_strength"] is None:
+        filled["augment_strength"] = FIXED_STRENGTH if filled["augment"] == "fixed" else 0.0
     if filled["schedule_kimg"] is None:
         filled["schedule_kimg"] = filled["kimg"]
     if filled["precision"] == "auto":

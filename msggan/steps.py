@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from msggan.augmentation import augmented, image_gradients, transforms
 from msggan.config import TrainConfig
 from msggan.data.stream import pyramid
 from msggan.device import convolution_settings, is_out_of_memory, release_memory
@@ -30,7 +31,7 @@ from msggan.losses import (
     zero_centred_penalty,
 )
 from msggan.networks import ComputingCopy, Discriminator, Generator, Network
-from msggan.randomness import interpolation
+from msggan.randomness import Purpose, interpolation
 from msggan.runs.checkpoint import check_shapes
 from msggan.schedules import is_scheduled, settings_at
 
@@ -86,6 +87,7 @@ class TrainingState:
         self.discriminator_copy = ComputingCopy(self.discriminator, self.compute_dtype)
         self.part = config.part
         self.images_seen = 0
+        self.augment_strength = config.augment_strength
         self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row = torch.zeros(3, device=device).unbind()
         self._is_initial = True
         self.graphs: Graphs | None = None
@@ -112,9 +114,13 @@ class TrainingState:
             reals.to(self.device, self.compute_dtype, memory_format=torch.channels_last),
             latents.to(self.device, self.compute_dtype),
         ]
+        positions, is_cuda = range(self.images_seen, self.images_seen + len(reals)), self.device.type == "cuda"
+        if self.config.augment != "none":
+            both = [self._transforms(purpose, positions) for purpose in (Purpose.AUGMENT_REAL, Purpose.AUGMENT_FAKE)]
+            inputs.append(torch.cat(both).to(self.device, non_blocking=is_cuda))
         if self.config.loss == "wgan-gp":
-            drawn = interpolation(self.config.seed, range(self.images_seen, self.images_seen + len(reals)))
-            inputs.append(drawn.to(self.device, self.compute_dtype, non_blocking=self.device.type == "cuda"))
+            drawn = interpolation(self.config.seed, positions)
+            inputs.append(drawn.to(self.device, self.compute_dtype, non_blocking=is_cuda))
         is_penalized = self._is_penalized(self.images_seen // self.config.batch_size)
         half_life_kimg = self._take_settings(self.images_seen + len(reals))
         is_whole = self.part >= len(reals) == self.config.batch_size
@@ -133,26 +139,30 @@ class TrainingState:
         update_ema(self.ema, self.generator, decay)
         return dict(zip(MEASURED, measured.unbind(), strict=False))
 
-    def update(self, is_penalized: bool, reals: Tensor, latents: Tensor, *epsilon: Tensor) -> Tensor:
+    def update(self, is_penalized: bool, reals: Tensor, latents: Tensor, *drawn: Tensor) -> Tensor:
         """The part of a step that its inputs on the device determine: all but the average.
 
         Returns what it measured, (6,) or with penalties (7,), in the order of MEASURED and in the scores' dtype.
-        reals, latents: as in `step`, in the dtype to compute in. epsilon: WGAN-GP's, (N,).
+        reals, latents: as in `step`, in the dtype to compute in. drawn: with augmentation, the transforms of the real
+        and then of the generated images, (2N, 22); then WGAN-GP's epsilon, (N,).
         It can be recorded and replayed: nothing in it depends on a value of the device, nor on what the host counts.
         """
         self.generator_copy.update()
         self.discriminator_copy.update()
-        real_pyramid = pyramid(reals)
+        both, *epsilon = [None, *drawn] if self.config.augment == "none" else drawn
+        of_reals, of_fakes = (None, None) if both is None else both.chunk(2)
+        real_pyramid = augmented(pyramid(reals), of_reals)
         generated: dict[int, Pyramid] = {}  # by the size of the parts
 
         def fakes() -> Pyramid:
             if self.part not in generated:
                 generated.clear()
-                generated[self.part] = self._generate(latents)
+                generated[self.part] = augmented(self._generate(latents), of_fakes)
             return generated[self.part]
 
         def discriminator_gradients() -> list[Tensor]:
-            return self._discriminator_gradients(real_pyramid, [f.detach() for f in fakes()], is_penalized, *epsilon)
+            detached = [image.detach() for image in fakes()]
+            return self._discriminator_gradients(real_pyramid, detached, both, is_penalized, *epsilon)
 
         d_loss, d_real, d_fake, *penalty = self._halving(discriminator_gradients)
         d_norm = self.discriminator_optimizer.step_if_finite(d_loss)
@@ -206,6 +216,16 @@ class TrainingState:
         self.gamma = _replaced(self.gamma, settings.gamma)
         return settings.ema_half_life_kimg
 
+    def _transforms(self, purpose: Purpose, positions: Sequence[int]) -> Tensor:
+        drawn = transforms(
+            self.config.seed,
+            purpose,
+            positions,
+            strength=self.augment_strength,
+            resolution=self.config.resolution,
+        )
+        return drawn.to(self.weight_dtype)
+
     def _generate(self, latents: Tensor) -> Pyramid:
         generator, part = self.generator_copy.network, self.part
         if len(latents) <= part:
@@ -220,14 +240,19 @@ class TrainingState:
         return has_penalties and step % config.penalty_interval == 0
 
     def _discriminator_gradients(
-        self, reals: Pyramid, fakes: Pyramid, is_penalized: bool, *epsilon: Tensor
+        self, reals: Pyramid, fakes: Pyramid, transforms: Tensor | None, is_penalized: bool, *epsilon: Tensor
     ) -> list[Tensor]:
-        """Returns the loss, the mean scores of both kinds, and, if there is one, the penalty."""
+        """Returns the loss, the mean scores of both kinds, and, if there is one, the penalty.
+
+        R1 and R2 are of the images before their transforms, WGAN-GP's penalty of images between transformed ones.
+        """
         config, count = self.config, len(reals[0])
         strengths = [gamma for gamma in (config.r1_gamma, config.r2_gamma) if gamma > 0 and is_penalized]
         penalized = slice(0 if config.r1_gamma > 0 else count, 2 * count if config.r2_gamma > 0 else count)
 
-        scores, squared_norms = self._judge(joined(reals, fakes), batches=2, penalized=penalized if strengths else None)
+        scores, squared_norms = self._judge(
+            joined(reals, fakes), batches=2, penalized=penalized if strengths else None, transforms=transforms
+        )
         loss = total = discriminator_loss(config.loss, *scores.chunk(2))
         if squared_norms is not None:
             for norms, gamma in zip(squared_norms.split(count), strengths, strict=True):
@@ -249,10 +274,21 @@ class TrainingState:
         return loss.detach()
 
     def _judge(
-        self, pyramid: Pyramid, *, batches: int = 1, penalized: slice | None = None
+        self,
+        pyramid: Pyramid,
+        *,
+        batches: int = 1,
+        penalized: slice | None = None,
+        transforms: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        network = self.discriminator_copy.network
-        return judge(network, pyramid, batches=batches, part=batches * self.part, penalized=penalized)
+        return judge(
+            self.discriminator_copy.network,
+            pyramid,
+            batches=batches,
+            part=batches * self.part,
+            penalized=penalized,
+            transforms=transforms,
+        )
 
     def _wgan_penalty(self, reals: Pyramid, fakes: Pyramid, epsilon: Tensor) -> Tensor:
         _, squared_norms = self._judge(between(reals, fakes, epsilon), penalized=slice(None))
@@ -387,13 +423,20 @@ def joined(first: Pyramid, second: Pyramid) -> Pyramid:
 
 
 def judge(
-    discriminator: Discriminator, pyramid: Pyramid, *, batches: int = 1, part: int = 0, penalized: slice | None = None
+    discriminator: Discriminator,
+    pyramid: Pyramid,
+    *,
+    batches: int = 1,
+    part: int = 0,
+    penalized: slice | None = None,
+    transforms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The scores (N,) of `batches` concatenated batches, and the squared gradient norms of the samples `penalized`.
 
     Those norms are (M, scales), of the gradient of the scores' sum by each sample's image at each scale, in the scores'
     dtype, and can be differentiated once more. part: the samples computed at once (0: all); what the gradient needs of
-    the others is then computed again. Minibatch statistics are of whole batches all the same.
+    the others is then computed again. Minibatch statistics are of whole batches all the same. transforms: (N, 22),
+    those of the pyramid; the norms are then of the gradient by the images before them.
     """
     activations: list[Tensor] | None = None
     if part == 0 or part >= len(pyramid[0]):
@@ -405,11 +448,16 @@ def judge(
     if penalized is None:
         return scores, None
     (gradient,) = torch.autograd.grad(scores.sum(), features, create_graph=True)
+    theirs = None if transforms is None else transforms[penalized]
     if activations is not None:
-        return scores, _squared_norms(discriminator, gradient[penalized], [a[penalized] for a in activations])
+        return scores, _squared_norms(discriminator, gradient[penalized], [a[penalized] for a in activations], theirs)
     gradients = gradient[penalized].split(part)
     parts = _parts([image[penalized] for image in pyramid], part)
-    norms = [_recomputed(_squared_norms_of_part, discriminator, *each) for each in zip(parts, gradients, strict=True)]
+    of_parts = [None] * len(parts) if theirs is None else theirs.split(part)
+    norms = [
+        _recomputed(_squared_norms_of_part, discriminator, *each)
+        for each in zip(parts, gradients, of_parts, strict=True)
+    ]
     return scores, torch.cat(norms)
 
 
@@ -439,15 +487,19 @@ def _recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
         return function(*inputs)
 
 
-def _squared_norms(discriminator: Discriminator, gradient: Tensor, activations: Sequence[Tensor]) -> Tensor:
+def _squared_norms(
+    discriminator: Discriminator, gradient: Tensor, activations: Sequence[Tensor], transforms: Tensor | None
+) -> Tensor:
     """(N, scales), in the scores' dtype, from the scores' gradient by the features."""
-    gradients = discriminator.image_gradients(gradient, activations)
+    gradients = image_gradients(discriminator.image_gradients(gradient, activations), transforms)
     dtype = torch.promote_types(gradient.dtype, torch.float32)
     return torch.stack([image.square().sum(dim=(1, 2, 3), dtype=dtype) for image in gradients], dim=1)
 
 
-def _squared_norms_of_part(discriminator: Discriminator, pyramid: Pyramid, gradient: Tensor) -> Tensor:
+def _squared_norms_of_part(
+    discriminator: Discriminator, pyramid: Pyramid, gradient: Tensor, transforms: Tensor | None
+) -> Tensor:
     activations: list[Tensor] = []
     with torch.no_grad():
         discriminator.features(pyramid, activations)
-    return _squared_norms(discriminator, gradient, activations)
+    return _squared_norms(discriminator, gradient, activations, transforms)

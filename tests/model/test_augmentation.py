@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support.builders import assert_close, random_pyramid
 from torch import Tensor
 
-from msggan.augmentation import LARGEST_STRENGTH, augmented, image_gradients, transforms
+from msggan.augmentation import augmented, image_gradients, transforms
+from msggan.config import LARGEST_STRENGTH
 from msggan.data.stream import pyramid
 from msggan.randomness import Purpose
 

@@ -31,7 +31,7 @@ from msggan.losses import LOSSES
 
 NAMES = [spec.name for spec in fields(TrainConfig)]
 BY_NAME = {spec.name: spec for spec in fields(TrainConfig)}
-RESUMABLE = {"kimg", "micro_batch", "sample_kimg", "metric_kimg", "checkpoint_kimg", "num_samples"}
+RESUMABLE = {"kimg", "micro_batch", "sample_kimg", "metric_kimg", "checkpoint_kimg", "snapshot_kimg", "num_samples"}
 
 
 def resolved(config: TrainConfig, **given: Any) -> TrainConfig:
@@ -111,9 +111,13 @@ def test_all_invalid_values_are_reported_at_once() -> None:
 
 
 def test_conflicting_values_are_reported() -> None:
-    problems = problems_in({"resolution": "1024", "latent_size": "16", "batch_size": "12", "stddev_group": "5"})
+    problems = problems_in(
+        {"resolution": "1024", "latent_size": "16", "batch_size": "12", "stddev_group": "5"}
+        | {"augment_strength": "0.3"}
+    )
     assert problems == (
         "--latent-size 16: too small for --resolution 1024, which needs 32 or more.",
+        "--augment-strength 0.3: needs --augment fixed.",
         "--stddev-group 5: must divide --batch-size 12.",
     )
 

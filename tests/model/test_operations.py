@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.operations import operations_of, step_operations
+from msggan.augmentation import transforms
 from msggan.config import TrainConfig, resolve
-from msggan.randomness import interpolation
+from msggan.randomness import Purpose, interpolation
 from msggan.steps import TrainingState
 
 NUMBERS = torch.arange(4.0)
@@ -24,7 +25,11 @@ NUMBERS = torch.arange(4.0)
 
 @pytest.mark.parametrize(
     "options",
-    [{"warm_up_kimg": 1.0}, {"recipe": "bmsg"}, {"loss": "wgan-gp", "stddev_group": 2, "resampling": "filtered"}],
+    [
+        {"warm_up_kimg": 1.0, "augment": "fixed"},
+        {"recipe": "bmsg"},
+        {"loss": "wgan-gp", "stddev_group": 2, "resampling": "filtered"},
+    ],
 )
 def test_no_operation_of_a_step_makes_the_program_wait_for_the_device(options: dict[str, object]) -> None:
     for operations in step_operations(16, latent_size=8, **options).values():
@@ -47,16 +52,21 @@ class Devices(TorchDispatchMode):
 @pytest.mark.parametrize("loss", ["relativistic-logistic", "wgan-gp"])
 def test_an_update_needs_nothing_but_what_is_on_its_device(loss: str) -> None:
     """A meta device has no values: what asks for one raises."""
-    asked = TrainConfig(resolution=16, latent_size=8, precision="bfloat16", loss=loss)
+    asked = TrainConfig(resolution=16, latent_size=8, precision="bfloat16", loss=loss, augment="fixed")
     config = resolve(asked, shorter_side_px=16, device="cuda", has_fast_bfloat16=True)
     state = TrainingState(config, torch.device("meta"))
     for step in range(2):
         losses = state.step(reals_at(config, step), latents_at(config, step))
         assert losses["d_loss"].device.type == "meta"
-    inputs = [draw(config, 0).to("meta") for draw in (reals_at, latents_at, epsilon_at)]
+    inputs = [draw(config, 0).to("meta") for draw in (reals_at, latents_at, transforms_at, epsilon_at)]
     with Devices() as devices:
         state.update(True, *inputs)
     assert devices.read == {"meta"}
+
+
+def transforms_at(config: TrainConfig, step: int) -> Tensor:
+    positions = range(2 * config.batch_size)  # as many as there are real and generated images
+    return transforms(config.seed, Purpose.AUGMENT_REAL, positions, strength=0.5, resolution=16).float()
 
 
 def epsilon_at(config: TrainConfig, step: int) -> Tensor:
@@ -70,6 +80,7 @@ def test_updates_that_are_recorded_and_replayed_equal_those_computed_anew() -> N
     The last batch is not finite.
     """
     penalties = {"r1_gamma": 1.0, "r2_gamma": 1.0, "penalty_interval": 2, "lr_final": 0.1, "gamma_final": 0.1}
+    penalties |= {"augment": "fixed"}
     ours, replayed = (
         training_state(loss="wgan-gp", precision="bfloat16", schedule_kimg=0.02, **penalties) for _ in range(2)
     )

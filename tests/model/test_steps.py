@@ -10,12 +10,13 @@ import torch
 from support.builders import assert_close, latents_at, reals_at, training_state
 from torch import Tensor, nn
 
+from msggan.augmentation import augmented, transforms
 from msggan.config import TrainConfig
 from msggan.data.stream import pyramid
 from msggan.errors import CheckpointError
 from msggan.losses import LOSSES, discriminator_loss, generator_loss, zero_centred_penalty
 from msggan.networks import ComputingCopy, Discriminator, Generator
-from msggan.randomness import interpolation
+from msggan.randomness import Purpose, interpolation
 from msggan.schedules import settings_at
 from msggan.steps import DTYPES, MEASURED, TrainingState, judge
 
@@ -109,17 +110,21 @@ class PlainOrder:
         fakes = [image.detach() for image in self.generator(latents)]
 
         now = settings_at(self.config, (self.steps + 1) * self.config.batch_size)
-        real_scores, fake_scores = self.discriminator(pyramid), self.discriminator(fakes)
+        of_reals, of_fakes = self.transforms(Purpose.AUGMENT_REAL), self.transforms(Purpose.AUGMENT_FAKE)
+        real_scores = self.discriminator(augmented(pyramid, of_reals))
+        fake_scores = self.discriminator(augmented(fakes, of_fakes))
         d_loss = discriminator_loss(self.config.loss, real_scores, fake_scores)
         measured = {"d_loss": d_loss, "d_real": real_scores.mean(), "d_fake": fake_scores.mean()}
         if self.steps % self.config.penalty_interval == 0 and (self.config.r1_gamma or self.config.loss == "wgan-gp"):
-            measured["penalty"] = now.gamma * self.penalty(pyramid, fakes) * self.config.penalty_interval
+            measured["penalty"] = (
+                now.gamma * self.penalty(pyramid, fakes, of_reals, of_fakes) * self.config.penalty_interval
+            )
         total = d_loss + measured.get("penalty", 0.0)
         measured["d_gradient_norm"] = self.descend(self.discriminator, total, now.d_lr, now.beta2)
 
-        g_loss = generator_loss(
-            self.config.loss, self.discriminator(pyramid), self.discriminator(self.generator(latents))
-        )
+        real_scores = self.discriminator(augmented(pyramid, of_reals))
+        fake_scores = self.discriminator(augmented(self.generator(latents), of_fakes))
+        g_loss = generator_loss(self.config.loss, real_scores, fake_scores)
         norm = self.descend(self.generator, g_loss, now.g_lr, now.beta2)
         measured |= {"g_loss": g_loss, "g_gradient_norm": norm}
 
@@ -129,21 +134,33 @@ class PlainOrder:
             average.data = decay * average.data + (1 - decay) * weight.data
         return measured
 
-    def penalty(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+    def transforms(self, purpose: Purpose) -> Tensor | None:
+        config, first = self.config, self.steps * self.config.batch_size
+        if config.augment == "none":
+            return None
+        strength, positions = config.augment_strength, range(first, first + config.batch_size)
+        return transforms(config.seed, purpose, positions, strength=strength, resolution=config.resolution)
+
+    def penalty(
+        self, reals: Pyramid, fakes: Pyramid, of_reals: Tensor | None = None, of_fakes: Tensor | None = None
+    ) -> Tensor:
         config = self.config
         total = torch.zeros((), dtype=torch.float64)
         if config.loss == "wgan-gp":
             first = self.steps * config.batch_size
             share = interpolation(config.seed, range(first, first + config.batch_size)).double().view(-1, 1, 1, 1)
-            between = [share * real + (1 - share) * fake for real, fake in zip(reals, fakes, strict=True)]
+            both = zip(augmented(reals, of_reals), augmented(fakes, of_fakes), strict=True)
+            between = [share * real + (1 - share) * fake for real, fake in both]
             total = total + 10 * self.over_scales(between, lambda norm: (norm - 1) ** 2)
-        total = total + config.r1_gamma / 2 * self.over_scales(reals, lambda norm: norm**2)
-        return total + config.r2_gamma / 2 * self.over_scales(fakes, lambda norm: norm**2)
+        total = total + config.r1_gamma / 2 * self.over_scales(reals, lambda norm: norm**2, of_reals)
+        return total + config.r2_gamma / 2 * self.over_scales(fakes, lambda norm: norm**2, of_fakes)
 
-    def over_scales(self, pyramid: Pyramid, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Mean over scales and samples of something of the gradient's norm."""
+    def over_scales(self, pyramid: Pyramid, of: Callable[[Tensor], Tensor], transforms: Tensor | None = None) -> Tensor:
+        """Mean over scales and samples of something of the gradient's norm, by the images before their transforms."""
         images = [image.clone().requires_grad_() for image in pyramid]
-        gradients = torch.autograd.grad(self.discriminator(images).sum(), images, create_graph=True)
+        gradients = torch.autograd.grad(
+            self.discriminator(augmented(images, transforms)).sum(), images, create_graph=True
+        )
         return sum(of(gradient.flatten(1).norm(dim=1)).mean() for gradient in gradients) / len(images)
 
     @torch.no_grad()
@@ -204,11 +221,13 @@ def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[
         {"resolution": 32},
         {"equalized": False},
         {"resolution": 16, "resampling": "filtered", "beta1": 0.5},
+        {"resolution": 16, "augment": "fixed", "augment_strength": 0.6, "penalty_interval": 2},
+        {"augment": "fixed", "loss": "wgan-gp"},
         SCHEDULE,
     ],
 )
 def test_steps_agree_with_the_plain_order_in_other_networks(changes: dict[str, object]) -> None:
-    ours = training_state(loss="relativistic-logistic", r1_gamma=1.0, r2_gamma=1.0, **changes)
+    ours = training_state(**{"loss": "relativistic-logistic", "r1_gamma": 1.0, "r2_gamma": 1.0, **changes})
     plain = PlainOrder(ours)
     for step in range(2):
         reals, latents = reals_at(ours.config, step), latents_at(ours.config, step)
@@ -260,6 +279,15 @@ def test_a_step_counts_its_images() -> None:
     ours = training_state(batch_size=6)
     take_steps(ours, range(3))
     assert ours.images_seen == 18
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_augmentation_of_strength_zero_changes_no_bit(precision: str) -> None:
+    options = {"loss": "relativistic-logistic", "r1_gamma": 1.0, "r2_gamma": 1.0, "precision": precision}
+    without, with_none = training_state(**options), training_state(augment="fixed", augment_strength=0.0, **options)
+    take_steps(without, range(3))
+    take_steps(with_none, range(3))
+    assert_identical(without, with_none)
 
 
 # Lazy penalties
@@ -452,6 +480,13 @@ def test_a_loaded_step_counter_continues() -> None:
         {"loss": "relativistic-logistic", "r1_gamma": 2.0, "r2_gamma": 1.0, "penalty_interval": 2},
         {"loss": "hinge", "r2_gamma": 1.0, "stddev_group": 2},
         {"loss": "wgan-gp", "r1_gamma": 1.0},
+        {
+            "loss": "relativistic-logistic",
+            "r1_gamma": 2.0,
+            "r2_gamma": 1.0,
+            "augment": "fixed",
+            "augment_strength": 0.6,
+        },
     ],
 )
 def test_a_batch_in_parts_gives_the_numbers_of_the_whole(options: dict[str, object], micro_batch: int) -> None:
