@@ -273,7 +273,7 @@ MEASURES = {
     "classifier_accuracy": ("told apart by a classifier", "0.5"),
     "kid": ("KID", "as real, lower"),
     "fid": ("FID", "as real, lower"),
-    "copying": ("farther from training images", "0.5; less: copies"),
+    "copying": ("farther from training images", "0.5"),
     "copies_by_features": ("copies by features", "as real, lower"),
     "copies_by_pixels": ("copies by pixels", "as real, lower"),
 }

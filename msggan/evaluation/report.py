@@ -116,7 +116,7 @@ class Evaluator:
     def run(self, advance: Advance = lambda count: None) -> Report:
         """advance: called with the number of images that were compared since the last call.
 
-        Memory: about 7 KiB for each sample at 32², 10 KiB at 256², the real images to compare, and one part."""
+        Memory: about 50 KiB for each sample and held-out image, the images to compare, and one part of the others."""
         self.advance = advance
         reference, real = self._real_images()
         self.standardised = Standardised(self.random_features(reference))
