@@ -285,6 +285,14 @@ class TrainConfig:
         absent="nearest",
         sweep=Sweep(choices=("nearest", "filtered")),
     )
+    join: str = option(
+        "What the discriminator joins to the features of a finer scale. `lin-cat`: features of the image, as BMSG-GAN. "
+        "`simple`: the image itself, next to twice as many features in the coarse scales.",
+        default="lin-cat",
+        choices=("lin-cat", "simple"),
+        absent="lin-cat",
+        sweep=Sweep(choices=("lin-cat", "simple")),
+    )
     augment: str = option(
         "Transform what the discriminator sees at random, real and generated images alike, so that it cannot learn few "
         "images by heart. `fixed`: with the probability of --augment-strength.",

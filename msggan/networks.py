@@ -61,8 +61,9 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images at every scale → one score for each sample, higher for real ones.
 
-    stddev_group: images that share one minibatch standard deviation; 0 is the whole batch. The others: as the
-    generator's.
+    stddev_group: images that share one minibatch standard deviation; 0 is the whole batch. join: what is concatenated
+    with the features of the finer level. `lin-cat`: features of the image, as BMSG-GAN. `simple`: the image itself,
+    next to features of the full width. The others: as the generator's.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Discriminator(nn.Module):
         equalized: bool = True,
         stddev_group: int = 0,
         resampling: str = "nearest",
+        join: str = "lin-cat",
     ) -> None:
         super().__init__()
         _check(depth, latent_size)
@@ -80,14 +82,21 @@ class Discriminator(nn.Module):
         self.stddev_group = stddev_group
         # Block i turns level i + 1 into level i. Its input, and that of the last block, is the features of the image at
         # that level and those of the finer level; together they must have the width it expects.
-        inputs = [_halved(latent_size, index - 2) for index in range(depth - 1)]
-        outputs = [_halved(latent_size, max(1, index - 2)) for index in range(depth - 1)]
-        features = [width - finer for width, finer in zip([latent_size, *inputs], [*outputs, 0], strict=True)]
-        self.from_rgb = nn.ModuleList(Convolution(3, width, 1, equalized=equalized) for width in features)
+        widths = [latent_size, *(_halved(latent_size, index - 2) for index in range(depth - 1))]
+        if join == "lin-cat":
+            outputs = [_halved(latent_size, max(1, index - 2)) for index in range(depth - 1)]
+            features = [width - finer for width, finer in zip(widths, [*outputs, 0], strict=True)]
+            self.from_rgb = nn.ModuleList(Convolution(3, width, 1, equalized=equalized) for width in features)
+            inputs = widths
+        else:
+            outputs = widths[:-1]
+            finest = Convolution(3, widths[-1], 1, equalized=equalized)
+            self.from_rgb = nn.ModuleList([*(RawImage() for _ in outputs), finest])
+            inputs = [*(width + 3 for width in outputs), widths[-1]]
         self.blocks = nn.ModuleList(
-            DownBlock(a, b, equalized, resampling) for a, b in zip(inputs, outputs, strict=True)
+            DownBlock(*sizes, equalized, resampling) for sizes in zip(inputs[1:], widths[1:], outputs, strict=True)
         )
-        self.last = LastBlock(latent_size, equalized)
+        self.last = LastBlock(inputs[0], latent_size, equalized)
 
     def forward(self, pyramid: Sequence[Tensor], *, batches: int = 1) -> Tensor:
         """pyramid: coarse to fine, (N, 3, r, r) float in about [-1, 1] → scores (N,), float32 or float64.
@@ -97,7 +106,7 @@ class Discriminator(nn.Module):
         return self.score(self.features(pyramid), batches=batches)
 
     def features(self, pyramid: Sequence[Tensor], activations: list[Tensor] | None = None) -> Tensor:
-        """pyramid → features (N, L, 4, 4), of each sample alone; the blocks' activations are appended to the list."""
+        """pyramid → features (N, C, 4, 4), of each sample alone; the blocks' activations are appended to the list."""
         features: Tensor = self.from_rgb[-1](pyramid[-1])
         for level in reversed(range(self.depth - 1)):
             features = self.blocks[level](features, activations)
@@ -105,25 +114,37 @@ class Discriminator(nn.Module):
         return features
 
     def score(self, features: Tensor, *, batches: int = 1) -> Tensor:
-        """features: (N, L, 4, 4) → scores (N,). batches: as for `forward`."""
+        """features: (N, C, 4, 4) → scores (N,). batches: as for `forward`."""
         scores: Tensor = self.last(features, group=self.stddev_group or len(features) // batches)
         return scores
 
     def image_gradients(self, gradient: Tensor, activations: Sequence[Tensor]) -> list[Tensor]:
         """The gradient of something with respect to the features → that with respect to the images, at every scale.
 
-        gradient: (N, L, 4, 4). activations: those that `features` appended for these N samples. Returns (N, 3, r, r),
+        gradient: (N, C, 4, 4). activations: those that `features` appended for these N samples. Returns (N, 3, r, r),
         coarse to fine. Below the features, the discriminator is piecewise linear, so this is a linear network itself:
         unlike `torch.autograd.grad`, it needs no double backward to be differentiated by its weights and `gradient`.
         """
         images = []
         coarse_to_fine = iter(reversed(activations))
-        *converters, finest = cast("Iterable[Convolution]", self.from_rgb)
+        *converters, finest = cast("Iterable[Convolution | RawImage]", self.from_rgb)
         for converter, block in zip(converters, cast("Iterable[DownBlock]", self.blocks), strict=True):
             images.append(converter.input_gradient(gradient[:, : converter.out_channels]))
             second, first = next(coarse_to_fine), next(coarse_to_fine)
             gradient = block.input_gradient(gradient[:, converter.out_channels :], first, second)
         return [*images, finest.input_gradient(gradient)]
+
+
+class RawImage(nn.Module):
+    """An image in place of its features."""
+
+    out_channels = 3
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 class FirstBlock(nn.Module):
@@ -173,10 +194,10 @@ class UpBlock(Block):
 class DownBlock(Block):
     """Features (N, inputs, 2r, 2r) → (N, outputs, r, r)."""
 
-    def __init__(self, inputs: int, outputs: int, equalized: bool, resampling: str) -> None:
+    def __init__(self, inputs: int, width: int, outputs: int, equalized: bool, resampling: str) -> None:
         super().__init__(resampling)
-        self.conv_1 = Convolution(inputs, inputs, 3, padding=1, equalized=equalized)
-        self.conv_2 = Convolution(inputs, outputs, 3, padding=1, equalized=equalized)
+        self.conv_1 = Convolution(inputs, width, 3, padding=1, equalized=equalized)
+        self.conv_2 = Convolution(width, outputs, 3, padding=1, equalized=equalized)
 
     def forward(self, features: Tensor, activations: list[Tensor] | None = None) -> Tensor:
         """Also appends both activations to the list."""
@@ -194,11 +215,11 @@ class DownBlock(Block):
 
 
 class LastBlock(nn.Module):
-    """Features (N, L, 4, 4) → scores (N,), in the weights' own dtype: bfloat16's eight bits cannot rank samples."""
+    """Features (N, C, 4, 4) → scores (N,), in the weights' own dtype: bfloat16's eight bits cannot rank samples."""
 
-    def __init__(self, channels: int, equalized: bool) -> None:
+    def __init__(self, inputs: int, channels: int, equalized: bool) -> None:
         super().__init__()
-        self.conv_1 = Convolution(channels + 1, channels, 3, padding=1, equalized=equalized)
+        self.conv_1 = Convolution(inputs + 1, channels, 3, padding=1, equalized=equalized)
         self.conv_2 = Convolution(channels, channels, 4, equalized=equalized)
         self.conv_3 = Convolution(channels, 1, 1, equalized=equalized)
 

@@ -130,7 +130,8 @@ def _levels(config: TrainConfig) -> Iterator[_Level]:
     """Coarse to fine: the four coarsest scales have the full width, and each finer one half of the one before."""
     for scale in range(config.resolution.bit_length() - 2):
         width, coarser, half = (config.latent_size >> max(0, by) for by in (scale - 3, scale - 4, max(1, scale - 3)))
-        yield _Level(4 << scale, (coarser, width), (width, half if scale else width))
+        joined = coarser if config.join == "simple" else half
+        yield _Level(4 << scale, (coarser, width), (width, joined if scale else width))
 
 
 def _weights(config: TrainConfig) -> tuple[int, int]:

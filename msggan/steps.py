@@ -70,7 +70,11 @@ class TrainingState:
             sizes, resampling = (config.depth, config.latent_size), config.resampling
             generator = Generator(*sizes, equalized=config.equalized, resampling=resampling)
             discriminator = Discriminator(
-                *sizes, equalized=config.equalized, stddev_group=config.stddev_group, resampling=resampling
+                *sizes,
+                equalized=config.equalized,
+                stddev_group=config.stddev_group,
+                resampling=resampling,
+                join=config.join,
             )
         self.generator = self._to_device(generator)
         self.discriminator = self._to_device(discriminator)

@@ -234,7 +234,15 @@ def test_mlflow_gets_the_whole_run(
     assert (logged_run.info.run_name, logged_run.info.status) == ("flowers", "FINISHED")
     assert curves_at(uri, logged_run) == curves_in(run)
     fields = {name: str(value) for name, value in asdict(CONFIG).items()}
-    may_change = {"kimg", "micro_batch", "sample_kimg", "metric_kimg", "checkpoint_kimg", "num_samples"}
+    may_change = {
+        "kimg",
+        "micro_batch",
+        "sample_kimg",
+        "metric_kimg",
+        "checkpoint_kimg",
+        "snapshot_kimg",
+        "num_samples",
+    }
     fields["loss_function"] = fields.pop("loss")
     assert logged_run.data.params == {name: value for name, value in fields.items() if name not in may_change}
     assert {name: logged_run.data.tags[name] for name in may_change} == {name: fields[name] for name in may_change}

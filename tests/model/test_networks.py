@@ -86,6 +86,24 @@ def test_discriminator_has_the_widths_of_the_original(depth: int) -> None:
     assert network.last.conv_3.weight.shape == (1, 64, 1, 1)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 6])
+def test_images_joined_as_they_are_add_three_channels_to_features_of_the_full_width(depth: int) -> None:
+    """Coarse to fine for latent size 64: the last block and four others read 64 channels, the finest 32."""
+    network = Discriminator(depth, 64, join="simple")
+    widths = [64, 64, 64, 64, 32, 16][:depth]
+    inputs = [*(width + 3 for width in widths[:-1]), widths[-1]]
+    assert [network.last.conv_1.weight.shape[1] - 1, *(b.conv_1.weight.shape[1] for b in network.blocks)] == inputs
+    assert [network.last.conv_1.weight.shape[0], *(b.conv_1.weight.shape[0] for b in network.blocks)] == [
+        64,
+        *widths[1:],
+    ]
+    assert [block.conv_2.weight.shape[0] for block in network.blocks] == widths[:-1]
+    assert [name for name in network.state_dict() if "from_rgb" in name] == [
+        f"from_rgb.{depth - 1}.{kind}" for kind in ("weight", "bias")
+    ]
+    assert network(random_pyramid(depth, 2, dtype=torch.float32)).shape == (2,)
+
+
 @pytest.mark.parametrize("equalized", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_images_come_in_the_latents_dtype_and_scores_in_the_weights(dtype: torch.dtype, equalized: bool) -> None:

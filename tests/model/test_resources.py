@@ -34,11 +34,15 @@ def resolved(resolution: int, latent_size: int, **options: object) -> TrainConfi
     return resolve(config, shorter_side_px=resolution, device="cpu", has_fast_bfloat16=False)
 
 
-@pytest.mark.parametrize(("resolution", "latent_size"), [(4, 64), (8, 32), (64, 64), (512, 64)])
-def test_the_weights_are_those_of_the_networks(resolution: int, latent_size: int) -> None:
-    networks = [network(resolution.bit_length() - 2, latent_size) for network in (Generator, Discriminator)]
+@pytest.mark.parametrize(
+    ("resolution", "latent_size", "join"),
+    [(4, 64, "lin-cat"), (8, 32, "lin-cat"), (64, 64, "simple"), (512, 64, "lin-cat")],
+)
+def test_the_weights_are_those_of_the_networks(resolution: int, latent_size: int, join: str) -> None:
+    depth = resolution.bit_length() - 2
+    networks = [Generator(depth, latent_size), Discriminator(depth, latent_size, join=join)]
     counted = [sum(weight.numel() for weight in network.parameters()) for network in networks]
-    assert _weights(resolved(resolution, latent_size)) == pytest.approx(counted, rel=0.03)
+    assert _weights(resolved(resolution, latent_size, join=join)) == pytest.approx(counted, rel=0.03)
 
 
 def test_more_of_anything_needs_more() -> None:

@@ -220,7 +220,7 @@ def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[
         {"resolution": 4},
         {"resolution": 32},
         {"equalized": False},
-        {"resolution": 16, "resampling": "filtered", "beta1": 0.5},
+        {"resolution": 16, "resampling": "filtered", "join": "simple", "beta1": 0.5},
         {"resolution": 16, "augment": "fixed", "augment_strength": 0.6, "penalty_interval": 2},
         {"augment": "fixed", "loss": "wgan-gp"},
         SCHEDULE,

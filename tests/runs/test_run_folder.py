@@ -110,6 +110,7 @@ MAY_CHANGE = {
     "sample_kimg": 0.5,
     "metric_kimg": 0.25,
     "checkpoint_kimg": 0.125,
+    "snapshot_kimg": 0.5,
     "num_samples": 4,
 }
 
@@ -144,6 +145,9 @@ OTHERS = {
     "stddev_group": 2,
     "equalized": False,
     "resampling": "filtered",
+    "join": "simple",
+    "augment": "fixed",
+    "augment_strength": 0.5,
     "mirror": False,
     "background": "black",
     "precision": "float32",
