@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from msggan.check import check
 from msggan.commands.options import options_by_section
 from msggan.evaluate import evaluate
 from msggan.export import export
@@ -26,6 +27,7 @@ def page() -> str:
         "python -m msggan.train": train,
         "python -m msggan.sample": sample,
         "python -m msggan.pack": pack,
+        "python -m msggan.check": check,
         "python -m msggan.export": export,
         "python -m msggan.evaluate": evaluate,
     }

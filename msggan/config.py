@@ -17,6 +17,8 @@ from msggan.losses import LOSSES
 # The decay per step of BMSG-GAN's generator average (its train.py), whatever the batch size.
 BMSG_EMA_DECAY = 0.999
 
+RECOMMENDED_IMAGES = 200  # with fewer, training works and its results are poor
+
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     # What trained stably on a thousand photographs at the lowest cost; docs/recipes.md has the experiments.
     # Its batch is that of `batch_for_device`, and its learning rates and beta2 are those of `adam_for_batch`.
@@ -519,6 +521,17 @@ def batch_for_device(device: str, resolution: int, images: int) -> int:
     """The batch of `auto` and `r3`: as large as makes a step faster per image, and at most an eighth of the images."""
     largest = min(16, 1024 // resolution) if device == "cpu" else max(16, min(32, 4096 // resolution))
     return max(4, min(largest, 1 << max(0, (images // 8).bit_length() - 1)))
+
+
+def too_few(images: int, batch_size: int) -> tuple[str, str] | None:
+    """What is wrong with so few images to train on, and what to do; None if there are enough to begin."""
+    if images >= batch_size:
+        return None
+    hint = f"Add images of the same kind, {RECOMMENDED_IMAGES} or more."
+    if images < 2:
+        return "1 image is not enough to train on.", hint
+    smaller = f"To try it anyway, use --batch-size {1 << (images.bit_length() - 1)}."
+    return f"{images} images to train on are fewer than --batch-size {batch_size}.", f"{hint} {smaller}"
 
 
 def adam_for_batch(batch_size: int) -> dict[str, float]:

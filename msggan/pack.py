@@ -47,6 +47,7 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     from msggan.config import resolve
     from msggan.data.pack_file import Pack, ensure_writable, write_pack
     from msggan.data.sources import describe_skipped, open_source
+    from msggan.data.survey import refuse_useless
     from msggan.errors import DataError
 
     try:
@@ -71,6 +72,7 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
             memory_budget_bytes=MEMORY_BYTES,
             progress=progress,
         )
+    refuse_useless(dataset, data)
     with _bar(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
         contents = write_pack(Path(out), dataset, background=config.background, progress=progress)
     for sentence in [*dataset.notes, *describe_skipped(dataset.skipped)]:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from msggan.commands.program import signal_handlers
-from msggan.config import TrainConfig, explicit_values, resolve
+from msggan.config import RECOMMENDED_IMAGES, TrainConfig, explicit_values, resolve, too_few
 from msggan.data.decoding import plural
 from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
+from msggan.data.survey import refuse_useless
 from msggan.device import (
     choose_device,
     device_memory,
@@ -61,7 +62,6 @@ REPORT_IMAGES = 250  # an interval has so many images, so that its losses do not
 REPORT_SECONDS = 5.0  # between two reports; an evaluation or the end is always reported
 MAX_MEASURED_IMAGES = 512
 BEST_BY = "swd"  # the measure whose lowest value makes weights the best
-RECOMMENDED_IMAGES = 200  # with fewer, training works and its results are poor
 MAX_DROPPED_IN_A_ROW = 10
 STEPS_TIMED = 100  # before a run says how long it will take
 
@@ -398,14 +398,10 @@ class Trainer:
     def _check_images(self) -> None:
         training, held_out, batch_size = self.dataset.training, self.dataset.held_out, self.config.batch_size
         self._info([*describe_skipped(self.dataset.skipped), *self.dataset.notes])
-        if training < batch_size:
-            smaller = f" To try it anyway, use --batch-size {1 << (training.bit_length() - 1)}."
-            raise DataError(
-                f"--data {self.data}: {training} images to train on are fewer than --batch-size {batch_size}."
-                if training > 1
-                else f"--data {self.data}: 1 image is not enough to train on.",
-                f"Add images of the same kind, {RECOMMENDED_IMAGES} or more." + (smaller if training > 1 else ""),
-            )
+        if problem := too_few(training, batch_size):
+            raise DataError(f"--data {self.data}: {problem[0]}", problem[1])
+        if is_new := not self.folder.config.exists():  # a run that has started is not refused what it trains on
+            refuse_useless(self.dataset, f"--data {self.data}")
         if training < RECOMMENDED_IMAGES:
             self.progress.info(
                 f"Few images ({training}): the generator may copy them. {RECOMMENDED_IMAGES} or more give varied "
@@ -419,6 +415,8 @@ class Trainer:
         self.progress.info(f"{training} images to train on at {self.config.resolution} px; {reference}.")
         if self.dataset.enlarged:
             self.progress.info(f"{self.dataset.enlarged} of the images were smaller and have been enlarged.")
+        if is_new:
+            self.progress.info("msggan-aml check finds copies and blurred images, and shows what cropping cuts off.")
 
     def _resume(self) -> None:
         """Restores the state of the newest checkpoint, or the initial one if there is none."""

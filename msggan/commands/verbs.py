@@ -19,6 +19,7 @@ from msggan.commands.options import (
     WORKERS,
     WORKERS_HELP,
     Command,
+    Hardware,
     Number,
     config_option,
     option,
@@ -26,6 +27,7 @@ from msggan.commands.options import (
     options_of,
     parse_with,
     path_problems,
+    pop_fields,
     refuse,
 )
 from msggan.commands.program import print_json
@@ -437,3 +439,56 @@ def show_pack(result: Mapping[str, Any], output: str) -> None:
         return
     size = f"{result['bytes'] / 2**20:.1f} MiB"
     click.echo(f"{result['path']}: {result['images']} images at {result['resolution']} px, {size}. Train with --data.")
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """How to examine images; resolution and background are those of TrainConfig, None: the default."""
+
+    resolution: int | None = None
+    background: str | None = None
+    hardware: Hardware = field(default_factory=Hardware)
+    html: str | None = option_field(
+        None, "Write a page with pictures.", metavar="OUT.html", type=output_file("check.html")
+    )
+    force: bool = force_field()
+    no_time: bool = option_field(False, "Do not train a few steps to estimate the time. PyTorch is then not needed.")
+
+    @property
+    def config(self) -> TrainConfig:
+        return TrainConfig(resolution=self.resolution, background=self.background)  # type: ignore[arg-type]
+
+
+def check_options(command: Command) -> Command:
+    """Adds the options of CheckOptions; the command gets what `parse_check` takes."""
+    command = config_option("background")(options_of(CheckOptions)(command))
+    return config_option("resolution")(command)
+
+
+def parse_check(problems: Sequence[str], **values: Any) -> CheckOptions:
+    """Raises UsageError with the problems found so far and with those about the page to write."""
+    existing = existing_problems(values["html"], force=values["force"], option="--html ")
+    config = parse_with([*problems, *existing], {name: values.pop(name) for name in ("resolution", "background")})
+    given = pop_fields(CheckOptions, values)
+    return CheckOptions(resolution=config.resolution, background=config.background, **given)
+
+
+def show_check(result: Mapping[str, Any], output: str) -> int:
+    """Prints what was found; returns the exit code: 2 if no run can train on these images."""
+    if output == "json":
+        print_json(result)
+    else:
+        for line in check_lines(result):
+            click.echo(line)
+    return 0 if result["usable"] else 2
+
+
+def check_lines(result: Mapping[str, Any]) -> list[str]:
+    """What was found, as text; the verdict comes last."""
+    lines = [f"{name}: {text}." for name, text in result["facts"].items()]
+    for finding in result["findings"]:
+        lines += [f"- {finding['message']}", *(f"    {name}" for name in finding["files"]), f"  {finding['hint']}"]
+    return [*lines, *([f"Page: {result['html']}"] if result["html"] else []), result["verdict"]]

@@ -86,6 +86,10 @@ class Dataset:
         parts = np.array_split(numbers, max(1, len(numbers) // IMAGES_PER_PART))
         return _as_tensor(np.concatenate(list(in_threads(self.rows, parts, workers=self.workers))))
 
+    def name(self, number: int) -> str:
+        """What people know an image by: the path of its file; in a pack, its number."""
+        return f"image {number}"
+
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """(N, 3, R, R) uint8: the images of these digests, by their numbers (N,). Several threads may call it."""
         raise NotImplementedError

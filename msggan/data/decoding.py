@@ -83,6 +83,7 @@ class Decoder:
     resolution: int
     background: str = "white"
     white: White = field(default_factory=White)
+    is_whole: bool = False  # the whole image in the middle of the square, instead of its centre
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(DECODING_BYTES), compare=False)
 
     def decode(self, content: bytes) -> Decoded:
@@ -104,7 +105,8 @@ class Decoder:
                 rgb, brightness, is_converted = self.as_rgb(
                     _apply_exif_orientation(image), low_bytes and _apply_exif_orientation(low_bytes)
                 )
-                return Decoded(_centre_square(rgb, self.resolution), shorter_side, brightness, is_converted)
+                square = self._whole(rgb) if self.is_whole else _centre_square(rgb, self.resolution)
+                return Decoded(square, shorter_side, brightness, is_converted)
 
     def as_rgb(
         self, image: Image.Image, low_bytes: Image.Image | None = None
@@ -129,6 +131,15 @@ class Decoder:
         if conversion is not None and not conversion.fits(image):
             conversion = None
         return _on_background(image, self.background, conversion), brightness, conversion is not None
+
+    def _whole(self, image: Image.Image) -> np.ndarray:
+        """(3, R, R) uint8: an RGB image, resized by its longer side, between bars of the background."""
+        side = self.resolution
+        width, height = (max(1, round(each * side / max(image.size))) for each in image.size)
+        canvas = Image.new("RGB", (side, side), self.background)
+        resized = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        canvas.paste(resized, ((side - width) // 2, (side - height) // 2))
+        return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
 
 
 @contextmanager

@@ -286,6 +286,9 @@ class ImageDataset(Dataset):
             self._pixels[number] = pixels
             self._is_decoded[number] = True
 
+    def name(self, number: int) -> str:
+        return str(self._files[self._file_of[number]].name)
+
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         images = np.empty((len(numbers), *self._pixels.shape[1:]), np.uint8)
         for image, number in zip(images, self._file_of[numbers], strict=True):

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msggan
 from msggan.commands.options import PACK_SUFFIX, to_argv
-from msggan.config import TrainConfig
+from msggan.config import TrainConfig, resolve, too_few
 from msggan.errors import DataError
 from msggan.runs.files import sha256_of, walk_visible
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
@@ -89,8 +89,17 @@ def make_pack(data: str, options: Sequence[str], spec: RunSpec, store: Store, cl
         args += ["--workers", str(spec.hardware.workers)] if spec.hardware.workers else []
         hint = "Run the same command again; it packs the images again."
         result = result_of("msggan.pack", args, expects="path", process="packing", hint=hint)
+        refuse_too_few(data, spec.config, result)
         client.reporter.info(f"Packed {result['images']} images at {result['resolution']} px.")
         return upload_pack(pack, store, client)
+
+
+def refuse_too_few(data: str, config: TrainConfig, packed: Mapping[str, Any]) -> None:
+    """Raises `DataError` if the job would refuse so few images. packed: what `msggan-aml pack` prints."""
+    images, side = packed["images"], packed["resolution"]
+    resolved = resolve(config, shorter_side_px=side, device="cuda", has_fast_bfloat16=False, images=images)
+    if problem := too_few(images, resolved.batch_size):
+        raise DataError(f"--data {data}: {problem[0]}", problem[1])
 
 
 def upload_pack(file: Path, store: Store, client: Client) -> Pack:

@@ -25,6 +25,7 @@ COMMANDS = {
     "sample": ("runs:sample", "Generate images and films with a trained run."),
     "evaluate": ("runs:evaluate", "Measure a trained run's images."),
     "export": ("runs:export", "Export a trained run for other programs."),
+    "check": ("runs:check", "Examine images before training on them."),
     "pack": ("runs:pack", "Pack images into one file to train on."),
     "provision": ("runs:provision", "Create what training on Azure needs."),
     "doctor": ("runs:doctor", "Check whether a submit would go through."),

@@ -14,21 +14,26 @@ from msggan.commands.options import (
     argv_of,
     checked,
     command,
+    data_argument,
+    data_problems,
     option,
     output_option,
     path_problems,
 )
 from msggan.commands.program import EXIT_CODES, print_json, report
 from msggan.commands.verbs import (
+    check_options,
     evaluate_options,
     export_options,
     pack_file,
     pack_options,
+    parse_check,
     parse_evaluate,
     parse_export,
     parse_pack,
     parse_sample,
     sample_options,
+    show_check,
     show_evaluation,
     show_files,
     show_pack,
@@ -250,6 +255,21 @@ def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **value
     args = ["--data", folder, "--out", out, *argv_of(options)]
     show_pack(run_verb("pack", args, expects="path", process="packing", hint="Run it again."), output)
     return 0
+
+
+@command()
+@data_argument
+@check_options
+@output_option
+def check(*, data: str | None, output: str, problems: Sequence[str], **values: Any) -> int:
+    """Examine images before training: unreadable, repeated, small, blank and blurred ones, and what cropping cuts off.
+
+    PATH is a folder, a zip or a pack. Reads the images as training does, and says what a run would need here. The exit
+    code is 2 if no run can train on them.
+    """
+    options = parse_check([*data_problems(data), *problems], **values)
+    args = ["--data", str(data), *argv_of(options)]
+    return show_check(run_verb("check", args, expects="usable", process="checking", hint="Run it again."), output)
 
 
 @command()

@@ -32,6 +32,7 @@ from msggan.commands.verbs import PackOptions, existing_problems, pack_file, par
 from msggan.data.dataset import Dataset
 from msggan.data.pack_file import CHUNK_BYTES, HEADER_START, Contents, Pack, PackedDataset, is_pack, write_pack
 from msggan.data.sources import ImageDataset, find_images, open_source
+from msggan.data.survey import SAMPLED
 from msggan.errors import DataError, TrainingError, UsageError
 from msggan.pack import make_pack, pack
 from msggan.runs.checkpoint import newest_checkpoint
@@ -221,11 +222,13 @@ def test_transparent_images_lie_on_the_packs_background(tmp_path: Path) -> None:
     folder = tmp_path / "clear"
     folder.mkdir()
     for grey in range(4):
-        Image.new("RGBA", (8, 8), (grey, grey, grey, 0)).save(folder / f"{grey}.png")
+        image = Image.new("RGBA", (8, 8), (grey, grey, grey, 0))
+        image.paste((80 * grey, 0, 0, 255), (4, 0, 8, 8))
+        image.save(folder / f"{grey}.png")
     path = packed(folder, tmp_path / "clear.safetensors", background="#102030")
     ours = trainer(path, tmp_path / "run")
     assert (ours.config.resolution, ours.config.background) == (8, "#102030")
-    assert (ours.dataset.images([0, 3]) == torch.tensor([0x10, 0x20, 0x30]).reshape(3, 1, 1)).all()
+    assert (ours.dataset.images([0, 3])[..., :3] == torch.tensor([0x10, 0x20, 0x30]).reshape(3, 1, 1)).all()
 
 
 def test_the_resolution_of_the_pack_is_used_even_where_a_cpu_would_choose_less(tmp_path: Path) -> None:
@@ -483,11 +486,16 @@ def test_each_byte_of_an_image_is_verified(tiny_pack: Path, tmp_path: Path) -> N
 
 
 def test_a_run_ends_at_a_damaged_image_and_names_it(tiny_pack: Path, tmp_path: Path) -> None:
+    message = r"flipped\.safetensors: is a damaged pack \(the checksum of image %s"
     path = flipped(tiny_pack, tmp_path / "flipped.safetensors", tiny_pack.stat().st_size - 1)
-    with pytest.raises(
-        TrainingError, match=r"flipped\.safetensors: is a damaged pack \(the checksum of image 23 of 24"
-    ):
-        trainer(path, tmp_path / "run").run()
+    with pytest.raises(DataError, match=message % "23 of 24"):  # it is among those that are looked at before a run
+        trainer(path, tmp_path / "run")
+    sampled = np.unique(np.linspace(0, 99, SAMPLED).astype(int))
+    number = next(each for each in range(100) if each not in sampled)
+    pack = packed(save_images(tmp_path / "images", 100, 4), tmp_path / "whole.safetensors")
+    flipped(pack, path, pack.stat().st_size - 48 * (100 - number))
+    with pytest.raises(TrainingError, match=message % f"{number} of 100"):
+        trainer(path, tmp_path / "run", kimg=0.1).run()
 
 
 # The command

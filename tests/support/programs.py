@@ -22,6 +22,7 @@ PROGRAMS = {
     "msggan.train": ["-m", "msggan.train"],
     "msggan.sample": ["-m", "msggan.sample"],
     "msggan.pack": ["-m", "msggan.pack"],
+    "msggan.check": ["-m", "msggan.check"],
     "msggan.export": ["-m", "msggan.export"],
     "msggan.evaluate": ["-m", "msggan.evaluate"],
 }
