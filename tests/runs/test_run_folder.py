@@ -146,8 +146,8 @@ OTHERS = {
     "equalized": False,
     "resampling": "filtered",
     "join": "simple",
-    "augment": "fixed",
-    "augment_strength": 0.5,
+    "augment": "none",
+    "augment_strength": 0.0,
     "mirror": False,
     "background": "black",
     "precision": "float32",
@@ -161,7 +161,7 @@ def test_every_field_either_may_change_or_may_not() -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_configuration_is_refused_naming_the_option_and_both_values(tmp_path: Path, name: str) -> None:
-    config = small_config()
+    config = small_config(augment="fixed")
     folder = prepared(tmp_path, config)
     before = folder.config.read_bytes()
     with pytest.raises(RunFolderError) as refused:
