@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from support.programs import run_in
+from support.programs import environment, run_in
 
+from msggan import TrainConfig
 from msggan.check import examine
-from msggan.commands.verbs import CheckOptions
+from msggan.commands.verbs import CheckOptions, PackOptions
 from msggan.data.survey import COPY_RMS, compare_mirrored, find_copies
 from msggan.errors import DataError, UsageError
+from msggan.pack import make_pack
+from orchestration.azure.packs import refuse_too_few
 
 RED = (224, 60, 40)
 ORIENTATION = 0x0112
@@ -158,6 +163,7 @@ def test_few_images_and_useless_sets_are_named(clean: Path, tmp_path: Path) -> N
     assert findings(checked(few)) == {"too_few": (3, [])}
 
 
+@pytest.mark.slow
 def test_images_that_all_differ_in_left_and_right_are_fine_with_a_hint(tmp_path: Path) -> None:
     for seed in range(200):
         shaded = np.asarray(photograph(seed, (32, 32)), float) / 2 + np.linspace(127, 0, 32)[:, None]
@@ -172,7 +178,7 @@ def test_the_page_is_one_file_that_shows_the_crop_and_escapes_names(images: Path
     exif[ORIENTATION] = 6
     photograph(2, (256, 64)).save(images / "tall.jpg", exif=exif)
     page = tmp_path / "new" / "check.html"
-    result = checked(images, html=str(page))
+    result = checked(images, html=str(page), resolution=8)
     content = page.read_text(encoding="utf-8")
     assert result["verdict"] in content.replace("&#x27;", "'")
     assert "&lt;b&gt;wide.png: 75 %" in content
@@ -197,7 +203,7 @@ def _picture(encoded: str) -> np.ndarray:
 def test_a_pack_is_examined_as_far_as_it_tells(images: Path, tmp_path: Path) -> None:
     shutil.copy(images / "000.png", images / "again.png")
     pack = tmp_path / "images.safetensors"
-    assert run_in(tmp_path, "msggan.pack", "--data", images, "--out", pack, "--resolution", "16").exit_code == 0
+    make_pack(str(images), str(pack), PackOptions(resolution=16))
     result = checked(pack, resolution=None)
     assert (result["images"], result["different"], result["training"]["resolution"]) == (201, 200, 16)
     (kind, (count, names)) = next(iter(findings(result).items()))
@@ -240,3 +246,21 @@ def test_unusable_images_end_the_command_with_exit_code_2(tmp_path: Path) -> Non
         checked(tmp_path / "empty")
     with pytest.raises(UsageError):
         CheckOptions(resolution=30).config  # noqa: B018
+
+
+def test_without_pytorch_everything_but_the_time_is_found(clean: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from msggan.check import examine; "
+        "from msggan.commands.verbs import CheckOptions; "
+        f"result = examine({str(clean)!r}, CheckOptions(resolution=8)); print(result['verdict'], result['training'])"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], env=environment(), encoding="utf-8")
+    assert printed.startswith("Fine: 200 different images. {'images': 200, 'held_out': 0, ")
+    assert "'images_per_second': None" in printed
+
+
+def test_too_few_images_for_a_step_are_refused_before_they_are_uploaded() -> None:
+    packed = {"images": 3, "resolution": 32}
+    with pytest.raises(DataError, match="--data few: 3 images to train on are fewer than --batch-size 4"):
+        refuse_too_few("few", TrainConfig(), packed)
+    refuse_too_few("few", TrainConfig(batch_size=2), packed)
