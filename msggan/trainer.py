@@ -36,6 +36,7 @@ from msggan.device import (
 )
 from msggan.display.progress import choose_progress, duration
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
+from msggan.health import ScaleDifferences, Thumbnails, compare
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
 from msggan.pictures.grids import find_samples, generate, generate_parts, write_samples
@@ -55,6 +56,7 @@ from msggan.runs.folder import (
     version_of,
 )
 from msggan.runs.run import Run
+from msggan.signs import judge, sentences
 from msggan.steps import MEASURED, TrainingState
 from msggan.tracking.metrics_log import Tracker
 
@@ -172,6 +174,7 @@ class Trainer:
         self.reported_at = -math.inf  # by time.perf_counter
         self.is_timed = False  # whether this process has said how long the run will take
         self.metrics: dict[str, float] = {}
+        self.evaluations: list[dict[str, float]] = []  # their reports, of the whole run
 
     @property
     def images_seen(self) -> int:
@@ -286,13 +289,17 @@ class Trainer:
 
     @timed("evaluation")
     def _measure(self) -> dict[str, float]:
-        """swd against the real images. The generated images and their pyramids are in memory only in part."""
-        count = self.real_patches.count
+        """swd, variety and scales against the real images. Generated ones are in memory only in part."""
+        real_patches, real_thumbnails = self.reals
+        count = real_patches.count
         fixed = latents(self.config.seed, range(count), self.config.latent_size, Purpose.METRIC)
         generated = Patches(count, self.config.resolution, device=self.device)
+        thumbnails, scales = Thumbnails(), ScaleDifferences()
         for pyramid in generate_parts(self.ema, fixed):
             generated.add(pyramid[-1])
-        measured = distances(self.real_patches, generated)
+            thumbnails.add(pyramid[-1])
+            scales.add(pyramid)
+        measured = distances(real_patches, generated) | compare(thumbnails, scales, real_thumbnails)
         is_comparable = self.best is not None and self.best.measure == BEST_BY
         if measured[BEST_BY] < (self.best.measured[BEST_BY] if self.best and is_comparable else math.inf):
             weights = {name: weight.to("cpu", copy=True) for name, weight in self.ema.state_dict().items()}
@@ -300,15 +307,20 @@ class Trainer:
         return measured
 
     @cached_property
-    def real_patches(self) -> Patches:
-        """Of the hold-out images, or of training images if there are none. About 10 MiB for each scale."""
+    def reals(self) -> tuple[Patches, Thumbnails]:
+        """Patches and thumbnails of the hold-out images, or of training images if there are none.
+
+        About 10 MiB for each scale.
+        """
         if self.dataset.held_out:
             reals = self.dataset.held_out_images(MAX_MEASURED_IMAGES)
         else:
             reals = self.dataset.images(range(min(self.dataset.training, MAX_MEASURED_IMAGES)))
         patches = Patches(len(reals), self.config.resolution, device=self.device)
         patches.add(reals)
-        return patches
+        thumbnails = Thumbnails()
+        thumbnails.add(reals)
+        return patches, thumbnails
 
     @timed("reports")
     def _report(self, measured: dict[str, float]) -> None:
@@ -331,6 +343,8 @@ class Trainer:
             **measured,
         }
         self.interval = Interval()
+        if measured:
+            self._look_for_signs()
         now = time.perf_counter()
         if now - self.reported_at < REPORT_SECONDS and not (measured or self._is_finished()):
             return
@@ -346,6 +360,13 @@ class Trainer:
             self.is_timed = True
             self.progress.info(f"At this speed, the rest of the run takes about {duration(seconds_left)}.")
         self.progress.report(self.metrics, seconds_left=seconds_left)
+
+    def _look_for_signs(self) -> None:
+        """Adds the signs of trouble to the metrics of an evaluation, and reports each the first time."""
+        earlier, self.evaluations = self.evaluations, [*self.evaluations, self.metrics]
+        self.metrics |= judge(self.evaluations, total_images=self.total_images)
+        known = {name for report in earlier for name in sentences(report)}
+        self._info([sentence for name, sentence in sentences(self.metrics).items() if name not in known])
 
     @timed("checkpoints")
     def _keep_snapshot(self) -> None:
@@ -463,6 +484,7 @@ class Trainer:
         ensure_best(self.folder, self.best, asdict(self.config))
         self.folder.forget_snapshots_after(self.images_seen)
         self.metrics = self.tracker.newest()
+        self.evaluations = self.tracker.evaluations()
         self.progress.open_log(self.folder.log)
         self._info(self.tracker.start())
         self.spent, self.started_images, self.reported_at = TimeSpent(), self.images_seen, -math.inf

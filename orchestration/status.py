@@ -9,6 +9,7 @@ from typing import Any
 
 from msggan.commands.program import EXIT_CODES
 from msggan.errors import RefusedError
+from msggan.signs import sentences
 
 ACTIVE_STATES = ("queued", "preparing", "running")  # the states of a run before its end
 
@@ -38,17 +39,22 @@ class RunStatus:
     notice: str = ""
 
     @property
+    def signs(self) -> list[str]:
+        """Signs of trouble in its newest evaluation, as sentences."""
+        return list(sentences(self.metrics).values())
+
+    @property
     def exit_code(self) -> int:
         """The exit code of `submit`: 0 if nothing was left to train, or if the run continues."""
         return 0 if self.notice else EXIT_CODES.get(self.state, 0)
 
     def as_json(self) -> dict[str, Any]:
         """What `status` prints."""
-        return {name: value for name, value in asdict(self).items() if name != "notice"}
+        return {name: value for name, value in asdict(self).items() if name != "notice"} | {"signs": self.signs}
 
     def as_submitted(self) -> dict[str, Any]:
         """What `submit` prints."""
-        left_out = ("images_total", "created", "ended", "reason")
+        left_out = ("images_total", "created", "ended", "reason", "signs")
         return {name: value for name, value in self.as_json().items() if name not in left_out}
 
 
@@ -98,6 +104,7 @@ def status_lines(run: RunStatus) -> list[str]:
     lines = [
         f"{run.name}: {run.state}, {_progress(run)} kimg",
         f"  {'  '.join(metrics)}" if metrics else "",
+        *(f"  Warning: {sign}" for sign in run.signs),
         f"  started {format_time(run.created)}" + (f", ended {format_time(run.ended)}" if run.ended else ""),
         f"  {run.run_dir}",
         f"  {run.portal_url}" if run.portal_url else "",

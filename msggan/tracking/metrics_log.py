@@ -80,6 +80,14 @@ class Tracker:
         """The last report, empty if there is none yet."""
         return next(reversed(read_metrics(self.path)), {})
 
+    def evaluations(self) -> list[dict[str, float]]:
+        """The reports that have a swd, with what are numbers in them."""
+        reports = [
+            {name: value for name, value in report.items() if type(value) in (int, float)}
+            for report in read_metrics(self.path)
+        ]
+        return [report for report in reports if {"kimg", "swd"} <= report.keys()]
+
     def forget_after(self, images_seen: int) -> None:
         """Drops the reports of steps that will be repeated, and a last line that is incomplete."""
         kept = [report for report in read_metrics(self.path) if report["images"] <= images_seen]

@@ -25,7 +25,7 @@ WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--devic
 SMALL = [*WHAT, "--kimg", "0.04"]
 ENDLESS = [*WHAT, "--kimg", "1000000"]
 RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
-STATUS_KEYS = RUN_KEYS | {"images_total", "created", "ended", "reason"}
+STATUS_KEYS = RUN_KEYS | {"images_total", "created", "ended", "reason", "signs"}
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
 

@@ -38,6 +38,7 @@ LIGHT_MODULES = [
     "msggan.errors",
     "msggan.losses",
     "msggan.resources",
+    "msggan.signs",
     "msggan.schedules",
     "msggan.export",
     "msggan.evaluate",
@@ -85,9 +86,9 @@ LIGHT_MODULES = [
 
 # The floors as CONTRIBUTING draws them: a module is on the floor of the longest of these names that it is in.
 FLOORS = (
-    "msggan msggan.config msggan.errors msggan.losses msggan.resources msggan.schedules msggan.commands orchestration "
-    "environments",
-    "msggan.networks msggan.augmentation msggan.metrics msggan.randomness msggan.device msggan.graphs "
+    "msggan msggan.config msggan.errors msggan.losses msggan.resources msggan.schedules msggan.signs msggan.commands "
+    "orchestration environments",
+    "msggan.networks msggan.augmentation msggan.metrics msggan.health msggan.randomness msggan.device msggan.graphs "
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display msggan.evaluation",
     "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.check msggan.export msggan.evaluate",
     "orchestration.spec orchestration.settings orchestration.pairs orchestration.data_source "
@@ -103,6 +104,7 @@ LIGHT_ROOMS = (
     "msggan.config",
     "msggan.errors",
     "msggan.resources",
+    "msggan.signs",
     "msggan.commands",
     "msggan.runs",
     "msggan.tracking",

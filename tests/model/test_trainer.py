@@ -29,9 +29,12 @@ from msggan import Run, TrainConfig, Trainer, load_generator, steps
 from msggan.data.sources import ImageDataset
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, TrainingError
 from msggan.runs.checkpoint import newest_checkpoint
+from msggan.signs import SENTENCES, sentences
 from msggan.steps import MEASURED
 from msggan.tracking.metrics_log import TIMINGS, read_metrics
 from msggan.trainer import Interval
+from orchestration.runs import read_status
+from orchestration.status import status_lines
 
 SMALL: dict[str, Any] = {"resolution": 8, "latent_size": 8, "batch_size": 4, "penalty_interval": 2, "num_samples": 4}
 
@@ -91,7 +94,8 @@ def test_the_time_decides_which_intervals_are_reported_and_not_what_their_report
     losses = {report["images"]: (report["d_loss"], report["g_loss"]) for report in every}
     assert [(report["d_loss"], report["g_loss"]) for report in few] == [losses[report["images"]] for report in few]
     keys = {"images", "kimg", *MEASURED, "dropped_updates", *TIMINGS}
-    assert [set(report) for report in few] == [keys, *3 * [{*keys, "swd", "swd_8"}]]
+    measured = {"swd", "swd_8", "variance_ratio", "scale_difference", *(f"sign_{name}" for name in SENTENCES)}
+    assert [set(report) for report in few] == [keys, *3 * [keys | measured]]
     shares = r", of which [\d.]+ % steps, [\d.]+ % data, .* % evaluation, .* % samples, .* % checkpoints, .* % reports"
     assert re.search(rf"\nTime: \d+ s{shares}\.\nDone", messages_of(ours))
     assert len(re.findall(r"\nAt this speed, the rest of the run takes about \d+ s\.\n", messages_of(ours))) == 1
@@ -123,6 +127,24 @@ def test_the_reported_losses_are_the_means_of_the_steps_since_the_last_report(
         assert report[name] == pytest.approx(sum(values) / len(values), rel=1e-12)
     assert report["seconds_per_kimg"] == pytest.approx(1000 / report["images_per_second"])
     assert 50 < report["peak_memory_mib"] < 10_000
+
+
+def test_a_discriminator_that_wins_is_reported_once_also_by_a_run_that_resumes(
+    tiny_images: Path, tmp_path: Path
+) -> None:
+    absurd = {"r1_gamma": 0.0, "r2_gamma": 0.0, "g_lr": 1e-6, "d_lr": 0.05, "precision": "float32"}
+    reported = ""
+    for kimg in (0.4, 0.6):
+        ours = trainer(tiny_images, tmp_path / "run", kimg=kimg, metric_kimg=0.1, sample_kimg=1.0, **absurd)
+        ours.run()
+        reported += messages_of(ours)
+    assert [report["sign_saturated"] for report in read_metrics(tmp_path / "run" / "metrics.jsonl") if "swd" in report][
+        -2:
+    ] == [1.0, 1.0]
+    assert reported.count("The discriminator recognizes nearly all generated images") == 1
+    run = read_status("run", str(tmp_path))
+    assert run.as_json()["signs"] == run.signs == list(sentences(run.metrics).values())
+    assert any("with larger --r1-gamma and --r2-gamma" in line for line in status_lines(run))
 
 
 # Resuming
@@ -196,7 +218,7 @@ def test_the_best_weights_are_those_of_the_lowest_swd_and_never_of_steps_that_wi
     assert measured_best(run_dir) == {
         "images_seen": best["images"],
         "measure": "swd",
-        "measured": {"swd": best["swd"], "swd_8": best["swd_8"]},
+        "measured": {name: best[name] for name in ("swd", "swd_8", "variance_ratio", "scale_difference")},
     }
     loaded = load_generator(run_dir, best=True).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in averages[best["images"]].items())

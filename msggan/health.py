@@ -1,0 +1,71 @@
+"""How varied generated images are, and how well the scales of each agree: what an evaluation measures beside swd."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from msggan.metrics import PIXELS_PER_PART
+
+THUMBNAIL_PX = 8  # variety is of what images show, not of their texture
+
+
+class Thumbnails:
+    """Small copies of images, which are added in parts and not kept themselves."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+
+    def add(self, images: Tensor) -> None:
+        """images: (n, 3, R, R) uint8."""
+        side = images.shape[-1]
+        for some in images.split(max(1, PIXELS_PER_PART // side**2)):
+            self.parts.append(functional.adaptive_avg_pool2d(some.float(), min(THUMBNAIL_PX, side)).cpu())
+
+    @property
+    def variance(self) -> float:
+        """Between images, the mean over the pixels of the thumbnails; 0 if all are alike."""
+        return float(torch.cat(self.parts).var(dim=0).mean())
+
+    @property
+    def deviation(self) -> float:
+        """Of all pixels from their mean."""
+        return float(torch.cat(self.parts).std())
+
+
+class ScaleDifferences:
+    """How far the coarser scales of images are from their finest one, averaged over as many pixels."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.squares: list[float] = []
+
+    def add(self, pyramid: list[Tensor]) -> None:
+        """pyramid: coarse to fine, (n, 3, r, r) uint8."""
+        *coarser, finest = (images.float() for images in pyramid)
+        found = [functional.adaptive_avg_pool2d(finest, images.shape[-1]) - images for images in coarser]
+        squares = [float(each.square().mean()) * len(finest) for each in found]
+        self.squares = [sum(both) for both in zip(self.squares or [0.0] * len(squares), squares, strict=True)]
+        self.images += len(finest)
+
+    @property
+    def largest(self) -> float:
+        """The root of the mean square at the scale where it is largest; 0 with a single scale."""
+        return math.sqrt(max(self.squares, default=0.0) / self.images)
+
+
+def compare(generated: Thumbnails, scales: ScaleDifferences, reals: Thumbnails) -> dict[str, float]:
+    """variance_ratio: the variance between generated images in terms of that between real ones.
+
+    scale_difference: how far scales disagree, in terms of the deviation of real images' pixels. Without what
+    they are compared with, as where all real images are alike, there is neither.
+    """
+    found = {}
+    if reals.variance > 0:
+        found["variance_ratio"] = generated.variance / reals.variance
+    if reals.deviation > 0 and scales.squares:
+        found["scale_difference"] = scales.largest / reals.deviation
+    return found
