@@ -466,9 +466,8 @@ class Trainer:
             )
         if state.get("data_notes", []) != list(self.dataset.notes):
             self.progress.info("Until now, this run was trained on images that were decoded differently.")
-        self.best = Best.from_checkpoint(checkpoint.tensors, state)
-        trained = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith("best.")}
-        self.training_state.load(trained, images_seen=checkpoint.images_seen)
+        self.best = checkpoint.best
+        self.training_state.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
         self.interval = Interval.from_plain(state["interval"])
         self.seconds = state["seconds"]
         self.training_state.dropped.fill_(state.get("dropped_updates", 0))

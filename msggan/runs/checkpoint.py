@@ -42,14 +42,6 @@ UNREADABLE = (
 )
 
 
-class Checkpoint(NamedTuple):
-    """A saved run: named tensors, and plain JSON values."""
-
-    images_seen: int
-    tensors: dict[str, Tensor]
-    state: dict[str, Any]
-
-
 class Damaged(NamedTuple):
     """A checkpoint that was skipped, and why."""
 
@@ -82,6 +74,15 @@ class Best:
         """None where the checkpoint has none: it is of before the first evaluation, or of an earlier version."""
         about = state.get("best")
         return about and cls(**about, tensors=_part_of(tensors, "best"))
+
+
+class Checkpoint(NamedTuple):
+    """A saved run: named tensors, plain JSON values, and the best weights so far."""
+
+    images_seen: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    best: Best | None = None
 
 
 def ensure_best(folder: RunFolder, best: Best | None, config: Mapping[str, Any]) -> None:
@@ -322,7 +323,10 @@ def _load(path: Path) -> Checkpoint:
     tensor_path = path.with_suffix(".safetensors")
     if sha256_of(tensor_path) != body["tensors_sha256"]:
         raise ValueError(f"the checksum of {tensor_path.name} does not match")
-    return Checkpoint(body["images_seen"], load_file(tensor_path), body["state"])
+    tensors, state = load_file(tensor_path), body["state"]
+    best = Best.from_checkpoint(tensors, state)
+    trained = {name: tensor for name, tensor in tensors.items() if not best or not name.startswith("best.")}
+    return Checkpoint(body["images_seen"], trained, state, best)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

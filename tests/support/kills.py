@@ -38,17 +38,21 @@ def without_timings(reports: Sequence[dict[str, float]]) -> list[dict[str, float
 
 
 def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, bytes]]:
-    """What equal runs have in common, byte for byte: the last tensors and weights, the metrics, the samples."""
+    """What equal runs have in common, byte for byte: the last tensors and weights, the metrics, and what they kept.
+
+    These are samples, snapshots and the best weights, which depend on when the run was evaluated.
+    """
     checkpoint, damaged = newest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None
     assert not damaged
     tensors = {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()}
-    samples = {path.name: path.read_bytes() for path in sorted((run_dir / "samples").iterdir())}
+    kept = {path.name: path.read_bytes() for path in sorted((run_dir / "samples").iterdir())}
     for path in sorted([*run_dir.glob("*.safetensors"), *run_dir.glob("snapshots/*")]):
         with safe_open(path, framework="np") as file:  # the order of the metadata varies
-            tensors |= {f"{path.name} {name}": file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
-            tensors[f"{path.name} measured"] = (file.metadata() or {}).get("best", "").encode()
-    return tensors, without_timings(read_metrics(run_dir / "metrics.jsonl")), samples
+            found = {f"{path.name} {name}": file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+            found[f"{path.name} measured"] = (file.metadata() or {}).get("best", "").encode()
+        (tensors if path.name == "generator.safetensors" else kept).update(found)
+    return tensors, without_timings(read_metrics(run_dir / "metrics.jsonl")), kept
 
 
 def kill_and_start_again(
