@@ -173,10 +173,26 @@ def test_weights_without_a_run_are_evaluated_against_the_images_that_are_given(
 
 
 def test_wrong_options_are_reported_at_once(tmp_path: Path) -> None:
-    args = ["--run-dir", "none", "--data", "nowhere", "--num", "1", "--seed", "-1", "--best", "--at", "1", "-o", "json"]
+    args = [
+        "--run-dir",
+        "none",
+        "--data",
+        "nowhere",
+        "--num",
+        "1",
+        "--seed",
+        "-1",
+        "--best",
+        "--at",
+        "1",
+        "--inception",
+        "no.pth",
+        "-o",
+        "json",
+    ]
     ended = run_in(tmp_path, "msggan.evaluate", *args)
     assert ended.exit_code == 2
     lines = ended.json["error"]["message"].splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        *("--run-dir none", "--num 1", "--seed -1", "--data nowhere", "--best"),
+        *("--run-dir none", "--num 1", "--seed -1", "--data nowhere", "--inception no.pth", "--best"),
     ]
