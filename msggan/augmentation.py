@@ -12,7 +12,8 @@ for one scale, and take four times as long for that one as these for all; neithe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -39,6 +40,9 @@ OPERATIONS = (
     "saturation",
     "cutout",
 )
+OVERFITTING_TARGET = 0.5  # ADA's, for its r_v
+IMAGES_PER_ADJUSTMENT = 1000  # held-out ones, whose scores are averaged
+IMAGES_TO_LARGEST = 50_000  # shown while the strength goes from 0 to the largest; ADA's 500,000 are more than most runs
 UNIFORM_VALUES, NORMAL_VALUES = 10, 7  # drawn for each sample, beside one number that decides on each operation
 GREY = np.full((3, 3), 1 / 3)  # projects a colour on the grey axis
 BILINEAR, REFLECTION = 0, 2  # as PyTorch's operations number them
@@ -93,6 +97,60 @@ def image_gradients(gradients: Sequence[Tensor], transforms: Tensor | None) -> S
     if transforms is None:
         return gradients
     return [_image_gradient(gradient, transforms) for gradient in gradients]
+
+
+@dataclass
+class AdaptiveStrength:
+    """The strength that follows overfitting: how far held-out images have gone from the training images to fakes.
+
+    That is ADA's r_v (section 3), of the discriminator's mean scores of transformed images. It is the same under any
+    shift and scale of the scores, so also under a relativistic loss, which leaves them open, and where the sign of the
+    scores, ADA's other measure, has no meaning.
+
+    strength: the probability of each operation, from 0 to `largest`. overfitting: what it has followed last, None until
+    then. shown, held_out: how many images have been scored since. sums: (3,), of the scores of training, generated and
+    held-out images, on the device.
+    """
+
+    strength: float
+    largest: float
+    sums: Tensor
+    shown: int = 0
+    held_out: int = 0
+    overfitting: float | None = None
+
+    def add(self, d_real: Tensor, d_fake: Tensor, count: int) -> None:
+        """The mean scores of a step, of so many images each."""
+        self.shown += count
+        self.sums[:2] += count * torch.stack((d_real, d_fake))
+
+    def add_held_out(self, score: Tensor, count: int) -> None:
+        """The mean score of held-out images. Changes the strength if they are enough, which waits for the device."""
+        self.held_out += count
+        self.sums[2] += count * score
+        if self.held_out >= IMAGES_PER_ADJUSTMENT:
+            self._adjust()
+
+    def plain(self) -> dict[str, Any]:
+        """Its fields as plain values, for a checkpoint."""
+        return {**vars(self), "sums": self.sums.tolist()}
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Its fields from what `plain` returned."""
+        self.sums.copy_(torch.tensor(plain["sums"], dtype=torch.float64))
+        vars(self).update({name: value for name, value in plain.items() if name != "sums"})
+
+    def _adjust(self) -> None:
+        training, fake, held_out = (
+            self.sums.double().cpu() / torch.tensor([self.shown] * 2 + [self.held_out])
+        ).tolist()
+        overfitting = (training - held_out) / max(training - fake, 1e-8)
+        if math.isfinite(overfitting):  # else an update was dropped
+            self.overfitting = overfitting
+            change = math.copysign(self.shown / IMAGES_TO_LARGEST, overfitting - OVERFITTING_TARGET)
+            self.strength = min(max(self.strength + change * self.largest, 0.0), self.largest)
+        self.shown = self.held_out = 0
+        self.sums.zero_()
 
 
 # Transforms

@@ -68,7 +68,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-AUGMENTATIONS = ("none", "fixed")
+AUGMENTATIONS = ("none", "fixed", "adaptive")
 FIXED_STRENGTH = 0.3  # as R3GAN at 64 and 256 pixels
 LARGEST_STRENGTH = 0.8  # with a higher probability, the generator may learn the transformations (ADA, section 2.2)
 
@@ -297,14 +297,16 @@ class TrainConfig:
     )
     augment: str = option(
         "Transform what the discriminator sees at random, real and generated images alike, so that it cannot learn few "
-        "images by heart. `fixed`: with the probability of --augment-strength.",
+        "images by heart. `fixed`: with the probability of --augment-strength. `adaptive`: with one that follows how "
+        "much better it knows training images than held-out ones.",
         default="none",
         choices=AUGMENTATIONS,
         absent="none",
         sweep=Sweep(choices=AUGMENTATIONS),
     )
     augment_strength: float = option(
-        f"Probability of each transformation of --augment. Default: {FIXED_STRENGTH} for `fixed`.",
+        "Probability of each transformation of --augment; of `adaptive`, the first. Default: "
+        f"{FIXED_STRENGTH} for `fixed`, 0 for `adaptive`.",
         range=Range(0, LARGEST_STRENGTH),
         absent=0.0,
         sweep=Sweep(0.1, LARGEST_STRENGTH),
@@ -464,7 +466,7 @@ def _cross_field_errors(values: Mapping[str, Any]) -> list[str]:
     recipe = RECIPES[values.get("recipe") or "auto"]
     augment, strength = values.get("augment") or recipe.get("augment", "none"), values.get("augment_strength")
     if augment == "none" and strength:
-        problems.append(f"--augment-strength {strength:g}: needs --augment fixed.")
+        problems.append(f"--augment-strength {strength:g}: needs --augment fixed or adaptive.")
     batch_size, group = values.get("batch_size"), values.get("stddev_group")
     if batch_size is not None and group and batch_size % group:
         problems.append(f"--stddev-group {group}: must divide --batch-size {batch_size}.")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from msggan.augmentation import augmented, image_gradients, transforms
-from msggan.config import TrainConfig
+from msggan.augmentation import AdaptiveStrength, augmented, image_gradients, transforms
+from msggan.config import LARGEST_STRENGTH, TrainConfig
 from msggan.data.stream import pyramid
 from msggan.device import convolution_settings, is_out_of_memory, release_memory
 from msggan.graphs import Graphs
@@ -91,7 +91,7 @@ class TrainingState:
         self.discriminator_copy = ComputingCopy(self.discriminator, self.compute_dtype)
         self.part = config.part
         self.images_seen = 0
-        self.augment_strength = config.augment_strength
+        self.augmentation = self._initial_augmentation()
         self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row = torch.zeros(3, device=device).unbind()
         self._is_initial = True
         self.graphs: Graphs | None = None
@@ -141,7 +141,10 @@ class TrainingState:
             ramp=self.config.ema_ramp,
         )
         update_ema(self.ema, self.generator, decay)
-        return dict(zip(MEASURED, measured.unbind(), strict=False))
+        named = dict(zip(MEASURED, measured.unbind(), strict=False))
+        if self.config.augment == "adaptive":
+            self.augmentation.add(named["d_real"], named["d_fake"], len(reals))
+        return named
 
     def update(self, is_penalized: bool, reals: Tensor, latents: Tensor, *drawn: Tensor) -> Tensor:
         """The part of a step that its inputs on the device determine: all but the average.
@@ -176,6 +179,18 @@ class TrainingState:
         self._count_dropped()
         return torch.stack([d_loss, g_loss, d_real, d_fake, d_norm, g_norm, *penalty])
 
+    def adapt_augmentation(self, held_out: Tensor, positions: Sequence[int]) -> None:
+        """Takes into account the scores of images that are never trained on, after a step. It changes no network.
+
+        held_out: (N, 3, R, R) float in [-1, 1]. positions: (N,), theirs in the stream of such images.
+        """
+        images = held_out.to(self.device, self.compute_dtype, memory_format=torch.channels_last)
+        drawn = self._transforms(Purpose.AUGMENT_HELD_OUT, positions)
+        transformed = augmented(pyramid(images), drawn.to(self.device, non_blocking=self.device.type == "cuda"))
+        with torch.no_grad(), convolution_settings(self.device):
+            scores, _ = self._halving(lambda: self._judge(transformed))
+        self.augmentation.add_held_out(scores.mean(), len(scores))
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything a step changes, under unique names: the three networks and Adam's averages. Not copies."""
         networks = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
@@ -189,7 +204,7 @@ class TrainingState:
     def load(self, tensors: Mapping[str, Tensor], *, images_seen: int) -> None:
         """Restores what `tensors` returned. Raises `CheckpointError` for other names or shapes, changing nothing.
 
-        Also clears what an interrupted step may have left, and the counts of dropped updates.
+        Also clears what an interrupted step may have left, the counts of dropped updates, and what has been adapted.
         """
         ours = self.tensors()
         check_shapes("checkpoint", ours, tensors)
@@ -197,6 +212,7 @@ class TrainingState:
             tensor.copy_(tensors[name])
         self._is_initial = False
         self.images_seen = images_seen
+        self.augmentation = self._initial_augmentation()
         for count in (self.dropped, self.dropped_in_a_row, self.most_dropped_in_a_row):
             count.zero_()
 
@@ -220,12 +236,16 @@ class TrainingState:
         self.gamma = _replaced(self.gamma, settings.gamma)
         return settings.ema_half_life_kimg
 
+    def _initial_augmentation(self) -> AdaptiveStrength:
+        sums = torch.zeros(3, dtype=self.weight_dtype, device=self.device)
+        return AdaptiveStrength(self.config.augment_strength, LARGEST_STRENGTH, sums)
+
     def _transforms(self, purpose: Purpose, positions: Sequence[int]) -> Tensor:
         drawn = transforms(
             self.config.seed,
             purpose,
             positions,
-            strength=self.augment_strength,
+            strength=self.augmentation.strength,
             resolution=self.config.resolution,
         )
         return drawn.to(self.weight_dtype)

@@ -213,6 +213,7 @@ class Trainer:
         while not self._is_finished() and self.stop_state is None:
             images, drawn = (each.to(self.device, non_blocking=pinned) for each in next(batches))
             self.interval.add(self.step(to_float(images), drawn))
+            self._adapt_augmentation()
             self._check_memory()
             self._check_dropped_updates()
 
@@ -245,6 +246,21 @@ class Trainer:
 
     def _is_finished(self) -> bool:
         return self.images_seen >= self.total_images
+
+    def _adapt_augmentation(self) -> None:
+        """After every second step, in adaptive augmentation: as many held-out images are scored as a step has."""
+        every_second, within_two = divmod(self.images_seen, 2 * self.config.batch_size)
+        if self.config.augment == "adaptive" and within_two == 0:
+            first = (every_second - 1) * self.config.batch_size
+            positions = range(first, first + self.config.batch_size)
+            images = self.held_out_images[[position % len(self.held_out_images) for position in positions]]
+            self.training_state.adapt_augmentation(to_float(images), positions)
+
+    @cached_property
+    def held_out_images(self) -> Tensor:
+        """(M, 3, R, R) uint8: those that adaptive augmentation scores, at most 256 MiB of them."""
+        fitting = 2**28 // (3 * self.config.resolution**2)
+        return self.dataset.held_out_images(min(MAX_MEASURED_IMAGES, fitting))
 
     def _check_memory(self) -> None:
         """Keeps the size of the parts in the run folder if the last step had to compute its batch in smaller ones."""
@@ -335,6 +351,7 @@ class Trainer:
             "images": self.images_seen,
             "kimg": self.images_seen / 1000,
             **self.interval.means(),
+            **self._augmentation_metrics(),
             "dropped_updates": int(self.training_state.dropped),
             "images_per_second": speed,
             "seconds_per_kimg": 1000 / speed,
@@ -368,6 +385,13 @@ class Trainer:
         known = {name for report in earlier for name in sentences(report)}
         self._info([sentence for name, sentence in sentences(self.metrics).items() if name not in known])
 
+    def _augmentation_metrics(self) -> dict[str, float]:
+        if self.config.augment != "adaptive":
+            return {}
+        augmentation = self.training_state.augmentation
+        metrics = {"augment_strength": augmentation.strength, "overfitting": augmentation.overfitting}
+        return {name: value for name, value in metrics.items() if value is not None}
+
     @timed("checkpoints")
     def _keep_snapshot(self) -> None:
         self._ensure_ours()
@@ -393,6 +417,7 @@ class Trainer:
             "dropped_updates": int(self.training_state.dropped),
             "dropped_in_a_row": int(self.training_state.dropped_in_a_row),
             "best": self.best and self.best.about,
+            **({"augmentation": self.training_state.augmentation.plain()} if self.config.augment == "adaptive" else {}),
         }
         tensors = self.training_state.tensors() | (self.best.to_checkpoint() if self.best else {})
         self._ensure_ours()
@@ -421,6 +446,12 @@ class Trainer:
         self._info([*describe_skipped(self.dataset.skipped), *self.dataset.notes])
         if problem := too_few(training, batch_size):
             raise DataError(f"--data {self.data}: {problem[0]}", problem[1])
+        if self.config.augment == "adaptive" and not held_out:
+            raise DataError(
+                f"--data {self.data}: --augment adaptive compares with held-out images, and of {training} images none "
+                "is held out.",
+                "Use --augment fixed, or add images: with 400 or more, about one in ten is held out.",
+            )
         if is_new := not self.folder.config.exists():  # a run that has started is not refused what it trains on
             refuse_useless(self.dataset, f"--data {self.data}")
         if training < RECOMMENDED_IMAGES:
@@ -468,6 +499,8 @@ class Trainer:
             self.progress.info("Until now, this run was trained on images that were decoded differently.")
         self.best = checkpoint.best
         self.training_state.load(checkpoint.tensors, images_seen=checkpoint.images_seen)
+        if self.config.augment == "adaptive":
+            self.training_state.augmentation.restore(state["augmentation"])
         self.interval = Interval.from_plain(state["interval"])
         self.seconds = state["seconds"]
         self.training_state.dropped.fill_(state.get("dropped_updates", 0))

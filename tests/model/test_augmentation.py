@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from support.builders import assert_close, random_pyramid
 from torch import Tensor
 
-from msggan.augmentation import augmented, image_gradients, transforms
+from msggan.augmentation import AdaptiveStrength, augmented, image_gradients, transforms
 from msggan.config import LARGEST_STRENGTH
 from msggan.data.stream import pyramid
 from msggan.randomness import Purpose
@@ -192,3 +193,53 @@ def test_each_operation_has_its_probability(strength: float) -> None:
         "turn"
     )
     assert np.allclose(many[cutout, 19] - many[cutout, 18], 1)
+
+
+# Adaptive strength
+
+
+def after(steps: int, *, training: float, fake: float, held_out: float, strength: float = 0.4) -> AdaptiveStrength:
+    """After steps of 100 images of each kind, every second of which is followed by 100 held-out ones."""
+    adaptive = AdaptiveStrength(strength, LARGEST_STRENGTH, torch.zeros(3, dtype=torch.float64))
+    for step in range(steps):
+        score(adaptive, step, training=training, fake=fake, held_out=held_out)
+    return adaptive
+
+
+def score(adaptive: AdaptiveStrength, step: int, **scores: float) -> None:
+    training, fake, held_out = torch.tensor([*scores.values()], dtype=torch.float64)
+    adaptive.add(training, fake, 100)
+    if step % 2:
+        adaptive.add_held_out(held_out, 100)
+
+
+@pytest.mark.parametrize("shift", [0.0, -40.0])
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+@pytest.mark.parametrize(("held_out", "overfitting", "strength"), [(1.0, 0.75, 0.432), (2.5, 0.375, 0.368)])
+def test_the_strength_follows_held_out_scores_under_any_shift_and_scale(
+    held_out: float, overfitting: float, strength: float, scale: float, shift: float
+) -> None:
+    """Of the way from 4, training images, to 0, generated ones. 2,000 of the 50,000 images from 0 to 0.8 are 0.032."""
+    scores = {"training": 4.0, "fake": 0.0, "held_out": held_out}
+    adaptive = after(20, **{name: scale * score + shift for name, score in scores.items()})
+    assert adaptive.overfitting == pytest.approx(overfitting, rel=1e-4)
+    assert adaptive.strength == pytest.approx(strength)
+
+
+def test_the_strength_changes_after_a_thousand_held_out_images_and_stays_within_its_bounds() -> None:
+    scores = {"training": 4.0, "fake": 0.0}
+    assert after(19, held_out=0.0, **scores).strength == after(19, held_out=4.0, **scores).strength == 0.4
+    assert after(40, held_out=0.0, strength=0.76, **scores).strength == LARGEST_STRENGTH
+    assert after(40, held_out=4.0, strength=0.04, **scores).strength == 0
+    assert after(20, held_out=float("nan"), **scores).strength == 0.4
+    assert after(20, training=1.0, fake=1.0, held_out=1.1).strength < 0.4  # it cannot tell them apart
+
+
+def test_the_strength_goes_on_from_plain_values_as_if_never_stopped() -> None:
+    scores = {"training": 4.0, "fake": 0.1, "held_out": 0.3}
+    through, first = after(50, **scores), after(31, **scores)
+    second = AdaptiveStrength(0.0, LARGEST_STRENGTH, torch.zeros(3, dtype=torch.float64))
+    second.restore(json.loads(json.dumps(first.plain())))
+    for step in range(31, 50):
+        score(second, step, **scores)
+    assert second.plain() == through.plain()

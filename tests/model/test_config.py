@@ -117,7 +117,7 @@ def test_conflicting_values_are_reported() -> None:
     )
     assert problems == (
         "--latent-size 16: too small for --resolution 1024, which needs 32 or more.",
-        "--augment-strength 0.3: needs --augment fixed.",
+        "--augment-strength 0.3: needs --augment fixed or adaptive.",
         "--stddev-group 5: must divide --batch-size 12.",
     )
 

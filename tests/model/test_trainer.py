@@ -25,7 +25,7 @@ from support.builders import save_images
 from support.kills import OPTIONS, everything, kill_and_start_again
 from support.programs import command_line, environment, fast_python, run_in
 
-from msggan import Run, TrainConfig, Trainer, load_generator, steps
+from msggan import Run, TrainConfig, Trainer, augmentation, load_generator, steps
 from msggan.data.sources import ImageDataset
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, TrainingError
 from msggan.runs.checkpoint import newest_checkpoint
@@ -184,6 +184,21 @@ def test_resuming_equals_never_stopping(tiny_images: Path, tmp_path: Path, preci
     trainer(tiny_images, tmp_path / "parts", workers=3, **options).run()
 
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
+def test_adaptive_augmentation_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its strength is another one after every 16 held-out images, of which every second step scores 4."""
+    monkeypatch.setattr(augmentation, "IMAGES_PER_ADJUSTMENT", 16)
+    images = save_images(tmp_path / "images", 600, 8)
+    options = {"augment": "adaptive", "augment_strength": 0.4, "checkpoint_kimg": 0.02}
+    trainer(images, tmp_path / "whole", **options).run()
+    stop_at(trainer(images, tmp_path / "parts", **options), 52)
+    trainer(images, tmp_path / "parts", **options).run()
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+    (report,) = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert round(abs(report["augment_strength"] - 0.4) / 0.8 * 50_000) in (0, 64)  # up or down after 32 and 64 images
+    assert math.isfinite(report["overfitting"])
 
 
 def measured_best(run_dir: Path) -> dict[str, Any]:
@@ -503,6 +518,12 @@ def test_other_images_than_before_are_refused(tiny_images: Path, tmp_path: Path)
 def test_fewer_images_than_the_batch_are_refused_with_a_batch_that_fits(tiny_images: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"24 images to train on are fewer than --batch-size 32\.\n.*--batch-size 16"):
         trainer(tiny_images, tmp_path / "run", batch_size=32)
+    assert not (tmp_path / "run").exists()
+
+
+def test_adaptive_augmentation_without_held_out_images_is_refused(tiny_images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"of 24 images none is held out\.\nUse --augment fixed, or add images"):
+        trainer(tiny_images, tmp_path / "run", augment="adaptive")
     assert not (tmp_path / "run").exists()
 
 
