@@ -20,7 +20,7 @@ from msggan.errors import RefusedError
 BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 MIB = 2**20
 # PyTorch with its libraries once it has trained (2.13 on Linux, measured), or the context of a CUDA device (estimated).
-PROGRAM_BYTES = {"cpu": 530 * MIB, "cuda": 500 * MIB, "mps": 500 * MIB}
+PROGRAM_BYTES = {"cpu": 490 * MIB, "cuda": 500 * MIB, "mps": 500 * MIB}
 WORKING_MAPS = 3  # of the largest layer at a time: the gradients of its input and output, and a copy in another layout
 BLOCK_CHANNELS = 16  # which libraries compute at a time: of layers with fewer channels they make copies with so many
 PIXELS_AT_ONCE = 2**18  # of samples, which are generated in parts
