@@ -36,7 +36,7 @@ from msggan.data.survey import SAMPLED
 from msggan.errors import DataError, TrainingError, UsageError
 from msggan.pack import make_pack, pack
 from msggan.runs.checkpoint import newest_checkpoint
-from msggan.tracking.metrics_log import read_metrics
+from msggan.tracking.metrics_log import TIMINGS, read_metrics
 from orchestration.spec import default_name
 
 RunProgram = Callable[..., Ended]
@@ -66,7 +66,7 @@ def everything(run_dir: Path) -> tuple[Any, ...]:
         (run_dir / "config.json").read_bytes(),
         {name: tensor.tobytes() for name, tensor in load_file(run_dir / "generator.safetensors").items()},
         {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()},
-        [{key: line[key] for key in line if key not in ("seconds", "images_per_second")} for line in reports],
+        [{key: line[key] for key in line if key not in TIMINGS} for line in reports],
         {path.name: path.read_bytes() for path in (run_dir / "samples").iterdir()},
     )
 

@@ -49,8 +49,9 @@ def test_a_dimension_is_parsed_by_the_type_of_its_field(text: str, dimension: Ch
 
 @pytest.mark.parametrize("name", [name for name in SWEEPABLE if name not in ("seed", "penalty_interval")])
 def test_every_default_range_round_trips_through_its_text(name: str) -> None:
-    space = read_space([name], ANY)
-    assert read_space(space.as_texts(), ANY) == space
+    config = TrainConfig(augment="fixed") if name == "augment_strength" else ANY
+    space = read_space([name], config)
+    assert read_space(space.as_texts(), config) == space
 
 
 @pytest.mark.parametrize(
