@@ -426,13 +426,17 @@ def _converted(text: str | bool, kind: type) -> Any:
 
 def problems_of(values: Mapping[str, Any]) -> list[str]:
     """All problems with these values, one sentence each; empty if they can be used together."""
-    problems = [
+    return field_problems(values) or _cross_field_errors(values)
+
+
+def field_problems(values: Mapping[str, Any]) -> list[str]:
+    """The problems that each of these values has alone, one sentence each."""
+    return [
         f"{flag(spec.name)} {f'{value:.12g}' if isinstance(value, float) else value}: {problem}"  # 0, not 0.0
         for spec in fields(TrainConfig)
         if (value := values.get(spec.name)) is not None
         for problem in _field_problems(spec, value)
     ]
-    return problems or _cross_field_errors(values)
 
 
 def _field_problems(spec: Field[Any], value: Any) -> list[str]:

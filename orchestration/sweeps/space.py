@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from msggan.commands.options import nearest
-from msggan.config import KINDS, Sweep, TrainConfig, explicit_values, field_types, flag, problems_of
+from msggan.config import KINDS, Sweep, TrainConfig, explicit_values, field_problems, field_types, flag, problems_of
 from msggan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def _read_dimension(text: str) -> Dimension:
         if name not in SWEEPABLE:
             raise ValueError(_not_sweepable(name))
         dimension = _given_range(name, values) if equals else _default_range(name)
-        ends = dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high)
-        if problems := [problem for value in ends for problem in problems_of({name: value})]:
+        if problems := [problem for value in _ends(dimension) for problem in field_problems({name: value})]:
             raise ValueError(" ".join(problems))
     except ValueError as error:
         raise UsageError([f"--over {text}: {error}"]) from None
@@ -219,11 +218,16 @@ def _example(name: str) -> str:
     )
 
 
+def _ends(dimension: Dimension) -> Sequence[Any]:
+    """All values of a choice, the ends of an interval."""
+    return dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high)
+
+
 def _cross_field_errors(dimensions: Sequence[Dimension], fixed: Mapping[str, Any]) -> Iterator[str]:
     """Problems with pairs of values that are valid separately; all such rules are about two fields."""
-    choices = [dimension for dimension in dimensions if isinstance(dimension, Choice)]
-    for first, second in itertools.combinations_with_replacement(choices, 2):
-        for values in itertools.product(first.values, second.values):
+    fixed = {**fixed, **{dimension.name: _ends(dimension)[0] for dimension in dimensions}}
+    for first, second in itertools.combinations_with_replacement(dimensions, 2):
+        for values in itertools.product(_ends(first), _ends(second)):
             for problem in problems_of({**fixed, first.name: values[0], second.name: values[1]}):
                 yield f"{problem} The sweep would try this combination."
 

@@ -54,6 +54,16 @@ def test_every_default_range_round_trips_through_its_text(name: str) -> None:
     assert read_space(space.as_texts(), config) == space
 
 
+def test_a_range_that_needs_another_option_is_refused_without_it() -> None:
+    with pytest.raises(
+        UsageError, match=r"--augment-strength 0\.1: needs --augment fixed or adaptive\. The sweep would"
+    ):
+        read_space(["augment_strength"], ANY)
+    with pytest.raises(UsageError, match="needs --augment fixed or adaptive"):
+        read_space(["augment_strength", "augment"], ANY)
+    assert read_space(["augment_strength", "augment=fixed,adaptive"], ANY)
+
+
 @pytest.mark.parametrize(
     ("name", "values", "text"),
     [
