@@ -34,6 +34,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_by_name(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = run_in(workdir, "msggan-aml", "evaluate", "noise", "--num", "64", "--best", "-o", "json")
     assert named.exit_code == 0, named.stderr
