@@ -8,8 +8,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from msggan.commands.program import run_program
 from msggan.commands.verbs import CheckOptions, check_options, parse_check, show_check
 from msggan.config import RECOMMENDED_IMAGES, TrainConfig, explicit_values, resolve, too_few
 from msggan.display.check_page import page
-from msggan.display.progress import duration, progress_bar
+from msggan.display.progress import duration, progress_callback
 from msggan.errors import OutOfMemoryError, RefusedError
 from msggan.resources import check as check_resources
 from msggan.resources import machine_memory, plan
@@ -115,11 +115,11 @@ def examine(data: str, options: CheckOptions) -> dict[str, Any]:
         images=source.images,
     )
     workers = options.hardware.workers
-    with _bar(f"Reading {source.images} images", source.images) as progress:
+    with progress_callback(f"Reading {source.images} images", source.images) as progress:
         dataset = source.dataset(
             resolution=config.resolution, background=config.background, workers=workers, progress=progress
         )
-    with _bar(f"Examining {len(dataset.digests)} images", len(dataset.digests)) as progress:
+    with progress_callback(f"Examining {len(dataset.digests)} images", len(dataset.digests)) as progress:
         measures = measure(dataset, progress=progress)
     first = find_copies(measures.thumbnails, workers=dataset.workers)
     examined = Examined(
@@ -436,13 +436,6 @@ def _as_png(pixels: np.ndarray) -> bytes:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()
-
-
-@contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, moved by calling progress(done, total)."""
-    with progress_bar(label, total) as bar:
-        yield lambda done, total: bar.update(done - bar.n)
 
 
 def main() -> None:

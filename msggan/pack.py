@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import click
 from msggan.commands.options import command, data_option, option, output_option, required
 from msggan.commands.program import run_program
 from msggan.commands.verbs import PackOptions, pack_file, pack_options, parse_pack, show_pack
-from msggan.display.progress import progress_bar
+from msggan.display.progress import progress_callback
 
 # Decoded images kept in memory until they are written, in the order of their hashes; those beyond are decoded again.
 MEMORY_BYTES = 2**30
@@ -53,7 +52,7 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     try:
         source = open_source(data)
         if isinstance(source, Pack):
-            with _bar(f"Verifying {source.contents.images} images", source.contents.images) as progress:
+            with progress_callback(f"Verifying {source.contents.images} images", source.contents.images) as progress:
                 source.verify(progress)
             raise DataError(
                 f"{data}: is already a pack, and undamaged.", f"Train on it: msggan-aml submit --data {data}"
@@ -64,7 +63,7 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     ensure_writable(Path(out))  # before an hour of decoding, not after it
     # The default resolution is that of a GPU: a pack is made once, and usually for a faster machine than this one.
     config = resolve(options.config, shorter_side_px=side, device="cuda", has_fast_bfloat16=False)
-    with _bar(f"Reading {len(source.files)} images", len(source.files)) as progress:
+    with progress_callback(f"Reading {len(source.files)} images", len(source.files)) as progress:
         dataset = source.dataset(
             resolution=config.resolution,
             background=config.background,
@@ -73,7 +72,7 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
             progress=progress,
         )
     refuse_useless(dataset, data)
-    with _bar(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
+    with progress_callback(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
         contents = write_pack(Path(out), dataset, background=config.background, progress=progress)
     for sentence in [*dataset.notes, *describe_skipped(dataset.skipped)]:
         click.echo(sentence, err=True)
@@ -84,13 +83,6 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
         "resolution": contents.resolution,
         "skipped": len(dataset.skipped),
     }
-
-
-@contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, moved by calling progress(done, total)."""
-    with progress_bar(label, total) as bar:
-        yield lambda done, total: bar.update(done - bar.n)
 
 
 def main() -> None:

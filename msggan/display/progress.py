@@ -12,8 +12,8 @@ import sys
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -173,6 +173,13 @@ def progress_bar(label: str, total: int, stream: TextIO | None = None) -> tqdm[A
         stream.write(f"{label}\n")
     form = "{desc}  {percentage:3.0f}%|{bar}| {remaining}"
     return tqdm(total=total, desc=label, file=stream, disable=None, dynamic_ncols=True, bar_format=form)
+
+
+@contextmanager
+def progress_callback(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, moved by calling progress(done, total)."""
+    with progress_bar(label, total) as bar:
+        yield lambda done, total: bar.update(done - bar.n)
 
 
 def duration(seconds: float) -> str:
