@@ -20,7 +20,7 @@ from msggan.commands.verbs import CheckOptions, check_options, parse_check, show
 from msggan.config import RECOMMENDED_IMAGES, TrainConfig, explicit_values, resolve, too_few
 from msggan.display.check_page import page
 from msggan.display.progress import duration, progress_callback
-from msggan.errors import OutOfMemoryError, RefusedError
+from msggan.errors import OutOfMemoryError, RefusedError, plural
 from msggan.resources import check as check_resources
 from msggan.resources import machine_memory, plan
 from msggan.runs.files import write_whole
@@ -172,7 +172,7 @@ def _unreadable(skipped: Sequence[Skipped]) -> Iterator[Finding]:
     broken = [each for each in skipped if each.kind is None and each.reason != RUN_FOLDER]
     names = [f"{each.name}: {each.reason}" for each in broken]
     if broken:
-        message = f"{_count(len(broken), 'file')} cannot be read."
+        message = f"{plural(len(broken), 'file')} cannot be read."
         yield Finding("unreadable", len(broken), message, "Repair or remove them; training skips them.", names)
     unsupported = [each for each in skipped if each.kind is not None and each.reason]
     if unsupported:
@@ -187,7 +187,7 @@ def _copies(examined: Examined) -> Iterator[Finding]:
     copies = np.flatnonzero(first != np.arange(len(first)))
     if len(copies):
         message = (
-            f"{_count(len(copies), 'image')} are copies of others, as they are, mirrored or nearly: "
+            f"{plural(len(copies), 'image')} are copies of others, as they are, mirrored or nearly: "
             f"{examined.different} of {len(first)} are different."
         )
         names = [f"{name(number)} is a copy of {name(first[number])}" for number in copies[: NAMES_LISTED + 1]]
@@ -203,14 +203,14 @@ def _small(examined: Examined) -> Iterator[Finding]:
         names = [f"{header.file.name}: {header.width} x {header.height} px" for header in few]
         half = f"--resolution {side // 2}" if side > 4 else "larger images"
         hint = f"They are enlarged, which blurs them. Use larger files, or {half}."
-        yield Finding("too_small", small, f"{_count(small, 'image')} are smaller than {side} px.", hint, names)
+        yield Finding("too_small", small, f"{plural(small, 'image')} are smaller than {side} px.", hint, names)
 
 
 def _cut_off(examined: Examined) -> Iterator[Finding]:
     much = sorted((each for each in examined.headers if each.cut_off > MUCH_CUT_OFF), key=lambda each: -each.cut_off)
     if much:
         names = [f"{each.file.name}: {each.width} x {each.height} px" for each in much]
-        message = f"{_count(len(much), 'image')} lose more than half when they are cropped to their centre square."
+        message = f"{plural(len(much), 'image')} lose more than half when they are cropped to their centre square."
         yield Finding("extreme_aspect", len(much), message, "Crop them yourself, around what they show.", names)
 
 
@@ -232,22 +232,19 @@ def _blank_and_blurred(examined: Examined) -> Iterator[Finding]:
         if len(numbers) and (kind != "blank" or len(numbers) < len(measures.is_blank)):
             names = [examined.dataset.name(number) for number in numbers[: NAMES_LISTED + 1]]
             shown = numbers[:PICTURES_SHOWN].tolist()
-            yield Finding(kind, len(numbers), f"{_count(len(numbers), 'image')} {what}.", hint, names, shown)
+            yield Finding(kind, len(numbers), f"{plural(len(numbers), 'image')} {what}.", hint, names, shown)
 
 
 def _mirrored(examined: Examined) -> Iterator[Finding]:
     mirroring = examined.mirroring
     if mirroring is not None and mirroring.differs:
         message = (
-            f"Left and right differ: images are told from their mirrored copies in {100 * mirroring.accuracy:.0f} % of "
-            f"cases (by chance in at most {100 * mirroring.by_chance:.0f} %), as text and asymmetric objects are."
+            "Left and right differ, as in text and asymmetric objects: a classifier distinguishes images from their "
+            f"mirrored copies in {100 * mirroring.accuracy:.0f} % of cases (by chance in at most "
+            f"{100 * mirroring.by_chance:.0f} %)."
         )
         hint = "Use --no-mirror if generated images must not be mirrored."
         yield Finding("mirrored", mirroring.images, message, hint, is_note=True)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def verdict(examined: Examined, findings: Sequence[Finding]) -> str:
@@ -255,12 +252,12 @@ def verdict(examined: Examined, findings: Sequence[Finding]) -> str:
     fatal = [finding for finding in findings if finding.is_fatal]
     if fatal:
         return f"Unusable. {fatal[0].message} {fatal[0].hint}"
-    different = f"{_count(examined.different, 'different image')}."
+    different = f"{plural(examined.different, 'different image')}."
     improvable = [finding for finding in findings if not finding.is_note]
     if not improvable:
         return " ".join([f"Fine: {different}", *(note.hint for note in findings)])
     first, others = improvable[0], len(improvable) - 1
-    more = [f"There {'is' if others == 1 else 'are'} {_count(others, 'other finding')}."] if others else []
+    more = [f"There {'is' if others == 1 else 'are'} {plural(others, 'other finding')}."] if others else []
     return " ".join([f"Usable: {different}", first.message, first.hint, *more])
 
 

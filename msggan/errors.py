@@ -1,4 +1,4 @@
-"""The errors that a user can fix, each with a hint and an exit code."""
+"""The errors that a user can fix, each with a hint and an exit code, and how messages count things."""
 
 from __future__ import annotations
 
@@ -96,3 +96,8 @@ class SupersededError(TrainingError):
     """Another process is training this run now."""
 
     code = "superseded"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 image, 2 images."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

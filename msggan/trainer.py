@@ -20,7 +20,6 @@ from torch import Tensor
 
 from msggan.commands.program import signal_handlers
 from msggan.config import RECOMMENDED_IMAGES, TrainConfig, explicit_values, resolve, too_few
-from msggan.data.decoding import plural
 from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
@@ -35,7 +34,7 @@ from msggan.device import (
     reusing_memory,
 )
 from msggan.display.progress import choose_progress, duration
-from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError
+from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError, plural
 from msggan.health import ScaleDifferences, Thumbnails, compare
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
@@ -316,8 +315,8 @@ class Trainer:
             thumbnails.add(pyramid[-1])
             scales.add(pyramid)
         measured = distances(real_patches, generated) | compare(thumbnails, scales, real_thumbnails)
-        is_comparable = self.best is not None and self.best.measure == BEST_BY
-        if measured[BEST_BY] < (self.best.measured[BEST_BY] if self.best and is_comparable else math.inf):
+        lowest = self.best.measured[BEST_BY] if self.best and self.best.measure == BEST_BY else math.inf
+        if measured[BEST_BY] < lowest:
             weights = {name: weight.to("cpu", copy=True) for name, weight in self.ema.state_dict().items()}
             self.best = Best(self.images_seen, BEST_BY, measured, weights)
         return measured

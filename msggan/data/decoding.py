@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError, features
 
-from msggan.errors import DataError
+from msggan.errors import DataError, plural
 
 ALWAYS_READABLE = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 2**28  # 1 GiB decoded; phones take photographs of 200 million pixels
@@ -297,11 +297,6 @@ def describe_white(measured: Sequence[Brightness], white: White) -> list[str]:
         )
         if count
     ]
-
-
-def plural(count: int, noun: str) -> str:
-    """1 image, 2 images."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _other_byte_order(image: ImageFile.ImageFile) -> list[Any]:

@@ -25,12 +25,11 @@ from msggan.data.decoding import (
     decoding_errors,
     describe_white,
     open_image,
-    plural,
     readable_formats,
 )
 from msggan.data.index import pack_brightness, read_index, unpack_brightness, write_index
 from msggan.data.pack_file import Pack, is_pack
-from msggan.errors import DataError
+from msggan.errors import DataError, plural
 from msggan.runs.files import walk_visible
 from msggan.runs.folder import marks_run
 

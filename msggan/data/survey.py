@@ -225,10 +225,11 @@ def _projected(images: np.ndarray, axes: np.ndarray, side: int) -> np.ndarray:
 
 
 def compare_mirrored(thumbnails: np.ndarray, *, seed: int = 0) -> Mirroring | None:
-    """How well different images (N, 3, S, S) uint8 are told from their mirrored copies; None if they are too few.
+    """How well a classifier distinguishes images from their mirrored copies; None if there are too few images.
 
-    A linear classifier of the responses of random filters, on images that it was not trained on. Chance is what it
-    reaches after images have been exchanged with their mirrored copies at random: the largest of 199 times (p = 0.005).
+    thumbnails: (N, 3, S, S) uint8, all different. The classifier is linear in the responses of random filters, and is
+    tested on images that it was not trained on. Chance is what it reaches after images have been exchanged with their
+    mirrored copies at random: the largest of 199 times (p = 0.005).
     """
     fewest, most = MIRROR_IMAGES
     if len(thumbnails) < fewest or thumbnails.shape[-1] < MIN_BLURRED_PX:
