@@ -68,6 +68,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+NO_INIT = "none"
 AUGMENTATIONS = ("none", "fixed", "adaptive")
 FIXED_STRENGTH = 0.3  # as R3GAN at 64 and 256 pixels
 LARGEST_STRENGTH = 0.8  # with a higher probability, the generator may learn the transformations (ADA, section 2.2)
@@ -310,6 +311,15 @@ class TrainConfig:
         range=Range(0, LARGEST_STRENGTH),
         absent=0.0,
         sweep=Sweep(0.1, LARGEST_STRENGTH),
+    )
+    init: str = option(
+        "Start from the weights of another run, as far as they fit: its name or folder, one of its .safetensors files, "
+        "or a .pth file of BMSG-GAN. Options of the networks are then those of that run.",
+        default=NO_INIT,
+        pattern=r"\S.*",
+        pattern_as_text="the name of a run or the path of a file",
+        absent=NO_INIT,
+        section="What to train",
     )
     mirror: bool = option(
         "Mirror training images at random.", default=True, sweep=Sweep(choices=(True, False)), section="What to train"
@@ -556,6 +566,12 @@ def interval_kimg(name: str, kimg: float) -> float:
     return min(max(1.0, kimg / 20), INTERVALS[name])
 
 
+def split_init(init: str) -> tuple[str, str]:
+    """What --init names, and the SHA-256 of its file, which a run that has started records: NAME@sha256:DIGEST."""
+    name, _, digest = init.partition("@sha256:")
+    return name, digest
+
+
 def explicit_values(config: TrainConfig) -> dict[str, Any]:
     """The fields that are set: those that are not None."""
     return {name: value for name, value in asdict(config).items() if value is not None}
@@ -569,6 +585,8 @@ def changed_for_resume(stored: TrainConfig, requested: TrainConfig) -> tuple[Tra
     given = explicit_values(requested)
     if given.get("precision") == "auto":
         del given["precision"]  # the first choice of `auto` is kept
+    if "init" in given and given["init"] in (stored.init, split_init(stored.init)[0]):
+        del given["init"]  # with the file that the run started from
     refused = [
         spec.name
         for spec in fields(TrainConfig)

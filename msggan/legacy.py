@@ -74,17 +74,22 @@ def import_generator(path: str | Path, run_dir: str | Path, *, equalized: bool |
 
 def _generator_of(path: str | Path, weights: Mapping[str, Tensor], equalized: bool | None) -> Generator:
     """An untrained generator that the weights fit."""
-    depth = len([name for name in weights if re.fullmatch(r"to_rgb\.\d+\.weight", name)])
     try:
-        latent_size = len(weights["first.conv_1.weight"])
-        is_equalized = _is_equalized(weights) if equalized is None else equalized
-        generator = Generator(depth, latent_size, equalized=is_equalized)
+        depth, latent_size, is_equalized = sizes_of(weights)
+        generator = Generator(depth, latent_size, equalized=is_equalized if equalized is None else equalized)
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path}: is not a whole generator of BMSG-GAN.", "Specify a GAN_GEN_*.pth file that BMSG-GAN saved."
         ) from error
     check_shapes(path, generator.state_dict(), weights)
     return generator
+
+
+def sizes_of(weights: Mapping[str, Tensor]) -> tuple[int, int, bool]:
+    """depth, latent_size and equalized of a generator or a discriminator. Raises `KeyError` for other weights."""
+    depth = len([name for name in weights if re.fullmatch(r"(to|from)_rgb\.\d+\.weight", name)])
+    layer = "first.conv_1.weight" if "first.conv_1.weight" in weights else "last.conv_2.weight"
+    return depth, len(weights[layer]), _is_equalized(weights)
 
 
 def _is_equalized(weights: Mapping[str, Tensor]) -> bool:

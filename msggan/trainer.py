@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from msggan.commands.program import signal_handlers
-from msggan.config import RECOMMENDED_IMAGES, TrainConfig, explicit_values, resolve, too_few
+from msggan.config import NO_INIT, RECOMMENDED_IMAGES, TrainConfig, explicit_values, resolve, too_few
 from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
@@ -54,6 +54,7 @@ from msggan.runs.folder import (
     record_start,
     version_of,
 )
+from msggan.runs.initial import Source, load_source, take_over, with_options_of
 from msggan.runs.run import Run
 from msggan.signs import judge, sentences
 from msggan.steps import MEASURED, TrainingState
@@ -132,11 +133,12 @@ class Trainer:
             raise DataError(f"--run-dir {run_dir}: is the folder of the images.", "Use another --name or --run-dir.")
         self.device = choose_device(device)
         self.data, self.config = data, config
+        self.initial: Source | None = None  # the weights that a new run starts from
         with memory_errors(self._out_of_memory):
             source = open_source(data)
             self.config = self.folder.continued(config) or resolve(
-                TrainConfig(**{**source.fixed_options, **explicit_values(config)}),
-                shorter_side_px=config.resolution or source.median_shorter_side(),  # reads headers only if needed
+                requested := self._requested(config, source.fixed_options),
+                shorter_side_px=requested.resolution or source.median_shorter_side(),  # reads headers only if needed
                 device=self.device.type,
                 has_fast_bfloat16=has_fast_bfloat16(self.device),
                 images=source.images,
@@ -156,6 +158,8 @@ class Trainer:
                 self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
             )
             self.training_state = TrainingState(self.config, self.device, inform=self.progress.info)
+            if self.initial:
+                self._take_over(self.initial)
         self.generator: Generator = self.training_state.generator
         self.discriminator: Discriminator = self.training_state.discriminator
         self.ema: Generator = self.training_state.ema  # the moving average, of which samples and weights are made
@@ -208,6 +212,8 @@ class Trainer:
 
     def _train(self, batches: Iterator[tuple[Tensor, Tensor]], *, pinned: bool) -> None:
         """The loop: a step, then what is due after it; at the end, or when stopped, a checkpoint."""
+        if self.initial and self.images_seen == 0:
+            self._start_saving()  # from here on, resuming does not need what the run started from
         self.interval.start_clock()
         while not self._is_finished() and self.stop_state is None:
             images, drawn = (each.to(self.device, non_blocking=pinned) for each in next(batches))
@@ -434,6 +440,19 @@ class Trainer:
 
     # Before the first step
 
+    def _requested(self, config: TrainConfig, fixed_options: Mapping[str, Any]) -> TrainConfig:
+        """The configuration of a new run, with what the images and the weights that it starts from determine."""
+        requested = TrainConfig(**{**fixed_options, **explicit_values(config)})
+        if requested.init in (None, NO_INIT):
+            return requested
+        self.initial = load_source(requested.init, self.folder.path.parent)
+        return with_options_of(self.initial, requested)
+
+    def _take_over(self, source: Source) -> str:
+        state = self.training_state
+        networks = {"generator": state.generator, "ema": state.ema, "discriminator": state.discriminator}
+        return take_over(source, networks)
+
     def _check_resources(self, image_bytes: int) -> None:
         recorded = read_state(self.folder)
         if recorded is None or recorded.images_seen < self.total_images:
@@ -485,6 +504,9 @@ class Trainer:
                     "Use another name or run folder, or remove this one to train it from scratch.",
                 )
             self.training_state.reset()
+            if self.config.init != NO_INIT:
+                self.initial = self.initial or load_source(self.config.init, self.folder.path.parent)
+                self.progress.info(self._take_over(self.initial))
             self.interval, self.seconds, self.saved_images, self.best = Interval(), 0.0, 0, None
             return
         state = checkpoint.state

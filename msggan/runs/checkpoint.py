@@ -73,7 +73,7 @@ class Best:
     def from_checkpoint(cls, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Best | None:
         """None where the checkpoint has none: it is of before the first evaluation, or of an earlier version."""
         about = state.get("best")
-        return about and cls(**about, tensors=_part_of(tensors, "best"))
+        return about and cls(**about, tensors=part_of(tensors, "best"))
 
 
 class Checkpoint(NamedTuple):
@@ -255,7 +255,7 @@ class CheckpointWriter:
         """The weights come first: a process killed in between repeats this step and writes the same weights again."""
         try:
             self.may_write()
-            save_generator(self.folder.generator, _part_of(tensors, "ema"), config)
+            save_generator(self.folder.generator, part_of(tensors, "ema"), config)
             ensure_best(self.folder, Best.from_checkpoint(tensors, state), config)
             self.may_write()
             save_checkpoint(self.folder.checkpoints, images_seen, tensors, state)
@@ -344,7 +344,7 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             temporary.write_bytes(save(plain, metadata))  # save_file renames a file of its own
 
 
-def _part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """The tensors named `part.NAME`, by NAME."""
     prefix = f"{part}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
