@@ -18,7 +18,7 @@ from azure.core.exceptions import HttpResponseError
 
 import msggan
 from msggan.commands.program import Terminated, stopped
-from msggan.config import TrainConfig
+from msggan.config import NO_INIT, TrainConfig
 from msggan.errors import MsgganError, UsageError
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
@@ -57,6 +57,8 @@ def planned_job(settings: Settings, scope: str, spec: RunSpec, extra: Sequence[s
 
     scope: the workspace's resource ID.
     """
+    if spec.config.init not in (None, NO_INIT):
+        raise UsageError([f"--init {spec.config.init}: is not available on Azure yet. Use --target local."])
     datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
     data = plan_data(str(spec.data), datastore, scope, settings.data_mode)
     code = TO_RESOLVE.format("the snapshot of the msggan package")
