@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from msggan.commands.options import command, data_option, output_option
 from msggan.commands.program import run_program
 from msggan.commands.verbs import CheckOptions, check_options, parse_check, show_check
-from msggan.config import RECOMMENDED_IMAGES, TrainConfig, explicit_values, resolve, too_few
+from msggan.config import RECOMMENDED_IMAGES, TrainConfig, decoding_options, explicit_values, resolve, too_few
 from msggan.display.check_page import page
 from msggan.display.progress import duration, progress_callback
 from msggan.errors import OutOfMemoryError, RefusedError, plural
@@ -35,6 +35,7 @@ NAMES_LISTED = 5
 PICTURES_SHOWN = 12  # of each finding
 WHOLE_PX = 192  # of an image shown with what is cut off
 MUCH_CUT_OFF = 0.5
+MUCH_OF_MOST = 0.35  # of the median image: more than of a photograph of 3:2
 NOTABLE_CUT_OFF = 0.1  # from which on a page shows what is cut off
 TIMED_SECONDS = 10.0
 
@@ -116,9 +117,7 @@ def examine(data: str, options: CheckOptions) -> dict[str, Any]:
     )
     workers = options.hardware.workers
     with progress_callback(f"Reading {source.images} images", source.images) as progress:
-        dataset = source.dataset(
-            resolution=config.resolution, background=config.background, workers=workers, progress=progress
-        )
+        dataset = source.dataset(**decoding_options(config), workers=workers, progress=progress)
     with progress_callback(f"Examining {len(dataset.digests)} images", len(dataset.digests)) as progress:
         measures = measure(dataset, progress=progress)
     first = find_copies(measures.thumbnails, workers=dataset.workers)
@@ -207,11 +206,19 @@ def _small(examined: Examined) -> Iterator[Finding]:
 
 
 def _cut_off(examined: Examined) -> Iterator[Finding]:
-    much = sorted((each for each in examined.headers if each.cut_off > MUCH_CUT_OFF), key=lambda each: -each.cut_off)
+    if examined.config.fit == "pad" or not examined.headers:
+        return
+    largest = sorted(examined.headers, key=lambda each: -each.cut_off)
+    names = [f"{each.file.name}: {each.width} x {each.height} px" for each in largest]
+    much, usual = sum(each.cut_off > MUCH_CUT_OFF for each in largest), largest[len(largest) // 2].cut_off
     if much:
-        names = [f"{each.file.name}: {each.width} x {each.height} px" for each in much]
-        message = f"{plural(len(much), 'image')} lose more than half when they are cropped to their centre square."
-        yield Finding("extreme_aspect", len(much), message, "Crop them yourself, around what they show.", names)
+        message = f"{plural(much, 'image')} lose more than half when they are cropped to their centre square."
+        hint = "Use --fit pad to keep whole images, or crop them yourself, around what they show."
+        yield Finding("extreme_aspect", much, message, hint, names[:much])
+    elif usual > MUCH_OF_MOST:
+        message = f"Cropping to the centre square cuts off {100 * usual:.0f} % of an image (median)."
+        hint = "Use --fit pad to keep whole images, if what they show is not in their centre square."
+        yield Finding("much_cut_off", len(largest), message, hint, is_note=True)
 
 
 def _blank_and_blurred(examined: Examined) -> Iterator[Finding]:
@@ -341,7 +348,8 @@ def as_json(
     dataset, config, headers = examined.dataset, examined.config, examined.headers
     mirroring = examined.mirroring
     seconds = 1000 * config.kimg / images_per_second if images_per_second else None
-    sides, cut = _spread([min(each.width, each.height) for each in headers]), _spread([e.cut_off for e in headers])
+    sides = _spread([min(each.width, each.height) for each in headers])
+    outside, is_cropped = _spread([each.cut_off for each in headers]), config.fit == "crop"
     result: dict[str, Any] = {
         "data": examined.data,
         "usable": not any(finding.is_fatal for finding in findings),
@@ -351,7 +359,8 @@ def as_json(
         "formats": dict(Counter(each.format for each in headers).most_common()),
         "modes": dict(Counter(each.mode for each in headers).most_common()),
         "shorter_side_px": sides,
-        "cut_off": cut,
+        "cut_off": outside if is_cropped else None,
+        "padding": None if is_cropped else outside,
         "mirrored": mirroring and {**mirroring._asdict(), "differs": mirroring.differs},
         "training": {
             "images": dataset.training,
@@ -376,10 +385,11 @@ def facts(result: Mapping[str, Any]) -> dict[str, str]:
             found[name.capitalize()] = ", ".join(f"{count} {kind}" for kind, count in result[name].items())
     if sides := result["shorter_side_px"]:
         found["Shorter side"] = "{least} to {most} px, median {median} px".format_map(sides)
-        cut = {name: f"{100 * share:.0f} %" for name, share in result["cut_off"].items()}
-        found["Cut off by cropping"] = "{median} of an image (median), at most {most}".format_map(cut)
+        what, name = ("an image", "Cut off by cropping") if result["cut_off"] else ("a square", "Added by padding")
+        shares = {each: f"{100 * share:.0f} %" for each, share in (result["cut_off"] or result["padding"]).items()}
+        found[name] = f"{shares['median']} of {what} (median), at most {shares['most']}"
     else:
-        found["Files"] = "a pack, which holds the images cropped and decoded: check the folder that it was made from"
+        found["Files"] = "a pack, which holds the images decoded: check the folder that it was made from"
     mirrored = result["mirrored"]
     found["Left and right"] = (
         "not tested, since there are too few different images, or they are too small"
@@ -403,7 +413,7 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def pictures(examined: Examined, findings: Sequence[Finding]) -> dict[str, list[tuple[str, bytes]]]:
-    """The images of each finding; under `cut_off` those that lose most, whole, with what is kept."""
+    """The images of each finding; also those that cropping cuts off most, whole, or to which padding adds most."""
     import numpy as np
 
     from msggan.data.decoding import Decoder
@@ -417,11 +427,12 @@ def pictures(examined: Examined, findings: Sequence[Finding]) -> dict[str, list[
         for finding in findings
     }
     read = {examined.dataset.name(number) for number in range(len(examined.dataset.digests))}
-    cut = [each for each in examined.headers if each.cut_off > NOTABLE_CUT_OFF and each.file.name in read]
-    most = sorted(cut, key=lambda each: -each.cut_off)[:PICTURES_SHOWN]
-    decoder = Decoder(WHOLE_PX, examined.config.background, is_whole=True)
-    shown["cut_off"] = [
-        (f"{each.file.name}: {100 * each.cut_off:.0f} %", _as_png(whole_image(each, decoder))) for each in most
+    oblong = [each for each in examined.headers if each.cut_off > NOTABLE_CUT_OFF and each.file.name in read]
+    most = sorted(oblong, key=lambda each: -each.cut_off)[:PICTURES_SHOWN]
+    decoder, is_padded = Decoder(WHOLE_PX, examined.config.background, fit="pad"), examined.config.fit == "pad"
+    shown["padding" if is_padded else "cut_off"] = [
+        (f"{each.file.name}: {100 * each.cut_off:.0f} %", _as_png(whole_image(each, decoder, is_padded=is_padded)))
+        for each in most
     ]
     return shown
 

@@ -73,6 +73,8 @@ AUGMENTATIONS = ("none", "fixed", "adaptive")
 FIXED_STRENGTH = 0.3  # as R3GAN at 64 and 256 pixels
 LARGEST_STRENGTH = 0.8  # with a higher probability, the generator may learn the transformations (ADA, section 2.2)
 
+DECODING = ("resolution", "background", "fit")  # the fields that determine how images are decoded
+
 # Intervals whose default is a twentieth of --kimg, at least 1, and their largest default in thousands of images.
 INTERVALS: Mapping[str, float] = {"sample_kimg": math.inf, "metric_kimg": math.inf, "checkpoint_kimg": 20.0}
 
@@ -325,10 +327,17 @@ class TrainConfig:
         "Mirror training images at random.", default=True, sweep=Sweep(choices=(True, False)), section="What to train"
     )
     background: str = option(
-        "Colour behind transparent pixels: white, black, grey or #rrggbb.",
+        "Colour behind transparent pixels and of the bars of --fit pad: white, black, grey or #rrggbb.",
         default="white",
         pattern=r"white|black|grey|#[0-9a-fA-F]{6}",
         pattern_as_text="white, black, grey or #rrggbb",
+        section="What to train",
+    )
+    fit: str = option(
+        "How images become squares. `crop`: the centre square. `pad`: the whole image, between bars of --background.",
+        default="crop",
+        choices=("crop", "pad"),
+        absent="crop",
         section="What to train",
     )
     precision: str = option(
@@ -575,6 +584,11 @@ def split_init(init: str) -> tuple[str, str]:
 def explicit_values(config: TrainConfig) -> dict[str, Any]:
     """The fields that are set: those that are not None."""
     return {name: value for name, value in asdict(config).items() if value is not None}
+
+
+def decoding_options(config: TrainConfig) -> dict[str, Any]:
+    """The fields of `DECODING`, as options of a dataset."""
+    return {name: getattr(config, name) for name in DECODING}
 
 
 def changed_for_resume(stored: TrainConfig, requested: TrainConfig) -> tuple[TrainConfig, list[str]]:

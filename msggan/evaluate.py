@@ -123,6 +123,7 @@ def open_images(weights: Path, folder: RunFolder, data: str) -> Dataset:
     dataset = open_source(data).dataset(
         resolution=config["resolution"],
         background=config.get("background", "white"),
+        fit=config.get("fit", "crop"),
         index=index_path(folder.path.parent, data),
     )
     checkpoint, _ = newest_checkpoint(folder.checkpoints)

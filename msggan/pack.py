@@ -43,7 +43,7 @@ def pack(*, data: str, out: str, output: str, problems: Sequence[str], **values:
 
 def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     """Packs the images at `data`; returns the JSON result. Raises `DataError`; then nothing is left behind."""
-    from msggan.config import resolve
+    from msggan.config import decoding_options, resolve
     from msggan.data.pack_file import Pack, ensure_writable, write_pack
     from msggan.data.sources import describe_skipped, open_source
     from msggan.data.survey import refuse_useless
@@ -65,15 +65,14 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     config = resolve(options.config, shorter_side_px=side, device="cuda", has_fast_bfloat16=False)
     with progress_callback(f"Reading {len(source.files)} images", len(source.files)) as progress:
         dataset = source.dataset(
-            resolution=config.resolution,
-            background=config.background,
+            **decoding_options(config),
             workers=options.workers,
             memory_budget_bytes=MEMORY_BYTES,
             progress=progress,
         )
     refuse_useless(dataset, data)
     with progress_callback(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
-        contents = write_pack(Path(out), dataset, background=config.background, progress=progress)
+        contents = write_pack(Path(out), dataset, background=config.background, fit=config.fit, progress=progress)
     for sentence in [*dataset.notes, *describe_skipped(dataset.skipped)]:
         click.echo(sentence, err=True)
     return {

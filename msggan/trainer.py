@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from msggan.commands.program import signal_handlers
-from msggan.config import NO_INIT, RECOMMENDED_IMAGES, TrainConfig, explicit_values, resolve, too_few
+from msggan.config import (
+    NO_INIT,
+    RECOMMENDED_IMAGES,
+    TrainConfig,
+    decoding_options,
+    explicit_values,
+    resolve,
+    too_few,
+)
 from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
@@ -147,8 +155,7 @@ class Trainer:
             self.progress = choose_progress(self.folder, total_images=round(self.total_images), stream=messages)
             self._check_resources(source.memory_bytes(self.config.resolution))
             self.dataset = source.dataset(
-                resolution=self.config.resolution,
-                background=self.config.background,
+                **decoding_options(self.config),
                 workers=workers,
                 index=index_path(self.folder.path.parent, data),
                 progress=self.progress.decoding,

@@ -31,7 +31,7 @@ from msggan.commands.options import (
     refuse,
 )
 from msggan.commands.program import print_json
-from msggan.config import POSITIVE, Range, TrainConfig, flag
+from msggan.config import DECODING, POSITIVE, Range, TrainConfig, decoding_options, flag
 
 FILM_SUFFIXES = (".mp4", ".webp")
 MAX_SEED = 2**31 - 1
@@ -404,22 +404,29 @@ pack_file = output_file(f"images{PACK_SUFFIX}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackOptions:
-    """How to pack; resolution and background are those of TrainConfig, None: the default."""
+class DecodingOptions:
+    """How to decode images, as in TrainConfig; None: the default."""
 
     resolution: int | None = None
     background: str | None = None
-    workers: int = option_field(0, WORKERS_HELP, type=WORKERS)
-    force: bool = force_field()
+    fit: str | None = None
 
     @property
     def config(self) -> TrainConfig:
-        return TrainConfig(resolution=self.resolution, background=self.background)  # type: ignore[arg-type]
+        return TrainConfig(**{name: getattr(self, name) for name in DECODING})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions(DecodingOptions):
+    """How to pack."""
+
+    workers: int = option_field(0, WORKERS_HELP, type=WORKERS)
+    force: bool = force_field()
 
 
 def pack_options(command: Command) -> Command:
     """Adds the options of PackOptions."""
-    command = config_option("background")(options_of(PackOptions)(command))
+    command = config_option("background")(config_option("fit")(options_of(PackOptions)(command)))
     text = "Side of the packed images, in pixels, and the resolution that trains on them. Default: the images' own, at "
     return config_option("resolution", help=f"{text}most 256.")(command)
 
@@ -429,7 +436,7 @@ def parse_pack(
 ) -> PackOptions:
     """Raises UsageError with the problems found so far and with those about the images or the file to write."""
     config = parse_with([*problems, *existing_problems(out, force=force)], texts)
-    return PackOptions(resolution=config.resolution, background=config.background, workers=workers, force=force)
+    return PackOptions(**decoding_options(config), workers=workers, force=force)
 
 
 def show_pack(result: Mapping[str, Any], output: str) -> None:
@@ -445,11 +452,9 @@ def show_pack(result: Mapping[str, Any], output: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions:
-    """How to examine images; resolution and background are those of TrainConfig, None: the default."""
+class CheckOptions(DecodingOptions):
+    """How to examine images."""
 
-    resolution: int | None = None
-    background: str | None = None
     hardware: Hardware = field(default_factory=Hardware)
     html: str | None = option_field(
         None, "Write a page with pictures.", metavar="OUT.html", type=output_file("check.html")
@@ -457,23 +462,18 @@ class CheckOptions:
     force: bool = force_field()
     no_time: bool = option_field(False, "Do not train a few steps to estimate the time. PyTorch is then not needed.")
 
-    @property
-    def config(self) -> TrainConfig:
-        return TrainConfig(resolution=self.resolution, background=self.background)  # type: ignore[arg-type]
-
 
 def check_options(command: Command) -> Command:
     """Adds the options of CheckOptions; the command gets what `parse_check` takes."""
-    command = config_option("background")(options_of(CheckOptions)(command))
+    command = config_option("background")(config_option("fit")(options_of(CheckOptions)(command)))
     return config_option("resolution")(command)
 
 
 def parse_check(problems: Sequence[str], **values: Any) -> CheckOptions:
     """Raises UsageError with the problems found so far and with those about the page to write."""
     existing = existing_problems(values["html"], force=values["force"], option="--html ")
-    config = parse_with([*problems, *existing], {name: values.pop(name) for name in ("resolution", "background")})
-    given = pop_fields(CheckOptions, values)
-    return CheckOptions(resolution=config.resolution, background=config.background, **given)
+    config = parse_with([*problems, *existing], {name: values.pop(name) for name in DECODING})
+    return CheckOptions(**decoding_options(config), **pop_fields(CheckOptions, values))
 
 
 def show_check(result: Mapping[str, Any], output: str) -> int:

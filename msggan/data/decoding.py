@@ -1,6 +1,6 @@
 """Decoding: one image file → a square of 8-bit sRGB pixels.
 
-EXIF orientation, 16-bit and floating-point channels, ICC profiles, transparency, cropping and resizing.
+EXIF orientation, 16-bit and floating-point channels, ICC profiles, transparency, cropping or padding, resizing.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SAME_COLOUR = 2
 
 
 class Decoded(NamedTuple):
-    """pixels: (3, R, R) uint8. shorter_side: of the stored image, in pixels.
+    """pixels: (3, R, R) uint8. size: of the stored image, in pixels.
 
     brightness: of an image of more than 8 bits per channel. is_converted: whether its ICC profile was not sRGB.
     """
 
     pixels: np.ndarray
-    shorter_side: int
+    size: tuple[int, int]
     brightness: Brightness | None
     is_converted: bool
 
@@ -78,22 +78,25 @@ class MemoryBudget:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The decoding of a dataset's files. Several threads may use it at once; together they stay within `memory`."""
+    """The decoding of a dataset's files. Several threads may use it at once; together they stay within `memory`.
+
+    fit: `crop` to the centre square, or `pad` the whole image to a square.
+    """
 
     resolution: int
     background: str = "white"
+    fit: str = "crop"
     white: White = field(default_factory=White)
-    is_whole: bool = False  # the whole image in the middle of the square, instead of its centre
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(DECODING_BYTES), compare=False)
 
     def decode(self, content: bytes) -> Decoded:
-        """A file's first frame or page: oriented, in sRGB, on the background, cropped to its centre, resized.
+        """A file's first frame or page: oriented, in sRGB, on the background, cropped or padded, resized.
 
         Raises `DataError` whose message is the reason alone.
         """
         with decoding_errors():
             image = open_image(BytesIO(content))
-            shorter_side = min(image.size)
+            size = image.size
             # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the resolution leaves Lanczos its work.
             image.draft(None, (2 * self.resolution, 2 * self.resolution))  # None: keep the mode
             low_bytes = None
@@ -105,8 +108,8 @@ class Decoder:
                 rgb, brightness, is_converted = self.as_rgb(
                     _apply_exif_orientation(image), low_bytes and _apply_exif_orientation(low_bytes)
                 )
-                square = self._whole(rgb) if self.is_whole else _centre_square(rgb, self.resolution)
-                return Decoded(square, shorter_side, brightness, is_converted)
+                square = self._padded(rgb) if self.fit == "pad" else _centre_square(rgb, self.resolution)
+                return Decoded(square, size, brightness, is_converted)
 
     def as_rgb(
         self, image: Image.Image, low_bytes: Image.Image | None = None
@@ -132,7 +135,7 @@ class Decoder:
             conversion = None
         return _on_background(image, self.background, conversion), brightness, conversion is not None
 
-    def _whole(self, image: Image.Image) -> np.ndarray:
+    def _padded(self, image: Image.Image) -> np.ndarray:
         """(3, R, R) uint8: an RGB image, resized by its longer side, between bars of the background."""
         side = self.resolution
         width, height = (max(1, round(each * side / max(image.size))) for each in image.size)

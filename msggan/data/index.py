@@ -20,7 +20,7 @@ from msggan.data.decoding import FLOAT_WHITES, INTEGER_WHITES, Brightness
 from msggan.runs.files import write_whole
 
 # Of another version of Pillow, which may read other files, an index is not used.
-HEADER = f"msggan index of images 1, Pillow {PIL.__version__}\n".encode()
+HEADER = f"msggan index of images 2, Pillow {PIL.__version__}\n".encode()
 CHECKSUM_BYTES = 32
 # brightness: 0, or 1 for integers and 2 for floats; then its counts, from the smallest threshold.
 RECORD = np.dtype(
@@ -28,6 +28,7 @@ RECORD = np.dtype(
         ("is_read", "?"),
         ("is_converted", "?"),
         ("shorter_side", "<i4"),
+        ("longer_side", "<i4"),
         ("size", "<i8"),
         ("mtime_ns", "<i8"),
         ("digest", "u1", (32,)),

@@ -30,7 +30,8 @@ from msggan.errors import DataError
 
 FORMAT = "msggan-pack"
 FORMAT_VERSION = 2
-READABLE_VERSIONS = ("1", "2")
+READABLE_VERSIONS = ("1", "2", "3")
+OMITTED = (("notes", ""), ("fit", "crop"))  # values of metadata that are not written, as in earlier packs
 HEADER_START = b'{"__metadata__":{"format":"msggan-pack"'  # of every version, also of those to come
 MAX_HEADER_BYTES = 4096
 CHUNK_BYTES = 1 << 22
@@ -42,7 +43,7 @@ MAX_NUMBERS_LISTED = 10
 class Contents:
     """The metadata of a pack. enlarged: the number of images that were smaller than the resolution.
 
-    notes: lines on how the images were decoded; none for plain images and in older packs.
+    notes: lines on how the images were decoded; none for plain images and in older packs. fit: `pad` from version 3 on.
     """
 
     resolution: int
@@ -50,6 +51,7 @@ class Contents:
     images: int
     enlarged: int
     notes: str = ""
+    fit: str = "crop"
     format_version: int = FORMAT_VERSION
 
     @property
@@ -74,8 +76,7 @@ class Contents:
     def header(self, checksum: str) -> bytes:
         """The file up to its index: the header's length in 8 bytes, and the header."""
         metadata = {"format": FORMAT, "format_version": self.format_version, **asdict(self), "sha256": checksum}
-        if not self.notes:
-            del metadata["notes"]
+        metadata = {name: value for name, value in metadata.items() if (name, value) not in OMITTED}
         shapes: dict[str, tuple[int, ...]] = {"digests": (32,)}
         if self.has_checksums:
             shapes["checksums"] = (32,)
@@ -93,13 +94,16 @@ class Contents:
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_pack(path: Path, dataset: Dataset, *, background: str, progress: Progress | None = None) -> Contents:
-    """Writes the images of a dataset, decoded with `background`, to one file: whole or not at all.
+def write_pack(
+    path: Path, dataset: Dataset, *, background: str, fit: str = "crop", progress: Progress | None = None
+) -> Contents:
+    """Writes the images of a dataset, decoded with `background` and `fit`, to one file: whole or not at all.
 
     progress(done, total) is called as the images are written. Raises `DataError` if the file cannot be written.
     """
     notes = "\n".join(dataset.notes)
-    contents = Contents(dataset.resolution, background, len(dataset.digests), dataset.enlarged, notes)
+    version = FORMAT_VERSION + (fit != "crop")  # version 2 knows no other
+    contents = Contents(dataset.resolution, background, len(dataset.digests), dataset.enlarged, notes, fit, version)
     hint = f"It takes {contents.data_bytes / 2**20:.0f} MiB. Free some space, or write it elsewhere."
     with _temporary(path, hint) as temporary:
         with temporary.open("wb") as file:
@@ -182,7 +186,8 @@ class Pack:
     @property
     def fixed_options(self) -> dict[str, Any]:
         """The options that are fixed already, by name: how the images were decoded."""
-        return {"resolution": self.contents.resolution, "background": self.contents.background}
+        contents = self.contents
+        return {"resolution": contents.resolution, "background": contents.background, "fit": contents.fit}
 
     @property
     def images(self) -> int:
@@ -200,6 +205,7 @@ class Pack:
         *,
         resolution: int,
         background: str,
+        fit: str = "crop",
         workers: int = 0,
         index: Path | None = None,
         progress: Progress | None = None,
@@ -215,11 +221,14 @@ class Pack:
             differences.append(f"--resolution {contents.resolution}, not {resolution}")
         if ImageColor.getrgb(background) != ImageColor.getrgb(contents.background):
             differences.append(f"--background {contents.background}, not {background}")
+        if fit != contents.fit:
+            differences.append(f"--fit {contents.fit}, not {fit}")
         if differences:
             raise DataError(
                 f"--data {self.path}: is a pack of {' and '.join(differences)}.",
                 f"Pack the images again: msggan-aml pack FOLDER OUT --resolution {resolution} "
-                f"--background '{background}'. Or omit these options to start another run with those of the pack.",
+                f"--background '{background}' --fit {fit}. Or omit these options to start another run with those of "
+                "the pack.",
             )
         with self._read_errors():
             return self._open(progress, workers)
@@ -311,7 +320,7 @@ def _read_header(path: Path) -> tuple[bytes, Contents]:
         if version not in READABLE_VERSIONS:
             raise DataError(
                 f"--data {path}: is a pack of format version {version}; this msggan reads "
-                f"{' and '.join(READABLE_VERSIONS)}.",
+                f"1 to {READABLE_VERSIONS[-1]}.",
                 "Use the msggan that created it, or pack the images again with this one.",
             )
         contents = Contents(
@@ -320,6 +329,7 @@ def _read_header(path: Path) -> tuple[bytes, Contents]:
             int(metadata["images"]),
             int(metadata["enlarged"]),
             metadata.get("notes", ""),
+            metadata.get("fit", "crop"),
             int(version),
         )
         ImageColor.getrgb(contents.background)  # raises ValueError if it is not a colour

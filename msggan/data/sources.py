@@ -206,6 +206,7 @@ class ImageDataset(Dataset):
         *,
         resolution: int,
         background: str = "white",
+        fit: str = "crop",
         workers: int = 0,
         memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
         index: Path | None = None,
@@ -219,7 +220,7 @@ class ImageDataset(Dataset):
         is readable.
         """
         self._files, self._index = found.files, index
-        self._decoder = Decoder(resolution, background)
+        self._decoder = Decoder(resolution, background, fit)
         kept = min(len(found.files), memory_budget_bytes // (3 * resolution**2))
         self._pixels = np.empty((kept, 3, resolution, resolution), np.uint8)  # of the first files, in their order
         self._is_decoded = np.zeros(len(found.files), bool)  # whether they are there
@@ -242,7 +243,7 @@ class ImageDataset(Dataset):
         super().__init__(
             records["digest"][order],
             resolution=resolution,
-            enlarged=int((records["shorter_side"] < resolution).sum()),
+            enlarged=int((records["longer_side" if fit == "pad" else "shorter_side"] < resolution).sum()),
             workers=workers,
             skipped=[*found.skipped, *skipped],
             notes=notes,
@@ -273,7 +274,7 @@ class ImageDataset(Dataset):
         self._keep(number, decoded.pixels)
         record = self._records[number]
         record["is_converted"] = decoded.is_converted
-        record["shorter_side"] = decoded.shorter_side
+        record["shorter_side"], record["longer_side"] = sorted(decoded.size)
         record["digest"] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
         record["brightness"] = pack_brightness(decoded.brightness)
         record["is_read"] = True

@@ -99,15 +99,18 @@ def _read_header(file: ImageFile) -> Header | None:
         return None
 
 
-def whole_image(header: Header, decoder: Decoder) -> np.ndarray:
+def whole_image(header: Header, decoder: Decoder, *, is_padded: bool) -> np.ndarray:
     """(H, W, 3) uint8: the whole image, darker where training cuts it off, and a line around what it keeps.
 
-    decoder: of whole images.
+    is_padded: training cuts nothing off; the image with its padding, (R, R, 3). decoder: of padded images.
     """
     side, longest = decoder.resolution, max(header.width, header.height)
     height, width = (max(1, round(side * each / longest)) for each in (header.height, header.width))
     top, left = (side - height) // 2, (side - width) // 2
-    pixels = decoder.decode(header.file.read()).pixels.transpose(1, 2, 0)[top : top + height, left : left + width]
+    pixels = decoder.decode(header.file.read()).pixels.transpose(1, 2, 0)
+    if is_padded:
+        return pixels
+    pixels = pixels[top : top + height, left : left + width]
     kept = min(height, width)
     top, left = (height - kept) // 2, (width - kept) // 2
     drawn = (0.3 * pixels).astype(np.uint8)

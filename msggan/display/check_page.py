@@ -17,6 +17,10 @@ table { border-collapse: collapse; } td { padding: .2rem 1rem .2rem 0; vertical-
 td:first-child { white-space: nowrap; opacity: .65; }
 .sheet { display: flex; flex-wrap: wrap; gap: .8rem; } figure { margin: 0; width: 8rem; font-size: .8rem; }
 """
+FITTED = {
+    "cut_off": ("What cropping cuts off", "The images that lose most; the dark parts are lost."),
+    "padding": ("What padding adds", "The images to which it adds most, as training sees them."),
+}
 # It fetches nothing and runs nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -27,11 +31,11 @@ def page(result: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[str, b
     rows = "".join(
         f"<tr><td>{escaped(name)}</td><td>{escaped(text)}</td></tr>" for name, text in result["facts"].items()
     )
-    cut_off = ""
-    if shown := pictures.get("cut_off"):
-        cut_off = (
-            f"<h2>What cropping cuts off</h2><p>The images that lose most; the dark parts are lost.</p>{_sheet(shown)}"
-        )
+    fitted = "".join(
+        f"<h2>{heading}</h2><p>{text}</p>{_sheet(shown)}"
+        for kind, (heading, text) in FITTED.items()
+        if (shown := pictures.get(kind))
+    )
     findings = "".join(_finding(each, pictures.get(each["kind"], ())) for each in result["findings"])
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -40,7 +44,7 @@ def page(result: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[str, b
         f"<h1>{title}</h1>"
         f'<p class="verdict {"usable" if result["usable"] else "unusable"}">{escaped(result["verdict"])}</p>'
         f"<table>{rows}</table>"
-        f"{findings}{cut_off}</body></html>\n"
+        f"{findings}{fitted}</body></html>\n"
     )
 
 

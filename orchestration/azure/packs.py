@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msggan
 from msggan.commands.options import PACK_SUFFIX, to_argv
-from msggan.config import TrainConfig, resolve, too_few
+from msggan.config import TrainConfig, decoding_options, resolve, too_few
 from msggan.errors import DataError
 from msggan.runs.files import sha256_of, walk_visible
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
@@ -63,8 +63,7 @@ def ensure_pack(data: str, spec: RunSpec, store: Store, client: Client) -> Pack:
     """The pack of a folder, zip or pack on this machine, which the datastore has afterwards. Raises MsgganError."""
     if is_pack := data.lower().endswith(PACK_SUFFIX) and Path(data).is_file():
         refuse_other_file(data)
-    config = TrainConfig(resolution=spec.config.resolution, background=spec.config.background)
-    options = [] if is_pack else to_argv(config)
+    options = [] if is_pack else to_argv(TrainConfig(**decoding_options(spec.config)))
     records, key = Records(Path(client.settings.runs_dir) / PACKS_FILE), fingerprint(Path(data), options)
     known = Pack.read(records.find(key))
     if known is not None and is_stored(known, store, client):

@@ -18,7 +18,7 @@ from azure.core.exceptions import HttpResponseError
 
 import msggan
 from msggan.commands.program import Terminated, stopped
-from msggan.config import NO_INIT, TrainConfig
+from msggan.config import NO_INIT, TrainConfig, decoding_options
 from msggan.errors import MsgganError, UsageError
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
@@ -124,8 +124,7 @@ def submit(
     packed = spec
     if started:  # the images are packed as they were when the run started
         stored, _ = started
-        config = replace(spec.config, resolution=stored.resolution, background=stored.background)
-        packed = replace(spec, config=config)
+        packed = replace(spec, config=replace(spec.config, **decoding_options(stored)))
     data = with_mode(ensure_data(packed, store, client), client, lambda: size_named(client, *machine).disk_bytes)
     tags = build_tags(spec.name, configuration_hash(spec, data, extra), Path.cwd())
     if newest and newest.status == "Completed" and newest.tags.get(CONFIGURATION_TAG) == tags[CONFIGURATION_TAG]:

@@ -192,6 +192,20 @@ def test_the_page_is_one_file_that_shows_the_crop_and_escapes_names(images: Path
         assert picture.shape == (48, 192, 3)
         assert {tuple(picture[24, column].tolist()) for column in (72, 73, 118, 119)} == {RED}
         assert picture[:, :64].mean() < 0.6 * picture[8:40, 80:112].mean()
+    assert "Use --fit pad to keep whole images" in result["findings"][0]["hint"]
+    padded = checked(images, html=str(page), force=True, resolution=8, fit="pad")
+    assert (padded["findings"], padded["cut_off"], padded["padding"]["most"]) == ([], None, 0.75)
+    sheet = page.read_text(encoding="utf-8").partition("What padding adds")[2]
+    padding = _picture(re.findall(r"base64,([^\"]+)", sheet)[0])
+    assert padding.shape == (192, 192, 3)
+    assert padding[:72].min() == 255
+
+
+def test_a_set_that_cropping_cuts_much_of_is_fine_with_a_hint(tmp_path: Path) -> None:
+    for seed in range(200):
+        photograph(seed, (64, 36)).save(tmp_path / f"{seed}.png")
+    hint = "Use --fit pad to keep whole images, if what they show is not in their centre square."
+    assert checked(tmp_path)["verdict"] == f"Fine: 200 different images. {hint}"
 
 
 def _picture(encoded: str) -> np.ndarray:

@@ -235,6 +235,25 @@ def test_the_background_is_composited_before_resizing() -> None:
     assert only_colour(decode(saved(half), 4, "white")) == WHITE  # the red that nobody sees does not bleed in
 
 
+def test_padding_keeps_the_whole_image_between_bars_of_the_background() -> None:
+    wide, high = (
+        Decoder(8, "#0000ff", fit="pad").decode(saved(plain(RED, size))).pixels for size in ((16, 8), (8, 16))
+    )
+    assert only_colour(wide[:, 2:6]) == only_colour(high[:, :, 2:6]) == RED
+    for bar in (wide[:, :2], wide[:, 6:], high[..., :2], high[..., 6:]):
+        assert only_colour(bar) == BLUE
+
+
+def test_an_image_is_enlarged_where_the_side_that_is_fitted_is_smaller(tmp_path: Path) -> None:
+    noise(0, (40, 20)).save(tmp_path / "wide.png")
+    index = tmp_path / "index"
+    enlarged = [
+        ImageDataset(find_images(tmp_path), resolution=32, fit=fit, index=index).enlarged
+        for fit in ("crop", "pad", "pad", "crop")
+    ]
+    assert enlarged == [1, 0, 0, 1]
+
+
 @pytest.mark.parametrize("transparency", [0, b"\x00\xff", b"\x00"])
 @pytest.mark.parametrize("size", [(8, 8), (3, 5)])
 def test_a_palette_can_name_what_is_transparent(transparency: int | bytes, size: tuple[int, int]) -> None:

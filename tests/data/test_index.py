@@ -99,7 +99,7 @@ def test_a_damaged_or_foreign_index_is_made_anew(folder: Path, tmp_path: Path) -
     whole = index.read_bytes()
     flipped = bytearray(whole)
     flipped[len(HEADER) + 8 + RECORD.fields["digest"][1]] ^= 1  # type: ignore[index] # it has named fields
-    for content in (b"", b"letter", whole[:-1], whole[:40], bytes(flipped), whole.replace(b"images 1", b"images 0")):
+    for content in (b"", b"letter", whole[:-1], whole[:40], bytes(flipped), whole.replace(b"images 2", b"images 1")):
         index.write_bytes(content)
         ours, read = started(folder, index)
         assert read == 9

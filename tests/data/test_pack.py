@@ -196,6 +196,7 @@ def test_no_image_is_held_out_of_few(tiny_pack: Path) -> None:
             {"resolution": 4, "background": "#000000"},
             "is a pack of --resolution 8, not 4 and --background white, not #000000.",
         ),
+        ({"fit": "pad"}, "is a pack of --fit crop, not pad."),
     ],
 )
 def test_other_options_than_the_packs_are_refused(
@@ -216,6 +217,20 @@ def test_a_run_of_another_resolution_does_not_resume_with_the_pack(tiny: Path, t
 
 def test_another_notation_of_the_packs_background_is_accepted(tiny_pack: Path, tmp_path: Path) -> None:
     assert trainer(tiny_pack, tmp_path / "run", background="#FFffff").config.background == "#FFffff"
+
+
+def test_a_pack_of_padded_images_trains_like_them_and_is_none_of_cropped_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (16, 8 + number), (30 * number, 0, 200)).save(folder / f"{number}.png")
+    path = packed(folder, tmp_path / "wide.safetensors", fit="pad")
+    files = ImageDataset(find_images(folder), resolution=8, fit="pad")
+    ours = trainer(path, tmp_path / "run")
+    assert (ours.config.fit, Pack(path).contents.format_version, ours.dataset.enlarged) == ("pad", 3, 0)
+    assert torch.equal(ours.dataset.images(range(8)), files.images(range(8)))
+    with pytest.raises(DataError, match="is a pack of --fit pad, not crop"):
+        trainer(path, tmp_path / "other", fit="crop")
 
 
 def test_transparent_images_lie_on_the_packs_background(tmp_path: Path) -> None:
@@ -377,7 +392,7 @@ def lengthened(content: bytes) -> bytes:
 
 
 def from_the_future(content: bytes) -> bytes:
-    return content.replace(b'"format_version":"2"', b'"format_version":"3"')
+    return content.replace(b'"format_version":"2"', b'"format_version":"9"')
 
 
 def of_no_image(content: bytes) -> bytes:
@@ -404,7 +419,7 @@ def foreign(content: bytes) -> bytes:
         (cut_in_the_header, "is a damaged pack (its header cannot be read)."),
         (of_no_image, "is a damaged pack (its header contradicts itself)."),
         (of_no_colour, "is a damaged pack (its header cannot be read)."),
-        (from_the_future, "is a pack of format version 3; this msggan reads 1 and 2."),
+        (from_the_future, "is a pack of format version 9; this msggan reads 1 to 3."),
         (foreign, "is not a pack of images."),
         (empty, "is not a pack of images."),
     ],
@@ -560,10 +575,11 @@ def test_a_pack_needs_a_name(run_program: RunProgram, tiny_images: Path) -> None
 
 
 def test_pack_options_are_passed_on_as_they_were_given() -> None:
-    values: dict[str, Any] = {"resolution": "16", "background": "#010203", "workers": 3, "force": True}
+    values: dict[str, Any] = {"resolution": "16", "background": "grey", "fit": "pad", "workers": 3, "force": True}
     options = parse_pack([], "x.safetensors", **values)
-    assert options == PackOptions(resolution=16, background="#010203", workers=3, force=True)
-    assert argv_of(options) == ["--resolution", "16", "--background", "#010203", "--workers", "3", "--force"]
+    assert options == PackOptions(resolution=16, background="grey", fit="pad", workers=3, force=True)
+    given = "--resolution 16 --background grey --fit pad --workers 3 --force"
+    assert argv_of(options) == given.split()
     assert argv_of(PackOptions()) == []
     with pytest.raises(UsageError):
         parse_pack(["Something else."], "x.safetensors", **values)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from support.builders import save_images
 from support.programs import run_in
@@ -18,7 +20,7 @@ from msggan.commands.verbs import MEASURES, EvaluateOptions, show_evaluation
 from msggan.config import TrainConfig
 from msggan.data.sources import open_source
 from msggan.errors import CheckpointError, DataError, MsgganError
-from msggan.evaluate import evaluate_run
+from msggan.evaluate import evaluate_run, open_images
 from msggan.evaluation.report import OF_COPIES, OF_INCEPTION, OF_SETS, Evaluator
 from msggan.trainer import Trainer
 
@@ -67,9 +69,14 @@ def test_a_run_is_evaluated_by_name(workdir: Path, capsys: pytest.CaptureFixture
     assert lines[-3:] == result["files"]
 
 
-def test_few_images_leave_out_what_cannot_be_measured(tmp_path: Path) -> None:
-    save_images(tmp_path / "images", 20, 8)
-    Trainer(TINY, data=tmp_path / "images", run_dir=tmp_path / "run", device="cpu").run()
+def test_few_images_leave_out_what_cannot_be_measured_and_are_read_as_the_run_read_them(tmp_path: Path) -> None:
+    save_images(tmp_path / "images", 19, 8)
+    Image.new("RGB", (16, 8)).save(tmp_path / "images" / "wide.png")
+    trainer = Trainer(replace(TINY, fit="pad"), data=tmp_path / "images", run_dir=tmp_path / "run", device="cpu")
+    trainer.run()
+    folder = trainer.folder
+    images = open_images(folder.generator, folder, str(tmp_path / "images")).images(range(20))
+    assert torch.equal(images, trainer.dataset.images(range(20)))
     result = evaluate_run(tmp_path / "run", EvaluateOptions(num=8, device="cpu"))
     assert result["measures"] == {}
     assert "fewer than about 320" in result["not_measured"]["copying"]

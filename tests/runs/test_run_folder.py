@@ -150,6 +150,7 @@ OTHERS = {
     "augment_strength": 0.0,
     "mirror": False,
     "background": "black",
+    "fit": "pad",
     "precision": "float32",
     "seed": 9,
 }
