@@ -120,8 +120,7 @@ class TrainingState:
         ]
         positions, is_cuda = range(self.images_seen, self.images_seen + len(reals)), self.device.type == "cuda"
         if self.config.augment != "none":
-            both = [self._transforms(purpose, positions) for purpose in (Purpose.AUGMENT_REAL, Purpose.AUGMENT_FAKE)]
-            inputs.append(torch.cat(both).to(self.device, non_blocking=is_cuda))
+            inputs.append(self._both_transforms(positions).to(self.device, non_blocking=is_cuda))
         if self.config.loss == "wgan-gp":
             drawn = interpolation(self.config.seed, positions)
             inputs.append(drawn.to(self.device, self.compute_dtype, non_blocking=is_cuda))
@@ -191,6 +190,30 @@ class TrainingState:
             scores, _ = self._halving(lambda: self._judge(transformed))
         self.augmentation.add_held_out(scores.mean(), len(scores))
 
+    def scale_gradients(self, reals: Tensor, latents: Tensor) -> dict[int, float]:
+        """What each scale of a generated image, by its side, receives to learn from. It changes no network.
+
+        The norm of the gradient of its own generator's loss by its pixels, mean over the batch. reals, latents: those
+        of the last step.
+        """
+        self.generator_copy.update()
+        positions = range(self.images_seen - len(reals), self.images_seen)
+        drawn = None if self.config.augment == "none" else self._both_transforms(positions).to(self.device)
+        of_reals, of_fakes = (None, None) if drawn is None else drawn.chunk(2)
+        images = reals.to(self.device, self.compute_dtype, memory_format=torch.channels_last)
+        real_pyramid = augmented(pyramid(images), of_reals)
+
+        def gradients() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                generated = self._generate(latents.to(self.device, self.compute_dtype))
+            fakes = [image.requires_grad_() for image in generated]
+            return torch.autograd.grad(self._generator_loss(real_pyramid, augmented(fakes, of_fakes)), fakes)
+
+        with convolution_settings(self.device):
+            found = self._halving(gradients)
+        norms = [len(reals) * image.flatten(1).float().norm(dim=1).mean() for image in found]
+        return {image.shape[-1]: norm for image, norm in zip(found, torch.stack(norms).tolist(), strict=True)}
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything a step changes, under unique names: the three networks and Adam's averages. Not copies."""
         networks = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
@@ -240,6 +263,10 @@ class TrainingState:
         sums = torch.zeros(3, dtype=self.weight_dtype, device=self.device)
         return AdaptiveStrength(self.config.augment_strength, LARGEST_STRENGTH, sums)
 
+    def _both_transforms(self, positions: Sequence[int]) -> Tensor:
+        """(2N, 22): of real and then of generated images."""
+        return torch.cat([self._transforms(each, positions) for each in (Purpose.AUGMENT_REAL, Purpose.AUGMENT_FAKE)])
+
     def _transforms(self, purpose: Purpose, positions: Sequence[int]) -> Tensor:
         drawn = transforms(
             self.config.seed,
@@ -288,14 +315,17 @@ class TrainingState:
         return [loss.detach(), *scores.detach().view(2, count).mean(dim=1).unbind(), *penalty]
 
     def _generator_gradients(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+        loss = self._generator_loss(reals, fakes)
+        self.generator_copy.pass_back(torch.autograd.grad(loss, self.generator_copy.weights))
+        return loss.detach()
+
+    def _generator_loss(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
         real_scores = None
         if compares(self.config.loss):
             with torch.no_grad():
                 real_scores, _ = self._judge(reals)
         fake_scores, _ = self._judge(fakes)
-        loss = generator_loss(self.config.loss, real_scores, fake_scores)
-        self.generator_copy.pass_back(torch.autograd.grad(loss, self.generator_copy.weights))
-        return loss.detach()
+        return generator_loss(self.config.loss, real_scores, fake_scores)
 
     def _judge(
         self,

@@ -240,7 +240,7 @@ class Trainer:
             if sample:
                 self._sample()
             if report:
-                self._report(self._measure() if measure else {})
+                self._report(self._measure() | self._scale_gradients(images, drawn) if measure else {})
             if snapshot:
                 self._keep_snapshot()
             if save and not self.training_state.dropped_in_a_row:  # the networks may never recover
@@ -333,6 +333,12 @@ class Trainer:
             weights = {name: weight.to("cpu", copy=True) for name, weight in self.ema.state_dict().items()}
             self.best = Best(self.images_seen, BEST_BY, measured, weights)
         return measured
+
+    @timed("evaluation")
+    def _scale_gradients(self, images: Tensor, latents: Tensor) -> dict[str, float]:
+        """images: (N, 3, R, R) uint8; latents: (N, L): those of the last step."""
+        received = self.training_state.scale_gradients(to_float(images), latents)
+        return {f"scale_gradient_{side}": norm for side, norm in received.items() if math.isfinite(norm)}
 
     @cached_property
     def reals(self) -> tuple[Patches, Thumbnails]:

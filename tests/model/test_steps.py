@@ -267,6 +267,28 @@ def test_the_losses_reported_are_without_their_penalties_and_without_history() -
     assert ours["d_loss"].shape == ours["g_loss"].shape == ()
 
 
+@pytest.mark.parametrize("options", [{}, {"augment": "fixed", "augment_strength": 0.6}, {"micro_batch": 1}])
+def test_what_each_scale_receives_is_the_gradient_of_the_generators_loss(options: dict[str, object]) -> None:
+    ours = training_state(loss="relativistic-logistic", **options)
+    reals, latents = reals_at(ours.config, 0), latents_at(ours.config, 0)
+    ours.step(reals, latents)
+    before = saved(ours)
+    found = ours.scale_gradients(reals, latents)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ours.tensors().items())
+
+    of_reals, of_fakes = (
+        transforms(0, purpose, range(len(reals)), strength=0.6, resolution=8) if "augment" in options else None
+        for purpose in (Purpose.AUGMENT_REAL, Purpose.AUGMENT_FAKE)
+    )
+    fakes = [image.detach().requires_grad_() for image in ours.generator(latents.double())]
+    real_scores = ours.discriminator(augmented(pyramid(reals.double()), of_reals))
+    loss = generator_loss("relativistic-logistic", real_scores, ours.discriminator(augmented(fakes, of_fakes)))
+    expected = torch.autograd.grad(loss * len(reals), fakes)
+    assert found.keys() == {4, 8}
+    for gradient in expected:
+        assert found[gradient.shape[-1]] == pytest.approx(gradient.flatten(1).norm(dim=1).mean().item(), rel=1e-5)
+
+
 def test_the_average_starts_as_the_generator_and_has_no_gradients() -> None:
     ours = training_state()
     for name, weight in ours.generator.state_dict().items():

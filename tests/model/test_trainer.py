@@ -94,7 +94,8 @@ def test_the_time_decides_which_intervals_are_reported_and_not_what_their_report
     losses = {report["images"]: (report["d_loss"], report["g_loss"]) for report in every}
     assert [(report["d_loss"], report["g_loss"]) for report in few] == [losses[report["images"]] for report in few]
     keys = {"images", "kimg", *MEASURED, "dropped_updates", *TIMINGS}
-    measured = {"swd", "swd_8", "variance_ratio", "scale_difference", *(f"sign_{name}" for name in SENTENCES)}
+    of_scales = {"scale_difference", "scale_gradient_4", "scale_gradient_8"}
+    measured = {"swd", "swd_8", "variance_ratio", *of_scales, *(f"sign_{name}" for name in SENTENCES)}
     assert [set(report) for report in few] == [keys, *3 * [keys | measured]]
     shares = r", of which [\d.]+ % steps, [\d.]+ % data, .* % evaluation, .* % samples, .* % checkpoints, .* % reports"
     assert re.search(rf"\nTime: \d+ s{shares}\.\nDone", messages_of(ours))
