@@ -22,19 +22,19 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-import safetensors
 import torch
 from torch import Tensor
 
 from msggan.data.dataset import Dataset
 from msggan.data.sources import open_source
-from msggan.evaluate import open_images
+from msggan.evaluate import images_seen, open_images, scale_gradients
 from msggan.evaluation.report import MAX_COMPARED, Evaluator
 from msggan.metrics import Patches, distances, spectrum_ratio
 from msggan.pictures.grids import generate
 from msggan.randomness import latents_of
 from msggan.runs.checkpoint import chosen_weights, generator_config, load_generator
 from msggan.runs.folder import RunFolder, read_state
+from msggan.tracking.metrics_log import read_metrics
 
 COLUMNS = ("precision", "recall", "density", "coverage", "kernel_distance", "classifier_accuracy")
 OF_COPIES = ("copying", "copies_by_features", "copies_by_pixels")
@@ -91,14 +91,15 @@ def evaluated(task: Task) -> dict[str, Any]:
         found.update(distances(patches_of(reference), patches_of(images)))
         found["weave"] = float(spectrum_ratio(reference, images)[-dataset.resolution // 8 :].mean())
     values |= {f"scales_{side}": estimate.value for side, estimate in report.scales.items()}
-    images_seen = images_of(weights, folder)
+    shown = images_seen(weights, folder)
+    values |= {f"gradient_{side}": norm for side, norm in scale_gradients(folder, shown).items()}
     return {
         "run": str(folder),
         "weights": weights.name,
         "data": data,
         "resolution": dataset.resolution,
         "compared": len(reference),
-        "values": {"kimg": images_seen / 1000, "minutes": seconds_at(folder, images_seen) / 60, **values},
+        "values": {"kimg": shown / 1000, "minutes": seconds_at(folder, shown) / 60, **values},
         "real": real,
     }
 
@@ -118,21 +119,9 @@ def patches_of(images: Tensor) -> Patches:
     return patches
 
 
-def images_of(weights: Path, folder: RunFolder) -> int:
-    """How many images these weights were trained on."""
-    if weights.stem.isdigit():
-        return int(weights.stem)
-    with safetensors.safe_open(weights, framework="pt") as file:
-        best = (file.metadata() or {}).get("best")
-    state = read_state(folder)
-    return json.loads(best)["images_seen"] if best else state.images_seen if state else 0
-
-
 def seconds_at(folder: RunFolder, images: int) -> float:
     """The seconds of training up to an image, as in metrics.jsonl; 0 where it has none."""
-    lines = folder.metrics.read_text().splitlines() if folder.metrics.exists() else []
-    reports = [json.loads(line) for line in lines]
-    return max((report["seconds"] for report in reports if report["images"] <= images), default=0.0)
+    return max((each["seconds"] for each in read_metrics(folder.metrics) if each["images"] <= images), default=0.0)
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -159,7 +148,7 @@ def columns_of(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from ("kimg", "minutes")
     yield from (name for name in found if name.startswith("swd_"))
     yield from (name for name in (*COLUMNS, *OF_COPIES, "weave") if name in found)
-    yield from (name for name in found if name.startswith("scales_"))
+    yield from (name for name in found if name.startswith(("scales_", "gradient_")))
 
 
 def cell(name: str, values: Sequence[Mapping[str, float]]) -> str:

@@ -18,6 +18,7 @@ from msggan.display.progress import progress_bar
 from msggan.errors import DataError, OutOfMemoryError
 from msggan.runs.files import write_whole
 from msggan.runs.folder import RunFolder, read_state
+from msggan.tracking.metrics_log import read_metrics
 
 if TYPE_CHECKING:
     from msggan.data.dataset import Dataset
@@ -76,15 +77,37 @@ def evaluate_run(source: str | Path, options: EvaluateOptions) -> dict[str, Any]
     about = {
         "run_dir": str(folder),
         "weights": weights.name,
+        "images_seen": (shown := images_seen(weights, folder)),
         "data": data,
         "seed": options.seed,
         "features": evaluator.features_name,
     }
     if inception is not None:
         about["inception"] = {"sha256": inception.sha256, "published": inception.is_published}
-    result = {**about, **report.as_json(), "files": files}
+    result = {**about, **report.as_json(), "scale_gradients": scale_gradients(folder, shown), "files": files}
     write_whole(out / "evaluation.json", json.dumps(result, indent=1).encode())
     return result
+
+
+def images_seen(weights: Path, folder: RunFolder) -> int:
+    """How many images these weights of a run were trained on; 0 where nothing records it."""
+    from safetensors import safe_open
+
+    if weights.parent == folder.snapshots:
+        return int(weights.stem)
+    with safe_open(weights, framework="pt") as file:
+        if best := (file.metadata() or {}).get("best"):
+            return int(json.loads(best)["images_seen"])
+    return max((int(path.stem) for path in folder.checkpoints.glob("*.json") if path.stem.isdigit()), default=0)
+
+
+def scale_gradients(folder: RunFolder, images: int) -> dict[str, float]:
+    """What each scale, by its side, received in the last evaluation up to an image; none from earlier versions."""
+    prefix, found = "scale_gradient_", dict[str, float]()
+    for report in read_metrics(folder.metrics):
+        if report["images"] <= images:
+            found |= {name.removeprefix(prefix): norm for name, norm in report.items() if name.startswith(prefix)}
+    return found
 
 
 def open_inception(weights: str, device: str) -> Inception:

@@ -196,7 +196,8 @@ class TrainingState:
         The norm of the gradient of its own generator's loss by its pixels, mean over the batch. reals, latents: those
         of the last step.
         """
-        self.generator_copy.update()
+        for copied in (self.generator_copy, self.discriminator_copy):
+            copied.update()
         positions = range(self.images_seen - len(reals), self.images_seen)
         drawn = None if self.config.augment == "none" else self._both_transforms(positions).to(self.device)
         of_reals, of_fakes = (None, None) if drawn is None else drawn.chunk(2)

@@ -329,6 +329,9 @@ def show_evaluation(result: Mapping[str, Any], output: str) -> None:
         names = [MEASURES[name][0] for name, why in result["not_measured"].items() if why == reason]
         click.echo(f"Not measured: {', '.join(names)}: {reason}")
     click.echo(_scales_line(result["scale_disagreement"]))
+    if gradients := result["scale_gradients"]:
+        received = ", ".join(f"{norm:.2g} at {side} px" for side, norm in gradients.items())
+        click.echo(f"Gradient that each scale received from the discriminator: {received}.")
     if "copies_by_features" in result["measures"]:
         click.echo(_copies_line(result))
     for path in result["files"]:

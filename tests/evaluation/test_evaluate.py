@@ -57,6 +57,8 @@ def test_a_run_is_evaluated_by_name(workdir: Path, capsys: pytest.CaptureFixture
     assert result["measures"]["recall"]["value"] < 0.1 < result["measures"]["recall"]["real"]["value"]
     assert (result["memorised"], result["not_measured"]) == (False, {})
     assert list(result["scale_disagreement"]) == ["4"]
+    assert result["images_seen"] == 8
+    assert result["scale_gradients"]["4"] > result["scale_gradients"]["8"] > 0  # at first, coarse scales learn
     for name in ("closest_samples.png", "closest_held_out.png"):
         with Image.open(out / name) as picture:
             assert picture.width == picture.height >= 512  # 32 pairs, eight images in a row
@@ -65,6 +67,7 @@ def test_a_run_is_evaluated_by_name(workdir: Path, capsys: pytest.CaptureFixture
     heading, precision, *lines = capsys.readouterr().out.splitlines()
     assert heading.split() == ["MEASURE", "GENERATED", "REAL", "BEST"]
     assert precision.split()[:2] == ["precision", f"{result['measures']['precision']['value']:.3f}"]
+    assert lines[-5].startswith("Gradient that each scale received")
     assert lines[-4].startswith("No sign of memorisation: ")
     assert lines[-3:] == result["files"]
 
@@ -82,6 +85,7 @@ def test_few_images_leave_out_what_cannot_be_measured_and_are_read_as_the_run_re
     assert "fewer than about 320" in result["not_measured"]["copying"]
     assert "8 images to compare are too few: 32" in result["not_measured"]["recall"]
     assert result["scale_disagreement"].keys() == {"4"}
+    assert result["scale_gradients"].keys() == {"4", "8"}
     assert [Path(path).name for path in result["files"]] == ["evaluation.json", "closest_samples.png"]
 
 
