@@ -37,8 +37,8 @@ from msggan.runs.folder import RunFolder, read_state
 from msggan.tracking.metrics_log import read_metrics
 
 COLUMNS = ("precision", "recall", "density", "coverage", "kernel_distance", "classifier_accuracy")
-OF_COPIES = ("copying", "copies_by_features", "copies_by_pixels")
-NAMES = {"kernel_distance": "kernel", "classifier_accuracy": "classifier", "copying": "C_T"}
+OF_COPIES = ("copying", "c_t", "copies_by_features", "copies_by_pixels")
+NAMES = {"kernel_distance": "kernel", "classifier_accuracy": "classifier", "copying": "farther", "c_t": "C_T"}
 
 
 class Task(NamedTuple):

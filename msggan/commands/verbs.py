@@ -276,6 +276,7 @@ MEASURES = {
     "kid": ("KID", "as real, lower"),
     "fid": ("FID", "as real, lower"),
     "copying": ("farther from training images", "0.5"),
+    "c_t": ("the same in deviations, C_T", "0"),
     "copies_by_features": ("copies by features", "as real, lower"),
     "copies_by_pixels": ("copies by pixels", "as real, lower"),
 }
@@ -328,6 +329,8 @@ def show_evaluation(result: Mapping[str, Any], output: str) -> None:
     for reason in dict.fromkeys(result["not_measured"].values()):
         names = [MEASURES[name][0] for name, why in result["not_measured"].items() if why == reason]
         click.echo(f"Not measured: {', '.join(names)}: {reason}")
+    if result["cells"] > 1:
+        click.echo(f"C_T is the mean over {result['cells']} clusters of training images.")
     click.echo(_scales_line(result["scale_disagreement"]))
     if gradients := result["scale_gradients"]:
         received = ", ".join(f"{norm:.2g} at {side} px" for side, norm in gradients.items())

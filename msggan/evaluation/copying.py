@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.nn import functional
 from msggan.evaluation.estimates import Estimate, Z, share_interval
 
 PIXEL_SIDE = 32  # images are compared pixel by pixel at this side at most: a shift by one pixel must not hide a copy
+CELLS_FROM = 200  # held-out images; with fewer, cells of them say little
+HELD_OUT_PER_CELL = 40
+FEWEST_IN_CELL = 20  # as many fakes or fewer: the cell is left out
 RARE = 0.01  # the share of held-out images that are nearer to a training image than what counts as a copy
 
 
@@ -48,11 +52,55 @@ def copying(fakes: Tensor, held_out: Tensor) -> tuple[Estimate, Estimate]:
     in one cell. The first interval is DeLong's (1988), the second that of the null hypothesis.
     """
     count, others = len(fakes), len(held_out)
-    farther = (fakes[:, None] > held_out).double() + (fakes[:, None] == held_out).double() / 2
+    farther = _farther(fakes, held_out)
     value = float(farther.mean())
     spread = Z * math.sqrt(float(farther.mean(dim=1).var()) / count + float(farther.mean(dim=0).var()) / others)
-    null = Z * math.sqrt((count + others + 1) / (12 * count * others))
+    null = Z * _deviation(count, others)
     return Estimate(value, value - spread, value + spread).of_share(), Estimate(0.5, 0.5 - null, 0.5 + null).of_share()
+
+
+def cells(reals: Tensor, others: Sequence[Tensor], *, held_out: int) -> list[Tensor]:
+    """For each of some sets of features (N, d), (N,) int64: in which cell each image is.
+
+    If too few are held out, there is one cell. reals: (M, d), training images in random order, whose clusters the cells
+    are. held_out: how many are held out.
+    """
+    from scipy.cluster.vq import kmeans, vq
+
+    if held_out < CELLS_FROM:
+        return [torch.zeros(len(each), dtype=torch.int64) for each in others]
+    centres, _ = kmeans(reals.numpy(), reals[: held_out // HELD_OUT_PER_CELL].numpy())
+    return [torch.from_numpy(vq(each.numpy(), centres)[0]).long() for each in others]
+
+
+def copying_by_cell(
+    fakes: Tensor, held_out: Tensor, fake_cells: Tensor, held_out_cells: Tensor
+) -> tuple[Estimate, Estimate, int]:
+    """C_T, what it is if fakes are like held-out images, and of how many cells: 0, far less if images are copied.
+
+    Distances (N,) and (M,) to the nearest training image, and the cell of each → the mean over cells, by their share of
+    held-out images, of how many deviations the rank statistic is above that of images that are alike (Meehan et al.,
+    section 3). Unlike in one cell, typical images are compared with typical ones.
+    """
+    kept = [cell for cell in held_out_cells.unique() if (fake_cells == cell).sum() > FEWEST_IN_CELL]
+    if not kept:
+        fake_cells, held_out_cells, kept = torch.zeros(len(fakes)), torch.zeros(len(held_out)), [torch.tensor(0)]
+    sets = [(fakes[fake_cells == cell], held_out[held_out_cells == cell]) for cell in kept]
+    scores = torch.tensor([float(_farther(*both).mean() - 0.5) / _deviation(*map(len, both)) for both in sets])
+    sizes = torch.tensor([float(len(theirs)) for _, theirs in sets])
+    shares = sizes / sizes.sum()
+    spread = Z * float(shares.norm())
+    return Estimate(float(shares @ scores)), Estimate(0.0, -spread, spread), len(sets)
+
+
+def _farther(fakes: Tensor, held_out: Tensor) -> Tensor:
+    """(N,), (M,) → (N, M) float64: 1 where the fake is farther, ½ where it is as far."""
+    return (fakes[:, None] > held_out).double() + (fakes[:, None] == held_out).double() / 2
+
+
+def _deviation(count: int, others: int) -> float:
+    """Of the rank statistic U/NM if all are alike."""
+    return math.sqrt((count + others + 1) / (12 * count * others))
 
 
 def copy_threshold(held_out: Tensor) -> tuple[float, int]:

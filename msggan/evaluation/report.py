@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from msggan.data.dataset import HOLDOUT_ONE_IN, MIN_HOLDOUT, Dataset
-from msggan.evaluation.copying import Nearest, copies, copy_threshold, copying, pixels_of
+from msggan.evaluation.copying import Nearest, cells, copies, copy_threshold, copying, copying_by_cell, pixels_of
 from msggan.evaluation.estimates import Estimate, Pairs, Z, with_interval
 from msggan.evaluation.features import SEED, RandomFeatures, Standardised
 from msggan.evaluation.inception import Inception, frechet_distance, kernel_inception_distance
@@ -30,7 +30,7 @@ Advance = Callable[[int], object]
 REAL_POSITION = 1 << 21  # of the random numbers that choose real images to compare
 OF_SETS = ("precision", "recall", "density", "coverage", "kernel_distance", "classifier_accuracy")
 OF_INCEPTION = ("kid", "fid")
-OF_COPIES = ("copying", "copies_by_features", "copies_by_pixels")
+OF_COPIES = ("copying", "c_t", "copies_by_features", "copies_by_pixels")
 
 
 class Measure(NamedTuple):
@@ -44,9 +44,9 @@ class Measure(NamedTuple):
 class Report:
     """What was measured. images: counts. not_measured: by measure, why. scales: their disagreement, by side.
 
-    copied_seeds: of the samples that count as copies, by either measure, the nearest first. pairs: (seed, number) of a
-    sample and the nearest training image by features, the nearest first; held_out_pairs: with the number of a held-out
-    image instead.
+    cells: those of C_T. copied_seeds: of the samples that count as copies, by either measure, the nearest first.
+    pairs: (seed, number) of a sample and the nearest training image by features, the nearest first; held_out_pairs:
+    with the number of a held-out image instead.
     """
 
     images: dict[str, int]
@@ -54,6 +54,7 @@ class Report:
     measures: dict[str, Measure] = field(default_factory=dict)
     not_measured: dict[str, str] = field(default_factory=dict)
     scales: dict[int, Estimate] = field(default_factory=dict)
+    cells: int = 0
     copied_seeds: list[int] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
     held_out_pairs: list[tuple[int, int]] = field(default_factory=list)
@@ -61,7 +62,7 @@ class Report:
     @property
     def memorised(self) -> bool:
         """Whether more samples count as copies than could be if they were like held-out images."""
-        found = [self.measures[name] for name in OF_COPIES[1:] if name in self.measures]
+        found = [self.measures[name] for name in OF_COPIES[2:] if name in self.measures]
         return any(measure.generated.value > measure.real.high for measure in found)
 
     def as_json(self) -> dict[str, Any]:
@@ -76,6 +77,7 @@ class Report:
             "not_measured": self.not_measured,
             "scale_disagreement": {str(side): plain(estimate) for side, estimate in self.scales.items()},
             "memorised": self.memorised,
+            "cells": self.cells,
             "copied_seeds": self.copied_seeds,
         }
 
@@ -134,7 +136,7 @@ class Evaluator:
             if self.inception is not None:
                 fakes = generate(self.generator, latents_of(self.seeds[:size], self.generator.latent_size))[-1]
                 report.measures |= compare_by_inception(self.inception, reference[:size], fakes, real[:size])
-        self._find_nearest(report, samples, compared)
+        self._find_nearest(report, samples, compared, others)
         return report
 
     def _real_images(self) -> tuple[Tensor, Tensor]:
@@ -160,8 +162,10 @@ class Evaluator:
         together = Represented(*(torch.cat(each) for each in zip(*parts, strict=True)))
         return together, {side: _mean(torch.cat([each[side] for each in disagreements])) for side in disagreements[0]}
 
-    def _find_nearest(self, report: Report, samples: Represented, held_out: Represented) -> None:
-        """Adds the nearest training image of each sample and, if there are any, of each held-out image."""
+    def _find_nearest(self, report: Report, samples: Represented, held_out: Represented, others: Represented) -> None:
+        """Adds the nearest training image of each sample and, if there are any, of each held-out image.
+
+        others: training images, for the cells of C_T."""
         queries = [samples, held_out] if self.dataset.held_out else [samples]
         by_features, by_pixels = (Nearest(torch.cat(each)) for each in zip(*queries, strict=True))
         for numbers in torch.arange(self.dataset.training).split(IMAGES_PER_PART):
@@ -180,7 +184,9 @@ class Evaluator:
         by_held_out = by_features.distances[count:].argsort(stable=True).tolist()
         report.held_out_pairs = [(image, int(by_features.numbers[count + image])) for image in by_held_out]
         both = [(each.distances[:count], each.distances[count:]) for each in (by_features, by_pixels)]
-        found = (copying(*both[0]), copies(*both[0]), copies(*both[1]))
+        in_cells = cells(others.features, (samples.features, held_out.features), held_out=len(held_out.features))
+        *c_t, report.cells = copying_by_cell(*both[0], *in_cells)
+        found = (copying(*both[0]), c_t, copies(*both[0]), copies(*both[1]))
         report.measures |= {name: Measure(*estimates) for name, estimates in zip(OF_COPIES, found, strict=True)}
         is_copy = torch.stack([fakes < copy_threshold(held_out)[0] for fakes, held_out in both]).any(dim=0)
         report.copied_seeds = [self.seeds[sample] for sample in order if is_copy[sample]]

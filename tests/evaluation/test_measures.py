@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from msggan.data.sources import open_source
-from msggan.evaluation.copying import Nearest, copies, copy_threshold, copying, pixels_of
+from msggan.evaluation.copying import Nearest, cells, copies, copy_threshold, copying, copying_by_cell, pixels_of
 from msggan.evaluation.estimates import Pairs, share_interval, with_interval
 from msggan.evaluation.features import RandomFeatures, Standardised
 from msggan.evaluation.neighbours import coverage, density, distances, precision, recall
@@ -89,6 +89,37 @@ def test_the_rank_statistic_of_copying() -> None:
     assert measured.value == 1.5 / 6  # 3 > 2 counts 1, 2 = 2 counts ½
     assert null == (0.5, 0, 1)
     assert copying(torch.rand(1000), torch.rand(99))[1] == pytest.approx((0.5, 0.44, 0.56), abs=1e-3)
+
+
+def test_copying_by_cell_weighs_cells_by_their_held_out_images() -> None:
+    """In one cell 30 fakes are nearer than 10 held-out images, in one 24 are farther than 20; one has 20 fakes only."""
+    fakes = torch.cat([torch.zeros(30), 2 * torch.ones(24), torch.zeros(20)])
+    held_out = torch.ones(30 + 7)
+    in_cells = torch.tensor([0] * 30 + [1] * 24 + [2] * 20), torch.tensor([0] * 10 + [1] * 20 + [2] * 7)
+    measured, alike, count = copying_by_cell(fakes, held_out, *in_cells)
+    scores = -0.5 / math.sqrt(41 / (12 * 300)), 0.5 / math.sqrt(45 / (12 * 480))
+    assert measured.value == pytest.approx((scores[0] + 2 * scores[1]) / 3)
+    assert alike.high == -alike.low == pytest.approx(1.96 * math.sqrt(1 + 4) / 3)
+    assert count == 2
+    assert copying_by_cell(fakes[:9], held_out[:9], torch.arange(9), torch.arange(9))[2] == 1  # none has enough
+
+
+def test_cells_see_copies_among_different_kinds_and_take_a_preferred_kind_for_none() -> None:
+    """Half of the images are ten times as far from each other as the other half."""
+    is_far = torch.arange(1600) % 2 == 0
+    images = normal(1600, 6) * torch.where(is_far, 10, 1)[:, None] + 100.0 * is_far[:, None]
+    training, held_out, new = images.split([600, 400, 600])
+    preferred = new[~is_far[1000:]]  # none of the other kind, and no copies
+    copied = torch.cat([new[:250], training[:50] + 0.01])
+    nearest = Nearest(torch.cat([held_out, preferred, copied]))
+    nearest.add(training, torch.arange(600))
+    theirs, *found = nearest.distances.split([400, 300, 300])
+    of_held_out, *in_cells = cells(training, (held_out, preferred, copied), held_out=400)
+    few, many = (copying_by_cell(fakes, theirs, its, of_held_out) for fakes, its in zip(found, in_cells, strict=True))
+    assert copying(found[0], theirs)[0].high < 0.4  # in one cell, it looks like copies
+    assert few[1].low < few[0].value < few[1].high
+    assert many[0].value < many[1].low
+    assert cells(training, (held_out,), held_out=199)[0].unique().tolist() == [0]
 
 
 def test_what_counts_as_a_copy_is_rare_among_held_out_images() -> None:
