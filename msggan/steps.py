@@ -215,10 +215,15 @@ class TrainingState:
         norms = [len(reals) * image.flatten(1).float().norm(dim=1).mean() for image in found]
         return {image.shape[-1]: norm for image, norm in zip(found, torch.stack(norms).tolist(), strict=True)}
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything a step changes, under unique names: the three networks and Adam's averages. Not copies."""
-        networks = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
-        named = {f"{part}.{name}": t for part, network in networks.items() for name, t in network.state_dict().items()}
+        named = {
+            f"{part}.{name}": t for part, network in self.networks.items() for name, t in network.state_dict().items()
+        }
         for part, network, optimizer in self._optimized():
             for name, parameter in network.named_parameters():
                 for moment, tensor in optimizer.moments[parameter].items():

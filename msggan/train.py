@@ -26,6 +26,7 @@ import click
 
 from msggan.commands.options import (
     COMMON,
+    WHERE,
     Hardware,
     command,
     data_option,
@@ -52,6 +53,12 @@ if TYPE_CHECKING:
     callback=required("--run-dir", "Name the folder for the run."),
 )
 @train_options
+@option(
+    "--init-file",
+    metavar="FILE",
+    help="The file with the weights of --init, if they are not found by that name.",
+    section=WHERE,
+)
 @options_of(Hardware)
 @tracking_option
 @output_option
@@ -59,6 +66,7 @@ def train(
     *,
     data: str,
     run_dir: str,
+    init_file: str | None,
     device: str,
     workers: int,
     tracking_uri: str | None,
@@ -71,7 +79,9 @@ def train(
     Run the same command again to resume; --kimg, the intervals and --num-samples may then differ.
     """
     require(training_packages(chosen_tracking_uri(tracking_uri, os.environ)))
-    config = parse_with([*problems, *tracking_uri_problems(tracking_uri, os.environ)], texts)
+    problems = [*problems, *tracking_uri_problems(tracking_uri, os.environ)]
+    problems += ["--init-file: needs --init."] if init_file and not texts["init"] else []
+    config = parse_with(problems, texts)
 
     from msggan.trainer import Trainer
 
@@ -81,6 +91,7 @@ def train(
         run_dir=run_dir,
         device=device,
         workers=workers,
+        init_file=init_file,
         tracking_uri=chosen_tracking_uri(tracking_uri, os.environ),
     )
     result = trainer.run()

@@ -116,6 +116,7 @@ class Trainer:
     """Trains on the images at `data` and keeps everything in `run_dir`; a folder that holds a run is resumed.
 
     device: auto, cpu, cuda, cuda:N or mps. workers: threads that decode images; 0: one per core.
+    init_file: where the weights of the configuration's `init` are, if they are not found by that name.
     tracking_uri: an MLflow server or database to log to as well; the run does not depend on it.
     messages: where progress is printed; by default stderr, and in a notebook a display that is updated in place.
     Raises `UsageError`, `DataError`, `RunFolderError`, `RefusedError` or `OutOfMemoryError` before anything is written
@@ -130,6 +131,7 @@ class Trainer:
         run_dir: str | Path,
         device: str = "auto",
         workers: int = 0,
+        init_file: str | Path | None = None,
         tracking_uri: str | None = None,
         messages: TextIO | None = None,
     ) -> None:
@@ -140,7 +142,7 @@ class Trainer:
         if self.folder.path.resolve() == Path(data).resolve():
             raise DataError(f"--run-dir {run_dir}: is the folder of the images.", "Use another --name or --run-dir.")
         self.device = choose_device(device)
-        self.data, self.config = data, config
+        self.data, self.config, self.init_file = data, config, init_file
         self.initial: Source | None = None  # the weights that a new run starts from
         with memory_errors(self._out_of_memory):
             source = open_source(data)
@@ -166,7 +168,7 @@ class Trainer:
             )
             self.training_state = TrainingState(self.config, self.device, inform=self.progress.info)
             if self.initial:
-                self._take_over(self.initial)
+                take_over(self.initial, self.training_state.networks)
         self.generator: Generator = self.training_state.generator
         self.discriminator: Discriminator = self.training_state.discriminator
         self.ema: Generator = self.training_state.ema  # the moving average, of which samples and weights are made
@@ -458,13 +460,8 @@ class Trainer:
         requested = TrainConfig(**{**fixed_options, **explicit_values(config)})
         if requested.init in (None, NO_INIT):
             return requested
-        self.initial = load_source(requested.init, self.folder.path.parent)
+        self.initial = load_source(requested.init, self.folder.path.parent, self.init_file)
         return with_options_of(self.initial, requested)
-
-    def _take_over(self, source: Source) -> str:
-        state = self.training_state
-        networks = {"generator": state.generator, "ema": state.ema, "discriminator": state.discriminator}
-        return take_over(source, networks)
 
     def _check_resources(self, image_bytes: int) -> None:
         recorded = read_state(self.folder)
@@ -518,8 +515,8 @@ class Trainer:
                 )
             self.training_state.reset()
             if self.config.init != NO_INIT:
-                self.initial = self.initial or load_source(self.config.init, self.folder.path.parent)
-                self.progress.info(self._take_over(self.initial))
+                self.initial = self.initial or load_source(self.config.init, self.folder.path.parent, self.init_file)
+                self.progress.info(take_over(self.initial, self.training_state.networks))
             self.interval, self.seconds, self.saved_images, self.best = Interval(), 0.0, 0, None
             return
         state = checkpoint.state

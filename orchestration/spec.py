@@ -37,9 +37,10 @@ class RunSpec:
         if problems:
             raise UsageError(problems)
 
-    def command(self, *, data: str, run_dir: str, python: str = "python") -> list[str]:
-        """The command line of the run, with the target's locations of the images and of the run folder."""
-        program = [python, "-m", "msggan.train", "--data", data, "--run-dir", run_dir]
+    def command(self, *, data: str, run_dir: str, init_file: str = "", python: str = "python") -> list[str]:
+        """The command line of the run, with the target's locations of the images, the run folder and the weights."""
+        weights = ["--init-file", init_file] if init_file else []
+        program = [python, "-m", "msggan.train", "--data", data, *weights, "--run-dir", run_dir]
         return [*program, *to_argv(self.config), *argv_of(self.hardware)]
 
     def needs(self, *, device: str) -> Plan | None:

@@ -100,7 +100,7 @@ def ensure_best(folder: RunFolder, best: Best | None, config: Mapping[str, Any])
     except UNREADABLE:
         is_there = False
     if not is_there:
-        _save_tensors(folder.best, best.tensors, {"config": json.dumps(config), "best": about})
+        save_tensors(folder.best, best.tensors, {"config": json.dumps(config), "best": about})
 
 
 def load_generator(
@@ -189,14 +189,14 @@ def generator_config(path: Path) -> dict[str, Any]:
 
 def save_generator(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Writes weights with the configuration they need; whole or not at all."""
-    _save_tensors(path, tensors, {"config": json.dumps(config)})
+    save_tensors(path, tensors, {"config": json.dumps(config)})
 
 
 def save_checkpoint(folder: Path, images_seen: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Writes a whole checkpoint; returns its JSON file. Raises `OSError` from the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     tensor_path = folder / f"{images_seen:09d}.safetensors"
-    _save_tensors(tensor_path, tensors, {})
+    save_tensors(tensor_path, tensors, {})
     body = {
         "format_version": FORMAT_VERSION,
         "images_seen": images_seen,
@@ -329,7 +329,7 @@ def _load(path: Path) -> Checkpoint:
     return Checkpoint(body["images_seen"], trained, state, best)
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, whole or not at all. Raises the `OSError` that safetensors reports as text."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format_version": str(FORMAT_VERSION), **metadata}

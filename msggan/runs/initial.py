@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +15,18 @@ import safetensors
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from msggan.commands.options import path_problems, to_argv
+from msggan.commands.options import did_you_mean, nearest, to_argv
 from msggan.config import TrainConfig, explicit_values, split_init
 from msggan.errors import CheckpointError, UsageError
 from msggan.legacy import load_legacy, sizes_of
-from msggan.runs.checkpoint import UNREADABLE, chosen_weights, newest_checkpoint, part_of, reason_of
+from msggan.runs.checkpoint import (
+    UNREADABLE,
+    chosen_weights,
+    newest_checkpoint,
+    part_of,
+    reason_of,
+    save_tensors,
+)
 from msggan.runs.files import sha256_of
 from msggan.runs.folder import stored_fields
 
@@ -44,18 +52,19 @@ class Source:
     options: Mapping[str, Any]
 
 
-def load_source(init: str, runs_dir: Path) -> Source:
+def load_source(init: str, runs_dir: Path, file: str | Path | None = None) -> Source:
     """init: the name of a run in `runs_dir`, or the path of a run folder or of a file; see `split_init`.
 
-    Raises `UsageError` if there is no such run or file, `CheckpointError` if it has no weights, or not those recorded.
+    file: where its weights are, if it is known. Raises `UsageError` if there is no such run or file, `CheckpointError`
+    if it has no weights, or not those recorded.
     """
     name, recorded = split_init(init)
-    path = runs_dir / name if (runs_dir / name).exists() else Path(name)
-    if problems := path_problems(str(path), option="--init "):
-        raise UsageError([f"{problems[0]} {runs_dir} has no run of that name either."], KINDS)
+    path = Path(file) if file else _find(name, runs_dir)
     file = _file_of_run(path) if path.is_dir() else path
-    networks, options = _read_legacy(file) if file.suffix in (".pth", ".pt") else _read(file)
-    digest = sha256_of(file)
+    networks, options, digest = _read_legacy(file) if file.suffix in (".pth", ".pt") else _read(file)
+    for kind, other in (("ema", "generator"), ("generator", "ema")):
+        if other in networks:
+            networks.setdefault(kind, networks[other])
     if recorded not in ("", digest):
         raise CheckpointError(
             f"--init {name}: {file} is another file than the recorded one (SHA-256 {digest[:12]}…, not "
@@ -63,6 +72,15 @@ def load_source(init: str, runs_dir: Path) -> Source:
             f"Restore that file, or start from this one: --init {name}",
         )
     return Source(f"{name}@sha256:{digest}", file, networks, options)
+
+
+def save_source(source: Source, file: Path) -> None:
+    """Writes weights to one file, which `load_source` reads as what they were read from."""
+    networks = dict(source.networks)
+    if networks.get("ema") is networks.get("generator"):  # one tensor cannot be saved twice
+        networks.pop("ema", None)
+    tensors = {f"{kind}.{name}": tensor for kind, network in networks.items() for name, tensor in network.items()}
+    save_tensors(file, tensors, {"config": json.dumps(source.options), "sha256": split_init(source.init)[1]})
 
 
 def with_options_of(source: Source, config: TrainConfig) -> TrainConfig:
@@ -94,7 +112,8 @@ def take_over(source: Source, networks: Mapping[str, nn.Module]) -> str:
     if not any(taken.values()):
         raise CheckpointError(f"{source.file}: none of its weights fits these networks.", KINDS)
     shares = [_share_of(kind, networks[kind].state_dict(), taken[kind]) for kind in ("generator", "discriminator")]
-    return f"Starting from {source.file}: {' and '.join(shares)}. Optimizers and counters begin anew."
+    name, _ = split_init(source.init)
+    return f"Starting from {name} ({source.file}): {' and '.join(shares)}. Optimizers and counters begin anew."
 
 
 def _copy_layers(network: nn.Module, theirs: Mapping[str, Tensor]) -> set[str]:
@@ -130,6 +149,16 @@ def _as_options(values: Mapping[str, Any], name: str) -> str:
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
+def _find(name: str, runs_dir: Path) -> Path:
+    """The path of a run or a file. The trials of a sweep are in its folder `trials`, beside which the run is not."""
+    folder = runs_dir.parent.parent if runs_dir.name == "trials" else runs_dir
+    if path := next((path for path in (folder / name, Path(name)) if path.exists()), None):
+        return path
+    meant = did_you_mean(nearest(name, os.listdir(folder) if folder.is_dir() else ()))
+    hint = f"{KINDS} A run on Azure has to be downloaded first: msggan-aml download NAME"
+    raise UsageError([f"--init {name}: no such run in {folder}, and no such file.{meant}"], hint)
+
+
 def _file_of_run(folder: Path) -> Path:
     """The newest checkpoint of a run, or its generator if it has none. Raises `CheckpointError` if it has neither."""
     checkpoint, _ = newest_checkpoint(folder / "checkpoints")
@@ -138,8 +167,8 @@ def _file_of_run(folder: Path) -> Path:
     )
 
 
-def _read(file: Path) -> tuple[Networks, dict[str, Any]]:
-    """The networks and options of a checkpoint, or of a file with a generator alone."""
+def _read(file: Path) -> tuple[Networks, dict[str, Any], str]:
+    """The networks, the options and the SHA-256 of a checkpoint, or of a file with a generator alone."""
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -152,14 +181,13 @@ def _read(file: Path) -> tuple[Networks, dict[str, Any]]:
         raise CheckpointError(f"{file}: is not weights of this msggan: {error.message}.", KINDS) from error
     except UNREADABLE as error:
         raise CheckpointError(f"{file}: is not a file of weights ({reason_of(error)}).", KINDS) from error
-    networks = {kind: part_of(tensors, kind) for kind in LEGACY_NETWORKS}
-    if not any(networks.values()):
-        networks = {"generator": tensors, "ema": tensors}
-    return networks, {name: stored[name] for name in ("resolution", *OPTIONS)}
+    networks = {kind: part for kind in LEGACY_NETWORKS if (part := part_of(tensors, kind))} or {"generator": tensors}
+    options = {name: stored[name] for name in ("resolution", *OPTIONS)}
+    return networks, options, metadata.get("sha256") or sha256_of(file)
 
 
-def _read_legacy(file: Path) -> tuple[Networks, dict[str, Any]]:
-    """The networks of BMSG-GAN that were saved with this one, and their options."""
+def _read_legacy(file: Path) -> tuple[Networks, dict[str, Any], str]:
+    """The networks of BMSG-GAN that were saved with this one, their options, and the SHA-256 of this one's file."""
     found = LEGACY_NAME.fullmatch(file.name)
     beside = (
         {kind: file.with_name(f"GAN_{part}_{found[2]}.pth") for kind, part in LEGACY_NETWORKS.items()} if found else {}
@@ -168,12 +196,9 @@ def _read_legacy(file: Path) -> tuple[Networks, dict[str, Any]]:
     if not found:
         weights = load_legacy(file)
         networks = {"generator": weights} if "first.conv_1.weight" in weights else {"discriminator": weights}
-    for kind, other in (("ema", "generator"), ("generator", "ema")):
-        if other in networks:
-            networks.setdefault(kind, networks[other])
     try:
         depth, latent_size, is_equalized = sizes_of(next(iter(networks.values())))
     except (KeyError, IndexError) as error:
         raise CheckpointError(f"{file}: is not a network of BMSG-GAN.", KINDS) from error
     options = {"resolution": 2 << depth, "latent_size": latent_size, "equalized": is_equalized}
-    return networks, {**options, "resampling": "nearest", "join": "lin-cat"}
+    return networks, {**options, "resampling": "nearest", "join": "lin-cat"}, sha256_of(file)

@@ -40,12 +40,14 @@ CONFIGURATION_TAG = "msggan.configuration"
 
 # A job's input and output.
 DATA_INPUT = "data"
+INIT_INPUT = "init"
 RUN_OUTPUT = "run"
 
 RUNS_FOLDER = f"{PROJECT_FOLDER}/runs"  # in the datastore
 
 # In double quotes: a path may contain spaces, and may come as a shell variable.
 DATA_PLACEHOLDER = f"${{{{inputs.{DATA_INPUT}}}}}"
+INIT_PLACEHOLDER = f"${{{{inputs.{INIT_INPUT}}}}}"
 RUN_PLACEHOLDER = f"${{{{outputs.{RUN_OUTPUT}}}}}"
 
 # Azure ML's default is 2 GiB, which several loader processes and NCCL exceed.
@@ -87,7 +89,7 @@ class JobData:
 class JobPlan:
     """All that a job consists of. datastore: for its run folder. code, environment: IDs of a snapshot and environment.
 
-    identity: as `job_identity` returns it.
+    identity: as `job_identity` returns it. init: the weights that the run starts from, None for random ones.
     """
 
     name: str
@@ -99,6 +101,12 @@ class JobPlan:
     settings: Settings
     tags: Mapping[str, str] = field(default_factory=dict)
     identity: str | None = None
+    init: JobData | None = None
+
+    def arguments(self, run_dir: str) -> list[str]:
+        """The command of the run. run_dir: a placeholder, possibly with shell variables."""
+        init_file = INIT_PLACEHOLDER if self.init else ""
+        return self.spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir, init_file=init_file)
 
     @property
     def run_folder(self) -> DatastorePath:
@@ -133,7 +141,7 @@ def build_job(plan: JobPlan) -> Command:
         instance_count=1 if serverless else None,
         shm_size=SHARED_MEMORY,
         timeout=seconds(settings.timeout_hours),
-        inputs={DATA_INPUT: build_input(plan.data)},
+        inputs={name: build_input(data) for name, data in ((DATA_INPUT, plan.data), (INIT_INPUT, plan.init)) if data},
         outputs={RUN_OUTPUT: Output(type="uri_folder", path=plan.run_folder.uri, mode="rw_mount")},
         tags={**settings.tags, **plan.tags},
         # The commit under the names that the portal shows; without them the SDK would add the repository's URL.
@@ -183,10 +191,10 @@ def reads_secrets(settings: Settings) -> bool:
 
 
 def command_line(plan: JobPlan, run_dir: str = RUN_PLACEHOLDER) -> str:
-    """The command of the run for the job's shell. run_dir: a placeholder, possibly with shell variables."""
-    args = plan.spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir)
+    """The command of the run for the job's shell. run_dir: as for `JobPlan.arguments`."""
+    args = plan.arguments(run_dir)
     args = ["python", VAULT_READER, *args] if reads_secrets(plan.settings) else args
-    expanded = {DATA_PLACEHOLDER, run_dir}
+    expanded = {DATA_PLACEHOLDER, INIT_PLACEHOLDER, run_dir}
     return " ".join(f'"{arg}"' if arg in expanded else shlex.quote(arg) for arg in args)
 
 

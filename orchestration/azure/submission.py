@@ -18,7 +18,7 @@ from azure.core.exceptions import HttpResponseError
 
 import msggan
 from msggan.commands.program import Terminated, stopped
-from msggan.config import NO_INIT, TrainConfig, decoding_options
+from msggan.config import TrainConfig, decoding_options
 from msggan.errors import MsgganError, UsageError
 from msggan.runs.folder import RunFolder
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
@@ -27,6 +27,7 @@ from orchestration.azure.compute import identity_of, other_sizes, require_cluste
 from orchestration.azure.data import ensure_data, plan_data, with_mode
 from orchestration.azure.environment import NAME, ensure_job_environment, read_recipe
 from orchestration.azure.history import RunJobs, environment_of, get_job, run_of
+from orchestration.azure.initial import ensure_init, plan_init, without_init
 from orchestration.azure.jobs import (
     CONFIGURATION_TAG,
     TO_RESOLVE,
@@ -57,8 +58,6 @@ def planned_job(settings: Settings, scope: str, spec: RunSpec, extra: Sequence[s
 
     scope: the workspace's resource ID.
     """
-    if spec.config.init not in (None, NO_INIT):
-        raise UsageError([f"--init {spec.config.init}: is not available on Azure yet. Use --target local."])
     datastore = settings.datastore or TO_RESOLVE.format("the workspace's default datastore")
     data = plan_data(str(spec.data), datastore, scope, settings.data_mode)
     code = TO_RESOLVE.format("the snapshot of the msggan package")
@@ -70,7 +69,8 @@ def planned_job(settings: Settings, scope: str, spec: RunSpec, extra: Sequence[s
     serverless = settings.instance_type is not None
     machines = settings.identity if serverless else None
     identity = job_identity([data.has_credential, None, not reads_secrets(settings)], machines, serverless=serverless)
-    return JobPlan(spec.name, spec, data, datastore, code, environment, settings, tags, identity)
+    init = plan_init(spec, datastore)
+    return JobPlan(spec.name, spec, data, datastore, code, environment, settings, tags, identity, init)
 
 
 def as_plan(job: JobPlan, command: list[str], body: dict[str, Any], scope: str) -> dict[str, Any]:
@@ -111,6 +111,8 @@ def submit(
     started = _read_started(client, spec, store)
     if newest and started and _is_trained(client, run, *started, store):
         return run
+    # First, because it is what may be refused. A run that has started does not need it any more.
+    spec, init = (without_init(spec), None) if started else ensure_init(spec, store, client)
     serverless = settings.instance_type is not None
     if not serverless:
         cluster = _checked_cluster(client)
@@ -133,7 +135,7 @@ def submit(
     settings = replace(settings, timeout_hours=job_hours or settings.timeout_hours)
     credentials = [data.has_credential, not store.identity_based, not reads_secrets(settings)]
     identity = job_identity(credentials, machines, serverless=serverless)
-    plan = JobPlan(run.next_name, spec, data, store.datastore, code, environment, settings, tags, identity)
+    plan = JobPlan(run.next_name, spec, data, store.datastore, code, environment, settings, tags, identity, init)
     job = _send(client, plan, build)
     client.reporter.info(f"Submitted job {job.name}: {job.studio_url or None}")
     return RunJobs(run.run, (*run.jobs, job))

@@ -43,7 +43,7 @@ from orchestration.azure.history import (
     read_details,
     state_of,
 )
-from orchestration.azure.jobs import DATA_PLACEHOLDER, JobPlan, run_folder
+from orchestration.azure.jobs import JobPlan, run_folder
 from orchestration.azure.submission import as_plan, planned_job, refuse_if_running, submit
 from orchestration.azure.sweep_jobs import (
     JOINT,
@@ -108,9 +108,8 @@ class AzureSweeps(SweepTarget):
     def _plan(self, spec: SweepSpec, settings: Settings) -> dict[str, Any]:
         refuse_on_azure(spec)
         job = planned_job(settings, self.client.scope, trial_run(spec), _distinguishing_args(spec))
-        command = trial_run(spec).command(data=DATA_PLACEHOLDER, run_dir=TRIAL_FOLDER)
         scope = self.client.scope
-        return as_plan(job, command, build_sweep_body(job, spec, scope), scope)
+        return as_plan(job, job.arguments(TRIAL_FOLDER), build_sweep_body(job, spec, scope), scope)
 
     def sweep_question(self, spec: SweepSpec) -> Question | None:
         refuse_on_azure(spec)

@@ -39,7 +39,6 @@ from orchestration.azure.history import (
     require_jobs,
 )
 from orchestration.azure.jobs import (
-    DATA_PLACEHOLDER,
     RUN_PLACEHOLDER,
     as_yaml,
     build_body,
@@ -119,8 +118,7 @@ class AzureTarget(Target):
 
     def _plan(self, spec: RunSpec, settings: Settings) -> dict[str, Any]:
         job = planned_job(settings, self.client.scope, spec)
-        command = spec.command(data=DATA_PLACEHOLDER, run_dir=RUN_PLACEHOLDER)
-        return as_plan(job, command, build_body(job, self.client.scope), self.client.scope)
+        return as_plan(job, job.arguments(RUN_PLACEHOLDER), build_body(job, self.client.scope), self.client.scope)
 
     def question(self, spec: RunSpec) -> Question | None:
         read_what_jobs_need(self.client)

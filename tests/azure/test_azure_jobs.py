@@ -114,6 +114,20 @@ def test_what_the_shell_would_split_or_expand_is_quoted() -> None:
     )
 
 
+def test_the_weights_to_start_from_are_an_input_that_the_run_reads_under_their_recorded_name() -> None:
+    config, weights = (
+        TrainConfig(init="photos@sha256:12ab"),
+        "azureml://datastores/store/paths/msggan/init/1.safetensors",
+    )
+    plan = replace(job_plan(), spec=RunSpec(config, "x", "x"), init=JobData(weights, "uri_file"))
+    assert command_line(plan) == (
+        'python -m msggan.train --data "${{inputs.data}}" --init-file "${{inputs.init}}" --run-dir "${{outputs.run}}" '
+        "--init photos@sha256:12ab"
+    )
+    inputs = build_body(plan, SCOPE)["properties"]["inputs"]
+    assert inputs["init"] == {"uri": weights, "mode": "Download", "jobInputType": "uri_file"}
+
+
 def test_more_tags_than_a_job_may_have_are_refused() -> None:
     wrong = job_plan(settings_tags={str(number): "x" for number in range(MAX_TAGS - 1)})
     with pytest.raises(UsageError) as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import threading
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from azure_local.cloud import BLOB_CONTAINER, Version, now
 from azure_local.jobs_state import Job
 from support.azure_commands import Command, posix, sdk_warnings
 
-from msggan.config import TrainConfig
+from msggan import TrainConfig, Trainer
 from orchestration.azure import blobs, following
 from orchestration.azure.history import LAST_BYTES
 from orchestration.copies import DOWNLOAD_FILE
@@ -60,6 +63,44 @@ def test_blobs_are_trained_on_serverless(azure: AzureLocal, images: str, msggan_
     assert "computeId" not in sent
     assert sent["resources"]["instanceType"] == SIZE
     assert sent["inputs"]["data"]["uri"] == BLOBS + images
+
+
+@pytest.mark.slow
+def test_a_job_starts_from_a_local_run_and_resumes_without_it(
+    azure: AzureLocal, images: str, workdir: Path, msggan_aml: Command
+) -> None:
+    config = TrainConfig(resolution=4, latent_size=8, batch_size=4, kimg=0.004)
+    Trainer(config, data=workdir / "tiny", run_dir=workdir / "runs" / "small", messages=StringIO()).run()
+    args = ["submit", "--data", DATASTORE + images, *SMALL, "--name", "grown", "--yes", "-o", "json"]
+    for init, *options, complaint in (
+        ("smal", "A run on Azure has to be downloaded first: msggan-aml download NAME"),
+        ("small", "--latent-size", "16", "--latent-size 16: the weights of --init small need --latent-size 8."),
+    ):
+        refused = msggan_aml(*args, "--init", init, *options)
+        assert (refused.exit_code, complaint in str(refused.json)) == (2, True), refused.stdout
+    assert (azure.blobs_below("msggan/"), azure.cloud.jobs) == ([], {})
+
+    (planned,) = msggan_aml(*args, "--init", "small", "--dry-run").json["requests"]
+    ended = msggan_aml(*args, "--init", "small")
+    assert (ended.exit_code, ended.json["state"]) == (0, "completed"), ended.stderr
+    (weights,) = azure.blobs_below("msggan/init/")
+    stored = json.loads(azure.blob("msggan/runs/grown/config.json") or b"")
+    assert stored["init"] == f"small@sha256:{Path(weights).stem}"
+    sent, given = azure.job("grown").properties, f"--init {stored['init']}"
+    assert sent["inputs"]["init"] == {
+        **planned["body"]["properties"]["inputs"]["init"],
+        "uri": sent["inputs"]["init"]["uri"],
+    }
+    assert '--init-file "${{inputs.init}}" --run-dir' in sent["command"]
+    assert given in sent["command"]
+    log = azure.artifact("grown", STD_LOG).decode()
+    assert "of the generator's weights (new: 8 px) and" in log
+
+    shutil.rmtree(workdir / "runs" / "small")
+    longer = msggan_aml(*args, "--init", "small", "--kimg", "0.08")
+    assert (longer.exit_code, longer.json["images_seen"]) == (0, 80), longer.stderr
+    assert "init" not in azure.job("grown-2").properties["inputs"]
+    assert "--init is small@sha256" in msggan_aml(*args, "--init", "other", "--kimg", "0.1").stderr
 
 
 def test_a_run_that_reached_its_time_limit_has_failed_with_a_hint(

@@ -22,7 +22,7 @@ from msggan.networks import Discriminator, Generator
 from msggan.randomness import latents
 from msggan.runs.files import sha256_of
 from msggan.runs.folder import RunFolder
-from msggan.runs.initial import load_source, take_over
+from msggan.runs.initial import load_source, save_source, take_over
 
 
 def trainer(data: Path, run_dir: Path, **options: Any) -> Trainer:
@@ -95,7 +95,7 @@ def test_the_coarse_images_of_a_generator_that_has_grown_are_those_of_the_old_on
     old, new = Generator(5, 32), Generator(6, 32)
     save_run(tmp_path / "run", depth=5, latent_size=32)
     networks = {"generator": new, "ema": Generator(6, 32), "discriminator": Discriminator(6, 32, join=join)}
-    said = take_over(load_source(str(tmp_path / "run"), tmp_path), networks)
+    said = take_over(load_source("run", tmp_path / "sweep" / "trials"), networks)
     assert said.endswith("(new: 128 px) and none of the discriminator's weights. Optimizers and counters begin anew.")
     old.load_state_dict(load_file(tmp_path / "run" / "generator.safetensors"))
     drawn = latents(0, range(3), 32)
@@ -120,6 +120,10 @@ def test_networks_that_bmsg_gan_saved_are_taken_over_together(tmp_path: Path) ->
     assert "100 % of the generator's weights and 100 % of the discriminator's weights." in said
     for ours, theirs in zip(networks.values(), saved.values(), strict=True):
         assert all(torch.equal(*pair) for pair in zip(ours.parameters(), theirs.parameters(), strict=True))
+    save_source(source, tmp_path / "one.safetensors")
+    copied = load_source(source.init, tmp_path, tmp_path / "one.safetensors")
+    assert (copied.init, copied.options) == (source.init, source.options)
+    assert take_over(copied, networks).endswith(said.partition(":")[2])
     shutil.move(tmp_path / "GAN_DIS_12.pth", tmp_path / "alone.pth")
     assert load_source(str(tmp_path / "GAN_GEN_12.pth"), tmp_path).networks.keys() == {"generator", "ema"}
     alone = load_source(str(tmp_path / "alone.pth"), tmp_path)
@@ -152,7 +156,7 @@ SOURCE = r"the weights of --init small need"
         (
             spoil_nothing,
             {"init": "smal"},
-            r"--init smal: not found\..* \S+runs has no run of that name either\.\nUse the ",
+            r"--init smal: no such run in \S+runs, and no such file\. Did you mean small\?\nUse the ",
         ),
         (write_a_text, {"init": "notes.safetensors"}, r"notes\.safetensors: is not a file of weights \("),
         (write_another_programs_weights, {"init": "notes.safetensors"}, "is not weights of this msggan: missing field"),
