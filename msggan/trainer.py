@@ -223,6 +223,7 @@ class Trainer:
         """The loop: a step, then what is due after it; at the end, or when stopped, a checkpoint."""
         if self.initial and self.images_seen == 0:
             self._start_saving()  # from here on, resuming does not need what the run started from
+            self.initial = None
         self.interval.start_clock()
         while not self._is_finished() and self.stop_state is None:
             images, drawn = (each.to(self.device, non_blocking=pinned) for each in next(batches))

@@ -113,7 +113,8 @@ def take_over(source: Source, networks: Mapping[str, nn.Module]) -> str:
         raise CheckpointError(f"{source.file}: none of its weights fits these networks.", KINDS)
     shares = [_share_of(kind, networks[kind].state_dict(), taken[kind]) for kind in ("generator", "discriminator")]
     name, _ = split_init(source.init)
-    return f"Starting from {name} ({source.file}): {' and '.join(shares)}. Optimizers and counters begin anew."
+    of = name if name == str(source.file) else f"{name} ({source.file})"
+    return f"Starting from {of}: {' and '.join(shares)}. Optimizers and counters begin anew."
 
 
 def _copy_layers(network: nn.Module, theirs: Mapping[str, Tensor]) -> set[str]:
@@ -162,9 +163,9 @@ def _find(name: str, runs_dir: Path) -> Path:
 def _file_of_run(folder: Path) -> Path:
     """The newest checkpoint of a run, or its generator if it has none. Raises `CheckpointError` if it has neither."""
     checkpoint, _ = newest_checkpoint(folder / "checkpoints")
-    return (
-        folder / "checkpoints" / f"{checkpoint.images_seen:09d}.safetensors" if checkpoint else chosen_weights(folder)
-    )
+    if checkpoint is None:
+        return chosen_weights(folder)
+    return folder / "checkpoints" / f"{checkpoint.images_seen:09d}.safetensors"
 
 
 def _read(file: Path) -> tuple[Networks, dict[str, Any], str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 
 from msggan.commands.options import (
     AZURE,
@@ -113,7 +114,7 @@ def submit(
         config, images, run_name = source.config, data or source.data, name or source.name
     spec = RunSpec(config, images, default_name(images) if run_name is None else run_name, Hardware(device, workers))
     if rehearse_preemption:
-        return rehearse(spec, output)
+        return rehearse(spec, settings.runs_dir, output)
 
     chosen, reason = choose(target, settings.workspace)
     serving = build_target(chosen, settings, reporter())
@@ -136,10 +137,13 @@ def submit(
     return run.exit_code
 
 
-def rehearse(spec: RunSpec, output: str) -> int:
+def rehearse(spec: RunSpec, runs_dir: str, output: str) -> int:
     """Rehearses the loss of the machine with a short local run of `spec`, and prints the result."""
     from orchestration.local import rehearsal
 
+    init = os.path.join(runs_dir, spec.config.init or "")
+    if spec.config.init and os.path.exists(init):  # it trains in another folder
+        spec = replace(spec, config=replace(spec.config, init=init))
     result = rehearsal.rehearse(spec, info)
     refusal = result.refusal
     if refusal:

@@ -40,6 +40,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return images, runs
 
 
+def stop_after_a_step(ours: Trainer) -> None:
+    plain_step = ours.training_state.step
+
+    def step(*inputs: Any) -> Any:
+        if ours.images_seen:
+            raise KeyboardInterrupt
+        return plain_step(*inputs)
+
+    ours.training_state.step = step  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        ours.run()
+
+
 def checkpoint_of(run_dir: Path, images_seen: int) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "checkpoints" / f"{images_seen:09d}.safetensors")
 
@@ -72,17 +85,9 @@ def test_a_run_that_grows_keeps_every_layer_of_the_coarse_scales_and_does_not_ne
         expected = torch.zeros_like(tensor) if "_optimizer." in name else before.get(name)
         assert name in new or torch.equal(tensor, expected)
 
-    parts_of_it = trainer(images, tmp_path / "parts", **options)
-    plain_step = parts_of_it.training_state.step
-
-    def step(*inputs: Any) -> Any:
-        if parts_of_it.images_seen == 4:
-            raise KeyboardInterrupt
-        return plain_step(*inputs)
-
-    parts_of_it.training_state.step = step  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        parts_of_it.run()
+    stop_after_a_step(trainer(images, tmp_path / "parts", **options))
+    shutil.rmtree(tmp_path / "parts" / "checkpoints")  # as if it had died before it had one
+    stop_after_a_step(trainer(images, tmp_path / "parts", **options))
     shutil.rmtree(tmp_path / "small")
     with pytest.raises(RunFolderError, match=r"--init is small@sha256:[0-9a-f]+, not other"):
         trainer(images, tmp_path / "parts", **{**options, "init": "other"})
