@@ -1,4 +1,7 @@
-"""How varied generated images are, and how well the scales of each agree: what an evaluation measures beside swd."""
+"""How varied generated images are, whether they are copies of training images, and how well the scales of each agree.
+
+This is what an evaluation measures beside swd.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from msggan.evaluation.copying import Nearest, copy_threshold
 from msggan.metrics import PIXELS_PER_PART
 
 THUMBNAIL_PX = 8  # variety is of what images show, not of their texture
@@ -26,14 +30,36 @@ class Thumbnails:
             self.parts.append(functional.adaptive_avg_pool2d(some.float(), min(THUMBNAIL_PX, side)).cpu())
 
     @property
+    def pixels(self) -> Tensor:
+        """(N, 3, S, S) float32."""
+        return torch.cat(self.parts)
+
+    @property
     def variance(self) -> float:
         """Between images, the mean over the pixels of the thumbnails; 0 if all are alike."""
-        return float(torch.cat(self.parts).var(dim=0).mean())
+        return float(self.pixels.var(dim=0).mean())
 
     @property
     def deviation(self) -> float:
         """Of all pixels from their mean."""
-        return float(torch.cat(self.parts).std())
+        return float(self.pixels.std())
+
+
+class Copies:
+    """Finds thumbnails that are nearer to a training image, or its mirror image, than 99 % of the held-out images."""
+
+    def __init__(self, training: Thumbnails, held_out: Thumbnails) -> None:
+        self.training = training.pixels.flatten(1)
+        self.threshold, _ = copy_threshold(self._distances(held_out))
+
+    def share(self, generated: Thumbnails) -> float:
+        return float((self._distances(generated) < self.threshold).float().mean())
+
+    def _distances(self, images: Thumbnails) -> Tensor:
+        both = [Nearest(pixels.flatten(1)) for pixels in (images.pixels, images.pixels.flip(-1))]
+        for nearest in both:
+            nearest.add(self.training, torch.arange(len(self.training)))
+        return torch.minimum(both[0].distances, both[1].distances)
 
 
 class ScaleDifferences:

@@ -43,7 +43,7 @@ from msggan.device import (
 )
 from msggan.display.progress import choose_progress, duration
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError, plural
-from msggan.health import ScaleDifferences, Thumbnails, compare
+from msggan.health import Copies, ScaleDifferences, Thumbnails, compare
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
 from msggan.pictures.grids import find_samples, generate, generate_parts, write_samples
@@ -71,6 +71,8 @@ from msggan.tracking.metrics_log import Tracker
 REPORT_IMAGES = 250  # an interval has so many images, so that its losses do not depend on the speed
 REPORT_SECONDS = 5.0  # between two reports; an evaluation or the end is always reported
 MAX_MEASURED_IMAGES = 512
+MAX_TRAINING_IMAGES = 2048  # with which generated ones are compared, in parts
+IMAGES_PER_PART = 128
 BEST_BY = "swd"  # the measure whose lowest value makes weights the best
 MAX_DROPPED_IN_A_ROW = 10
 STEPS_TIMED = 100  # before a run says how long it will take
@@ -320,7 +322,7 @@ class Trainer:
 
     @timed("evaluation")
     def _measure(self) -> dict[str, float]:
-        """swd, variety and scales against the real images. Generated ones are in memory only in part."""
+        """swd, variety, scales and copies against the real images. Generated ones are in memory only in part."""
         real_patches, real_thumbnails = self.reals
         count = real_patches.count
         fixed = latents(self.config.seed, range(count), self.config.latent_size, Purpose.METRIC)
@@ -331,6 +333,8 @@ class Trainer:
             thumbnails.add(pyramid[-1])
             scales.add(pyramid)
         measured = distances(real_patches, generated) | compare(thumbnails, scales, real_thumbnails)
+        if self.copies:
+            measured["copies"] = self.copies.share(thumbnails)
         lowest = self.best.measured[BEST_BY] if self.best and self.best.measure == BEST_BY else math.inf
         if measured[BEST_BY] < lowest:
             weights = {name: weight.to("cpu", copy=True) for name, weight in self.ema.state_dict().items()}
@@ -358,6 +362,16 @@ class Trainer:
         thumbnails = Thumbnails()
         thumbnails.add(reals)
         return patches, thumbnails
+
+    @cached_property
+    def copies(self) -> Copies | None:
+        """What finds copies of training images; None without held-out images, with which it compares."""
+        if not self.dataset.held_out:
+            return None
+        training = Thumbnails()
+        for numbers in torch.arange(min(self.dataset.training, MAX_TRAINING_IMAGES)).split(IMAGES_PER_PART):
+            training.add(self.dataset.images(numbers.numpy()))
+        return Copies(training, held_out=self.reals[1])
 
     @timed("reports")
     def _report(self, measured: dict[str, float]) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
-from msggan.health import ScaleDifferences, Thumbnails, compare
+from msggan.data.sources import open_source
+from msggan.health import Copies, ScaleDifferences, Thumbnails, compare
 from msggan.signs import judge, sentences
 
-NAMES = ("kimg", "d_loss", "d_real", "d_fake", "g_gradient_norm", "swd", "variance_ratio", "scale_difference")
+NAMES = ("kimg", "d_loss", "d_real", "d_fake", "g_gradient_norm", "swd", "variance_ratio", "scale_difference", "copies")
 Rows = list[tuple[float, ...]]
 
 
 def signs_at_each(rows: Rows, total_kimg: float) -> list[set[str]]:
     """The signs at each evaluation of a run, by name."""
-    evaluations = [dict(zip(NAMES, row, strict=True)) for row in rows]
+    evaluations = [dict(zip(NAMES, row, strict=False)) for row in rows]
     return [
         set(sentences({**evaluations[-1], **judge(evaluations[: count + 1], total_images=1000 * total_kimg)}))
         for count in range(len(evaluations))
@@ -56,6 +63,32 @@ def test_samples_that_are_all_alike_are_a_collapse_once_a_run_is_past_its_beginn
     assert signs_at_each(COLLAPSING, 20) == [set(), set(), set(), {"collapse"}]
     (sentence,) = sentences({"sign_collapse": 1.0, "variance_ratio": 0.0123}).values()
     assert "their variance is 0.01 of the real images'. Use another name with a smaller --g-lr" in sentence
+
+
+def test_copies_of_training_images_are_a_sign() -> None:
+    """Recorded: 300 training images that are nearly copies of 8 photographs, with 60 other photographs held out."""
+    recorded = {8.0: 0.0, 10.0: 0.0667, 12.0: 0.15, 14.0: 0.2167, 16.0: 0.3167}
+    rows = [(kimg, *GOOD[-1][1:], copies) for kimg, copies in recorded.items()]
+    assert signs_at_each(rows, 100) == [set(), set(), set(), {"memorising"}, {"memorising"}]
+    (sentence,) = sentences({"sign_memorising": 1.0, "copies": 0.3167}).values()
+    assert "0.32 of its images are nearer to one than 99 % of the held-out images. Add images" in sentence
+
+
+def test_copies_are_told_from_other_images(tmp_path: Path) -> None:
+    """Drawn flowers: others than the training images are no copies, and these are, also when mirrored or blurred."""
+    subprocess.run([sys.executable, "examples/draw_flowers.py", tmp_path], check=True, capture_output=True)
+    dataset = open_source(tmp_path).dataset(resolution=16)
+    training, reals = dataset.images(range(dataset.training)), dataset.held_out_images()
+    copies = Copies(thumbnails_of(training[50:]), thumbnails_of(reals))
+    blurred = functional.avg_pool2d(training[50:].float(), 3, stride=1, padding=1, count_include_pad=False)
+    assert all(copies.share(thumbnails_of(images)) <= 0.05 for images in (reals, training[:50]))
+    assert all(copies.share(thumbnails_of(images)) >= 0.8 for images in (training[50:].flip(-1), blurred))
+
+
+def thumbnails_of(images: Tensor) -> Thumbnails:
+    thumbnails = Thumbnails()
+    thumbnails.add(images)
+    return thumbnails
 
 
 def test_scales_that_part_again_are_a_sign() -> None:

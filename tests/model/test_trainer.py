@@ -200,6 +200,7 @@ def test_adaptive_augmentation_resumes_where_it_stopped(tmp_path: Path, monkeypa
     (report,) = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert round(abs(report["augment_strength"] - 0.4) / 0.8 * 50_000) in (0, 64)  # up or down after 32 and 64 images
     assert math.isfinite(report["overfitting"])
+    assert 0 <= report["copies"] <= 0.1
 
 
 def measured_best(run_dir: Path) -> dict[str, Any]:
