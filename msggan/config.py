@@ -326,6 +326,14 @@ class TrainConfig:
     mirror: bool = option(
         "Mirror training images at random.", default=True, sweep=Sweep(choices=(True, False)), section="What to train"
     )
+    labels: str = option(
+        "Classes of images. `folders`: each folder in --data is a class, and so is what it contains; images are then "
+        "generated of a class, see `sample --label`.",
+        default="none",
+        choices=("none", "folders"),
+        absent="none",
+        section="What to train",
+    )
     background: str = option(
         "Colour behind transparent pixels and of the bars of --fit pad: white, black, grey or #rrggbb.",
         default="white",

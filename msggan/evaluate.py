@@ -147,6 +147,7 @@ def open_images(weights: Path, folder: RunFolder, data: str) -> Dataset:
         resolution=config["resolution"],
         background=config.get("background", "white"),
         fit=config.get("fit", "crop"),
+        labels=config.get("labels", "none"),
         index=index_path(folder.path.parent, data),
     )
     checkpoint, _ = newest_checkpoint(folder.checkpoints)

@@ -24,7 +24,7 @@ def export(*, run_dir: str, output: str, problems: Sequence[str], **values: Any)
     """Export a trained generator for other programs.
 
     The ONNX model takes `latents` (N, L), each of norm √L, and returns `images_4px`, `images_8px`, … with values in
-    about [-1, 1].
+    about [-1, 1]. Of a run with --labels, it also takes `labels` (N,), the numbers of classes.
     """
     options = parse_export(problems, **values)
     show_files([str(path) for path in write_exports(run_dir, options)], output)
@@ -48,6 +48,8 @@ def write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
                 f"{source}: --resampling {generator.resampling} is not in BMSG-GAN, which would make other images.",
                 "Use --onnx, or train with --resampling nearest.",
             )
+        if options.pth is not None and generator.classes:
+            raise ExportError(f"{source}: has classes, which BMSG-GAN has not.", "Use --onnx.")
         paths = [Path(name) for name in (options.onnx, options.pth) if name is not None]
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 LEAK = 0.2
 EPSILON = 1e-8
+NO_CLASSES: Mapping[str, int] = MappingProxyType({})
 
 
 class Generator(nn.Module):
@@ -31,23 +33,40 @@ class Generator(nn.Module):
 
     depth: number of scales, 1 or more. latent_size: length of a latent vector L and width of the coarse levels, a
     power of two of at least max(2, 2^(depth - 4)). resampling: `nearest` as BMSG-GAN, or `filtered`, see `enlarge`.
-    Raises `ValueError` for other numbers.
+    classes: the names of the C classes in their order, each with its number of images. Raises `ValueError` for other
+    numbers.
     """
 
-    def __init__(self, depth: int, latent_size: int, *, equalized: bool = True, resampling: str = "nearest") -> None:
+    def __init__(
+        self,
+        depth: int,
+        latent_size: int,
+        *,
+        equalized: bool = True,
+        resampling: str = "nearest",
+        classes: Mapping[str, int] = NO_CLASSES,
+    ) -> None:
         super().__init__()
         _check(depth, latent_size)
         self.depth, self.latent_size, self.equalized, self.resampling = depth, latent_size, equalized, resampling
+        self.classes = dict(classes)
         widths = [latent_size, *(_halved(latent_size, index - 2) for index in range(depth - 1))]
-        self.first = FirstBlock(latent_size, equalized)
+        self.first = FirstBlock(latent_size, equalized, len(classes))
         self.blocks = nn.ModuleList(
             UpBlock(inputs, outputs, equalized, resampling) for inputs, outputs in itertools.pairwise(widths)
         )
         self.to_rgb = nn.ModuleList(Convolution(width, 3, 1, equalized=equalized) for width in widths)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
-        """latents: (N, L) float, each of norm √L → pyramid, coarse to fine, in latents' dtype, about [-1, 1]."""
+        """latents: (N, L) float, each of norm √L → pyramid, coarse to fine, in latents' dtype, about [-1, 1].
+
+        With classes, they are (N, L + C), as `with_labels` returns them.
+        """
         return self.render(self.first(latents))
+
+    def with_labels(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """latents: (N, L), labels: (N,) the numbers of classes → what the generator takes; without classes the same."""
+        return with_labels(latents, labels, len(self.classes)) if self.classes else latents
 
     def render(self, features: Tensor) -> list[Tensor]:
         """features: (N, L, 4, 4), the output of the first block → pyramid, coarse to fine."""
@@ -63,7 +82,7 @@ class Discriminator(nn.Module):
 
     stddev_group: images that share one minibatch standard deviation; 0 is the whole batch. join: what is concatenated
     with the features of the finer level. `lin-cat`: features of the image, as BMSG-GAN. `simple`: the image itself,
-    next to features of the full width. The others: as the generator's.
+    next to features of the full width. classes: their number. The others: as the generator's.
     """
 
     def __init__(
@@ -75,6 +94,7 @@ class Discriminator(nn.Module):
         stddev_group: int = 0,
         resampling: str = "nearest",
         join: str = "lin-cat",
+        classes: int = 0,
     ) -> None:
         super().__init__()
         _check(depth, latent_size)
@@ -96,14 +116,15 @@ class Discriminator(nn.Module):
         self.blocks = nn.ModuleList(
             DownBlock(*sizes, equalized, resampling) for sizes in zip(inputs[1:], widths[1:], outputs, strict=True)
         )
-        self.last = LastBlock(inputs[0], latent_size, equalized)
+        self.last = LastBlock(inputs[0], latent_size, equalized, classes)
 
-    def forward(self, pyramid: Sequence[Tensor], *, batches: int = 1) -> Tensor:
+    def forward(self, pyramid: Sequence[Tensor], labels: Tensor | None = None, *, batches: int = 1) -> Tensor:
         """pyramid: coarse to fine, (N, 3, r, r) float in about [-1, 1] → scores (N,), float32 or float64.
 
-        batches: the N samples are this many batches, concatenated; minibatch statistics stay within each.
+        labels: (N, C), 1 for a sample's own class and 0 for the others; without them, scores are of images of any
+        class. batches: the N samples are this many batches, concatenated; minibatch statistics stay within each.
         """
-        return self.score(self.features(pyramid), batches=batches)
+        return self.score(self.features(pyramid), labels, batches=batches)
 
     def features(self, pyramid: Sequence[Tensor], activations: list[Tensor] | None = None) -> Tensor:
         """pyramid → features (N, C, 4, 4), of each sample alone; the blocks' activations are appended to the list."""
@@ -113,9 +134,9 @@ class Discriminator(nn.Module):
             features = torch.cat((self.from_rgb[level](pyramid[level]), features), dim=1)
         return features
 
-    def score(self, features: Tensor, *, batches: int = 1) -> Tensor:
-        """features: (N, C, 4, 4) → scores (N,). batches: as for `forward`."""
-        scores: Tensor = self.last(features, group=self.stddev_group or len(features) // batches)
+    def score(self, features: Tensor, labels: Tensor | None = None, *, batches: int = 1) -> Tensor:
+        """features: (N, C, 4, 4) → scores (N,). labels, batches: as for `forward`."""
+        scores: Tensor = self.last(features, labels, group=self.stddev_group or len(features) // batches)
         return scores
 
     def image_gradients(self, gradient: Tensor, activations: Sequence[Tensor]) -> list[Tensor]:
@@ -147,16 +168,44 @@ class RawImage(nn.Module):
         return gradient
 
 
-class FirstBlock(nn.Module):
-    """Latents (N, L) → features (N, L, 4, 4)."""
+def with_labels(latents: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """latents: (N, L), labels: (N,) the numbers of classes → (N, L + C): 1 for its own class after each latent."""
+    return torch.cat((latents, functional.one_hot(labels, classes).to(latents)), dim=1)
 
-    def __init__(self, channels: int, equalized: bool) -> None:
+
+class FirstBlock(nn.Module):
+    """Latents (N, L), with classes (N, L + C) → features (N, L, 4, 4).
+
+    The embedding of the class is beside the latent and has its norm (Karras et al., StyleGAN2-ADA's mapping network).
+    """
+
+    def __init__(self, channels: int, equalized: bool, classes: int) -> None:
         super().__init__()
-        self.conv_1 = LatentConvolution(channels, equalized=equalized)
+        if classes:
+            self.embedding = Embedding(classes, channels)
+        self.conv_1 = LatentConvolution(2 * channels if classes else channels, channels, equalized=equalized)
         self.conv_2 = Convolution(channels, channels, 3, padding=1, equalized=equalized)
 
     def forward(self, latents: Tensor) -> Tensor:
+        width = self.conv_1.out_channels
+        if self.conv_1.in_channels > width:
+            embedded = pixel_norm(self.embedding(latents[:, width:]))
+            latents = torch.cat((latents[:, :width], embedded), dim=1)
         return activate_and_normalize(self.conv_2(activate(self.conv_1(latents))))
+
+
+class Embedding(nn.Linear):
+    """Weights of classes (N, C) → the weighted sum of their vectors (N, channels), which begin as N(0, 1).
+
+    As a matrix product: its gradient adds in a fixed order, also on CUDA, and films interpolate between classes.
+    """
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__(classes, channels, bias=False)
+        nn.init.normal_(self.weight)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        return functional.linear(weights, self.weight.to(weights.dtype))
 
 
 class Block(nn.Module):
@@ -215,19 +264,28 @@ class DownBlock(Block):
 
 
 class LastBlock(nn.Module):
-    """Features (N, C, 4, 4) → scores (N,), in the weights' own dtype: bfloat16's eight bits cannot rank samples."""
+    """Features (N, C, 4, 4) → scores (N,), in the weights' own dtype: bfloat16's eight bits cannot rank samples.
 
-    def __init__(self, inputs: int, channels: int, equalized: bool) -> None:
+    With labels, the score is ψ(φ) + e(y)ᵀφ, where φ are the last features, ψ is the score for any class and e(y) the
+    embedding of the class (Miyato and Koyama, "cGANs with Projection Discriminator", eq. 5), divided by √channels.
+    """
+
+    def __init__(self, inputs: int, channels: int, equalized: bool, classes: int) -> None:
         super().__init__()
         self.conv_1 = Convolution(inputs + 1, channels, 3, padding=1, equalized=equalized)
         self.conv_2 = Convolution(channels, channels, 4, equalized=equalized)
         self.conv_3 = Convolution(channels, 1, 1, equalized=equalized)
+        if classes:
+            self.embedding = Embedding(classes, channels)
 
-    def forward(self, features: Tensor, *, group: int) -> Tensor:
+    def forward(self, features: Tensor, labels: Tensor | None, *, group: int) -> Tensor:
         features = append_minibatch_stddev(features.to(self.conv_3.weight.dtype), group)
         features = activate(self.conv_2(activate(self.conv_1(features))))
-        scores: Tensor = self.conv_3(features)
-        return scores.flatten()
+        scores: Tensor = self.conv_3(features).flatten()
+        if labels is None:
+            return scores
+        projection: Tensor = self.embedding(labels.to(features.dtype)) * features.flatten(1)
+        return scores + projection.sum(dim=1) / math.sqrt(features.shape[1])
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -249,12 +307,9 @@ class ComputingCopy(Generic[Network]):
                 part.to(dtype)
         self.weights: list[Tensor] = list(self.network.parameters())
         self._originals = list(original.parameters())
-        self._scales = [
-            scale
-            for layer in original.modules()
-            if isinstance(layer, (Convolution, LatentConvolution))
-            for scale in (layer.scale, 1.0)
-        ]
+        layers = [layer for layer in original.modules() if isinstance(layer, (Convolution, LatentConvolution))]
+        scales = {layer.weight: layer.scale for layer in layers}
+        self._scales = [scales.get(parameter, 1.0) for parameter in self._originals]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -310,12 +365,12 @@ class Convolution(nn.Conv2d):
 class LatentConvolution(nn.ConvTranspose2d):
     """The generator's first layer: a transposed convolution that turns a 1×1 latent image into 4×4 features."""
 
-    def __init__(self, channels: int, *, equalized: bool = True) -> None:
-        super().__init__(channels, channels, 4)
-        self.scale = _equalize(self, fan_in=channels) if equalized else 1.0
+    def __init__(self, inputs: int, channels: int, *, equalized: bool = True) -> None:
+        super().__init__(inputs, channels, 4)
+        self.scale = _equalize(self, fan_in=inputs) if equalized else 1.0
 
     def forward(self, latents: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """latents: (N, channels) → (N, channels, 4, 4). On one pixel, the convolution is a matrix product."""
+        """latents: (N, inputs) → (N, channels, 4, 4). On one pixel, the convolution is a matrix product."""
         weight, bias = _cast(self, latents.dtype)
         features = latents @ weight.permute(0, 2, 3, 1).flatten(1)  # channels_last, as the weight in training
         return features.view(-1, 4, 4, self.out_channels).permute(0, 3, 1, 2) + bias.view(1, -1, 1, 1)
@@ -338,7 +393,7 @@ def activate(x: Tensor) -> Tensor:
 
 
 def pixel_norm(x: Tensor) -> Tensor:
-    """x: (N, C, H, W) → the same, each pixel's vector of channels with a mean square of 1 (ProGAN, section 4.2)."""
+    """x: (N, C, …) → the same, each pixel's vector of channels with a mean square of 1 (ProGAN, section 4.2)."""
     squared_norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).square()
     return x * torch.rsqrt(squared_norm / x.shape[1] + EPSILON)
 

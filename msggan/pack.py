@@ -34,7 +34,7 @@ def pack(*, data: str, out: str, output: str, problems: Sequence[str], **values:
     """Decode a folder or zip of images into one file, for --data.
 
     Training on a pack gives the same result as training on the images, and starts without decoding them. The same
-    images give the same file.
+    images give the same file. Where each image is in one of several folders, the pack has them as classes.
     """
     options = parse_pack(problems, out, **values)
     show_pack(make_pack(data, out, options), output)
@@ -44,6 +44,7 @@ def pack(*, data: str, out: str, output: str, problems: Sequence[str], **values:
 def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
     """Packs the images at `data`; returns the JSON result. Raises `DataError`; then nothing is left behind."""
     from msggan.config import decoding_options, resolve
+    from msggan.data.classes import check_classes
     from msggan.data.pack_file import Pack, ensure_writable, write_pack
     from msggan.data.sources import describe_skipped, open_source
     from msggan.data.survey import refuse_useless
@@ -67,10 +68,14 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
         dataset = source.dataset(
             **decoding_options(config),
             workers=options.workers,
+            labels="auto" if config.labels == "none" else config.labels,
             memory_budget_bytes=MEMORY_BYTES,
             progress=progress,
         )
     refuse_useless(dataset, data)
+    if config.labels == "folders":
+        for sentence in check_classes(data, dataset):
+            click.echo(sentence, err=True)
     with progress_callback(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
         contents = write_pack(Path(out), dataset, background=config.background, fit=config.fit, progress=progress)
     for sentence in [*dataset.notes, *describe_skipped(dataset.skipped)]:

@@ -7,7 +7,7 @@ they do not depend on batch division, worker threads, devices or restarts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     AUGMENT_REAL = 10
     AUGMENT_FAKE = 11
     AUGMENT_HELD_OUT = 12
+    LABEL = 13
 
 
 def rng(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
@@ -46,6 +47,12 @@ def latents(seed: int, positions: Iterable[int], latent_size: int, purpose: Purp
 def latents_of(seeds: Iterable[int], latent_size: int) -> torch.Tensor:
     """(N, L) float32: the latent of each seed, the same that `msggan-aml sample --seeds` takes."""
     return torch.cat([latents(seed, [0], latent_size) for seed in seeds])
+
+
+def labels_of(seeds: Iterable[int], counts: Sequence[int]) -> list[int]:
+    """The number of a class for each seed, of classes with so many images: each as frequent as in the data."""
+    ends = np.cumsum(counts) / np.sum(counts)
+    return [int(np.searchsorted(ends, rng(seed, Purpose.LABEL, 0).random(), side="right")) for seed in seeds]
 
 
 def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:

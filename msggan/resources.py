@@ -139,7 +139,8 @@ def _weights(config: TrainConfig) -> tuple[int, int]:
     (_, (latent, _), _), *levels = _levels(config)
     generator = sum(9 * (taken + given) * given for _, (taken, given), _ in levels)
     discriminator = sum(9 * taken * (taken + given) for _, _, (taken, given) in levels)
-    return 25 * latent**2 + generator, 25 * latent**2 + discriminator
+    embedded = 16 * latent**2 * (config.labels != "none")  # of a class, beside the latent
+    return 25 * latent**2 + embedded + generator, 25 * latent**2 + discriminator
 
 
 def _step(config: TrainConfig) -> int:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 
 from msggan.augmentation import AdaptiveStrength, augmented, image_gradients, transforms
 from msggan.config import LARGEST_STRENGTH, TrainConfig
@@ -30,7 +31,7 @@ from msggan.losses import (
     wgan_gradient_penalty,
     zero_centred_penalty,
 )
-from msggan.networks import ComputingCopy, Discriminator, Generator, Network
+from msggan.networks import NO_CLASSES, ComputingCopy, Discriminator, Generator, Network
 from msggan.randomness import Purpose, interpolation
 from msggan.runs.checkpoint import check_shapes
 from msggan.schedules import is_scheduled, settings_at
@@ -48,8 +49,9 @@ Result = TypeVar("Result")
 class TrainingState:
     """The two networks, the average and the optimisers: everything that a step changes. Needs a resolved config.
 
-    graphs: whether steps of whole batches are replayed as CUDA graphs; by default on CUDA. inform: is called with a
-    sentence if that fails; they are then launched operation by operation, with the same results.
+    classes: by name, with --labels; latents are then those of `with_labels`. graphs: whether steps of whole batches are
+    replayed as CUDA graphs; by default on CUDA. inform: is called with a sentence if that fails; they are then launched
+    operation by operation, with the same results.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TrainingState:
         config: TrainConfig,
         device: torch.device,
         *,
+        classes: Mapping[str, int] = NO_CLASSES,
         graphs: bool | None = None,
         inform: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -68,13 +71,14 @@ class TrainingState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             sizes, resampling = (config.depth, config.latent_size), config.resampling
-            generator = Generator(*sizes, equalized=config.equalized, resampling=resampling)
+            generator = Generator(*sizes, equalized=config.equalized, resampling=resampling, classes=classes)
             discriminator = Discriminator(
                 *sizes,
                 equalized=config.equalized,
                 stddev_group=config.stddev_group,
                 resampling=resampling,
                 join=config.join,
+                classes=len(classes),
             )
         self.generator = self._to_device(generator)
         self.discriminator = self._to_device(discriminator)
@@ -105,7 +109,8 @@ class TrainingState:
 
         `penalty` is there only in steps that have one.
 
-        reals: (N, 3, R, R) float in [-1, 1]. latents: (N, L) float, each of norm √L.
+        reals: (N, 3, R, R) float in [-1, 1]. latents: (N, L) float, each of norm √L; with classes (N, L + C), with
+        those of the reals: the two images of a pair are of one class.
         Where memory does not suffice for the whole batch, it is computed in parts, with the same numbers; `part` is
         their size from then on.
         A network whose loss or gradient is not finite is not updated, nor is its optimizer. `dropped` counts these,
@@ -155,6 +160,7 @@ class TrainingState:
         """
         self.generator_copy.update()
         self.discriminator_copy.update()
+        labels = self._labels(latents)
         both, *epsilon = [None, *drawn] if self.config.augment == "none" else drawn
         of_reals, of_fakes = (None, None) if both is None else both.chunk(2)
         real_pyramid = augmented(pyramid(reals), of_reals)
@@ -168,26 +174,29 @@ class TrainingState:
 
         def discriminator_gradients() -> list[Tensor]:
             detached = [image.detach() for image in fakes()]
-            return self._discriminator_gradients(real_pyramid, detached, both, is_penalized, *epsilon)
+            return self._discriminator_gradients(real_pyramid, detached, labels, both, is_penalized, *epsilon)
 
         d_loss, d_real, d_fake, *penalty = self._halving(discriminator_gradients)
         d_norm = self.discriminator_optimizer.step_if_finite(d_loss)
         self.discriminator_copy.update()
-        g_loss = self._halving(lambda: self._generator_gradients(real_pyramid, fakes()))
+        g_loss = self._halving(lambda: self._generator_gradients(real_pyramid, fakes(), labels))
         g_norm = self.generator_optimizer.step_if_finite(g_loss)
         self._count_dropped()
         return torch.stack([d_loss, g_loss, d_real, d_fake, d_norm, g_norm, *penalty])
 
-    def adapt_augmentation(self, held_out: Tensor, positions: Sequence[int]) -> None:
+    def adapt_augmentation(self, held_out: Tensor, positions: Sequence[int], labels: Tensor) -> None:
         """Takes into account the scores of images that are never trained on, after a step. It changes no network.
 
-        held_out: (N, 3, R, R) float in [-1, 1]. positions: (N,), theirs in the stream of such images.
+        held_out: (N, 3, R, R) float in [-1, 1]. positions: (N,), theirs in the stream of such images. labels: (N,),
+        the numbers of their classes.
         """
         images = held_out.to(self.device, self.compute_dtype, memory_format=torch.channels_last)
         drawn = self._transforms(Purpose.AUGMENT_HELD_OUT, positions)
+        classes = len(self.generator.classes)
+        one_hot = functional.one_hot(labels, classes).to(self.device) if classes else None
         transformed = augmented(pyramid(images), drawn.to(self.device, non_blocking=self.device.type == "cuda"))
         with torch.no_grad(), convolution_settings(self.device):
-            scores, _ = self._halving(lambda: self._judge(transformed))
+            scores, _ = self._halving(lambda: self._judge(transformed, one_hot))
         self.augmentation.add_held_out(scores.mean(), len(scores))
 
     def scale_gradients(self, reals: Tensor, latents: Tensor) -> dict[int, float]:
@@ -204,11 +213,14 @@ class TrainingState:
         images = reals.to(self.device, self.compute_dtype, memory_format=torch.channels_last)
         real_pyramid = augmented(pyramid(images), of_reals)
 
+        inputs = latents.to(self.device, self.compute_dtype)
+        labels = self._labels(inputs)
+
         def gradients() -> tuple[Tensor, ...]:
             with torch.no_grad():
-                generated = self._generate(latents.to(self.device, self.compute_dtype))
+                generated = self._generate(inputs)
             fakes = [image.requires_grad_() for image in generated]
-            return torch.autograd.grad(self._generator_loss(real_pyramid, augmented(fakes, of_fakes)), fakes)
+            return torch.autograd.grad(self._generator_loss(real_pyramid, augmented(fakes, of_fakes), labels), fakes)
 
         with convolution_settings(self.device):
             found = self._halving(gradients)
@@ -247,7 +259,11 @@ class TrainingState:
 
     def reset(self) -> None:
         """Restores the state before the first step, in the same modules."""
-        initial = self if self._is_initial else TrainingState(self.config, self.device, graphs=False)
+        initial = (
+            self
+            if self._is_initial
+            else TrainingState(self.config, self.device, classes=self.generator.classes, graphs=False)
+        )
         self.load(initial.tensors(), images_seen=0)
         self._is_initial = True
 
@@ -264,6 +280,10 @@ class TrainingState:
             optimizer.beta2 = settings.beta2
         self.gamma = _replaced(self.gamma, settings.gamma)
         return settings.ema_half_life_kimg
+
+    def _labels(self, latents: Tensor) -> Tensor | None:
+        """(N, C): what follows the latents, with classes."""
+        return latents[:, self.config.latent_size :] if self.generator.classes else None
 
     def _initial_augmentation(self) -> AdaptiveStrength:
         sums = torch.zeros(3, dtype=self.weight_dtype, device=self.device)
@@ -297,7 +317,13 @@ class TrainingState:
         return has_penalties and step % config.penalty_interval == 0
 
     def _discriminator_gradients(
-        self, reals: Pyramid, fakes: Pyramid, transforms: Tensor | None, is_penalized: bool, *epsilon: Tensor
+        self,
+        reals: Pyramid,
+        fakes: Pyramid,
+        labels: Tensor | None,
+        transforms: Tensor | None,
+        is_penalized: bool,
+        *epsilon: Tensor,
     ) -> list[Tensor]:
         """Returns the loss, the mean scores of both kinds, and, if there is one, the penalty.
 
@@ -308,34 +334,39 @@ class TrainingState:
         penalized = slice(0 if config.r1_gamma > 0 else count, 2 * count if config.r2_gamma > 0 else count)
 
         scores, squared_norms = self._judge(
-            joined(reals, fakes), batches=2, penalized=penalized if strengths else None, transforms=transforms
+            joined(reals, fakes),
+            None if labels is None else labels.repeat(2, 1),
+            batches=2,
+            penalized=penalized if strengths else None,
+            transforms=transforms,
         )
         loss = total = discriminator_loss(config.loss, *scores.chunk(2))
         if squared_norms is not None:
             for norms, gamma in zip(squared_norms.split(count), strengths, strict=True):
                 total = total + config.penalty_interval * self.gamma * zero_centred_penalty(norms, gamma)
         if config.loss == "wgan-gp" and is_penalized:
-            total = total + config.penalty_interval * self._wgan_penalty(reals, fakes, *epsilon)
+            total = total + config.penalty_interval * self._wgan_penalty(reals, fakes, labels, *epsilon)
         self.discriminator_copy.pass_back(torch.autograd.grad(total, self.discriminator_copy.weights))
         penalty = [total.detach() - loss.detach()] if is_penalized else []
         return [loss.detach(), *scores.detach().view(2, count).mean(dim=1).unbind(), *penalty]
 
-    def _generator_gradients(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
-        loss = self._generator_loss(reals, fakes)
+    def _generator_gradients(self, reals: Pyramid, fakes: Pyramid, labels: Tensor | None) -> Tensor:
+        loss = self._generator_loss(reals, fakes, labels)
         self.generator_copy.pass_back(torch.autograd.grad(loss, self.generator_copy.weights))
         return loss.detach()
 
-    def _generator_loss(self, reals: Pyramid, fakes: Pyramid) -> Tensor:
+    def _generator_loss(self, reals: Pyramid, fakes: Pyramid, labels: Tensor | None) -> Tensor:
         real_scores = None
         if compares(self.config.loss):
             with torch.no_grad():
-                real_scores, _ = self._judge(reals)
-        fake_scores, _ = self._judge(fakes)
+                real_scores, _ = self._judge(reals, labels)
+        fake_scores, _ = self._judge(fakes, labels)
         return generator_loss(self.config.loss, real_scores, fake_scores)
 
     def _judge(
         self,
         pyramid: Pyramid,
+        labels: Tensor | None,
         *,
         batches: int = 1,
         penalized: slice | None = None,
@@ -344,14 +375,15 @@ class TrainingState:
         return judge(
             self.discriminator_copy.network,
             pyramid,
+            labels,
             batches=batches,
             part=batches * self.part,
             penalized=penalized,
             transforms=transforms,
         )
 
-    def _wgan_penalty(self, reals: Pyramid, fakes: Pyramid, epsilon: Tensor) -> Tensor:
-        _, squared_norms = self._judge(between(reals, fakes, epsilon), penalized=slice(None))
+    def _wgan_penalty(self, reals: Pyramid, fakes: Pyramid, labels: Tensor | None, epsilon: Tensor) -> Tensor:
+        _, squared_norms = self._judge(between(reals, fakes, epsilon), labels, penalized=slice(None))
         assert squared_norms is not None  # noqa: S101 - they are asked for
         return wgan_gradient_penalty(squared_norms)
 
@@ -485,6 +517,7 @@ def joined(first: Pyramid, second: Pyramid) -> Pyramid:
 def judge(
     discriminator: Discriminator,
     pyramid: Pyramid,
+    labels: Tensor | None = None,
     *,
     batches: int = 1,
     part: int = 0,
@@ -492,6 +525,8 @@ def judge(
     transforms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The scores (N,) of `batches` concatenated batches, and the squared gradient norms of the samples `penalized`.
+
+    labels: (N, C), as for `Discriminator`.
 
     Those norms are (M, scales), of the gradient of the scores' sum by each sample's image at each scale, in the scores'
     dtype, and can be differentiated once more. part: the samples computed at once (0: all); what the gradient needs of
@@ -504,7 +539,7 @@ def judge(
         features = discriminator.features(pyramid, activations)
     else:
         features = torch.cat([_recomputed(discriminator.features, each) for each in _parts(pyramid, part)])
-    scores = discriminator.score(features, batches=batches)
+    scores = discriminator.score(features, labels, batches=batches)
     if penalized is None:
         return scores, None
     (gradient,) = torch.autograd.grad(scores.sum(), features, create_graph=True)

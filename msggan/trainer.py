@@ -28,6 +28,7 @@ from msggan.config import (
     resolve,
     too_few,
 )
+from msggan.data.classes import check_classes
 from msggan.data.index import index_path
 from msggan.data.sources import describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
@@ -46,7 +47,7 @@ from msggan.errors import DataError, OutOfMemoryError, RunFolderError, Supersede
 from msggan.health import Copies, ScaleDifferences, Thumbnails, compare
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
-from msggan.pictures.grids import find_samples, generate, generate_parts, write_samples
+from msggan.pictures.grids import find_samples, generate, generate_parts, rows_of_classes, write_samples
 from msggan.randomness import Purpose, latents
 from msggan.resources import MIB, check
 from msggan.runs.checkpoint import Best, CheckpointWriter, ensure_best, newest_checkpoint, save_generator
@@ -160,6 +161,7 @@ class Trainer:
             self._check_resources(source.memory_bytes(self.config.resolution))
             self.dataset = source.dataset(
                 **decoding_options(self.config),
+                labels=self.config.labels,
                 workers=workers,
                 index=index_path(self.folder.path.parent, data),
                 progress=self.progress.decoding,
@@ -168,7 +170,9 @@ class Trainer:
             self.samples = SampleStream(
                 self.dataset, seed=self.config.seed, batch_size=self.config.batch_size, mirror=self.config.mirror
             )
-            self.training_state = TrainingState(self.config, self.device, inform=self.progress.info)
+            self.training_state = TrainingState(
+                self.config, self.device, classes=self.dataset.classes, inform=self.progress.info
+            )
             if self.initial:
                 take_over(self.initial, self.training_state.networks)
         self.generator: Generator = self.training_state.generator
@@ -270,14 +274,15 @@ class Trainer:
         if self.config.augment == "adaptive" and within_two == 0:
             first = (every_second - 1) * self.config.batch_size
             positions = range(first, first + self.config.batch_size)
-            images = self.held_out_images[[position % len(self.held_out_images) for position in positions]]
-            self.training_state.adapt_augmentation(to_float(images), positions)
+            images, labels = self.held_out_images
+            shown = [position % len(images) for position in positions]
+            self.training_state.adapt_augmentation(to_float(images[shown]), positions, labels[shown])
 
     @cached_property
-    def held_out_images(self) -> Tensor:
-        """(M, 3, R, R) uint8: those that adaptive augmentation scores, at most 256 MiB of them."""
-        fitting = 2**28 // (3 * self.config.resolution**2)
-        return self.dataset.held_out_images(min(MAX_MEASURED_IMAGES, fitting))
+    def held_out_images(self) -> tuple[Tensor, Tensor]:
+        """(M, 3, R, R) uint8: those that adaptive augmentation scores, at most 256 MiB of them; their labels (M,)."""
+        count = min(MAX_MEASURED_IMAGES, 2**28 // (3 * self.config.resolution**2))
+        return self.dataset.held_out_images(count), self.dataset.held_out_labels(count)
 
     def _check_memory(self) -> None:
         """Keeps the size of the parts in the run folder if the last step had to compute its batch in smaller ones."""
@@ -311,10 +316,11 @@ class Trainer:
     @timed("samples")
     def _sample(self) -> None:
         fixed = latents(self.config.seed, range(self.config.num_samples), self.config.latent_size, Purpose.SAMPLE)
-        pictures = generate(self.ema, fixed)
+        inputs, columns = rows_of_classes(self.ema, fixed)
+        pictures = generate(self.ema, inputs)
         self._ensure_ours()
         try:
-            self.progress.sample = write_samples(self.folder.samples, self.images_seen, pictures)
+            self.progress.sample = write_samples(self.folder.samples, self.images_seen, pictures, columns=columns)
         except OSError as error:  # a picture is not worth a run; printed once
             if not self.samples_fail:
                 self.progress.info(f"{self.folder.samples}: samples cannot be written ({error.strerror or error}).")
@@ -323,9 +329,10 @@ class Trainer:
     @timed("evaluation")
     def _measure(self) -> dict[str, float]:
         """swd, variety, scales and copies against the real images. Generated ones are in memory only in part."""
-        real_patches, real_thumbnails = self.reals
+        real_patches, real_thumbnails, labels = self.reals
         count = real_patches.count
         fixed = latents(self.config.seed, range(count), self.config.latent_size, Purpose.METRIC)
+        fixed = self.ema.with_labels(fixed, labels)
         generated = Patches(count, self.config.resolution, device=self.device)
         thumbnails, scales = Thumbnails(), ScaleDifferences()
         for pyramid in generate_parts(self.ema, fixed):
@@ -348,20 +355,22 @@ class Trainer:
         return {f"scale_gradient_{side}": norm for side, norm in received.items() if math.isfinite(norm)}
 
     @cached_property
-    def reals(self) -> tuple[Patches, Thumbnails]:
-        """Patches and thumbnails of the hold-out images, or of training images if there are none.
+    def reals(self) -> tuple[Patches, Thumbnails, Tensor]:
+        """Patches, thumbnails and labels of the hold-out images, or of training images if there are none.
 
         About 10 MiB for each scale.
         """
         if self.dataset.held_out:
             reals = self.dataset.held_out_images(MAX_MEASURED_IMAGES)
+            labels = self.dataset.held_out_labels(MAX_MEASURED_IMAGES)
         else:
-            reals = self.dataset.images(range(min(self.dataset.training, MAX_MEASURED_IMAGES)))
+            first = range(min(self.dataset.training, MAX_MEASURED_IMAGES))
+            reals, labels = self.dataset.images(first), self.dataset.labels(first)
         patches = Patches(len(reals), self.config.resolution, device=self.device)
         patches.add(reals)
         thumbnails = Thumbnails()
         thumbnails.add(reals)
-        return patches, thumbnails
+        return patches, thumbnails, labels
 
     @cached_property
     def copies(self) -> Copies | None:
@@ -432,7 +441,7 @@ class Trainer:
         self._ensure_ours()
         self.folder.snapshots.mkdir(exist_ok=True)
         path = self.folder.snapshots / f"{self.images_seen:09d}.safetensors"
-        save_generator(path, self.ema.state_dict(), asdict(self.config))
+        save_generator(path, self.ema.state_dict(), self._stored_config())
 
     @timed("checkpoints")
     def _save(self, *, wait: bool = False) -> None:
@@ -457,8 +466,12 @@ class Trainer:
         tensors = self.training_state.tensors() | (self.best.to_checkpoint() if self.best else {})
         self._ensure_ours()
         self.tracker.write()  # resuming from this checkpoint keeps all reports up to it
-        self.writer.save(self.images_seen, tensors, state, config=asdict(self.config))
+        self.writer.save(self.images_seen, tensors, state, config=self._stored_config())
         self.saved_images = self.images_seen
+
+    def _stored_config(self) -> dict[str, Any]:
+        """The configuration that weights are stored with."""
+        return {**asdict(self.config), **({"classes": self.ema.classes} if self.ema.classes else {})}
 
     def _ensure_ours(self, *, reread: bool = True) -> None:
         """Before each write: without working locks, another process may have taken over the run.
@@ -508,6 +521,8 @@ class Trainer:
             else "too few to hold any out, so swd is measured against the same images"
         )
         self.progress.info(f"{training} images to train on at {self.config.resolution} px; {reference}.")
+        if self.dataset.classes:
+            self._info(check_classes(self.data, self.dataset))
         if self.dataset.enlarged:
             self.progress.info(f"{self.dataset.enlarged} of the images were smaller and have been enlarged.")
         if is_new:
@@ -537,7 +552,8 @@ class Trainer:
         state = checkpoint.state
         if state["data_fingerprint"] != self.dataset.fingerprint:
             raise RunFolderError(
-                f"--data {self.data}: these are not the images that {self.folder} was trained on "
+                f"--data {self.data}: these are not the images{' and classes' if self.dataset.classes else ''} that "
+                f"{self.folder} was trained on "
                 f"({state['data_images']} then, {self.dataset.training + self.dataset.held_out} now).",
                 "Use the same images to resume, or another name or run folder to train on these.",
             )
@@ -556,10 +572,12 @@ class Trainer:
     def _start(self) -> None:
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.folder.prepare(self.config, networks)
-        self.state = record_start(self.folder, data=str(self.data), images_seen=self.images_seen)
+        self.state = record_start(
+            self.folder, data=str(self.data), images_seen=self.images_seen, classes=[*self.dataset.classes]
+        )
         self.state_version = version_of(self.folder.state)
         self.tracker.forget_after(self.images_seen)
-        ensure_best(self.folder, self.best, asdict(self.config))
+        ensure_best(self.folder, self.best, self._stored_config())
         self.folder.forget_snapshots_after(self.images_seen)
         self.metrics = self.tracker.newest()
         self.evaluations = self.tracker.evaluations()

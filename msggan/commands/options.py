@@ -234,6 +234,8 @@ def argv_of(options: Any, *, left_out: Collection[str] = ()) -> list[str]:
             args += argv_of(value, left_out=left_out)
         elif value is True:
             args.append(_flag_of(spec))
+        elif isinstance(value, tuple):
+            args += [text for each in value for text in (_flag_of(spec), each)]
         else:
             args += [_flag_of(spec), spec.metadata.get("as_text", _as_text)(value)]
     return args

@@ -137,11 +137,20 @@ class SampleOptions:
     """Which pictures and films to make, of which seeds. `out` None is `generated` in the run folder."""
 
     seeds: Sequence[int] = field(default=range(16), metadata={"as_text": format_seeds})
+    label: Sequence[str] = option_field(
+        (),
+        "Only this class, of a run with --labels; may be repeated.  [default: every class, in a row of its own]",
+        metavar="NAME",
+        multiple=True,
+    )
     grid: bool = option_field(False, "One image with all samples side by side (the default).")
     files: bool = option_field(False, "One file per image.")
     all_scales: bool = option_field(False, "One column per image, with every scale from 4 pixels up.")
     film: str | None = option_field(
-        None, "A smooth loop through the seeds, as FILE.mp4 or FILE.webp in --out.", metavar="FILE", type=film_name
+        None,
+        "A smooth loop through the seeds and classes, as FILE.mp4 or FILE.webp in --out.",
+        metavar="FILE",
+        type=film_name,
     )
     progress_film: str | None = option_field(
         None,
@@ -183,7 +192,12 @@ class SampleOptions:
 
     @property
     def film_frames(self) -> int:
-        return self.frames(SECONDS_PER_SEED * len(self.seeds))
+        return self.frames(SECONDS_PER_SEED * self.film_keys)
+
+    @property
+    def film_keys(self) -> int:
+        """The images that a film goes through: the seeds in turn, of the classes in turn."""
+        return max(len(self.seeds), len(self.label))
 
     def frames(self, seconds: float) -> int:
         """Frames of a film of this length, unless --seconds sets another."""
@@ -223,11 +237,11 @@ def _cross_field_errors(options: SampleOptions) -> list[str]:
         problems.append(f"--film {options.film}: --progress-film cannot have the same name.")
     if options.scale is not None and options.all_scales and not (options.grid or options.files or options.film):
         problems.append(f"--scale {options.scale}: --all-scales shows them all; add --grid or --files for one.")
-    if options.film is not None and len(options.seeds) == 1:
+    if options.film is not None and options.film_keys == 1:
         problems.append("--film: needs two seeds or more, as --seeds 0-7.")
     elif options.film is not None:
-        reason = "a film has at least 2" if len(options.seeds) < 3 else "there are more seeds to show"
-        problems += frame_problems("--film", options.film_frames, minimum=len(options.seeds), reason=reason)
+        reason = "a film has at least 2" if options.film_keys < 3 else "there are more seeds to show"
+        problems += frame_problems("--film", options.film_frames, minimum=options.film_keys, reason=reason)
     return problems
 
 
@@ -424,8 +438,9 @@ class DecodingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions(DecodingOptions):
-    """How to pack."""
+    """How to pack. labels: as in TrainConfig, None: where there are classes."""
 
+    labels: str | None = None
     workers: int = option_field(0, WORKERS_HELP, type=WORKERS)
     force: bool = force_field()
 
@@ -433,6 +448,8 @@ class PackOptions(DecodingOptions):
 def pack_options(command: Command) -> Command:
     """Adds the options of PackOptions."""
     command = config_option("background")(config_option("fit")(options_of(PackOptions)(command)))
+    text = "`folders`: refuse images whose folders are not classes. Otherwise, a pack has classes where they are."
+    command = config_option("labels", help=text)(command)
     text = "Side of the packed images, in pixels, and the resolution that trains on them. Default: the images' own, at "
     return config_option("resolution", help=f"{text}most 256.")(command)
 
@@ -442,7 +459,7 @@ def parse_pack(
 ) -> PackOptions:
     """Raises UsageError with the problems found so far and with those about the images or the file to write."""
     config = parse_with([*problems, *existing_problems(out, force=force)], texts)
-    return PackOptions(**decoding_options(config), workers=workers, force=force)
+    return PackOptions(**decoding_options(config), labels=config.labels, workers=workers, force=force)
 
 
 def show_pack(result: Mapping[str, Any], output: str) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from msggan.data.classes import Classes
+
 if TYPE_CHECKING:
     import torch
 
@@ -42,7 +44,7 @@ class Skipped(NamedTuple):
 class Dataset:
     """Square uint8 images of one resolution, divided into training and hold-out images by their content.
 
-    training, held_out: the number of each. fingerprint: a hex digest of the contents and of nothing else.
+    training, held_out: the number of each. fingerprint: a hex digest of the contents and the classes, of nothing else.
     skipped: the files and run folders that are not used, by name. notes: sentences on how the images were decoded,
     where that needs one. enlarged: how many images are smaller than the resolution. workers: in how many threads to
     read images.
@@ -57,8 +59,12 @@ class Dataset:
         workers: int = 0,
         skipped: Sequence[Skipped] = (),
         notes: Sequence[str] = (),
+        classes: Classes | None = None,
     ) -> None:
-        """digests: (N, 32) uint8, SHA-256 of each image's file, in ascending order. workers: 0 for one per core."""
+        """digests: (N, 32) uint8, SHA-256 of each image's file, in ascending order. workers: 0 for one per core.
+
+        classes: of these N images, if they have any.
+        """
         self.digests = digests
         self.resolution = resolution
         self.enlarged = enlarged
@@ -68,7 +74,31 @@ class Dataset:
         self._training, self._held_out = _split_holdout(digests)
         self.training = len(self._training)
         self.held_out = len(self._held_out)
-        self.fingerprint = hashlib.sha256(digests.tobytes()).hexdigest()
+        self.class_of = classes
+        content = digests.tobytes()
+        if classes is not None:
+            content += "\0".join(classes.names).encode() + classes.labels.tobytes()
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """The names of the classes in their order, each with its number of training images; empty without classes."""
+        if self.class_of is None:
+            return {}
+        names, labels = self.class_of.of(self._training)
+        return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+
+    def labels(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """(N,) int64: the classes, by number, of the training images of these indices; 0 without classes."""
+        return self._labels(self._training[np.asarray(indices, np.intp)])
+
+    def held_out_labels(self, at_most: int | None = None) -> torch.Tensor:
+        """(M,) int64: the classes of `held_out_images`."""
+        return self._labels(self._held_out[:at_most])
+
+    def _labels(self, numbers: np.ndarray) -> torch.Tensor:
+        labels = np.zeros(len(numbers)) if self.class_of is None else self.class_of.labels[numbers]
+        return _as_tensor(labels.astype(np.int64))
 
     def __len__(self) -> int:
         return self.training

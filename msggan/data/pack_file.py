@@ -4,10 +4,12 @@ It is a safetensors file: `digests`, (N, 32) uint8, the SHA-256 of each image's 
 (N, 32) uint8, the SHA-256 of each image's pixels; and `images`, (N, 3, R, R) uint8. Opening a pack reads and verifies
 its header and the first two; an image is verified when it is first shown, and all of them by `Pack.verify`. Packs of
 format version 1 have no `checksums` but one checksum of the whole file, which is verified when they are opened.
+Those of version 3 also have `labels`, (N,) int32, the class of each image, and `class_names`, the classes in order with
+zeros between them.
 
 Training on a pack equals training on its files, because a dataset's order, its hold-out images and its fingerprint
-depend on the digests alone. The same images with the same options make the same pack, byte for byte, whatever their
-names.
+depend on the digests and the classes alone. The same images in the same classes with the same options make the same
+pack, byte for byte, whatever their names.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ImageColor
 
+from msggan.data.classes import Classes
 from msggan.data.dataset import Dataset, Progress, in_threads
 from msggan.errors import DataError
 
 FORMAT = "msggan-pack"
 FORMAT_VERSION = 2
 READABLE_VERSIONS = ("1", "2", "3")
-OMITTED = (("notes", ""), ("fit", "crop"))  # values of metadata that are not written, as in earlier packs
+OMITTED = (("notes", ""), ("fit", "crop"), ("class_names_bytes", 0))  # metadata not written, as in earlier packs
 HEADER_START = b'{"__metadata__":{"format":"msggan-pack"'  # of every version, also of those to come
 MAX_HEADER_BYTES = 4096
 CHUNK_BYTES = 1 << 22
@@ -44,6 +47,7 @@ class Contents:
     """The metadata of a pack. enlarged: the number of images that were smaller than the resolution.
 
     notes: lines on how the images were decoded; none for plain images and in older packs. fit: `pad` from version 3 on.
+    class_names_bytes: the length of `class_names`, from version 3 on; 0 without classes.
     """
 
     resolution: int
@@ -53,6 +57,7 @@ class Contents:
     notes: str = ""
     fit: str = "crop"
     format_version: int = FORMAT_VERSION
+    class_names_bytes: int = 0
 
     @property
     def image_bytes(self) -> int:
@@ -65,8 +70,9 @@ class Contents:
 
     @property
     def index_bytes(self) -> int:
-        """The digests, and the checksums where the version has them."""
-        return self.images * (64 if self.has_checksums else 32)
+        """The digests, and the checksums and the classes where there are any."""
+        classes = self.class_names_bytes and 4 * self.images + self.class_names_bytes
+        return self.images * (64 if self.has_checksums else 32) + classes
 
     @property
     def data_bytes(self) -> int:
@@ -77,15 +83,18 @@ class Contents:
         """The file up to its index: the header's length in 8 bytes, and the header."""
         metadata = {"format": FORMAT, "format_version": self.format_version, **asdict(self), "sha256": checksum}
         metadata = {name: value for name, value in metadata.items() if (name, value) not in OMITTED}
-        shapes: dict[str, tuple[int, ...]] = {"digests": (32,)}
+        shapes: dict[str, tuple[int, ...]] = {"digests": (self.images, 32)}
         if self.has_checksums:
-            shapes["checksums"] = (32,)
-        shapes["images"] = (3, self.resolution, self.resolution)
+            shapes["checksums"] = (self.images, 32)
+        if self.class_names_bytes:
+            shapes |= {"labels": (self.images,), "class_names": (self.class_names_bytes,)}
+        shapes["images"] = (self.images, 3, self.resolution, self.resolution)
         content: dict[str, Any] = {"__metadata__": {name: str(value) for name, value in metadata.items()}}
         end = 0
         for name, shape in shapes.items():
-            start, end = end, end + self.images * math.prod(shape)
-            content[name] = {"dtype": "U8", "shape": [self.images, *shape], "data_offsets": [start, end]}
+            dtype, size = ("I32", 4) if name == "labels" else ("U8", 1)
+            start, end = end, end + size * math.prod(shape)
+            content[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(content, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the format requires aligned data
         return len(text).to_bytes(8, "little") + text
@@ -101,9 +110,11 @@ def write_pack(
 
     progress(done, total) is called as the images are written. Raises `DataError` if the file cannot be written.
     """
-    notes = "\n".join(dataset.notes)
-    version = FORMAT_VERSION + (fit != "crop")  # version 2 knows no other
-    contents = Contents(dataset.resolution, background, len(dataset.digests), dataset.enlarged, notes, fit, version)
+    notes, names = "\n".join(dataset.notes), len(_class_names(dataset))
+    version = FORMAT_VERSION + bool(fit != "crop" or names)  # version 2 knows neither
+    contents = Contents(
+        dataset.resolution, background, len(dataset.digests), dataset.enlarged, notes, fit, version, names
+    )
     hint = f"It takes {contents.data_bytes / 2**20:.0f} MiB. Free some space, or write it elsewhere."
     with _temporary(path, hint) as temporary:
         with temporary.open("wb") as file:
@@ -145,8 +156,14 @@ def _write(file: BinaryIO, contents: Contents, dataset: Dataset, progress: Progr
             done += len(images)
             if progress is not None:
                 progress(done, contents.images)
+    if dataset.class_of is not None:
+        index += dataset.class_of.labels.tobytes() + _class_names(dataset)
     file.seek(0)
     file.write(contents.header(sha256(contents.header(BLANK) + index).hexdigest()) + index)
+
+
+def _class_names(dataset: Dataset) -> bytes:
+    return "\0".join(dataset.classes).encode()
 
 
 def _chunks(contents: Contents) -> Iterator[range]:
@@ -207,13 +224,14 @@ class Pack:
         background: str,
         fit: str = "crop",
         workers: int = 0,
+        labels: str = "none",
         index: Path | None = None,
         progress: Progress | None = None,
     ) -> PackedDataset:
         """Its images, each of which is verified when it is first shown. Reads the header and the index only.
 
-        workers: threads that read them. index: not needed. progress(done, total) is called while a pack of version 1
-        is verified. Raises `DataError` if the pack has other options or is damaged.
+        workers: threads that read them. labels: as for `ImageFiles`. index: not needed. progress(done, total) is called
+        while a pack of version 1 is verified. Raises `DataError` if the pack has other options or is damaged.
         """
         contents = self.contents
         differences = []
@@ -230,8 +248,13 @@ class Pack:
                 f"--background '{background}' --fit {fit}. Or omit these options to start another run with those of "
                 "the pack.",
             )
+        if labels == "folders" and not contents.class_names_bytes:
+            raise DataError(
+                f"--data {self.path}: is a pack without classes.",
+                "Pack the images again, from a folder with a folder for each class: msggan-aml pack FOLDER OUT",
+            )
         with self._read_errors():
-            return self._open(progress, workers)
+            return self._open(progress, workers, has_classes=labels != "none")
 
     def verify(self, progress: Progress | None = None) -> None:
         """Reads and verifies the whole file. Raises `DataError` that names the damaged images."""
@@ -245,7 +268,7 @@ class Pack:
         if damaged:
             raise _damaged_images(self.path, damaged, self.contents.images)
 
-    def _open(self, progress: Progress | None, workers: int = 0) -> PackedDataset:
+    def _open(self, progress: Progress | None, workers: int = 0, *, has_classes: bool = False) -> PackedDataset:
         """Its images, after verifying the checksum in the header. progress: of reading the images too, in version 1."""
         contents = self.contents
         checksum = sha256(contents.header(BLANK))
@@ -259,8 +282,7 @@ class Pack:
                     progress(chunk.stop, contents.images)
         if contents.header(checksum.hexdigest()) != self._header:
             raise _damaged(self.path, "the checksum in its header does not match")
-        values = np.frombuffer(index, np.uint8).reshape(-1, 32)
-        return PackedDataset(self.path, contents, len(self._header), values, workers)
+        return PackedDataset(self.path, contents, len(self._header), index, workers, has_classes=has_classes)
 
     @contextmanager
     def _read_errors(self) -> Iterator[None]:
@@ -273,21 +295,30 @@ class Pack:
 class PackedDataset(Dataset):
     """The images of a pack. The system reads a page of the file into memory when it is shown, and may drop it."""
 
-    def __init__(self, path: Path, contents: Contents, header_bytes: int, index: np.ndarray, workers: int) -> None:
-        """index: (N or 2 N, 32) uint8, the digests, and the checksums unless the whole file has been verified."""
+    def __init__(
+        self, path: Path, contents: Contents, header_bytes: int, index: bytes, workers: int, *, has_classes: bool
+    ) -> None:
+        """index: what is between the header and the images."""
         self.path = path
-        self.checksums = index[contents.images :]
-        side = contents.resolution
+        side, count = contents.resolution, contents.images
+        digests = np.frombuffer(index, np.uint8, 32 * count).reshape(count, 32)
+        end = 64 * count if contents.has_checksums else 32 * count  # without, the whole file has been verified
+        self.checksums = np.frombuffer(index[32 * count : end], np.uint8).reshape(-1, 32)
+        classes = None
+        if has_classes and contents.class_names_bytes:
+            names = index[end + 4 * count :].decode().split("\0")
+            classes = Classes(names, np.frombuffer(index, "<i4", count, end))
         self.mapped = np.memmap(
             path, np.uint8, "r", header_bytes + contents.index_bytes, (contents.images, 3, side, side)
         )
         self._is_verified = np.full(contents.images, not len(self.checksums))
         super().__init__(
-            index[: contents.images],
+            digests,
             resolution=side,
             enlarged=contents.enlarged,
             workers=workers,
             notes=contents.notes.splitlines(),
+            classes=classes,
         )
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
@@ -331,6 +362,7 @@ def _read_header(path: Path) -> tuple[bytes, Contents]:
             metadata.get("notes", ""),
             metadata.get("fit", "crop"),
             int(version),
+            int(metadata.get("class_names_bytes", 0)),
         )
         ImageColor.getrgb(contents.background)  # raises ValueError if it is not a colour
         is_consistent = contents.images > 0 and contents.header(metadata["sha256"]) == length + text

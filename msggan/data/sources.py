@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from msggan.data.classes import Classes, find_classes
 from msggan.data.dataset import Dataset, Progress, Skipped, cores, in_threads
 from msggan.data.decoding import (
     Decoder,
@@ -116,9 +117,19 @@ class ImageFiles(NamedTuple):
         """What the decoded images take in memory."""
         return min(MEMORY_BUDGET_BYTES, self.images * 3 * resolution**2)
 
-    def dataset(self, *, resolution: int, **options: Any) -> ImageDataset:
-        """Decodes every file; options: of `ImageDataset`. Raises `DataError` if no image is readable."""
-        return ImageDataset(self, resolution=resolution, **options)
+    def dataset(self, *, resolution: int, labels: str = "none", **options: Any) -> ImageDataset:
+        """Decodes every file; options: of `ImageDataset`. Raises `DataError` if no image is readable.
+
+        labels: whether `folders` are classes; with `auto`, where they can be.
+        """
+        classes = None
+        if labels != "none":
+            try:
+                classes = find_classes(self.files[0].archive.path, [file.name for file in self.files])
+            except DataError:
+                if labels != "auto":
+                    raise
+        return ImageDataset(self, resolution=resolution, classes=classes, **options)
 
 
 def find_images(path: str | Path) -> ImageFiles:
@@ -211,13 +222,14 @@ class ImageDataset(Dataset):
         memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
         index: Path | None = None,
         progress: Progress | None = None,
+        classes: Classes | None = None,
     ) -> None:
         """Reads and decodes, in `workers` threads (0: one per core), every file that `index` does not know.
 
         The index is then brought up to date; without one, every file is read. Files of more than 8 bits per channel
         are decoded again if their white, which is known when all have been read, is not the largest value of their
-        type. progress(done, total) is called after each file, from the calling thread. Raises `DataError` if no image
-        is readable.
+        type. progress(done, total) is called after each file, from the calling thread. classes: of the files. Raises
+        `DataError` if no image is readable.
         """
         self._files, self._index = found.files, index
         self._decoder = Decoder(resolution, background, fit)
@@ -247,6 +259,7 @@ class ImageDataset(Dataset):
             workers=workers,
             skipped=[*found.skipped, *skipped],
             notes=notes,
+            classes=classes and classes.of(self._file_of),
         )
 
     def _read_files(self, workers: int, progress: Progress | None) -> list[Skipped]:

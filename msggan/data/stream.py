@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 
 from msggan.data.dataset import Dataset, in_threads
+from msggan.networks import with_labels
 from msggan.randomness import epoch_permutation, latents, mirrored
 
 BATCHES_AHEAD = 3
@@ -31,19 +32,22 @@ class SampleStream:
 
     def batch(self, position: int) -> torch.Tensor:
         """(N, 3, R, R) uint8: the images at `position` and the N - 1 positions after it."""
-        positions = range(position, position + self.batch_size)
-        epochs = [divmod(each, len(self.dataset)) for each in positions]
-        images = self.dataset.images([self._permutation(epoch)[index] for epoch, index in epochs])
+        images = self.dataset.images(self._indices(position))
         if self.mirror:
-            flipped = torch.from_numpy(mirrored(self.seed, positions))
+            flipped = torch.from_numpy(mirrored(self.seed, range(position, position + self.batch_size)))
             images[flipped] = images[flipped].flip(-1)
         return images
+
+    def _indices(self, position: int) -> list[int]:
+        epochs = [divmod(each, len(self.dataset)) for each in range(position, position + self.batch_size)]
+        return [self._permutation(epoch)[index] for epoch, index in epochs]
 
     def batches(
         self, position: int, *, latent_size: int, pinned: bool = False
     ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """Batches from `position` on, endlessly: images (N, 3, R, R) uint8 and the latents (N, L) float32 beside them.
 
+        If the images have classes, the latents are those of `with_labels`, (N, L + C), with the classes of the images.
         Closing the iterator ends its threads. pinned: in memory that a CUDA device copies from while it computes. As
         many are read and drawn in advance as there are threads, so that all of them decode, while memory allows it.
         """
@@ -51,10 +55,13 @@ class SampleStream:
         workers = self.dataset.workers
         fitting = BYTES_AHEAD // (self.batch_size * 3 * self.dataset.resolution**2)
         ahead = max(BATCHES_AHEAD, min(workers, fitting))
+        classes = len(self.dataset.classes)
 
         def read(position: int) -> tuple[torch.Tensor, torch.Tensor]:
             images = self.batch(position)
             drawn = latents(self.seed, range(position, position + self.batch_size), latent_size)
+            if classes:
+                drawn = with_labels(drawn, self.dataset.labels(self._indices(position)), classes)
             return (images.pin_memory(), drawn.pin_memory()) if pinned else (images, drawn)
 
         yield from in_threads(read, positions, workers=workers, ahead=ahead)

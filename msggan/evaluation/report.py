@@ -20,8 +20,8 @@ from msggan.evaluation.neighbours import coverage, density, distances, precision
 from msggan.evaluation.scales import disagreement
 from msggan.evaluation.two_samples import classifier_accuracy, kernel_distance, polynomial_kernel
 from msggan.networks import Generator
-from msggan.pictures.grids import enlarged, generate, generate_parts, side_by_side
-from msggan.randomness import Purpose, latents_of, rng
+from msggan.pictures.grids import enlarged, generate, generate_parts, inputs_of, side_by_side
+from msggan.randomness import Purpose, labels_of, rng
 
 MIN_COMPARED, MAX_COMPARED = 32, 512
 IMAGES_PER_PART = 128
@@ -44,9 +44,9 @@ class Measure(NamedTuple):
 class Report:
     """What was measured. images: counts. not_measured: by measure, why. scales: their disagreement, by side.
 
-    cells: those of C_T. copied_seeds: of the samples that count as copies, by either measure, the nearest first.
-    pairs: (seed, number) of a sample and the nearest training image by features, the nearest first; held_out_pairs:
-    with the number of a held-out image instead.
+    cells: those of C_T. copied_seeds: of the samples that count as copies, by either measure, the nearest first, and
+    copied_labels their classes, if there are any. pairs: (seed, number) of a sample and the nearest training image by
+    features, the nearest first; held_out_pairs: with the number of a held-out image instead.
     """
 
     images: dict[str, int]
@@ -56,6 +56,7 @@ class Report:
     scales: dict[int, Estimate] = field(default_factory=dict)
     cells: int = 0
     copied_seeds: list[int] = field(default_factory=list)
+    copied_labels: list[str] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
     held_out_pairs: list[tuple[int, int]] = field(default_factory=list)
 
@@ -79,6 +80,7 @@ class Report:
             "memorised": self.memorised,
             "cells": self.cells,
             "copied_seeds": self.copied_seeds,
+            **({"copied_labels": self.copied_labels} if self.copied_labels else {}),
         }
 
 
@@ -92,6 +94,7 @@ class Represented(NamedTuple):
 class Evaluator:
     """Compares samples of these seeds, which are those of `sample --seeds`, with the images of a dataset.
 
+    A generator with classes makes each seed of one, as often as in the data.
     Held-out images are the reference, and training images are compared with it beside the samples. If none are held
     out, each is half of the training images.
     """
@@ -134,7 +137,7 @@ class Evaluator:
         else:
             report.measures |= compare(*(each.features[:size] for each in (compared, samples, others)))
             if self.inception is not None:
-                fakes = generate(self.generator, latents_of(self.seeds[:size], self.generator.latent_size))[-1]
+                fakes = generate(self.generator, inputs_of(self.generator, self.seeds[:size]))[-1]
                 report.measures |= compare_by_inception(self.inception, reference[:size], fakes, real[:size])
         self._find_nearest(report, samples, compared, others)
         return report
@@ -154,9 +157,8 @@ class Evaluator:
 
     def _samples(self) -> tuple[Represented, dict[int, Estimate]]:
         """The samples, which are not kept, and how far their scales disagree."""
-        latents = latents_of(self.seeds, self.generator.latent_size)
         parts, disagreements = [], []
-        for pyramid in generate_parts(self.generator, latents):
+        for pyramid in generate_parts(self.generator, inputs_of(self.generator, self.seeds)):
             parts.append(self._represent(pyramid[-1]))
             disagreements.append(disagreement(pyramid))
         together = Represented(*(torch.cat(each) for each in zip(*parts, strict=True)))
@@ -190,6 +192,9 @@ class Evaluator:
         report.measures |= {name: Measure(*estimates) for name, estimates in zip(OF_COPIES, found, strict=True)}
         is_copy = torch.stack([fakes < copy_threshold(held_out)[0] for fakes, held_out in both]).any(dim=0)
         report.copied_seeds = [self.seeds[sample] for sample in order if is_copy[sample]]
+        if classes := self.generator.classes:
+            names, numbers = [*classes], labels_of(report.copied_seeds, [*classes.values()])
+            report.copied_labels = [names[number] for number in numbers]
 
 
 def compare(reference: Tensor, fakes: Tensor, reals: Tensor) -> dict[str, Measure]:
@@ -226,7 +231,7 @@ def draw_pairs(report: Report, generator: Generator, dataset: Dataset, *, held_o
     if held_out:
         left = dataset.held_out_images(MAX_COMPARED)[[image for image, _ in pairs]]
     else:
-        left = generate(generator, latents_of((seed for seed, _ in pairs), generator.latent_size))[-1]
+        left = generate(generator, inputs_of(generator, (seed for seed, _ in pairs)))[-1]
     right = dataset.images([number for _, number in pairs])
     shown = torch.stack([left, right], dim=1).flatten(0, 1)
     columns = 2 * min(PAIRS_PER_ROW, len(pairs))

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from msggan.display.html import embedded, escaped
 from msggan.errors import DataError, FilmError
-from msggan.pictures.grids import Network, enlarged, generate, picture
-from msggan.randomness import latents_of
+from msggan.pictures.grids import Label, Network, enlarged, generate, inputs_of, picture
 
+Paint = Callable[[Tensor], Tensor]
 STEPS_PER_KEY = 256
 # Smaller frames are enlarged by a whole factor: players blur them, and video has colour at every second pixel only.
 MIN_FRAME_PX = 256
@@ -50,10 +50,12 @@ def interpolation(
     seconds: float | None = None,
     fps: int = 24,
     level: int = -1,
+    labels: Label | Sequence[Label] | None = None,
 ) -> Film:
     """Writes the film of a smooth loop through the pictures of these seeds, at least two; overwrites an existing file.
 
-    path: ends in .mp4 or .webp. seconds: by default one per seed. level: which scale, by default the finest.
+    path: ends in .mp4 or .webp. seconds: by default one per seed. level: which scale, by default the finest. labels:
+    the names or numbers of classes, one or that of each seed, which may then be the same.
     Raises `FilmError` if there are fewer seeds or the film cannot be written.
     """
     path = Path(path)
@@ -62,44 +64,48 @@ def interpolation(
             f"{path}: a film of {len(seeds)} seeds.", "Give two seeds or more, and a path that ends in .mp4 or .webp."
         )
     count = max(2, round((len(seeds) if seconds is None else seconds) * fps))
-    keys = latents_of(seeds, generator.latent_size)
+    keys, size = inputs_of(generator, seeds, labels), generator.latent_size
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = loop_frames(keys, count, paint=lambda latent: generate(generator, latent, chunk=1)[level])
+    paint: Paint = lambda latent: generate(generator, latent, chunk=1)[level]  # noqa: E731
+    frames = loop_frames(keys, count, latent_size=size, paint=paint)
     write_film(path, frames, fps=fps)
     return Film(path)
 
 
-def loop_frames(keys: Tensor, frames: int, *, paint: Callable[[Tensor], Tensor]) -> Iterator[Image.Image]:
-    """keys: (K, L) → the frames of their loop, one at a time. paint: latent (1, L) → (1, 3, r, r) uint8."""
-    for latent in loop(keys, frames).split(1):
+def loop_frames(keys: Tensor, frames: int, *, latent_size: int, paint: Paint) -> Iterator[Image.Image]:
+    """keys: (K, L), or (K, L + C) → the frames of their loop, one at a time. paint: (1, L + C) → (1, 3, r, r) uint8."""
+    for latent in loop(keys, frames, latent_size=latent_size).split(1):
         yield enlarged(picture(paint(latent)[0]), min_side_px=MIN_FRAME_PX)
 
 
-def loop(keys: Tensor, frames: int) -> Tensor:
+def loop(keys: Tensor, frames: int, *, latent_size: int | None = None) -> Tensor:
     """keys: (K, L) of norm √L, at least two → (frames, L): a closed, smooth path through the keys, from the first.
 
     It stays on the sphere that latents are drawn from, at constant speed, also from the last frame to the first.
     Catmull and Rom's spline ("A class of local interpolating splines", 1974), laid on the sphere, in steps of equal
-    length. Two keys are joined by the great circle through both.
+    length. Two latents are joined by the great circle through both. latent_size: L, where keys are (K, L + C), with
+    classes, whose weights go straight from one key to the next.
     """
-    ring = keys.double().numpy()
-    if len(ring) == 2:
-        ring = np.concatenate([ring, -ring])
+    ring, size = keys.double().numpy(), latent_size or keys.shape[1]
+    if len(ring) == 2 and (ring[0, :size] != ring[1, :size]).any():
+        ring = np.concatenate([ring, ring * np.where(np.arange(ring.shape[1]) < size, -1, 1)])
     times = np.arange(len(ring) * STEPS_PER_KEY + 1) / STEPS_PER_KEY
-    lengths = [np.linalg.norm(_point(ring, end) - _point(ring, start)) for start, end in itertools.pairwise(times)]
+    points = [_point(ring, time, size) for time in times]
+    lengths = [np.linalg.norm(end - start) for start, end in itertools.pairwise(points)]
     distances = np.concatenate([[0.0], np.cumsum(lengths)])
     frame_times = np.interp(np.arange(frames) / frames * distances[-1], distances, times)
-    return torch.from_numpy(np.stack([_point(ring, time) for time in frame_times]).astype(np.float32))
+    return torch.from_numpy(np.stack([_point(ring, time, size) for time in frame_times]).astype(np.float32))
 
 
-def _point(ring: np.ndarray, time: float) -> np.ndarray:
-    """(L,): the spline at a time, whose whole numbers are the keys, projected onto the sphere."""
+def _point(ring: np.ndarray, time: float, size: int) -> np.ndarray:
+    """(L + C,): the spline at a time, whose whole numbers are the keys, its first `size` numbers on the sphere."""
     key, t = divmod(time, 1)
     before, start, end, after = (ring[(int(key) + shift) % len(ring)] for shift in (-1, 0, 1, 2))
     square = 2 * before - 5 * start + 4 * end - after
     cube = 3 * (start - end) + after - before
     point: np.ndarray = start + (t * (end - before) + t**2 * square + t**3 * cube) / 2
-    point *= np.sqrt(len(point)) / max(1e-12, float(np.linalg.norm(point)))
+    point[:size] *= np.sqrt(size) / max(1e-12, float(np.linalg.norm(point[:size])))
+    point[size:] = (start + t * (end - start))[size:]
     return point
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msggan.networks import Generator, pixel_norm
-from msggan.randomness import Purpose, latents
+from msggan.commands.options import must_be_one_of, refuse
+from msggan.networks import Generator, pixel_norm, with_labels
+from msggan.randomness import Purpose, labels_of, latents, latents_of
 from msggan.runs.files import write_whole
 
 SHEET_COLUMNS = 8
@@ -47,24 +48,74 @@ class TruncatedGenerator(nn.Module):
     def __init__(self, generator: Generator, truncation: float) -> None:
         super().__init__()
         self.generator, self.truncation = generator, truncation
-        self.depth, self.latent_size = generator.depth, generator.latent_size
+        self.depth, self.latent_size, self.classes = generator.depth, generator.latent_size, generator.classes
         self.register_buffer("mean", mean_features(generator))
 
     def forward(self, latents: Tensor) -> list[Tensor]:
-        features = self.generator.first(latents)
-        return self.generator.render(pixel_norm(self.mean + self.truncation * (features - self.mean)))
+        features, mean = self.generator.first(latents), self.mean
+        if self.classes:
+            mean = torch.tensordot(latents[:, self.latent_size :], mean, dims=1)
+        return self.generator.render(pixel_norm(mean + self.truncation * (features - mean)))
 
 
 @torch.no_grad()
 def mean_features(generator: Generator) -> Tensor:
-    """(1, L, 4, 4): the mean of what the first block makes of latents, always of the same ones."""
+    """(1, L, 4, 4), or (C, L, 4, 4) by class: the mean of what the first block makes of always the same latents."""
     weight = next(generator.parameters())
     drawn = latents(0, range(MEAN_OF), generator.latent_size, Purpose.SAMPLE).to(weight)
-    sums: list[Tensor] = [generator.first(chunk).sum(dim=0, keepdim=True) for chunk in drawn.split(CHUNK)]
-    return torch.cat(sums).sum(dim=0, keepdim=True) / MEAN_OF
+    means = []
+    for label in range(max(1, len(generator.classes))):
+        inputs = generator.with_labels(drawn, torch.full((MEAN_OF,), label, device=weight.device))
+        sums: list[Tensor] = [generator.first(chunk).sum(dim=0, keepdim=True) for chunk in inputs.split(CHUNK)]
+        means.append(torch.cat(sums).sum(dim=0, keepdim=True) / MEAN_OF)
+    return torch.cat(means)
 
 
 Network = Generator | TruncatedGenerator
+Label = str | int
+"""A class, by its name or number."""
+
+
+def inputs_of(network: Network, seeds: Iterable[int], labels: Label | Sequence[Label] | None = None) -> Tensor:
+    """What the generator takes for these seeds: (N, L) float32, with classes (N, L + C).
+
+    labels: the class, or that of each seed; by default one is drawn for each, as often as it is in the data. Raises
+    `UsageError` if the generator has no such class.
+    """
+    seeds = list(seeds)
+    drawn = latents_of(seeds, network.latent_size)
+    if labels is None:
+        numbers = labels_of(seeds, [*network.classes.values()]) if network.classes else []
+    else:
+        each = [labels] * len(seeds) if isinstance(labels, Label) else labels
+        refuse(label_problems(each, network.classes))
+        names = [*network.classes]
+        numbers = [label if isinstance(label, int) else names.index(label) for label in each]
+    return with_labels(drawn, torch.tensor(numbers), len(network.classes)) if network.classes else drawn
+
+
+def label_problems(labels: Sequence[Label], classes: Mapping[str, int], *, option: str = "label") -> list[str]:
+    """Complaints about labels that are none of the classes."""
+    if labels and not classes:
+        return [f"{option} {labels[0]}: this generator has no classes; it was not trained with --labels folders."]
+    known = {*classes, *range(len(classes))}
+    wrong = [label for label in dict.fromkeys(labels) if label not in known]
+    return [f"{option} {label}: {must_be_one_of(str(label), [*classes])}" for label in wrong]
+
+
+def rows_of_classes(network: Network, latents: Tensor) -> tuple[Tensor, int]:
+    """latents: (N, L) → what the generator takes for about N images, a row for each class; the columns of the grid.
+
+    All rows are of the same latents. Without classes these are the latents, and 0 columns: a square grid.
+    """
+    classes = len(network.classes)
+    if not classes:
+        return latents, 0
+    columns = -(-len(latents) // classes)
+    inputs = with_labels(
+        latents[:columns].repeat(classes, 1), torch.arange(classes).repeat_interleave(columns), classes
+    )
+    return inputs, columns if columns > 1 else 0
 
 
 def generate(generator: Network, latents: Tensor, *, chunk: int | None = None) -> list[Tensor]:
@@ -102,17 +153,17 @@ def picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
-def grid(images: Tensor) -> Image.Image:
-    """(N, 3, r, r) uint8 → one picture, about square."""
-    return grid_of(images, count=len(images), side=images.shape[-1])
+def grid(images: Tensor, *, columns: int = 0) -> Image.Image:
+    """(N, 3, r, r) uint8 → one picture, about square unless it has so many columns."""
+    return grid_of(images, count=len(images), side=images.shape[-1], columns=columns)
 
 
-def grid_of(images: Iterable[Tensor], *, count: int, side: int) -> Image.Image:
+def grid_of(images: Iterable[Tensor], *, count: int, side: int, columns: int = 0) -> Image.Image:
     """The grid of `count` images, each (3, side, side) uint8, consumed one at a time."""
     if count == 1:
         (image,) = images
         return picture(image)
-    columns = max(1, round(count**0.5))
+    columns = columns or max(1, round(count**0.5))
     return side_by_side(images, columns=columns, rows=-(-count // columns), side=side)
 
 
@@ -155,14 +206,18 @@ def thumbnail(path: Path, side_px: int) -> bytes:
     return as_png(small)
 
 
-def write_samples(folder: Path, images_seen: int, pyramid: Sequence[Tensor]) -> Path:
-    """Writes a grid of each scale and the sheet of all, enlarged for viewing; returns the path of the finest grid."""
+def write_samples(folder: Path, images_seen: int, pyramid: Sequence[Tensor], *, columns: int = 0) -> Path:
+    """Writes a grid of each scale and the sheet of all, enlarged for viewing; returns the path of the finest grid.
+
+    columns: of the grids, 0: about as many as rows. The sheet then has the first image of each row.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{images_seen:09d}_scales.png", as_png(enlarged(all_scales_sheet(pyramid))))
+    on_sheet = [images[:: columns or 1] for images in pyramid]
+    write_whole(folder / f"{images_seen:09d}_scales.png", as_png(enlarged(all_scales_sheet(on_sheet))))
     path = folder
     for images in pyramid:
         path = folder / f"{images_seen:09d}_{images.shape[-1]}px.png"
-        write_whole(path, as_png(enlarged(grid(images))))
+        write_whole(path, as_png(enlarged(grid(images, columns=columns))))
     return path
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,9 +34,10 @@ from msggan.pictures.grids import (
     find_samples,
     generate,
     grid_of,
+    inputs_of,
+    label_problems,
     picture,
 )
-from msggan.randomness import latents_of
 from msggan.runs.checkpoint import chosen_weights, load_generator
 from msggan.runs.folder import RunFolder
 
@@ -42,7 +45,7 @@ from msggan.runs.folder import RunFolder
 MAX_GRID_PX = 6000
 MAX_WEBP_BYTES = 1 << 28  # Pillow keeps all frames of a WebP film in memory
 MAX_EXISTING_LISTED = 3
-MAX_SEEDS_IN_NAME = 24  # characters
+MAX_SEEDS_IN_NAME, MAX_LABELS_IN_NAME = 24, 48  # characters
 
 Item = TypeVar("Item")
 Tick = Callable[[int], object]
@@ -74,6 +77,8 @@ class Sampler:
         self.of = ""  # which weights, in the names of files
         self.outputs: list[Output] = []
         problems: list[str] = []
+        if options.label and not options.needs_weights:
+            problems.append(f"--label {options.label[0]}: --progress-film shows the run's sample grids.")
         if options.needs_weights:
             with memory_errors(self._out_of_memory):
                 weights = chosen_weights(path, best=options.best, at_kimg=options.at)
@@ -132,13 +137,16 @@ class Sampler:
         """Plans grids, files, sheets and the loop; returns the complaints."""
         options = self.options
         scales = [4 << level for level in range(network.depth)]
-        if problems := scale_problems(options.scale, scales):
+        problems = scale_problems(options.scale, scales)
+        if problems := [*problems, *label_problems(options.label, network.classes, option="--label")]:
             return problems
+        labels = options.label or [*network.classes] or [""]
         side = options.scale or scales[-1]
         level = scales.index(side)
 
-        def draw_grid(pyramids: Iterable[list[Tensor]], *, count: int) -> Image.Image:
-            return enlarged(grid_of((pyramid[level][0] for pyramid in pyramids), count=count, side=side))
+        def draw_grid(pyramids: Iterable[list[Tensor]], *, count: int, columns: int) -> Image.Image:
+            images = (pyramid[level][0] for pyramid in pyramids)
+            return enlarged(grid_of(images, count=count, side=side, columns=columns))
 
         def draw_one(pyramids: Iterable[list[Tensor]]) -> Image.Image:
             (pyramid,) = pyramids
@@ -148,24 +156,31 @@ class Sampler:
             return enlarged(all_scales_sheet([torch.cat(level) for level in zip(*pyramids, strict=True)]))
 
         def write_loop(path: Path, tick: Tick) -> None:
-            keys = latents_of(options.seeds, network.latent_size)
+            keys = zip(range(options.film_keys), itertools.cycle(options.seeds), itertools.cycle(labels))
             frames = loop_frames(
-                keys, options.film_frames, paint=lambda latent: generate(network, latent, chunk=1)[level]
+                torch.cat([_input(network, seed, label) for _, seed, label in keys]),
+                options.film_frames,
+                latent_size=network.latent_size,
+                paint=lambda latent: generate(network, latent, chunk=1)[level],
             )
             write_film(path, ticking(frames, tick), fps=options.fps)
 
         if options.makes_grid:
-            per_grid = max(1, MAX_GRID_PX // (side + PADDING_PX)) ** 2
-            for seeds in _pages(options.seeds, per_grid):
-                self._plan_picture(
-                    network, seeds, f"grid_{named_by(seeds)}_{side}px", partial(draw_grid, count=len(seeds))
-                )
-        if options.files:
-            for seed in options.seeds:
-                self._plan_picture(network, [seed], f"seed{seed:06d}_{side}px", draw_one)
-        if options.all_scales:
-            for seeds in _pages(options.seeds, SHEET_COLUMNS):
-                self._plan_picture(network, seeds, f"scales_{named_by(seeds)}", draw_sheet)
+            per_row = max(1, MAX_GRID_PX // (side + PADDING_PX))
+            has_rows = len(labels) > 1 < len(options.seeds)
+            for rows in _pages(labels, per_row):
+                chosen = rows if options.label or len(rows) < len(labels) else [""]
+                for seeds in _pages(options.seeds, per_row if has_rows else per_row**2):
+                    shown, columns = [(seed, label) for label in rows for seed in seeds], len(seeds) * has_rows
+                    draw = partial(draw_grid, count=len(shown), columns=columns)
+                    self._plan_picture(network, shown, f"grid_{named_by(seeds, chosen)}_{side}px", draw)
+        for label in labels:
+            for seed in options.seeds if options.files else ():
+                name = f"seed{seed:06d}{named_by_label([label])}_{side}px"
+                self._plan_picture(network, [(seed, label)], name, draw_one)
+            for seeds in _pages(options.seeds, SHEET_COLUMNS) if options.all_scales else ():
+                shown = [(seed, label) for seed in seeds]
+                self._plan_picture(network, shown, f"scales_{named_by(seeds, [label])}", draw_sheet)
         if options.film is None:
             return []
         self.outputs.append(Output(self.out / options.film, options.film_frames, write_loop))
@@ -190,26 +205,45 @@ class Sampler:
         too_large = _webp_problems("--progress-film", name, frames, size_of_all(shown))
         return frame_problems("--progress-film", frames) or too_large
 
-    def _plan_picture(self, network: Network, seeds: Sequence[int], name: str, draw: Draw) -> None:
+    def _plan_picture(self, network: Network, shown: Sequence[tuple[int, str]], name: str, draw: Draw) -> None:
+        """shown: seeds with the names of their classes, empty without classes."""
+
         def write(path: Path, tick: Tick) -> None:
-            # One at a time, so that a picture's bytes depend on nothing but its seed.
-            latents = (latents_of([seed], network.latent_size) for seed in ticking(seeds, tick))
-            draw(generate(network, latent, chunk=1) for latent in latents).save(path, "PNG")
+            # One at a time, so that a picture's bytes depend on nothing but its seed and class.
+            inputs = (_input(network, seed, label) for seed, label in ticking(shown, tick))
+            draw(generate(network, each, chunk=1) for each in inputs).save(path, "PNG")
 
         truncation = "" if self.options.truncation == 1 else f"_trunc{self.options.truncation}"
-        self.outputs.append(Output(self.out / f"{name}{self.of}{truncation}.png", len(seeds), write))
+        self.outputs.append(Output(self.out / f"{name}{self.of}{truncation}.png", len(shown), write))
 
 
-def _pages(seeds: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (seeds[start : start + size] for start in range(0, len(seeds), size))
+def _input(network: Network, seed: int, label: str) -> Tensor:
+    return inputs_of(network, [seed], label or None)
 
 
-def named_by(seeds: Sequence[int]) -> str:
-    """Seeds in a file's name: `seeds0-15`, `seed7`; a long list by its length and the digest of the list."""
+def _pages(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def named_by(seeds: Sequence[int], labels: Sequence[str]) -> str:
+    """Seeds and classes in a file's name: `seeds0-15`, `seed7_hat`; a long list by its length and its digest."""
     text = format_seeds(seeds)
     if len(text) > MAX_SEEDS_IN_NAME:
-        return f"{len(seeds)}seeds-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return f"seed{text}" if len(seeds) == 1 else f"seeds{text}"
+        named = f"{len(seeds)}seeds-{_digest(text)}"
+    else:
+        named = f"seed{text}" if len(seeds) == 1 else f"seeds{text}"
+    return named + named_by_label(labels)
+
+
+def named_by_label(labels: Sequence[str]) -> str:
+    text = "+".join(re.sub(r'[/\\:*?"<>|]', "_", label) for label in labels)
+    if len(text) > MAX_LABELS_IN_NAME:
+        text = f"{len(labels)}classes-{_digest(text)}"
+    return f"_{text}" if text else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _webp_problems(option: str, name: str, frames: int, size: tuple[int, int]) -> list[str]:

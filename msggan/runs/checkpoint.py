@@ -116,13 +116,16 @@ def load_generator(
     if not path.exists():
         raise CheckpointError(f"No such file: {path}", "Specify a run folder, or the generator.safetensors in it.")
     try:
-        config = stored_fields(generator_config(path), needed=("resolution", "latent_size", "equalized"))
+        stored = generator_config(path)
+        classes = stored.pop("classes", {})
+        config = stored_fields(stored, needed=("resolution", "latent_size", "equalized"))
         tensors = load_file(path)
         generator = Generator(
             depth=int(config["resolution"]).bit_length() - 2,
             latent_size=config["latent_size"],
             equalized=config["equalized"],
             resampling=config["resampling"],
+            classes=classes,
         )
     except UsageError as error:
         raise CheckpointError(

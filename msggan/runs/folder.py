@@ -15,7 +15,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -235,7 +235,8 @@ def printout(network: nn.Module) -> str:
 class RunState:
     """The content of `run.json`. state: running, completed, failed, cancelled or interrupted; times in UTC, ISO 8601.
 
-    attempt: the ID of the process that started last, by which it recognizes that the run is still its own.
+    attempt: the ID of the process that started last, by which it recognizes that the run is still its own. classes: the
+    names of those in the data, in order, with --labels.
     """
 
     state: str
@@ -247,9 +248,10 @@ class RunState:
     images_seen: int = 0
     reason: str = ""
     attempt: str = ""
+    classes: Sequence[str] = ()
 
 
-def record_start(folder: RunFolder, *, data: str, images_seen: int) -> RunState:
+def record_start(folder: RunFolder, *, data: str, images_seen: int, classes: Sequence[str] = ()) -> RunState:
     """Records that this process starts or resumes the run."""
     before = read_state(folder)
     state = RunState(
@@ -260,6 +262,7 @@ def record_start(folder: RunFolder, *, data: str, images_seen: int) -> RunState:
         created=before.created if before else now(),
         images_seen=images_seen,
         attempt=uuid4().hex,
+        classes=classes,
     )
     return _write(folder, state)
 
@@ -270,7 +273,8 @@ def record_end(folder: RunFolder, started: RunState, state: str, *, images_seen:
 
 
 def _write(folder: RunFolder, state: RunState) -> RunState:
-    write_whole(folder.state, json.dumps(asdict(state), indent=1).encode())
+    values = {name: value for name, value in asdict(state).items() if name != "classes" or value}
+    write_whole(folder.state, json.dumps(values, indent=1).encode())
     return state
 
 

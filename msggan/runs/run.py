@@ -14,8 +14,7 @@ from msggan.config import TrainConfig
 from msggan.display.html import FAINT, Points, chart, escaped, png
 from msggan.errors import RunFolderError
 from msggan.networks import Generator
-from msggan.pictures.grids import find_samples, generate, thumbnail
-from msggan.randomness import latents_of
+from msggan.pictures.grids import Label, find_samples, generate, inputs_of, thumbnail
 from msggan.runs.checkpoint import load_generator
 from msggan.runs.folder import RunFolder, RunState, state_of
 from msggan.tracking.metrics_log import read_metrics
@@ -63,17 +62,25 @@ class Run:
         """The EMA generator, loaded at the first access. Raises `CheckpointError` if there are no weights yet."""
         return load_generator(self.path)
 
-    def images(self, seeds: Iterable[int], *, best: bool = False, at_kimg: float | None = None) -> np.ndarray:
+    def images(
+        self,
+        seeds: Iterable[int],
+        labels: Label | Sequence[Label] | None = None,
+        *,
+        best: bool = False,
+        at_kimg: float | None = None,
+    ) -> np.ndarray:
         """(N, R, R, 3) uint8: the image of each seed, the same that `msggan-aml sample --seeds` writes.
 
-        best, at_kimg: of which weights, as in `load_generator`. Raises `CheckpointError` if there are none yet.
+        labels: the names or numbers of classes, as for `inputs_of`. best, at_kimg: of which weights, as in
+        `load_generator`. Raises `CheckpointError` if there are none yet.
         """
         is_newest = not best and at_kimg is None
         generator = self.generator if is_newest else load_generator(self.path, best=best, at_kimg=at_kimg)
-        seeds, side = list(seeds), 2 << generator.depth
-        images = np.empty((len(seeds), side, side, 3), np.uint8)
-        for image, seed in zip(images, seeds, strict=True):
-            finest = generate(generator, latents_of([seed], generator.latent_size), chunk=1)[-1]
+        inputs, side = inputs_of(generator, seeds, labels), 2 << generator.depth
+        images = np.empty((len(inputs), side, side, 3), np.uint8)
+        for image, each in zip(images, inputs.split(1), strict=True):
+            finest = generate(generator, each, chunk=1)[-1]
             image[:] = finest[0].permute(1, 2, 0).numpy()
         return images
 

@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 DATA_FOLDER = f"{PROJECT_FOLDER}/data"  # in the datastore
 PACKS_FILE = ".azure-packs.json"
 PACK_MARK = b'"msggan-pack"'  # in the first bytes of every pack
+CLASSES_MARK = b'"class_names"'  # in the header of those with classes
 DECODERS = ("pillow", "pillow-heif")  # which decide the pixels
 
 
@@ -62,8 +63,11 @@ def pack_path(sha256: str, datastore: str) -> DatastorePath:
 def ensure_pack(data: str, spec: RunSpec, store: Store, client: Client) -> Pack:
     """The pack of a folder, zip or pack on this machine, which the datastore has afterwards. Raises MsgganError."""
     if is_pack := data.lower().endswith(PACK_SUFFIX) and Path(data).is_file():
-        refuse_other_file(data)
-    options = [] if is_pack else to_argv(TrainConfig(**decoding_options(spec.config)))
+        refuse_other_file(data, spec.config)
+    config = TrainConfig(**decoding_options(spec.config))
+    if spec.config.labels == "folders":
+        config = replace(config, labels="folders")
+    options = [] if is_pack else to_argv(config)
     records, key = Records(Path(client.settings.runs_dir) / PACKS_FILE), fingerprint(Path(data), options)
     known = Pack.read(records.find(key))
     if known is not None and is_stored(known, store, client):
@@ -74,11 +78,16 @@ def ensure_pack(data: str, spec: RunSpec, store: Store, client: Client) -> Pack:
     return pack
 
 
-def refuse_other_file(data: str) -> None:
-    """Raises `DataError` unless the file is a pack, by its first bytes."""
+def refuse_other_file(data: str, config: TrainConfig) -> None:
+    """Raises `DataError` unless the file is a pack, by its first bytes, and with classes if they are needed."""
     with open(data, "rb") as file:
-        if PACK_MARK not in file.read(256):
-            raise DataError(f"--data {data}: is not a pack of images.", "Create one: msggan-aml pack FOLDER OUT")
+        beginning = file.read(4096)
+    if PACK_MARK not in beginning[:256]:
+        raise DataError(f"--data {data}: is not a pack of images.", "Create one: msggan-aml pack FOLDER OUT")
+    if config.labels == "folders" and CLASSES_MARK not in beginning:
+        raise DataError(
+            f"--data {data}: is a pack without classes.", "Pack the images again: msggan-aml pack FOLDER OUT"
+        )
 
 
 def make_pack(data: str, options: Sequence[str], spec: RunSpec, store: Store, client: Client) -> Pack:

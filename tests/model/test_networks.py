@@ -285,7 +285,7 @@ def test_equalized_convolution_multiplies_its_weights_by_root_two_over_root_fan_
 
 def test_the_equalized_first_layer_scales_by_its_inputs_only() -> None:
     """fan_in = 8, though its kernel has 16 pixels: a factor of √(2/8) = 1/2."""
-    layer = LatentConvolution(8).double()
+    layer = LatentConvolution(8, 8).double()
     nn.init.normal_(layer.bias)
     latents = torch.randn(3, 8, dtype=torch.float64)
     as_image = nn.functional.conv_transpose2d(latents[:, :, None, None], layer.weight / 2, layer.bias)
@@ -293,7 +293,7 @@ def test_the_equalized_first_layer_scales_by_its_inputs_only() -> None:
 
 
 def test_plain_first_layer_is_the_transposed_convolution() -> None:
-    layer = LatentConvolution(4, equalized=False).double()
+    layer = LatentConvolution(4, 4, equalized=False).double()
     latents = torch.randn(3, 4, dtype=torch.float64)
     as_image = nn.functional.conv_transpose2d(latents[:, :, None, None], layer.weight, layer.bias)
     assert_close(layer(latents), as_image, within=1e-12)

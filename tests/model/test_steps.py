@@ -98,9 +98,11 @@ class PlainOrder:
         )
         self.moments: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
         self.steps = 0
+        self.labels: Tensor | None = None
 
     def step(self, reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
         reals, latents = reals.double(), latents.double()
+        self.labels = latents[:, self.config.latent_size :] if self.generator.classes else None
         pyramid = [reals]
         while pyramid[0].shape[-1] > 4:
             finer = pyramid[0]
@@ -111,8 +113,8 @@ class PlainOrder:
 
         now = settings_at(self.config, (self.steps + 1) * self.config.batch_size)
         of_reals, of_fakes = self.transforms(Purpose.AUGMENT_REAL), self.transforms(Purpose.AUGMENT_FAKE)
-        real_scores = self.discriminator(augmented(pyramid, of_reals))
-        fake_scores = self.discriminator(augmented(fakes, of_fakes))
+        real_scores = self.discriminator(augmented(pyramid, of_reals), self.labels)
+        fake_scores = self.discriminator(augmented(fakes, of_fakes), self.labels)
         d_loss = discriminator_loss(self.config.loss, real_scores, fake_scores)
         measured = {"d_loss": d_loss, "d_real": real_scores.mean(), "d_fake": fake_scores.mean()}
         if self.steps % self.config.penalty_interval == 0 and (self.config.r1_gamma or self.config.loss == "wgan-gp"):
@@ -122,8 +124,8 @@ class PlainOrder:
         total = d_loss + measured.get("penalty", 0.0)
         measured["d_gradient_norm"] = self.descend(self.discriminator, total, now.d_lr, now.beta2)
 
-        real_scores = self.discriminator(augmented(pyramid, of_reals))
-        fake_scores = self.discriminator(augmented(self.generator(latents), of_fakes))
+        real_scores = self.discriminator(augmented(pyramid, of_reals), self.labels)
+        fake_scores = self.discriminator(augmented(self.generator(latents), of_fakes), self.labels)
         g_loss = generator_loss(self.config.loss, real_scores, fake_scores)
         norm = self.descend(self.generator, g_loss, now.g_lr, now.beta2)
         measured |= {"g_loss": g_loss, "g_gradient_norm": norm}
@@ -159,7 +161,7 @@ class PlainOrder:
         """Mean over scales and samples of something of the gradient's norm, by the images before their transforms."""
         images = [image.clone().requires_grad_() for image in pyramid]
         gradients = torch.autograd.grad(
-            self.discriminator(augmented(images, transforms)).sum(), images, create_graph=True
+            self.discriminator(augmented(images, transforms), self.labels).sum(), images, create_graph=True
         )
         return sum(of(gradient.flatten(1).norm(dim=1)).mean() for gradient in gradients) / len(images)
 
@@ -224,6 +226,8 @@ def test_steps_compute_what_the_plain_order_computes(loss: str, penalties: dict[
         {"resolution": 16, "augment": "fixed", "augment_strength": 0.6, "penalty_interval": 2},
         {"augment": "fixed", "loss": "wgan-gp"},
         SCHEDULE,
+        {"labels": "folders", "resolution": 16, "augment": "fixed", "penalty_interval": 2, "stddev_group": 2},
+        {"labels": "folders", "loss": "wgan-gp"},
     ],
 )
 def test_steps_agree_with_the_plain_order_in_other_networks(changes: dict[str, object]) -> None:
@@ -500,7 +504,7 @@ def test_a_loaded_step_counter_continues() -> None:
     [
         {"loss": "relativistic-hinge"},
         {"loss": "relativistic-logistic", "r1_gamma": 2.0, "r2_gamma": 1.0, "penalty_interval": 2},
-        {"loss": "hinge", "r2_gamma": 1.0, "stddev_group": 2},
+        {"loss": "hinge", "r2_gamma": 1.0, "stddev_group": 2, "labels": "folders"},
         {"loss": "wgan-gp", "r1_gamma": 1.0},
         {
             "loss": "relativistic-logistic",

@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from msggan.config import TrainConfig, resolve
-from msggan.networks import Generator
+from msggan.networks import NO_CLASSES, Generator, with_labels
 from msggan.pictures.grids import generate, write_samples
 from msggan.randomness import latents
 from msggan.runs.checkpoint import save_generator
 from msggan.steps import TrainingState
 
 CPU = torch.device("cpu")
+CLASSES = {"dress": 30, "hat": 20, "shoes": 50}
 
 
 def small_config(**values: object) -> TrainConfig:
@@ -28,7 +29,9 @@ def small_config(**values: object) -> TrainConfig:
 
 
 def training_state(**values: object) -> TrainingState:
-    return TrainingState(small_config(**values), CPU)
+    """With --labels folders, of three classes."""
+    config = small_config(**values)
+    return TrainingState(config, CPU, classes=CLASSES if config.labels == "folders" else NO_CLASSES)
 
 
 def reals_at(config: TrainConfig, step: int) -> Tensor:
@@ -38,8 +41,10 @@ def reals_at(config: TrainConfig, step: int) -> Tensor:
 
 
 def latents_at(config: TrainConfig, step: int) -> Tensor:
-    """(N, L) float32 of norm √L, different at each step."""
-    return latents(config.seed, range(step * config.batch_size, (step + 1) * config.batch_size), config.latent_size)
+    """(N, L) float32 of norm √L, different at each step; with --labels folders (N, L + 3), of each class in turn."""
+    positions = range(step * config.batch_size, (step + 1) * config.batch_size)
+    drawn = latents(config.seed, positions, config.latent_size)
+    return drawn if config.labels == "none" else with_labels(drawn, torch.tensor(positions) % 3, 3)
 
 
 def random_pyramid(depth: int, count: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -50,10 +55,10 @@ def random_pyramid(depth: int, count: int, *, seed: int = 0, dtype: torch.dtype 
     ]
 
 
-def save_images(folder: Path, count: int, side: int) -> Path:
-    """Writes a folder of PNGs of noise."""
+def save_images(folder: Path, count: int, side: int, *, first: int = 0) -> Path:
+    """Writes a folder of PNGs of noise, different with another number of the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
+    for index in range(first, first + count):
         pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:03d}.png")
     return folder

@@ -1,0 +1,76 @@
+"""The classes of images: each folder in --data, with all that it contains, is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from msggan.errors import DataError, plural
+
+if TYPE_CHECKING:
+    from msggan.data.dataset import Dataset
+
+MIN_IMAGES = 2  # of a class: with one, the discriminator knows it by heart at once
+FEW_IMAGES = 10  # per class, on average
+NAMES_LISTED = 10
+HINT = "Give each class a folder of its own in --data, such as cats/ and dogs/. Or omit --labels."
+
+
+class Classes(NamedTuple):
+    """names: in order. labels: (N,) int32, the number of each image's class."""
+
+    names: Sequence[str]
+    labels: np.ndarray
+
+    def of(self, numbers: np.ndarray) -> Classes:
+        """Those of the images of these numbers."""
+        return Classes(self.names, self.labels[numbers])
+
+
+def find_classes(data: Path, paths: Sequence[str]) -> Classes:
+    """The classes of the images at these paths in `data`. A folder around all of them, as in many a zip, is none.
+
+    Raises `DataError` if an image is in no folder, or all of them are in the same.
+    """
+    parts = [path.replace("\\", "/").split("/") for path in paths]
+    while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
+        parts = [each[1:] for each in parts]
+    beside = [path for path, each in zip(paths, parts, strict=True) if len(each) == 1]
+    if len(beside) == len(paths):
+        raise DataError(f"--data {data}: --labels folders needs folders, and there are none with images.", HINT)
+    if beside:
+        are = "is" if len(beside) == 1 else "are"
+        message = f"{plural(len(beside), 'image')} {are} in no folder, so without a class: {_listed(beside)}."
+        raise DataError(f"--data {data}: {message}", "Move them into the folders of their classes, or elsewhere.")
+    folders = [each[0].encode(errors="surrogateescape").decode(errors="replace") for each in parts]
+    names, labels = np.unique(np.array(folders), return_inverse=True)
+    if len(names) == 1:
+        raise DataError(f"--data {data}: all images are in one folder, {names[0]}; classes are two or more.", HINT)
+    return Classes(names.tolist(), labels.astype(np.int32))
+
+
+def check_classes(data: str | Path, dataset: Dataset) -> list[str]:
+    """Sentences on the classes that a dataset has. Raises `DataError` if one has too few images to train on."""
+    small = [f"{name} ({count})" for name, count in dataset.classes.items() if count < MIN_IMAGES]
+    if small:
+        raise DataError(
+            f"--data {data}: each class needs {MIN_IMAGES} images to train on or more. These have fewer: "
+            f"{_listed(small)}.",
+            "Add images to them, or move their folders into another class or elsewhere.",
+        )
+    counts = [f"{name} {count}" for name, count in dataset.classes.items()]
+    sentences = [f"{len(counts)} classes, with images to train on: {_listed(counts)}."]
+    mean = dataset.training / len(counts)
+    if mean < FEW_IMAGES:
+        sentences.append(
+            f"Few images per class ({mean:.1f} on average): the generator may copy them. Join classes or omit --labels."
+        )
+    return sentences
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - NAMES_LISTED} more"] if len(names) > NAMES_LISTED else []
+    return ", ".join([*names[:NAMES_LISTED], *more])
