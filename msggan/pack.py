@@ -68,12 +68,12 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
         dataset = source.dataset(
             **decoding_options(config),
             workers=options.workers,
-            labels="auto" if config.labels == "none" else config.labels,
+            labels="folders" if options.labels == "folders" else "auto",
             memory_budget_bytes=MEMORY_BYTES,
             progress=progress,
         )
     refuse_useless(dataset, data)
-    if config.labels == "folders":
+    if options.labels == "folders":
         for sentence in check_classes(data, dataset):
             click.echo(sentence, err=True)
     with progress_callback(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:

@@ -33,6 +33,7 @@ from msggan.runs.folder import stored_fields
 KINDS = "Use the name of a run, one of its .safetensors files, or a .pth file that BMSG-GAN saved."
 # With other values of these the same weights are another function. Another resolution only adds or removes scales.
 OPTIONS = ("latent_size", "equalized", "resampling", "join")
+NO_FIELDS = ("format_version", "classes")  # of what is stored with the configuration
 LEGACY_NAME = re.compile(r"GAN_(GEN_SHADOW|GEN|DIS)_(.+)\.pth")
 LEGACY_NETWORKS = {"generator": "GEN", "ema": "GEN_SHADOW", "discriminator": "DIS"}
 
@@ -175,7 +176,7 @@ def _read(file: Path) -> tuple[Networks, dict[str, Any], str]:
             metadata = opened.metadata() or {}
         run = file.parent.parent / "config.json"  # of a checkpoint, which does not have a configuration itself
         content = metadata.get("config") or (run.read_bytes() if file.parent.name == "checkpoints" else "{}")
-        values = {name: value for name, value in json.loads(content).items() if name != "format_version"}
+        values = {name: value for name, value in json.loads(content).items() if name not in NO_FIELDS}
         stored = stored_fields(values, needed=("resolution", "latent_size", "equalized"))
         tensors = load_file(file)
     except UsageError as error:

@@ -94,6 +94,7 @@ def test_a_seed_and_a_number_are_the_seeds_that_follow() -> None:
         ["--seed", "5", "--scale", "16", "--truncation", "0.7"],
         ["--best"],
         ["--at", "12.5"],
+        ["--label", "long sleeve", "--label", "hat", "--seeds", "7", "--film", "a.mp4"],
     ],
 )
 def test_options_written_are_the_options_read(args: list[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.builders import save_run
+from support.builders import CLASSES, save_run
 from torch import Tensor
 
 from msggan import Generator, load_generator
@@ -22,7 +22,15 @@ from msggan.commands.verbs import SampleOptions
 from msggan.errors import CheckpointError, UsageError
 from msggan.pictures import sampler
 from msggan.pictures.films import interpolation, loop
-from msggan.pictures.grids import PADDING_PX, TruncatedGenerator, all_scales_sheet, enlarged, generate, grid
+from msggan.pictures.grids import (
+    PADDING_PX,
+    TruncatedGenerator,
+    all_scales_sheet,
+    enlarged,
+    generate,
+    grid,
+    inputs_of,
+)
 from msggan.pictures.sampler import Sampler
 from msggan.randomness import latents
 from msggan.runs.checkpoint import save_generator
@@ -161,6 +169,65 @@ def test_pictures_of_the_best_weights_and_of_a_snapshot_have_names_of_their_own(
         sample(run, at=20.0)
     with pytest.raises(CheckpointError, match="has one generator"):
         sample(run / "generator.safetensors", best=True)
+
+
+# Classes
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    return save_run(tmp_path / "runs" / "labelled", classes=CLASSES)
+
+
+def test_a_grid_of_classes_has_each_in_a_row_of_the_same_seeds(labelled: Path) -> None:
+    (grid_path,) = sample(labelled, seeds=[3, 1])
+    assert grid_path.name == "grid_seeds3,1_16px.png"
+    files = sample(labelled, seeds=[3, 1], files=True)
+    assert [path.name for path in files[:3]] == [
+        f"seed{name}_16px.png" for name in ("000003_dress", "000001_dress", "000003_hat")
+    ]
+    shown = pixels(grid_path)
+    factor = shown.shape[1] // (2 * 18 + 2)
+    assert shown.shape == (factor * (3 * 18 + 2), factor * (2 * 18 + 2), 3)
+    for position, path in enumerate(files):
+        top, left = (PADDING_PX + index * 18 for index in divmod(position, 2))
+        assert np.array_equal(shown[::factor, ::factor][top : top + 16, left : left + 16], pixels(path))
+    generator = load_generator(labelled)
+    expected = generate(generator, inputs_of(generator, [1], "hat"))[-1][0].permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels(files[3]), expected)
+    assert [path.name for path in sample(labelled, label=("hat",), all_scales=True, grid=True)] == [
+        "grid_seeds0-15_hat_16px.png",
+        "scales_seeds0-7_hat.png",
+        "scales_seeds8-15_hat.png",
+    ]
+
+
+def test_a_film_of_one_seed_goes_from_class_to_class(labelled: Path, tmp_path: Path) -> None:
+    (path,) = sample(labelled, film="loop.webp", seeds=[3], label=("dress", "shoes"), seconds=0.5)
+    generator = load_generator(labelled)
+    film = interpolation(generator, [3, 3], tmp_path / "loop.webp", seconds=0.5, labels=["dress", "shoes"])
+    assert film.path.read_bytes() == path.read_bytes()
+    keys = inputs_of(generator, [3, 3], [0, 2])
+    frames = loop(keys, 4, latent_size=8)
+    assert torch.allclose(frames[:, :8], keys[[0] * 4, :8])
+    assert torch.allclose(frames[:, 8:], torch.tensor([[1, 0, 0], [0.5, 0, 0.5], [0, 0, 1], [0.5, 0, 0.5]]))
+    opposite = loop(inputs_of(generator, [3, 4], [0, 2]), 4, latent_size=8)  # of two latents, a great circle
+    assert torch.allclose(opposite[:2, :8], -opposite[2:, :8], atol=1e-6)
+    assert torch.allclose(opposite[::2, 8:], torch.tensor([[1.0, 0, 0]] * 2))
+
+
+def test_truncation_leads_to_the_typical_image_of_the_class(labelled: Path) -> None:
+    network = TruncatedGenerator(load_generator(labelled), 0.0)
+    hats, others = (generate(network, inputs_of(network, range(3), label))[-1] for label in ("hat", "dress"))
+    assert (hats == hats[:1]).all()
+    assert (others == others[:1]).all()
+    assert (hats != others).any()
+
+
+def test_labels_that_are_no_class_are_reported(labelled: Path, run: Path) -> None:
+    unknown = problems(labelled, label=("hats", "shoes"))
+    assert unknown == ("--label hats: must be one of dress, hat, shoes. Did you mean hat?",)
+    assert "was not trained with --labels folders" in problems(run, label=("hat",))[0]
 
 
 # Films

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,14 @@ def save_run(
     latent_size: int = 8,
     equalized: bool = True,
     resampling: str = "nearest",
+    classes: Mapping[str, int] = NO_CLASSES,
     samples: int = 0,
 ) -> Path:
     """Writes a run folder like training does: an untrained generator, and this many sample grids."""
     torch.manual_seed(1)
     shape = {"latent_size": latent_size, "equalized": equalized, "resampling": resampling}
-    generator = Generator(depth, **shape)
-    config = {"resolution": 2 << depth, **shape}
+    generator = Generator(depth, **shape, classes=classes)
+    config = {"resolution": 2 << depth, **shape, **({"classes": classes} if classes else {})}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     save_generator(folder / "generator.safetensors", generator.state_dict(), config)
