@@ -46,7 +46,7 @@ def latents(seed: int, positions: Iterable[int], latent_size: int, purpose: Purp
 
 def latents_of(seeds: Iterable[int], latent_size: int) -> torch.Tensor:
     """(N, L) float32: the latent of each seed, the same that `msggan-aml sample --seeds` takes."""
-    return torch.cat([latents(seed, [0], latent_size) for seed in seeds])
+    return torch.cat([torch.empty(0, latent_size), *(latents(seed, [0], latent_size) for seed in seeds)])
 
 
 def labels_of(seeds: Iterable[int], counts: Sequence[int]) -> list[int]:

@@ -91,7 +91,9 @@ def inputs_of(network: Network, seeds: Iterable[int], labels: Label | Sequence[L
         refuse(label_problems(each, network.classes))
         names = [*network.classes]
         numbers = [label if isinstance(label, int) else names.index(label) for label in each]
-    return with_labels(drawn, torch.tensor(numbers), len(network.classes)) if network.classes else drawn
+    return (
+        with_labels(drawn, torch.tensor(numbers, dtype=torch.int64), len(network.classes)) if network.classes else drawn
+    )
 
 
 def label_problems(labels: Sequence[Label], classes: Mapping[str, int], *, option: str = "label") -> list[str]:

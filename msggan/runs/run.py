@@ -79,7 +79,7 @@ class Run:
         generator = self.generator if is_newest else load_generator(self.path, best=best, at_kimg=at_kimg)
         inputs, side = inputs_of(generator, seeds, labels), 2 << generator.depth
         images = np.empty((len(inputs), side, side, 3), np.uint8)
-        for image, each in zip(images, inputs.split(1), strict=True):
+        for image, each in zip(images, inputs.unsqueeze(1), strict=True):
             finest = generate(generator, each, chunk=1)[-1]
             image[:] = finest[0].permute(1, 2, 0).numpy()
         return images
