@@ -22,6 +22,7 @@ from msggan.data.sources import open_source
 from msggan.errors import CheckpointError, DataError, MsgganError
 from msggan.evaluate import evaluate_run, open_images
 from msggan.evaluation.report import OF_COPIES, OF_INCEPTION, OF_SETS, Evaluator
+from msggan.networks import NO_CLASSES
 from msggan.trainer import Trainer
 
 TINY = TrainConfig(resolution=8, latent_size=8, batch_size=4, kimg=0.008)
@@ -93,7 +94,7 @@ def test_few_images_leave_out_what_cannot_be_measured_and_are_read_as_the_run_re
 class Replay(nn.Module):
     """A generator that has memorised: it returns these images, (N, 3, R, R) uint8, one after another."""
 
-    depth, latent_size = 2, 8
+    depth, latent_size, classes = 2, 8, NO_CLASSES
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
