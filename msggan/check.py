@@ -117,7 +117,7 @@ def examine(data: str, options: CheckOptions) -> dict[str, Any]:
     )
     workers = options.hardware.workers
     with progress_callback(f"Reading {source.images} images", source.images) as progress:
-        dataset = source.dataset(**decoding_options(config), workers=workers, progress=progress)
+        dataset = source.dataset(**decoding_options(config), labels="auto", workers=workers, progress=progress)
     with progress_callback(f"Examining {len(dataset.digests)} images", len(dataset.digests)) as progress:
         measures = measure(dataset, progress=progress)
     first = find_copies(measures.thumbnails, workers=dataset.workers)
@@ -319,7 +319,7 @@ def _timed_steps(config: TrainConfig, dataset: Dataset, device: str) -> list[flo
     from msggan.steps import TrainingState
 
     stream = SampleStream(dataset, seed=config.seed, batch_size=config.batch_size, mirror=config.mirror)
-    state = TrainingState(config, torch.device(device), inform=lambda line: None)
+    state = TrainingState(config, torch.device(device), classes=dataset.classes, inform=lambda line: None)
     began, seconds = time.perf_counter(), []
     with closing(stream.batches(0, latent_size=config.latent_size, pinned=False)) as batches:
         for images, latents in batches:
@@ -361,6 +361,7 @@ def as_json(
         "shorter_side_px": sides,
         "cut_off": outside if is_cropped else None,
         "padding": None if is_cropped else outside,
+        "classes": dataset.classes,
         "mirrored": mirroring and {**mirroring._asdict(), "differs": mirroring.differs},
         "training": {
             "images": dataset.training,
@@ -379,6 +380,8 @@ def as_json(
 
 def facts(result: Mapping[str, Any]) -> dict[str, str]:
     """What the images are and what training needs, by name, as text."""
+    from msggan.data.classes import describe_classes
+
     found = {"Images": f"{result['images']} in {result['data']}, {result['different']} different"}
     for name in ("formats", "modes"):
         if result[name]:
@@ -390,6 +393,8 @@ def facts(result: Mapping[str, Any]) -> dict[str, str]:
         found[name] = f"{shares['median']} of {what} (median), at most {shares['most']}"
     else:
         found["Files"] = "a pack, which holds the images decoded: check the folder that it was made from"
+    if classes := result["classes"]:
+        found["Classes"] = f"{describe_classes(classes)}, if you use --labels folders"
     mirrored = result["mirrored"]
     found["Left and right"] = (
         "not tested, since there are too few different images, or they are too small"

@@ -49,7 +49,7 @@ def write_exports(source: str | Path, options: ExportOptions) -> list[Path]:
                 "Use --onnx, or train with --resampling nearest.",
             )
         if options.pth is not None and generator.classes:
-            raise ExportError(f"{source}: has classes, which BMSG-GAN has not.", "Use --onnx.")
+            raise ExportError(f"{source}: has classes, which BMSG-GAN does not know.", "Use --onnx.")
         paths = [Path(name) for name in (options.onnx, options.pth) if name is not None]
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from msggan.device import choose_device, convolution_settings, has_fast_bfloat16
 from msggan.errors import OutOfMemoryError
 from msggan.graphs import WARM_UP
 from msggan.losses import zero_centred_penalty
-from msggan.networks import ComputingCopy, Discriminator
+from msggan.networks import NO_CLASSES, ComputingCopy, Discriminator, with_labels
 from msggan.randomness import latents
 from msggan.resources import MIB, PROGRAM_BYTES, plan
 from msggan.steps import DTYPES, TrainingState, judge
@@ -43,6 +43,7 @@ from msggan.steps import DTYPES, TrainingState, judge
 Figures = dict[str, Any]
 CPU = torch.device("cpu")
 STEPS_UNTIL_RECORDED = 4 * WARM_UP  # with penalties at every fourth
+CLASSES = {"a": 1, "b": 1, "c": 1}
 
 
 class Skipped(Exception):  # noqa: N818 - not an error
@@ -104,9 +105,9 @@ def graphs_compute_what_steps_without_them_compute(device: torch.device, largest
     """In float64, so that only mistakes differ; how much faster they are in the precision of a run; the memory."""
     only_cuda(device)
     problems: list[str] = []
+    options = {"resolution": 16, "precision": "float64", "labels": "folders"}
     with_graphs, without = (
-        state_on(device, graphs=graphs, inform=problems.append, resolution=16, precision="float64")
-        for graphs in (True, False)
+        state_on(device, graphs=graphs, inform=problems.append, **options) for graphs in (True, False)
     )
     for state in (with_graphs, without):
         take_steps(state, 2 * STEPS_UNTIL_RECORDED)
@@ -343,7 +344,8 @@ def state_on(
 ) -> TrainingState:
     """With the same batch size on each device, so that they can be compared."""
     config = config_on(device, **{"batch_size": 4, "penalty_interval": 4, **options})
-    return TrainingState(config, device, graphs=graphs, inform=inform)
+    classes = CLASSES if config.labels == "folders" else NO_CLASSES
+    return TrainingState(config, device, classes=classes, graphs=graphs, inform=inform)
 
 
 def take_steps(state: TrainingState, count: int) -> None:
@@ -355,7 +357,10 @@ def batch(config: TrainConfig, index: int, device: torch.device) -> tuple[Tensor
     size = (config.batch_size, 3, config.resolution, config.resolution)
     reals = torch.from_numpy(np.random.default_rng(index).uniform(-1, 1, size)).float()
     positions = range(index * config.batch_size, (index + 1) * config.batch_size)
-    return reals.to(device), latents(0, positions, config.latent_size).to(device)
+    drawn = latents(0, positions, config.latent_size)
+    if config.labels == "folders":
+        drawn = with_labels(drawn, torch.tensor(positions) % len(CLASSES), len(CLASSES))
+    return reals.to(device), drawn.to(device)
 
 
 def linear_network(ours: ComputingCopy[Discriminator], network: Discriminator, images: Sequence[Tensor]) -> Tensor:

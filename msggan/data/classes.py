@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,14 +61,19 @@ def check_classes(data: str | Path, dataset: Dataset) -> list[str]:
             f"{_listed(small)}.",
             "Add images to them, or move their folders into another class or elsewhere.",
         )
-    counts = [f"{name} {count}" for name, count in dataset.classes.items()]
-    sentences = [f"{len(counts)} classes, with images to train on: {_listed(counts)}."]
-    mean = dataset.training / len(counts)
+    sentences = [f"{describe_classes(dataset.classes)}."]
+    mean = dataset.training / len(dataset.classes)
     if mean < FEW_IMAGES:
         sentences.append(
             f"Few images per class ({mean:.1f} on average): the generator may copy them. Join classes or omit --labels."
         )
     return sentences
+
+
+def describe_classes(classes: Mapping[str, int]) -> str:
+    """classes: the number of training images of each."""
+    counts = [f"{name} {count}" for name, count in classes.items()]
+    return f"{len(counts)} classes, with images to train on: {_listed(counts)}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.azure.packs import Pack, fingerprint
+from msggan import TrainConfig
+from msggan.errors import DataError
+from orchestration.azure.packs import Pack, fingerprint, refuse_other_file
 from orchestration.azure.records import MAX_RECORDS, Records
 
 PACK = ("0123456789abcdef" * 4, 5)
@@ -38,6 +40,14 @@ def test_each_change_of_a_folder_or_an_option_changes_its_fingerprint(tmp_path: 
     seen.append(fingerprint(folder, []))
     assert len(set(seen)) == len(seen) == 6
     assert fingerprint(tmp_path / "nothing", []) is None
+
+
+def test_a_pack_without_classes_is_not_uploaded_for_labels(tmp_path: Path) -> None:
+    pack = tmp_path / "images.safetensors"
+    pack.write_bytes(b'{"__metadata__":{"format":"msggan-pack"},"digests":{}}')
+    refuse_other_file(str(pack), TrainConfig())
+    with pytest.raises(DataError, match="is a pack without classes"):
+        refuse_other_file(str(pack), TrainConfig(labels="folders"))
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,13 @@ from support.builders import save_images
 from support.kills import everything
 
 from msggan import Run, TrainConfig, Trainer, load_generator
-from msggan.commands.verbs import PackOptions
+from msggan.check import examine
+from msggan.commands.verbs import CheckOptions, EvaluateOptions, PackOptions
 from msggan.data.classes import find_classes
-from msggan.data.sources import find_images, open_source
+from msggan.data.sources import open_source
 from msggan.data.stream import SampleStream
 from msggan.errors import DataError, RunFolderError, UsageError
+from msggan.evaluate import evaluate_run
 from msggan.pack import make_pack
 from msggan.pictures.grids import inputs_of
 from msggan.randomness import labels_of
@@ -182,8 +184,20 @@ def test_the_image_of_a_class_is_the_same_by_name_and_by_number(run: Path) -> No
         inputs_of(ours.generator, [0], "hut")
 
 
-def test_adaptive_augmentation_scores_held_out_images_as_their_classes(tmp_path: Path) -> None:
-    data = save_classes(tmp_path / "images", {"a": 200, "b": 250})
-    result = trainer(data, tmp_path / "run", augment="adaptive").run()
-    assert result.state == "completed"
-    assert find_images(data).images == 450
+@pytest.mark.slow
+def test_a_run_with_classes_is_evaluated_with_those_of_its_seeds(tmp_path: Path) -> None:
+    """Held-out images are scored as their classes, by adaptive augmentation too."""
+    data, run_dir = save_classes(tmp_path / "images", {"a": 200, "b": 250}), tmp_path / "run"
+    trainer(data, run_dir, augment="adaptive", loss="relativistic-hinge").run()
+    result = evaluate_run(run_dir, EvaluateOptions(num=40))
+    assert len(result.get("copied_labels", [])) == len(result["copied_seeds"])
+    assert set(result.get("copied_labels", [])) <= {"a", "b"}
+    (data / "b").rename(data / "c")
+    with pytest.raises(DataError, match="these are not the images"):
+        evaluate_run(run_dir, EvaluateOptions(num=40))
+
+
+def test_check_counts_the_classes_that_folders_would_be(images: Path) -> None:
+    result = examine(str(images), CheckOptions(resolution=8, no_time=True))
+    assert result["classes"] == COUNTS
+    assert result["facts"]["Classes"].startswith("3 classes, with images to train on: dress 12, hat 8, shoes 20")

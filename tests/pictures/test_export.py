@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from support.builders import save_run
+from support.builders import CLASSES, save_run
 from support.programs import REPOSITORY, Ended
 
 from msggan import load_generator
@@ -26,7 +27,7 @@ from msggan.commands.verbs import ExportOptions, export_options, parse_export
 from msggan.errors import CheckpointError, ExportError, UsageError
 from msggan.export import write_exports
 from msggan.legacy import convert_state_dict, load_legacy
-from msggan.networks import Generator
+from msggan.networks import NO_CLASSES, Generator
 from msggan.pictures.onnx_model import build_onnx
 from msggan.randomness import latents
 
@@ -45,10 +46,12 @@ def run(session: onnxruntime.InferenceSession, drawn: torch.Tensor) -> Arrays:
     return dict(zip(names, session.run(None, {"latents": drawn.numpy()}), strict=True))
 
 
-def drawn_generator(depth: int, *, equalized: bool, resampling: str = "nearest") -> Generator:
+def drawn_generator(
+    depth: int, *, equalized: bool, resampling: str = "nearest", classes: Mapping[str, int] = NO_CLASSES
+) -> Generator:
     """Not trained, and with biases that are not zero either."""
     torch.manual_seed(depth)
-    generator = Generator(depth, 8, equalized=equalized, resampling=resampling).eval()
+    generator = Generator(depth, 8, equalized=equalized, resampling=resampling, classes=classes).eval()
     with torch.no_grad():
         for name, parameter in generator.named_parameters():
             if name.endswith("bias"):
@@ -89,6 +92,26 @@ def test_onnxruntime_makes_the_same_images_for_a_batch_of_any_size(
         for name, images in expected.items():
             np.testing.assert_allclose(made[name], images, rtol=0, atol=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in generator.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [None, 4])
+def test_onnxruntime_makes_the_same_images_of_classes(scale: int | None) -> None:
+    generator = drawn_generator(2, equalized=True, classes=CLASSES)
+    session = session_of(build_onnx(generator, scale=scale).SerializeToString())
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == [*CLASSES]
+    drawn, labels = latents(0, range(5), 8), np.array([2, 0, 1, 1, 2])
+    with torch.no_grad():
+        expected = generator(generator.with_labels(drawn, torch.from_numpy(labels)))
+    made = session.run(None, {"latents": drawn.numpy(), "labels": labels})
+    for ours, theirs in zip(made, expected, strict=scale is None):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-4)
+
+
+def test_bmsg_gan_has_no_classes(tmp_path: Path) -> None:
+    options = ExportOptions(pth=str(tmp_path / "x.pth"))
+    with pytest.raises(ExportError, match="has classes, which BMSG-GAN does not know"):
+        write_exports(save_run(tmp_path / "run", classes=CLASSES), options)
 
 
 @pytest.mark.slow
