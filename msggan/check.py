@@ -156,9 +156,10 @@ def _fatal(examined: Examined) -> Iterator[Finding]:
     dataset, different = examined.dataset, examined.different
     if problem := too_few(dataset.training, examined.config.batch_size):
         yield Finding("too_few", dataset.training, *problem, is_fatal=True)
-    elif reason := useless(examined.measures):
-        message = f"{reason[0].upper()}{reason[1:]}."
-        yield Finding("useless", len(dataset.digests), message, USELESS_HINT, is_fatal=True)
+    elif found := useless(examined.measures):
+        count, what = found
+        which = "All" if count == len(dataset.digests) else f"{count} of {len(dataset.digests)}"
+        yield Finding("useless", count, f"{which} images {what}.", USELESS_HINT, is_fatal=True)
     elif different < RECOMMENDED_IMAGES:
         message = f"Few different images ({different}): the generator may copy them."
         hint = f"Add images of the same kind: {RECOMMENDED_IMAGES} or more give varied results."

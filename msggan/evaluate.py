@@ -138,6 +138,7 @@ def _recorded_data(folder: RunFolder) -> str:
 
 def open_images(weights: Path, folder: RunFolder, data: str) -> Dataset:
     """The images as the run was trained on them. Raises `DataError` if they are others than those of its checkpoint."""
+    from msggan.data.dataset import HOLDOUT_ONE_IN, MIN_HOLDOUT
     from msggan.data.index import index_path
     from msggan.data.sources import open_source
     from msggan.runs.checkpoint import generator_config, newest_checkpoint
@@ -163,6 +164,13 @@ def open_images(weights: Path, folder: RunFolder, data: str) -> Dataset:
     if dataset.training < MIN_IMAGES:
         raise DataError(
             f"{data}: {images} images are too few to compare with; at least {MIN_IMAGES} are needed.", NAME_DATA
+        )
+    if not dataset.held_out:
+        click.echo(
+            f"{data}: none of these {images} images is held out, so samples are compared with half of the training "
+            "images, and copies cannot be found. For that, train a run on "
+            f"{MIN_HOLDOUT * HOLDOUT_ONE_IN} images or more.",
+            err=True,
         )
     return dataset
 

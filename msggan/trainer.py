@@ -509,7 +509,7 @@ class Trainer:
                 "Use --augment fixed, or add images: with 400 or more, about one in ten is held out.",
             )
         if is_new := not self.folder.config.exists():  # a run that has started is not refused what it trains on
-            refuse_useless(self.dataset, f"--data {self.data}")
+            refuse_useless(self.dataset, str(self.data), option="--data ")
         if training < RECOMMENDED_IMAGES:
             self.progress.info(
                 f"Few images ({training}): the generator may copy them. {RECOMMENDED_IMAGES} or more give varied "

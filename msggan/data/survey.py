@@ -8,6 +8,7 @@ and never apart, which is why neighbours within that distance in a few dimension
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
@@ -34,6 +35,8 @@ MIN_BLURRED_PX = 16
 LINE = (224, 60, 40)  # the colour
 USELESS_HINT = "Use different images of one kind of object."
 SAMPLED = 64  # images that `refuse_useless` looks at
+NEARLY_ALL = 0.9
+CANDIDATES = 4  # images whose copies are counted: if nearly all are copies of one image, one of these is, too
 MIRROR_IMAGES = (200, 1000)  # fewer decide nothing, and more decide nothing else
 MIRROR_FILTERS, MIRROR_FOLDS, MIRROR_PERMUTATIONS, MIRROR_RIDGE = 48, 5, 199, 0.03
 MIRROR_ACCURACY = 0.6  # less is too little to act on, however certain it is
@@ -277,18 +280,26 @@ def _halves(half: int) -> tuple[slice, slice]:
 # --- The quick part ---------------------------------------------------------------------------------------------------
 
 
-def refuse_useless(dataset: Dataset, name: str) -> None:
-    """Raises `DataError`, naming the dataset, if a sample of the images is blank or shows one image again and again."""
+def refuse_useless(dataset: Dataset, path: str, *, option: str = "") -> None:
+    """Raises `DataError` if nearly all of a sample of the images at `path` are blank or copies of one image.
+
+    option: what precedes the path in the message.
+    """
     numbers = np.unique(np.linspace(0, len(dataset.digests) - 1, SAMPLED).astype(int))
-    if problem := useless(measure(dataset, numbers)):
-        raise DataError(f"{name}: {problem}.", USELESS_HINT)
+    if found := useless(measure(dataset, numbers)):
+        count, what = found
+        which = "all images" if count == len(numbers) else f"of {len(numbers)} images looked at, {count}"
+        hint = f"{USELESS_HINT} To see these: msggan-aml check {shlex.quote(path)} --html check.html"
+        raise DataError(f"{option}{path}: {which} {what}.", hint)
 
 
-def useless(measures: Measures) -> str:
-    """Why a network can learn nothing from images, as the end of a sentence; empty if it can."""
-    if measures.is_blank.all():
-        return "each image has one colour only"
-    images = measures.thumbnails
-    if len(images) > 1 and (_are_copies(images, images[:1]) | _are_copies(images[..., ::-1], images[:1])).all():
-        return "all images are copies of one image"
-    return ""
+def useless(measures: Measures) -> tuple[int, str] | None:
+    """How many of the images a network can learn nothing from, and why, if these are nearly all of them."""
+    images, blank = measures.thumbnails, int(measures.is_blank.sum())
+    if blank >= NEARLY_ALL * len(images):
+        return blank, "have one colour only"
+    copies = max(
+        int((_are_copies(images, images[[one]]) | _are_copies(images[..., ::-1], images[[one]])).sum())
+        for one in range(min(CANDIDATES, len(images)))
+    )
+    return (copies, "are copies of one image") if len(images) > 1 and copies >= NEARLY_ALL * len(images) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from pathlib import Path
 
@@ -49,24 +48,16 @@ class Inception:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self.path, self.device = path, torch.device(device)
+        problem = "is not a file of weights that PyTorch saved"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of TorchScript, which is refused
                 torch.load(path, weights_only=True, map_location="meta")  # torch-fidelity would run code in the file
+            problem = "has other weights than those of the Inception-v3 of the FID"
             self.network = FeatureExtractorInceptionV3("inception", [LAYER], str(path)).to(self.device)
-        except (
-            pickle.UnpicklingError,
-            RuntimeError,
-            TypeError,
-            AttributeError,
-            OSError,
-            EOFError,
-            ValueError,
-        ) as error:
-            reason = " ".join(str(error).split())[:160]
+        except Exception as error:  # unpickling raises whatever the first wrong byte leads to
             raise CheckpointError(
-                f"--inception {path}: is not the Inception-v3 of the FID ({reason}).",
-                f"{HINT}, or --inception download.",
+                f"--inception {path}: {problem}.", f"{HINT}, or --inception download to fetch it from GitHub."
             ) from error
         self.sha256 = sha256_of(path)
         self.is_published = self.sha256 == SHA256

@@ -153,11 +153,21 @@ def test_few_images_and_useless_sets_are_named(clean: Path, tmp_path: Path) -> N
         photograph(7, (40 + number, 40)).resize((40, 40)).save(copies / f"{number}.png")
     assert findings(checked(few)) == {"few": (20, [])}
     assert checked(blank)["verdict"] == (
-        "Unusable. Each image has one colour only. Use different images of one kind of object."
+        "Unusable. All images have one colour only. Use different images of one kind of object."
     )
     unusable = checked(copies)
     assert (unusable["usable"], unusable["different"]) == (False, 1)
     assert str(unusable["verdict"]).startswith("Unusable. All images are copies of one image. ")
+    for number in range(2):  # now nearly all
+        for folder in (blank, copies):
+            photograph(20 + number).save(folder / f"other {number}.png")
+    nearly = [checked(folder)["verdict"].partition(" Use")[0] for folder in (blank, copies)]
+    assert nearly == [
+        f"Unusable. 20 of 22 images {what}." for what in ("have one colour only", "are copies of one image")
+    ]
+    with pytest.raises(DataError, match="copies: of 22 images looked at, 20 are copies of one image") as refused:
+        make_pack(str(copies), str(tmp_path / "images.safetensors"), PackOptions())
+    assert refused.value.hint.endswith(f"To see these: msggan-aml check {copies} --html check.html")
     for path in sorted(few.iterdir())[3:]:
         path.unlink()
     assert findings(checked(few)) == {"too_few": (3, [])}
@@ -248,11 +258,11 @@ def test_unusable_images_end_the_command_with_exit_code_2(tmp_path: Path) -> Non
     shown = run_in(tmp_path, "msggan-aml", "check", "blank", "--no-time")
     assert (shown.exit_code, shown.stdout.splitlines()[-1][:9]) == (2, "Unusable.")
     submitted = run_in(tmp_path, "msggan-aml", "submit", "blank", "--target", "local", "-o", "json")
-    message = "--data blank: each image has one colour only."
+    message = "--data blank: all images have one colour only."
     assert (submitted.exit_code, submitted.json["error"]["message"]) == (2, message)
     assert not (tmp_path / "runs" / "blank").exists()
     packed = run_in(tmp_path, "msggan-aml", "pack", "blank", "blank.safetensors")
-    assert (packed.exit_code, packed.stderr.splitlines()[-2]) == (2, "Error: blank: each image has one colour only.")
+    assert (packed.exit_code, packed.stderr.splitlines()[-2]) == (2, "Error: blank: all images have one colour only.")
     nothing = run_in(tmp_path, "msggan-aml", "check", "-o", "json")
     assert (nothing.exit_code, json.loads(nothing.stdout)["error"]["code"]) == (2, "usage")
     (tmp_path / "empty").mkdir()

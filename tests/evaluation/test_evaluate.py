@@ -74,7 +74,9 @@ def test_a_run_is_evaluated_by_name(workdir: Path, capsys: pytest.CaptureFixture
     assert lines[-3:] == result["files"]
 
 
-def test_few_images_leave_out_what_cannot_be_measured_and_are_read_as_the_run_read_them(tmp_path: Path) -> None:
+def test_few_images_leave_out_what_cannot_be_measured_and_are_read_as_the_run_read_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_images(tmp_path / "images", 19, 8)
     Image.new("RGB", (16, 8)).save(tmp_path / "images" / "wide.png")
     trainer = Trainer(replace(TINY, fit="pad"), data=tmp_path / "images", run_dir=tmp_path / "run", device="cpu")
@@ -83,6 +85,8 @@ def test_few_images_leave_out_what_cannot_be_measured_and_are_read_as_the_run_re
     images = open_images(folder.generator, folder, str(tmp_path / "images")).images(range(20))
     assert torch.equal(images, trainer.dataset.images(range(20)))
     result = evaluate_run(tmp_path / "run", EvaluateOptions(num=8, device="cpu"))
+    notice = "none of these 20 images is held out, so samples are compared with half of the training images"
+    assert notice in capsys.readouterr().err
     assert result["measures"] == {}
     assert "fewer than about 320" in result["not_measured"]["copying"]
     assert "8 images to compare are too few: 32" in result["not_measured"]["recall"]

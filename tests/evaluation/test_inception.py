@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.builders import save_images
 from support.programs import run_in
 
@@ -50,14 +51,17 @@ class Malicious:
 def test_another_file_is_refused_and_no_code_in_it_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.pth").write_text("nonsense")
+    Path("letter.pth").write_text("hello")  # which as a pickle raises KeyError
     Path("code.pth").write_bytes(pickle.dumps(Malicious(), protocol=2))
     torch.save({"fc.weight": torch.zeros(1000, 2048)}, "other.pth")
-    for name, reason in (("text", ""), ("code", ""), ("other", "Missing key")):
-        with pytest.raises(
-            CheckpointError, match=f"{name}.pth: is not the Inception-v3 of the FID .*{reason}"
-        ) as refused:
-            inception.Inception(Path(f"{name}.pth"))
-        assert "--inception download" in refused.value.hint
+    torch.save([1, 2, 3], "list.pth")
+    save_file({"fc.weight": torch.zeros(2)}, "generator.safetensors")
+    no_weights = ("text.pth", "letter.pth", "code.pth", "generator.safetensors", "missing.pth")
+    problems = dict.fromkeys(no_weights, "is not a file of weights that PyTorch saved.")
+    for name, problem in {**problems, **dict.fromkeys(("other.pth", "list.pth"), "has other weights than")}.items():
+        with pytest.raises(CheckpointError, match=f"--inception {name}: {problem}") as refused:
+            inception.Inception(Path(name))
+        assert "6726825d.pth, or --inception download" in refused.value.hint
     assert not Path("executed").exists()
 
 
