@@ -7,6 +7,7 @@ takes the device. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-grap
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Graphs:
     def __init__(self, kinds: Iterable[bool], device: torch.device, inform: Callable[[str], None]) -> None:
         self.device, self.inform = device, inform
         self.calls = dict.fromkeys(kinds, 0)
-        self.stream = torch.cuda.Stream(device)
+        self.stream = recording_stream(device)
         self.inputs: list[Tensor] = []
         self.recorded: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.can_record = True
@@ -71,3 +72,9 @@ class Graphs:
             self.can_record = False
             reason = str(error).strip().splitlines()[0].rstrip(".")
             self.inform(f"CUDA graphs are not used ({reason}): steps may be slower, with the same results.")
+
+
+@cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings of a process: cuBLAS keeps 32 MiB for each stream that it has worked on."""
+    return torch.cuda.Stream(device)

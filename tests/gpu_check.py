@@ -104,20 +104,16 @@ def a_step_does_not_wait_for_the_device(device: torch.device, largest: int) -> F
 def graphs_compute_what_steps_without_them_compute(device: torch.device, largest: int) -> Figures:
     """In float64, so that only mistakes differ; how much faster they are in the precision of a run; the memory."""
     only_cuda(device)
-    problems: list[str] = []
-    options = {"resolution": 16, "precision": "float64", "labels": "folders"}
-    with_graphs, without = (
-        state_on(device, graphs=graphs, inform=problems.append, **options) for graphs in (True, False)
-    )
-    for state in (with_graphs, without):
-        take_steps(state, 2 * STEPS_UNTIL_RECORDED)
-    assert not problems, problems
-    assert with_graphs.graphs is not None
-    assert len(with_graphs.graphs.recorded) == 2
-    ours, theirs = with_graphs.tensors(), without.tensors()
-    # The last bias has no gradient but rounding, which Adam enlarges.
-    figures: Figures = {"apart": max(relative(ours[name], theirs[name]) for name in ours if ours[name].numel() > 1)}
-    assert figures["apart"] < 1e-8, figures
+    variants: dict[str, dict[str, Any]] = {
+        "auto": {},
+        "bmsg": {"recipe": "bmsg", "penalty_interval": 1},
+        "augmentation": {"augment": "fixed"},
+        "classes": {"labels": "folders"},
+        "resampling": {"resampling": "filtered"},
+        "schedules": {"lr_final": 0.1, "gamma_final": 0.1},
+    }
+    figures: Figures = {name: apart_by_graphs(device, **options) for name, options in variants.items()}
+    assert max(figures.values()) < 1e-8, figures
     for resolution in (64, 128):
         if resolution <= largest:
             seconds, mib = zip(*(speed(device, resolution, graphs=graphs) for graphs in (False, True)), strict=True)
@@ -245,8 +241,9 @@ def resuming_equals_never_stopping(device: torch.device, largest: int) -> Figure
 def too_little_memory_is_explained(device: torch.device, largest: int) -> Figures:
     """A process that may use a hundredth of the memory trains, in smaller parts, or says what to change."""
     only_cuda(device)
+    number = torch.cuda.current_device()
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(0.01, device)
+    torch.cuda.set_per_process_memory_fraction(0.01, number)
     try:
         with tempfile.TemporaryDirectory() as place:
             images = save_images(Path(place) / "images", 80, 128)
@@ -259,7 +256,7 @@ def too_little_memory_is_explained(device: torch.device, largest: int) -> Figure
                 return {"ended with": error.message, "hint": error.hint}
             return {"images": result.images_seen, "messages": messages.getvalue().splitlines()[:5]}
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, number)
         torch.cuda.empty_cache()
 
 
@@ -346,6 +343,23 @@ def state_on(
     config = config_on(device, **{"batch_size": 4, "penalty_interval": 4, **options})
     classes = CLASSES if config.labels == "folders" else NO_CLASSES
     return TrainingState(config, device, classes=classes, graphs=graphs, inform=inform)
+
+
+def apart_by_graphs(device: torch.device, **options: Any) -> float:
+    """The largest relative difference of a state's tensors after the same steps with and without graphs."""
+    problems: list[str] = []
+    with_graphs, without = (
+        state_on(device, graphs=graphs, inform=problems.append, resolution=16, precision="float64", **options)
+        for graphs in (True, False)
+    )
+    for state in (with_graphs, without):
+        take_steps(state, 2 * STEPS_UNTIL_RECORDED)
+    assert not problems, problems
+    assert with_graphs.graphs is not None
+    assert with_graphs.graphs.recorded
+    ours, theirs = with_graphs.tensors(), without.tensors()
+    # The last bias has no gradient but rounding, which Adam enlarges.
+    return max(relative(ours[name], theirs[name]) for name in ours if ours[name].numel() > 1)
 
 
 def take_steps(state: TrainingState, count: int) -> None:
