@@ -6,7 +6,6 @@ import io
 import shutil
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -453,8 +452,6 @@ def _as_png(pixels: np.ndarray) -> bytes:
 
 
 def main() -> None:
-    # Pillow warns of damaged metadata in files; those that cannot be read are listed at the end, by name.
-    warnings.filterwarnings("ignore", module="PIL")
     sys.exit(run_program(check, name="python -m msggan.check"))
 
 

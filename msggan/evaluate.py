@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +175,6 @@ def open_images(weights: Path, folder: RunFolder, data: str) -> Dataset:
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore", module="PIL")  # as for training
     sys.exit(run_program(evaluate, name="python -m msggan.evaluate"))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from msggan.evaluation.copying import Nearest, copy_threshold
-from msggan.metrics import PIXELS_PER_PART
+from msggan.resources import PIXELS_AT_ONCE
 
 THUMBNAIL_PX = 8  # variety is of what images show, not of their texture
 
@@ -26,7 +26,7 @@ class Thumbnails:
     def add(self, images: Tensor) -> None:
         """images: (n, 3, R, R) uint8."""
         side = images.shape[-1]
-        for some in images.split(max(1, PIXELS_PER_PART // side**2)):
+        for some in images.split(max(1, PIXELS_AT_ONCE // side**2)):
             self.parts.append(functional.adaptive_avg_pool2d(some.float(), min(THUMBNAIL_PX, side)).cpu())
 
     @property

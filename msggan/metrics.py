@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from msggan.randomness import Purpose, rng
+from msggan.resources import PIXELS_AT_ONCE
 
 PATCH_PX = 7
 PATCHES_PER_IMAGE = 128
 MAX_PATCHES = 2**14  # fewer than ProGAN's, in fewer directions: ten times as fast, and the values are the same
 DIRECTIONS = 128  # within what another draw of patches and directions changes (about 2 %)
 MIN_LEVEL_PX = 16
-PIXELS_PER_PART = 2**18  # 256 images of 32², one of 512²; their pyramid takes about 30 MiB
 DIRECTIONS_PER_PART = 64  # sorting along all of them at once would take gigabytes
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
@@ -77,7 +77,7 @@ class Patches:
 
     def add(self, images: Tensor) -> None:
         """images: (n, 3, R, R) uint8, the next n."""
-        for some in images.split(max(1, PIXELS_PER_PART // self.side**2)):
+        for some in images.split(max(1, PIXELS_AT_ONCE // self.side**2)):
             added = slice(self.added, self.added + len(some))
             for level in laplacian_pyramid(some.to(self.device).contiguous().float()):
                 side = level.shape[-1]

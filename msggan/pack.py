@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,8 +89,6 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
 
 
 def main() -> None:
-    # Pillow warns of damaged metadata in files; those that cannot be read are listed at the end, by name.
-    warnings.filterwarnings("ignore", module="PIL")
     sys.exit(run_program(pack, name="python -m msggan.pack"))
 
 

@@ -47,7 +47,7 @@ SENTENCES: Mapping[str, str] = {
 def judge(evaluations: Sequence[Evaluation], *, total_images: float) -> dict[str, float]:
     """The signs at the last evaluation: 1 or 0, of `stalled` the thousands of images since swd improved.
 
-    evaluations: the reports that have a swd, in order. total_images: the length of the run.
+    evaluations: the reports that have a swd, in order, one or more. total_images: the length of the run.
     """
     last_two = evaluations[-2:]
     late = [each for each in evaluations if each["kimg"] >= EARLY_KIMG]
@@ -99,7 +99,7 @@ def _kimg_stalled(evaluations: Sequence[Evaluation], total_images: float) -> flo
         if lower:
             lowest |= lower
             improved_at = index
-    since = evaluations[-1]["kimg"] - evaluations[improved_at]["kimg"] if evaluations else 0.0
-    is_late = bool(evaluations) and evaluations[-1]["kimg"] >= EARLY_KIMG
-    is_long = is_late and len(evaluations) - 1 - improved_at >= STALLED_EVALUATIONS
+    now = evaluations[-1]["kimg"]
+    since = now - evaluations[improved_at]["kimg"]
+    is_long = now >= EARLY_KIMG and len(evaluations) - 1 - improved_at >= STALLED_EVALUATIONS
     return since if is_long and 1000 * since >= STALLED_SHARE * total_images else 0.0

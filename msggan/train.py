@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -116,8 +115,6 @@ def show(result: RunResult, output: str) -> None:
 
 
 def main() -> None:
-    # Pillow warns of damaged metadata in files; those that cannot be read are listed at the end, by name.
-    warnings.filterwarnings("ignore", module="PIL")
     sys.exit(run_program(train, name="python -m msggan.train"))
 
 

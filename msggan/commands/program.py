@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -87,6 +88,8 @@ def run_program(command: click.Command, *, name: str, argv: Sequence[str] | None
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # as Python's stderr: a locale may lack a character of a path's
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Pillow warns of damaged metadata in files; those that cannot be read are listed by name.
+    warnings.filterwarnings("ignore", module="PIL")
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         with _signals_as_exceptions():

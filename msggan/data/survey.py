@@ -20,8 +20,8 @@ from msggan.data.dataset import Dataset, Progress, cores, in_threads
 from msggan.data.decoding import Decoder, decoding_errors, open_image
 from msggan.data.sources import ImageFile
 from msggan.errors import DataError
+from msggan.resources import PIXELS_AT_ONCE
 
-PIXELS_AT_ONCE = 2**18  # of images that are measured together, by each thread
 THUMBNAIL_PX = 32
 COPY_RMS = 8.0  # the nearest two of a thousand photographs of clothes are 20 apart, of 240 emoji 18
 COPY_CONTRAST = 0.25  # and of the image's own contrast: fine textures are all the same grey at 32 px

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from msggan.randomness import Purpose, rng
+from msggan.resources import PIXELS_AT_ONCE
 
 WIDTHS = (16, 32, 64, 64)  # channels of the first convolutions; further ones have the last width
 LAST_PX = 4
 SEED = 0
-PIXELS_PER_PART = 2**18  # 256 images of 32², 4 of 256²
 MIN_DEVIATION = 1e-3  # of what hardly differs between the real images: its noise must not outweigh all else
 
 
@@ -45,7 +45,7 @@ class RandomFeatures:
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: (N, 3, R, R) uint8 → (N, d) float32 on the CPU. Part by part, so that memory does not grow."""
-        parts = images.split(max(1, PIXELS_PER_PART // self.side**2))
+        parts = images.split(max(1, PIXELS_AT_ONCE // self.side**2))
         return torch.cat([torch.cat(list(self._features(part)), dim=1).cpu() for part in parts])
 
     @torch.no_grad()

@@ -18,12 +18,12 @@ from torch.nn import functional
 from msggan.commands.options import must_be_one_of, refuse
 from msggan.networks import Generator, pixel_norm, with_labels
 from msggan.randomness import Purpose, labels_of, latents, latents_of
+from msggan.resources import PIXELS_AT_ONCE
 from msggan.runs.files import write_whole
 
 SHEET_COLUMNS = 8
 PADDING_PX = 2
 CHUNK = 64  # images that are computed at a time, fewer if they have more pixels than this together
-PIXELS_AT_A_TIME = 2**18
 MEAN_OF = 1024  # latents: the mean of their features is within a thirtieth of their spread
 # Smaller grids are enlarged by a whole factor: image viewers show them tiny, or blur them.
 MIN_SIDE_PX = 512
@@ -138,7 +138,7 @@ def generate_parts(generator: Network, latents: Tensor, *, chunk: int | None = N
     """The pyramids of `generate`, one chunk at a time, for images that need not be in memory together."""
     weight = next(generator.parameters())
     finest_px = 2 << generator.depth
-    for part in latents.split(chunk or max(1, min(CHUNK, PIXELS_AT_A_TIME // finest_px**2))):
+    for part in latents.split(chunk or max(1, min(CHUNK, PIXELS_AT_ONCE // finest_px**2))):
         yield [to_pixels(images).cpu() for images in generator(part.to(weight))]
 
 
