@@ -385,6 +385,15 @@ class TrainConfig:
         absent=0.0,
         section="How long and how often",
     )
+    best_by: str = option(
+        "The measure by which the weights of --best are the best. `classifier`: how well a linear classifier tells "
+        "their images from real ones.",
+        default="classifier",
+        choices=("classifier", "kernel-distance", "swd"),
+        may_change=True,
+        absent="swd",
+        section="How long and how often",
+    )
     num_samples: int = option(
         "Number of images in a sample grid.",
         default=36,

@@ -44,6 +44,7 @@ from msggan.device import (
 )
 from msggan.display.progress import choose_progress, duration
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError, plural
+from msggan.evaluation.likeness import Likeness
 from msggan.health import Copies, ScaleDifferences, Thumbnails, compare
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
@@ -74,7 +75,8 @@ REPORT_SECONDS = 5.0  # between two reports; an evaluation or the end is always 
 MAX_MEASURED_IMAGES = 512
 MAX_TRAINING_IMAGES = 2048  # with which generated ones are compared, in parts
 IMAGES_PER_PART = 128
-BEST_BY = "swd"  # the measure whose lowest value makes weights the best
+# The metric of each --best-by; the lowest value is the best.
+BEST_BY = {"classifier": "classifier_margin", "kernel-distance": "kernel_distance", "swd": "swd"}
 MAX_DROPPED_IN_A_ROW = 10
 STEPS_TIMED = 100  # before a run says how long it will take
 
@@ -328,25 +330,34 @@ class Trainer:
 
     @timed("evaluation")
     def _measure(self) -> dict[str, float]:
-        """swd, variety, scales and copies against the real images. Generated ones are in memory only in part."""
-        real_patches, real_thumbnails, labels = self.reals
+        """swd, likeness, variety, scales and copies against the real images. Generated ones are in memory in part."""
+        real_patches, real_thumbnails, likeness, labels = self.reals
         count = real_patches.count
         fixed = latents(self.config.seed, range(count), self.config.latent_size, Purpose.METRIC)
         fixed = self.ema.with_labels(fixed, labels)
         generated = Patches(count, self.config.resolution, device=self.device)
-        thumbnails, scales = Thumbnails(), ScaleDifferences()
+        thumbnails, scales, features = Thumbnails(), ScaleDifferences(), list[Tensor]()
         for pyramid in generate_parts(self.ema, fixed):
+            if generated.added < likeness.count:
+                features.append(likeness.features(pyramid[-1]))
             generated.add(pyramid[-1])
             thumbnails.add(pyramid[-1])
             scales.add(pyramid)
-        measured = distances(real_patches, generated) | compare(thumbnails, scales, real_thumbnails)
+        of_scales = compare(thumbnails, scales, real_thumbnails)
+        measured = distances(real_patches, generated) | likeness.measure(torch.cat(features)) | of_scales
         if self.copies:
             measured["copies"] = self.copies.share(thumbnails)
-        lowest = self.best.measured[BEST_BY] if self.best and self.best.measure == BEST_BY else math.inf
-        if measured[BEST_BY] < lowest:
-            weights = {name: weight.to("cpu", copy=True) for name, weight in self.ema.state_dict().items()}
-            self.best = Best(self.images_seen, BEST_BY, measured, weights)
+        self._keep_best(measured)
         return measured
+
+    def _keep_best(self, measured: dict[str, float]) -> None:
+        """Keeps these weights if they are the best; by swd where there are too few images for the other measures."""
+        chosen = BEST_BY[self.config.best_by]
+        measure = chosen if chosen in measured else "swd"
+        lowest = self.best.measured.get(measure, math.inf) if self.best else math.inf
+        if measured[measure] < lowest:
+            weights = {name: weight.to("cpu", copy=True) for name, weight in self.ema.state_dict().items()}
+            self.best = Best(self.images_seen, measure, measured, weights)
 
     @timed("evaluation")
     def _scale_gradients(self, images: Tensor, latents: Tensor) -> dict[str, float]:
@@ -355,8 +366,8 @@ class Trainer:
         return {f"scale_gradient_{side}": norm for side, norm in received.items() if math.isfinite(norm)}
 
     @cached_property
-    def reals(self) -> tuple[Patches, Thumbnails, Tensor]:
-        """Patches, thumbnails and labels of the hold-out images, or of training images if there are none.
+    def reals(self) -> tuple[Patches, Thumbnails, Likeness, Tensor]:
+        """Patches, thumbnails, features and labels of the hold-out images, or of training images if there are none.
 
         About 10 MiB for each scale.
         """
@@ -370,7 +381,7 @@ class Trainer:
         patches.add(reals)
         thumbnails = Thumbnails()
         thumbnails.add(reals)
-        return patches, thumbnails, labels
+        return patches, thumbnails, Likeness(reals, device=self.device), labels
 
     @cached_property
     def copies(self) -> Copies | None:

@@ -109,7 +109,7 @@ def force_field() -> bool:
 
 def best_field() -> bool:
     """The field `best` of the options of a command that reads weights."""
-    return option_field(False, "Use the weights with the lowest swd instead of the newest.")  # type: ignore[no-any-return]
+    return option_field(False, "Use the weights that measured best (--best-by of submit) instead of the newest.")  # type: ignore[no-any-return]
 
 
 def at_field() -> float | None:

@@ -18,7 +18,7 @@ from msggan.evaluation.features import SEED, RandomFeatures, Standardised
 from msggan.evaluation.inception import Inception, frechet_distance, kernel_inception_distance
 from msggan.evaluation.neighbours import coverage, density, distances, precision, recall
 from msggan.evaluation.scales import disagreement
-from msggan.evaluation.two_samples import classifier_accuracy, kernel_distance, polynomial_kernel
+from msggan.evaluation.two_samples import classifier_accuracy, classifier_scores, kernel_distance, polynomial_kernel
 from msggan.networks import Generator
 from msggan.pictures.grids import enlarged, generate, generate_parts, inputs_of, side_by_side
 from msggan.randomness import Purpose, labels_of, rng
@@ -208,7 +208,7 @@ def compare(reference: Tensor, fakes: Tensor, reals: Tensor) -> dict[str, Measur
             with_interval(density, near),
             with_interval(coverage, near).of_share(),
             with_interval(kernel_distance, Pairs.of(polynomial_kernel, reference, others)),
-            classifier_accuracy(reference, others),
+            classifier_accuracy(classifier_scores(reference, others)),
         )
         for name, estimate in zip(OF_SETS, found, strict=True):
             measures[name].append(estimate)

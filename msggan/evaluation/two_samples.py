@@ -28,21 +28,25 @@ def kernel_distance(pairs: Pairs) -> float:
     return float(mean_of_others(pairs.reals) + mean_of_others(pairs.fakes) - 2 * pairs.between.mean())
 
 
-def classifier_accuracy(first: Tensor, second: Tensor) -> Estimate:
-    """How many images of two sets (N, d) a linear classifier assigns to the right one: ½ if they are alike.
+def classifier_scores(first: Tensor, second: Tensor) -> Tensor:
+    """How surely a linear classifier assigns each image of two sets, (N, d) and (M, d), to its own: (N + M,) float64.
 
-    Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests", ICLR 2017. Ridge regression is fitted to four fifths
-    of both sets and tried on the rest, five times, so that each image is tried once.
+    Above 0 it is right, at 1 it is sure. Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests", ICLR 2017.
+    Ridge regression is fitted to four fifths of both sets and tried on the rest, five times: each is tried once.
     """
     both = torch.cat([first, second]).double()
     sides = torch.cat([both.new_ones(len(first)), -both.new_ones(len(second))])
     folds = torch.cat([torch.arange(len(each)) % FOLDS for each in (first, second)])
-    right = 0.0
+    scores = torch.empty_like(sides)
     for fold in range(FOLDS):
         tried = folds == fold
-        scores = _ridge_scores(both[~tried], sides[~tried], both[tried]) * sides[tried]
-        right += float((scores > 0).sum() + (scores == 0).sum() / 2)
-    return share_interval(right, len(both))
+        scores[tried] = _ridge_scores(both[~tried], sides[~tried], both[tried]) * sides[tried]
+    return scores
+
+
+def classifier_accuracy(scores: Tensor) -> Estimate:
+    """The share of images of two sets that are assigned to the right one: ½ if they are alike."""
+    return share_interval(float((scores > 0).sum() + (scores == 0).sum() / 2), len(scores))
 
 
 def _ridge_scores(features: Tensor, sides: Tensor, tried: Tensor) -> Tensor:

@@ -18,7 +18,17 @@ from msggan.config import Range
 
 ENDED = ("completed", "stopped", "failed")  # a trial in one of these states is not started again
 # The metrics in metrics.jsonl and their better direction; besides swd_16, swd_32 …
-KNOWN_METRICS = {"swd": "minimize", "d_loss": "minimize", "g_loss": "minimize", "images_per_second": "maximize"}
+KNOWN_METRICS = {
+    "swd": "minimize",
+    "classifier_margin": "minimize",
+    "classifier_accuracy": "minimize",
+    "kernel_distance": "minimize",
+    "precision": "maximize",
+    "recall": "maximize",
+    "d_loss": "minimize",
+    "g_loss": "minimize",
+    "images_per_second": "maximize",
+}
 DIRECTIONS = ("minimize", "maximize")
 WHOLE, FRACTION = (Number(kind, Range(-math.inf)) for kind in (int, float))  # SweepSpec checks their ranges
 CANCELLED = "Cancelled by the user."  # the reason of a trial that was cancelled without its sweep

@@ -25,7 +25,7 @@ from msggan.evaluation.features import RandomFeatures, Standardised
 from msggan.evaluation.neighbours import coverage, density, distances, precision, recall
 from msggan.evaluation.report import Measure, compare
 from msggan.evaluation.scales import disagreement
-from msggan.evaluation.two_samples import classifier_accuracy, kernel_distance, polynomial_kernel
+from msggan.evaluation.two_samples import classifier_accuracy, classifier_scores, kernel_distance, polynomial_kernel
 
 
 def column(*values: float) -> Tensor:
@@ -67,8 +67,11 @@ def test_the_kernel_distance_of_two_pairs() -> None:
 
 def test_a_classifier_tells_apart_what_is_separated_and_nothing_in_equal_sets() -> None:
     first = normal(20)
-    assert classifier_accuracy(first, first + 20).value == 1
-    assert classifier_accuracy(first, first).value == 0.5
+    assert classifier_accuracy(classifier_scores(first, first + 20)).value == 1
+    assert classifier_accuracy(classifier_scores(first, first)).value == 0.5
+    margins = [float(classifier_scores(first, first + shift).mean()) for shift in (0, 20, 40)]
+    assert margins == sorted(margins)  # though the last two are told apart always
+    assert margins[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_intervals_of_shares_and_of_random_halves() -> None:

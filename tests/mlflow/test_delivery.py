@@ -241,6 +241,7 @@ def test_mlflow_gets_the_whole_run(
         "metric_kimg",
         "checkpoint_kimg",
         "snapshot_kimg",
+        "best_by",
         "num_samples",
     }
     fields["loss_function"] = fields.pop("loss")

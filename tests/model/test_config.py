@@ -31,7 +31,16 @@ from msggan.losses import LOSSES
 
 NAMES = [spec.name for spec in fields(TrainConfig)]
 BY_NAME = {spec.name: spec for spec in fields(TrainConfig)}
-RESUMABLE = {"kimg", "micro_batch", "sample_kimg", "metric_kimg", "checkpoint_kimg", "snapshot_kimg", "num_samples"}
+RESUMABLE = {
+    "kimg",
+    "micro_batch",
+    "sample_kimg",
+    "metric_kimg",
+    "checkpoint_kimg",
+    "snapshot_kimg",
+    "best_by",
+    "num_samples",
+}
 
 
 def resolved(config: TrainConfig, **given: Any) -> TrainConfig:

@@ -111,6 +111,7 @@ MAY_CHANGE = {
     "metric_kimg": 0.25,
     "checkpoint_kimg": 0.125,
     "snapshot_kimg": 0.5,
+    "best_by": "swd",
     "num_samples": 4,
 }
 
