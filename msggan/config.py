@@ -366,7 +366,8 @@ class TrainConfig:
         section="How long and how often",
     )
     metric_kimg: float = option(
-        "Measure the sliced Wasserstein distance every N thousand images. Default: a twentieth of --kimg, at least 1.",
+        "Compare generated images with held-out ones every N thousand images. Default: a twentieth of --kimg, at least "
+        "1.",
         range=POSITIVE,
         may_change=True,
         section="How long and how often",

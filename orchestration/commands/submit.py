@@ -92,8 +92,8 @@ def submit(
     Azure, --data may also be azureml://datastores/NAME/paths/PATH, azureml:ASSET:VERSION, azureml:ASSET@latest, an
     asset of a registry, or an https, wasbs or abfss address in a storage account.
 
-    Run the same command again to resume the run. Only --kimg, the intervals, --num-samples, --device and --workers may
-    then differ.
+    Run the same command again to resume the run. Only --kimg, the intervals, --num-samples, --best-by, --device and
+    --workers may then differ.
     """
     found = [*([] if from_trial and not data else source_problems(data)), *problems]
     found += name_problems(name) if name is not None else []

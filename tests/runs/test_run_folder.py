@@ -152,6 +152,8 @@ OTHERS = {
     "mirror": False,
     "background": "black",
     "fit": "pad",
+    "init": "faces",
+    "labels": "folders",
     "precision": "float32",
     "seed": 9,
 }
