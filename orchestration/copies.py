@@ -25,7 +25,7 @@ HINT = "Give a new or an empty folder."
 
 
 def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, progress: Progress) -> Download:
-    """Copies a run folder, or with `weights` just its generator. Raises `UsageError` or `CheckpointError`.
+    """Copies a run folder, or with `weights` just its weights. Raises `UsageError` or `CheckpointError`.
 
     The same download again copies only what has changed.
     """
@@ -36,7 +36,7 @@ def copy_run(folder: RunFolder, to: Path, *, weights: bool, force: bool, progres
     if Path(os.path.realpath(to)).is_relative_to(os.path.realpath(folder.path)):
         raise UsageError([f"{to}: is inside the run's own folder."], HINT)
     found: dict[str, list[int]] = {}
-    for path in [folder.generator] if weights else files_of(folder):
+    for path in [folder.generator, folder.best] if weights else files_of(folder):
         with suppress(FileNotFoundError):  # a running run may remove an old checkpoint at any time
             found[path.relative_to(folder.path).as_posix()] = _size_and_time(path)
     recorded = read_state(folder)  # distinguishes this run from one started in the same folder later

@@ -7,7 +7,7 @@ error. Here each file is completed from one version of its blob, by its ETag.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,18 +39,18 @@ def download_run(
     *,
     force: bool,
     on_progress: OnProgress,
-    only: str | None = None,
+    only: Sequence[str] = (),
 ) -> Download:
-    """Copies a run folder at a path of the datastore, or `only` one file of it. Raises MsgganError.
+    """Copies a run folder at a path of the datastore, or `only` some files of it. Raises MsgganError.
 
     The same download again keeps the files that are complete and resumes the rest. folder: with a slash at the end.
     """
     with client.errors(f"Listing {folder}"):
         blobs = [blob for blob in store.list_blobs(folder) if _is_result(blob.name)]
     if only:
-        blobs = [blob for blob in blobs if blob.name == only]
+        blobs = [blob for blob in blobs if blob.name in only]
     if not blobs:
-        what = f"no {only or 'files'}"
+        what = f"no {only[0] if only else 'files'}"
         hint = "A run has files once it has started, and its generator after its first checkpoint."
         raise CheckpointError(f"{folder} has {what} yet.", hint)
     copy = CopyFolder(to, f"{store.account}/{store.container.container_name}/{folder}")

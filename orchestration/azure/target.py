@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from msggan.errors import MsgganError, UsageError
-from msggan.runs.folder import GENERATOR, weights_file
+from msggan.runs.folder import BEST_GENERATOR, GENERATOR, weights_file
 from orchestration.azure.client import WAIT_FACTOR_S, Client, Session
 from orchestration.azure.consent import consent_question
 from orchestration.azure.data import planned_mode
@@ -232,9 +232,8 @@ class AzureTarget(Target):
     def copy_run(self, name: str, to: Path, *, weights: bool, force: bool) -> Download:
         store, folder = self._jobs(name).open_folder(self.client)
         progress = partial(self.reporter.progress, "Copying")
-        return download_run(
-            self.client, store, folder, to, only=GENERATOR if weights else None, force=force, on_progress=progress
-        )
+        only = (GENERATOR, BEST_GENERATOR) if weights else ()
+        return download_run(self.client, store, folder, to, only=only, force=force, on_progress=progress)
 
     def weights(self, name: str, *, best: bool = False, at_kimg: float | None = None) -> str:
         """The local folder with these weights of the run, downloaded if necessary."""
@@ -254,7 +253,7 @@ class AzureTarget(Target):
             if newest is not None:
                 record_copy(to, self.client, name, etag="")  # an interrupted copy must not look like a local run
             progress = partial(self.reporter.progress, "Downloading the weights")
-            download_run(self.client, store, folder, to, only=chosen, force=True, on_progress=progress)
+            download_run(self.client, store, folder, to, only=[chosen], force=True, on_progress=progress)
             record_copy(to, self.client, name, etag=newest)
         return str(to)
 

@@ -172,7 +172,7 @@ def cancel(*, serving: Target, name: str, output: str) -> None:
     help="The destination: a new or empty folder, or an earlier download of the run.  "
     "[default: NAME-run or SWEEP-trial-NUMBER]",
 )
-@option("--weights", is_flag=True, help="Copy only generator.safetensors.")
+@option("--weights", is_flag=True, help="Copy only generator.safetensors and generator_best.safetensors.")
 @option("--force", is_flag=True, help="Overwrite files that were changed since an earlier download.")
 @run_options
 @output_option

@@ -479,6 +479,10 @@ def test_a_repeated_download_requests_only_what_has_changed(
     assert [path.rpartition("/")[2] for path in fetched] == ["metrics.jsonl"]
     assert (workdir / "old-run" / "metrics.jsonl").read_bytes() == b"1\n2\n"
 
+    azure.put_blob("msggan/runs/old/generator_best.safetensors", b"best")
+    args = ["old", "--weights", "--out", "only", "-o", "json"]
+    assert msggan_aml("download", *args).json == {"files": 2, "bytes": 11, "path": "only"}
+
     (workdir / "old-run" / "config.json").write_bytes(b"[]")
     refused = msggan_aml("download", "old")
     assert refused.exit_code == 2

@@ -25,6 +25,7 @@ WHAT = ["--resolution", "8", "--latent-size", "8", "--batch-size", "4", "--devic
 SMALL = [*WHAT, "--kimg", "0.04"]
 ENDLESS = [*WHAT, "--kimg", "1000000"]
 RUN_KEYS = {"name", "target", "state", "run_dir", "job_id", "portal_url", "images_seen", "metrics", "next"}
+WEIGHTS = {"generator.safetensors", "generator_best.safetensors"}
 STATUS_KEYS = RUN_KEYS | {"images_total", "created", "ended", "reason", "signs"}
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX's")
@@ -391,15 +392,15 @@ def test_downloaded_weights_load_without_other_files(workdir: Path) -> None:
     from msggan import load_generator
 
     result = msggan_aml(workdir, "download", "tiny", "--out", "weights", "--weights", "-o", "json").json
-    assert result["files"] == 1
-    assert downloaded(workdir / "weights").keys() == {"generator.safetensors"}
-    assert load_generator(workdir / "weights").depth == 2
+    assert result["files"] == 2
+    assert downloaded(workdir / "weights").keys() == WEIGHTS
+    assert load_generator(workdir / "weights").depth == load_generator(workdir / "weights", best=True).depth == 2
 
 
 def test_a_download_may_be_beside_the_run_under_a_similar_name(workdir: Path) -> None:
     copied = msggan_aml(workdir, "download", "tiny", "--out", "runs/tiny2", "--weights")
     assert copied.exit_code == 0, copied.stderr
-    assert downloaded(workdir / "runs" / "tiny2").keys() == {"generator.safetensors"}
+    assert downloaded(workdir / "runs" / "tiny2").keys() == WEIGHTS
 
 
 def test_a_run_named_like_its_images_is_not_downloaded_among_them(tmp_path: Path) -> None:
@@ -521,7 +522,7 @@ def test_a_download_into_a_link_to_an_empty_folder_fills_that(workdir: Path) -> 
     (workdir / "home").symlink_to("empty-home")
     (workdir / "nowhere").symlink_to("missing")
     assert msggan_aml(workdir, "download", "tiny", "--out", "home", "--weights").exit_code == 0
-    assert downloaded(workdir / "empty-home").keys() == {"generator.safetensors"}
+    assert downloaded(workdir / "empty-home").keys() == WEIGHTS
     refused = msggan_aml(workdir, "download", "tiny", "--out", "nowhere")
     assert (refused.exit_code, refused.stderr.splitlines()[0]) == (2, "Error: nowhere: is a broken symbolic link.")
 
