@@ -5,13 +5,12 @@ This is what an evaluation measures beside swd.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from msggan.evaluation.copying import Nearest, copy_threshold
+from msggan.evaluation.scales import ScaleDifferences
 from msggan.resources import PIXELS_AT_ONCE
 
 THUMBNAIL_PX = 8  # variety is of what images show, not of their texture
@@ -62,36 +61,14 @@ class Copies:
         return torch.minimum(both[0].distances, both[1].distances)
 
 
-class ScaleDifferences:
-    """How far the coarser scales of images are from their finest one, averaged over as many pixels."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.squares: list[float] = []
-
-    def add(self, pyramid: list[Tensor]) -> None:
-        """pyramid: coarse to fine, (n, 3, r, r) uint8."""
-        *coarser, finest = (images.float() for images in pyramid)
-        found = [functional.adaptive_avg_pool2d(finest, images.shape[-1]) - images for images in coarser]
-        squares = [float(each.square().mean()) * len(finest) for each in found]
-        self.squares = [sum(both) for both in zip(self.squares or [0.0] * len(squares), squares, strict=True)]
-        self.images += len(finest)
-
-    @property
-    def largest(self) -> float:
-        """The root of the mean square at the scale where it is largest; 0 with a single scale."""
-        return math.sqrt(max(self.squares, default=0.0) / self.images)
-
-
 def compare(generated: Thumbnails, scales: ScaleDifferences, reals: Thumbnails) -> dict[str, float]:
-    """variance_ratio: the variance between generated images in terms of that between real ones.
+    """variance_ratio: the variance between generated images in terms of that between real ones, if these differ.
 
-    scale_difference: how far scales disagree, in terms of the deviation of real images' pixels. Without what
-    they are compared with, as where all real images are alike, there is neither.
+    scale_difference: how far scales disagree, at the scale where they do most; none with a single scale.
     """
     found = {}
     if reals.variance > 0:
         found["variance_ratio"] = generated.variance / reals.variance
-    if reals.deviation > 0 and scales.squares:
-        found["scale_difference"] = scales.largest / reals.deviation
+    if differences := scales.relative_to(reals.deviation):
+        found["scale_difference"] = max(difference.value for difference in differences.values())
     return found

@@ -19,7 +19,7 @@ SATURATED_GAP, VANISHING_LOSS, VANISHING_GRADIENT = 8.0, 0.01, 0.001
 # risen to 0.34 or more by 10 kimg; swd may rise meanwhile. What scales are compared with is also from after that.
 EARLY_KIMG = 10.0
 COLLAPSED_VARIANCE = 0.1
-# Scales differ by 1.4 to 2.5 before training, and in good runs less and less: by 1.0 at 10 kimg, 0.4 to 0.7 at the end.
+# Scales differ by 1.4 to 2.5 before training, and in good runs less and less: by 1.0 at 10 kimg, 0.5 to 0.9 at the end.
 SCALE_DIFFERENCE, SCALE_GROWTH = 1.0, 1.5
 # Of 32 held-out images, the fewest there are, 1 in 200 sets would take so many other real images for copies. Good runs
 # on photographs and drawn flowers had none, one whose training images were 8 photographs 0.35.

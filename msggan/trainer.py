@@ -45,7 +45,8 @@ from msggan.device import (
 from msggan.display.progress import choose_progress, duration
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError, plural
 from msggan.evaluation.likeness import Likeness
-from msggan.health import Copies, ScaleDifferences, Thumbnails, compare
+from msggan.evaluation.scales import ScaleDifferences
+from msggan.health import Copies, Thumbnails, compare
 from msggan.metrics import Patches, distances
 from msggan.networks import Discriminator, Generator
 from msggan.pictures.grids import find_samples, generate, generate_parts, rows_of_classes, write_samples

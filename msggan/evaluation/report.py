@@ -13,12 +13,13 @@ from torch import Tensor
 
 from msggan.data.dataset import HOLDOUT_ONE_IN, MIN_HOLDOUT, Dataset
 from msggan.evaluation.copying import Nearest, cells, copies, copy_threshold, copying, copying_by_cell, pixels_of
-from msggan.evaluation.estimates import Estimate, Pairs, Z, with_interval
+from msggan.evaluation.estimates import Estimate, Pairs, with_interval
 from msggan.evaluation.features import SEED, RandomFeatures, Standardised
 from msggan.evaluation.inception import Inception, frechet_distance, kernel_inception_distance
 from msggan.evaluation.neighbours import coverage, density, distances, precision, recall
-from msggan.evaluation.scales import disagreement
+from msggan.evaluation.scales import ScaleDifferences
 from msggan.evaluation.two_samples import classifier_accuracy, classifier_scores, kernel_distance, polynomial_kernel
+from msggan.health import Thumbnails
 from msggan.networks import Generator
 from msggan.pictures.grids import enlarged, generate, generate_parts, inputs_of, side_by_side
 from msggan.randomness import Purpose, labels_of, rng
@@ -130,7 +131,9 @@ class Evaluator:
         counts = {"training": self.dataset.training, "held_out": self.dataset.held_out, "samples": len(self.seeds)}
         size = min(len(reference), len(real), len(self.seeds))
         kind = "held-out images" if self.dataset.held_out else "half of the training images"
-        report = Report({**counts, "compared": size}, kind, scales=scales)
+        reals = Thumbnails()
+        reals.add(reference)
+        report = Report({**counts, "compared": size}, kind, scales=scales.relative_to(reals.deviation))
         if size < MIN_COMPARED:
             reason = f"{size} images to compare are too few: {MIN_COMPARED} or more are needed."
             report.not_measured |= dict.fromkeys((*OF_SETS, *(OF_INCEPTION if self.inception else ())), reason)
@@ -155,14 +158,14 @@ class Evaluator:
         self.advance(len(images))
         return represented
 
-    def _samples(self) -> tuple[Represented, dict[int, Estimate]]:
+    def _samples(self) -> tuple[Represented, ScaleDifferences]:
         """The samples, which are not kept, and how far their scales disagree."""
-        parts, disagreements = [], []
+        parts, differences = [], ScaleDifferences()
         for pyramid in generate_parts(self.generator, inputs_of(self.generator, self.seeds)):
             parts.append(self._represent(pyramid[-1]))
-            disagreements.append(disagreement(pyramid))
+            differences.add(pyramid)
         together = Represented(*(torch.cat(each) for each in zip(*parts, strict=True)))
-        return together, {side: _mean(torch.cat([each[side] for each in disagreements])) for side in disagreements[0]}
+        return together, differences
 
     def _find_nearest(self, report: Report, samples: Represented, held_out: Represented, others: Represented) -> None:
         """Adds the nearest training image of each sample and, if there are any, of each held-out image.
@@ -236,8 +239,3 @@ def draw_pairs(report: Report, generator: Generator, dataset: Dataset, *, held_o
     shown = torch.stack([left, right], dim=1).flatten(0, 1)
     columns = 2 * min(PAIRS_PER_ROW, len(pairs))
     return enlarged(side_by_side(shown, columns=columns, rows=math.ceil(len(shown) / columns), side=dataset.resolution))
-
-
-def _mean(values: Tensor) -> Estimate:
-    mean, spread = float(values.mean()), Z * float(values.std()) / math.sqrt(len(values))
-    return Estimate(mean, mean - spread, mean + spread)

@@ -24,7 +24,7 @@ from msggan.evaluation.estimates import Pairs, share_interval, with_interval
 from msggan.evaluation.features import RandomFeatures, Standardised
 from msggan.evaluation.neighbours import coverage, density, distances, precision, recall
 from msggan.evaluation.report import Measure, compare
-from msggan.evaluation.scales import disagreement
+from msggan.evaluation.scales import ScaleDifferences
 from msggan.evaluation.two_samples import classifier_accuracy, classifier_scores, kernel_distance, polynomial_kernel
 
 
@@ -135,12 +135,18 @@ def test_what_counts_as_a_copy_is_rare_among_held_out_images() -> None:
     assert copies(torch.ones(1), torch.ones(3))[1] == (1 / 4, 0, 1)
 
 
-def test_the_disagreement_of_scales_is_relative_to_the_deviation() -> None:
-    finest = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    finest[:, 2] = 240  # mean 80, deviation 80·√2
+def test_the_differences_of_scales_are_relative_to_the_deviation_of_real_images() -> None:
+    finest = torch.full((2, 3, 8, 8), 80, dtype=torch.uint8)
+    finest[:, 2] = 240
     same = functional.avg_pool2d(finest.float(), 2).to(torch.uint8)
-    assert disagreement([same, finest])[4].item() == 0
-    assert disagreement([same + 8, finest])[4].item() == pytest.approx(8 / (80 * math.sqrt(2)))
+    scales = ScaleDifferences()
+    for coarse in (same, same + 8):
+        scales.add([coarse, finest])
+    estimate = scales.relative_to(40)[4]
+    assert estimate.value == pytest.approx(math.sqrt(64 / 2) / 40)  # half of them are off by 8
+    assert estimate.low == 0
+    assert estimate.high == pytest.approx(math.sqrt(32 + 1.96 * 32 * math.sqrt(4 / 3) / 2) / 40)
+    assert ScaleDifferences().relative_to(40) == {}  # of a single scale
 
 
 def test_the_nearest_is_found_part_by_part() -> None:

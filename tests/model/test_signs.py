@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from msggan.data.sources import open_source
-from msggan.health import Copies, ScaleDifferences, Thumbnails, compare
+from msggan.evaluation.scales import ScaleDifferences
+from msggan.health import Copies, Thumbnails, compare
 from msggan.signs import judge, sentences
 
 NAMES = ("kimg", "d_loss", "d_real", "d_fake", "g_gradient_norm", "swd", "variance_ratio", "scale_difference", "copies")
