@@ -30,8 +30,7 @@ from msggan.data.sources import open_source
 from msggan.evaluate import images_seen, open_images, scale_gradients
 from msggan.evaluation.report import MAX_COMPARED, Evaluator
 from msggan.metrics import Patches, distances, spectrum_ratio
-from msggan.pictures.grids import generate
-from msggan.randomness import latents_of
+from msggan.pictures.grids import generate, inputs_of
 from msggan.runs.checkpoint import chosen_weights, generator_config, load_generator
 from msggan.runs.folder import RunFolder, read_state
 from msggan.tracking.metrics_log import read_metrics
@@ -86,7 +85,7 @@ def evaluated(task: Task) -> dict[str, Any]:
     report = Evaluator(generator, dataset, seeds=range(task.num)).run()
     values, real = ({name: m[side].value for name, m in report.measures.items()} for side in (0, 1))
     reference, other_reals = real_images(dataset)
-    samples = generate(generator, latents_of(range(len(reference)), generator.latent_size))[-1]
+    samples = generate(generator, inputs_of(generator, range(len(reference))))[-1]
     for found, images in ((values, samples), (real, other_reals)):
         found.update(distances(patches_of(reference), patches_of(images)))
         found["weave"] = float(spectrum_ratio(reference, images)[-dataset.resolution // 8 :].mean())
