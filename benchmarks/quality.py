@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msggan.data.dataset import Dataset
+from msggan.data.dataset import Dataset, cores
 from msggan.data.sources import open_source
 from msggan.evaluate import images_seen, open_images, scale_gradients
 from msggan.evaluation.report import MAX_COMPARED, Evaluator
@@ -72,15 +72,16 @@ class AgainstOthers:
 
 def evaluated(task: Task) -> dict[str, Any]:
     """The measures of one run as plain values: `values`, and `real`, those of real images in the place of samples."""
-    torch.set_num_threads(1)
     folder = RunFolder(task.run)
     weights = chosen_weights(task.run, best=task.best, at_kimg=task.at)
     generator = load_generator(weights, task.device)
     data = task.data or read_state(folder).data  # type: ignore[union-attr]
     dataset: Any = open_images(weights, folder, data)
     if task.against is not None:
-        background = generator_config(weights).get("background", "white")
-        others = open_source(task.against).dataset(resolution=dataset.resolution, background=background)
+        config = {"background": "white", "fit": "crop", **generator_config(weights)}
+        others = open_source(task.against).dataset(
+            resolution=dataset.resolution, background=config["background"], fit=config["fit"]
+        )
         dataset = AgainstOthers(dataset, others)
     report = Evaluator(generator, dataset, seeds=range(task.num)).run()
     values, real = ({name: m[side].value for name, m in report.measures.items()} for side in (0, 1))
@@ -181,7 +182,9 @@ def main(*, runs: Sequence[str], more: Sequence[str], at: str, processes: int, o
         for kimg in (*map(float, filter(None, at.split(","))), None)
     ]
     results = []
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    threads = max(1, cores() // processes)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         for task, result in zip(tasks, pool.map(evaluated, tasks), strict=True):
             click.echo(f"{task.run}: {result['weights']}, {result['values']['kimg']:g} kimg", err=True)
             results.append(result)

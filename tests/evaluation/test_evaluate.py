@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from support.builders import save_images
 from support.programs import run_in
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import quality
 from msggan.commands.verbs import MEASURES, EvaluateOptions, show_evaluation
 from msggan.config import TrainConfig
 from msggan.data.sources import open_source
@@ -72,6 +74,25 @@ def test_a_run_is_evaluated_by_name(workdir: Path, capsys: pytest.CaptureFixture
     assert lines[-5].startswith("Gradient that each scale received")
     assert lines[-4].startswith("No sign of memorisation: ")
     assert lines[-3:] == result["files"]
+
+
+@pytest.mark.slow
+def test_several_runs_are_one_table(workdir: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        shutil.copytree(workdir / "runs" / "noise", tmp_path / f"noise-{seed}")
+    save_images(tmp_path / "others", 450, 8)  # the first 400 are those that were trained on
+    args = [*(str(tmp_path / f"noise-{seed}") for seed in (0, 1)), "--num", "64", "--device", "cpu"]
+    for more, compared in ([], "55"), (["--best", "--against", str(tmp_path / "others")], "105"):
+        ended = CliRunner().invoke(quality.main, ["--runs", *args, *more, "--out", str(tmp_path / "table.md")])
+        assert ended.exit_code == 0, ended.output
+        heading, _, runs, reals = (tmp_path / "table.md").read_text().splitlines()
+        columns = [cell.strip() for cell in heading.split("|")[1:-1]]
+        row = dict(zip(columns, (cell.strip() for cell in runs.split("|")[1:-1]), strict=True))
+        assert (row["runs"], row["seeds"], row["compared"], row["kimg"]) == ("noise", "2", compared, "0")
+        assert row["recall"] == "0.00 ± 0.00"
+        assert {"swd 8", "precision", "kernel", "classifier", "C_T", "copies by pixels", "scales 4"} <= row.keys()
+        assert reals.startswith("| real images: images, 8 px | 1 |")
+    assert len(json.loads((tmp_path / "table.json").read_text())) == 2
 
 
 def test_few_images_leave_out_what_cannot_be_measured_and_are_read_as_the_run_read_them(
