@@ -215,7 +215,7 @@ def _cut_off(examined: Examined) -> Iterator[Finding]:
         message = f"{plural(much, 'image')} lose more than half when they are cropped to their centre square."
         hint = "Use --fit pad to keep whole images, or crop them yourself, around what they show."
         yield Finding("extreme_aspect", much, message, hint, names[:much])
-    elif usual > MUCH_OF_MOST:
+    if usual > MUCH_OF_MOST:
         message = f"Cropping to the centre square cuts off {100 * usual:.0f} % of an image (median)."
         hint = "Use --fit pad to keep whole images, if what they show is not in their centre square."
         yield Finding("much_cut_off", len(largest), message, hint, is_note=True)
@@ -261,11 +261,12 @@ def verdict(examined: Examined, findings: Sequence[Finding]) -> str:
         return f"Unusable. {fatal[0].message} {fatal[0].hint}"
     different = f"{plural(examined.different, 'different image')}."
     improvable = [finding for finding in findings if not finding.is_note]
+    notes = [finding.hint for finding in findings if finding.is_note]
     if not improvable:
-        return " ".join([f"Fine: {different}", *(note.hint for note in findings)])
+        return " ".join([f"Fine: {different}", *notes])
     first, others = improvable[0], len(improvable) - 1
     more = [f"There {'is' if others == 1 else 'are'} {plural(others, 'other finding')}."] if others else []
-    return " ".join([f"Usable: {different}", first.message, first.hint, *more])
+    return " ".join([f"Usable: {different}", first.message, first.hint, *more, *notes])
 
 
 # --- What training needs ----------------------------------------------------------------------------------------------

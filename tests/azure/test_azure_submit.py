@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from azure.ai.ml import load_job
 from azure_local import AzureLocal
+from PIL import Image
 from support.azure_commands import Command, posix, sdk_warnings
 from support.programs import fast_python, run_in, started, stopped, wait_for
 
@@ -339,6 +340,11 @@ def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, workdir
         ended = msggan_aml("submit", *args, *SMALL)
         assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr
     assert azure.requests == []
+    (workdir / "blank").mkdir()
+    for grey in range(8):
+        Image.new("L", (8, 8), grey).save(workdir / "blank" / f"{grey}.png")
+    refused = msggan_aml("submit", "--data", "blank", *SMALL, "--yes", "-o", "json")
+    assert (refused.exit_code, refused.json["error"]["message"]) == (2, "blank: all images have one colour only.")
     for args, message in (
         (["--data", "tiny", "--compute", "other"], "Create it: msggan-aml provision --compute other."),
         (["--data", "azureml:nothing:1"], "--data azureml:nothing:1: workspace msggan-ws has no such data asset."),
@@ -349,3 +355,4 @@ def test_bad_input_is_refused_before_anything_is_sent(azure: AzureLocal, workdir
         ended = msggan_aml("submit", *args, *SMALL, "--yes")
         assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr
     assert azure.cloud.jobs == {}
+    assert azure.blobs_below("msggan/data/") == []
