@@ -98,7 +98,10 @@ def earlier_version() -> Iterator[Path | None]:
 
 
 def earlier_row(checkout: Path, resolution: int, latent_size: int, *, device: torch.device, seconds: float) -> Row:
-    """Images per second of whole runs: data, latents, steps, penalties, averages, reports, samples and checkpoints."""
+    """Images per second of whole runs: data, latents, steps, penalties, averages, reports, samples and checkpoints.
+
+    Both train the networks of the earlier version.
+    """
     with tempfile.TemporaryDirectory() as place:
         sides = []
         for version in (ROOT, checkout):
@@ -270,7 +273,7 @@ def flops_per_image(config: TrainConfig) -> float:
     """
     with torch.device("meta"), torch.no_grad():
         generator = Generator(config.depth, config.latent_size)
-        discriminator = Discriminator(config.depth, config.latent_size)
+        discriminator = Discriminator(config.depth, config.latent_size, join=config.join)
         with FlopCounterMode(display=False) as of_generator:
             images = generator(torch.empty(1, config.latent_size))
         with FlopCounterMode(display=False) as of_discriminator:

@@ -35,7 +35,9 @@ def train(resolution: str, latent_size: str, images: str, device: str, folder: s
 
     from msggan import TrainConfig, Trainer
 
-    config = TrainConfig(resolution=int(resolution), latent_size=int(latent_size), kimg=1e6, metric_kimg=1e6)
+    # The networks of both versions: the default join was `lin-cat` before there were others.
+    join = {"join": "lin-cat"} if "join" in TrainConfig.__dataclass_fields__ else {}
+    config = TrainConfig(resolution=int(resolution), latent_size=int(latent_size), kimg=1e6, metric_kimg=1e6, **join)
     with open(os.devnull, "w") as nowhere:
         trainer = Trainer(config, data=f"{folder}/images", run_dir=f"{folder}/run", device=device, messages=nowhere)
         batch_size, interval = trainer.config.batch_size, trainer.config.penalty_interval

@@ -24,6 +24,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # Its batch is that of `batch_for_device`, and its learning rates and beta2 are those of `adam_for_batch`.
     "auto": {
         "loss": "relativistic-logistic",
+        "join": "simple",
         "beta1": 0.0,
         "r1_gamma": 10.0,
         "r2_gamma": 10.0,
@@ -292,7 +293,7 @@ class TrainConfig:
     )
     join: str = option(
         "What the discriminator joins to the features of a finer scale. `lin-cat`: features of the image, as BMSG-GAN. "
-        "`simple`: the image itself, next to twice as many features in the coarse scales.",
+        "`simple`: the image itself, next to twice as many features. Default: lin-cat; recipe `auto`: simple.",
         default="lin-cat",
         choices=("lin-cat", "simple"),
         absent="lin-cat",
@@ -564,6 +565,23 @@ def batch_for_device(device: str, resolution: int, images: int) -> int:
     """The batch of `auto` and `r3`: as large as makes a step faster per image, and at most an eighth of the images."""
     largest = min(16, 1024 // resolution) if device == "cpu" else max(16, min(32, 4096 // resolution))
     return max(4, min(largest, 1 << max(0, (images // 8).bit_length() - 1)))
+
+
+def explain(asked: TrainConfig, config: TrainConfig, *, device: str, images: int) -> str:
+    """What recipe `auto` or `r3` has chosen for this device and these images, and why; empty if nothing.
+
+    asked: the configuration before `resolve`; config: after it; device and images: as for `resolve`.
+    """
+    side, batch = f"{config.resolution} px", config.batch_size
+    is_eighth = batch < batch_for_device(device, config.resolution, sys.maxsize)
+    chosen = {
+        "batch_size": f"batches of {batch} ({f'an eighth of {images} images' if is_eighth else f'{device}, {side}'})",
+        "d_lr": f"learning rate {config.d_lr:.2g} (for such batches)",
+        "latent_size": f"latent size {config.latent_size} (for {side})",
+    }
+    given = explicit_values(asked)
+    parts = [text for name, text in chosen.items() if name not in given]
+    return f"Recipe {config.recipe}: {', '.join(parts)}." if parts and config.recipe != "bmsg" else ""
 
 
 def too_few(images: int, batch_size: int) -> tuple[str, str] | None:

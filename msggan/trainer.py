@@ -24,13 +24,15 @@ from msggan.config import (
     RECOMMENDED_IMAGES,
     TrainConfig,
     decoding_options,
+    explain,
     explicit_values,
     resolve,
     too_few,
 )
 from msggan.data.classes import check_classes
 from msggan.data.index import index_path
-from msggan.data.sources import describe_skipped, open_source
+from msggan.data.pack_file import Pack
+from msggan.data.sources import ImageFiles, describe_skipped, open_source
 from msggan.data.stream import SampleStream, to_float
 from msggan.data.survey import refuse_useless
 from msggan.device import (
@@ -150,15 +152,10 @@ class Trainer:
         self.device = choose_device(device)
         self.data, self.config, self.init_file = data, config, init_file
         self.initial: Source | None = None  # the weights that a new run starts from
+        self.choices = ""  # of its recipe, in words
         with memory_errors(self._out_of_memory):
             source = open_source(data)
-            self.config = self.folder.continued(config) or resolve(
-                requested := self._requested(config, source.fixed_options),
-                shorter_side_px=requested.resolution or source.median_shorter_side(),  # reads headers only if needed
-                device=self.device.type,
-                has_fast_bfloat16=has_fast_bfloat16(self.device),
-                images=source.images,
-            )
+            self.config = self.folder.continued(config) or self._resolved(config, source)
             self.total_images = self.config.kimg * 1000
             self.progress = choose_progress(self.folder, total_images=round(self.total_images), stream=messages)
             self._check_resources(source.memory_bytes(self.config.resolution))
@@ -495,13 +492,21 @@ class Trainer:
 
     # Before the first step
 
-    def _requested(self, config: TrainConfig, fixed_options: Mapping[str, Any]) -> TrainConfig:
+    def _resolved(self, config: TrainConfig, source: ImageFiles | Pack) -> TrainConfig:
         """The configuration of a new run, with what the images and the weights that it starts from determine."""
-        requested = TrainConfig(**{**fixed_options, **explicit_values(config)})
-        if requested.init in (None, NO_INIT):
-            return requested
-        self.initial = load_source(requested.init, self.folder.path.parent, self.init_file)
-        return with_options_of(self.initial, requested)
+        requested = TrainConfig(**{**source.fixed_options, **explicit_values(config)})
+        if requested.init not in (None, NO_INIT):
+            self.initial = load_source(requested.init, self.folder.path.parent, self.init_file)
+            requested = with_options_of(self.initial, requested)
+        resolved = resolve(
+            requested,
+            shorter_side_px=requested.resolution or source.median_shorter_side(),  # reads headers only if needed
+            device=self.device.type,
+            has_fast_bfloat16=has_fast_bfloat16(self.device),
+            images=source.images,
+        )
+        self.choices = explain(requested, resolved, device=self.device.type, images=source.images)
+        return resolved
 
     def _check_resources(self, image_bytes: int) -> None:
         recorded = read_state(self.folder)
@@ -537,6 +542,8 @@ class Trainer:
             self._info(check_classes(self.data, self.dataset))
         if self.dataset.enlarged:
             self.progress.info(f"{self.dataset.enlarged} of the images were smaller and have been enlarged.")
+        if self.choices:
+            self.progress.info(self.choices)
         if is_new:
             self.progress.info("msggan-aml check finds copies and blurred images, and shows what cropping cuts off.")
 

@@ -18,6 +18,7 @@ from msggan.config import (
     TrainConfig,
     changed_for_resume,
     depth_of,
+    explain,
     explicit_values,
     field_types,
     flag,
@@ -221,6 +222,31 @@ def test_rates_of_auto_grow_with_the_square_root_of_its_batch(batch_size: int, r
     assert (r3.g_lr, r3.d_lr, r3.beta2, r3.beta2_final) == (rate, rate, 0.9, 0.99)
     assert resolved(TrainConfig(recipe="bmsg", batch_size=batch_size)).g_lr == RECIPES["bmsg"]["g_lr"]
     assert resolved(TrainConfig(batch_size=batch_size, d_lr=0.5, beta2=0.5)).beta2 == 0.5
+
+
+@pytest.mark.parametrize(
+    ("asked", "images", "explained"),
+    [
+        (
+            {},
+            1000,
+            "Recipe auto: batches of 16 (cpu, 32 px), learning rate 0.004 (for such batches), latent size 64 (for ",
+        ),
+        (
+            {"recipe": "r3", "latent_size": 32},
+            40,
+            "Recipe r3: batches of 4 (an eighth of 40 images), learning rate 0.002",
+        ),
+        ({"batch_size": 4, "d_lr": 0.1}, 1000, "Recipe auto: latent size 64 (for 32 px)."),
+        ({"batch_size": 4, "d_lr": 0.1, "latent_size": 32}, 1000, ""),
+        ({"recipe": "bmsg"}, 1000, ""),
+    ],
+)
+def test_a_recipe_explains_what_it_has_chosen(asked: dict[str, Any], images: int, explained: str) -> None:
+    config = TrainConfig(resolution=32, **asked)
+    text = explain(config, resolved(config, images=images), device="cpu", images=images)
+    assert text.startswith(explained)
+    assert bool(text) == bool(explained)
 
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bfloat16"), (False, "float32")])

@@ -69,7 +69,7 @@ def test_what_cannot_fit_is_refused_with_what_fits(tmp_path: Path, device: str) 
     if device == "cpu":
         with pytest.raises(RefusedError) as raised:
             check(config, tmp_path, device, 8 * 2**30)
-        assert raised.value.hint == "Use --micro-batch 4, or a smaller --latent-size."
+        assert raised.value.hint == "Use --micro-batch 2, or a smaller --latent-size."
     else:  # it finds out by itself which parts fit
         check(config, tmp_path, device, 8 * 2**30)
 
