@@ -261,6 +261,10 @@ def test_the_best_weights_are_those_that_measured_best_and_never_of_steps_that_w
     trainer(images, run_dir, **options).run()
     assert everything(run_dir) == whole
 
+    trainer(images, run_dir, **{**options, "kimg": 0.16, "best_by": "swd"}).run()
+    later = [each["swd"] for each in read_metrics(run_dir / "metrics.jsonl") if each["images"] > 120]
+    assert measured_best(run_dir)["measured"]["swd"] <= min(later)  # from then on, that decides
+
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_resumed_run_keeps_the_precision_that_auto_chose_first(

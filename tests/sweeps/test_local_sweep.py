@@ -302,6 +302,7 @@ def test_the_objective_of_a_trial_is_the_best_of_its_finite_measurements() -> No
     curve = ((8, 50.0), (24, 20.0), (32, 30.0))
     assert measured(reports, Objective()) == {"curve": curve, "objective": 20.0, "images_seen": 40}
     assert measured(reports, Objective("swd", "maximize"))["objective"] == 50.0
+    assert [Objective(name).direction for name in ("recall", "kernel_distance")] == ["maximize", "minimize"]
     assert measured([], Objective()) == {"curve": (), "objective": None, "images_seen": None}
 
 
