@@ -298,8 +298,12 @@ def useless(measures: Measures) -> tuple[int, str] | None:
     images, blank = measures.thumbnails, int(measures.is_blank.sum())
     if blank >= NEARLY_ALL * len(images):
         return blank, "have one colour only"
-    copies = max(
-        int((_are_copies(images, images[[one]]) | _are_copies(images[..., ::-1], images[[one]])).sum())
-        for one in range(min(CANDIDATES, len(images)))
-    )
+    sample = images[:: max(1, len(images) // SAMPLED)]
+    copies = _count_copies(images, max(images[:CANDIDATES], key=lambda image: _count_copies(sample, image)))
     return (copies, "are copies of one image") if len(images) > 1 and copies >= NEARLY_ALL * len(images) else None
+
+
+def _count_copies(images: np.ndarray, image: np.ndarray) -> int:
+    """How many of the images (N, 3, S, S) uint8 are copies of one, (3, S, S), as they are or mirrored."""
+    parts = np.array_split(images, max(1, len(images) // 4096))
+    return sum(int((_are_copies(part, image) | _are_copies(part[..., ::-1], image)).sum()) for part in parts)
