@@ -77,7 +77,7 @@ def test_the_same_lines_train_here_and_on_azure(
     with pytest.raises(UsageError, match="is not running; its state is completed"):
         run.cancel()
     assert run.download().path == "one-run"
-    assert run.download("weights", weights=True).files == 1
+    assert run.download("weights", weights=True).files == 2  # the newest and the best
     assert (tmp_path / "one-run" / "config.json").is_file()
     assert isinstance(run.generator(), Generator)
     assert Run(target, "one").status() == run.status()
