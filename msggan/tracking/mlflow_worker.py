@@ -343,7 +343,7 @@ UNREACHABLE = (
     (r"Connection refused|actively refused", "connection refused"),
     (r"timed out|Timeout", "no answer in time"),
     (r"SSLError|CERTIFICATE", "no secure connection"),
-    (r"Connection aborted|RemoteDisconnected|Connection reset", "connection lost"),
+    (r"Connection (aborted|broken|reset)|RemoteDisconnected", "connection lost"),
     (r"Max retries exceeded|NewConnectionError", "no connection"),
     (r"too many 50[0-9]|error code 50[0-9]", "server error"),
     (r"database is locked", "its database is locked"),

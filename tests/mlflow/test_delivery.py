@@ -16,7 +16,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,12 +42,13 @@ from msggan.errors import TrainingError
 from msggan.runs.folder import RunFolder, RunState, read_state
 from msggan.steps import MEASURED
 from msggan.tracking.metrics_log import MlflowCursor, MlflowProcess, Tracker, read_metrics
-from msggan.tracking.mlflow_worker import RunLogger
+from msggan.tracking.mlflow_worker import RunLogger, explain
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow's own, about its libraries, as it is imported
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
+    from mlflow.exceptions import MlflowException
 
 pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy")
 
@@ -186,20 +187,34 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Nothing."""
+
+
+class BrokenOffHandler(QuietHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+
+
+@contextmanager
+def serving(handler: type[QuietHandler]) -> Iterator[str]:
+    """The address of a server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def web_page(tmp_path: Path) -> Iterator[str]:
     """The address of a server of plain files."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as page:
-        thread = threading.Thread(target=page.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{page.server_port}"
-        page.shutdown()
-        thread.join()
+    with serving(QuietHandler) as address:
+        yield address
 
 
 @pytest.fixture
@@ -592,6 +607,12 @@ def test_what_is_missing_is_counted_and_logged_the_next_time(
     ]
     delivered(run, database)
     assert curves_at(database, the_run(database)) == curves_in(run)
+
+
+def test_an_answer_that_breaks_off_is_a_lost_connection() -> None:
+    with serving(BrokenOffHandler) as uri, pytest.raises(MlflowException, match="IncompleteRead") as raised:
+        MlflowClient(uri).get_run("1")
+    assert explain(raised.value) == ("connection lost", "")
 
 
 @pytest.mark.slow
