@@ -141,7 +141,7 @@ class Target(ABC):
     def download(
         self, name: str, to: str | Path | None = None, *, weights: bool = False, force: bool = False
     ) -> Download:
-        """Copies the run folder, or with `weights` just the generator and the best one, to a new or an empty folder.
+        """Copies the run folder, or with `weights` just the newest and the best weights, to a new or empty folder.
 
         to: by default NAME-run, for a trial SWEEP-trial-NUMBER. Called again, it copies what has changed since; with
         `force` it also overwrites files that were changed in `to`.
