@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, wraps
+from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, Concatenate, ParamSpec, TextIO, TypeVar
@@ -46,12 +46,9 @@ from msggan.device import (
 )
 from msggan.display.progress import choose_progress, duration
 from msggan.errors import DataError, OutOfMemoryError, RunFolderError, SupersededError, TrainingError, plural
-from msggan.evaluation.likeness import Likeness
-from msggan.evaluation.scales import ScaleDifferences
-from msggan.health import Copies, Thumbnails, compare
-from msggan.metrics import Patches, distances
+from msggan.measuring import RunMeasures, better
 from msggan.networks import Discriminator, Generator
-from msggan.pictures.grids import find_samples, generate, generate_parts, rows_of_classes, write_samples
+from msggan.pictures.grids import find_samples, generate, rows_of_classes, write_samples
 from msggan.randomness import Purpose, latents
 from msggan.resources import MIB, check
 from msggan.runs.checkpoint import Best, CheckpointWriter, ensure_best, newest_checkpoint, save_generator
@@ -75,11 +72,6 @@ from msggan.tracking.metrics_log import Tracker
 
 REPORT_IMAGES = 250  # an interval has so many images, so that its losses do not depend on the speed
 REPORT_SECONDS = 5.0  # between two reports; an evaluation or the end is always reported
-MAX_MEASURED_IMAGES = 512
-MAX_TRAINING_IMAGES = 2048  # with which generated ones are compared, in parts
-IMAGES_PER_PART = 128
-# The metric of each --best-by; the lowest value is the best.
-BEST_BY = {"classifier": "classifier_margin", "kernel-distance": "kernel_distance", "swd": "swd"}
 MAX_DROPPED_IN_A_ROW = 10
 STEPS_TIMED = 100  # before a run says how long it will take
 
@@ -175,6 +167,7 @@ class Trainer:
             )
             if self.initial:
                 take_over(self.initial, self.training_state.networks)
+        self.measures = RunMeasures(self.dataset, seed=self.config.seed, device=self.device)
         self.generator: Generator = self.training_state.generator
         self.discriminator: Discriminator = self.training_state.discriminator
         self.ema: Generator = self.training_state.ema  # the moving average, of which samples and weights are made
@@ -274,15 +267,9 @@ class Trainer:
         if self.config.augment == "adaptive" and within_two == 0:
             first = (every_second - 1) * self.config.batch_size
             positions = range(first, first + self.config.batch_size)
-            images, labels = self.held_out_images
+            images, labels = self.measures.held_out_images
             shown = [position % len(images) for position in positions]
             self.training_state.adapt_augmentation(to_float(images[shown]), positions, labels[shown])
-
-    @cached_property
-    def held_out_images(self) -> tuple[Tensor, Tensor]:
-        """(M, 3, R, R) uint8: those that adaptive augmentation scores, at most 256 MiB of them; their labels (M,)."""
-        count = min(MAX_MEASURED_IMAGES, 2**28 // (3 * self.config.resolution**2))
-        return self.dataset.held_out_images(count), self.dataset.held_out_labels(count)
 
     def _check_memory(self) -> None:
         """Keeps the size of the parts in the run folder if the last step had to compute its batch in smaller ones."""
@@ -328,68 +315,15 @@ class Trainer:
 
     @timed("evaluation")
     def _measure(self) -> dict[str, float]:
-        """swd, likeness, variety, scales and copies against the real images. Generated ones are in memory in part."""
-        real_patches, real_thumbnails, likeness, labels = self.reals
-        count = real_patches.count
-        fixed = latents(self.config.seed, range(count), self.config.latent_size, Purpose.METRIC)
-        fixed = self.ema.with_labels(fixed, labels)
-        generated = Patches(count, self.config.resolution, device=self.device)
-        thumbnails, scales, features = Thumbnails(), ScaleDifferences(), list[Tensor]()
-        for pyramid in generate_parts(self.ema, fixed):
-            if generated.added < likeness.count:
-                features.append(likeness.features(pyramid[-1]))
-            generated.add(pyramid[-1])
-            thumbnails.add(pyramid[-1])
-            scales.add(pyramid)
-        of_scales = compare(thumbnails, scales, real_thumbnails)
-        measured = distances(real_patches, generated) | likeness.measure(torch.cat(features)) | of_scales
-        if self.copies:
-            measured["copies"] = self.copies.share(thumbnails)
-        self._keep_best(measured)
+        measured = self.measures.of(self.ema)
+        self.best = better(self.best, self.ema, measured, images_seen=self.images_seen, best_by=self.config.best_by)
         return measured
-
-    def _keep_best(self, measured: dict[str, float]) -> None:
-        """Keeps these weights if they are the best; by swd where there are too few images for the other measures."""
-        chosen = BEST_BY[self.config.best_by]
-        measure = chosen if chosen in measured else "swd"
-        lowest = self.best.measured.get(measure, math.inf) if self.best else math.inf
-        if measured[measure] < lowest:
-            weights = {name: weight.to("cpu", copy=True) for name, weight in self.ema.state_dict().items()}
-            self.best = Best(self.images_seen, measure, measured, weights)
 
     @timed("evaluation")
     def _scale_gradients(self, images: Tensor, latents: Tensor) -> dict[str, float]:
         """images: (N, 3, R, R) uint8; latents: (N, L): those of the last step."""
         received = self.training_state.scale_gradients(to_float(images), latents)
         return {f"scale_gradient_{side}": norm for side, norm in received.items() if math.isfinite(norm)}
-
-    @cached_property
-    def reals(self) -> tuple[Patches, Thumbnails, Likeness, Tensor]:
-        """Patches, thumbnails, features and labels of the hold-out images, or of training images if there are none.
-
-        About 10 MiB for each scale.
-        """
-        if self.dataset.held_out:
-            reals = self.dataset.held_out_images(MAX_MEASURED_IMAGES)
-            labels = self.dataset.held_out_labels(MAX_MEASURED_IMAGES)
-        else:
-            first = range(min(self.dataset.training, MAX_MEASURED_IMAGES))
-            reals, labels = self.dataset.images(first), self.dataset.labels(first)
-        patches = Patches(len(reals), self.config.resolution, device=self.device)
-        patches.add(reals)
-        thumbnails = Thumbnails()
-        thumbnails.add(reals)
-        return patches, thumbnails, Likeness(reals, device=self.device), labels
-
-    @cached_property
-    def copies(self) -> Copies | None:
-        """What finds copies of training images; None without held-out images, with which it compares."""
-        if not self.dataset.held_out:
-            return None
-        training = Thumbnails()
-        for numbers in torch.arange(min(self.dataset.training, MAX_TRAINING_IMAGES)).split(IMAGES_PER_PART):
-            training.add(self.dataset.images(numbers.numpy()))
-        return Copies(training, held_out=self.reals[1])
 
     @timed("reports")
     def _report(self, measured: dict[str, float]) -> None:

@@ -91,8 +91,8 @@ FLOORS = (
     "orchestration environments",
     "msggan.networks msggan.augmentation msggan.metrics msggan.health msggan.randomness msggan.device msggan.graphs "
     "msggan.legacy msggan.data msggan.runs msggan.tracking msggan.pictures msggan.display msggan.evaluation",
-    "msggan.steps msggan.trainer msggan.train msggan.sample msggan.pack msggan.initial msggan.check msggan.export "
-    "msggan.evaluate",
+    "msggan.steps msggan.measuring msggan.trainer msggan.train msggan.sample msggan.pack msggan.initial msggan.check "
+    "msggan.export msggan.evaluate",
     "orchestration.spec orchestration.settings orchestration.pairs orchestration.data_source "
     "orchestration.errors orchestration.status orchestration.runs "
     "orchestration.copies orchestration.costs orchestration.money",
