@@ -34,7 +34,7 @@ NAMES_LISTED = 5
 PICTURES_SHOWN = 12  # of each finding
 WHOLE_PX = 192  # of an image shown with what is cut off
 MUCH_CUT_OFF = 0.5
-MUCH_OF_MOST = 0.35  # of the median image: more than of a photograph of 3:2
+MUCH_CUT_OFF_MEDIAN = 0.35  # a photograph of 3:2 loses a third
 NOTABLE_CUT_OFF = 0.1  # from which on a page shows what is cut off
 TIMED_SECONDS = 10.0
 
@@ -215,7 +215,7 @@ def _cut_off(examined: Examined) -> Iterator[Finding]:
         message = f"{plural(much, 'image')} lose more than half when they are cropped to their centre square."
         hint = "Use --fit pad to keep whole images, or crop them yourself, around what they show."
         yield Finding("extreme_aspect", much, message, hint, names[:much])
-    if usual > MUCH_OF_MOST:
+    if usual > MUCH_CUT_OFF_MEDIAN:
         message = f"Cropping to the centre square cuts off {100 * usual:.0f} % of an image (median)."
         hint = "Use --fit pad to keep whole images, if what they show is not in their centre square."
         yield Finding("much_cut_off", len(largest), message, hint, is_note=True)

@@ -33,7 +33,7 @@ def pack(*, data: str, out: str, output: str, problems: Sequence[str], **values:
     """Decode a folder or zip of images into one file, for --data.
 
     Training on a pack gives the same result as training on the images, and starts without decoding them. The same
-    images give the same file. Where each image is in one of several folders, the pack has them as classes.
+    images give the same file. If each image is in one of several folders, these are its classes.
     """
     options = parse_pack(problems, out, **values)
     show_pack(make_pack(data, out, options), output)

@@ -196,7 +196,7 @@ class SampleOptions:
 
     @property
     def film_keys(self) -> int:
-        """The images that a film goes through: the seeds in turn, of the classes in turn."""
+        """How many images a film goes through: the seeds in turn, of the classes in turn."""
         return max(len(self.seeds), len(self.label))
 
     def frames(self, seconds: float) -> int:
@@ -448,7 +448,7 @@ class PackOptions(DecodingOptions):
 def pack_options(command: Command) -> Command:
     """Adds the options of PackOptions."""
     command = config_option("background")(config_option("fit")(options_of(PackOptions)(command)))
-    text = "`folders`: refuse images whose folders are not classes. Otherwise, a pack has classes where they are."
+    text = "`folders`: refuse images whose folders are not classes. Otherwise, such a pack has no classes."
     command = config_option("labels", help=text)(command)
     text = "Side of the packed images, in pixels, and the resolution that trains on them. Default: the images' own, at "
     return config_option("resolution", help=f"{text}most 256.")(command)

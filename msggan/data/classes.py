@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from msggan.errors import DataError, plural
+from msggan.errors import DataError
 
 if TYPE_CHECKING:
     from msggan.data.dataset import Dataset
@@ -26,12 +26,12 @@ class Classes(NamedTuple):
     labels: np.ndarray
 
     def of(self, numbers: np.ndarray) -> Classes:
-        """Those of the images of these numbers."""
+        """The classes of the images with these numbers."""
         return Classes(self.names, self.labels[numbers])
 
 
 def find_classes(data: Path, paths: Sequence[str]) -> Classes:
-    """The classes of the images at these paths in `data`. A folder around all of them, as in many a zip, is none.
+    """The classes of the images at these paths in `data`. A folder around all of them, as in many zips, is not a class.
 
     Raises `DataError` if an image is in no folder, or all of them are in the same.
     """
@@ -42,13 +42,16 @@ def find_classes(data: Path, paths: Sequence[str]) -> Classes:
     if len(beside) == len(paths):
         raise DataError(f"--data {data}: --labels folders needs folders, and there are none with images.", HINT)
     if beside:
-        are = "is" if len(beside) == 1 else "are"
-        message = f"{plural(len(beside), 'image')} {are} in no folder, so without a class: {_listed(beside)}."
-        raise DataError(f"--data {data}: {message}", "Move them into the folders of their classes, or elsewhere.")
+        raise DataError(
+            f"--data {data}: each image must be in a folder, which is its class. Not in any: {_listed(beside)}.",
+            "Move them into the folders of their classes, or elsewhere.",
+        )
     folders = [each[0].encode(errors="surrogateescape").decode(errors="replace") for each in parts]
     names, labels = np.unique(np.array(folders), return_inverse=True)
     if len(names) == 1:
-        raise DataError(f"--data {data}: all images are in one folder, {names[0]}; classes are two or more.", HINT)
+        raise DataError(
+            f"--data {data}: all images are in one folder, {names[0]}; at least two classes are needed.", HINT
+        )
     return Classes(names.tolist(), labels.astype(np.int32))
 
 
@@ -57,7 +60,7 @@ def check_classes(data: str | Path, dataset: Dataset) -> list[str]:
     small = [f"{name} ({count})" for name, count in dataset.classes.items() if count < MIN_IMAGES]
     if small:
         raise DataError(
-            f"--data {data}: each class needs {MIN_IMAGES} images to train on or more. These have fewer: "
+            f"--data {data}: each class needs at least {MIN_IMAGES} images to train on. These have fewer: "
             f"{_listed(small)}.",
             "Add images to them, or move their folders into another class or elsewhere.",
         )

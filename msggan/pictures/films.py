@@ -55,7 +55,7 @@ def interpolation(
     """Writes the film of a smooth loop through the pictures of these seeds, at least two; overwrites an existing file.
 
     path: ends in .mp4 or .webp. seconds: by default one per seed. level: which scale, by default the finest. labels:
-    the names or numbers of classes, one or that of each seed, which may then be the same.
+    a class by its name or number, or a class for each seed; the seeds may then be the same.
     Raises `FilmError` if there are fewer seeds or the film cannot be written.
     """
     path = Path(path)
@@ -66,7 +66,10 @@ def interpolation(
     count = max(2, round((len(seeds) if seconds is None else seconds) * fps))
     keys, size = inputs_of(generator, seeds, labels), generator.latent_size
     path.parent.mkdir(parents=True, exist_ok=True)
-    paint: Paint = lambda latent: generate(generator, latent, chunk=1)[level]  # noqa: E731
+
+    def paint(latent: Tensor) -> Tensor:
+        return generate(generator, latent, chunk=1)[level]
+
     frames = loop_frames(keys, count, latent_size=size, paint=paint)
     write_film(path, frames, fps=fps)
     return Film(path)

@@ -23,7 +23,7 @@ from msggan.runs.files import write_whole
 
 SHEET_COLUMNS = 8
 PADDING_PX = 2
-CHUNK = 64  # images that are computed at a time, fewer if they have more pixels than this together
+CHUNK = 64  # images that are computed at a time, fewer if they have more than PIXELS_AT_ONCE together
 MEAN_OF = 1024  # latents: the mean of their features is within a thirtieth of their spread
 # Smaller grids are enlarged by a whole factor: image viewers show them tiny, or blur them.
 MIN_SIDE_PX = 512
@@ -82,22 +82,23 @@ def inputs_of(network: Network, seeds: Iterable[int], labels: Label | Sequence[L
     labels: the class, or that of each seed; by default one is drawn for each, as often as it is in the data. Raises
     `UsageError` if the generator has no such class.
     """
-    seeds = list(seeds)
+    seeds, classes = list(seeds), network.classes
+    given = [labels] * len(seeds) if isinstance(labels, Label) else labels
+    refuse(label_problems(given or (), classes))
     drawn = latents_of(seeds, network.latent_size)
-    if labels is None:
-        numbers = labels_of(seeds, [*network.classes.values()]) if network.classes else []
-    else:
-        each = [labels] * len(seeds) if isinstance(labels, Label) else labels
-        refuse(label_problems(each, network.classes))
-        names = [*network.classes]
-        numbers = [label if isinstance(label, int) else names.index(label) for label in each]
-    return (
-        with_labels(drawn, torch.tensor(numbers, dtype=torch.int64), len(network.classes)) if network.classes else drawn
+    if not classes:
+        return drawn
+    names = [*classes]
+    numbers = (
+        labels_of(seeds, [*classes.values()])
+        if given is None
+        else [label if isinstance(label, int) else names.index(label) for label in given]
     )
+    return with_labels(drawn, torch.tensor(numbers, dtype=torch.int64), len(classes))
 
 
 def label_problems(labels: Sequence[Label], classes: Mapping[str, int], *, option: str = "label") -> list[str]:
-    """Complaints about labels that are none of the classes."""
+    """Complaints about labels that are not classes."""
     if labels and not classes:
         return [f"{option} {labels[0]}: this generator has no classes; it was not trained with --labels folders."]
     known = {*classes, *range(len(classes))}

@@ -137,8 +137,8 @@ class Sampler:
         """Plans grids, files, sheets and the loop; returns the complaints."""
         options = self.options
         scales = [4 << level for level in range(network.depth)]
-        problems = scale_problems(options.scale, scales)
-        if problems := [*problems, *label_problems(options.label, network.classes, option="--label")]:
+        labels_wrong = label_problems(options.label, network.classes, option="--label")
+        if problems := [*scale_problems(options.scale, scales), *labels_wrong]:
             return problems
         labels = options.label or [*network.classes] or [""]
         side = options.scale or scales[-1]
@@ -236,6 +236,7 @@ def named_by(seeds: Sequence[int], labels: Sequence[str]) -> str:
 
 
 def named_by_label(labels: Sequence[str]) -> str:
+    """Classes in a file's name, after an underscore: `_hat`, `_hat+dress`; nothing without classes."""
     text = "+".join(re.sub(r'[/\\:*?"<>|]', "_", label) for label in labels)
     if len(text) > MAX_LABELS_IN_NAME:
         text = f"{len(labels)}classes-{_digest(text)}"

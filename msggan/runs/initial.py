@@ -33,7 +33,7 @@ from msggan.runs.folder import stored_fields
 KINDS = "Use the name of a run, one of its .safetensors files, or a .pth file that BMSG-GAN saved."
 # With other values of these the same weights are another function. Another resolution only adds or removes scales.
 OPTIONS = ("latent_size", "equalized", "resampling", "join")
-NO_FIELDS = ("format_version", "classes")  # of what is stored with the configuration
+NO_FIELDS = ("format_version", "classes")  # stored with the configuration, but no fields of it
 LEGACY_NAME = re.compile(r"GAN_(GEN_SHADOW|GEN|DIS)_(.+)\.pth")
 LEGACY_NETWORKS = {"generator": "GEN", "ema": "GEN_SHADOW", "discriminator": "DIS"}
 
@@ -68,15 +68,14 @@ def load_source(init: str, runs_dir: Path, file: str | Path | None = None) -> So
             networks.setdefault(kind, networks[other])
     if recorded not in ("", digest):
         raise CheckpointError(
-            f"--init {name}: {file} is another file than the recorded one (SHA-256 {digest[:12]}…, not "
-            f"{recorded[:12]}…).",
+            f"--init {name}: {file} is not the file that was recorded (SHA-256 {digest[:12]}…, not {recorded[:12]}…).",
             f"Restore that file, or start from this one: --init {name}",
         )
     return Source(f"{name}@sha256:{digest}", file, networks, options)
 
 
 def save_source(source: Source, file: Path) -> None:
-    """Writes weights to one file, which `load_source` reads as what they were read from."""
+    """Writes the weights to one file, from which `load_source` reads the same source."""
     networks = dict(source.networks)
     if networks.get("ema") is networks.get("generator"):  # one tensor cannot be saved twice
         networks.pop("ema", None)
@@ -99,7 +98,7 @@ def with_options_of(source: Source, config: TrainConfig) -> TrainConfig:
             f"{_as_options(given, option)}: the weights of --init {name} need {_as_options(theirs, option)}."
             for option in wrong
         ]
-        raise UsageError(problems, "Omit these options to train as that run, or omit --init.")
+        raise UsageError(problems, "Omit these options to take them from that run, or omit --init.")
     return TrainConfig(**{**theirs, **given, "init": source.init})
 
 
@@ -111,7 +110,7 @@ def take_over(source: Source, networks: Mapping[str, nn.Module]) -> str:
     """
     taken = {kind: _copy_layers(network, source.networks.get(kind, {})) for kind, network in networks.items()}
     if not any(taken.values()):
-        raise CheckpointError(f"{source.file}: none of its weights fits these networks.", KINDS)
+        raise CheckpointError(f"{source.file}: none of its weights fit these networks.", KINDS)
     shares = [_share_of(kind, networks[kind].state_dict(), taken[kind]) for kind in ("generator", "discriminator")]
     name, _ = split_init(source.init)
     of = name if name == str(source.file) else f"{name} ({source.file})"
@@ -180,7 +179,7 @@ def _read(file: Path) -> tuple[Networks, dict[str, Any], str]:
         stored = stored_fields(values, needed=("resolution", "latent_size", "equalized"))
         tensors = load_file(file)
     except UsageError as error:
-        raise CheckpointError(f"{file}: is not weights of this msggan: {error.message}.", KINDS) from error
+        raise CheckpointError(f"{file}: cannot be read as weights of msggan: {error.message}.", KINDS) from error
     except UNREADABLE as error:
         raise CheckpointError(f"{file}: is not a file of weights ({reason_of(error)}).", KINDS) from error
     networks = {kind: part for kind in LEGACY_NETWORKS if (part := part_of(tensors, kind))} or {"generator": tensors}

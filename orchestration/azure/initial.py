@@ -29,9 +29,7 @@ def init_path(digest: str, datastore: str) -> DatastorePath:
 
 def without_init(spec: RunSpec) -> RunSpec:
     """The run as it is resumed: it keeps what it started from."""
-    values = explicit_values(spec.config)
-    values.pop("init", None)
-    return replace(spec, config=TrainConfig(**values))
+    return replace(spec, config=replace(spec.config, init=None))  # type: ignore[arg-type]
 
 
 def ensure_init(spec: RunSpec, store: Store, client: Client) -> tuple[RunSpec, JobData | None]:

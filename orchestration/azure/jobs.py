@@ -103,7 +103,7 @@ class JobPlan:
     identity: str | None = None
     init: JobData | None = None
 
-    def arguments(self, run_dir: str) -> list[str]:
+    def command(self, run_dir: str) -> list[str]:
         """The command of the run. run_dir: a placeholder, possibly with shell variables."""
         init_file = INIT_PLACEHOLDER if self.init else ""
         return self.spec.command(data=DATA_PLACEHOLDER, run_dir=run_dir, init_file=init_file)
@@ -191,8 +191,8 @@ def reads_secrets(settings: Settings) -> bool:
 
 
 def command_line(plan: JobPlan, run_dir: str = RUN_PLACEHOLDER) -> str:
-    """The command of the run for the job's shell. run_dir: as for `JobPlan.arguments`."""
-    args = plan.arguments(run_dir)
+    """The command of the run for the job's shell. run_dir: as for `JobPlan.command`."""
+    args = plan.command(run_dir)
     args = ["python", VAULT_READER, *args] if reads_secrets(plan.settings) else args
     expanded = {DATA_PLACEHOLDER, INIT_PLACEHOLDER, run_dir}
     return " ".join(f'"{arg}"' if arg in expanded else shlex.quote(arg) for arg in args)

@@ -109,7 +109,7 @@ class AzureSweeps(SweepTarget):
         refuse_on_azure(spec)
         job = planned_job(settings, self.client.scope, trial_run(spec), _distinguishing_args(spec))
         scope = self.client.scope
-        return as_plan(job, job.arguments(TRIAL_FOLDER), build_sweep_body(job, spec, scope), scope)
+        return as_plan(job, job.command(TRIAL_FOLDER), build_sweep_body(job, spec, scope), scope)
 
     def sweep_question(self, spec: SweepSpec) -> Question | None:
         refuse_on_azure(spec)

@@ -118,7 +118,7 @@ class AzureTarget(Target):
 
     def _plan(self, spec: RunSpec, settings: Settings) -> dict[str, Any]:
         job = planned_job(settings, self.client.scope, spec)
-        return as_plan(job, job.arguments(RUN_PLACEHOLDER), build_body(job, self.client.scope), self.client.scope)
+        return as_plan(job, job.command(RUN_PLACEHOLDER), build_body(job, self.client.scope), self.client.scope)
 
     def question(self, spec: RunSpec) -> Question | None:
         read_what_jobs_need(self.client)

@@ -249,7 +249,7 @@ def pack(*, folder: str, out: str, output: str, problems: Sequence[str], **value
     """Decode the images in a folder or zip into one file, OUT.safetensors, for --data.
 
     Training on a pack gives the same result as training on the images, and starts without decoding them. The same
-    images give the same file. Where each image is in one of several folders, the pack has them as classes.
+    images give the same file. If each image is in one of several folders, these are its classes.
     """
     options = parse_pack(problems, out, **values)
     args = ["--data", folder, "--out", out, *argv_of(options)]

@@ -142,7 +142,7 @@ def rehearse(spec: RunSpec, runs_dir: str, output: str) -> int:
     from orchestration.local import rehearsal
 
     init = os.path.join(runs_dir, spec.config.init or "")
-    if spec.config.init and os.path.exists(init):  # it trains in another folder
+    if spec.config.init and os.path.exists(init):  # the rehearsal trains in another folder
         spec = replace(spec, config=replace(spec.config, init=init))
     result = rehearsal.rehearse(spec, info)
     refusal = result.refusal

@@ -17,7 +17,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -248,20 +248,11 @@ def test_mlflow_gets_the_whole_run(
     logged_run = the_run(uri, "whole")
     assert (logged_run.info.run_name, logged_run.info.status) == ("flowers", "FINISHED")
     assert curves_at(uri, logged_run) == curves_in(run)
-    fields = {name: str(value) for name, value in asdict(CONFIG).items()}
-    may_change = {
-        "kimg",
-        "micro_batch",
-        "sample_kimg",
-        "metric_kimg",
-        "checkpoint_kimg",
-        "snapshot_kimg",
-        "best_by",
-        "num_samples",
-    }
-    fields["loss_function"] = fields.pop("loss")
-    assert logged_run.data.params == {name: value for name, value in fields.items() if name not in may_change}
-    assert {name: logged_run.data.tags[name] for name in may_change} == {name: fields[name] for name in may_change}
+    values = {name: str(value) for name, value in asdict(CONFIG).items()}
+    may_change = {spec.name for spec in fields(TrainConfig) if spec.metadata["may_change"]}
+    values["loss_function"] = values.pop("loss")
+    assert logged_run.data.params == {name: value for name, value in values.items() if name not in may_change}
+    assert {name: logged_run.data.tags[name] for name in may_change} == {name: values[name] for name in may_change}
     assert logged_run.data.tags["msggan.version"]
     assert logged_run.data.tags["msggan.run_dir"] == str(run.path)
     assert files_at(uri, logged_run) == {

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from support.builders import save_images
+from support.builders import messages_of, save_images
 from support.kills import everything
 
 from msggan import Run, TrainConfig, Trainer, load_generator
@@ -76,8 +76,11 @@ def test_the_first_folder_is_the_class_without_those_around_all_images(around: s
     ("paths", "complaint"),
     [
         (["1.png", "2.png"], "--labels folders needs folders, and there are none with images"),
-        (["hat/1.png", "hat/2.png"], "all images are in one folder, hat; classes are two or more"),
-        (["hat/1.png", "2.png", "dress/3.png"], "1 image is in no folder, so without a class: 2.png"),
+        (["hat/1.png", "hat/2.png"], "all images are in one folder, hat; at least two classes are needed"),
+        (
+            ["hat/1.png", "2.png", "dress/3.png"],
+            "each image must be in a folder, which is its class. Not in any: 2.png",
+        ),
     ],
 )
 def test_folders_that_are_no_classes_are_refused(paths: list[str], complaint: str) -> None:
@@ -92,14 +95,13 @@ def test_classes_of_too_few_images_are_refused_before_training(tmp_path: Path) -
     with pytest.raises(DataError) as refused:
         trainer(data, tmp_path / "run")
     assert refused.value.message == (
-        f"--data {data}: each class needs 2 images to train on or more. These have fewer: tie (1)."
+        f"--data {data}: each class needs at least 2 images to train on. These have fewer: tie (1)."
     )
     assert not (tmp_path / "run").exists()
     few = trainer(save_classes(tmp_path / "few", dict.fromkeys("abc", 4)), tmp_path / "run")
-    messages = few.progress.stream
-    assert isinstance(messages, io.StringIO)
-    assert "3 classes, with images to train on: a 4, b 4, c 4." in messages.getvalue()
-    assert "Few images per class (4.0 on average)" in messages.getvalue()
+    messages = messages_of(few)
+    assert "3 classes, with images to train on: a 4, b 4, c 4." in messages
+    assert "Few images per class (4.0 on average)" in messages
 
 
 def test_a_pack_has_the_classes_of_its_folders_and_one_without_is_refused(

@@ -21,8 +21,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.builders import save_images
-from support.kills import OPTIONS, everything, kill_and_start_again
+from support.builders import messages_of, save_images
+from support.kills import OPTIONS, everything, kill_and_start_again, stop_at
 from support.programs import command_line, environment, fast_python, run_in
 
 from msggan import Run, TrainConfig, Trainer, augmentation, load_generator, steps
@@ -42,12 +42,6 @@ SMALL: dict[str, Any] = {"resolution": 8, "latent_size": 8, "batch_size": 4, "pe
 def trainer(data: Path, run_dir: Path, *, workers: int = 0, **options: Any) -> Trainer:
     config = TrainConfig(**{**SMALL, "kimg": 0.08, **options})
     return Trainer(config, data=data, run_dir=run_dir, workers=workers, messages=io.StringIO())
-
-
-def messages_of(ours: Trainer) -> str:
-    messages = ours.progress.stream
-    assert isinstance(messages, io.StringIO)
-    return messages.getvalue()
 
 
 def digest_of(path: Path) -> dict[str, bytes]:
@@ -158,20 +152,6 @@ def test_the_interval_of_a_checkpoint_from_before_scores_were_measured_goes_on()
     interval.add(dict(zip(MEASURED, torch.tensor([2.0, float("nan"), 3.0, 4.0, 5.0, 6.0]), strict=False)))
     means = {"d_loss": 2.0, "g_loss": 0.5, "d_real": 3.0, "d_fake": 4.0, "d_gradient_norm": 5.0, "g_gradient_norm": 6.0}
     assert interval.means() == Interval.from_plain(interval.plain()).means() == means
-
-
-def stop_at(ours: Trainer, images_seen: int) -> None:
-    """Runs, and dies as if at once when it has seen so many images."""
-    plain_step = ours.training_state.step
-
-    def step(reals: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
-        if ours.images_seen == images_seen:
-            raise KeyboardInterrupt
-        return plain_step(reals, latents)
-
-    ours.training_state.step = step  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        ours.run()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", pytest.param("float64", marks=pytest.mark.slow)])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.builders import save_images, save_run
-from support.kills import everything
+from support.kills import everything, stop_at
 
 from msggan import TrainConfig, Trainer
 from msggan.errors import MsgganError, RunFolderError
@@ -38,19 +38,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     images, runs = save_images(folder / "images", 12, 32), folder / "runs"
     trainer(images, runs / "small", resolution=16, resampling="filtered").run()
     return images, runs
-
-
-def stop_after_a_step(ours: Trainer) -> None:
-    plain_step = ours.training_state.step
-
-    def step(*inputs: Any) -> Any:
-        if ours.images_seen:
-            raise KeyboardInterrupt
-        return plain_step(*inputs)
-
-    ours.training_state.step = step  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        ours.run()
 
 
 def checkpoint_of(run_dir: Path, images_seen: int) -> dict[str, torch.Tensor]:
@@ -89,9 +76,9 @@ def test_a_run_that_grows_keeps_every_layer_of_the_coarse_scales_and_does_not_ne
         expected = torch.zeros_like(tensor) if "_optimizer." in name else before.get(name)
         assert name.rpartition(".")[0] in new_layers or torch.equal(tensor, expected)
 
-    stop_after_a_step(trainer(images, tmp_path / "parts", **options))
+    stop_at(trainer(images, tmp_path / "parts", **options), 4)
     shutil.rmtree(tmp_path / "parts" / "checkpoints")  # as if it had died before it had one
-    stop_after_a_step(trainer(images, tmp_path / "parts", **options))
+    stop_at(trainer(images, tmp_path / "parts", **options), 4)
     shutil.rmtree(tmp_path / "small")
     with pytest.raises(RunFolderError, match=r"--init is small@sha256:[0-9a-f]+, not other"):
         trainer(images, tmp_path / "parts", **{**options, "init": "other"})
@@ -104,8 +91,10 @@ def test_the_coarse_images_of_a_generator_that_has_grown_are_those_of_the_old_on
     old, new = Generator(5, 32), Generator(6, 32)
     save_run(tmp_path / "run", depth=5, latent_size=32)
     networks = {"generator": new, "ema": Generator(6, 32), "discriminator": Discriminator(6, 32, join=join)}
-    said = take_over(load_source("run", tmp_path / "sweep" / "trials"), networks)
-    assert said.endswith("(new: 128 px) and none of the discriminator's weights. Optimizers and counters begin anew.")
+    sentence = take_over(load_source("run", tmp_path / "sweep" / "trials"), networks)
+    assert sentence.endswith(
+        "(new: 128 px) and none of the discriminator's weights. Optimizers and counters begin anew."
+    )
     old.load_state_dict(load_file(tmp_path / "run" / "generator.safetensors"))
     drawn = latents(0, range(3), 32)
     with torch.no_grad():
@@ -125,14 +114,14 @@ def test_networks_that_bmsg_gan_saved_are_taken_over_together(tmp_path: Path) ->
         "join": "lin-cat",
     }
     networks = {"generator": Generator(3, 8), "ema": Generator(3, 8), "discriminator": Discriminator(3, 8)}
-    said = take_over(source, networks)
-    assert "100 % of the generator's weights and 100 % of the discriminator's weights." in said
+    sentence = take_over(source, networks)
+    assert "100 % of the generator's weights and 100 % of the discriminator's weights." in sentence
     for ours, theirs in zip(networks.values(), saved.values(), strict=True):
         assert all(torch.equal(*pair) for pair in zip(ours.parameters(), theirs.parameters(), strict=True))
     save_source(source, tmp_path / "one.safetensors")
     copied = load_source(source.init, tmp_path, tmp_path / "one.safetensors")
     assert (copied.init, copied.options) == (source.init, source.options)
-    assert take_over(copied, networks).endswith(said.partition(":")[2])
+    assert take_over(copied, networks).endswith(sentence.partition(":")[2])
     shutil.move(tmp_path / "GAN_DIS_12.pth", tmp_path / "alone.pth")
     assert load_source(str(tmp_path / "GAN_GEN_12.pth"), tmp_path).networks.keys() == {"generator", "ema"}
     alone = load_source(str(tmp_path / "alone.pth"), tmp_path)
@@ -168,13 +157,17 @@ SOURCE = r"the weights of --init small need"
             r"--init smal: no such run in \S+runs, and no such file\. Did you mean small\?\nUse the ",
         ),
         (write_a_text, {"init": "notes.safetensors"}, r"notes\.safetensors: is not a file of weights \("),
-        (write_another_programs_weights, {"init": "notes.safetensors"}, "is not weights of this msggan: missing field"),
+        (
+            write_another_programs_weights,
+            {"init": "notes.safetensors"},
+            "cannot be read as weights of msggan: missing field",
+        ),
         (forget_the_weights, {}, r"small: has no weights yet\.\nThe first checkpoint is written at 0\.008 kimg"),
         (spoil_nothing, {"latent_size": 16}, rf"--latent-size 16: {SOURCE} --latent-size 8\.\nOmit these options"),
         (spoil_nothing, {"equalized": False}, rf"--no-equalized: {SOURCE} --equalized\."),
         (spoil_nothing, {"join": "lin-cat"}, rf"--join lin-cat: {SOURCE} --join simple\."),
         (spoil_nothing, {"resampling": "nearest"}, rf"--resampling nearest: {SOURCE} --resampling filtered\."),
-        (spoil_nothing, {"init": f"small@sha256:{64 * '0'}"}, r"is another file than the recorded one \(SHA-256 "),
+        (spoil_nothing, {"init": f"small@sha256:{64 * '0'}"}, r"is not the file that was recorded \(SHA-256 "),
     ],
 )
 def test_what_cannot_be_started_from_is_refused_before_anything_is_written(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ from msggan.pictures.grids import generate, write_samples
 from msggan.randomness import latents
 from msggan.runs.checkpoint import save_generator
 from msggan.steps import TrainingState
+
+if TYPE_CHECKING:
+    from msggan import Trainer
 
 CPU = torch.device("cpu")
 CLASSES = {"dress": 30, "hat": 20, "shoes": 50}
@@ -102,3 +107,10 @@ def assert_close(ours: Tensor, theirs: Tensor, *, within: float, what: str = "")
     assert ours.shape == theirs.shape, what
     farthest = (ours.double() - theirs.double()).abs().max().item()
     assert farthest <= within, f"{what} differs by {farthest:.3g}"
+
+
+def messages_of(ours: Trainer) -> str:
+    """What a trainer with `messages=StringIO()` has printed."""
+    messages = ours.progress.stream
+    assert isinstance(messages, io.StringIO)
+    return messages.getvalue()

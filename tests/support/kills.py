@@ -10,12 +10,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from safetensors import safe_open
 
 from msggan.runs.checkpoint import newest_checkpoint
 from msggan.tracking.metrics_log import TIMINGS, read_metrics
 from support.programs import command_line, environment, fast_python, run_in
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from msggan import Trainer
 
 SHARE_AT_START = 0.2  # the share of kills before the first step
 LOOK_SECONDS = 0.005
@@ -53,6 +60,20 @@ def everything(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]],
             found[f"{path.name} measured"] = (file.metadata() or {}).get("best", "").encode()
         (tensors if path.name == "generator.safetensors" else kept).update(found)
     return tensors, without_timings(read_metrics(run_dir / "metrics.jsonl")), kept
+
+
+def stop_at(ours: Trainer, images_seen: int) -> None:
+    """Runs, and dies as if at once when it has seen so many images."""
+    plain_step = ours.training_state.step
+
+    def step(reals: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        if ours.images_seen == images_seen:
+            raise KeyboardInterrupt
+        return plain_step(reals, latents)
+
+    ours.training_state.step = step  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        ours.run()
 
 
 def kill_and_start_again(
