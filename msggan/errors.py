@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MAX_LISTED = 10
+
 
 class MsgganError(Exception):
     """An error that a user can fix.
@@ -101,3 +103,9 @@ class SupersededError(TrainingError):
 def plural(count: int, noun: str) -> str:
     """1 image, 2 images."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """The first few of the names, and how many more there are."""
+    more = [f"and {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
+    return separator.join([*names[:MAX_LISTED], *more])

@@ -19,8 +19,10 @@ THUMBNAIL_PX = 8  # variety is of what images show, not of their texture
 class Thumbnails:
     """Small copies of images, which are added in parts and not kept themselves."""
 
-    def __init__(self) -> None:
+    def __init__(self, *parts: Tensor) -> None:
         self.parts: list[Tensor] = []
+        for images in parts:
+            self.add(images)
 
     def add(self, images: Tensor) -> None:
         """images: (n, 3, R, R) uint8."""

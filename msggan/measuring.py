@@ -62,9 +62,7 @@ class RunMeasures:
             reals, labels = self.dataset.images(first), self.dataset.labels(first)
         patches = Patches(len(reals), self.dataset.resolution, device=self.device)
         patches.add(reals)
-        thumbnails = Thumbnails()
-        thumbnails.add(reals)
-        return patches, thumbnails, Likeness(reals, device=self.device), labels
+        return patches, Thumbnails(reals), Likeness(reals, device=self.device), labels
 
     @cached_property
     def copies(self) -> Copies | None:

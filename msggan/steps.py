@@ -265,11 +265,9 @@ class TrainingState:
 
     def reset(self) -> None:
         """Restores the state before the first step, in the same modules."""
-        initial = (
-            self
-            if self._is_initial
-            else TrainingState(self.config, self.device, classes=self.generator.classes, graphs=False)
-        )
+        initial = self
+        if not self._is_initial:
+            initial = TrainingState(self.config, self.device, classes=self.generator.classes, graphs=False)
         self.load(initial.tensors(), images_seen=0)
         self._is_initial = True
 
@@ -301,11 +299,7 @@ class TrainingState:
 
     def _transforms(self, purpose: Purpose, positions: Sequence[int]) -> Tensor:
         drawn = transforms(
-            self.config.seed,
-            purpose,
-            positions,
-            strength=self.augmentation.strength,
-            resolution=self.config.resolution,
+            self.config.seed, purpose, positions, strength=self.augmentation.strength, resolution=self.config.resolution
         )
         return drawn.to(self.weight_dtype)
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from msggan.errors import DataError
+from msggan.errors import DataError, listed
 
 if TYPE_CHECKING:
     from msggan.data.dataset import Dataset
 
 MIN_IMAGES = 2  # of a class: with one, the discriminator knows it by heart at once
 FEW_IMAGES = 10  # per class, on average
-NAMES_LISTED = 10
 HINT = "Give each class a folder of its own in --data, such as cats/ and dogs/. Or omit --labels."
 
 
@@ -43,7 +42,7 @@ def find_classes(data: Path, paths: Sequence[str]) -> Classes:
         raise DataError(f"--data {data}: --labels folders needs folders, and there are none with images.", HINT)
     if beside:
         raise DataError(
-            f"--data {data}: each image must be in a folder, which is its class. Not in any: {_listed(beside)}.",
+            f"--data {data}: each image must be in a folder, which is its class. Not in any: {listed(beside)}.",
             "Move them into the folders of their classes, or elsewhere.",
         )
     folders = [each[0].encode(errors="surrogateescape").decode(errors="replace") for each in parts]
@@ -61,7 +60,7 @@ def check_classes(data: str | Path, dataset: Dataset) -> list[str]:
     if small:
         raise DataError(
             f"--data {data}: each class needs at least {MIN_IMAGES} images to train on. These have fewer: "
-            f"{_listed(small)}.",
+            f"{listed(small)}.",
             "Add images to them, or move their folders into another class or elsewhere.",
         )
     sentences = [f"{describe_classes(dataset.classes)}."]
@@ -76,9 +75,4 @@ def check_classes(data: str | Path, dataset: Dataset) -> list[str]:
 def describe_classes(classes: Mapping[str, int]) -> str:
     """classes: the number of training images of each."""
     counts = [f"{name} {count}" for name, count in classes.items()]
-    return f"{len(counts)} classes, with images to train on: {_listed(counts)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = [f"and {len(names) - NAMES_LISTED} more"] if len(names) > NAMES_LISTED else []
-    return ", ".join([*names[:NAMES_LISTED], *more])
+    return f"{len(counts)} classes, with images to train on: {listed(counts)}"

@@ -109,7 +109,8 @@ class Decoder:
                     _apply_exif_orientation(image), low_bytes and _apply_exif_orientation(low_bytes)
                 )
                 square = self._padded(rgb) if self.fit == "pad" else _centre_square(rgb, self.resolution)
-                return Decoded(square, size, brightness, is_converted)
+                pixels = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+                return Decoded(pixels, size, brightness, is_converted)
 
     def as_rgb(
         self, image: Image.Image, low_bytes: Image.Image | None = None
@@ -135,14 +136,14 @@ class Decoder:
             conversion = None
         return _on_background(image, self.background, conversion), brightness, conversion is not None
 
-    def _padded(self, image: Image.Image) -> np.ndarray:
-        """(3, R, R) uint8: an RGB image, resized by its longer side, between bars of the background."""
+    def _padded(self, image: Image.Image) -> Image.Image:
+        """An RGB image, resized by its longer side, between bars of the background."""
         side = self.resolution
         width, height = (max(1, round(each * side / max(image.size))) for each in image.size)
         canvas = Image.new("RGB", (side, side), self.background)
         resized = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
         canvas.paste(resized, ((side - width) // 2, (side - height) // 2))
-        return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
+        return canvas
 
 
 @contextmanager
@@ -224,17 +225,12 @@ def _on_background(image: Image.Image, background: str, conversion: ToSrgb | Non
     return canvas.convert("RGB")
 
 
-def _centre_square(image: Image.Image, resolution: int) -> np.ndarray:
-    """(3, R, R) uint8: the centre square of an RGB image, resized."""
+def _centre_square(image: Image.Image, resolution: int) -> Image.Image:
+    """The centre square of an RGB image, resized."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    square = image.resize(
-        (resolution, resolution),
-        Image.Resampling.LANCZOS,
-        box=(left, top, left + side, top + side),
-        reducing_gap=3.0,
-    )
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    box = (left, top, left + side, top + side)
+    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 # --- More than 8 bits per channel -------------------------------------------------------------------------------------

@@ -346,7 +346,7 @@ def _read_header(path: Path) -> tuple[bytes, Contents]:
             f"--data {path}: is not a pack of images.", "Create one from a folder or zip: msggan-aml pack FOLDER OUT"
         )
     try:
-        metadata = json.loads(text)["__metadata__"]
+        metadata = dict(OMITTED) | json.loads(text)["__metadata__"]
         version = metadata["format_version"]
         if version not in READABLE_VERSIONS:
             raise DataError(
@@ -359,10 +359,10 @@ def _read_header(path: Path) -> tuple[bytes, Contents]:
             metadata["background"],
             int(metadata["images"]),
             int(metadata["enlarged"]),
-            metadata.get("notes", ""),
-            metadata.get("fit", "crop"),
+            metadata["notes"],
+            metadata["fit"],
             int(version),
-            int(metadata.get("class_names_bytes", 0)),
+            int(metadata["class_names_bytes"]),
         )
         ImageColor.getrgb(contents.background)  # raises ValueError if it is not a colour
         is_consistent = contents.images > 0 and contents.header(metadata["sha256"]) == length + text

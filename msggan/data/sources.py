@@ -20,17 +20,10 @@ import numpy as np
 
 from msggan.data.classes import Classes, find_classes
 from msggan.data.dataset import Dataset, Progress, Skipped, cores, in_threads
-from msggan.data.decoding import (
-    Decoder,
-    choose_white,
-    decoding_errors,
-    describe_white,
-    open_image,
-    readable_formats,
-)
+from msggan.data.decoding import Decoder, choose_white, decoding_errors, describe_white, open_image, readable_formats
 from msggan.data.index import pack_brightness, read_index, unpack_brightness, write_index
 from msggan.data.pack_file import Pack, is_pack
-from msggan.errors import DataError, plural
+from msggan.errors import DataError, listed, plural
 from msggan.runs.files import walk_visible
 from msggan.runs.folder import marks_run
 
@@ -47,7 +40,6 @@ FORMAT_OF_SUFFIX = {
 HOW_TO_READ = {"AVIF": "upgrade Pillow to read them", "HEIF": "install pillow-heif to read them"}
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # besides hidden files
 RUN_FOLDER = "a run folder"
-MAX_NAMES_LISTED = 10
 MEMORY_BUDGET_BYTES = 4 * 2**30  # decoded images kept in memory; those beyond it are decoded whenever they are shown
 MAX_FILE_BYTES = 2**30  # a larger one is no photograph; in a zip it is a bomb
 HEADERS_READ = 256  # enough for the median of any dataset
@@ -188,15 +180,10 @@ def describe_skipped(skipped: Sequence[Skipped]) -> list[str]:
         f"{count} {kind or 'without a suffix'}{f' ({reason})' if reason else ''}" for (kind, reason), count in by_count
     )
     return [
-        *([f"Skipped {plural(len(runs), 'run folder')}: {_listed(runs, ', ')}."] if runs else []),
+        *([f"Skipped {plural(len(runs), 'run folder')}: {listed(runs)}."] if runs else []),
         *([f"Skipped {plural(kinds.total(), 'file')}: {counted}."] if kinds else []),
-        *([f"Skipped {plural(len(broken), 'unreadable image')}: {_listed(broken, '; ')}."] if broken else []),
+        *([f"Skipped {plural(len(broken), 'unreadable image')}: {listed(broken, '; ')}."] if broken else []),
     ]
-
-
-def _listed(names: Sequence[str], separator: str) -> str:
-    more = [f"and {len(names) - MAX_NAMES_LISTED} more"] if len(names) > MAX_NAMES_LISTED else []
-    return separator.join([*names[:MAX_NAMES_LISTED], *more])
 
 
 def _no_readable_image(files: Sequence[ImageFile], skipped: Sequence[Skipped]) -> DataError:

@@ -129,7 +129,6 @@ def _numbers_below(count: int, rank: int, others: int) -> tuple[int, int]:
         return torch.lgamma(first) + torch.lgamma(second) - torch.lgamma(first + second)
 
     choices = -torch.log1p(numbers.new_tensor(count)) - log_beta(numbers + 1, count - numbers + 1)
-    below = (
-        (choices + log_beta(numbers + a, count - numbers + b) - log_beta(a.double(), b.double())).exp().cumsum(dim=0)
-    )
+    probabilities = (choices + log_beta(numbers + a, count - numbers + b) - log_beta(a.double(), b.double())).exp()
+    below = probabilities.cumsum(dim=0)
     return int((below < 0.025).sum()), int((below < 0.975).sum())

@@ -73,11 +73,7 @@ def frechet_distance(reals: Tensor, fakes: Tensor) -> Estimate:
 
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017.
     """
-    from torch_fidelity.metric_fid import (
-        KEY_METRIC_FID,
-        fid_features_to_statistics,
-        fid_statistics_to_metric,
-    )
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
     first, second = (fid_features_to_statistics(each.double()) for each in (reals, fakes))
     return Estimate(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])

@@ -107,9 +107,7 @@ class Evaluator:
     ) -> None:
         """inception: for FID and KID, which are not measured without it."""
         self.generator, self.dataset, self.seeds, self.inception = generator, dataset, seeds, inception
-        self.advance: Advance = lambda count: None
         self.random_features = RandomFeatures(dataset.resolution, device=next(generator.parameters()).device)
-        self.standardised = Standardised(torch.zeros(2, self.random_features.size))
 
     @property
     def total(self) -> int:
@@ -131,9 +129,7 @@ class Evaluator:
         counts = {"training": self.dataset.training, "held_out": self.dataset.held_out, "samples": len(self.seeds)}
         size = min(len(reference), len(real), len(self.seeds))
         kind = "held-out images" if self.dataset.held_out else "half of the training images"
-        reals = Thumbnails()
-        reals.add(reference)
-        report = Report({**counts, "compared": size}, kind, scales=scales.relative_to(reals.deviation))
+        report = Report({**counts, "compared": size}, kind, scales=scales.relative_to(Thumbnails(reference).deviation))
         if size < MIN_COMPARED:
             reason = f"{size} images to compare are too few: {MIN_COMPARED} or more are needed."
             report.not_measured |= dict.fromkeys((*OF_SETS, *(OF_INCEPTION if self.inception else ())), reason)

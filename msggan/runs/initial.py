@@ -19,14 +19,7 @@ from msggan.commands.options import did_you_mean, nearest, to_argv
 from msggan.config import TrainConfig, explicit_values, split_init
 from msggan.errors import CheckpointError, UsageError
 from msggan.legacy import load_legacy, sizes_of
-from msggan.runs.checkpoint import (
-    UNREADABLE,
-    chosen_weights,
-    newest_checkpoint,
-    part_of,
-    reason_of,
-    save_tensors,
-)
+from msggan.runs.checkpoint import UNREADABLE, chosen_weights, newest_checkpoint, part_of, reason_of, save_tensors
 from msggan.runs.files import sha256_of
 from msggan.runs.folder import stored_fields
 
@@ -189,12 +182,10 @@ def _read(file: Path) -> tuple[Networks, dict[str, Any], str]:
 
 def _read_legacy(file: Path) -> tuple[Networks, dict[str, Any], str]:
     """The networks of BMSG-GAN that were saved with this one, their options, and the SHA-256 of this one's file."""
-    found = LEGACY_NAME.fullmatch(file.name)
-    beside = (
-        {kind: file.with_name(f"GAN_{part}_{found[2]}.pth") for kind, part in LEGACY_NETWORKS.items()} if found else {}
-    )
-    networks = {kind: load_legacy(path) for kind, path in beside.items() if path.exists()}
-    if not found:
+    if found := LEGACY_NAME.fullmatch(file.name):
+        beside = {kind: file.with_name(f"GAN_{part}_{found[2]}.pth") for kind, part in LEGACY_NETWORKS.items()}
+        networks = {kind: load_legacy(path) for kind, path in beside.items() if path.exists()}
+    else:
         weights = load_legacy(file)
         networks = {"generator": weights} if "first.conv_1.weight" in weights else {"discriminator": weights}
     try:

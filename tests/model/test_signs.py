@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from msggan.data.sources import open_source
@@ -80,16 +79,10 @@ def test_copies_are_told_from_other_images(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "examples/draw_flowers.py", tmp_path], check=True, capture_output=True)
     dataset = open_source(tmp_path).dataset(resolution=16)
     training, reals = dataset.images(range(dataset.training)), dataset.held_out_images()
-    copies = Copies(thumbnails_of(training[50:]), thumbnails_of(reals))
+    copies = Copies(Thumbnails(training[50:]), Thumbnails(reals))
     blurred = functional.avg_pool2d(training[50:].float(), 3, stride=1, padding=1, count_include_pad=False)
-    assert all(copies.share(thumbnails_of(images)) <= 0.05 for images in (reals, training[:50]))
-    assert all(copies.share(thumbnails_of(images)) >= 0.8 for images in (training[50:].flip(-1), blurred))
-
-
-def thumbnails_of(images: Tensor) -> Thumbnails:
-    thumbnails = Thumbnails()
-    thumbnails.add(images)
-    return thumbnails
+    assert all(copies.share(Thumbnails(images)) <= 0.05 for images in (reals, training[:50]))
+    assert all(copies.share(Thumbnails(images)) >= 0.8 for images in (training[50:].flip(-1), blurred))
 
 
 def test_scales_that_part_again_are_a_sign() -> None:
@@ -114,19 +107,18 @@ def test_numbers_that_a_run_does_not_have_are_no_sign() -> None:
 
 def test_variety_and_scales_are_measured_as_defined() -> None:
     """Two images that differ by 60 at each scale, against reals that differ by 120; those of 4 px are off by 15."""
-    reals, generated, scales = Thumbnails(), Thumbnails(), ScaleDifferences()
-    reals.add(torch.stack([torch.full((3, 16, 16), value) for value in (40, 160)]).to(torch.uint8))
+    scales = ScaleDifferences()
+    reals = Thumbnails(torch.stack([torch.full((3, 16, 16), value) for value in (40, 160)]).to(torch.uint8))
     pyramid = [
         torch.stack([torch.full((3, side, side), value + (15 if side == 4 else 0)) for value in (60, 120)])
         for side in (4, 8, 16)
     ]
     pyramid = [images.to(torch.uint8) for images in pyramid]
-    generated.add(pyramid[-1])
+    generated = Thumbnails(pyramid[-1])
     scales.add(pyramid)
     found = compare(generated, scales, reals)
     assert found["variance_ratio"] == pytest.approx(0.25)
     assert found["scale_difference"] == pytest.approx(15 / 60, rel=0.01)  # 60 is the deviation of reals from 100
-    same = Thumbnails()
-    same.add(pyramid[-1][:1].repeat(3, 1, 1, 1))
+    same = Thumbnails(pyramid[-1][:1].repeat(3, 1, 1, 1))
     assert compare(same, ScaleDifferences(), reals) == {"variance_ratio": 0.0}
     assert "variance_ratio" not in compare(generated, scales, same)
