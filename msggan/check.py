@@ -185,10 +185,9 @@ def _copies(examined: Examined) -> Iterator[Finding]:
     first, name = examined.first, examined.dataset.name
     copies = np.flatnonzero(first != np.arange(len(first)))
     if len(copies):
-        message = (
-            f"{plural(len(copies), 'image')} are copies of others, as they are, mirrored or nearly: "
-            f"{examined.different} of {len(first)} are different."
-        )
+        which = plural(len(copies), "image", "is a copy of another", "are copies of others")
+        counts = f"{examined.different} of {len(first)} are different"
+        message = f"{which}, unchanged, mirrored or nearly: {counts}."
         names = [f"{name(number)} is a copy of {name(first[number])}" for number in copies[: NAMES_LISTED + 1]]
         shown = [number for copy in copies[: PICTURES_SHOWN // 2] for number in (first[copy], copy)]
         hint = "Remove them: training would show these images more often, and measure itself against copies."
@@ -202,7 +201,8 @@ def _small(examined: Examined) -> Iterator[Finding]:
         names = [f"{header.file.name}: {header.width} x {header.height} px" for header in few]
         half = f"--resolution {side // 2}" if side > 4 else "larger images"
         hint = f"They are enlarged, which blurs them. Use larger files, or {half}."
-        yield Finding("too_small", small, f"{plural(small, 'image')} are smaller than {side} px.", hint, names)
+        message = f"{plural(small, 'image', 'is', 'are')} smaller than {side} px."
+        yield Finding("too_small", small, message, hint, names)
 
 
 def _cut_off(examined: Examined) -> Iterator[Finding]:
@@ -212,7 +212,7 @@ def _cut_off(examined: Examined) -> Iterator[Finding]:
     names = [f"{each.file.name}: {each.width} x {each.height} px" for each in largest]
     much, usual = sum(each.cut_off > MUCH_CUT_OFF for each in largest), largest[len(largest) // 2].cut_off
     if much:
-        message = f"{plural(much, 'image')} lose more than half when they are cropped to their centre square."
+        message = f"{plural(much, 'image', 'loses', 'lose')} more than half when cropped to the centre square."
         hint = "Use --fit pad to keep whole images, or crop them yourself, around what they show."
         yield Finding("extreme_aspect", much, message, hint, names[:much])
     if usual > MUCH_CUT_OFF_MEDIAN:
@@ -227,19 +227,21 @@ def _blank_and_blurred(examined: Examined) -> Iterator[Finding]:
     measures, side = examined.measures, examined.config.resolution
     blank, blurred = np.flatnonzero(measures.is_blank), np.flatnonzero(measures.is_blurred)
     blurred = blurred[np.argsort(measures.detail[blurred])]
-    for kind, numbers, what, hint in (
-        ("blank", blank, "have one colour only", "Remove them."),
+    for kind, numbers, verbs, what, hint in (
+        ("blank", blank, ("has", "have"), "one colour only", "Remove them."),
         (
             "blurred",
             blurred,
-            f"are blurred: at {side} px they have less than a sixteenth of the usual share of fine detail",
+            ("is", "are"),
+            f"blurred, with less than a sixteenth of the usual share of fine detail at {side} px",
             "Look at them, and remove those that are out of focus.",
         ),
     ):
         if len(numbers) and (kind != "blank" or len(numbers) < len(measures.is_blank)):
             names = [examined.dataset.name(number) for number in numbers[: NAMES_LISTED + 1]]
             shown = numbers[:PICTURES_SHOWN].tolist()
-            yield Finding(kind, len(numbers), f"{plural(len(numbers), 'image')} {what}.", hint, names, shown)
+            message = f"{plural(len(numbers), 'image', *verbs)} {what}."
+            yield Finding(kind, len(numbers), message, hint, names, shown)
 
 
 def _mirrored(examined: Examined) -> Iterator[Finding]:

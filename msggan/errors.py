@@ -100,9 +100,10 @@ class SupersededError(TrainingError):
     code = "superseded"
 
 
-def plural(count: int, noun: str) -> str:
-    """1 image, 2 images."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, noun: str, verb: str = "", verbs: str = "") -> str:
+    """1 image, 2 images; with verbs 1 image is, 2 images are."""
+    words = f"{noun} {verb}" if count == 1 else f"{noun}s {verbs}"
+    return f"{count} {words}".rstrip()
 
 
 def listed(names: Sequence[str], separator: str = ", ") -> str:

@@ -73,7 +73,7 @@ def make_pack(data: str, out: str, options: PackOptions) -> dict[str, Any]:
         )
     refuse_useless(dataset, data)
     if options.labels == "folders":
-        for sentence in check_classes(data, dataset):
+        for sentence in check_classes(data, dataset.classes):
             click.echo(sentence, err=True)
     with progress_callback(f"Writing {len(dataset.digests)} images", len(dataset.digests)) as progress:
         contents = write_pack(Path(out), dataset, background=config.background, fit=config.fit, progress=progress)

@@ -473,7 +473,7 @@ class Trainer:
         )
         self.progress.info(f"{training} images to train on at {self.config.resolution} px; {reference}.")
         if self.dataset.classes:
-            self._info(check_classes(self.data, self.dataset))
+            self._info(check_classes(self.data, self.dataset.classes))
         if self.dataset.enlarged:
             self.progress.info(f"{self.dataset.enlarged} of the images were smaller and have been enlarged.")
         if self.choices:

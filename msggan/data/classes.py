@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from msggan.errors import DataError, listed
-
-if TYPE_CHECKING:
-    from msggan.data.dataset import Dataset
 
 MIN_IMAGES = 2  # of a class: with one, the discriminator knows it by heart at once
 FEW_IMAGES = 10  # per class, on average
@@ -54,17 +51,20 @@ def find_classes(data: Path, paths: Sequence[str]) -> Classes:
     return Classes(names.tolist(), labels.astype(np.int32))
 
 
-def check_classes(data: str | Path, dataset: Dataset) -> list[str]:
-    """Sentences on the classes that a dataset has. Raises `DataError` if one has too few images to train on."""
-    small = [f"{name} ({count})" for name, count in dataset.classes.items() if count < MIN_IMAGES]
+def check_classes(data: str | Path, classes: Mapping[str, int]) -> list[str]:
+    """Sentences about the classes at `data`. Raises `DataError` if one has too few images to train on.
+
+    classes: the number of training images of each.
+    """
+    small = [f"{name} ({count})" for name, count in classes.items() if count < MIN_IMAGES]
     if small:
         raise DataError(
             f"--data {data}: each class needs at least {MIN_IMAGES} images to train on. These have fewer: "
             f"{listed(small)}.",
             "Add images to them, or move their folders into another class or elsewhere.",
         )
-    sentences = [f"{describe_classes(dataset.classes)}."]
-    mean = dataset.training / len(dataset.classes)
+    sentences = [f"{describe_classes(classes)}."]
+    mean = sum(classes.values()) / len(classes)
     if mean < FEW_IMAGES:
         sentences.append(
             f"Few images per class ({mean:.1f} on average): the generator may copy them. Join classes or omit --labels."

@@ -91,6 +91,8 @@ def test_each_fault_of_an_image_is_found_and_named(images: Path) -> None:
         "blank": (1, ["blank.png"]),
         "blurred": (1, ["blurred.png"]),
     }
+    messages = [finding["message"].partition(" ")[2].split()[:2] for finding in result["findings"]]
+    assert [" ".join(words) for words in messages[1:5]] == ["image is", "image loses", "image has", "image is"]
     verdict = "Usable: 204 different images. 2 files cannot be read. Repair or remove them; training skips them. "
     assert result["verdict"] == verdict + "There are 4 other findings."
 
