@@ -54,7 +54,7 @@ def judge(evaluations: Sequence[Evaluation], *, total_images: float) -> dict[str
     late = [each for each in evaluations if each["kimg"] >= EARLY_KIMG]
     has = {
         "saturated": len(last_two) == 2 and all(map(_is_saturated, last_two)),
-        "collapse": len(late) >= 2 and all(_is_collapsed(each) for each in late[-2:]),
+        "collapse": len(late) >= 2 and all(each.get("variance_ratio", 1.0) < COLLAPSED_VARIANCE for each in late[-2:]),
         "memorising": len(late) >= 2 and all(each.get("copies", 0.0) >= COPIED_SHARE for each in late[-2:]),
         "scales": len(late) >= 3 and all(_has_drifted(each, late) for each in late[-2:]),
     }
@@ -76,10 +76,6 @@ def _is_saturated(evaluation: Evaluation) -> bool:
         return False
     is_vanishing = abs(evaluation["d_loss"]) < VANISHING_LOSS or evaluation["g_gradient_norm"] < VANISHING_GRADIENT
     return evaluation["d_real"] - evaluation["d_fake"] > SATURATED_GAP and is_vanishing
-
-
-def _is_collapsed(evaluation: Evaluation) -> bool:
-    return evaluation.get("variance_ratio", 1.0) < COLLAPSED_VARIANCE
 
 
 def _has_drifted(evaluation: Evaluation, others: Sequence[Evaluation]) -> bool:

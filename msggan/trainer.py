@@ -242,7 +242,7 @@ class Trainer:
             if sample:
                 self._sample()
             if report:
-                self._report(self._measure() | self._scale_gradients(images, drawn) if measure else {})
+                self._report(self._measure(images, drawn) if measure else {})
             if snapshot:
                 self._keep_snapshot()
             if save and not self.training_state.dropped_in_a_row:  # the networks may never recover
@@ -314,16 +314,12 @@ class Trainer:
             self.samples_fail = True
 
     @timed("evaluation")
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, images: Tensor, latents: Tensor) -> dict[str, float]:
+        """images: (N, 3, R, R) uint8; latents: (N, L): those of the last step."""
         measured = self.measures.of(self.ema)
         self.best = better(self.best, self.ema, measured, images_seen=self.images_seen, best_by=self.config.best_by)
-        return measured
-
-    @timed("evaluation")
-    def _scale_gradients(self, images: Tensor, latents: Tensor) -> dict[str, float]:
-        """images: (N, 3, R, R) uint8; latents: (N, L): those of the last step."""
         received = self.training_state.scale_gradients(to_float(images), latents)
-        return {f"scale_gradient_{side}": norm for side, norm in received.items() if math.isfinite(norm)}
+        return measured | {f"scale_gradient_{side}": norm for side, norm in received.items() if math.isfinite(norm)}
 
     @timed("reports")
     def _report(self, measured: dict[str, float]) -> None:

@@ -308,10 +308,8 @@ class PackedDataset(Dataset):
         if has_classes and contents.class_names_bytes:
             names = index[end + 4 * count :].decode().split("\0")
             classes = Classes(names, np.frombuffer(index, "<i4", count, end))
-        self.mapped = np.memmap(
-            path, np.uint8, "r", header_bytes + contents.index_bytes, (contents.images, 3, side, side)
-        )
-        self._is_verified = np.full(contents.images, not len(self.checksums))
+        self.mapped = np.memmap(path, np.uint8, "r", header_bytes + contents.index_bytes, (count, 3, side, side))
+        self._is_verified = np.full(count, not len(self.checksums))
         super().__init__(
             digests,
             resolution=side,

@@ -41,7 +41,6 @@ class RandomFeatures:
             .to(self.device, torch.float32)
             for level, (width, wider) in enumerate(pairwise(widths))
         ]
-        self.size = 5 * sum(widths[1:])
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: (N, 3, R, R) uint8 → (N, d) float32 on the CPU. Part by part, so that memory does not grow."""
