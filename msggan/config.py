@@ -262,7 +262,7 @@ class TrainConfig:
         sweep=Sweep(0.05, 1.0, log=True),
     )
     beta2_final: float = option(
-        "Final beta2 (0: constant). Another one than --beta2 needs steps without CUDA graphs.",
+        "Final beta2 (0: constant). Values other than --beta2 need steps without CUDA graphs.",
         default=0.0,
         range=Range(0, 0.999999),
         absent=0.0,
@@ -293,7 +293,7 @@ class TrainConfig:
     )
     join: str = option(
         "What the discriminator joins to the features of a finer scale. `lin-cat`: features of the image, as BMSG-GAN. "
-        "`simple`: the image itself, next to twice as many features. Default: lin-cat; recipe `auto`: simple.",
+        "`simple`: the image itself, next to twice as many features.",
         default="lin-cat",
         choices=("lin-cat", "simple"),
         absent="lin-cat",
@@ -328,8 +328,8 @@ class TrainConfig:
         "Mirror training images at random.", default=True, sweep=Sweep(choices=(True, False)), section="What to train"
     )
     labels: str = option(
-        "Classes of images. `folders`: each folder in --data is a class, and so is what it contains; images are then "
-        "generated of a class, see `sample --label`.",
+        "Classes of images. `folders`: each folder in --data, with all that it contains, is a class; `sample --label` "
+        "generates images of one.",
         default="none",
         choices=("none", "folders"),
         absent="none",
@@ -388,8 +388,8 @@ class TrainConfig:
         section="How long and how often",
     )
     best_by: str = option(
-        "The measure by which the weights of --best are the best. `classifier`: how well a linear classifier tells "
-        "their images from real ones.",
+        "The measure that chooses the weights of --best. `classifier`: how well a linear classifier tells samples from "
+        "real images.",
         default="classifier",
         choices=("classifier", "kernel-distance", "swd"),
         may_change=True,

@@ -336,11 +336,9 @@ def _help(spec: Field[Any], text: str) -> str:
 
 
 def _format_default(spec: Field[Any]) -> str:
-    """A field's default, and where another recipe has another."""
-    if spec.metadata["default"] is not None:
-        return f"default: {_format_value(spec.name, spec.metadata['default'])}"
+    """The default of a field, and those of recipes that have another."""
     (default_recipe,) = (field.metadata["default"] for field in _option_fields() if field.name == "recipe")
-    defaults = {recipe: values.get(spec.name) for recipe, values in RECIPES.items()}
+    defaults = {recipe: values.get(spec.name, spec.metadata["default"]) for recipe, values in RECIPES.items()}
     default = defaults.pop(default_recipe)
     named = {"default": default, **{recipe: value for recipe, value in defaults.items() if value != default}}
     return "; ".join(f"{name}: {_format_value(spec.name, value)}" for name, value in named.items() if value is not None)

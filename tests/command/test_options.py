@@ -93,9 +93,10 @@ def test_every_field_has_a_flag_with_its_help_choices_range_and_default() -> Non
     assert "thousands of images shown to the discriminator. [more than 0; default: 100]" in text
 
 
-def test_help_shows_the_default_of_the_other_recipe() -> None:
+def test_help_shows_the_defaults_of_recipes() -> None:
     text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=1000).output.split())
     assert "; bmsg: relativistic-hinge]" in text
+    assert "[default: simple; r3: lin-cat; bmsg: lin-cat]" in text
 
 
 @pytest.mark.parametrize("argv", [["--resolutio", "8"], ["extra"], ["--kimg"], ["--kimg", "long"], ["--help"]], ids=str)
