@@ -238,9 +238,9 @@ def _cross_field_errors(options: SampleOptions) -> list[str]:
     if options.scale is not None and options.all_scales and not (options.grid or options.files or options.film):
         problems.append(f"--scale {options.scale}: --all-scales shows them all; add --grid or --files for one.")
     if options.film is not None and options.film_keys == 1:
-        problems.append("--film: needs two seeds or more, as --seeds 0-7.")
+        problems.append("--film: needs two seeds or more, such as --seeds 0-7, or two --label.")
     elif options.film is not None:
-        reason = "a film has at least 2" if options.film_keys < 3 else "there are more seeds to show"
+        reason = "a film has at least 2" if options.film_keys < 3 else "there are more images to show"
         problems += frame_problems("--film", options.film_frames, minimum=options.film_keys, reason=reason)
     return problems
 

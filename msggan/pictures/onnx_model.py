@@ -43,7 +43,7 @@ def build_onnx(generator: Generator, *, scale: int | None = None) -> onnx.ModelP
     scales = [4 << level for level in range(generator.depth)] if scale is None else [scale]
     bare = _bare_copy(generator, depth=scales[-1].bit_length() - 2)
     length, classes = generator.latent_size, generator.classes
-    network: nn.Module = OfClasses(bare) if classes else bare
+    network: nn.Module = WithLabels(bare) if classes else bare
     network = network if scale is None else Finest(network)
     model = _exported(network, length, [f"images_{side}px" for side in scales], has_labels=bool(classes))
     _remove_traces(model)
@@ -77,7 +77,7 @@ class Finest(nn.Module):
         return finest
 
 
-class OfClasses(nn.Module):
+class WithLabels(nn.Module):
     """A generator with classes that takes their numbers."""
 
     def __init__(self, generator: Generator) -> None:
