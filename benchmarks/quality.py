@@ -1,4 +1,4 @@
-"""How good are several runs, beside each other? One Markdown table of what `evaluate` measures, a row a recipe.
+"""How good are several runs, beside each other? One Markdown table of what `evaluate` measures, a row for each recipe.
 
     python -m benchmarks.quality --runs runs/a-0 runs/a-1 runs/b-0 --at 5,20 --against PATH --out quality.md
 

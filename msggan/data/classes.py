@@ -10,7 +10,7 @@ import numpy as np
 
 from msggan.errors import DataError, listed
 
-MIN_IMAGES = 2  # of a class: with one, the discriminator knows it by heart at once
+MIN_IMAGES = 2  # of a class: a single one would be memorised at once
 FEW_IMAGES = 10  # per class, on average
 HINT = "Give each class a folder of its own in --data, such as cats/ and dogs/. Or omit --labels."
 

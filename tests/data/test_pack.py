@@ -219,7 +219,7 @@ def test_another_notation_of_the_packs_background_is_accepted(tiny_pack: Path, t
     assert trainer(tiny_pack, tmp_path / "run", background="#FFffff").config.background == "#FFffff"
 
 
-def test_a_pack_of_padded_images_trains_like_them_and_is_none_of_cropped_ones(tmp_path: Path) -> None:
+def test_a_pack_of_padded_images_trains_like_them_and_is_refused_for_cropped_ones(tmp_path: Path) -> None:
     folder = tmp_path / "wide"
     folder.mkdir()
     for number in range(8):

@@ -108,7 +108,7 @@ def test_copying_by_cell_weighs_cells_by_their_held_out_images() -> None:
     assert copying_by_cell(fakes[:9], held_out[:9], torch.arange(9), torch.arange(9))[2] == 1  # none has enough
 
 
-def test_cells_see_copies_among_different_kinds_and_take_a_preferred_kind_for_none() -> None:
+def test_cells_show_copies_of_one_kind_and_no_copies_where_one_kind_is_preferred() -> None:
     """Half of the images are ten times as far from each other as the other half."""
     is_far = torch.arange(1600) % 2 == 0
     images = normal(1600, 6) * torch.where(is_far, 10, 1)[:, None] + 100.0 * is_far[:, None]

@@ -83,7 +83,7 @@ def test_the_first_folder_is_the_class_without_those_around_all_images(around: s
         ),
     ],
 )
-def test_folders_that_are_no_classes_are_refused(paths: list[str], complaint: str) -> None:
+def test_folders_that_are_not_classes_are_refused(paths: list[str], complaint: str) -> None:
     with pytest.raises(DataError) as refused:
         find_classes(Path("data"), paths)
     assert complaint in refused.value.message
@@ -125,7 +125,7 @@ def test_a_pack_has_the_classes_of_its_folders_and_one_without_is_refused(
 
 
 def test_the_classes_beside_the_latents_are_those_of_the_images(images: Path, tmp_path: Path) -> None:
-    """Also in a zip, and for images that are shown mirrored."""
+    """Also in a zip."""
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for path in images.rglob("*.png"):
             archive.write(path, path.relative_to(images.parent))

@@ -224,7 +224,7 @@ def test_truncation_leads_to_the_typical_image_of_the_class(labelled: Path) -> N
     assert (hats != others).any()
 
 
-def test_labels_that_are_no_class_are_reported(labelled: Path, run: Path) -> None:
+def test_labels_that_are_not_classes_are_reported(labelled: Path, run: Path) -> None:
     unknown = problems(labelled, label=("hats", "shoes"))
     assert unknown == ("--label hats: must be one of dress, hat, shoes. Did you mean hat?",)
     assert "was not trained with --labels folders" in problems(run, label=("hat",))[0]

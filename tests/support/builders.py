@@ -62,7 +62,7 @@ def random_pyramid(depth: int, count: int, *, seed: int = 0, dtype: torch.dtype 
 
 
 def save_images(folder: Path, count: int, side: int, *, first: int = 0) -> Path:
-    """Writes a folder of PNGs of noise, different with another number of the first."""
+    """Writes a folder of PNGs of noise, each of which depends on its number alone; they are numbered from `first`."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(first, first + count):
         pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
