@@ -70,6 +70,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 
 NO_INIT = "none"
+RESAMPLINGS = ("nearest", "filtered")
+JOINS = ("lin-cat", "simple")
 AUGMENTATIONS = ("none", "fixed", "adaptive")
 FIXED_STRENGTH = 0.3  # as R3GAN at 64 and 256 pixels
 LARGEST_STRENGTH = 0.8  # with a higher probability, the generator may learn the transformations (ADA, section 2.2)
@@ -287,17 +289,17 @@ class TrainConfig:
         "How the networks resize features. `nearest`: nearest neighbour up, average pooling down. `filtered`: with a "
         "low-pass filter, against weaves of two pixels.",
         default="nearest",
-        choices=("nearest", "filtered"),
+        choices=RESAMPLINGS,
         absent="nearest",
-        sweep=Sweep(choices=("nearest", "filtered")),
+        sweep=Sweep(choices=RESAMPLINGS),
     )
     join: str = option(
         "What the discriminator joins to the features of a finer scale. `lin-cat`: features of the image, as BMSG-GAN. "
         "`simple`: the image itself, next to twice as many features.",
         default="lin-cat",
-        choices=("lin-cat", "simple"),
+        choices=JOINS,
         absent="lin-cat",
-        sweep=Sweep(choices=("lin-cat", "simple")),
+        sweep=Sweep(choices=JOINS),
     )
     augment: str = option(
         "Transform what the discriminator sees at random, real and generated images alike, so that it cannot learn few "
@@ -412,6 +414,11 @@ class TrainConfig:
     def depth(self) -> int:
         """Number of scales: log2(resolution) - 1. Needs a resolved configuration."""
         return depth_of(self.resolution)
+
+    @property
+    def has_init(self) -> bool:
+        """Whether training starts from the weights of --init; False if that is not set."""
+        return self.init not in (None, NO_INIT)
 
     @property
     def part(self) -> int:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from msggan.commands.program import signal_handlers
 from msggan.config import (
-    NO_INIT,
     RECOMMENDED_IMAGES,
     TrainConfig,
     decoding_options,
@@ -425,7 +424,7 @@ class Trainer:
     def _resolved(self, config: TrainConfig, source: ImageFiles | Pack) -> TrainConfig:
         """The configuration of a new run, with what the images and the weights that it starts from determine."""
         requested = TrainConfig(**{**source.fixed_options, **explicit_values(config)})
-        if requested.init not in (None, NO_INIT):
+        if requested.has_init:
             self.initial = load_source(requested.init, self.folder.path.parent, self.init_file)
             requested = with_options_of(self.initial, requested)
         resolved = resolve(
@@ -493,7 +492,7 @@ class Trainer:
                     "Use another name or run folder, or remove this one to train it from scratch.",
                 )
             self.training_state.reset()
-            if self.config.init != NO_INIT:
+            if self.config.has_init:
                 self.initial = self.initial or load_source(self.config.init, self.folder.path.parent, self.init_file)
                 self.progress.info(take_over(self.initial, self.training_state.networks))
             self.interval, self.seconds, self.saved_images, self.best = Interval(), 0.0, 0, None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msggan.commands.options import to_argv
-from msggan.config import NO_INIT, TrainConfig, explicit_values, split_init
+from msggan.config import TrainConfig, explicit_values, split_init
 from orchestration.azure.blobs import PROJECT_FOLDER, Store
 from orchestration.azure.client import Client
 from orchestration.azure.jobs import TO_RESOLVE, JobData
@@ -18,7 +18,7 @@ from orchestration.spec import RunSpec
 
 def plan_init(spec: RunSpec, datastore: str) -> JobData | None:
     """The weights that the job will read, as far as they are known without reading them; None for random ones."""
-    if spec.config.init in (None, NO_INIT):
+    if not spec.config.has_init:
         return None
     return JobData(init_path(TO_RESOLVE.format("SHA-256 of the weights"), datastore).uri, "uri_file")
 
@@ -37,7 +37,7 @@ def ensure_init(spec: RunSpec, store: Store, client: Client) -> tuple[RunSpec, J
 
     Raises MsgganError, before anything is uploaded, if the run cannot start from them.
     """
-    if spec.config.init in (None, NO_INIT):
+    if not spec.config.has_init:
         return spec, None
     with tempfile.TemporaryDirectory(prefix="msggan-init-") as folder:
         file = Path(folder) / "init.safetensors"

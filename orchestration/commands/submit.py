@@ -141,8 +141,8 @@ def rehearse(spec: RunSpec, runs_dir: str, output: str) -> int:
     """Rehearses the loss of the machine with a short local run of `spec`, and prints the result."""
     from orchestration.local import rehearsal
 
-    init = os.path.join(runs_dir, spec.config.init or "")
-    if spec.config.init and os.path.exists(init):  # the rehearsal trains in another folder
+    # The rehearsal trains in another folder, from which a run is not found by its name.
+    if spec.config.has_init and os.path.exists(init := os.path.join(runs_dir, spec.config.init)):
         spec = replace(spec, config=replace(spec.config, init=init))
     result = rehearsal.rehearse(spec, info)
     refusal = result.refusal

@@ -71,7 +71,7 @@ def test_a_classifier_tells_apart_what_is_separated_and_nothing_in_equal_sets() 
     assert classifier_accuracy(classifier_scores(first, first + 20)).value == 1
     assert classifier_accuracy(classifier_scores(first, first)).value == 0.5
     margins = [float(classifier_scores(first, first + shift).mean()) for shift in (0, 20, 40)]
-    assert margins == sorted(margins)  # though the last two are told apart always
+    assert margins == sorted(margins)  # although the accuracy of the last two is 1
     assert margins[0] == pytest.approx(0, abs=1e-9)
 
 
